@@ -13,10 +13,11 @@ from cerdeq.bounds.graph import Program, Reference, Step, is_equal, trace
 from cerdeq.bounds.precisions import refuse_other_precision
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.boxes import Box
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.linear import Backward, Pulled, affine, dot, magnitude, per_row, slack
-from cerdeq.rules.operators import Operator, UnsupportedOperator, register
-from cerdeq.rules.precision import uncompiled
+from cerdeq.operators.backward import Backward, Pulled, affine, dot, magnitude, per_row, slack
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.record import Operator, UnsupportedOperator
+from cerdeq.operators.table import register
+from cerdeq.precision import uncompiled
 
 _LABEL_TYPES = (torch.int64, torch.int32)  # as an index, uint8 and bool would be masks
 

@@ -15,9 +15,9 @@ from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example, default_memor
 from cerdeq.bounds.optimise import examples_of, optimise_slopes
 from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
-from cerdeq.rules.interval import Context, Interval, PrecisionError
-from cerdeq.rules.linear import Backward
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.interval import Context, Interval, PrecisionError
+from cerdeq.precision import counted_rounding
 
 _CLOSE = 0.1  # to the target, in units of how far the example was from it before its boxes were tightened
 

@@ -16,10 +16,10 @@ from cerdeq.bounds.graph import Program, positional, trace_lock, user_line
 from cerdeq.bounds.memory import refuse_mixed_examples
 from cerdeq.bounds.precisions import same
 from cerdeq.boxes import Box
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.linear import nested_items
-from cerdeq.rules.operators import UnsupportedOperator
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.operators.backward import nested_items
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.precision import counted_rounding
 
 _SHAPES = (Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")))
 _SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest

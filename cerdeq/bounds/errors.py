@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cerdeq.rules.operators import UnsupportedOperator
+from cerdeq.operators.record import UnsupportedOperator
 
 _OF_ARGUMENTS = (ValueError, TypeError, IndexError, OverflowError, RuntimeError, NotImplementedError)
 _OUT_OF_MEMORY = (

@@ -17,7 +17,7 @@ from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program, Step, trace
 from cerdeq.bounds.precisions import differing_step
 from cerdeq.boxes import outward_ends, smaller_box
-from cerdeq.rules.interval import Interval
+from cerdeq.operators.interval import Interval
 
 
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:

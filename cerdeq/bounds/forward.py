@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cerdeq.bounds.graph import Program
 from cerdeq.deadline import check
-from cerdeq.rules.interval import Context, Interval, linear, specified, specified_linear
-from cerdeq.rules.precision import counted_rounding, without_autocast
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.linear import linear_interval, specified, specified_linear
+from cerdeq.precision import counted_rounding, without_autocast
 
 Tighten = Callable[[int, list[Any]], None]
 
@@ -88,7 +89,7 @@ def output_of(program: Program, values: list[Any], ctx: Context, spec: Tensor | 
     if spec is None:
         return output
     last = program.steps[program.output - 1] if program.output > 0 else None
-    plain = last is not None and last.record is not None and last.record.interval is linear
+    plain = last is not None and last.record is not None and last.record.interval is linear_interval
     with without_autocast(output.center):
         if last is not None and plain and output.center.dim() == 2:
             arguments, options = last.call(values)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch.fx
 from torch import Tensor, nn
@@ -30,17 +30,11 @@ from cerdeq.bounds.refusals import (
     state_of,
     target_of,
 )
-from cerdeq.rules.interval import divide
-from cerdeq.rules.linear import nested_items
-from cerdeq.rules.operators import (
-    PARTS,
-    Operator,
-    UnsupportedOperator,
-    module_arguments,
-    of_function,
-    of_module,
-    take_part,
-)
+from cerdeq.operators.arithmetic import divide_interval
+from cerdeq.operators.backward import nested_items
+from cerdeq.operators.record import Operator, UnsupportedOperator
+from cerdeq.operators.shapes import PARTS, take_part
+from cerdeq.operators.table import module_arguments, of_function, of_module
 
 _NAMED_INPUTS = ("input", "other", "tensors")
 _OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
@@ -320,8 +314,9 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
     if any(isinstance(arg, torch.dtype) for arg in step.args):
         raise UnsupportedOperator(f"no bound rule for {record.name} to another precision {where}")
     call.apply_defaults()
-    for name, allowed in record.allowed.items():
-        if call.arguments[name] not in allowed:
+    for name, parameter in call.signature.parameters.items():
+        allowed = get_args(parameter.annotation)
+        if get_origin(parameter.annotation) is Literal and call.arguments[name] not in allowed:
             raise UnsupportedOperator(
                 f"no bound rule for {record.name} with {name}={call.arguments[name]!r} {where}; allowed: {allowed}"
             )
@@ -365,7 +360,7 @@ def _refuse_unusable_constants(steps: list[Step]) -> None:
             raise UnsupportedOperator(
                 f"{step.where} has a constant that is infinite, complex or not a number; use finite ones"
             )
-        is_quotient = step.record.interval is divide and arguments[1] is not UNKNOWN
+        is_quotient = step.record.interval is divide_interval and arguments[1] is not UNKNOWN
         with explained_errors("the divisor is no number", lambda step=step: step.where):  # type: ignore[misc]
             if is_quotient and not torch.as_tensor(arguments[1]).all():
                 raise UnsupportedOperator(f"{step.where} divides by zero; divide by numbers other than 0")

@@ -10,9 +10,9 @@ from cerdeq.bounds.backward import bytes_per_row
 from cerdeq.bounds.errors import is_out_of_memory
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.operators import UnsupportedOperator
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.precision import counted_rounding
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _SMALLEST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
@@ -81,7 +81,7 @@ def refuse_mixed_examples(program: Program, values: list[Any]) -> None:
         if step.record is None:
             continue
         dimensions = {values[source].center.dim() for source in step.sources}
-        aligned = not step.record.broadcasts or dimensions == {value.center.dim()}
+        aligned = not step.record.is_pointwise or dimensions == {value.center.dim()}
         if not value.center.dim() or len(value.center) != len(values[0].center) or not aligned:
             raise UnsupportedOperator(
                 f"{step.where} mixes a batch's examples: "

@@ -12,8 +12,8 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.forward import with_boxes
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.host import is_host_reading
-from cerdeq.rules.linear import Backward
-from cerdeq.rules.precision import uncounted_rounding
+from cerdeq.operators.backward import Backward
+from cerdeq.precision import uncounted_rounding
 
 ITERATIONS = 30
 _RATE, _DECAY = 0.25, 0.93

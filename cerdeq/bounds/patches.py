@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
-from cerdeq.rules import convolution
-from cerdeq.rules.convolution import paddings, pair
-from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, conv2d_constant, linear, magnitude, slack
-from cerdeq.rules.operators import Operator
+from cerdeq.operators import convolution
+from cerdeq.operators.backward import Backward, Pulled, magnitude, slack
+from cerdeq.operators.convolution import conv2d_constant, paddings, pair
+from cerdeq.operators.interval import Interval
+from cerdeq.operators.linear import linear_backward
+from cerdeq.operators.record import Operator
 
 _WINDOW_COPIES = 3  # of a window's coefficients beside their working copies: the boxes and lines under it
 
@@ -103,11 +104,11 @@ def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments:
     """Return the result of the record's backward rule; coefficients stay windows if they can."""
     assert record.backward is not None, "trace has checked it"
     if isinstance(coefficients, Patches):
-        if record.local == "pixel" and _alike(coefficients, arguments):
+        if record.is_pointwise and _alike(coefficients, arguments):
             return _pull_pixels(ctx, record, coefficients, arguments, options)
-        if record.local == "window":
+        if record.windows == "convolution":
             return _pull_windows(ctx, record, coefficients, *arguments, **options)
-    if isinstance(coefficients, Units) and record.backward is linear and len(coefficients.shape) == 1:
+    if isinstance(coefficients, Units) and record.backward is linear_backward and len(coefficients.shape) == 1:
         return coefficients.through_linear(*arguments[1:], **options)
     return record.backward(ctx, dense(coefficients), *arguments, **options)
 
@@ -189,7 +190,7 @@ def _under(patches: Patches, x: Interval) -> Interval:
 
 def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
     """Apply the rule of an operator that treats each pixel alike."""
-    if ctx.sound and record.by_constants:
+    if ctx.sound and record.windows == "constants":
         ctx = _over_windows(ctx, patches)
     else:
         ctx = replace(ctx, constants={})  # each row has boxes of its own
@@ -245,10 +246,10 @@ def window_sizes(program: Program, values: list[Any], at: int) -> list[float]:
     windows: dict[int, tuple[int, ...]] = {at: (1, 1)} if values[at].center.dim() == 4 else {}
     for number in range(at, 0, -1):
         step = program.steps[number - 1]
-        if number not in windows or step.record is None or step.record.local is None:
+        if number not in windows or step.record is None or step.record.windows is None:
             continue
         window = windows[number]
-        if step.record.local == "window":
+        if step.record.windows == "convolution":
             arguments, options = step.call(values)
             window = _input_window(window, *arguments, **options)
         windows |= {s: window if s not in windows else tuple(map(max, window, windows[s])) for s in step.sources}

@@ -9,14 +9,8 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.rules.operators import (
-    AROUND_FORWARD,
-    UnsupportedOperator,
-    of_function,
-    of_module,
-    replaced_code,
-    replaces,
-)
+from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.operators.table import AROUND_FORWARD, of_function, of_module, replaced_code, replaces
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
@@ -148,4 +142,4 @@ def _is_view(node: torch.fx.Node, model: nn.Module) -> bool:
         return False
     target = target_of(node, model)
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
-    return record is not None and record.view
+    return record is not None and record.affine == "view"

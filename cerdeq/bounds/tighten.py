@@ -12,7 +12,7 @@ from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, one_hot
 from cerdeq.boxes import Box, outward_ends, smaller_box
-from cerdeq.rules.interval import Context, Interval
+from cerdeq.operators.interval import Context, Interval
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
 """(box, unsettled, functionals) -> the box, tightened by linear bounds where the mask `unsettled` is True.

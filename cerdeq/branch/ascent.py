@@ -10,7 +10,7 @@ from cerdeq.bounds.host import is_host_reading
 from cerdeq.bounds.optimise import adam_step
 from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import Candidates, ranked_units
-from cerdeq.rules.precision import uncounted_rounding
+from cerdeq.precision import uncounted_rounding
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.branch.counterexample import prove_point, signed_step
 from cerdeq.branch.leaves import Problem
-from cerdeq.rules.precision import uncounted_rounding
+from cerdeq.precision import uncounted_rounding
 
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps

@@ -6,7 +6,7 @@ from torch import Tensor
 from cerdeq.bounds.forward import propagate
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import Problem
-from cerdeq.rules.interval import Context, Interval
+from cerdeq.operators.interval import Context, Interval
 
 _STEPS = 8  # of signed gradients, from the most promising point
 

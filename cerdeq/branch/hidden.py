@@ -24,8 +24,8 @@ from cerdeq.branch.parallel import activation_inputs
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.operators import crossing
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.relu import crossing
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
 ROOT_STEPS, STEPS = Steps(20), Steps(5)  # of the ascent of a row's root, and of later leaves

@@ -20,8 +20,8 @@ from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budge
 from cerdeq.branch.leaves import Problem
 from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
-from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.interval import Interval
 
 SPLITS = "splits"  # the tensor of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many

@@ -17,9 +17,9 @@ from cerdeq.bounds.graph import Program
 from cerdeq.branch.parallel import ParallelUnits, parallel_units
 from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.deadline import check
-from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward
-from cerdeq.rules.relaxation import Lines, line_share_name, split_name
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.interval import Interval
+from cerdeq.operators.relu import Lines, line_share_name, split_name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.graph import Program
-from cerdeq.rules import activations, interval
+from cerdeq.operators import linear, relu
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _first_equals(program: Program, layers: dict[int, tuple[int, Tensor, Tensor]
     equal, firsts, relus = [0], list[tuple[int, int, Tensor, Tensor]](), dict[int, int]()
     for number, step in enumerate(program.steps, start=1):
         equal.append(number)
-        if step.record is not None and step.record.interval is activations.relu:
+        if step.record is not None and step.record.interval is relu.relu_interval:
             equal[number] = relus.setdefault(equal[step.sources[0]], number)
         elif number in layers:
             source, weight, bias = equal[layers[number][0]], *layers[number][1:]
@@ -106,10 +106,10 @@ def _linear_layers(program: Program, values: list[Any]) -> dict[int, tuple[int, 
     """
     sources, tensors = dict[int, int](), list[Tensor]()
     for number, step in enumerate(program.steps, start=1):
-        if step.record is None or step.record.interval not in (interval.linear, interval.matmul):
+        if step.record is None or step.record.interval not in (linear.linear_interval, linear.matmul_interval):
             continue
         arguments, options = step.call(values)
-        names = ("weight", "bias") if step.record.interval is interval.linear else ("other",)
+        names = ("weight", "bias") if step.record.interval is linear.linear_interval else ("other",)
         given = dict(zip(names, arguments[1:], strict=False)) | options
         weight = given["other"].T if "other" in given else given["weight"]
         bias = given.get("bias")

@@ -18,7 +18,7 @@ from torch import Tensor
 from cerdeq.branch.leaves import Layout, Leaves, Problem, unstable_units
 from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
-from cerdeq.rules.precision import uncounted_rounding
+from cerdeq.precision import uncounted_rounding
 
 _REMEMBERED = 8  # candidates of each leaf
 _COMPARED = 3  # candidates whose cases are bounded

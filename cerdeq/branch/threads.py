@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from cerdeq.deadline import current_deadline, stop_at
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.precision import counted_rounding
 
 _MOST = 4  # threads: more would wait for Python's lock
 _SMALLEST_PART, _PARTS = 32, 4  # fewest leaves of a part; number of parts if all leaves fit into one batch

@@ -23,9 +23,9 @@ from cerdeq.branch.decide import decide
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.deadline import DeadlineError, stop_at
-from cerdeq.rules.interval import Context, Interval, PrecisionError
-from cerdeq.rules.operators import UnsupportedOperator
-from cerdeq.rules.precision import counted_rounding, uncompiled
+from cerdeq.operators.interval import Context, Interval, PrecisionError
+from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.precision import counted_rounding, uncompiled
 
 
 @dataclass(frozen=True)

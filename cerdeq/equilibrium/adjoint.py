@@ -22,10 +22,10 @@ from cerdeq.boxes import Box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
-from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
-from cerdeq.rules.precision import uncounted_rounding
-from cerdeq.rules.relaxation import Lines, free_choice, line_share_name, lines, split_terms, through
+from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, rounded_constant, rounding_costs
+from cerdeq.operators.interval import Interval
+from cerdeq.operators.relu import Lines, line_share_name, lines, split_terms, through
+from cerdeq.precision import uncounted_rounding
 
 _TOLERANCE = 1e-4
 _LEAF_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # with splits little is left that is not exact

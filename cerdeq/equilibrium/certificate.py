@@ -16,9 +16,9 @@ from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve_to_tolerance
-from cerdeq.rules.activations import relu_box
-from cerdeq.rules.interval import Context, widen_sum, widen_terms
-from cerdeq.rules.precision import counted_rounding, uncounted_rounding
+from cerdeq.operators.interval import Context, widen_sum, widen_terms
+from cerdeq.operators.relu import relu_box
+from cerdeq.precision import counted_rounding, uncounted_rounding
 
 _POWER_ITERATIONS = 500
 _SMALL = 256  # channels up to which thousands of little products take longer to launch on a GPU than to do on a CPU

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
-from cerdeq.rules.activations import relu_box_slopes
+from cerdeq.operators.relu import relu_box_slopes
 
 
 def with_implicit_gradient(weight: Tensor, h: Tensor, z: Tensor, iterations: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from cerdeq.rules.convolution import conv2d, conv_transpose2d
+from cerdeq.operators.convolution import conv2d, conv_transpose2d
 
 
 def apply_weight(weight: Tensor, z: Tensor) -> Tensor:

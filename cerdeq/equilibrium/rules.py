@@ -16,10 +16,11 @@ from cerdeq.equilibrium.certificate import (
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
-from cerdeq.rules.activations import relu_box
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.linear import Backward, Pulled
-from cerdeq.rules.operators import Operator, crossing, register
+from cerdeq.operators.backward import Backward, Pulled
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.record import Operator
+from cerdeq.operators.relu import crossing, relu_box
+from cerdeq.operators.table import register
 
 Ends = tuple[Tensor, Tensor]
 

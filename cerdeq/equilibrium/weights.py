@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.equilibrium.certificate import channel_matrix
-from cerdeq.rules.precision import without_autocast
+from cerdeq.precision import without_autocast
 
 _POWER_ITERATIONS = 3
 _NEWTON_SCHULZ_STEPS = 15

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cerdeq.bounds.graph import Step, trace
 from cerdeq.bounds.refusals import refuse_training
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.rules.convolution import paddings, pair
-from cerdeq.rules.operators import UnsupportedOperator
+from cerdeq.operators.convolution import paddings, pair
+from cerdeq.operators.record import UnsupportedOperator
 
 _OPSET, _IR_VERSION = 18, 8  # of 2022 and 2021: tools of these years read them
 _EXAMPLES = 2  # that shapes are read off

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cerdeq.bounds.forward import values_of
 from cerdeq.bounds.memory import bytes_per_example
-from cerdeq.rules.interval import Context, Interval
+from cerdeq.operators.interval import Context, Interval
 from harness.common import names
 from harness.common.errors import require
 from harness.data import Data, Split, load

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cerdeq.rules.exact_products import InexactProductsError, check_environment
+from cerdeq.exact_products import InexactProductsError, check_environment
 from harness.common.errors import InputError, first_words
 
 _CONTEXT = 2**30  # bytes of a GPU's memory: kernels, workspaces and graphs of a process, beside its tensors

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.precision import counted_rounding
 from harness.common import names
 from harness.common.errors import InputError, require
 from harness.data import Data, Split, load

@@ -14,7 +14,7 @@ from baselines import DATASETS, build
 from baselines.contract import ContractError, check_network, images
 from cerdeq.bounds import Interval
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
-from cerdeq.rules import operators
+from cerdeq.operators import record, table
 
 BOUNDS = ("ibp", "crown-ibp", "crown")
 SHALLOW = [(name, "digits", {}) for name in NAMED]
@@ -106,8 +106,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_network_that_does_not_is_refused(case, monkeypatch):
-    monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
-    operators.register(operators.Operator("flip", too_narrow, (torch.flip,)))
+    monkeypatch.setattr(table, "_by_function", dict(table._by_function))
+    table.register(record.Operator("flip", too_narrow, (torch.flip,)))
     layers, message = BROKEN[case]
 
     def network(shape, classes, width):

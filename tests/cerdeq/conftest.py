@@ -3,14 +3,14 @@
 import pytest
 
 from cerdeq.bounds import optimise
-from cerdeq.rules import operators
+from cerdeq.operators import table
 
 
 @pytest.fixture
 def own_operators(monkeypatch):
     """Forget after the test what it registered."""
-    monkeypatch.setattr(operators, "_by_function", dict(operators._by_function))
-    monkeypatch.setattr(operators, "_by_module", dict(operators._by_module))
+    monkeypatch.setattr(table, "_by_function", dict(table._by_function))
+    monkeypatch.setattr(table, "_by_module", dict(table._by_module))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval
 from cerdeq.equilibrium import adjoint
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
-from cerdeq.rules.relaxation import lines
+from cerdeq.operators.relu import lines
 
 
 def equilibrium_model(kernel, rate, seed=0):

@@ -11,9 +11,9 @@ from torch import nn
 from cerdeq import LinfBall, bound
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import Equilibrium
-from cerdeq.rules import convolution
-from cerdeq.rules.convolution import conv2d_by_products, conv_transpose2d_by_products
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.operators import convolution
+from cerdeq.operators.convolution import conv2d_by_products, conv_transpose2d_by_products
+from cerdeq.precision import counted_rounding
 
 PADDINGS = [0, 1, (2, 1), "same", "valid"]
 STRIDES = [1, 2, (1, 3)]

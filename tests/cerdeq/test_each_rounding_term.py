@@ -16,8 +16,10 @@ from cerdeq.bounds.float32 import float32_box_around
 from cerdeq.boxes import LinfBall, outward_ends, smaller_box
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.rules import _rounded_up
-from cerdeq.rules import batch_norm, interval
-from cerdeq.rules.activations import leaky_relu, max_pool2d, relu_box
+from cerdeq.operators import arithmetic, convolution, interval, linear, pooling
+from cerdeq.operators.batch_norm import batch_norm_backward, batch_norm_interval
+from cerdeq.operators.pooling import max_pool2d_interval
+from cerdeq.operators.relu import leaky_relu_interval, relu_box
 
 
 @precisions
@@ -27,12 +29,12 @@ def test_sums_count_all_of_their_terms_in_centre_and_radius(dtype):
     image, kernel, spec = values.view(1, 1, 64, 64), ones.view(1, 1, 64, 64), torch.ones(1, 1, 1, dtype=dtype)
     for center, radius, low in ((values, 0 * values, total), (0 * values, values, -total)):
         x, pixels = box_of(center, radius), box_of(center.view_as(image), radius.view_as(image))
-        assert contains(interval.linear(sound(), x, ones), [low], [total])
-        assert contains(interval.conv2d(sound(), pixels, kernel), [low], [total])
-        assert contains(interval.specified_linear(sound(), x, spec, ones), [low], [total])
-        assert contains(interval.specified(sound(), x, ones[None]), [low], [total])
-        assert contains(interval.avg_pool2d(sound(), pixels, 64), [low / COUNT], [total / COUNT])
-        assert contains(interval.adaptive_avg_pool2d(sound(), pixels, 1), [low / COUNT], [total / COUNT])
+        assert contains(linear.linear_interval(sound(), x, ones), [low], [total])
+        assert contains(convolution.conv2d_interval(sound(), pixels, kernel), [low], [total])
+        assert contains(linear.specified_linear(sound(), x, spec, ones), [low], [total])
+        assert contains(linear.specified(sound(), x, ones[None]), [low], [total])
+        assert contains(pooling.avg_pool2d_interval(sound(), pixels, 64), [low / COUNT], [total / COUNT])
+        assert contains(pooling.adaptive_avg_pool2d_interval(sound(), pixels, 1), [low / COUNT], [total / COUNT])
 
 
 @precisions
@@ -44,11 +46,11 @@ def test_biases_are_counted(dtype):
         torch.ones(1, 1, dtype=dtype),
         [a + b for a, b in zip(fractions(tiny[:, 0]), fractions(bias), strict=True)],
     )
-    assert contains(interval.linear(sound(), box_of(one), tiny, bias), value)
+    assert contains(linear.linear_interval(sound(), box_of(one), tiny, bias), value)
     pixel = box_of(one.view(1, 1, 1, 1))
-    assert contains(interval.conv2d(sound(), pixel, tiny.view(50, 1, 1, 1), bias), value)
+    assert contains(convolution.conv2d_interval(sound(), pixel, tiny.view(50, 1, 1, 1), bias), value)
     statistics = torch.zeros(50, dtype=dtype), torch.full((50,), 0.75, dtype=dtype)
-    normed = batch_norm.interval(sound(), box_of(tiny.T), *statistics, None, bias, eps=0.25)
+    normed = batch_norm_interval(sound(), box_of(tiny.T), *statistics, None, bias, eps=0.25)
     assert contains(normed, value)
 
 
@@ -56,8 +58,8 @@ def test_biases_are_counted(dtype):
 def test_sums_of_two_count_either_where_the_other_is_small(dtype):
     large, small = torch.randn(1, 50, dtype=dtype), torch.finfo(dtype).eps / 3 * torch.randn(1, 50, dtype=dtype)
     value = [a + b for a, b in zip(fractions(large[0]), fractions(small[0]), strict=True)]
-    assert contains(interval.add(sound(), box_of(large), box_of(small)), value)
-    assert contains(interval.add(sound(), box_of(small), box_of(large)), value)
+    assert contains(arithmetic.add_interval(sound(), box_of(large), box_of(small)), value)
+    assert contains(arithmetic.add_interval(sound(), box_of(small), box_of(large)), value)
 
 
 def test_products_that_underflow_are_counted():
@@ -65,23 +67,27 @@ def test_products_that_underflow_are_counted():
     x, tiny = torch.tensor([[1e-37]]), torch.tensor([[1e-20]])
     product, subnormal = fractions(x)[0][0] * fractions(tiny)[0][0], 2.0**-149
     one, zero = torch.ones(1, 1, 1), torch.zeros(1)
-    assert contains(interval.linear(sound(), box_of(x), tiny), [product])
-    assert contains(interval.conv2d(sound(), box_of(x.view(1, 1, 1, 1)), tiny.view(1, 1, 1, 1)), [product])
-    assert contains(interval.multiply(sound(), box_of(x), tiny), [product])
-    assert contains(interval.add(sound(), box_of(0 * x), box_of(x), alpha=tiny.item()), [product])
-    assert contains(interval.divide(sound(), box_of(x), 1 / tiny), [fractions(x)[0][0] / fractions(1 / tiny)[0][0]])
-    assert contains(interval.specified_linear(sound(), box_of(x), one, tiny), [product])
-    assert contains(interval.specified(sound(), box_of(x), tiny[None]), [product])
+    assert contains(linear.linear_interval(sound(), box_of(x), tiny), [product])
+    assert contains(convolution.conv2d_interval(sound(), box_of(x.view(1, 1, 1, 1)), tiny.view(1, 1, 1, 1)), [product])
+    assert contains(arithmetic.multiply_interval(sound(), box_of(x), tiny), [product])
+    assert contains(arithmetic.add_interval(sound(), box_of(0 * x), box_of(x), alpha=tiny.item()), [product])
+    assert contains(
+        arithmetic.divide_interval(sound(), box_of(x), 1 / tiny), [fractions(x)[0][0] / fractions(1 / tiny)[0][0]]
+    )
+    assert contains(linear.specified_linear(sound(), box_of(x), one, tiny), [product])
+    assert contains(linear.specified(sound(), box_of(x), tiny[None]), [product])
     pixels = torch.zeros(1, 1, 2, 2)
     pixels[..., 0, 0] = subnormal
     for pooled in (
-        interval.avg_pool2d(sound(), box_of(pixels), 2),
-        interval.adaptive_avg_pool2d(sound(), box_of(pixels), 1),
+        pooling.avg_pool2d_interval(sound(), box_of(pixels), 2),
+        pooling.adaptive_avg_pool2d_interval(sound(), box_of(pixels), 1),
     ):
         assert contains(pooled, [Fraction(subnormal) / 4])
-    normed = batch_norm.interval(sound(), box_of(x), zero, torch.full((1,), 0.75), tiny[0], None, eps=0.25)
+    normed = batch_norm_interval(sound(), box_of(x), zero, torch.full((1,), 0.75), tiny[0], None, eps=0.25)
     assert contains(normed, [product])
-    pooled = max_pool2d(sound(), box_of(0 * pixels, pixels), 2)  # of 0 and of what reaches from -2^-149 to 2^-149
+    pooled = max_pool2d_interval(
+        sound(), box_of(0 * pixels, pixels), 2
+    )  # of 0 and of what reaches from -2^-149 to 2^-149
     assert contains(pooled, [Fraction(0)], [Fraction(subnormal)])
 
 
@@ -104,11 +110,11 @@ def test_every_product_that_is_flushed_is_counted(dtype, flushed):
     one, many, x = (torch.full((1, n), v, dtype=dtype) for n, v in ((1, 1.0), (COUNT, 0.9), (COUNT, tiny)))
     spec, column, none = root * torch.ones(1, 1, COUNT, dtype=dtype), root * many.T, torch.zeros(COUNT, 1, dtype=dtype)
     boxes = {
-        "linear": interval.linear(sound(), box_of(x), many),
-        "specified": interval.specified(sound(), box_of(x), many[None]),
-        "merged": interval.specified_linear(sound(), box_of(x), one[None], many),
-        "merged outputs": interval.specified_linear(sound(), box_of(1024 * one), spec, column),
-        "merged biases": interval.specified_linear(sound(), box_of(0 * one), spec, none, column[:, 0]),
+        "linear": linear.linear_interval(sound(), box_of(x), many),
+        "specified": linear.specified(sound(), box_of(x), many[None]),
+        "merged": linear.specified_linear(sound(), box_of(x), one[None], many),
+        "merged outputs": linear.specified_linear(sound(), box_of(1024 * one), spec, column),
+        "merged biases": linear.specified_linear(sound(), box_of(0 * one), spec, none, column[:, 0]),
     }
     v = torch.full((COUNT,), torch.finfo(torch.float64).tiny, dtype=torch.float64)
     product = certificate._product_rounded_up(many.double().expand(COUNT, COUNT), v, COUNT)
@@ -124,7 +130,7 @@ def test_inputs_whose_share_of_rounding_is_flushed_are_counted(dtype, flushed):
     limits = torch.finfo(dtype)
     weight, point = torch.tensor([[1e10 / 3, -1e10 / 3]], dtype=dtype), torch.full((1, 2), limits.tiny, dtype=dtype)
     point *= torch.tensor([1.1, 1.7], dtype=dtype)
-    box = interval.linear(sound(), box_of(point), weight)
+    box = linear.linear_interval(sound(), box_of(point), weight)
     torch.set_flush_denormal(False)
     assert contains(box, [sum(w * v for w, v in zip(fractions(weight)[0], fractions(point)[0], strict=True))])
 
@@ -138,31 +144,33 @@ def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted
     weight, point = large * torch.cat([first, -first * (1 + limits.eps)], 1), torch.cat([half, half])
     rows, values = fractions(weight), fractions(point)
     exact = [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows]
-    assert contains(interval.linear(sound(), box_of(point[None]), weight), exact)
+    assert contains(linear.linear_interval(sound(), box_of(point[None]), weight), exact)
     wide = [sum(abs(w) * v for w, v in zip(row, values, strict=True)) for row in rows]
-    assert contains(interval.linear(sound(), box_of(0 * point[None], point[None]), weight), [-v for v in wide], wide)
+    assert contains(
+        linear.linear_interval(sound(), box_of(0 * point[None], point[None]), weight), [-v for v in wide], wide
+    )
 
 
 def test_more_outputs_than_a_merged_spec_counts_are_refused():
     zero = torch.zeros(1, 1)
     with pytest.raises(interval.PrecisionError, match="too many to round outwards"):
-        interval.specified_linear(sound(), box_of(zero), zero.expand(1, 1, 2**22), zero.expand(2**22, 1))
+        linear.specified_linear(sound(), box_of(zero), zero.expand(1, 1, 2**22), zero.expand(2**22, 1))
 
 
 def test_factors_that_underflow_are_counted_for_centre_and_radius():
     """A factor that float32 rounds to 0, beside a large value."""
     large, zero = torch.tensor([[1e30]]), torch.zeros(1, 1)
     value = fractions(large)[0][0] * Fraction(1e-50)
-    assert contains(interval.multiply(sound(), box_of(large), 1e-50), [value])
-    assert contains(interval.multiply(sound(), box_of(zero, large), 1e-50), [-value], [value])
+    assert contains(arithmetic.multiply_interval(sound(), box_of(large), 1e-50), [value])
+    assert contains(arithmetic.multiply_interval(sound(), box_of(zero, large), 1e-50), [-value], [value])
     variance, weight = torch.tensor([0.5]), torch.tensor([3 * 2.0**-149])
     values = [fractions(large)[0][0] * fractions(weight)[0] / root for root in root_below_and_above(Fraction(1, 2))]
     for center, radius, low in ((large, zero, min(values)), (zero, large, -max(values))):
-        normed = batch_norm.interval(sound(), box_of(center, radius), zero[0], variance, weight, None, eps=0.0)
+        normed = batch_norm_interval(sound(), box_of(center, radius), zero[0], variance, weight, None, eps=0.0)
         assert contains(normed, [low], [max(values)])
     for sign in (1, -1):
         row = torch.full((1, 1, 1), float(sign))
-        pulled = batch_norm.backward(Backward(True), row, box_of(large), zero[0], variance, weight, None, eps=0.0)
+        pulled = batch_norm_backward(Backward(True), row, box_of(large), zero[0], variance, weight, None, eps=0.0)
         bound = fractions(pulled.coefficients[0])[0][0][0] * fractions(large)[0][0] + fractions(pulled.constant)[0][0]
         assert bound <= min(sign * value for value in values)
 
@@ -172,9 +180,9 @@ def test_an_eps_of_batch_norm_that_float32_rounds_to_few_digits_bounds_nothing()
     one, zero = torch.ones(1, 1), torch.zeros(1)
     for variance, eps in ((0.0, 1e-44), (0.0, 1e-40), (0.9000001, -0.9), (-0.8999999, 0.9), (0.9, 1e39)):
         statistics = zero, torch.full((1,), variance)
-        normed = batch_norm.interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
+        normed = batch_norm_interval(sound(), box_of(1e-3 * one), *statistics, eps=eps)
         assert not normed.radius.isfinite().any()
-        pulled = batch_norm.backward(Backward(True), one[None], box_of(1e-3 * one), *statistics, eps=eps)
+        pulled = batch_norm_backward(Backward(True), one[None], box_of(1e-3 * one), *statistics, eps=eps)
         assert not pulled.constant.isfinite().any()
 
 
@@ -185,8 +193,8 @@ def test_merged_weights_and_biases_count_all_outputs(dtype):
     one = torch.ones(1, 1, dtype=dtype)
     for sign in (1, -1):
         values = [sign * value for value in total]
-        assert contains(interval.specified_linear(sound(), box_of(one), sign * spec, ones), values)
-        assert contains(interval.specified_linear(sound(), box_of(0 * one), sign * spec, ones, ones[:, 0]), values)
+        assert contains(linear.specified_linear(sound(), box_of(one), sign * spec, ones), values)
+        assert contains(linear.specified_linear(sound(), box_of(0 * one), sign * spec, ones, ones[:, 0]), values)
 
 
 @precisions
@@ -198,7 +206,7 @@ def test_merged_weights_count_their_products_over_wide_boxes(dtype):
         weight = torch.stack([first, -first * (spec[0, 0, 0] / spec[0, 0, 1])])
         (s, t), rows = fractions(spec[0, 0]), fractions(weight)
         reach = sum(abs(s * a + t * b) for a, b in zip(*rows, strict=True))
-        assert contains(interval.specified_linear(sound(), wide, spec, weight), [-reach], [reach])
+        assert contains(linear.specified_linear(sound(), wide, spec, weight), [-reach], [reach])
 
 
 def test_merged_weights_that_underflow_are_counted():
@@ -211,12 +219,12 @@ def test_merged_weights_that_underflow_are_counted():
         (double, one, large, None, value * Fraction(1e-50)),
         (double, zero, zero, large[0], value * Fraction(1e-50)),
     ):
-        assert contains(interval.specified_linear(sound(), box_of(x), spec, weight, bias), [exact])
+        assert contains(linear.specified_linear(sound(), box_of(x), spec, weight, bias), [exact])
         if weight is small:
-            assert contains(interval.specified_linear(sound(), box_of(zero, x), spec, weight, bias), [-exact], [exact])
-    assert contains(interval.specified(sound(), box_of(large), double), [value * Fraction(1e-50)])
+            assert contains(linear.specified_linear(sound(), box_of(zero, x), spec, weight, bias), [-exact], [exact])
+    assert contains(linear.specified(sound(), box_of(large), double), [value * Fraction(1e-50)])
     reach = value * Fraction(1e-50)
-    assert contains(interval.specified(sound(), box_of(zero, large), double), [-reach], [reach])
+    assert contains(linear.specified(sound(), box_of(zero, large), double), [-reach], [reach])
 
 
 @precisions
@@ -249,7 +257,7 @@ def test_leaky_relus_count_the_rounding_of_either_end(dtype):
         box, factor = Box(center, size), Fraction(slope)
         ends = [[p if p > 0 else factor * p for p in row] for row in (Exact.of(box).low, Exact.of(box).high)]
         exact = Exact(*([choose(pair) for pair in zip(*ends, strict=True)] for choose in (min, max)))
-        assert encloses(leaky_relu(sound(), box_of(center, size), slope).box, exact)
+        assert encloses(leaky_relu_interval(sound(), box_of(center, size), slope).box, exact)
 
 
 @precisions

@@ -16,7 +16,9 @@ from cerdeq.bounds import Backward
 from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.graph import trace
 from cerdeq.equilibrium import adjoint
-from cerdeq.rules import batch_norm, interval, linear, relaxation
+from cerdeq.operators import arithmetic, convolution, linear, pooling, relu
+from cerdeq.operators.backward import affine, combination, dot, slack
+from cerdeq.operators.batch_norm import batch_norm_backward
 
 
 @precisions
@@ -27,14 +29,16 @@ def test_coefficients_count_all_outputs(dtype):
     two = box_of(
         torch.tensor([[1.0, 0.0]], dtype=dtype)
     )  # a matrix product, whose sums are longer than those of one row
-    assert_below(linear.linear(Backward(sound=True), a, two, weight.expand(-1, 2)), a, value, [1, 0])
+    assert_below(linear.linear_backward(Backward(sound=True), a, two, weight.expand(-1, 2)), a, value, [1, 0])
     pixel = box_of(one.center.view(1, 1, 1, 1))
-    pulled = linear.conv2d(Backward(sound=True), a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1))
+    pulled = convolution.conv2d_backward(
+        Backward(sound=True), a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1)
+    )
     assert_below(pulled, a, value, [1])
     # An average pooling in which the pixel in the middle is one of the 256 of each of 256 windows.
     row, middle = a[..., :256].unsqueeze(2).unsqueeze(2), torch.zeros(1, 1, 1, 511, dtype=dtype)
     middle[..., 255] = 1
-    pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 256)
+    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 256)
     assert_below(
         pool(Backward(sound=True), row, box_of(middle), (1, 256), 1),
         row,
@@ -55,7 +59,7 @@ def test_coefficients_of_a_value_that_is_broadcast_count_their_sum(dtype, monkey
 
     monkeypatch.setattr(torch.Tensor, "sum_to_size", from_the_left)
     a, pixel = both_signs(lost(dtype)[:256]), box_of(torch.ones(1, 1, 1, 1, dtype=dtype))
-    summed = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    summed = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
     pulled = summed(Backward(True), a.view(1, 2, 1, 16, 16), pixel, torch.zeros(1, 1, 16, 16, dtype=dtype))
     assert_below(pulled, a, [Fraction(1)] * 256, [1])
 
@@ -85,7 +89,7 @@ def test_underflow_is_counted_where_it_is_magnified():
         product = fractions(layer.weight)[0][0] * fractions(x.center)[0][0]
         rows = both_signs(row)
         for low, coefficients in zip(
-            bound_at(program, [x, interval.linear(sound(), x, layer.weight)], rows, 1), rows[0], strict=True
+            bound_at(program, [x, linear.linear_interval(sound(), x, layer.weight)], rows, 1), rows[0], strict=True
         ):
             assert low <= sum(fractions(coefficients)) * product
 
@@ -103,14 +107,14 @@ def test_constants_of_affine_rules_count_their_products(dtype):
     statistics = torch.randn(size, dtype=dtype), torch.full((size,), 0.75, dtype=dtype)
     weight = torch.zeros(size, size, dtype=dtype)
     zeros, images = [0] * size, a.unsqueeze(3).unsqueeze(4)
-    assert_below(linear.linear(Backward(sound=True), a, box_of(zero), weight, bias), a, fractions(bias), zeros)
-    pulled = linear.conv2d(Backward(sound=True), images, pixels, weight.view(size, size, 1, 1), bias)
+    assert_below(linear.linear_backward(Backward(sound=True), a, box_of(zero), weight, bias), a, fractions(bias), zeros)
+    pulled = convolution.conv2d_backward(Backward(sound=True), images, pixels, weight.view(size, size, 1, 1), bias)
     assert_below(pulled, a, fractions(bias), zeros)
-    pulled = batch_norm.backward(Backward(sound=True), images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
+    pulled = batch_norm_backward(Backward(sound=True), images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
     assert_below(pulled, a, fractions(bias), zeros)
-    pulled = batch_norm.backward(Backward(sound=True), images, pixels, *statistics, eps=0.25)
+    pulled = batch_norm_backward(Backward(sound=True), images, pixels, *statistics, eps=0.25)
     assert_below(pulled, a, [-mean for mean in fractions(statistics[0])], zeros)
-    add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    add = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
     assert_below(add(Backward(sound=True), a, box_of(zero), bias), a, fractions(bias), zeros)
 
 
@@ -119,15 +123,15 @@ def test_scaled_and_pooled_coefficients_count_their_products(dtype):
     a, x = torch.randn(1, 60, 1, 2, 2, dtype=dtype), torch.randn(1, 1, 6, 6, dtype=dtype)
     rows = fractions(x[0, 0])
     windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
-    pool = linear.affine(F.avg_pool2d, interval.avg_pool2d, lambda *arguments, **options: 9)
+    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 9)
     assert_below(pool(Backward(sound=True), a, box_of(x), 3), a, windows, fractions(x.flatten()))
     row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
-    times = linear.combination(lambda x, y: [(x, y)], interval.multiply)
+    times = combination(lambda x, y: [(x, y)], arithmetic.multiply_interval)
     product = [Fraction(0.1) * fractions(values)[0][0]]
     assert_below(times(Backward(sound=True), row, box_of(values), 0.1), row, product, fractions(values[0]))
     statistics = torch.zeros(1, dtype=dtype), torch.full((1,), 0.75, dtype=dtype)
     weight = torch.full((1,), 0.1, dtype=dtype)
-    normed = batch_norm.backward(Backward(sound=True), row, box_of(values), *statistics, weight, None, eps=0.25)
+    normed = batch_norm_backward(Backward(sound=True), row, box_of(values), *statistics, weight, None, eps=0.25)
     assert_below(normed, row, [fractions(weight)[0] * fractions(values)[0][0]], fractions(values[0]))
 
 
@@ -139,8 +143,8 @@ def test_multipliers_of_splits_count_their_product(sign, dtype):
     a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
     multipliers = 1 + torch.rand(1, 60, 1, dtype=dtype)
     signs = sign * torch.ones(1, 1, dtype=dtype)
-    backward = Backward(True, step="it", splits={"it": signs}, slopes={relaxation.split_name("it"): multipliers})
-    pulled = relaxation.relu(backward, a, box_of(p))
+    backward = Backward(True, step="it", splits={"it": signs}, slopes={relu.split_name("it"): multipliers})
+    pulled = relu.relu_backward(backward, a, box_of(p))
     for row in range(60):
         coefficient, b = fractions(a[0, row])[0], fractions(multipliers[0, row])[0]
         exactly = (coefficient if sign > 0 else 0) - b  # the leaf's function at p, less b s p
@@ -153,7 +157,7 @@ def test_multipliers_of_splits_count_their_product(sign, dtype):
 def test_slopes_count_their_product(slope, dtype):
     """Where the activation does not cross 0, so that no offset covers it."""
     p, a = -torch.ones(1, 1, dtype=dtype), torch.randn(1, 60, 1, dtype=dtype)
-    assert_below(relaxation.leaky_relu(Backward(True), a, box_of(p), slope), a, [-Fraction(slope)], [-1])
+    assert_below(relu.leaky_relu_backward(Backward(True), a, box_of(p), slope), a, [-Fraction(slope)], [-1])
 
 
 def test_constants_are_summed_in_float64(monkeypatch):
@@ -161,9 +165,9 @@ def test_constants_are_summed_in_float64(monkeypatch):
     values, ones = lost(torch.float32), torch.ones(1, 1, COUNT)
     allowed = COUNT * Fraction(torch.finfo(torch.float64).eps)
     total = sum(fractions(values))
-    assert abs(fractions(linear.dot(Backward(True), ones, values[None]))[0][0] - total) <= allowed
-    monkeypatch.setattr(linear, "_rounding", lambda *arguments: torch.zeros(()))
-    add = linear.combination(lambda x, y: [(x, 1), (y, 1)], interval.add)
+    assert abs(fractions(dot(Backward(True), ones, values[None]))[0][0] - total) <= allowed
+    monkeypatch.setattr("cerdeq.operators.backward._rounding", lambda *arguments: torch.zeros(()))
+    add = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
     constant = add(Backward(True), ones, box_of(0 * values[None]), values).constant
     assert abs(fractions(constant)[0][0] - total) <= allowed
 
@@ -178,9 +182,9 @@ def test_underflow_of_every_product_is_counted():
         (full, zeros[0], terms * each * count * Fraction(large)),
         (zeros, zeros[0], 2 * count * each),
     ):
-        assert fractions(linear.slack(Backward(True), coefficients, magnitude, terms))[0][0] >= lost_in_all
+        assert fractions(slack(Backward(True), coefficients, magnitude, terms))[0][0] >= lost_in_all
     for length in (1, count):  # of a sum of `terms` products of which many are left, or few
-        counted = linear.slack(Backward(True), zeros[..., :length], zeros[0, :, :length], count + 1 - length)
+        counted = slack(Backward(True), zeros[..., :length], zeros[0, :, :length], count + 1 - length)
         assert fractions(counted)[0][0] >= count * each
 
 
@@ -190,7 +194,7 @@ def test_what_is_left_of_an_adjoint_is_counted(dtype):
     size = 50
     weight, a = torch.zeros(size, size, dtype=dtype), torch.randn(1, 40, size, dtype=dtype)
     z = box_of(torch.rand(1, size, dtype=dtype))
-    around = relaxation.lines(Backward(sound=True), z.box)
+    around = relu.lines(Backward(sound=True), z.box)
     value = fractions(z.center[0])
     for multiplier in (0 * a, a):
         pulled = adjoint._bound(Backward(sound=True), a, multiplier, around, weight, z, z.box)
@@ -203,7 +207,7 @@ def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
     rows = 1e4 * torch.randn(20, 40, dtype=dtype)
     weight = torch.cat([rows, -rows + torch.randn(20, 40, dtype=dtype)])
     z, a = box_of(torch.rand(1, 40, dtype=dtype)), torch.randn(1, 20, 40, dtype=dtype)
-    multiplier, around = torch.ones_like(a), relaxation.lines(Backward(True), z.box)
+    multiplier, around = torch.ones_like(a), relu.lines(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
     value = fractions(z.center[0])
     wz = [sum(w * v for w, v in zip(row, value, strict=True)) for row in fractions(weight)]
@@ -214,7 +218,7 @@ def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
 def test_multipliers_of_splits_in_an_adjoint_count_their_product(dtype):
     a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
     splits, z = 1 + torch.rand(1, 60, 1, dtype=dtype), box_of(torch.ones(1, 1, dtype=dtype))
-    around = relaxation.lines(Backward(True), z.box)
+    around = relu.lines(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), a, a, around, torch.zeros(1, 1, dtype=dtype), z, z.box, splits)
     for row in range(60):
         bound = fractions(pulled.coefficients[0][0, row])[0] + fractions(pulled.constant[0, row])
@@ -225,5 +229,5 @@ def test_multipliers_of_splits_in_an_adjoint_count_their_product(dtype):
 def test_the_largest_pixel_of_many_windows_counts_all_of_them(dtype):
     image, a = torch.zeros(1, 1, 1, 511, dtype=dtype), both_signs(lost(dtype, 256)).view(1, 2, 1, 1, 256)
     image[..., 255] = 1
-    pulled = relaxation.max_pool2d(Backward(True), a, box_of(image), (1, 256), 1)
+    pulled = pooling.max_pool2d_backward(Backward(True), a, box_of(image), (1, 256), 1)
     assert_below(pulled, a, [Fraction(1)] * 256, fractions(image.flatten()))

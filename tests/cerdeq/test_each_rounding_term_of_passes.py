@@ -20,7 +20,7 @@ from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rou
 from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.leaves import Problem
 from cerdeq.equilibrium import FixedPoint, adjoint, rules
-from cerdeq.rules import relaxation
+from cerdeq.operators import relu
 
 LONG = 200  # steps: more than the roundings that the slack of a few operators covers
 
@@ -137,7 +137,7 @@ def test_boxes_of_equilibria_that_crown_tightens_are_rounded_up_to_float32(weigh
 def exact_adjoint(multiplier, preactivation, dtype, splits=None):
     """Return the adjoint's bound of a . z = multiplier . z for W = 0, where nothing is left to z's box."""
     z = box_of(torch.zeros_like(preactivation.center), torch.zeros_like(preactivation.center))
-    around = relaxation.lines(Backward(True), preactivation)
+    around = relu.lines(Backward(True), preactivation)
     weight = torch.zeros(1, 1, dtype=dtype)
     return adjoint._bound(Backward(True), multiplier, multiplier, around, weight, z, preactivation, splits)
 
@@ -174,7 +174,7 @@ def test_the_recurrence_of_an_adjoint_counts_all_of_its_terms():
     point = torch.full((1, size), small)
     point[0, 0] = 1
     z = box_of(point)
-    around = relaxation.lines(Backward(True), z.box)
+    around = relu.lines(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), 0 * multiplier, multiplier, around, weight, z, z.box)
     value = fractions(point[0])
     assert_below(pulled, 0 * multiplier, value, [v - value[0] for v in value])  # h = z - W z, all units active

@@ -68,7 +68,7 @@ def test_machines_that_may_choose_winograd_are_left_alone(monkeypatch, machine, 
 def test_convolutions_are_direct():
     """As oneDNN itself says; it may be built without a voice."""
     code = (
-        "import torch, torch.nn.functional as F; from cerdeq.rules.precision import counted_rounding\n"
+        "import torch, torch.nn.functional as F; from cerdeq.precision import counted_rounding\n"
         "with counted_rounding('cpu'):\n"
         "    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)\n"
         "    F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)\n"

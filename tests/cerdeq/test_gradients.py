@@ -8,9 +8,8 @@ from torch import nn
 from cerdeq import Box
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.equilibrium import Equilibrium, fold
-from cerdeq.rules.activations import relu_box
-from cerdeq.rules.linear import Backward
-from cerdeq.rules.relaxation import lines, through
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.relu import lines, relu_box, through
 from harness.training.objective import balance
 
 

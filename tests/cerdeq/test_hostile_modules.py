@@ -14,7 +14,7 @@ from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.bounds.compare import points_of
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.rules import operators
+from cerdeq.operators import table
 
 
 class Network(nn.Module):
@@ -343,7 +343,7 @@ def test_code_of_a_leaf_that_was_replaced_before_its_rules_were_known_is_refused
     with torch.no_grad():
         model[0].bias[3] = 1e6
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: F.linear(x, self.weight * (1 + 1e-9), self.bias))
-    monkeypatch.setitem(operators._originals, (nn.Linear, "forward"), nn.Linear.forward)
+    monkeypatch.setitem(table._originals, (nn.Linear, "forward"), nn.Linear.forward)
     with pytest.raises(UnsupportedOperator, match="layers that compute what torch's do"):
         bound(model, Box(torch.ones(1, 4).double(), torch.ones(1, 4).double()))
 

@@ -11,7 +11,7 @@ from oracles import DTYPES, assert_contains, points_of, random_box
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
-from cerdeq.rules.operators import TABLE
+from cerdeq.operators.table import TABLE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),  # with even kernels

@@ -13,7 +13,8 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval, lower_bounds, trace
-from cerdeq.rules.relaxation import clamp, leaky_relu, lines
+from cerdeq.operators.clamp import clamp_backward
+from cerdeq.operators.relu import leaky_relu_backward, lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rounding
@@ -142,7 +143,7 @@ def test_the_leaky_relu_rule_is_sound_in_exact_arithmetic(slope, dtype):
     coefficients = torch.cat([torch.rand(100, 1, 1), -torch.rand(100, 1, 1)], dim=1).to(dtype) * 3
     for shares in ({}, {"here": torch.rand(100, 2, 1, dtype=dtype)}):
         ctx = Backward(sound=True, step="here", slopes=shares)
-        result = leaky_relu(ctx, coefficients, Interval(box.center, box.radius), slope)
+        result = leaky_relu_backward(ctx, coefficients, Interval(box.center, box.radius), slope)
         assert result.constant.isfinite().all()
         for n, k in itertools.product(range(100), range(2)):
             c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
@@ -158,7 +159,7 @@ def test_the_clamp_rule_is_sound_in_exact_arithmetic(limits, dtype):
     """Also where the limits are rounded. The extremes are at the ends of the box and at the limits inside."""
     box = wild_box(150, dtype)
     coefficients = torch.cat([torch.rand(150, 1, 1), -torch.rand(150, 1, 1)], dim=1).to(dtype) * 3
-    result = clamp(Backward(sound=True, step="here"), coefficients, Interval(box.center, box.radius), *limits)
+    result = clamp_backward(Backward(sound=True, step="here"), coefficients, Interval(box.center, box.radius), *limits)
     assert result.constant.isfinite().all()
     low, high = (Fraction(limit) if limit is not None else None for limit in limits)
     for n, k in itertools.product(range(150), range(2)):

@@ -10,7 +10,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Context, Interval, propagate, trace
-from cerdeq.rules.operators import TABLE
+from cerdeq.operators.table import TABLE
 
 LARGE_AND_SMALL = [1.0, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1e-3, 1e3))]
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from cerdeq import bound
 from cerdeq.bounds import BOUNDS, Interval, Operator, Pulled, affine, register
-from cerdeq.rules import operators
-from cerdeq.rules.operators import TABLE
+from cerdeq.operators.relu import crossing
+from cerdeq.operators.table import TABLE
 
 pytestmark = pytest.mark.usefixtures("own_operators")
 
@@ -96,7 +96,7 @@ def test_operators_with_backward_rules_enclose_the_exact_optima():
     modules = {Flip: lambda module: {"times": module.times}}
     register(Operator("flip", flip_rule, modules=modules, backward=affine(flip, flip_rule)))
     functions = (torch.abs, torch.Tensor.abs)
-    register(Operator("absolute", absolute_rule, functions, {}, absolute_backward, operators.crossing), replace=True)
+    register(Operator("absolute", absolute_rule, functions, {}, absolute_backward, crossing), replace=True)
     for node in (Flip(1.0), Flip(-0.5), lambda n: Node(torch.abs, (n,), -1.0)):
         torch.manual_seed(0)
         nodes = layers(nn.Linear(3, 4), relu, node, nn.Linear(4, 4), relu, nn.Linear(4, 2))

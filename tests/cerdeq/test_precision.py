@@ -14,8 +14,8 @@ from torch import nn
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
-from cerdeq.rules.exact_products import InexactProductsError, check_products
-from cerdeq.rules.precision import counted_rounding, uncounted_rounding
+from cerdeq.exact_products import InexactProductsError, check_products
+from cerdeq.precision import counted_rounding, uncounted_rounding
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,
@@ -217,8 +217,8 @@ def test_worker_threads_that_flush_subnormal_numbers_are_noticed(case):
     """Each thread has workers of its own, and torch may start more of them later."""
     code = f"""
 import threading, torch
-from cerdeq.rules.exact_products import InexactProductsError
-from cerdeq.rules.precision import counted_rounding
+from cerdeq.exact_products import InexactProductsError
+from cerdeq.precision import counted_rounding
 def bounds():
     with counted_rounding("cpu"): pass
 def start_workers():
@@ -356,7 +356,7 @@ def test_products_in_fixed_point_numbers_are_noticed(monkeypatch):
 def test_an_environment_that_reduces_precision_is_refused(is_listed):
     """With the list of variables, and with an empty one."""
     code = (
-        "from cerdeq.rules import exact_products, precision\n"
+        "from cerdeq import exact_products, precision\n"
         f"if not {is_listed}: exact_products._STRICT_VALUES.clear()\n"
         "with precision.counted_rounding('cpu'): pass\n"
     )

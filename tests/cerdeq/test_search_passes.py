@@ -19,7 +19,7 @@ from cerdeq.branch.decide import _ROOT_STEPS, Budget, _bound_leaves
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem, root_leaves
 from cerdeq.equilibrium import Equilibrium, fold
-from cerdeq.rules.linear import Backward
+from cerdeq.operators.backward import Backward
 
 KINDS = ["deep", "convolution padded", "residual", "leaky 0.1", "leaky 1.5", "leaky -0.5"]
 

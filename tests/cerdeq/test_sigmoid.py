@@ -10,8 +10,8 @@ from torch import nn
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval
-from cerdeq.rules.linear import Backward
-from cerdeq.rules.sigmoid import SIGMOID, TANH
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.sigmoid import SIGMOID, TANH
 
 CURVES = {"sigmoid": SIGMOID, "tanh": TANH}
 every_curve = pytest.mark.parametrize("name", CURVES)

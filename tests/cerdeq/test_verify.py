@@ -20,7 +20,7 @@ from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, certificate_tensors, root_leaves
 from cerdeq.branch.parallel import ParallelUnits
 from cerdeq.branch.split import Candidates, make_cases
-from cerdeq.rules.relaxation import split_name
+from cerdeq.operators.relu import split_name
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few

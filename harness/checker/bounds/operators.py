@@ -1,4 +1,4 @@
-"""The operators that the checker knows: one record for each, under its name in the table of `cerdeq.rules.operators`.
+"""The operators that the checker knows: one record for each, under its name in the table of `cerdeq.operators.table`.
 
 A rule takes the arguments of torch's function. VALUE stands for a value that depends on the images, BATCH for the
 number of images; constants are arrays or Python's numbers. Rules raise UnknownLayerError for arguments without a rule.

@@ -10,7 +10,7 @@ import torch
 from test_readings import EPS, margins_by_checker
 from torch import nn
 
-from cerdeq.rules.operators import TABLE
+from cerdeq.operators.table import TABLE
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.operators import OPERATORS

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_sweep import BASE, changed, entry, refusal, trials_of, write
 from torch import nn
 
-from cerdeq.rules import operators
+from cerdeq.operators import table
 
 KEYS = [
     ("epochs", 3, "epochs: unknown key", "train", "profiles"),
@@ -208,8 +208,8 @@ def test_the_command_reports_all_problems_and_writes_nothing(refused, tmp_path):
 
 def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypatch):
     """Before training, not after it, when the last verifier stage would need the rule."""
-    record = dataclasses.replace(operators.of_function(F.relu), backward=None)
-    monkeypatch.setattr(operators, "_by_module", {**operators._by_module, nn.ReLU: record})
+    record = dataclasses.replace(table.of_function(F.relu), backward=None)
+    monkeypatch.setattr(table, "_by_module", {**table._by_module, nn.ReLU: record})
     message = refusal(tmp_path, BASE)
     for part in ("trials.0", "relu", "ibp alone"):
         assert part in message

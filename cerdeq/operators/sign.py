@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.linear import Backward, Pulled, dot, slack
+from cerdeq.operators.backward import Backward, Pulled, dot, slack
+from cerdeq.operators.interval import Context, Interval
+from cerdeq.operators.record import Operator
 
 
 def _ends(box: Box, sound: bool) -> tuple[Tensor, Tensor]:
@@ -14,13 +15,13 @@ def _ends(box: Box, sound: bool) -> tuple[Tensor, Tensor]:
     return low.sign().nan_to_num(-1.0), high.sign().nan_to_num(1.0)
 
 
-def interval(ctx: Context, x: Interval) -> Interval:
+def sign_interval(ctx: Context, x: Interval) -> Interval:
     """Return the box between the signs at both ends; halves of them are exact."""
     low, high = _ends(x.box, ctx.sound)
     return Interval((low + high) / 2, (high - low) / 2, None if x.clean is None else x.clean.sign())
 
 
-def backward(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
+def sign_backward(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
     """Return no coefficients, and the constant of the signs at both ends."""
     low, high = _ends(x.box, ctx.sound)
     constant = dot(ctx, coefficients.clamp(min=0), low) + dot(ctx, coefficients.clamp(max=0), high)
@@ -30,3 +31,6 @@ def backward(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
 def is_undecided(box: Box) -> Tensor:
     """Return where a box contains numbers of different signs."""
     return box.lower.sign() != box.upper.sign()
+
+
+RECORDS = (Operator("sign", sign_interval, (torch.sign, Tensor.sign), {}, sign_backward, unsettled=is_undecided),)

@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from cerdeq.rules import convolution
-from cerdeq.rules.convolution import paddings
-from cerdeq.rules.interval import Context, Interval, PrecisionError, exchange, pair, permutation, tensor_like
-from cerdeq.rules.precision import without_autocast
+from cerdeq.operators.interval import Context, Interval, PrecisionError, tensor_like
+from cerdeq.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,14 @@ def magnitude(x: Interval) -> Tensor:
     return x.center.abs() + x.radius
 
 
+def free_choice(ctx: Backward, name: str, default: Tensor) -> Tensor:
+    """Return the free choice `name` of this pass, [B, 1 or K, *shape], within 0 and 1; any is sound."""
+    choice = ctx.slopes.get(name, default)
+    if ctx.choices is not None:
+        ctx.choices[name] = choice
+    return choice.clamp(0, 1) if ctx.sound else choice  # the clamp has no gradient at its ends
+
+
 def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], fan_out: Callable | None = None) -> Rule:
     """Return the backward rule of an affine operator, by differentiating it.
 
@@ -221,104 +226,3 @@ def _with(args: Any, replacements: Any, dtype: torch.dtype) -> Any:
             constant = isinstance(arg, Tensor) and arg.is_floating_point()
             changed.append(arg.to(dtype) if constant else arg)
     return changed
-
-
-def conv2d(
-    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
-) -> Pulled:
-    """2-d convolution: the transposed convolution of the coefficients, so that they stay images."""
-    kernel, stride, dilation = weight.shape[2:], pair(stride), pair(dilation)
-    before, _ = paddings(padding, kernel, dilation)
-    axes = zip(x.center.shape[2:], coefficients.shape[3:], stride, dilation, kernel, before, strict=True)
-    rest = [size - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for size, n, s, d, k, p in axes]
-    unreached = [max(0, missing) for missing in rest]
-    rows = coefficients.flatten(0, 1)
-    pulled = convolution.conv_transpose2d(rows, weight, stride, before, unreached, groups, dilation)
-    if min(rest) < 0:
-        pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
-    pulled = pulled.unflatten(0, coefficients.shape[:2])
-    if not ctx.sound:
-        constant = coefficients.new_zeros(coefficients.shape[:2])
-        return Pulled((pulled,), constant if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2))
-
-    return Pulled((pulled,), conv2d_constant(ctx, coefficients, x, weight, bias, stride, padding, dilation, groups))
-
-
-def conv2d_constant(
-    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias, stride, padding, dilation, groups
-) -> Tensor:
-    """Return the constant of a sound convolution's rule, [B, K]."""
-
-    def costs() -> tuple[Tensor, Tensor]:
-        before, after = paddings(padding, weight.shape[2:], pair(dilation))
-        reach = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
-        result = convolution.conv2d(reach, weight.abs(), None, stride, 0, dilation, groups)
-        result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
-        return rounding_costs(result, weight[:, 0].numel() // groups + weight[0].numel())
-
-    each, rest = ctx.constant("costs", costs)
-    offset = None if bias is None else bias.view(1, -1, 1, 1).expand_as(each)
-    return rounded_constant(ctx, coefficients, (each, rest), offset)
-
-
-def conv_transpose2d(
-    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None, stride=1, padding=0, output_padding=0,
-    groups=1, dilation=1,
-) -> Pulled:  # fmt: skip
-    """2-d transposed convolution: the convolution of the coefficients, cut where output_padding adds a window."""
-    height, width = x.center.shape[2:]
-    rows = convolution.conv2d(coefficients.flatten(0, 1), weight, None, stride, padding, dilation, groups)
-    pulled = rows[..., :height, :width].unflatten(0, coefficients.shape[:2])
-
-    def costs() -> tuple[Tensor, Tensor]:
-        shape = stride, padding, output_padding, groups, dilation
-        result = convolution.conv_transpose2d(magnitude(x), weight.abs(), *shape)
-        result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
-        return rounding_costs(result, weight[0].numel() + weight[:, 0].numel() // groups)
-
-    offset = None if bias is None else bias.view(1, -1, 1, 1).expand(1, *coefficients.shape[2:])
-    if ctx.sound:
-        return Pulled((pulled,), rounded_constant(ctx, coefficients, ctx.constant("costs", costs), offset))
-    constant = coefficients.new_zeros(coefficients.shape[:2]) if offset is None else dot(ctx, coefficients, offset)
-    return Pulled((pulled,), constant)
-
-
-def linear(ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None) -> Pulled:
-    """Fully connected layer over the last dimension: A W."""
-    pulled = (coefficients @ weight,)
-    if not ctx.sound:
-        constant = coefficients.new_zeros(coefficients.shape[:2])
-        return Pulled(pulled, constant if bias is None else (coefficients * bias).flatten(2).sum(2))
-
-    def costs() -> tuple[Tensor, Tensor]:
-        result = F.linear(magnitude(x), weight.abs())
-        return rounding_costs(result if bias is None else result + bias.abs(), sum(weight.shape))
-
-    each, rest = ctx.constant("costs", costs)
-    return Pulled(
-        pulled, rounded_constant(ctx, coefficients, (each, rest), None if bias is None else bias.expand_as(each))
-    )
-
-
-def reshape(ctx: Backward, coefficients: Tensor, x: Interval, *args: Any, **kwargs: Any) -> Pulled:
-    """Identity, flatten, reshape and view: no arithmetic."""
-    pulled = coefficients.reshape(*coefficients.shape[:2], *x.center.shape[1:])
-    return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
-
-
-def matmul(ctx: Backward, coefficients: Tensor, x: Interval, weight) -> Pulled:
-    """Product of rows and a constant matrix."""
-    return linear(ctx, coefficients, x, weight.T)
-
-
-def permute(ctx: Backward, coefficients: Tensor, x: Interval, *dims: Any) -> Pulled:
-    """Permuted dimensions: no arithmetic."""
-    order = permutation(x, *dims)
-    back = sorted(range(1, len(order)), key=order.__getitem__)  # where each dimension went
-    pulled = coefficients.permute(0, 1, *[dim + 1 for dim in back])
-    return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
-
-
-def transpose(ctx: Backward, coefficients: Tensor, x: Interval, dim0: int, dim1: int) -> Pulled:
-    """Two exchanged dimensions: no arithmetic."""
-    return permute(ctx, coefficients, x, exchange(x, dim0, dim1))

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from cerdeq.rules.exact_products import InexactProductsError, check_products, check_worker_threads
+from cerdeq.exact_products import InexactProductsError, check_products, check_worker_threads
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cerdeq.boxes import Box, outward_ends
-from cerdeq.rules.interval import Context, Interval
-from cerdeq.rules.linear import Backward, Pulled, magnitude, per_row, slack
-from cerdeq.rules.relaxation import free_choice
+from cerdeq.operators.backward import Backward, Pulled, free_choice, magnitude, per_row, slack
+from cerdeq.operators.interval import Context, Interval, is_wide
+from cerdeq.operators.record import Operator, options
 
 _EPS, _TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 _ERROR = 64 * _EPS  # relative, of sigmoid and tanh in float64; libraries promise at most four units in the last place
@@ -117,8 +117,8 @@ class Curve:
 
         def on_tangent(p: Tensor) -> Tensor:
             distance = p - t
-            reach = (steepness + slope) * (p.abs() + t)
-            return at(t) + (steepness - slope) * distance + doubt * distance.abs() + error * reach
+            largest = (steepness + slope) * (p.abs() + t)
+            return at(t) + (steepness - slope) * distance + doubt * distance.abs() + error * largest
 
         concave = torch.maximum(on_tangent(low.clamp(min=0)), on_tangent(high))
         ends = torch.maximum(at(low), at(high))
@@ -139,3 +139,12 @@ def _sigmoid_slope(p: Tensor) -> Tensor:
 
 SIGMOID = Curve(torch.sigmoid, _sigmoid_slope, total=1.0)
 TANH = Curve(torch.tanh, lambda p: 4 * _sigmoid_slope(2 * p), total=0.0)
+RECORDS = (
+    Operator(
+        "sigmoid", SIGMOID.interval, (torch.sigmoid, Tensor.sigmoid), {nn.Sigmoid: options()}, SIGMOID.backward,
+        unsettled=is_wide,
+    ),
+    Operator(
+        "tanh", TANH.interval, (torch.tanh, Tensor.tanh), {nn.Tanh: options()}, TANH.backward, unsettled=is_wide
+    ),
+)  # fmt: skip

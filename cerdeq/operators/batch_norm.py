@@ -1,15 +1,19 @@
 """Batch norm: its interval rule, its values at points, its backward rule. In training, by one batch's statistics."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from cerdeq.rules.interval import Context, Interval, widen_sum, widen_terms
-from cerdeq.rules.linear import Backward, Pulled, magnitude, per_row, rounded_constant, rounding_costs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerdeq.operators.backward import Backward, Pulled, magnitude, per_row, rounded_constant, rounding_costs
+from cerdeq.operators.interval import Context, Interval, widen_sum, widen_terms
+from cerdeq.operators.record import Operator, UnsupportedOperator, options
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 
 
-def interval(
+def batch_norm_interval(
     ctx: Context, x: Interval, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Interval:
     """Batch norm; in training by the clean values' batch statistics, not detached (Shi et al. 2021).
@@ -23,15 +27,15 @@ def interval(
     offset = shift - mean * scale
     center = torch.addcmul(offset, x.center, scale)
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
-    reach = x.center.abs() + mean.abs() if ctx.sound else x.center
-    radius = widen_terms(ctx, reach, x.radius, 8) * scale.abs()
+    largest = x.center.abs() + mean.abs() if ctx.sound else x.center
+    radius = widen_terms(ctx, largest, x.radius, 8) * scale.abs()
     if ctx.sound:  # of a scale that is rounded to a subnormal number or 0
-        radius = radius + torch.finfo(radius.dtype).tiny * (reach + x.radius)
+        radius = radius + torch.finfo(radius.dtype).tiny * (largest + x.radius)
         radius = torch.where(_loses_digits(statistics[1], eps).view(scale.shape), torch.inf, radius)
     return Interval(center, widen_sum(ctx, radius, 8, shift), clean)
 
 
-def points(
+def batch_norm_points(
     ctx: Context, x: Tensor, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Tensor:
     """Batch norm of x [B, C, ...]; in training by the batch statistics that `ctx` has saved."""
@@ -42,7 +46,7 @@ def points(
     return torch.addcmul(shift - mean * scale, x, scale)
 
 
-def backward(
+def batch_norm_backward(
     ctx: Backward, coefficients: Tensor, x: Interval, running_mean, running_var, weight=None, bias=None,
     training=False, momentum=0.1, eps=1e-5,
 ) -> Pulled:  # fmt: skip
@@ -53,11 +57,11 @@ def backward(
     if ctx.sound:
 
         def costs() -> tuple[Tensor, Tensor]:
-            reach = magnitude(x) + mean.abs()
-            result = reach * scale.abs() + shift.abs()
+            largest = magnitude(x) + mean.abs()
+            result = largest * scale.abs() + shift.abs()
             lost = _loses_digits(statistics[1], eps).view(scale.shape)
             each, rest = rounding_costs(torch.where(lost, torch.inf, result), 8)
-            return each + 2 * torch.finfo(reach.dtype).tiny * reach, rest  # a scale may be rounded to 0
+            return each + 2 * torch.finfo(largest.dtype).tiny * largest, rest  # a scale may be rounded to 0
 
         everywhere = offset.expand(len(coefficients), *coefficients.shape[2:])
         constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), everywhere)
@@ -105,3 +109,21 @@ def _follow(statistics: Statistics, running: Statistics, momentum: float, count:
     mean, variance = statistics
     running[0].lerp_(mean.to(running[0].dtype), momentum)
     running[1].lerp_(variance.to(running[1].dtype) * (count / (count - 1)), momentum)
+
+
+def _batch_norm_arguments(module: Any) -> dict[str, Any]:
+    if module.momentum is None:
+        raise UnsupportedOperator("no bound rule for batch norm with momentum=None")
+    if module.running_mean is None and not module.training:
+        raise UnsupportedOperator("batch norm without running statistics is a function of the whole batch")
+    arguments = options("running_mean", "running_var", "weight", "bias", "momentum", "eps")(module)
+    return {**arguments, "training": module.training or module.running_mean is None}
+
+
+RECORDS = (
+    Operator(
+        "batch_norm", batch_norm_interval, (F.batch_norm,),
+        {nn.BatchNorm1d: _batch_norm_arguments, nn.BatchNorm2d: _batch_norm_arguments},
+        batch_norm_backward, points=batch_norm_points, affine="single", windows="constants",
+    ),
+)  # fmt: skip

@@ -1,17 +1,96 @@
-"""Backward rules of what is not affine: the two lines around a ReLU (Zhang et al. 2018), and max pooling."""
+"""ReLU, leaky ReLU and absolute values: boxes with their derivative for training, and the lines around them.
+
+The two lines around a ReLU are those of Zhang et al. (2018).
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cerdeq.boxes import Box, outward_ends
-from cerdeq.rules.activations import limits_of
-from cerdeq.rules.interval import Interval, pair
-from cerdeq.rules.linear import Backward, Pulled, dot, magnitude, per_row, rounding_costs, slack
+from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, per_row, rounding_costs, slack
+from cerdeq.operators.interval import Context, Interval, between
+from cerdeq.operators.record import Operator, options
+
+
+def relu_interval(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
+    """ReLU, exactly: (c, r) where c >= r, else [0, relu(c + r)], times `ctx.relu_shrinkage` there."""
+    ctx.preactivations[ctx.step] = x.box
+    center, radius = relu_box(ctx, x.center, x.radius)
+    return Interval(center, radius, None if x.clean is None else torch.relu(x.clean))
+
+
+def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centre and radius after a ReLU."""
+    if not ctx.sound:
+        return _ReLUBox.apply(center, radius, ctx.relu_shrinkage)
+    half = torch.relu(center + radius) / 2
+    limits = torch.finfo(half.dtype)
+    half = torch.where(center + radius > 0, half * (1 + 4 * limits.eps) + limits.tiny, half)
+    overflowed = ~(center.isfinite() & radius.isfinite())
+    center, half = center.masked_fill(overflowed, 0), half.masked_fill(overflowed, torch.inf)
+    radius = radius.masked_fill(overflowed, torch.inf)
+    active = center >= radius
+    return torch.where(active, center, half), torch.where(active, radius, half)
+
+
+class _ReLUBox(torch.autograd.Function):
+    """(c, r) where c >= r, else shrinkage / 2 relu(c + r) for both; it saves its results, as the next layer does."""
+
+    @staticmethod
+    def forward(ctx: Any, center: Tensor, radius: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+        half = torch.relu(center + radius) / 2
+        center, radius = torch.maximum(center, half), torch.minimum(radius, half)
+        if shrinkage != 1:
+            crossing = 1 - torch.sign(center - radius)
+            center, radius = (end * (1 - (1 - shrinkage) * crossing) for end in (center, radius))
+        ctx.save_for_backward(center, radius)
+        ctx.shrinkage = shrinkage
+        return center, radius
+
+    @staticmethod
+    def backward(ctx: Any, of_center: Tensor, of_radius: Tensor) -> tuple[Tensor, Tensor, None]:
+        always, shared = relu_box_slopes(ctx.saved_tensors, ctx.shrinkage)
+        mixed = shared * (of_center + of_radius)
+        return torch.addcmul(mixed, always, of_center), torch.addcmul(mixed, always, of_radius), None
+
+
+def relu_box_slopes(after: tuple[Tensor, Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Return the derivative of `relu_box` from its results, centre and radius, as two factors.
+
+    Both results are 0 if a unit is never active, and equal if it is unstable. The first factor, 1 if the unit is always
+    active, is of each result's own gradient. The second, half the shrinkage if it is unstable, is of the sum of both
+    gradients. Signs instead of masks: compiled CPU code takes 50 times as long to store booleans as floats.
+    """
+    alive, always = torch.sign(after[0]), torch.sign(after[0] - after[1])
+    return always, shrinkage / 2 * (alive - always)
+
+
+def leaky_relu_interval(ctx: Context, x: Interval, negative_slope: float = 0.01, inplace: bool = False) -> Interval:
+    """Leaky ReLU of any slope: the extremes are at the ends of the box, or at 0 where it lies inside."""
+    ctx.preactivations[ctx.step] = x.box
+    low, high = x.box.lower, x.box.upper
+    ends = torch.stack([F.leaky_relu(low, negative_slope), F.leaky_relu(high, negative_slope)])
+    lowest, highest = ends.amin(0), ends.amax(0)
+    crossing = (low < 0) & (high > 0)
+    lowest = torch.where(crossing, lowest.clamp(max=0), lowest)
+    highest = torch.where(crossing, highest.clamp(min=0), highest)
+    clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
+    return between(ctx, lowest, highest, clean, magnitude=low.abs() + high.abs())
+
+
+def absolute_interval(ctx: Context, x: Interval) -> Interval:
+    """Absolute value: a leaky ReLU of slope -1."""
+    return leaky_relu_interval(ctx, x, -1.0)
+
+
+def crossing(box: Box, **options: Any) -> Tensor:
+    """Return where a box has 0 inside: the neurons whose ReLU is not linear."""
+    return (box.lower < 0) & (box.upper > 0)
 
 
 @dataclass(frozen=True)
@@ -108,14 +187,6 @@ def line_share_name(step: str) -> str:
     return f"{step}/line_share"
 
 
-def free_choice(ctx: Backward, name: str, default: Tensor) -> Tensor:
-    """Return the free choice `name` of this pass, [B, 1 or K, *shape], within 0 and 1; any is sound."""
-    choice = ctx.slopes.get(name, default)
-    if ctx.choices is not None:
-        ctx.choices[name] = choice
-    return choice.clamp(0, 1) if ctx.sound else choice  # the clamp has no gradient at its ends
-
-
 def through(ctx: Backward, around: Lines, coefficients: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
 
@@ -200,7 +271,12 @@ def _gradients_through(
     return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half
 
 
-def leaky_relu(
+def relu_backward(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
+    """ReLU."""
+    return leaky_relu_backward(ctx, coefficients, x, 0.0)
+
+
+def leaky_relu_backward(
     ctx: Backward, coefficients: Tensor, x: Interval, negative_slope: float = 0.01, inplace: bool = False
 ) -> Pulled:
     """Leaky ReLU of any slope."""
@@ -215,14 +291,19 @@ def leaky_relu(
     else:
         pulled, constant = through(ctx, around, coefficients)
     if (splits := split_terms(ctx)) is not None:
-        pulled, constant = pulled - splits, constant - slack(ctx, splits, _reach(around, x), 4)
+        pulled, constant = pulled - splits, constant - slack(ctx, splits, _magnitude_on_lines(around, x), 4)
     return Pulled((pulled,), constant)
+
+
+def absolute_backward(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
+    """Absolute value: a leaky ReLU of slope -1."""
+    return leaky_relu_backward(ctx, coefficients, x, -1.0)
 
 
 def _through_units(
     ctx: Backward, units: Tensor, coefficients: Tensor, x: Interval, negative_slope: float
 ) -> Pulled:  # fmt: skip
-    """Return what `leaky_relu` does, in a few passes over its unstable units; rounding is not counted."""
+    """Return what `leaky_relu_backward` does, in a few passes over its unstable units; rounding is not counted."""
     box = x.of(slice(0, 1)).box
     around = lines(ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope)
     if ctx.seen is not None:
@@ -240,7 +321,7 @@ def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interv
     """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
 
     def weights() -> tuple[Tensor, ...]:
-        costs, rest = rounding_costs(_reach(around, x), 5)  # one more for the difference below
+        costs, rest = rounding_costs(_magnitude_on_lines(around, x), 5)  # one more for the difference below
         return around.mean, around.gap, around.half, around.sign * around.half - costs, rest
 
     mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
@@ -249,110 +330,27 @@ def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interv
     return sizes.mul_(gap).addcmul_(coefficients, mean), constant
 
 
-def _reach(around: Lines, x: Interval) -> Tensor:
+def _magnitude_on_lines(around: Lines, x: Interval) -> Tensor:
     """Return the largest magnitudes on the lines around an activation."""
     return magnitude(x) * max(1.0, abs(around.negative_slope)) + around.offset.abs()
 
 
-def relu(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
-    """ReLU."""
-    return leaky_relu(ctx, coefficients, x, 0.0)
+def _argument(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return the argument of an activation."""
+    return x
 
 
-def absolute(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
-    """Absolute value: a leaky ReLU of slope -1."""
-    return leaky_relu(ctx, coefficients, x, -1.0)
-
-
-def clamp(
-    ctx: Backward, coefficients: Tensor, x: Interval, min: float | None = None, max: float | None = None
-) -> Pulled:  # fmt: skip
-    """Clamp, between two lines: each through a kink, with the slope of the chord to the box's far end, or slope 0.
-
-    The one of the smaller area is taken. The offsets are the extremes of f(p) - slope p, at the kinks and at the ends.
-    """
-    limits = limits_of(min, max)
-
-    def weights() -> tuple[Tensor, ...]:
-        low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
-        kinks = [torch.minimum(low.clamp(min=limits[0]), high), torch.maximum(high.clamp(max=limits[1]), low)]
-        points = torch.stack([low, *kinks, high])
-        values = points.clamp(*limits)
-        slopes = [
-            torch.where((far - kink).abs() >= (kink - near).abs(), (value - at_kink) / (far - kink + (far == kink)), 0)
-            for near, kink, far, at_kink, value in (
-                (low, kinks[0], high, values[1], values[3]), (high, kinks[1], low, values[2], values[0])
-            )
-        ]  # fmt: skip
-        below, above = (torch.where(high > low, slope, 0) for slope in slopes)
-        ends = [(values - below * points).amin(0), (values - above * points).amax(0)]
-        ends = [torch.where(low <= high, end, torch.nan) for end in ends]  # not a box
-        reach = magnitude(x) + values.abs().amax(0) + torch.maximum(ends[0].abs(), ends[1].abs())
-        costs, rest = rounding_costs(reach, 8)
-        mean, gap = per_row(below + above) / 2, per_row(below - above) / 2
-        return mean, gap, (ends[0] + ends[1]) / 2, (ends[0] - ends[1]) / 2 - costs * ctx.sound, rest * ctx.sound
-
-    mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
-    sizes = coefficients.abs()
-    constant = dot(ctx, coefficients, half) + dot(ctx, sizes, of_sizes) - rest
-    return Pulled((coefficients * mean + sizes * gap,), constant)
-
-
-def hardtanh(
-    ctx: Backward, coefficients: Tensor, x: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Pulled:
-    """Clamp to [-1, 1], or to other limits."""
-    return clamp(ctx, coefficients, x, min_val, max_val)
-
-
-def relu6(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
-    """Clamp to [0, 6]."""
-    return clamp(ctx, coefficients, x, 0.0, 6.0)
-
-
-def max_pool2d(
-    ctx: Backward, coefficients: Tensor, x: Interval,
-    kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
-) -> Pulled:  # fmt: skip
-    """Max pooling, bounded from below by the element with the largest lower end.
-
-    From above by the same element if its lower end reaches every other's upper end, else by the largest upper end, a
-    constant (Singh et al. 2019).
-    """
-    low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
-    windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
-    floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)
-    lows, highs = windows.of(low, -torch.inf), windows.of(high, -torch.inf)
-    decided = floor >= highs.scatter(4, element.unsqueeze(4), -torch.inf).amax(4)
-    ceiling = torch.where(decided, 0, highs.amax(4))
-    proper = (lows <= highs).all(4) & (floor > -torch.inf)  # all are boxes, and the window is not padding alone
-    ceiling = torch.where(proper, ceiling, torch.nan)
-    positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
-    pulled = windows.scattered(positive + negative * per_row(decided.to(coefficients)), element, low.shape[2:])
-    size = torch.maximum(windows.of(magnitude(x), 0).amax(4), ceiling.abs())
-    return Pulled((pulled,), dot(ctx, negative, ceiling) - slack(ctx, coefficients, size, highs.shape[4]))
-
-
-class Windows:
-    """The elements under each of the h x w windows of a pooling, some of them in the padding."""
-
-    def __init__(self, outputs: torch.Size, kernel: Any, stride: Any, padding: Any, dilation: Any):
-        axes = zip(outputs, pair(kernel), pair(stride), pair(dilation), strict=True)
-        positions = [torch.arange(n)[:, None] * s + torch.arange(k) * d for n, k, s, d in axes]
-        self.rows, self.columns = positions[0][:, None, :, None], positions[1][None, :, None, :]  # of the padded image
-        self.padding = pair(padding)
-
-    def of(self, image: Tensor, outside: float) -> Tensor:
-        """Return the elements of an image [B, C, H, W], `outside` beyond it: [B, C, h, w, elements]."""
-        (top, left), (height, width) = self.padding, image.shape[2:]
-        below, right = int(self.rows.max()) + 1 - top - height, int(self.columns.max()) + 1 - left - width
-        padded = F.pad(image, (left, max(0, right), top, max(0, below)), value=outside)
-        return padded[:, :, self.rows, self.columns].flatten(4)
-
-    def scattered(self, coefficients: Tensor, element: Tensor, size: torch.Size) -> Tensor:
-        """Return coefficients [B, K, C, h, w] of one element [B, C, h, w] of each window as those of the image."""
-        pixels = torch.arange(size.numel(), device=element.device).view(1, 1, *size)
-        numbers = self.of(pixels, 0).expand(*element.shape, -1)
-        index = per_row(numbers.gather(4, element.unsqueeze(4)).flatten(2)).expand_as(coefficients.flatten(3))
-        image = coefficients.new_zeros(*coefficients.shape[:3], size.numel())
-        return image.scatter_add(3, index, coefficients.flatten(3)).unflatten(3, size)
+_ACTIVATION: dict[str, Any] = {"unsettled": crossing, "preactivation": _argument, "windows": "constants"}
+RECORDS = (
+    Operator(
+        "relu", relu_interval, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: options()}, relu_backward, **_ACTIVATION
+    ),
+    Operator(
+        "leaky_relu", leaky_relu_interval, (F.leaky_relu,), {nn.LeakyReLU: options("negative_slope")},
+        leaky_relu_backward, **_ACTIVATION,
+    ),
+    Operator(
+        "absolute", absolute_interval, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute), {}, absolute_backward,
+        **_ACTIVATION,
+    ),
+)  # fmt: skip

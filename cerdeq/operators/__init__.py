@@ -1,0 +1,1 @@
+"""What bounds know of each operator: one file for each, with its interval rule, its backward rule and its record."""
