@@ -6,18 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.bounds import BOUNDS, Bound, Question, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.compare import refuse_another_function, refuse_other_calls
-from cerdeq.bounds.forward import output_of, points_of, propagate, values_of
-from cerdeq.bounds.graph import Program, Reference, Step, is_equal, trace
-from cerdeq.bounds.precisions import refuse_other_precision
-from cerdeq.bounds.refusals import refuse_training
+from cerdeq.bounds.ibp import output_of, points_of, propagate, values_of
+from cerdeq.bounds.methods import BOUNDS, Bound, both_ends, bound_named, lower_bounds
+from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.backward import Backward, Pulled, affine, dot, magnitude, per_row, slack
 from cerdeq.operators.interval import Context, Interval
-from cerdeq.operators.record import Operator, UnsupportedOperator
+from cerdeq.operators.record import Operator
 from cerdeq.operators.table import register
 from cerdeq.precision import uncompiled
+from cerdeq.tracing.precisions import refuse_other_precision
+from cerdeq.tracing.program import Program, Reference, Step, is_equal
+from cerdeq.tracing.refusals import refuse_training
+from cerdeq.tracing.trace import trace
 
 _LABEL_TYPES = (torch.int64, torch.int32)  # as an index, uint8 and bool would be masks
 
@@ -43,7 +46,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
         UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
     """
     linear = bound_named(method).linear
-    check_question(model, region, spec)
+    check_arguments(model, region, spec)
     kind = region.center.dtype
     if linear and spec is not None and not is_equal(spec.to(kind).to(spec.dtype), spec):
         raise ValueError(f"spec must have numbers of {kind}, as the region, found others of {spec.dtype}")
@@ -53,7 +56,7 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     return torch.where(lower.isnan(), -torch.inf, lower), torch.where(upper.isnan(), torch.inf, upper)
 
 
-def check_question(model: nn.Module, region: Box, spec: Tensor | None) -> None:
+def check_arguments(model: nn.Module, region: Box, spec: Tensor | None) -> None:
     """Raise ValueError if bounds of the model over the region make no sense, as `bound` says."""
     for name, value, kind in (("model", model, nn.Module), ("region", region, Box)):
         if not isinstance(value, kind):

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import Coefficients, add_coefficients, dense, pull, rounding, window_sizes
 from cerdeq.deadline import check
 from cerdeq.operators.backward import Backward, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Interval
+from cerdeq.tracing.program import Program
 
 Functional = dict[int, Coefficients]  # by a value's number
 _CPU_CACHE = 2**24  # bytes of a thread, in which a pass runs a few times faster

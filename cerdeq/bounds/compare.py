@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cerdeq.bounds.errors import explained_errors
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program, positional, trace_lock, user_line
+from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.memory import refuse_mixed_examples
-from cerdeq.bounds.precisions import same
 from cerdeq.boxes import Box
+from cerdeq.errors import UnsupportedOperator, explained_errors
 from cerdeq.operators.backward import nested_items
 from cerdeq.operators.interval import Context, Interval
-from cerdeq.operators.record import UnsupportedOperator
 from cerdeq.precision import counted_rounding
+from cerdeq.tracing.precisions import same
+from cerdeq.tracing.program import Program, positional
+from cerdeq.tracing.trace import trace_lock, user_line
 
 _SHAPES = (Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")))
 _SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest

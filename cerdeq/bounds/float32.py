@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.forward import with_boxes
-from cerdeq.bounds.graph import Program, Step, trace
-from cerdeq.bounds.precisions import differing_step
+from cerdeq.bounds.query import with_boxes
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.operators.interval import Interval
+from cerdeq.tracing.precisions import differing_step
+from cerdeq.tracing.program import Program, Step
+from cerdeq.tracing.trace import trace
 
 
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import bytes_per_row
-from cerdeq.bounds.errors import is_out_of_memory
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.ibp import values_of
+from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval
-from cerdeq.operators.record import UnsupportedOperator
 from cerdeq.precision import counted_rounding
+from cerdeq.tracing.program import Program
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
 _CPU_MEMORY, _SMALLEST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
 from cerdeq.operators import convolution
 from cerdeq.operators.backward import Backward, Pulled, magnitude, slack
 from cerdeq.operators.convolution import conv2d_constant, paddings, pair
 from cerdeq.operators.interval import Interval
 from cerdeq.operators.linear import linear_backward
 from cerdeq.operators.record import Operator
+from cerdeq.tracing.program import Program
 
 _WINDOW_COPIES = 3  # of a window's coefficients beside their working copies: the boxes and lines under it
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import Functional, chunked_lower_bound
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.patches import Coefficients, one_hot
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.operators.interval import Context, Interval
+from cerdeq.tracing.program import Program
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
 """(box, unsettled, functionals) -> the box, tightened by linear bounds where the mask `unsettled` is True.

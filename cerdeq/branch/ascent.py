@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_host_reading
-from cerdeq.bounds.optimise import adam_step
+from cerdeq.bounds.alpha_crown import adam_step
 from cerdeq.branch.leaves import Layout, Leaves, Problem
 from cerdeq.branch.split import Candidates, ranked_units
+from cerdeq.host import is_host_reading
 from cerdeq.precision import uncounted_rounding
 
 

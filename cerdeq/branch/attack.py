@@ -1,7 +1,7 @@
 """The first attack: gradient steps from many starts at once, before branch and bound.
 
 Half of the starts are random points. The others then take steps along a random direction of the outputs, as in output
-diversified initialisation (Tashiro et al. 2020). The same question has the same starts.
+diversified initialisation (Tashiro et al. 2020). The same query has the same starts.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ def first_attack(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Tensor, b
 
     If none is, it is the last step's point with the smallest value.
 
-    exact, fast: the question, as in `decide`. rows: [R], those to attack; every start descends one of them.
+    exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them.
     """
     starts = max(_FEWEST, min(_MOST, _BYTES // max(1, bytes_per_example(fast.values))))
     box, generator = fast.values[0], torch.Generator().manual_seed(0)

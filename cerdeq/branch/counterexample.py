@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.forward import propagate
+from cerdeq.bounds.ibp import propagate
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import Problem
 from cerdeq.operators.interval import Context, Interval

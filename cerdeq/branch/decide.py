@@ -48,7 +48,7 @@ def decide(
 ) -> Decision:  # fmt: skip
     """Decide whether all rows of the spec are positive over the whole box of one image.
 
-    exact: the question in float64, with values of a sound pass. fast: the same question for the search.
+    exact: the query in float64, with values of a sound pass. fast: the same query for the search.
     lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
     if bool((lower > 0).all()):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.float32 import cast_to_float32
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
@@ -26,6 +25,7 @@ from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.relu import crossing
+from cerdeq.tracing.program import Program
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
 ROOT_STEPS, STEPS = Steps(20), Steps(5)  # of the ascent of a row's root, and of later leaves

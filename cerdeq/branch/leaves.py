@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.forward import with_boxes
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.query import with_boxes
 from cerdeq.branch.parallel import ParallelUnits, parallel_units
 from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.deadline import check
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval
 from cerdeq.operators.relu import Lines, line_share_name, split_name
+from cerdeq.tracing.program import Program
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Leaves(TensorRows):
 
 @dataclass(frozen=True)
 class Problem:
-    """A question in one precision: a program, its values over one image's box, [1, ...], and a spec [K, N]."""
+    """A query in one precision: a program, its values over one image's box, [1, ...], and a spec [K, N]."""
 
     program: Program
     values: list[Any]
@@ -154,7 +154,7 @@ class Layout:
 def root_leaves(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
     """Return the layout of an image's leaves, and the root leaves of these rows [D], which fix no sign.
 
-    exact, fast: the same question in float64 and for the search.
+    exact, fast: the same query in float64 and for the search.
     """
     seen: dict[str, Any] = {}
     ctx = Backward(sound=False, choices={}, seen=seen)

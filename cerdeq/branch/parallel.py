@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
 from cerdeq.operators import linear, relu
+from cerdeq.tracing.program import Program
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds import check_columns, check_question, trace
-from cerdeq.bounds.bounds import Question, linear, lower_bounds, tighten
+from cerdeq.bounds import check_arguments, check_columns, trace
 from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
-from cerdeq.bounds.errors import is_out_of_memory
+from cerdeq.bounds.crown import linear_bounds, tighten
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
-from cerdeq.bounds.forward import values_of
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.memory import default_memory
-from cerdeq.bounds.precisions import refuse_other_precision, with_constants_of
+from cerdeq.bounds.methods import lower_bounds
+from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.decide import decide
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.deadline import DeadlineError, stop_at
+from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError
-from cerdeq.operators.record import UnsupportedOperator
 from cerdeq.precision import counted_rounding, uncompiled
+from cerdeq.tracing.precisions import refuse_other_precision, with_constants_of
+from cerdeq.tracing.program import Program
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def verify(
     """
     _check_limits(seconds, branches)
     began, seconds = time.monotonic(), math.inf if seconds is None else seconds
-    check_question(model, region, spec)
+    check_arguments(model, region, spec)
     if spec is None or spec.shape[1] < 1:
         raise ValueError("spec has no rows: there is nothing to prove")
     with torch.inference_mode(False), torch.no_grad():  # copies: the caller may have made them in inference mode
@@ -152,15 +153,15 @@ def _decide_one(
     memory, closest = default_memory(x.center.device), None
     try:
         with counted_rounding(x.center.device.type):
-            question = Question(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
-            exact, fast = _problems(question)
+            query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
+            exact, fast = _problems(query)
             rows = (~(lower > 0)).nonzero()[:, 0]
             closest, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
                 return Decision(FALSIFIED, lower, closest)
-            question = tighten(question, program if float32 is None else float32)
-            lower = question.raise_bounds(lower[None].clone(), linear)[0]
-            return replace(decide(*_problems(question), lower, budget, memory, certificates), closest=closest)
+            query = tighten(query, program if float32 is None else float32)
+            lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
+            return replace(decide(*_problems(query), lower, budget, memory, certificates), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)
     except PrecisionError:
@@ -173,10 +174,10 @@ def _decide_one(
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32
 
 
-def _problems(question: Question) -> tuple[Problem, Problem]:
-    """Return a question about one example for proofs, and for the search: in float32 if it may."""
-    exact = Problem(question.program, question.values, question.spec[0])
-    if question.float32 is None:
+def _problems(query: Query) -> tuple[Problem, Problem]:
+    """Return a query about one example for proofs, and for the search: in float32 if it may."""
+    exact = Problem(query.program, query.values, query.spec[0])
+    if query.float32 is None:
         return exact, exact
-    values = cast_to_float32(question.float32, question.values)
-    return exact, Problem(question.float32, values, question.spec[0].float())
+    values = cast_to_float32(query.float32, query.values)
+    return exact, Problem(query.float32, values, query.spec[0].float())

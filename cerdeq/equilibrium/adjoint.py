@@ -17,11 +17,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_host_reading
 from cerdeq.boxes import Box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
+from cerdeq.host import is_host_reading
 from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Interval
 from cerdeq.operators.relu import Lines, line_share_name, lines, split_terms, through

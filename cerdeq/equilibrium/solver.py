@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.host import is_host_reading
 from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import per_example
+from cerdeq.host import is_host_reading
 
 _MEMORY = 5
 _RIDGE = 100  # in units of the precision, on a Gram matrix of unit diagonal

@@ -12,11 +12,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cerdeq.bounds.graph import Step, trace
-from cerdeq.bounds.refusals import refuse_training
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.operators.convolution import paddings, pair
-from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.tracing.program import Step
+from cerdeq.tracing.refusals import refuse_training
+from cerdeq.tracing.trace import trace
 
 _OPSET, _IR_VERSION = 18, 8  # of 2022 and 2021: tools of these years read them
 _EXAMPLES = 2  # that shapes are read off

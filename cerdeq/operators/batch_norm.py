@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.backward import Backward, Pulled, magnitude, per_row, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval, widen_sum, widen_terms
-from cerdeq.operators.record import Operator, UnsupportedOperator, options
+from cerdeq.operators.record import Operator, options
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel, [C]
 

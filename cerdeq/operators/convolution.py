@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval, center_and_clean, widen_sum, widen_terms
-from cerdeq.operators.record import Operator, UnsupportedOperator, options
+from cerdeq.operators.record import Operator, options
 
 _BYTES = 2**28  # of windows at a time
 

@@ -57,10 +57,6 @@ class Operator:
         return self.windows in ("boxes", "constants")
 
 
-class UnsupportedOperator(TypeError):  # noqa: N818
-    """An operation of the model has no bound rule; the message names its node and the user's line of code."""
-
-
 def options(*attributes: str) -> Callable[[Any], dict[str, Any]]:
     """Return a function that reads arguments from a module's attributes of the same names."""
     return lambda module: {name: getattr(module, name) for name in attributes}

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.host import is_host_reading
 from cerdeq.deadline import check
 from cerdeq.equilibrium import restrict_solutions
+from cerdeq.host import is_host_reading
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.machine.subnormals import without_subnormals
 from harness.settings import EvaluationSettings

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.errors import is_out_of_memory
 from cerdeq.deadline import DeadlineError, stop_at
 from harness.common import names
 from harness.common.errors import error_line

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from baselines import build
 from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.bounds.refusals import refuse_training
+from cerdeq.tracing.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
 from harness.common.errors import InputError
 from harness.storage.files import parse_file

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
 from harness.storage.files import DamagedFileError, read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS
-from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.common.errors import SettingError
 from harness.data.augment import Draws, draw, seed_of

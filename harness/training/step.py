@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.errors import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
 from harness.common.errors import first_words
 from harness.data.augment import augment

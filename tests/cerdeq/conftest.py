@@ -2,7 +2,7 @@
 
 import pytest
 
-from cerdeq.bounds import optimise
+from cerdeq.bounds import alpha_crown
 from cerdeq.operators import table
 
 
@@ -16,4 +16,4 @@ def own_operators(monkeypatch):
 @pytest.fixture
 def short_searches(monkeypatch):
     """Search for slopes in few steps: the bounds of every step must be true."""
-    monkeypatch.setattr(optimise, "ITERATIONS", 4)
+    monkeypatch.setattr(alpha_crown, "ITERATIONS", 4)

@@ -10,8 +10,8 @@ from milp import Graph
 from oracles import DTYPES, dense_affine, fractions, random_box
 
 from cerdeq import Box
-from cerdeq.bounds import Backward, Context, Interval, bounds, trace
-from cerdeq.bounds.forward import values_of
+from cerdeq.bounds import Backward, Context, Interval, query, trace
+from cerdeq.bounds.ibp import values_of
 from cerdeq.boxes import smaller_box
 
 
@@ -92,5 +92,5 @@ def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
     ):
         assert (c - r <= max(lo, old_c - old_r) and min(hi, old_c + old_r) <= c + r) or lo > hi
     proved = torch.randn(300, dtype=torch.float64) * 10 ** torch.linspace(-44, 36, 300, dtype=torch.float64)
-    larger = bounds.larger(torch.full((300,), -torch.inf, dtype=dtype), proved)
+    larger = query.larger(torch.full((300,), -torch.inf, dtype=dtype), proved)
     assert all(a <= b for a, b in zip(fractions(larger), fractions(proved), strict=True))

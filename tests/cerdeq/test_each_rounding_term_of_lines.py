@@ -14,11 +14,11 @@ from torch import nn
 
 from cerdeq.bounds import Backward
 from cerdeq.bounds.backward import joint_lower_bound
-from cerdeq.bounds.graph import trace
 from cerdeq.equilibrium import adjoint
 from cerdeq.operators import arithmetic, convolution, linear, pooling, relu
 from cerdeq.operators.backward import affine, combination, dot, slack
 from cerdeq.operators.batch_norm import batch_norm_backward
+from cerdeq.tracing.trace import trace
 
 
 @precisions

@@ -15,8 +15,9 @@ from torch import nn
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, trace, values_of
 from cerdeq.bounds.backward import joint_lower_bound
-from cerdeq.bounds.bounds import larger, lower_bounds
+from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rounding
+from cerdeq.bounds.query import larger
 from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.leaves import Problem
 from cerdeq.equilibrium import FixedPoint, adjoint, rules

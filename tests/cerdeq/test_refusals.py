@@ -34,7 +34,7 @@ def test_an_unsupported_function_names_node_file_and_line():
 def test_an_unsupported_module_names_its_class_and_place():
     with pytest.raises(UnsupportedOperator, match=r"FractionalMaxPool2d.*'1'") as error:
         bound(nn.Sequential(nn.Conv2d(1, 1, 1), random_pool()).eval(), random_box(2, 1, 4, 4, dtype=torch.float32))
-    assert "graph.py" not in str(error.value), "a Sequential has no line of the user's, and cerdeq's own is not one"
+    assert "program.py" not in str(error.value), "a Sequential has no line of the user's, and cerdeq's own is not one"
 
 
 UNSUPPORTED = {

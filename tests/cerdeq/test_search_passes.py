@@ -11,8 +11,8 @@ from oracles import random_box
 from torch import nn
 
 from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.bounds.alpha_crown import optimise_slopes
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.optimise import optimise_slopes
 from cerdeq.branch import threads
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.decide import _ROOT_STEPS, Budget, _bound_leaves

@@ -18,11 +18,11 @@ from equilibria import (
 from oracles import DTYPES
 from pairs import every_pair
 
-from cerdeq.bounds.host import is_host_reading
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, adjoint, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.refine import near_equilibrium, refine
 from cerdeq.equilibrium.solver import SOLVERS, solve_to_tolerance
+from cerdeq.host import is_host_reading
 
 SOLVER_RHOS = [*RHOS, 0.99]
 LIMIT = 5000

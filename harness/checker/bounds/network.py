@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cerdeq import bounds
 from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_calls, refuse_other_precision, trace
-from cerdeq.bounds.refusals import refuse_training
+from cerdeq.tracing.refusals import refuse_training
 from cerdeq.equilibrium import NotConvergedError
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, affine, relu

@@ -4,7 +4,7 @@ import pytest
 import torch
 from steppers import Killed, kill
 
-from cerdeq.bounds.memory import is_out_of_memory
+from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.machine.clock import Clock
 from harness.storage import folder

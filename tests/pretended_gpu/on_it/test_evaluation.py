@@ -15,7 +15,7 @@ from torch import nn
 from values import Values
 
 from cerdeq import Box, verify
-from cerdeq.bounds import bounds, optimise
+from cerdeq.bounds import alpha_crown, methods
 from cerdeq.branch import attack, decide, hidden
 from cerdeq.branch.ascent import Steps
 from cerdeq.equilibrium import fold
@@ -80,7 +80,7 @@ def counts_by_stage(monkeypatch):
 @pytest.mark.parametrize("name", ["cnn5", pytest.param("cerdeq", marks=pytest.mark.slow)])
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
     config, model, images, labels = trained(name)
-    monkeypatch.setattr(optimise, "ITERATIONS", ASCENT)
+    monkeypatch.setattr(alpha_crown, "ITERATIONS", ASCENT)
     monkeypatch.setattr(decide, "_ROOT_STEPS", replace(decide._ROOT_STEPS, count=ASCENT))
     expected = verdicts.evaluate_part(
         verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
@@ -155,7 +155,7 @@ def expected(trained):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkeypatch, fault):
-    original, sizes = bounds.values_of, []
+    original, sizes = methods.values_of, []
 
     def values_of(program, x, ctx):
         sizes.append(len(x.center))
@@ -163,7 +163,7 @@ def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkey
             run_out_of_memory(fault)
         return original(program, x, ctx)
 
-    monkeypatch.setattr(bounds, "values_of", values_of)
+    monkeypatch.setattr(methods, "values_of", values_of)
     result = evaluate(trained).verdicts
     assert sizes[:3] == [2, 1, 1]
     for column in (names.VERDICT, names.STAGE, names.REASON):

@@ -9,7 +9,7 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.operators.record import UnsupportedOperator
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.table import AROUND_FORWARD, of_function, of_module, replaced_code, replaces
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)

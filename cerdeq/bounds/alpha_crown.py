@@ -1,4 +1,4 @@
-"""Ascent on the free slopes of relaxations (alpha-CROWN; Xu et al. 2021).
+"""alpha-CROWN: linear bounds with optimised slopes of relaxations (Xu et al. 2021).
 
 Any slope between the two extremes is sound, so the search runs without outward rounding; its result is proved after.
 """
@@ -8,16 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.forward import with_boxes
-from cerdeq.bounds.graph import Program
-from cerdeq.bounds.host import is_host_reading
+from cerdeq.bounds.backward import in_chunks, linear_lower_bound
+from cerdeq.bounds.crown import crown_ibp, over_tighter_boxes
+from cerdeq.bounds.float32 import cast_to_float32
+from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
+from cerdeq.bounds.query import Query, examples_of
+from cerdeq.host import is_host_reading
 from cerdeq.operators.backward import Backward
 from cerdeq.precision import uncounted_rounding
+from cerdeq.tracing.program import Program
 
 ITERATIONS = 30
 _RATE, _DECAY = 0.25, 0.93
 _MOMENTS = 0.9, 0.999
+
+
+def alpha_crown(query: Query) -> Tensor:
+    """Return linear bounds with optimised slopes over tightened boxes, or those of CROWN where they are better."""
+    lower = crown_ibp(query)
+    if query.target is not None:  # slopes cost less than boxes, and are often enough
+        lower = query.raise_bounds(lower, _with_optimised_slopes)
+    return over_tighter_boxes(query, lower, lambda tight, lower: tight.raise_bounds(lower, _with_optimised_slopes))
+
+
+def _with_optimised_slopes(query: Query) -> Tensor:
+    """Return linear bounds with optimised slopes, [B, K] in float64; the search is in float32 if it may."""
+    program, spec = query.program, query.spec
+    search_program = program if query.float32 is None else query.float32
+    shape = query.values[program.output].center.shape[1:]
+    lower = torch.full(spec.shape[:2], -torch.inf, dtype=torch.float64, device=spec.device)
+    at_once = max(1, query.memory // (SEARCH_COPIES * bytes_per_example(query.values)))
+    for start, stop in in_chunks(len(spec), at_once // spec.shape[1]):
+        examples = torch.arange(start, stop, device=spec.device)
+        values = examples_of(program, query.values, examples)
+        search_values = values if search_program is program else cast_to_float32(search_program, values)
+        for first, last in in_chunks(spec.shape[1], at_once // len(examples)):
+            rows = spec[examples, first:last].unflatten(2, shape)
+            slopes = optimise_slopes(search_program, search_values, rows.to(search_values[0].center), query.target)
+            proof = Backward(sound=True, slopes={name: slope.to(spec) for name, slope in slopes.items()})
+            lower[examples, first:last] = linear_lower_bound(program, values, rows, program.output, proof)
+    return lower
 
 
 def optimise_slopes(program: Program, values: list[Any], spec: Tensor, target: float | None) -> dict[str, Tensor]:
@@ -83,8 +113,3 @@ def adam_step(
     spread = (second / (1 - _MOMENTS[1] ** (iteration + 1))).sqrt()
     choices.add_(rate * _RATE * _DECAY**iteration * mean / (spread + 1e-12)).clamp_(min=0)
     choices.copy_(torch.minimum(choices, largest))
-
-
-def examples_of(program: Program, values: list[Any], examples: Tensor) -> list[Any]:
-    """Return the values of some examples."""
-    return with_boxes(program, values, lambda box, number: box.of(examples))

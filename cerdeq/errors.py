@@ -1,17 +1,19 @@
-"""What errors of torch mean: arguments that do not fit, or memory that ran out."""
+"""UnsupportedOperator, and what errors of torch mean: arguments that do not fit, or memory that ran out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from cerdeq.operators.record import UnsupportedOperator
-
 _OF_ARGUMENTS = (ValueError, TypeError, IndexError, OverflowError, RuntimeError, NotImplementedError)
 _OUT_OF_MEMORY = (
     *("out of memory", "error_out_of_memory", "not enough memory", "can't allocate memory"),
     *("_status_alloc_failed", "allocation_failed", "bad_alloc"),
 )
+
+
+class UnsupportedOperator(TypeError):  # noqa: N818
+    """An operation of the model has no bound rule; the message names its node and the user's line of code."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A torch module as a list of steps: torch.fx names the operations, the rule table what bounds know of them."""
+"""Trace a torch module: torch.fx names the operations, the table of operators what bounds know of them."""
 
 import inspect
 import itertools
@@ -10,7 +10,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,8 +18,13 @@ from typing import Any, Literal, get_args, get_origin
 import torch.fx
 from torch import Tensor, nn
 
-from cerdeq.bounds.errors import explained_errors
-from cerdeq.bounds.refusals import (
+from cerdeq.errors import UnsupportedOperator, explained_errors
+from cerdeq.operators.arithmetic import divide_interval
+from cerdeq.operators.backward import nested_items
+from cerdeq.operators.shapes import PARTS, take_part
+from cerdeq.operators.table import module_arguments, of_function, of_module
+from cerdeq.tracing.program import UNKNOWN, Program, Reference, Step, is_dense, is_equal, positional, value_of
+from cerdeq.tracing.refusals import (
     AUGMENTED,
     asks_shape,
     is_training,
@@ -30,74 +35,14 @@ from cerdeq.bounds.refusals import (
     state_of,
     target_of,
 )
-from cerdeq.operators.arithmetic import divide_interval
-from cerdeq.operators.backward import nested_items
-from cerdeq.operators.record import Operator, UnsupportedOperator
-from cerdeq.operators.shapes import PARTS, take_part
-from cerdeq.operators.table import module_arguments, of_function, of_module
 
-_NAMED_INPUTS = ("input", "other", "tensors")
-_OWN_FOLDERS = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+_HERE = Path(__file__).parent
+_OWN_FOLDERS = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, _HERE, _HERE.parent / "bounds"))
 _WAY_OUT = (
     "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
     "x.shape, x.size and x.dim"
 )
-UNKNOWN = object()  # in place of a value that depends on the input
 trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The value of an earlier step, in a step's arguments."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation.
-
-    name: unique in the program.
-    record: its entry in the rule table; None if it does not depend on the input, so that it is simply run.
-    target: the leaf module or function that is called.
-    args, kwargs: its arguments, with References to earlier values.
-    sources: the bounded values among its arguments, in order.
-    line: the user's line of code, for messages.
-    """
-
-    name: str
-    record: Operator | None
-    target: Any
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    sources: tuple[int, ...] = ()
-    line: str = ""
-
-    @property
-    def where(self) -> str:
-        """The operation, its node and the user's line, for messages."""
-        name = self.record.name if self.record is not None else getattr(self.target, "__name__", "a constant")
-        return f"{name} at node '{self.name}'{self.line}"
-
-    def call(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return arguments and options of the rules, or of the target if there is no record, from earlier values."""
-        arguments = [_resolved(arg, values) for arg in self.args]
-        if self.record is not None and isinstance(self.target, nn.Module):
-            return arguments, module_arguments(self.record, self.target)
-        return arguments, {name: _resolved(arg, values) for name, arg in self.kwargs.items()}
-
-    def run(self, values: list[Any]) -> Any:
-        """Return what the target computes from earlier values."""
-        arguments = [_resolved(arg, values) for arg in self.args]
-        return self.target(*arguments, **{name: _resolved(arg, values) for name, arg in self.kwargs.items()})
-
-
-@dataclass(frozen=True)
-class Program:
-    """The steps of a module with one tensor in and one out. Value 0 is the input, value i + 1 that of steps[i]."""
-
-    steps: tuple[Step, ...]
-    output: int
 
 
 class _Proxy(torch.fx.Proxy):
@@ -109,11 +54,6 @@ class _Proxy(torch.fx.Proxy):
 
 for _function in AUGMENTED:
     setattr(_Proxy, f"__{_function.__name__}__", partialmethod(_Proxy.augmented, _function))
-
-
-def is_equal(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors have the same shape and numbers; NaN is the same as NaN."""
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 class _Tracer(torch.fx.Tracer):
@@ -216,17 +156,6 @@ def _nodes(root: nn.Module) -> list[torch.fx.Node]:
     return list(graph.nodes)
 
 
-def _resolved(arg: Any, values: list[Any]) -> Any:
-    if isinstance(arg, Reference):
-        return values[arg.index]
-    if isinstance(arg, list | tuple):
-        items = [_resolved(item, values) for item in arg]
-        return items if isinstance(arg, list) else tuple(items)  # never torch.fx's own lists: they do not compile
-    if isinstance(arg, slice):
-        return slice(*[_resolved(end, values) for end in (arg.start, arg.stop, arg.step)])
-    return arg
-
-
 def _step(
     node: torch.fx.Node, name: str, model: nn.Module, constants: dict[str, Any],
     index: dict[torch.fx.Node, int], bounded: set[torch.fx.Node],
@@ -292,12 +221,6 @@ def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[
     return lambda: getattr(module, attribute)
 
 
-def positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments, those that were passed by torch's names `input` and `other` in their positions."""
-    named = [kwargs[name] for name in _NAMED_INPUTS if name in kwargs]
-    return (*args, *named), {name: value for name, value in kwargs.items() if name not in _NAMED_INPUTS}
-
-
 def _check_arguments(step: Step, reached: set[int]) -> None:
     """Raise UnsupportedOperator if the rule does not take these arguments, or not as bounded values."""
     record = step.record
@@ -328,16 +251,6 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
         raise UnsupportedOperator(f"no bound rule for {record.name} of these bounded values {where}")
 
 
-def value_of(step: Step, values: list[Any]) -> Any:
-    """Return what a step computes from earlier values; UNKNOWN if one of these is, or for a tensor without values."""
-    arguments = [_resolved(arg, values) for arg in (*step.args, *step.kwargs.values())]
-    if any(item is UNKNOWN for item in nested_items(arguments)):
-        return UNKNOWN
-    with explained_errors("torch cannot compute a constant (of a float32 model in float64, too)", lambda: step.where):
-        value = step.run(values)
-    return UNKNOWN if isinstance(value, Tensor) and value.is_meta else value
-
-
 @torch.no_grad()
 def _refuse_unusable_constants(steps: list[Step]) -> None:
     """Raise UnsupportedOperator for a constant beside a bounded value that is no finite real number, or a divisor of 0.
@@ -364,11 +277,6 @@ def _refuse_unusable_constants(steps: list[Step]) -> None:
         with explained_errors("the divisor is no number", lambda step=step: step.where):  # type: ignore[misc]
             if is_quotient and not torch.as_tensor(arguments[1]).all():
                 raise UnsupportedOperator(f"{step.where} divides by zero; divide by numbers other than 0")
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor is neither sparse nor quantized."""
-    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _is_finite(constant: Any) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.bounds.graph import UNKNOWN, Program, Step, is_dense, is_equal, value_of
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.backward import nested_items
-from cerdeq.operators.record import UnsupportedOperator
 from cerdeq.operators.table import module_arguments
+from cerdeq.tracing.program import UNKNOWN, Program, Step, is_dense, is_equal, value_of
 
 _COMPUTED = 1e-4  # of a tensor's largest number; measured: 2e-5, of orthogonal rows that are nearly dependent
 

@@ -1,4 +1,4 @@
-"""The forward pass: an Interval of every value of a program (IBP)."""
+"""IBP: the forward pass, an Interval of every value of a program (Gowal et al. 2018)."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
+from cerdeq.bounds.query import Query
+from cerdeq.boxes import outward_ends
 from cerdeq.deadline import check
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.linear import linear_interval, specified, specified_linear
 from cerdeq.precision import counted_rounding, without_autocast
+from cerdeq.tracing.program import Program
 
 Tighten = Callable[[int, list[Any]], None]
 
@@ -49,18 +51,6 @@ def values_of(
     return values
 
 
-def with_boxes(program: Program, values: list[Any], change: Callable[[Interval, int], Interval]) -> list[Any]:
-    """Return the values of a pass with every box changed by `change` (the box and its number).
-
-    Values that are not bounded are computed again: they may depend on the batch's size.
-    """
-    changed: list[Any] = []
-    for number, value in enumerate(values):
-        bounded = isinstance(value, Interval)
-        changed.append(change(value, number) if bounded else program.steps[number - 1].run(changed))
-    return changed
-
-
 def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
     """Return the outputs at points x [B, ...], by the batch statistics and weights W that `ctx` has saved.
 
@@ -95,3 +85,9 @@ def output_of(program: Program, values: list[Any], ctx: Context, spec: Tensor | 
             arguments, options = last.call(values)
             return specified_linear(ctx, arguments[0], spec, *arguments[1:], **options)
         return specified(ctx, output, spec)
+
+
+def ibp(query: Query) -> Tensor:
+    """Return the lower ends of the outputs under the spec, [B, K]."""
+    lower, _ = outward_ends(output_of(query.program, query.values, Context(sound=True), query.spec).box)
+    return lower

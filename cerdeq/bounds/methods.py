@@ -1,0 +1,138 @@
+"""The methods: one record each, cheapest first, in BOUNDS. A new one is one record here and its function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.alpha_crown import alpha_crown
+from cerdeq.bounds.backward import in_chunks
+from cerdeq.bounds.crown import crown, crown_ibp
+from cerdeq.bounds.float32 import float32_box_around
+from cerdeq.bounds.ibp import ibp, propagate, values_of
+from cerdeq.bounds.memory import default_memory, examples_at_once, without_overrun
+from cerdeq.bounds.query import Query
+from cerdeq.boxes import outward_ends
+from cerdeq.operators.interval import Context, Interval, PrecisionError
+from cerdeq.precision import counted_rounding
+from cerdeq.tracing.program import Program
+
+Ends = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One way to bound a network.
+
+    name: what users call it.
+    linear: whether it needs backward rules.
+    lower: Query -> sound lower bounds [B, K], at least those of every bound before it in BOUNDS. Called within
+        `counted_rounding`, as `lower_bounds` does.
+    ends: what `both_ends` returns, if that is not made from `lower`.
+    """
+
+    name: str
+    linear: bool
+    lower: Callable[[Query], Tensor]
+    ends: Callable[[Program, Interval, Tensor | None], Ends] | None = None
+
+
+def bound_named(name: str) -> Bound:
+    """Return the record of this name. Raises ValueError if there is none."""
+    if name not in BOUNDS:
+        raise ValueError(f"unknown method {name!r}; methods: {', '.join(BOUNDS)}")
+    return BOUNDS[name]
+
+
+def lower_bounds(
+    program: Program, x: Interval, spec: Tensor, method: str, target: float | None = None, memory: int | None = None,
+    float32: Program | None = None,
+) -> Tensor:  # fmt: skip
+    """Return sound lower bounds [B, K] of `spec` [B, K, N] of the outputs [B, N], over the boxes x [B, ...].
+
+    Each method's bounds are at least those of every method before it in BOUNDS.
+
+    Args:
+        target: bounds above it are not improved.
+        memory: about how many bytes to use; by default 512 MiB on a CPU, half of this process's share of a GPU.
+        float32: `in_float32` of the model of a float64 program. An example that it proves to be above the target is
+            done. For the others it finds boxes and slopes, and float64 proves the bounds.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    record = bound_named(method)
+    if 0 in spec.shape[:2]:
+        return spec.new_zeros(spec.shape[:2])
+    memory = memory or default_memory(x.center.device)
+    with torch.inference_mode(False), torch.no_grad(), counted_rounding(x.center.device.type):
+        x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # the caller's may be of inference mode
+        if float32 is None or target is None or not torch.equal(spec.float().to(spec), spec):
+            return _in_parts(record, program, x, spec, target, memory)
+        cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
+        try:
+            lower = _in_parts(cheap, float32, float32_box_around(x), spec.float(), target, memory).to(x.center)
+        except PrecisionError:
+            return _in_parts(record, program, x, spec, target, memory)
+        undecided = (~(lower > target).all(1)).nonzero()[:, 0]
+        if len(undecided):
+            lower[undecided] = _in_parts(record, program, x.of(undecided), spec[undecided], target, memory, float32)
+        return lower
+
+
+def _in_parts(
+    record: Bound, program: Program, x: Interval, spec: Tensor, target: float | None, memory: int,
+    float32: Program | None = None,
+) -> Tensor:  # fmt: skip
+    """Return `lower_bounds`, computed for as many examples at a time as the memory holds."""
+
+    def lower(start: int, stop: int, memory: int) -> Tensor:
+        values = values_of(program, x.of(slice(start, stop)), Context(sound=True))
+        return record.lower(Query(program, values, spec[start:stop], target, memory, float32))
+
+    parts = in_chunks(len(x.center), examples_at_once(program, x, spec.shape[1], memory))
+    return torch.cat([without_overrun(lower, *part, memory) for part in parts])
+
+
+def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
+    """Return sound lower and upper bounds of `spec` [B, K, N] of the outputs, or of the outputs, over the boxes x.
+
+    Raises ValueError for an unknown method.
+    """
+    record = bound_named(method)
+    if record.ends is not None:
+        return record.ends(program, x, spec)
+    if spec is not None:
+        below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1).to(x.center), method).chunk(2, dim=1)
+        return below, -above
+    lower, upper = _interval_ends_in_batches(program, x)
+    spec = torch.eye(lower.shape[1:].numel()).to(lower).expand(len(lower), -1, -1)
+    below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1), method).chunk(2, dim=1)
+    return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
+
+
+def _interval_ends(program: Program, x: Interval, spec: Tensor | None = None) -> Ends:
+    """Return both ends by IBP, differentiable, all examples at once."""
+    return outward_ends(propagate(program, x, Context(sound=True), spec).box)
+
+
+@torch.no_grad()
+def _interval_ends_in_batches(program: Program, x: Interval) -> Ends:
+    if not len(x.center):
+        return _interval_ends(program, x)
+    parts = in_chunks(len(x.center), examples_at_once(program, x, 1, default_memory(x.center.device)))
+    ends = [_interval_ends(program, x.of(slice(*part))) for part in parts]
+    lower, upper = zip(*ends, strict=True)
+    return torch.cat(lower), torch.cat(upper)
+
+
+BOUNDS = {
+    record.name: record
+    for record in (
+        Bound("ibp", linear=False, lower=ibp, ends=_interval_ends),
+        Bound("crown-ibp", linear=True, lower=crown_ibp),
+        Bound("crown", linear=True, lower=crown),
+        Bound("alpha-crown", linear=True, lower=alpha_crown),
+    )
+}
