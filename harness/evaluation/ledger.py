@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerdeq.errors import is_out_of_memory
 from cerdeq.deadline import DeadlineError, stop_at
+from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.common.errors import error_line
 from harness.machine.memory import free_memory

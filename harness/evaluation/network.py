@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from baselines import build
 from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.tracing.refusals import refuse_training
 from cerdeq.equilibrium import fold, use_attack_solvers
+from cerdeq.tracing.refusals import refuse_training
 from harness.common.errors import InputError
 from harness.storage.files import parse_file
 from harness.sweep.buildable import build_without_values, needs_linear

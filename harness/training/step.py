@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cerdeq.errors import is_out_of_memory
 from cerdeq.equilibrium import FixedPoint, advance
+from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
 from harness.data.augment import augment
 from harness.machine.device import without_faulty_onednn

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cerdeq import bounds
 from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_calls, refuse_other_precision, trace
-from cerdeq.tracing.refusals import refuse_training
 from cerdeq.equilibrium import NotConvergedError
+from cerdeq.tracing.refusals import refuse_training
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, affine, relu
 from harness.checker.bounds.equilibrium import NotProvedError, equilibrium
