@@ -1,10 +1,13 @@
 """`python -m harness.publish results/<sweep>`: copy a sweep's results to results/published, small enough for git.
 
-Copies of every finished trial and certification: config, epochs, how a search chose it, result, and verdicts (widths of
-bounds in single precision). With --weights it also copies the weights, counterexamples and certificates by which
-`harness.recheck` proves the verdicts. Tables, page and figures are written anew there. A study published before under
-that name is replaced; it stays as it was where anything fails. If the command is killed, the old study is left beside
-it under a hidden name, and the next call says so.
+The copy has the leaderboard, a table of all finished trials and certifications, one of their verdicts, and each
+trial's files: config, epochs, how a search chose it, result, and verdicts (widths of bounds in single precision). With
+--weights it also has the weights, counterexamples and certificates by which `harness.recheck` proves the verdicts. A
+study published before under that name is replaced; it stays as it was where anything fails. If the command is killed,
+the old study is left beside it under a hidden name, and the next call says so.
+
+Once a commit holds the copy, `python -m harness.publish results/published/<sweep> --tables-of COMMIT` removes all but
+the tables. A line in results/ARTEFACTS.md names the commit that brings the rest back.
 """
 
 import argparse
@@ -15,18 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directory
+from harness.command_line import OK, add_patterns, add_sweep_directory
 from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
-from harness.report.up_to_date import REPORT
-from harness.storage import certification, folder
+from harness.storage import artefacts, certification, folder, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
 from harness.sweep.trial import labels
 
 LIMIT_MIB = 120
+_TARGET = Path("results/published")
+_TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", study_tables.TRIALS, study_tables.VERDICTS)
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)
 _CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
@@ -35,16 +39,19 @@ _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_sweep_directory(parser)
-    parser.add_argument("--to", type=Path, default=Path("results/published"), help="default: results/published")
+    parser.add_argument("--to", type=Path, default=_TARGET, help=f"default: {_TARGET}")
     add_patterns(
         parser, "--weights", "also copy weights, counterexamples and certificates of trials whose label or key"
     )
-    add_data_dir(parser)
+    what = "remove all but the tables of a published study; this commit has the rest, and results/ARTEFACTS.md names it"
+    parser.add_argument("--tables-of", metavar="COMMIT", help=what)
 
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError if no trial has finished, or if the copy exceeds LIMIT_MIB."""
-    from harness.report.sweep_page import write_sweep  # imports torch and matplotlib
+    if options.tables_of is not None:
+        return _leave_tables(options)
+    from harness.leaderboard.files import write_leaderboard  # imports torch
 
     target = options.to / options.directory.resolve().name
     directory = target.resolve()
@@ -64,7 +71,8 @@ def main(options: argparse.Namespace) -> int:
     with _replaced(directory):
         for path in finished:
             _copy(path, folder.trial_dir(directory, path.name), path in proved)
-        write_sweep(directory, options.data_dir)
+        write_leaderboard(directory)
+        study_tables.write_study_tables(directory, directory)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         if size > LIMIT_MIB * 2**20:
             raise InputError(
@@ -77,9 +85,28 @@ def main(options: argparse.Namespace) -> int:
     return OK
 
 
+def _leave_tables(options: argparse.Namespace) -> int:
+    """Record the commit that holds a published study's files, then remove all but its tables."""
+    study, commit = options.directory, options.tables_of
+    require(
+        "--tables-of", commit, not options.weights and options.to == _TARGET, "neither --weights nor --to beside it"
+    )
+    require("directory", study, _is_published(study), "a published study, such as results/published/<sweep>")
+    if folder.trial_folders(study):
+        study_tables.write_study_tables(study, study)
+    others = [path for path in study.rglob("*") if path.is_file() and path.relative_to(study).as_posix() not in _TABLES]
+    artefacts.record(study, commit, others)
+    for path in others:
+        path.unlink()
+    for path in [path for path in study.iterdir() if path.is_dir()]:
+        shutil.rmtree(path)
+    new_console().print(f"{study}: {len(others)} files removed; {artefacts.PAGE} names {commit}", soft_wrap=True)
+    return OK
+
+
 def _is_published(directory: Path) -> bool:
     """Return whether a directory is a study that this command wrote: results of a run have logs, too."""
-    return (directory / REPORT).is_file() and not any(directory.glob(f"trials/*/{folder.LOG}"))
+    return (directory / study_tables.TRIALS).is_file() and not any(directory.glob(f"trials/*/{folder.LOG}"))
 
 
 @contextmanager
@@ -90,7 +117,7 @@ def _replaced(directory: Path) -> Iterator[None]:
     """
     before = directory.with_name(f".{directory.name}.before")
     if before.exists():
-        advice = f"remove it if {directory} has a report.html, else move it there"
+        advice = f"remove it if {directory} has a {study_tables.VERDICTS}, else move it there"
         raise InputError(f"{before} was put aside by a command that was killed: {advice}")
     make_directory(directory.parent)
     if directory.exists():

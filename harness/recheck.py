@@ -37,7 +37,7 @@ from harness.command_line import (
 from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
-from harness.storage import folder
+from harness.storage import folder, study_tables
 from harness.storage.files import unchanged_files
 from harness.sweep import plugins
 from harness.sweep.trial import TrialConfig, labels
@@ -79,7 +79,11 @@ def _main(options: argparse.Namespace) -> int:
     trusted = list(dict.fromkeys(options.plugin))
     plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
-        raise InputError(f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json")
+        tables = (options.directory / study_tables.TRIALS).exists()
+        advice = ". It has tables alone: results/ARTEFACTS.md says how to get its weights" if tables else ""
+        raise InputError(
+            f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json{advice}"
+        )
     configs, trial_labels = _read_labels(list(verdict_dirs))
     trial_dirs = list(verdict_dirs)
     if options.only:

@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
 from harness.leaderboard.columns import COLUMNS, numbers_of
 from harness.settings import EvaluationSettings
-from harness.storage import certification, folder
+from harness.storage import certification, folder, study_tables
 from harness.sweep.checkpoint_settings import Source, without_source
 from harness.sweep.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 
@@ -57,6 +57,8 @@ def read_trials(*directories: Path) -> pd.DataFrame:
     rows = [_read(path, path / folder.TRIAL) for path in trial_dirs]
     certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
     rows += [_read(path, path / certification.CERTIFICATION) for path in certifications]
+    stored = [row for directory in directories for row in study_tables.read_stored_trials(directory)]
+    rows += [_printable(_stored(row)) for row in sorted(stored, key=lambda row: row.certified)]
     trials = pd.DataFrame(rows, dtype=object)
     if "profile" not in trials:
         first = trial_dirs[0]
@@ -69,29 +71,45 @@ def read_trials(*directories: Path) -> pd.DataFrame:
 def _trial_dirs(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
-    if not (trial_dirs := folder.trial_folders(directory)):
+    if not (trial_dirs := folder.trial_folders(directory)) and not (directory / study_tables.TRIALS).exists():
         raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
     return trial_dirs
 
 
 def _read(path: Path, file: Path) -> dict[str, Any]:
     """Return a trial or certification as a flat row, its texts without control characters. file: with its config."""
-    row = _read_as_written(path, file)
+    return _printable(_read_as_written(path, file))
+
+
+def _printable(row: dict[str, Any]) -> dict[str, Any]:
     row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
     return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
 
 
-def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
-    certified = file.name == certification.CERTIFICATION
+def _empty(path: Path, certified: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
     row |= {"certified": certified, "evaluated_by": "", "result": None, "problem": None}
-    row |= {column.name: None for column in COLUMNS if column.is_required}
+    return row | {column.name: None for column in COLUMNS if column.is_required}
+
+
+def _stored(stored: study_tables.StoredTrial) -> dict[str, Any]:
+    """Return a trial of a study's table as a row."""
+    row = _empty(stored.path, stored.certified)
+    row |= _settings(stored.trial, describe_evaluation(stored.trial.config, stored.certified))
+    if stored.chosen:
+        row[CHOSEN] = stored.chosen["text"]
+    return row | (_other_version(stored.trial) or _numbers(stored.result, stored.trial))
+
+
+def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
+    certified = file.name == certification.CERTIFICATION
+    row = _empty(path, certified)
     try:
         trial = (folder.read_certified_trial if certified else folder.read_trial)(file)
         row |= _settings(trial, describe_evaluation(trial.config, certified))
         if chosen := folder.read_chosen(certification.trial_of(path) if certified else path):
             row[CHOSEN] = chosen["text"]
-        return row | _outcome(path, trial)
+        return row | (_other_version(trial) or _outcome(path, trial))
     except (OSError, ValueError, KeyError) as error:
         return row | {"problem": NOT_COUNTED + str(error).replace(f"{path}/", "")}
 
@@ -124,12 +142,21 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
 
 def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
     """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
-    if trial.recipe_version != RECIPE_VERSION:
-        return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None:
         problem = f"failed: {failure['error']}" if failure else _progress(path, trial)
         return {"problem": problem}
+    return _numbers(result, trial)
+
+
+def _other_version(trial: folder.Trial) -> dict[str, Any]:
+    """Return the problem of a trial of another recipe version; nothing for one of today's."""
+    if trial.recipe_version == RECIPE_VERSION:
+        return {}
+    return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
+
+
+def _numbers(result: folder.TrialResult, trial: folder.Trial) -> dict[str, Any]:
     if result.key != trial.key:
         return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
     numbers = numbers_of(result)

@@ -106,16 +106,15 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 def read_trial(path: Path) -> Trial:
     """Read trial.json. Raises DamagedFileError if it is missing or damaged, or its key is another trial's."""
+    return parse_json(Path(path), parse_trial)
 
-    def parse(content: Any) -> Trial:
-        trial = _parse_trial(content)
-        expected = trial_key(trial.config, trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
-        require(
-            "key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand"
-        )
-        return trial
 
-    return parse_json(Path(path), parse)
+def parse_trial(content: Any) -> Trial:
+    """Return the trial that trial.json holds. Raises SettingError if its key is another trial's."""
+    trial = parse_certified_trial(content)
+    expected = trial_key(trial.config, trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
+    require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
+    return trial
 
 
 def read_certified_trial(path: Path) -> Trial:
@@ -123,10 +122,11 @@ def read_certified_trial(path: Path) -> Trial:
 
     Raises DamagedFileError as `read_trial` does.
     """
-    return parse_json(Path(path), _parse_trial)
+    return parse_json(Path(path), parse_certified_trial)
 
 
-def _parse_trial(content: Any) -> Trial:
+def parse_certified_trial(content: Any) -> Trial:
+    """Return the trial that certification.json holds."""
     values = check_types(Trial, content)
     _require_name(values["key"])
     return Trial(values["key"], values["recipe_version"], values["fingerprint"], from_dict(values["config"]))
@@ -185,16 +185,17 @@ def stop_file(directory: Path) -> Path:
 
 def read_result(directory: Path) -> TrialResult | None:
     """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError, also for an older version's."""
-
-    def parse(content: Any) -> TrialResult:
-        result = TrialResult(**check_types(TrialResult, content))
-        if _OLD_METRIC in result.metrics:
-            advice = "remove it, and harness.run, for a certification harness.certify, evaluates the network again"
-            raise ValueError(f"an earlier version wrote it, with other names of verdicts: {advice}")
-        return result
-
     path = Path(directory) / RESULT
-    return parse_json(path, parse) if path.exists() else None
+    return parse_json(path, parse_result) if path.exists() else None
+
+
+def parse_result(content: Any) -> TrialResult:
+    """Return the result that result.json holds. Raises ValueError for an older version's."""
+    result = TrialResult(**check_types(TrialResult, content))
+    if _OLD_METRIC in result.metrics:
+        advice = "remove it, and harness.run, for a certification harness.certify, evaluates the network again"
+        raise ValueError(f"an earlier version wrote it, with other names of verdicts: {advice}")
+    return result
 
 
 def write_result(directory: Path, result: TrialResult) -> None:
@@ -246,13 +247,14 @@ def write_chosen(directory: Path, content: dict[str, Any]) -> None:
 def read_chosen(directory: Path) -> dict[str, Any] | None:
     """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
     path = Path(directory) / CHOSEN
+    return parse_json(path, parse_chosen) if path.exists() else None
 
-    def parse(content: Any) -> dict[str, Any]:
-        values = check_types(_Chosen, content)
-        _require_name(values["search"], "search")
-        return values | {"text": values["text"]}
 
-    return parse_json(path, parse) if path.exists() else None
+def parse_chosen(content: Any) -> dict[str, Any]:
+    """Return what chosen.json holds."""
+    values = check_types(_Chosen, content)
+    _require_name(values["search"], "search")
+    return values | {"text": values["text"]}
 
 
 class _Chosen:

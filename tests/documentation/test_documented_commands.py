@@ -18,6 +18,7 @@ from pages import ROOT, blocks, inline
 
 from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
 from harness.storage import folder
+from harness.storage.study_tables import read_stored_trials
 from harness.sweep.sweep_file import load_sweep
 from harness.sweep.sweep_text import read
 from harness.sweep.trial import labels
@@ -63,8 +64,9 @@ RUN_HERE = {
 def labels_of(path):
     """The labels of a sweep's trials: of its file, or of published results."""
     if str(path).startswith(PUBLISHED):
+        stored = read_stored_trials(ROOT / path)
         trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
-        configs = [trial.config for trial in trials]
+        configs = [trial.config for trial in trials or [row.trial for row in stored if not row.certified]]
     else:
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)

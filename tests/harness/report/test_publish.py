@@ -1,7 +1,9 @@
 """`python -m harness.publish`: the files that it copies, and the old study that stays where it fails."""
 
 import dataclasses
+import hashlib
 import json
+import subprocess
 
 import pandas as pd
 import pytest
@@ -9,15 +11,15 @@ from made_studies import add, right
 
 from harness import publish
 from harness.command_line import INTERRUPTED, main
-from harness.report.figures import catalogue
-from harness.storage import folder
+from harness.leaderboard.files import changed_files
+from harness.leaderboard.rows import read_trials
+from harness.storage import folder, study_tables
 from harness.storage.parquet import read_table
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path):
     """Two finished trials with all files that a trial leaves, and one without a result."""
-    monkeypatch.setattr(catalogue, "FIGURES", ())
     sweep = tmp_path / "results/study"
     trial_dirs = [add(sweep, right(100, seed), seed=seed) for seed in range(3)]
     for path in trial_dirs:
@@ -33,7 +35,7 @@ def published(study):
     """A study published before."""
     _, _, target = study
     (target / "study").mkdir(parents=True)
-    (target / "study/report.html").write_text("")
+    (target / "study/trials.parquet").write_text("")
     (target / "study/old").write_text("")
     return lambda: [str(path.relative_to(target)) for path in target.rglob("*")]
 
@@ -61,8 +63,8 @@ def test_results_are_copied_with_the_proofs_of_selected_trials(study, published,
     assert folder.read_result(target / "study/trials" / trial_dirs[0].name).data == data | {"directory": None}
     assert not (target / "study/trials" / trial_dirs[2].name).exists()
     assert json.loads((target / "study/leaderboard.json").read_text())[0]["seeds"] == 2
-    page = (target / "study/report.html").read_text()
-    assert f"<code>uv run python -m harness.recheck published/study --only {trial_dirs[1].name}</code>" in page
+    names_of_rows = read_trials(target / "study")["trial_dir"].map(lambda path: path.name)
+    assert set(names_of_rows) == {path.name for path in trial_dirs[:2]}
     assert "study/old" not in published() and [path.name for path in target.iterdir()] == ["study"]
 
 
@@ -71,7 +73,7 @@ def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatc
     monkeypatch.setattr(publish, "LIMIT_MIB", 0.001)
     assert run(sweep, target) == 2
     assert "the limit is 0.001 MiB" in capsys.readouterr().err
-    assert set(published()) == {"study", "study/old", "study/report.html"}
+    assert set(published()) == {"study", "study/old", "study/trials.parquet"}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +85,9 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("harness.report.sweep_page.write_sweep", fail)
+    monkeypatch.setattr("harness.leaderboard.files.write_leaderboard", fail)
     assert run(sweep, target) == status
-    assert set(published()) == {"study", "study/old", "study/report.html"}
+    assert set(published()) == {"study", "study/old", "study/trials.parquet"}
 
 
 def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, published, capsys):
@@ -93,7 +95,7 @@ def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, pu
     (target / ".study.before").mkdir()
     assert run(sweep, target) == 2
     assert f"{target / '.study.before'} was put aside" in capsys.readouterr().err
-    assert set(published()) == {"study", "study/old", "study/report.html", ".study.before"}
+    assert set(published()) == {"study", "study/old", "study/trials.parquet", ".study.before"}
 
 
 def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(study, capsys):
@@ -101,7 +103,7 @@ def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(stu
     (target / "elsewhere").mkdir(parents=True)
     (target / "study").symlink_to("elsewhere")
     assert run(sweep, target) == 0
-    assert (target / "study").is_symlink() and (target / "elsewhere/report.html").is_file()
+    assert (target / "study").is_symlink() and (target / "elsewhere/trials.parquet").is_file()
     assert run(target / "study", target) == 2
     assert "another directory" in capsys.readouterr().err
 
@@ -113,7 +115,7 @@ def test_what_is_not_a_published_study_is_never_replaced(study, published, file,
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
     if file == "notes.md":
-        (target / "study/report.html").unlink()
+        (target / "study/trials.parquet").unlink()
     assert run(sweep, target) == 2
     assert "whose study is empty, absent or a published study" in capsys.readouterr().err and path.exists()
 
@@ -132,3 +134,68 @@ def test_missing_trials_and_weights_are_bad_input(study, missing, options, messa
         (path / missing).unlink()
     assert run(sweep, target, *options) == 2
     assert message in capsys.readouterr().err and not target.exists()
+
+
+@pytest.fixture
+def repository(study, capsys):
+    """A repository whose last commit holds a published study, and a function that runs git there."""
+    sweep, _, target = study
+    root = target.parent
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", root, *identity, *words], check=True, capture_output=True).stdout
+
+    assert run(sweep, root / "results/published", "--weights", "* seed 0") == 0
+    page = root / "results/ARTEFACTS.md"
+    page.write_text("| study | MB | commit | SHA-256 |\n| --- | --- | --- | --- |\n| z | 1.0 | `0` | `0` |\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "Results")
+    capsys.readouterr()
+    return root / "results/published/study", page, git
+
+
+def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
+    published, page, git = repository
+    before = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    rows = read_trials(published).drop(columns="trial_dir")
+    verdicts = {path.name: folder.read_verdicts(path)["verdict"] for path in folder.trial_folders(published)}
+    assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
+    left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "trials.parquet", "verdicts.parquet"}
+    assert {path.name for path in published.iterdir()} == left and not changed_files(published)
+    stored = read_trials(published)
+    pd.testing.assert_frame_equal(stored.drop(columns="trial_dir"), rows)
+    for path in stored["trial_dir"]:
+        table = study_tables.read_verdicts(path, ["index", "verdict"])
+        assert table["verdict"].tolist() == verdicts[path.name].tolist() and table["index"].tolist() == [*range(200)]
+    commit, archive = git("rev-parse", "HEAD").decode().strip(), git("archive", "HEAD", "results/published/study")
+    digest = hashlib.sha256(archive).hexdigest()
+    assert page.read_text().splitlines()[2:] == [
+        f"| study | {len(archive) / 1e6:.1f} | `{commit}` | `{digest}` |",
+        "| z | 1.0 | `0` | `0` |",
+    ]
+    subprocess.run(["tar", "x", "-C", page.parents[1]], input=archive, check=True)
+    assert {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_what_the_commit_lacks_is_not_removed(repository, capsys):
+    published, page, _ = repository
+    (weights,) = published.glob("trials/*/weights.safetensors")
+    text = page.read_text()
+    weights.write_bytes(b"others")
+    assert main("publish", [str(published), "--tables-of", "HEAD"]) == 2
+    assert "weights.safetensors" in capsys.readouterr().err and weights.exists() and page.read_text() == text
+    for words in (["--tables-of", "nowhere"], ["--tables-of", "HEAD", "--weights", "*"]):
+        assert main("publish", [str(published), *words]) == 2
+    assert weights.exists() and page.read_text() == text
+
+
+def test_a_trial_that_the_table_of_verdicts_lacks_is_named(repository):
+    published, _, _ = repository
+    assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
+    with pytest.raises(ValueError, match=r"verdicts\.parquet has no verdicts of trials/none"):
+        study_tables.read_verdicts(published / "trials/none", ["index"])
+    (published / "trials.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"trials\.parquet cannot be read"):
+        read_trials(published)

@@ -4,18 +4,20 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cerdeq.bounds import BOUNDS
 from harness.common.errors import SettingError
 from harness.settings import STAGES, EvaluationSettings, TrainSettings
 from harness.storage import folder
+from harness.storage.parquet import read_table
 from harness.sweep import trial
 from harness.sweep.buildable import check_buildable
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source
 from harness.sweep.trial import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
 
-PUBLISHED = sorted((Path(__file__).resolve().parents[3] / "results/published").glob("*/trials/*/trial.json"))
+PUBLISHED = sorted((Path(__file__).resolve().parents[3] / "results/published").glob("*/trials.parquet"))
 FINGERPRINT = "0123456789abcdef"
 GOLDEN = TrialConfig(
     sweep="study",
@@ -152,9 +154,10 @@ def test_the_key_does_not_depend_on_the_order_of_options():
 
 def test_published_trials_are_read_built_and_found_under_their_keys():
     networks = {}
-    for path in PUBLISHED:
-        read = folder.read_trial(path)
-        assert read.key == path.parent.name == trial_key(read.config, read.fingerprint)
+    rows = pd.concat(map(read_table, PUBLISHED))
+    for name, content in rows.loc[~rows["folder"].str.contains("certified"), ["folder", "trial"]].to_numpy():
+        read = folder.parse_trial(json.loads(content))
+        assert read.key == Path(name).name == trial_key(read.config, read.fingerprint)
         networks[read.config.row] = read.config
     assert {"cnn5", "cnn7", "cnn11", "resnet9", "tied9"} <= {config.model for config in networks.values()}
     for config in networks.values():

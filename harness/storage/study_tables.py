@@ -1,0 +1,100 @@
+"""A study as two Parquet files, as git has it: its trials and verdicts, without weights, proofs and epochs.
+
+    trials.parquet    a row for each finished trial and certification: `folder` below the study's directory, and the
+                      JSON texts of its files: `trial` (trial.json or certification.json), `result`, `chosen` (or None)
+    verdicts.parquet  a row for each test image of each of them: `folder` and VERDICT_COLUMNS
+
+Where the folders themselves are there, they are read, and not the tables.
+"""
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.common import names
+from harness.storage import certification, folder
+from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
+from harness.storage.folder import Trial, TrialResult
+from harness.storage.parquet import read_table, write_table
+
+TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
+VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
+_FOLDER = "folder"
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A row of trials.parquet. path: where its folder was; certified: whether it is a certification."""
+
+    path: Path
+    certified: bool
+    trial: Trial
+    result: TrialResult
+    chosen: dict[str, Any] | None
+
+
+def write_study_tables(study: Path, to: Path) -> None:
+    """Write both tables of the finished trials and certifications below `study` to the directory `to`."""
+    trial_dirs = folder.trial_folders(study)
+    certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
+    files = {path: folder.TRIAL for path in trial_dirs} | dict.fromkeys(certifications, certification.CERTIFICATION)
+    rows, verdicts = [], []
+    for path, file in files.items():
+        if folder.read_result(path) is None:
+            continue
+        name = path.relative_to(study).as_posix()
+        texts = {"trial": path / file, "result": path / folder.RESULT, "chosen": path / folder.CHOSEN}
+        rows.append({_FOLDER: name} | {key: _compact(text) for key, text in texts.items()})
+        verdicts.append(folder.read_verdicts(path).assign(**{_FOLDER: name}))
+    write_table(to / TRIALS, pd.DataFrame(rows))
+    table = pd.concat(verdicts, ignore_index=True)
+    write_table(to / VERDICTS, table[[name for name in (_FOLDER, *VERDICT_COLUMNS) if name in table]])
+
+
+def _compact(path: Path) -> str | None:
+    return json.dumps(json.loads(read_text(path))) if path.exists() else None
+
+
+def read_stored_trials(study: Path) -> list[StoredTrial]:
+    """Return the rows of trials.parquet, none if there is no such file or the folders are there.
+
+    Raises DamagedFileError.
+    """
+    path = study / TRIALS
+    if not path.exists() or folder.trial_folders(study):
+        return []
+    return parse_file(
+        path, lambda content: [_parse(study, row) for row in pd.read_parquet(BytesIO(content)).to_dict("records")]
+    )
+
+
+def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
+    certified = Path(row[_FOLDER]).parent.name == "certified"
+    parse = folder.parse_certified_trial if certified else folder.parse_trial
+    chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
+    result = folder.parse_result(_json(row["result"]))
+    return StoredTrial(study / row[_FOLDER], certified, parse(_json(row["trial"])), result, chosen)
+
+
+def _json(text: str) -> Any:
+    return load_json(text.encode())
+
+
+def read_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Return columns of the verdicts of a trial or certification, from its folder or its study's table.
+
+    columns: of VERDICT_COLUMNS. Raises DamagedFileError.
+    """
+    study = next((parent for parent in path.parents if (parent / VERDICTS).is_file()), None)
+    if study is None or (path / folder.VERDICTS).exists():
+        return folder.read_verdicts(path, columns)
+    name = path.relative_to(study).as_posix()
+    table = read_table(study / VERDICTS, [_FOLDER, *columns])
+    rows = table.loc[table[_FOLDER] == name, columns]
+    if rows.empty:
+        raise DamagedFileError(f"{study / VERDICTS} has no verdicts of {name}")
+    return rows.reset_index(drop=True)
