@@ -42,13 +42,14 @@ def write_study_tables(study: Path, to: Path) -> None:
     trial_dirs = folder.trial_folders(study)
     certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
     files = {path: folder.TRIAL for path in trial_dirs} | dict.fromkeys(certifications, certification.CERTIFICATION)
-    rows, verdicts = [], []
+    rows: list[dict[str, str | None]] = []
+    verdicts = []
     for path, file in files.items():
         if folder.read_result(path) is None:
             continue
         name = path.relative_to(study).as_posix()
         texts = {"trial": path / file, "result": path / folder.RESULT, "chosen": path / folder.CHOSEN}
-        rows.append({_FOLDER: name} | {key: _compact(text) for key, text in texts.items()})
+        rows.append({_FOLDER: name, **{key: _compact(text) for key, text in texts.items()}})
         verdicts.append(folder.read_verdicts(path).assign(**{_FOLDER: name}))
     write_table(to / TRIALS, pd.DataFrame(rows))
     table = pd.concat(verdicts, ignore_index=True)
