@@ -39,12 +39,13 @@ from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.storage import folder, study_tables
 from harness.storage.files import unchanged_files
+from harness.storage.instances import find_records
 from harness.sweep import plugins
 from harness.sweep.trial import TrialConfig, labels
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
-    from harness.checker.instances import CheckedAnswer
+    from harness.checker.instances import CheckedResult
     from harness.checker.verdicts import RecheckResult
     from harness.data import Data
 
@@ -68,14 +69,12 @@ def main(options: argparse.Namespace) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    from harness.vnnlib.instances import find_records
-
     records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
     if records and verdict_dirs:
         found = f"{options.directory} holds both trials/ and instances/"
         raise InputError(f"{found}: move one of them to another directory, and recheck each")
     if records:
-        return _recheck_answers(options, records)
+        return _recheck_instances(options, records)
     trusted = list(dict.fromkeys(options.plugin))
     plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
@@ -114,41 +113,42 @@ def _main(options: argparse.Namespace) -> int:
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
 
-def _recheck_answers(options: argparse.Namespace, records: list[Path]) -> int:
-    """Recheck a results directory of `harness.verify`; print a line for each answer, then how many are confirmed."""
+def _recheck_instances(options: argparse.Namespace, records: list[Path]) -> int:
+    """Recheck a results directory of `harness.verify`; print a line for each result, then how many are confirmed."""
     for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
         require(option, value, value is None, "with a sweep's results only")
-    from harness.checker.instances import check_answers, check_table, name_of, repeated_records
+    from harness.checker.instances import check_records, check_table, name_of, repeated_records
+    from harness.vnnlib.files import load_recorded
 
     if options.only:
         records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
-    console, claims, repeated = new_console(), list["CheckedAnswer"](), repeated_records(records)
+    console, claims, repeated = new_console(), list["CheckedResult"](), repeated_records(records)
     is_confirmed = True
-    for path, answer in zip(records, check_answers(records), strict=True):
-        outcome = f"confirmed by {answer.proved_by}" if answer.proved_by else f"not confirmed: {answer.problem}"
-        line = f"{answer.name}: {answer.result}" + (f" {outcome}, {answer.seconds:.1f} s" if answer.is_claim else "")
+    for path, result in zip(records, check_records(records, load_recorded), strict=True):
+        outcome = f"confirmed by {result.proved_by}" if result.proved_by else f"not confirmed: {result.problem}"
+        line = f"{result.name}: {result.status}" + (f" {outcome}, {result.seconds:.1f} s" if result.is_claim else "")
         console.print(printable(line), soft_wrap=True)
-        claims += [answer] if answer.is_claim and path not in repeated else []
-        is_confirmed = is_confirmed and (bool(answer.proved_by) or not answer.is_claim)
+        claims += [result] if result.is_claim and path not in repeated else []
+        is_confirmed = is_confirmed and (bool(result.proved_by) or not result.is_claim)
     others = [] if options.only else check_table(options.directory)
     notes = [f"{path.name} repeats {first.name}: counted once" for path, first in repeated.items()]
-    for line in [*others, *notes, _count_answers(claims, len(records) - len(repeated))]:
+    for line in [*others, *notes, _count_results(claims, len(records) - len(repeated))]:
         console.print(printable(line), soft_wrap=True)
     return OK if not others and is_confirmed else FAILED
 
 
-def _count_answers(claims: list["CheckedAnswer"], total: int) -> str:
-    """Return how many answers of each kind are confirmed, and by what."""
+def _count_results(claims: list["CheckedResult"], total: int) -> str:
+    """Return how many results of each status are confirmed, and by what."""
     if not claims:
-        return "no answer claims sat or unsat: nothing was proved"
+        return "no result claims sat or unsat: nothing was proved"
     parts = []
-    for result in dict.fromkeys(answer.result for answer in claims):
-        proofs = [answer.proved_by for answer in claims if answer.result == result]
+    for status in dict.fromkeys(claim.status for claim in claims):
+        proofs = [claim.proved_by for claim in claims if claim.status == status]
         ways = Counter(filter(None, proofs))
         by = f" ({', '.join(f'{count} by {way}' for way, count in ways.items())})" if ways else ""
-        parts.append(f"{ways.total()} of {len(proofs)} {result} confirmed{by}")
+        parts.append(f"{ways.total()} of {len(proofs)} {status} confirmed{by}")
     if total > len(claims):
-        parts.append(f"{total - len(claims)} other answers claim nothing")
+        parts.append(f"{total - len(claims)} other results claim nothing")
     return "; ".join(parts)
 
 

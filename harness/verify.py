@@ -1,8 +1,8 @@
 """Decide VNN-LIB properties of ONNX networks: one property, or all instances of a competition's CSV file.
 
-The answer is sat (an input satisfies the property: a counterexample was found and confirmed), unsat (it is proved that
+The result is sat (an input satisfies the property: a counterexample was found and confirmed), unsat (it is proved that
 no input does), unknown or timeout. For a CSV file (onnx,vnnlib,timeout; paths relative to it) the command writes
-instances/ and results.csv into the results directory. instances/ has each answer with its counterexample or
+instances/ and results.csv into the results directory. instances/ has each result with its counterexample or
 certificate; `python -m harness.recheck DIRECTORY` proves them again. Run the same command again after a stop: it
 continues.
 """
@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import OK
+from harness.command_line import FAILED, OK
 from harness.common.errors import require
 from harness.common.terminal import new_console, say
 from harness.storage.files import write_text
@@ -28,9 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=files)
     seconds = "seconds of each instance; default: 60, or the third column of the CSV file"
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
-    output = "for one property: write the answer to this file, in VNN-COMP's format; only the status is printed"
+    output = "for one property: write the result to this file, in VNN-COMP's format; only the status is printed"
     parser.add_argument("--output", type=Path, metavar="FILE", help=output)
-    directory = "write answers and certificates here, for harness.recheck; default: results/<name of the CSV file>"
+    directory = "write results and certificates here, for harness.recheck; default: results/<name of the CSV file>"
     parser.add_argument("--results-dir", type=Path, metavar="DIRECTORY", help=directory)
     at_a_time = "for a CSV file: number of instances at a time; default: the number of GPUs or, without any, of cores"
     parser.add_argument("--workers", type=int, help=at_a_time)
@@ -51,28 +51,28 @@ def main(options: argparse.Namespace) -> int:
         if directory is None:
             return _solve_one(files[0], files[1], seconds or _DEFAULT_SECONDS, options.output)
     output = None if options.output is None else str(options.output)
-    allowed = "nothing with a CSV file or --results-dir: these write one file for each answer"
+    allowed = "nothing with a CSV file or --results-dir: these write one file for each result"
     require("--output", output, output is None, allowed)
     from harness.vnnlib.instances import Instance, read_instances, solve_instances
 
     if len(files) == 1:
-        instances, default = read_instances(files[0], seconds), Path("results") / files[0].stem
-        return solve_instances(instances, directory or default, workers, new_console())
-    for file in files:
-        require("FILE", str(file), os.path.isfile(file), "a file that exists")
-    network, property_path = (str(file.absolute()) for file in files)
-    instance = Instance(network, property_path, seconds or _DEFAULT_SECONDS)
-    return solve_instances([instance], directory, 1, new_console())
+        instances, directory = read_instances(files[0], seconds), directory or Path("results") / files[0].stem
+    else:
+        for file in files:
+            require("FILE", str(file), os.path.isfile(file), "a file that exists")
+        network, property_path = (str(file.absolute()) for file in files)
+        instances, workers = [Instance(network, property_path, seconds or _DEFAULT_SECONDS)], 1
+    return OK if solve_instances(instances, directory, workers, new_console()) else FAILED
 
 
 def _solve_one(network: Path, property_path: Path, seconds: float, output: Path | None) -> int:
     from harness.vnnlib.solve import solve_files
 
-    answer = solve_files(network, property_path, seconds)
+    result = solve_files(network, property_path, seconds)
     if output is not None:
-        write_text(output, answer.to_text())
-    say(answer.status if output is not None else answer.to_text().rstrip())
-    details = [f"{answer.seconds:.1f} s", f"{answer.branches} branches", *filter(None, [answer.detail])]
+        write_text(output, result.to_text())
+    say(result.status if output is not None else result.to_text().rstrip())
+    details = [f"{result.seconds:.1f} s", f"{result.branches} branches", *filter(None, [result.detail])]
     say(f"; {', '.join(details)}")
     return OK
 

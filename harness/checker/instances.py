@@ -1,55 +1,61 @@
-"""Prove the answers in the results directory of `harness.verify` again, from the files of networks and properties."""
+"""Prove the results in a directory of `harness.verify` again, from the files of networks and properties."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from os.path import isfile  # also of names that are too long, unlike Path's
 from pathlib import Path
 
 from safetensors.numpy import load
 
 from cerdeq import OnnxError
+from cerdeq.onnx import LoadedFile
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat, refuse_other_than_order
 from harness.common.errors import InputError, error_line
+from harness.common.properties import Property
 from harness.storage.files import parse_file, read_bytes
-from harness.sweep.checkpoint_settings import digest_of
-from harness.vnnlib.files import READERS
-from harness.vnnlib.instances import (
+from harness.storage.instances import (
     ERROR,
     INSTANCES,
     RESULTS,
+    SAT,
+    TIMEOUT,
+    UNKNOWN,
+    UNSAT,
     Record,
     certificate_path,
     find_records,
     read_record,
     results_text,
 )
-from harness.vnnlib.solve import SAT, TIMEOUT, UNKNOWN, UNSAT, load_instance
+from harness.sweep.checkpoint_settings import digest_of
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}
 
 
-@dataclass(frozen=True)
-class CheckedAnswer:
-    """An answer, checked.
+Load = Callable[[Record], tuple[Property, LoadedFile]]  # reads the files that a record names
 
-    name: of its network and property. result: that is recorded. proved_by: what proved it, "" if it is not confirmed.
+
+@dataclass(frozen=True)
+class CheckedResult:
+    """The result of an instance, checked.
+
+    name: of its network and property. status: that is recorded. proved_by: what proved it, "" if it is not confirmed.
     problem: why it is not confirmed. seconds: of the check.
     """
 
     name: str
-    result: str
+    status: str
     proved_by: str = ""
     problem: str = ""
     seconds: float = 0.0
 
     @property
     def is_claim(self) -> bool:
-        """True if the answer claims something. What cannot be read may have been such an answer."""
-        return self.result in _CLAIMS or bool(self.problem)
+        """True if the result claims something. What cannot be read may have been such a result."""
+        return self.status in _CLAIMS or bool(self.problem)
 
 
 def name_of(path: Path) -> str:
@@ -61,31 +67,31 @@ def name_of(path: Path) -> str:
         return path.name
 
 
-def check_answers(records: list[Path]) -> Iterator[CheckedAnswer]:
-    """Check each answer; whatever its files hold, the others are checked after it."""
+def check_records(records: list[Path], load_files: Load) -> Iterator[CheckedResult]:
+    """Check each result; whatever its files hold, the others are checked after it."""
     for path in records:
-        name, result, began = name_of(path), "unreadable", time.monotonic()
+        name, status, began = name_of(path), "unreadable", time.monotonic()
         try:
             record = read_record(path)
-            result = str(record["result"])
+            status = str(record["result"])
             if record["result"] not in (*_CLAIMS, *_OTHERS):
-                raise NotConfirmedError("this is no answer")
-            proved_by = _confirm(path, record) if result in _CLAIMS else ""
-            yield CheckedAnswer(name, result, proved_by, seconds=time.monotonic() - began)
+                raise NotConfirmedError("this is no result")
+            proved_by = _confirm(path, record, load_files) if status in _CLAIMS else ""
+            yield CheckedResult(name, status, proved_by, seconds=time.monotonic() - began)
         except Exception as error:  # damaged files may raise anything
             is_message = isinstance(error, InputError | NotConfirmedError | OnnxError)
             problem = " ".join(str(error).split()) if is_message else error_line(error)
-            yield CheckedAnswer(name, result, problem=problem, seconds=time.monotonic() - began)
+            yield CheckedResult(name, status, problem=problem, seconds=time.monotonic() - began)
 
 
 def repeated_records(records: list[Path]) -> dict[Path, Path]:
-    """Return the records that repeat the network, the property and the answer of an earlier one, with that one."""
+    """Return the records that repeat the network, the property and the result of an earlier one, with that one."""
     first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
     for path in records:
         with suppress(InputError, KeyError):  # the check of that record reports it
             record = read_record(path)
-            answer = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
-            if (earlier := first.setdefault(answer, path)) != path:
+            result = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
+            if (earlier := first.setdefault(result, path)) != path:
                 repeated[path] = earlier
     return repeated
 
@@ -95,35 +101,20 @@ def check_table(directory: Path) -> list[str]:
     try:
         expected = results_text([read_record(path) for path in find_records(directory)])
         same = read_bytes(directory / RESULTS).decode() == expected
-    except Exception as error:  # as `check_answers`
+    except Exception as error:  # as `check_records`
         return [f"{RESULTS} is not checked: {error_line(error)}"]
     return [] if same else [f"{RESULTS} does not follow from {INSTANCES}/"]
 
 
-def _confirm(path: Path, record: Record) -> str:
+def _confirm(path: Path, record: Record, load_files: Load) -> str:
     """Prove a record's claim; return what proved it. Raises as `confirm_unsat`, and InputError or OnnxError."""
-    contents = _content("onnx", record), _content("vnnlib", record)
-    property_, (model, run, run_file) = load_instance(contents, (Path(record["onnx"]), Path(record["vnnlib"])))
+    property_, (model, run, run_file) = load_files(record)
     if run_file is not run:
         refuse_other_than_order(property_)
     if record["result"] == SAT:
         confirm_sat(property_, model, run, record["counterexample"], run_file)
         return COUNTEREXAMPLE
     return confirm_unsat(property_, model, run, _certificate(path, record))
-
-
-def _content(kind: str, record: Record) -> bytes:
-    """Return all bytes of a record's network or property. Raises NotConfirmedError if they are not those verified."""
-    path = Path(record[kind])
-    if not isfile(path):
-        raise NotConfirmedError(f"{path} is missing: put it back, or run harness.verify again")
-    try:
-        content = READERS[kind](path)
-    except InputError as error:
-        raise NotConfirmedError(f"{path} has changed since it was verified: {error}") from None
-    if digest_of(content) != record[f"{kind}_sha256"]:
-        raise NotConfirmedError(f"{path} has changed since it was verified")
-    return content
 
 
 def _certificate(path: Path, record: Record) -> Tensors:

@@ -1,4 +1,4 @@
-"""Prove the answer to a property again: that no input satisfies it, or that its counterexample does."""
+"""Prove the result of a property again: that no input satisfies it, or that its counterexample does."""
 
 import re
 from collections.abc import Sequence
@@ -15,11 +15,10 @@ from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Step, boxes_of, read_steps
 from harness.checker.bounds.regions import tight_region
 from harness.checker.proofs.certificates import Tensors, split_by_example
-from harness.checker.proofs.exact import exact_outputs_at
 from harness.checker.proofs.example import CERTIFICATE, LINEAR, prove_rows
-from harness.checker.violations import box_around, round_down, violations_network
-from harness.vnnlib.cases import NUMBER, Case, Property
-from harness.vnnlib.counterexample import Counterexample
+from harness.checker.violations import enclosing_box, round_down, violations_network
+from harness.common.properties import NUMBER, Case, Counterexample, Property
+from harness.evaluation.exact import NoExactRuleError, exact_outputs_at
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _LARGEST = float(np.finfo(np.float32).max)
@@ -28,13 +27,13 @@ _VALUE = re.compile(r"\([XY]_\d+ ([^ ()]+)\)")
 
 
 class NotConfirmedError(Exception):
-    """The answer is not proved; the message says why."""
+    """The result is not proved; the message says why."""
 
 
 def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tensors: Tensors) -> str:
     """Prove that no input satisfies the property; return what proved it.
 
-    tensors: the certificates of its boxes, each by the number of its box among the groups of cases.
+    tensors: the certificates of its groups, each by the number of its group of cases.
 
     Raises:
         NotConfirmedError: without a proof.
@@ -42,7 +41,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
     """
     steps, certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
     for number, cases in enumerate(property_.groups):
-        box = box_around(cases[0].box, model.input_shape)  # type: ignore[arg-type]
+        box = enclosing_box(cases[0].box, model.input_shape)  # type: ignore[arg-type]
         points = _points_of(box)
         exact = boxes_of(steps, Box(points.astype(np.float64), np.zeros(points.shape)))[-1]
         _refuse_other_outputs(exact, run(points).ravel())
@@ -105,7 +104,7 @@ def confirm_sat(
         raise NotConfirmedError("the stored outputs are not the network's")
     ends = exact.lower.ravel().tolist(), exact.upper.ravel().tolist()
     if not any(case.holds(*ends) for case in cases):
-        with suppress(UnknownLayerError):
+        with suppress(NoExactRuleError):
             values = exact_outputs_at(model, inputs, model.input_shape)  # type: ignore[arg-type]
             ends = values, values
     if not any(case.holds(*ends) and case.holds(float32.tolist(), float32.tolist()) for case in cases):

@@ -2,7 +2,7 @@
 
 No input of the box satisfies a case if that is above 0 everywhere. The largest is made of max(a, b) = a + relu(b - a).
 All numbers come from the property file, by this code alone. Only the order of pairs, the scale of constraints and the
-names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the question that branch and bound decides:
+names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the query that branch and bound decides:
 otherwise its leaves would not fit.
 """
 
@@ -16,7 +16,7 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, between
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Activation, Network, Step
-from harness.vnnlib.cases import LARGEST, Case, Constraint, InputBox
+from harness.common.properties import LARGEST, Case, Constraint, InputBox
 
 
 def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: int) -> Network:
@@ -43,7 +43,7 @@ def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: 
     return Network(steps, np.eye(len(cases)), np.zeros(len(cases)))
 
 
-def box_around(box: InputBox, shape: tuple[int, ...]) -> Box:
+def enclosing_box(box: InputBox, shape: tuple[int, ...]) -> Box:
     """Return a box [1, *shape] that contains the exact one."""
     lower = np.array([round_down(end, np.float64) for end in box.lower])
     upper = np.array([-round_down(-end, np.float64) for end in box.upper])

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -11,23 +10,8 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import outward_ends
-from harness.vnnlib.cases import Case, InputBox
-from harness.vnnlib.question import round_up
-
-
-@dataclass(frozen=True)
-class Counterexample:
-    """inputs: exact decimals. outputs: of onnxruntime at these inputs, rounded to float32."""
-
-    inputs: list[str]
-    outputs: list[str]
-
-    def to_text(self) -> str:
-        """Return the counterexample as the competition writes it."""
-        lines = [
-            f"({kind}_{n} {v})" for kind, vs in (("X", self.inputs), ("Y", self.outputs)) for n, v in enumerate(vs)
-        ]
-        return "(" + "\n".join(lines) + ")"
+from harness.common.properties import Case, InputBox
+from harness.vnnlib.query import round_up
 
 
 def decimals_inside(point: Tensor, box: InputBox) -> list[str]:

@@ -1,7 +1,6 @@
 """The instances of a competition's CSV file: solved side by side, stored one file each, and their table."""
 
 import csv
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -9,34 +8,27 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from os.path import exists, isfile  # also of names that are too long, unlike those of Path
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from harness.command_line import FAILED, OK
 from harness.common.errors import InputError, require
 from harness.common.terminal import one_line, print_table, printable
-from harness.common.typed import check_types
-from harness.storage.files import (
-    DamagedFileError,
-    parse_json,
-    read_bytes,
-    remove_unfinished,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from harness.storage.files import DamagedFileError, read_bytes, remove_unfinished, write_bytes, write_json, write_text
 from harness.storage.folder import TRIALS
+from harness.storage.instances import (
+    ERROR,
+    INSTANCES,
+    RESULTS,
+    Record,
+    certificate_path,
+    find_records,
+    read_record,
+    results_text,
+)
 from harness.storage.lock import lock_directory
 from harness.sweep.checkpoint_settings import digest_of
 from harness.tune.parallel import run_items
 from harness.tune.progress import Bars
-
-ERROR = "error"
-RESULTS, INSTANCES = "results.csv", "instances"
-_COLUMNS = ("onnx", "vnnlib", "timeout", "result", "seconds", "branches", "detail")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,44 +78,43 @@ def _find(path: Path) -> Path:
     return packed if isfile(packed) and not exists(path) else path
 
 
-def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> int:
-    """Solve the instances that have no answer in the directory yet; returns the exit status.
+def solve_instances(instances: Sequence[Instance], directory: Path, workers: int | None, console: Console) -> bool:
+    """Solve the instances that have no result in the directory yet; returns whether all have one that is no error.
 
-    The answers of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError if the
-    directory holds a sweep, or answers to other instances.
+    The results of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError if the
+    directory holds a sweep, or results of other instances.
     """
     directory = directory.absolute()
     if (directory / TRIALS).exists():
         raise InputError(f"{directory} holds {TRIALS}/ of a sweep: choose another --results-dir")
     with lock_directory(directory):
         paths = [directory / INSTANCES / f"{number:05}.json" for number in range(1, len(instances) + 1)]
-        _refuse_other_answers(directory, paths, instances)
+        _refuse_other_results(directory, paths, instances)
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
         digest = cache(_digest)  # many instances share a network
-        requests = [
-            asdict(each) | {"onnx_sha256": digest("onnx", each.onnx), "vnnlib_sha256": digest("vnnlib", each.vnnlib)}
-            for each in instances
-        ]
-        items = dict(zip(paths, requests, strict=True))
-        records = {item: _read(item, request) for item, request in items.items()}
-        todo = [item for item, record in records.items() if record is None]
-        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them answered already")
-        _solve_missing(todo, items, records, directory, workers, console)
-        return _report([record for record in records.values() if record], len(items), directory, console)
+        queries: dict[Path, Record] = {
+            path: asdict(each) | {f"{kind}_sha256": digest(kind, getattr(each, kind)) for kind in ("onnx", "vnnlib")}
+            for path, each in zip(paths, instances, strict=True)
+        }
+        records = {path: _read(path, query) for path, query in queries.items()}
+        todo = [path for path, record in records.items() if record is None]
+        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them solved already")
+        _solve_missing(todo, queries, records, directory, workers, console)
+        return _report([record for record in records.values() if record], len(queries), directory, console)
 
 
-def _refuse_other_answers(directory: Path, paths: Collection[Path], instances: Sequence[Instance]) -> None:
-    """Raise InputError if a record in the directory answers none of the instances, whose records lie at `paths`."""
+def _refuse_other_results(directory: Path, paths: Collection[Path], instances: Sequence[Instance]) -> None:
+    """Raise InputError if a record in the directory is of none of the instances, whose records lie at `paths`."""
     pairs = {(each.onnx, each.vnnlib) for each in instances}
     others = [path for path in find_records(directory) if path not in paths or not _may_be_replaced(path, pairs)]
     if others:
         advice = "choose another --results-dir, or delete them"
-        raise InputError(f"found {len(others)} answers to other instances, such as {others[0]}: {advice}")
+        raise InputError(f"found {len(others)} results of other instances, such as {others[0]}: {advice}")
 
 
 def _may_be_replaced(path: Path, pairs: Collection[tuple[str, str]]) -> bool:
-    """Return whether a record is damaged, an error, or the answer to one of the pairs of network and property."""
+    """Return whether a record is damaged, an error, or of one of the pairs of network and property."""
     try:
         record = read_record(path)
     except DamagedFileError:
@@ -132,75 +123,59 @@ def _may_be_replaced(path: Path, pairs: Collection[tuple[str, str]]) -> bool:
 
 
 def _solve_missing(
-    todo: list[Path], items: dict[Path, Record], records: dict[Path, Record | None], directory: Path,
+    todo: list[Path], queries: dict[Path, Record], records: dict[Path, Record | None], directory: Path,
     workers: int | None, console: Console,
 ) -> None:  # fmt: skip
     """Solve instances and put their records into `records`; results.csv is written again after each."""
 
-    def on_end(item: Path, error: str | None) -> None:
+    def on_end(path: Path, error: str | None) -> None:
         if error is not None:
-            write_json(item, items[item] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
-        record = records[item] = read_record(item)
-        answered = [record for record in records.values() if record]
-        write_text(directory / RESULTS, results_text(answered))
-        counts = _counts(answered)
-        bars.move("instances", counts.total(), len(items), _in_words(counts))
+            write_json(path, queries[path] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
+        record = records[path] = read_record(path)
+        known = [record for record in records.values() if record]
+        write_text(directory / RESULTS, results_text(known))
+        counts = _counts(known)
+        bars.move("instances", counts.total(), len(queries), _in_words(counts))
         if not console.is_terminal:
-            question = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
-            line = f"{question}: {record['result']}, {record['seconds']:.1f} s"
+            name = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
+            line = f"{name}: {record['result']}, {record['seconds']:.1f} s"
             console.print(printable(line), soft_wrap=True)
 
     with Bars(console) as bars:
         if todo:
-            work = partial(_solve_item, requests={str(item): items[item] for item in todo})
+            work = partial(_solve_instance, queries={str(path): queries[path] for path in todo})
             run_items(todo, work, on_end, "", workers)
 
 
-def _solve_item(item: Path, report: object, requests: dict[str, Record]) -> None:
-    """Solve the instance whose record is to be written to `item`, and write it."""
+def _solve_instance(path: Path, report: object, queries: dict[str, Record]) -> None:
+    """Solve the instance whose record has this path, and write the record."""
     from safetensors.torch import save
 
-    from harness.vnnlib.solve import Answer, solve_files
+    from harness.vnnlib.solve import Result, solve_files
 
-    request, certificate = requests[str(item)], certificate_path(item)
+    query, certificate = queries[str(path)], certificate_path(path)
     certificate.unlink(missing_ok=True)
     try:
-        digests = [request["onnx_sha256"], request["vnnlib_sha256"]]
-        answer = solve_files(Path(request["onnx"]), Path(request["vnnlib"]), request["timeout"], True, digests)
+        digests = [query["onnx_sha256"], query["vnnlib_sha256"]]
+        result = solve_files(Path(query["onnx"]), Path(query["vnnlib"]), query["timeout"], True, digests)
     except InputError as error:
-        answer = Answer(ERROR, detail=str(error))
-    content = save(answer.certificate) if answer.certificate else b""
+        result = Result(ERROR, detail=str(error))
+    content = save(result.certificate) if result.certificate else b""
     if content:
         write_bytes(certificate, content)
     outcome = {
-        "result": answer.status,
-        "seconds": answer.seconds,
-        "branches": answer.branches,
-        "detail": answer.detail,
-        "counterexample": answer.counterexample_text,
+        "result": result.status,
+        "seconds": result.seconds,
+        "branches": result.branches,
+        "detail": result.detail,
+        "counterexample": result.counterexample_text,
         "certificate_sha256": digest_of(content) if content else "",
     }
-    write_json(item, request | outcome)
-
-
-def find_records(directory: Path) -> list[Path]:
-    """Return the records of a results directory, one for each instance; none in a directory of another command."""
-    return sorted(path for path in (directory / INSTANCES).glob("*.json") if path.is_file())
-
-
-def certificate_path(item: Path) -> Path:
-    """Return where the certificate of the record in `item` lies."""
-    return item.with_suffix(".safetensors")
-
-
-def digest_of_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(path, query | outcome)
 
 
 def _digest(kind: str, path: str) -> str:
-    """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its answer says."""
+    """Return the SHA-256 of all that defines a network or a property; "" if it cannot be read, as its result says."""
     from harness.vnnlib.files import READERS  # late: torch takes seconds
 
     try:
@@ -209,48 +184,18 @@ def _digest(kind: str, path: str) -> str:
         return ""
 
 
-def _read(item: Path, request: Record) -> Record | None:
-    """Return the record of a request, or None if there is none, or it is an error's or another request's."""
+def _read(path: Path, query: Record) -> Record | None:
+    """Return the record of a query, or None if there is none, or it is an error's or another query's."""
     try:
-        record = read_record(item)
+        record = read_record(path)
     except DamagedFileError:
         return None
-    is_same = all(record.get(name) == value for name, value in request.items())
+    is_same = all(record.get(name) == value for name, value in query.items())
     return record if is_same and record["result"] != ERROR else None
 
 
-def read_record(item: Path) -> Record:
-    """Return an instance's record. Raises DamagedFileError."""
-
-    def parse(content: Any) -> Record:
-        return {name: content[name] for name in check_types(_Record, content).keys() | _COLUMNS}
-
-    return parse_json(item, parse)
-
-
-class _Record:
-    """The types of what a record holds, as far as results.csv has it."""
-
-    onnx: str
-    vnnlib: str
-    timeout: float
-    result: str
-    seconds: float
-    branches: int
-    detail: str
-
-
-def results_text(records: Sequence[Record]) -> str:
-    """Return the content of results.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record | {"seconds": f"{record['seconds']:.2f}"} for record in records)
-    return text.getvalue()
-
-
-def _report(records: Sequence[Record], total: int, directory: Path, console: Console) -> int:
-    """Write results.csv, print the table and a summary; returns the exit status."""
+def _report(records: Sequence[Record], total: int, directory: Path, console: Console) -> bool:
+    """Write results.csv, print the table and a summary; returns whether all instances have a result and no error."""
     write_text(directory / RESULTS, results_text(records))
     rows = [
         (_name(r["onnx"]), _name(r["vnnlib"]), r["result"], f"{r['seconds']:.1f}", str(r["branches"]), r["detail"])
@@ -260,7 +205,7 @@ def _report(records: Sequence[Record], total: int, directory: Path, console: Con
     print_table(console, titles, (list(map(one_line, row)) for row in rows))
     counts = _counts(records)
     console.print(f"{_in_words(counts)} -> {directory / RESULTS}", soft_wrap=True)
-    return OK if len(records) == total and not counts[ERROR] else FAILED
+    return len(records) == total and not counts[ERROR]
 
 
 def _counts(records: Sequence[Record]) -> Counter[str]:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import import_module
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +16,23 @@ from torch import nn
 from cerdeq import OnnxError, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.deadline import DeadlineError, stop_at
-from cerdeq.onnx import LoadedFile, OnnxNetwork, RunInFloat32, load_content
-from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.proofs.exact import exact_outputs_at
+from cerdeq.onnx import RunInFloat32
 from harness.common.errors import InputError
+from harness.common.properties import Case, Counterexample, Property
+from harness.evaluation.exact import NoExactRuleError, exact_outputs_at
+from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
 from harness.sweep.checkpoint_settings import digest_of
-from harness.vnnlib.cases import Case, Property
-from harness.vnnlib.counterexample import Counterexample, decimals_inside, exact_outputs, why_not_confirmed
-from harness.vnnlib.files import property_in, read_network, read_vnnlib
-from harness.vnnlib.question import question_of_boxes, region_of, with_violations
+from harness.vnnlib.counterexample import decimals_inside, exact_outputs, why_not_confirmed
+from harness.vnnlib.files import load_instance, read_network, read_vnnlib
+from harness.vnnlib.query import query_of_boxes, region_of, with_violations
 
-SAT, UNSAT, UNKNOWN, TIMEOUT = "sat", "unsat", "unknown", "timeout"
 _BOXES_AT_ONCE, _ROWS_AT_ONCE = 1024, 2**14
 _STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to an instance.
+class Result:
+    """The result of an instance.
 
     status: SAT if an input satisfies the property, a counterexample; UNSAT if none does; UNKNOWN or TIMEOUT if neither
         is proved.
@@ -55,14 +53,14 @@ class Answer:
         return self.counterexample.to_text() if self.counterexample else ""
 
     def to_text(self) -> str:
-        """Return the answer as the competition writes it: the status, then the counterexample."""
+        """Return the result as the competition writes it: the status, then the counterexample."""
         return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
 
 
 def solve_files(
     network_path: Path, property_path: Path, seconds: float, certificates: bool = False, digests: Sequence[str] = ()
-) -> Answer:
-    """Return the answer to an instance of an ONNX and a VNN-LIB file, whose loading counts, unlike that of packages.
+) -> Result:
+    """Return the result of an instance of an ONNX and a VNN-LIB file, whose loading counts, unlike that of packages.
 
     digests: of both files, if known. Raises InputError, also if the files have others.
     """
@@ -74,77 +72,43 @@ def solve_files(
     try:
         with stop_at(began + seconds):
             property_, loaded = load_instance(contents, (network_path, property_path))
-        answer = solve(property_, loaded.network, loaded.run_file, seconds - (time.monotonic() - began), certificates)
+        result = solve(property_, loaded.network, loaded.run_file, seconds - (time.monotonic() - began), certificates)
     except DeadlineError:
-        return Answer(TIMEOUT, time.monotonic() - began)
+        return Result(TIMEOUT, time.monotonic() - began)
     except (UnsupportedOperator, OnnxError) as error:
         raise InputError(f"{network_path}: {error}") from None
-    return replace(answer, seconds=time.monotonic() - began)
-
-
-def load_instance(contents: tuple[bytes, bytes], paths: tuple[Path, Path]) -> tuple[Property, LoadedFile]:
-    """Return the property and the network of an instance: that of the logits if only their order matters.
-
-    contents: of the network's file and of the property's. paths: of these, for messages. Raises InputError.
-    """
-    property_ = property_in(contents[1], paths[1])
-    boxes = {id(case.box): case.box for case in property_.cases}.values()
-    try:
-        loaded = load_content(contents[0], paths[0], drop_softmax=property_.is_order)
-        check_shapes(property_, loaded.network, f"{paths[1]} for {paths[0]}")
-        from cerdeq.onnx.compare import refuse_other_outputs_in  # late: `load_content` says if packages are missing
-
-        ends = ((np.array(box.lower, float), np.array(box.upper, float)) for box in boxes)
-        refuse_other_outputs_in(ends, loaded.network, loaded.run, paths[0])
-    except OnnxError as error:
-        raise InputError(str(error)) from None
-    return property_, loaded
-
-
-def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
-    """Raise InputError unless the property declares the network's inputs and outputs.
-
-    Shapes are compared without sizes of 1: these do not change the order of numbers.
-    """
-    shapes = network.input_shape, network.output_shape
-    found, allowed = (property_.inputs, property_.outputs), tuple(map(prod, shapes))
-    if found != allowed:
-        sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {allowed[0]} and {allowed[1]}, as the network has"
-        raise InputError(f"{where}: found {sizes}")
-    for declared, shape in zip(property_.shapes or (), shapes, strict=False):
-        if [size for size in declared if size > 1] != [size for size in shape if size > 1]:
-            raise InputError(f"{where}: found the shape {[*declared]}, allowed: {[1, *shape]}, as the network has")
+    return replace(result, seconds=time.monotonic() - began)
 
 
 def solve(
     property_: Property, network: nn.Module, run: RunInFloat32, seconds: float, certificates: bool = False
-) -> Answer:  # fmt: skip
-    """Return the answer. Linear bounds of many boxes at once come first; the other boxes are then searched one by one.
+) -> Result:  # fmt: skip
+    """Return the result. Linear bounds of many boxes at once come first; the other boxes are then searched one by one.
 
     Each of these has its share of the time that is left.
 
     network: with an attribute `input_shape`, of one input. run: of its file, with a last Softmax that it is without.
     Raises InputError for coefficients with too many digits.
     """
-    began, answers, certificate, groups = time.monotonic(), [Answer(UNSAT)], dict[str, torch.Tensor](), property_.groups
+    began, results, certificate, groups = time.monotonic(), [Result(UNSAT)], dict[str, torch.Tensor](), property_.groups
     undecided = _undecided_boxes(groups, network, property_.outputs, began + seconds / 2)
     for count, number in enumerate(undecided):
         left = seconds - (time.monotonic() - began)
         if left <= 0:
-            answers.append(Answer(TIMEOUT))
+            results.append(Result(TIMEOUT))
             break
         share = left / (len(undecided) - count)
-        answers.append(_solve_box(groups[number], network, property_.outputs, run, share, certificates))
-        certificate |= {f"{number}/{name}": tensor for name, tensor in answers[-1].certificate.items()}
-        if answers[-1].status == SAT:
+        results.append(_solve_box(groups[number], network, property_.outputs, run, share, certificates))
+        certificate |= {f"{number}/{name}": tensor for name, tensor in results[-1].certificate.items()}
+        if results[-1].status == SAT:
             break
-    worst, branches = min(answers, key=_rank), sum(answer.branches for answer in answers)
+    worst, branches = min(results, key=_rank), sum(result.branches for result in results)
     certificate = certificate if worst.status == UNSAT else {}
     return replace(worst, seconds=time.monotonic() - began, branches=branches, certificate=certificate)
 
 
-def _rank(answer: Answer) -> int:
-    return [SAT, TIMEOUT, UNKNOWN, UNSAT].index(answer.status)
+def _rank(result: Result) -> int:
+    return [SAT, TIMEOUT, UNKNOWN, UNSAT].index(result.status)
 
 
 def _undecided_boxes(
@@ -165,7 +129,7 @@ def _undecided_boxes(
             for start in range(0, len(unproved), count):
                 numbers = unproved[start : start + count]
                 boxes, shape = [groups[number] for number in numbers], network.input_shape
-                region, spec, least, rows = question_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
+                region, spec, least, rows = query_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
                 lower, _ = bound(model, region, method, spec)
                 of_cases = torch.full((len(boxes), int(rows.max()) + 1), torch.inf, dtype=torch.float64)
                 # a difference is rounded, but has the right sign
@@ -177,8 +141,8 @@ def _undecided_boxes(
 
 def _solve_box(
     cases: Sequence[Case], network: nn.Module, outputs: int, run: RunInFloat32, seconds: float, certificates: bool
-) -> Answer:  # fmt: skip
-    """Return the answer to cases that share a box."""
+) -> Result:  # fmt: skip
+    """Return the result of cases that share a box."""
     began, region = time.monotonic(), region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
     if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
         return _confirm(cases, network, run, region.center, 0)
@@ -186,39 +150,39 @@ def _solve_box(
         with stop_at(began + seconds):
             extended = with_violations(network, cases, outputs)
     except DeadlineError:
-        return Answer(TIMEOUT)
+        return Result(TIMEOUT)
     spec = torch.eye(len(cases), dtype=torch.float64)[None]
     left = max(0.0, seconds - (time.monotonic() - began))
-    result = verify(extended, region, spec, seconds=left, certificates=certificates)
-    branches = int(result.branches[0])
-    if result.status[0] == "falsified":
-        return _confirm(cases, network, run, result.counterexample, branches)
-    status = _STATUSES[result.status[0]]
-    if status != UNSAT and bool(result.closest.isfinite().all()):  # it may meet the constraints with equality
-        answer = _confirm(cases, network, run, result.closest, branches)
-        if answer.status == SAT:
-            return answer
-    detail = result.status[0] if status == UNKNOWN else ""
-    return Answer(status, branches=branches, detail=detail, certificate=result.certificates[0])
+    outcome = verify(extended, region, spec, seconds=left, certificates=certificates)
+    branches = int(outcome.branches[0])
+    if outcome.status[0] == "falsified":
+        return _confirm(cases, network, run, outcome.counterexample, branches)
+    status = _STATUSES[outcome.status[0]]
+    if status != UNSAT and bool(outcome.closest.isfinite().all()):  # it may meet the constraints with equality
+        result = _confirm(cases, network, run, outcome.closest, branches)
+        if result.status == SAT:
+            return result
+    detail = outcome.status[0] if status == UNKNOWN else ""
+    return Result(status, branches=branches, detail=detail, certificate=outcome.certificates[0])
 
 
 def _confirm(
     cases: Sequence[Case], network: nn.Module, run: RunInFloat32, point: torch.Tensor, branches: int
-) -> Answer:  # fmt: skip
+) -> Result:  # fmt: skip
     """Return SAT with the counterexample near a point of the box, or UNKNOWN if it is not confirmed."""
     shape = tuple(point.shape[1:])
     try:
         inputs = decimals_inside(point, cases[0].box)
     except ValueError as error:
-        return Answer(UNKNOWN, branches=branches, detail=str(error))
+        return Result(UNKNOWN, branches=branches, detail=str(error))
     rounded = np.array([np.float32(text) for text in inputs]).reshape(1, *shape)
     float32 = run(rounded).ravel()
     outputs: tuple[Sequence[float | Fraction], ...] = exact_outputs(network, inputs, shape)
     if not any(case.holds(*outputs) for case in cases) and any(case.holds(*outputs[::-1]) for case in cases):
-        with suppress(UnknownLayerError):
+        with suppress(NoExactRuleError):
             exact = exact_outputs_at(network, [Fraction(text) for text in inputs], shape)
             outputs = exact, exact
     reason = why_not_confirmed(cases, outputs, float32.tolist())
     if reason:
-        return Answer(UNKNOWN, branches=branches, detail=reason)
-    return Answer(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))
+        return Result(UNKNOWN, branches=branches, detail=reason)
+    return Result(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))

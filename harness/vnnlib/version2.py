@@ -8,7 +8,8 @@ from math import prod
 from typing import Any
 
 from harness.common.errors import InputError, shorten
-from harness.vnnlib.cases import Property, property_of
+from harness.common.properties import Property
+from harness.vnnlib.cases import property_of
 from harness.vnnlib.expressions import Expression, parse
 
 Shapes = dict[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from enumeration import smallest_violation
 from small_properties import network_of, property_of_seed, run
 
 from harness.checker.properties import NotConfirmedError, confirm_unsat
-from harness.vnnlib.cases import Case, Constraint
+from harness.common.properties import Case, Constraint
 from harness.vnnlib.solve import solve
 
 SECONDS = 60

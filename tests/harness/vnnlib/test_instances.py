@@ -66,13 +66,13 @@ def rows_of(directory):
 def test_a_list_continues_where_it_stopped(files, monkeypatch, capsys):
     directory, solved = files / "results", []
     run = functools.partial(verify, files / "list.csv", "--results-dir", directory, "--workers", "1")
-    original = instances._solve_item
+    original = instances._solve_instance
 
     def counted(item, report, requests):
         solved.append(item.name)
         original(item, report, requests)
 
-    monkeypatch.setattr(instances, "_solve_item", counted)
+    monkeypatch.setattr(instances, "_solve_instance", counted)
     assert run() == 0
     assert [row["result"] for row in rows_of(directory)] == ["sat", "unsat"]
     assert "1 sat, 1 unsat" in capsys.readouterr().out

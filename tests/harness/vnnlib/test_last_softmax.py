@@ -12,8 +12,8 @@ from harness.command_line import main
 from harness.common.errors import InputError
 from harness.vnnlib.cases import property_of
 from harness.vnnlib.expressions import parse
-from harness.vnnlib.files import read_property
-from harness.vnnlib.solve import load_instance, solve_files
+from harness.vnnlib.files import load_instance, read_property
+from harness.vnnlib.solve import solve_files
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -11,10 +11,11 @@ from torch import nn
 
 from cerdeq.deadline import DeadlineError, stop_at
 from harness.checker.properties import confirm_unsat
+from harness.common.properties import Constraint
 from harness.vnnlib import solve as solving
-from harness.vnnlib.cases import Constraint, property_of
+from harness.vnnlib.cases import property_of
 from harness.vnnlib.expressions import parse
-from harness.vnnlib.question import Violations, question_of_boxes
+from harness.vnnlib.query import Violations, query_of_boxes
 from harness.vnnlib.solve import solve, solve_files
 
 DECLARED = "(declare-const X_0 Real) (declare-const Y_0 Real)"
@@ -134,7 +135,7 @@ def test_a_box_of_many_cases_ends_at_the_limit(tmp_path):
     began = time.monotonic()
     assert solve(property_, network, run_of(network), 0.5).status == "timeout"
     assert time.monotonic() - began < 10
-    for late in (lambda: Violations(property_.groups[0], 1), lambda: question_of_boxes(property_.groups, (1,), 1)):
+    for late in (lambda: Violations(property_.groups[0], 1), lambda: query_of_boxes(property_.groups, (1,), 1)):
         with stop_at(0.0), pytest.raises(DeadlineError):
             late()
 

@@ -20,8 +20,8 @@ from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import read_steps
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
-from harness.checker.violations import box_around, round_down, violations_network
-from harness.vnnlib.cases import Case, Constraint, InputBox, Property
+from harness.checker.violations import enclosing_box, round_down, violations_network
+from harness.common.properties import Case, Constraint, InputBox, Property
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 
@@ -140,7 +140,7 @@ def test_values_of_cases_are_the_largest_exact_violations(seed):
 
 @given(st.fractions(-10, 10), st.fractions(0, 1))
 def test_the_box_contains_the_exact_one(low, width):
-    box = box_around(InputBox((low,), (low + width,)), (1,))
+    box = enclosing_box(InputBox((low,), (low + width,)), (1,))
     center, radius = Fraction(box.center.item()), Fraction(box.radius.item())
     assert center - radius <= low and low + width <= center + radius
     for kind in (np.float32, np.float64):

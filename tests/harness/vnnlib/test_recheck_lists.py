@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, OUTPUTS
 from torch import nn
 
-from harness.checker import instances as checked_instances
 from harness.command_line import main
-from harness.vnnlib import instances
+from harness.storage import instances
+from harness.vnnlib import files as read_files
 from harness.vnnlib.counterexample import decimal_between
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
@@ -135,7 +135,7 @@ RECORDS = {
     "00002.json cannot be read: TypeError: vnnlib: found 5, not str": (2, {"vnnlib": 5}),
     "00003.json cannot be read: TypeError: seconds: found None, not float": (3, {"seconds": None}),
     f"{'a' * 300} is missing": (1, {"onnx": "a" * 300}),
-    "this is no answer": (1, {"result": "UNSAT"}),
+    "this is no result": (1, {"result": "UNSAT"}),
     "sat not confirmed: the counterexample": (2, {"result": "sat"}),
     "unsat not confirmed: the violation of a case": (1, {"result": "unsat"}),
     "results.csv does not follow": (2, {"seconds": 99.0}),
@@ -175,7 +175,7 @@ def test_answers_that_claim_nothing_are_no_success(results, capsys):
     text = (results / "results.csv").read_text()
     (results / "results.csv").write_text(text.replace(",sat,", ",timeout,").replace(",unsat,", ",timeout,"))
     assert recheck(results) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "no answer claims sat or unsat: nothing was proved"
+    assert capsys.readouterr().out.splitlines()[-1] == "no result claims sat or unsat: nothing was proved"
 
 
 def test_one_property_with_a_results_directory_is_a_list_of_one(results, capsys):
@@ -263,8 +263,8 @@ def test_weights_beside_a_network_are_part_of_it(external, capsys):
 
 
 def test_files_exchanged_after_they_were_hashed_change_nothing(external, monkeypatch):
-    """They were once read again by their names: the answer to another instance was confirmed."""
-    directory, original = external.parent / "results", checked_instances.digest_of
+    """They were once read again by their names: the result of another instance was confirmed."""
+    directory, original = external.parent / "results", read_files.digest_of
     assert main("verify", [str(external), str(external.with_name("p.vnnlib")), "--results-dir", str(directory)]) == 0
 
     def exchange(content):
@@ -273,6 +273,6 @@ def test_files_exchanged_after_they_were_hashed_change_nothing(external, monkeyp
                 external.with_name(name).write_bytes(b"another")
         return original(content)
 
-    monkeypatch.setattr(checked_instances, "digest_of", exchange)
+    monkeypatch.setattr(read_files, "digest_of", exchange)
     assert recheck(directory) == 0
     assert recheck(directory) == 1, "the exchanged files are others"

@@ -10,7 +10,8 @@ from small_properties import network_of, property_of_seed, run
 
 from harness.checker.proofs.parts import SPLITS
 from harness.checker.properties import NotConfirmedError, confirm_unsat
-from harness.vnnlib.solve import UNSAT, solve
+from harness.storage.instances import UNSAT
+from harness.vnnlib.solve import solve
 
 BY_PARTS = (26, 36, 44, 53, 57, 67)  # seeds of answers that need parts of the box
 

@@ -17,11 +17,13 @@ from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
 from torch import nn
 
 from harness.common.errors import InputError
-from harness.vnnlib.cases import Case, Constraint, InputBox, Property, property_of
+from harness.common.properties import Case, Constraint, InputBox, Property
+from harness.vnnlib.cases import property_of
 from harness.vnnlib.counterexample import decimal_between, decimals_inside
 from harness.vnnlib.expressions import parse
-from harness.vnnlib.question import Violations, region_of, round_up, with_violations
-from harness.vnnlib.solve import check_shapes, solve
+from harness.vnnlib.files import check_shapes
+from harness.vnnlib.query import Violations, region_of, round_up, with_violations
+from harness.vnnlib.solve import solve
 
 SECONDS = 60
 
@@ -72,7 +74,7 @@ def test_answers_are_the_exact_ones():
 
 def test_answers_of_small_groups_are_the_exact_ones(monkeypatch):
     """Cases of one box are decided in groups; here in ones of three constraints, and each certificate is confirmed."""
-    monkeypatch.setattr("harness.vnnlib.cases.MOST_TOGETHER", 3)
+    monkeypatch.setattr("harness.common.properties.MOST_TOGETHER", 3)
     assert max(len(property_of_seed(seed).groups) for seed in (0, 3)) > 2
     counts = check_answers(range(14))
     assert counts["sat"] > 4 and counts["unsat"] > 2, counts

@@ -1,4 +1,4 @@
-"""Cases of one box as a question for `cerdeq.verify`: are all outputs of a network positive over the whole box?
+"""Cases of one box as a query for `cerdeq.verify`: are all outputs of a network positive over the whole box?
 
 The network is the given one, then for each case the largest of its constraints' values, coefficients . outputs - bound.
 No input satisfies the case if that is positive everywhere. The maximum is made of ReLUs, max(a, b) = a + relu(b - a),
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cerdeq import Box
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError
-from harness.vnnlib.cases import LARGEST, Case, Constraint, InputBox
+from harness.common.properties import LARGEST, Case, Constraint, InputBox
 
 _COEFFICIENTS = "coefficients of up to 15 digits, all of a constraint of about the same size"
 
@@ -65,7 +65,7 @@ def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> 
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
-def question_of_boxes(
+def query_of_boxes(
     groups: Sequence[Sequence[Case]], shape: tuple[int, ...], outputs: int
 ) -> tuple[Box, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return boxes, rows [B, R, outputs], numbers and cases [B, R]: no input meets a case if one of its rows is larger.
