@@ -15,6 +15,10 @@ _FAMILIES = (
     names.layer_inactive(""), names.layer_unstable(""), names.examples_at(""), names.decided_by(""),
     names.seconds_of(""),
 )  # fmt: skip
+_SHARES = (
+    names.UNDECIDED_ERROR, names.layer_inactive(""), names.layer_unstable(""), names.NOT_CONVERGED,
+    names.STANDARD_ERROR_W0, names.CERTIFIED_ERROR_W0,
+)  # fmt: skip
 _WITHOUT_PREDICTION = (names.OUT_OF_MEMORY, names.FAILED)
 
 
@@ -114,6 +118,17 @@ def check_other_stages(metrics: Mapping[str, float | None], stages: Sequence[str
         for name in metrics
         if name.startswith(prefix) and name.removeprefix(prefix) not in own
     ]
+
+
+def check_ranges(metrics: Mapping[str, float | None]) -> list[str]:
+    """Check that no metric is below 0, and no percentage missing or above 100: not all are computed again."""
+    problems = []
+    for name, value in metrics.items():
+        is_share = name.startswith(_SHARES)
+        is_in_range = not is_share if value is None else 0 <= value <= (100 if is_share else np.inf)
+        if not is_in_range:
+            problems.append(f"{name}: recorded {value}, expected {'0 to 100' if is_share else 'at least 0'}")
+    return problems
 
 
 def check_names(metrics: Mapping[str, float | None]) -> list[str]:

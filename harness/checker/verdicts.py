@@ -147,4 +147,5 @@ def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) ->
         *(f"{folder.RESULT}: {problem}" for problem in records.check_metrics(verdicts, metrics, stages)),
         *(f"{folder.RESULT}: {problem}" for problem in records.check_other_stages(metrics, stages)),
         *(f"{folder.RESULT}: {problem}" for problem in records.check_names(metrics)),
+        *(f"{folder.RESULT}: {problem}" for problem in records.check_ranges(metrics)),
     ]

@@ -93,9 +93,9 @@ def read_file(path: Path, checkpoint: Checkpoint) -> bytes:
 
     Raises InputError where there is no such file, it cannot be read, or its SHA-256 is not the checkpoint's.
     """
-    if not path.is_file():
-        raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
     try:
+        if not path.is_file():
+            raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
         content = _read_onnx(path) if checkpoint.is_onnx else path.read_bytes()
     except OSError as error:
         raise InputError(f"checkpoint: {path} cannot be read: {error.strerror}") from None

@@ -23,7 +23,7 @@ from harness.sweep.sweep_text import merge, nest
 ZIP = "zip"
 _SETTINGS: dict[str, type] = {"train": TrainSettings, "checkpoint": Checkpoint, "source": Source}
 LARGEST = 10_000
-"""How many trials an entry may stand for under one seed."""
+"""How many trials a sweep may have."""
 
 
 def expand(entry: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -95,9 +95,9 @@ def names_in(entry: dict[str, Any], key: str) -> list[str]:
 
 def _check_zip(keys: Any, lists: dict[str, list[Any]]) -> list[str]:
     """Return the keys that `zip` names. Raises SettingError."""
-    is_list = isinstance(keys, list) and len(keys) >= 2 and all(keys.count(key) == 1 for key in keys)
+    are_lists = isinstance(keys, list) and all(isinstance(key, str) and key in lists for key in keys)
     allowed = f"two or more of this entry's lists, each once: {', '.join(lists) or 'it has none'}"
-    require(ZIP, keys, is_list and all(isinstance(key, str) and key in lists for key in keys), allowed)
+    require(ZIP, keys, are_lists and len(set(keys)) == len(keys) >= 2, allowed)
     lengths = ", ".join(f"{key} has {len(lists[key])}" for key in keys)
     require(ZIP, keys, len({len(lists[key]) for key in keys}) == 1, f"lists of the same length: {lengths}")
     return keys

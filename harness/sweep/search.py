@@ -1,5 +1,6 @@
 """The key `search` of a sweep file: which settings are searched, how, for how long, and what is evaluated."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -37,7 +38,7 @@ class Space(BaseModel):
         kinds = [key for key in type(self).model_fields if getattr(self, key) is not None]
         require("kind", kinds, len(kinds) == 1, f"one of {', '.join(type(self).model_fields)}")
         if self.choice is not None:
-            are_different = all(value not in self.choice[:index] for index, value in enumerate(self.choice))
+            are_different = len(set(map(json.dumps, self.choice))) == len(self.choice)
             require("choice", self.choice, len(self.choice) > 1 and are_different, "two different values or more")
             return self
         low, high = getattr(self, kinds[0])

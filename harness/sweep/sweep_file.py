@@ -79,8 +79,6 @@ def _expand(
     sweep = parse_keys(content, profile, source, note)
     try:
         expanded = _expand_entries(sweep, profile, path.parent)
-        count = len(expanded) * len(sweep.seeds)
-        require("seeds", f"{count:,} trials", count <= 10 * LARGEST, f"at most {10 * LARGEST:,} of all seeds")
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
         trials, searched = [], []
@@ -127,15 +125,16 @@ def _expand_entries(sweep: SweepFile, profile: str, directory: Path) -> list[Exp
     """
     expanded: list[Expanded] = []
     first: dict[str, str] = {}
-    problems = []
+    problems, total = [], 0
     for number, lists in enumerate(sweep.trials):
         choice = ""
         try:
             for name in names_in(lists, "model"):
                 plugins.add_factory(name, sweep.plugins)
             choices = expand(lists)
-            count = len(expanded) + len(choices)
-            require("trials", f"{count:,} trials or more", count <= LARGEST, f"at most {LARGEST:,} under one seed")
+            total += len(choices) * len(sweep.seeds)
+            if total > LARGEST:
+                break
             for content, values in choices:
                 choice = f" (with {', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
                 entry = validate(TrialEntry, content)
@@ -146,6 +145,7 @@ def _expand_entries(sweep: SweepFile, profile: str, directory: Path) -> list[Exp
                 expanded.append((trial, ignored, entry))
         except InputError as error:
             problems += [f"trials.{number}.{problem}{choice}" for problem in str(error).splitlines()]
+    require("trials", f"{total:,} trials or more with all seeds", total <= LARGEST, f"at most {LARGEST:,}")
     _refuse(problems)
     return expanded
 

@@ -15,6 +15,7 @@ from harness.sweep.checkpoint_settings import Checkpoint, Source
 from harness.sweep.search import Asha, SearchSettings, Space
 from harness.sweep.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 
+_MOST_PROBLEMS = 100  # in a message
 RENAMED = {"evaluation.methods": "evaluation.stages"}
 
 
@@ -183,7 +184,9 @@ def validate(kind: Any, value: Any, *section: str) -> Any:
         return _adapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         problems = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # last: it may only be misspelt
-        raise InputError("\n".join(_describe(item, kind, section) for item in problems)) from None
+        lines = [_describe(item, kind, section) for item in problems[:_MOST_PROBLEMS]]
+        more = [f"and {len(problems) - len(lines):,} problems more"] if len(problems) > len(lines) else []
+        raise InputError("\n".join(lines + more)) from None
 
 
 @lru_cache(32)

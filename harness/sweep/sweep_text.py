@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from io import StringIO
 from itertools import chain
@@ -24,17 +25,21 @@ def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
 
     Raises InputError, also for an included file outside of the directory of `path`: who wrote a file reads no others.
     """
-    content, files = _read_mapping(path), [path]
+    content, files = _read_mapping(path), {path.resolve(): path}
+    last = path
     while INCLUDE in content:
         name = content.pop(INCLUDE)
-        included = files[-1].parent / str(name)
-        is_other = isinstance(name, str) and included.resolve() not in [file.resolve() for file in files]
-        is_inside = included.resolve().is_relative_to(path.parent.resolve())
+        included = last.parent / str(name)
         allowed = f"the relative path of another file in {path.parent} or below, that does not include this one"
-        require(f"{files[-1]}: {INCLUDE}", name, is_other and is_inside, allowed)
+        try:
+            target = included.resolve()
+        except RuntimeError:  # links in a circle
+            raise SettingError(f"{last}: {INCLUDE}", name, allowed) from None
+        is_other = isinstance(name, str) and target not in files and target.is_relative_to(path.parent.resolve())
+        require(f"{last}: {INCLUDE}", name, is_other, allowed)
         content = merge(_read_mapping(included), content)
-        files.append(included)
-    return content, files[1:]
+        last = files[target] = included
+    return content, list(files.values())[1:]
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             raise OSError("it is no file")
         with open(path, "rb") as file:
             text = file.read(4 * LARGEST_TEXT).decode()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = parse_yaml(text)
@@ -109,6 +114,8 @@ class _Loader(yaml.SafeLoader):
         self._require(self.counts[id(node)] <= _MOST_VALUES, f"more than {_MOST_VALUES:,} values", mark)
         is_long = isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_VALUE
         self._require(not is_long, f"a value of more than {_LONGEST_VALUE:,} characters", mark)
+        is_no_text = isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value)
+        self._require(not is_no_text, "a NUL or half a surrogate pair", mark)
         return node
 
     @staticmethod
@@ -117,10 +124,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"it has {found}", mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.value != "<<"]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        for key in [key for key, count in counts.items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -48,7 +48,7 @@ FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "r
 ENTRIES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_entries", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
 UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
 METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
-CHOSEN = f"{FOLDERS}.check_chosen"
+CHOSEN, RANGES = f"{FOLDERS}.check_chosen", f"{RECORDS}.check_ranges"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
 
 
@@ -354,6 +354,18 @@ LIES = {
         change_metrics(certified_accuracy=100.0),
         "'certified_accuracy': recorded, but no evaluation has such a metric",
         f"{RECORDS}.check_names",
+    ),
+    "more units unstable than there are": Lie(
+        change_metrics(unstable__layer=101.0), "unstable/layer: recorded 101.0, expected 0 to 100", RANGES
+    ),
+    "a share of inactive units left out": Lie(
+        change_metrics(inactive__layer=None), "inactive/layer: recorded None, expected 0 to 100", RANGES
+    ),
+    "fewer errors with W = 0 than none": Lie(
+        change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0), "_w0: recorded -1.0, expected 0", RANGES, "cerdeq"
+    ),
+    "a negative width": Lie(
+        change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0", RANGES
     ),
     # Leaderboards.
     "a lower error in leaderboard.csv": Lie(

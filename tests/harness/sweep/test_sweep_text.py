@@ -1,5 +1,7 @@
 """A sweep file as text: what is no YAML mapping is refused, and YAML's numbers arrive as numbers."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,69 @@ def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, case
     path = write(tmp_path, BOMBS[case])
     with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
         check_keys(path, None, [])
+
+
+HOSTILE = {
+    "NUL": ('include: "a\\0b"', "study.yaml: is not YAML: it has a NUL or half a surrogate pair"),
+    "half a surrogate pair": ('include: "\\ud800"', "study.yaml: is not YAML: it has a NUL or half a surrogate pair"),
+    "half a pair as a key": ('"\\udfff": 1', "study.yaml: is not YAML: it has a NUL or half a surrogate pair"),
+    "links in a circle": ("include: circle.yaml", "study.yaml: include: found 'circle.yaml', allowed: the relative"),
+    "links in a circle of directories": ("include: circle.yaml/a.yaml", "study.yaml: include: found 'circle.yaml/a"),
+    "a long name": (f"include: {'a' * 3000}", "cannot be read: File name too long"),
+    "a long path": (f"include: {'a/' * 1900}a", "cannot be read: "),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_name_that_names_no_file_is_one_line(refused, tmp_path, case):
+    text, message = HOSTILE[case]
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    found = refused(write(tmp_path, f"{text}\n"))
+    assert message in found and len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["circle.yaml", "circle.yaml/study.yaml", "a" * 300, "a\udc80"])
+def test_a_sweep_file_whose_name_names_no_file_is_one_line(refused, tmp_path, name):
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    found = refused(tmp_path / name)
+    assert "cannot be read: " in found and len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "a" * 300])
+@pytest.mark.parametrize("key", ["checkpoint", "model", "plugins"])
+def test_a_value_that_names_no_file_is_one_line(refused, tmp_path, key, text):
+    (tmp_path / "circle").symlink_to("circle")
+    path = write(tmp_path, "")
+    entry = {"model": "cnn5", "checkpoint": text} if key == "checkpoint" else {"model": text, "method": "ibp"}
+    plugins = {"plugins": [text]} if key == "plugins" else {}
+    content = {**BASE, "trials": BASE["trials"] if plugins else [entry], **plugins}
+    path.write_text(json.dumps(content))
+    assert len(refused(path).splitlines()) == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("key", ["seeds", "trials", "mapping", "choice", "zip", "includes"])
+def test_many_values_are_read_or_refused_in_seconds(refused, tmp_path, key):
+    many = list(range(12_000))
+    mapping, rates = {f"key{number}": 1 for number in many}, [{"l1": number / 1e6} for number in range(2_000)]
+    contents = {
+        "seeds": {"seeds": list(range(30_000))},
+        "trials": {"seeds": list(range(8)), "trials": [{"model": "cnn5", "method": "ibp", "train": rates}]},
+        "mapping": {"trials": [{"model": "cnn5", "method": "ibp", "options": mapping}]},
+        "choice": {"search": {"spaces": {"train.l1": {"choice": [*many, 0]}}, "trials": 2}},
+        "zip": {"trials": [{"model": "cnn5", "method": "ibp", "zip": list(mapping)}]},
+        "includes": {"include": "0.yaml"},
+    }
+    for number in range(1_000 if key == "includes" else 0):
+        write(tmp_path, f"include: {number + 1}.yaml\n", f"{number}.yaml")
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(BASE | contents[key]))
+    began = time.process_time()
+    message = refused(path)
+    assert time.process_time() - began < 10
+    counts = {"seeds": "30,000", "trials": "16,000"}
+    allowed = "trials or more with all seeds', allowed: at most 10,000"
+    assert key not in counts or f"study.yaml: trials: found '{counts[key]} {allowed}" in message
 
 
 def test_a_file_that_is_endless_is_refused():
