@@ -362,7 +362,10 @@ LIES = {
         change_metrics(inactive__layer=None), "inactive/layer: recorded None, expected 0 to 100", RANGES
     ),
     "fewer errors with W = 0 than none": Lie(
-        change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0), "_w0: recorded -1.0, expected 0", RANGES, "cerdeq"
+        change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0),
+        "_w0: recorded -1.0, expected 0",
+        RANGES,
+        "cerdeq",
     ),
     "a negative width": Lie(
         change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0", RANGES
