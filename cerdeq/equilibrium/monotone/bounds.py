@@ -1,0 +1,126 @@
+"""Sound bounds of an equilibrium's units and rows from any multipliers.
+
+With w = diag(W) < 1 and q = (W z - w z + h) / (1 - w), the equilibrium is z = relu(q). In a leaf q lies in [low, high].
+Let T_i be the (z_i, q_i) with low_i <= q_i <= high_i under the upper line of the ReLU: its corners are
+(relu(low_i), low_i), (relu(high_i), high_i) and, if 0 lies between, (0, 0). For all a, and any row c . z + e . q + o,
+
+    c . z + e . q + o  >=  sum_i min over T_i of [(c + V^T a)_i z_i + (e_i - (1 - w_i) a_i) q_i] + min over x of a . (U x + b) + o,
+
+V = W without its diagonal, since a . (V z + h - (1 - w) q) = 0. A leaf may assume that one row of the spec is at most
+`limit`, which it tries to refute: then beta (row - limit) <= 0, beta >= 0, may be added to any row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cerdeq.equilibrium.monotone.enclosure import Enclosure, rounded_up
+from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
+
+_EPS, _TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
+_MOST_REPEATS, _MOVED = 10, 0.02  # of one step's multipliers; while the boxes shrink by this share of their widths
+
+
+@dataclass(frozen=True)
+class Step:
+    """Multipliers that tighten boxes, of rows R: signs[r] q_units[r], or with sign 0 the assumed row itself.
+
+    units, signs: int64 [R]. multipliers: float16 [R, N], times scales, float32 [R], are (1 - w) a. betas: float32 [R].
+    """
+
+    units: Tensor
+    signs: Tensor
+    multipliers: Tensor
+    scales: Tensor
+    betas: Tensor
+
+    @staticmethod
+    def rounded(units: Tensor, signs: Tensor, multipliers: Tensor, betas: Tensor) -> "Step":
+        """Return a step of multipliers [R, N] in another precision: any are sound, so that few digits are stored."""
+        scales = multipliers.abs().amax(1).float().clamp(min=1e-30)
+        return Step(units, signs, (multipliers / scales[:, None]).half(), scales, betas.float().clamp(min=0))
+
+    def of(self, rows: Tensor) -> "Step":
+        """Return some of the rows."""
+        return Step(*(tensor[rows] for tensor in vars(self).values()))
+
+
+class Layer:
+    """What bounds from multipliers need of a network: its matrices, magnitudes, and factors of rounding errors."""
+
+    def __init__(self, network: EquilibriumNetwork):
+        weight, x = network.proof.weight, network.box
+        self.network, self.count = network, len(weight)
+        self.loops = weight.diagonal()
+        self.off_diagonal = weight - torch.diag(self.loops)
+        self.divisor = 1 - self.loops
+        self.inject, self.x = network.inject, x
+        self.factor = 4 * (self.count + len(x.center) + 32) * _EPS
+        reach = x.center.abs() + x.radius
+        self.h_size = rounded_up(self.inject.matrix.abs() @ reach + self.inject.offset.abs(), len(reach) + self.count)
+        self.h_error = self.inject.error + 2 * self.factor * self.h_size
+        self.underflow = _TINY * 8 * (self.count + len(x.center) + 8) ** 2 * (1 + float(reach.sum()))
+
+    def lower_bounds(self, low: Tensor, high: Tensor, step: Step, row: Tensor, offset: Tensor) -> Tensor:
+        """Return proved lower bounds [R] of the rows of a step in the leaf [low, high], -inf where that fails.
+
+        row [N], offset []: the assumed row . z + offset <= 0.
+        """
+        a = step.multipliers.double() * step.scales.double()[:, None] / self.divisor
+        e = torch.zeros_like(a).index_put((torch.arange(len(a), device=a.device), step.units), step.signs.double())
+        beta = step.betas.double().clamp(min=0)
+        of_z = beta[:, None] * row + a @ self.off_diagonal
+        of_q = e - a * self.divisor
+        relu_low, relu_high = low.clamp(min=0), high.clamp(min=0)
+        at_low, at_high = of_z * relu_low + of_q * low, of_z * relu_high + of_q * high
+        least = torch.minimum(at_low, at_high)
+        least = torch.where((low < 0) & (high > 0), least.clamp(max=0), least)
+        of_x = a @ self.inject.matrix
+        size = a.abs()
+        total = least.sum(1) + a @ self.inject.offset + of_x @ self.x.center - of_x.abs() @ self.x.radius + beta * offset
+        z_size, q_size = relu_high, torch.maximum(low.abs(), high.abs())
+        rounding = (beta[:, None] * row.abs() + size @ self.off_diagonal.abs()) @ z_size
+        rounding = rounding + (e.abs() + size * self.divisor) @ q_size + beta * offset.abs()
+        lost = self.factor * rounding + size @ self.h_error + 4 * _EPS * total.abs()
+        lost = lost + self.underflow * (1 + z_size.sum() + q_size.sum())
+        bound = total - lost * (1 + 64 * _EPS)
+        return torch.where(bound.isfinite(), bound, -torch.inf)
+
+    def first_leaf(self) -> tuple[Tensor, Tensor]:
+        """Return a proved box low, high [N] of q, by intervals."""
+        z = self.network.z
+        product = Enclosure.exact(self.off_diagonal) @ Enclosure(z.center[:, None], z.radius[:, None])
+        total = Enclosure(product.value[:, 0], product.error[:, 0]) + self.inject.range_over(self.x)
+        reach = rounded_up(total.error, 2)
+        low, high = total.value - reach, total.value + reach
+        low, high = low - 2 * _EPS * low.abs() - _TINY, high + 2 * _EPS * high.abs() + _TINY
+        low, high = low / self.divisor, high / self.divisor
+        low, high = low - 4 * _EPS * low.abs() - _TINY, high + 4 * _EPS * high.abs() + _TINY
+        z_low = z.center - z.radius - 2 * _EPS * (z.center.abs() + z.radius)
+        z_high = z.center + z.radius + 2 * _EPS * (z.center.abs() + z.radius)
+        return torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high.clamp(min=0))
+
+    def apply(
+        self, low: Tensor, high: Tensor, step: Step, row: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor, bool, Tensor]:
+        """Return the leaf tightened by a step, whether that refutes it, and which rows of the step [R] did something.
+
+        The same multipliers are applied again while they still help: the boxes they use are tighter then.
+        """
+        useful = torch.zeros(len(step.units), dtype=torch.bool, device=low.device)
+        for _ in range(_MOST_REPEATS):
+            bound = self.lower_bounds(low, high, step, row, offset)
+            refuting = (step.signs == 0) & (bound > 0)
+            if bool(refuting.any()):
+                return low, high, True, useful | refuting
+            before = (high - low).sum()
+            raises, lowers = step.signs > 0, step.signs < 0
+            useful = useful | (raises & (bound > low[step.units])) | (lowers & (-bound < high[step.units]))
+            low = low.scatter_reduce(0, step.units[raises], bound[raises], "amax")
+            high = high.scatter_reduce(0, step.units[lowers], -bound[lowers], "amin")
+            if bool((low > high).any()):
+                return low, high, True, useful
+            if not (high - low).sum() < (1 - _MOVED) * before:
+                break
+        return low, high, False, useful

@@ -1,0 +1,106 @@
+"""First boxes of an equilibrium, from strong monotonicity alone; the notation is that of proof.py."""
+
+import torch
+from torch import Tensor
+
+from cerdeq.boxes import Box, outward_ends
+from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue, rounded_up, sum_rounded_up
+from cerdeq.equilibrium.monotone.network import AffineMap
+from cerdeq.equilibrium.monotone.proof import Monotonicity
+from cerdeq.equilibrium.monotone.solver import Splitting
+
+_WEIGHT_STEPS = 30  # of the search for good weights of the inputs
+_LEADING = 5  # eigenvectors that it looks at
+
+
+def equilibrium_point(proof: Monotonicity, h: Tensor) -> tuple[Tensor, Enclosure]:
+    """Return z0 [B, N] near the equilibria of h [B, N], and the h0 whose equilibria they are exactly.
+
+    Active units need h0 = z0 - W z0, the others at most -W z0.
+    """
+    z = Splitting(proof.weight).solve(h).value.nan_to_num(posinf=0.0)
+    product = Enclosure.exact(z) @ Enclosure.exact(proof.weight.mT)
+    needed = Enclosure.exact(z) - product
+    is_free = (z == 0) & (h <= needed.value - needed.error)
+    zero = torch.zeros_like(h)
+    return z, Enclosure(torch.where(is_free, h, needed.value), torch.where(is_free, zero, needed.error))
+
+
+def box_of_points(proof: Monotonicity, h: Box) -> Box:
+    """Return a box [B, N] of the equilibria of all h in a box [B, N]; radius infinity where there is none."""
+    z, exact = equilibrium_point(proof, h.center)
+    change = Enclosure(h.center, h.radius) - exact
+    k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
+    norm = _norm((change @ scaled).magnitude)
+    return _around(proof, z, change @ (scaled @ k.mT), norm)
+
+
+def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
+    """Return a box [N] of the equilibria of all h = inject(x), x [d] in a box."""
+    middle = inject.range_over(Box(x.center, torch.zeros_like(x.center)))
+    z, exact = equilibrium_point(proof, middle.value[None])
+    change = middle - Enclosure(exact.value[0], exact.error[0])
+    change = Enclosure(change.value, rounded_up(change.error + inject.error, 2))  # the error may differ between inputs
+    k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
+    moved = scaled.mT @ Enclosure.exact(inject.matrix)
+    moved = moved.scaled(x.radius)
+    norm = _largest_norm(moved) + _norm((scaled.mT @ _column(change)).magnitude[:, 0])
+    around = k @ moved
+    shift = k @ (scaled.mT @ _column(change))
+    linear = Enclosure(shift.value[:, 0], rounded_up(shift.error[:, 0] + sum_rounded_up(around.magnitude), 2))
+    return _around(proof, z[0], linear, norm)
+
+
+def _around(proof: Monotonicity, z: Tensor, linear: Enclosure, norm: Tensor) -> Box:
+    """Return z + K v / 2 +- |K_i| |v| / 2 where linear = (1 - delta) K v and (1 - delta) |v| <= norm."""
+    reach = _norm(proof.root.abs()) * norm[..., None]
+    share = 1 / (2 * (1 - proof.delta)) * (1 + 1e-15)
+    center = linear.value / 2
+    radius = rounded_up((linear.error + reach) * share + linear.value.abs() * (share - 0.5 + 1e-15), 8)
+    moved = Enclosure.exact(z) + Enclosure(center, radius)
+    low, high = outward_ends(Box(moved.value, moved.error))
+    low = low.clamp(min=0)
+    high = torch.maximum(high, low)
+    radius = rounded_up((high - low) / 2, 2) + 2 * torch.finfo(low.dtype).eps * (low + high)
+    is_proved = radius.isfinite() & (proof.delta < 1)
+    return Box(torch.where(is_proved, (low + high) / 2, 0.0), torch.where(is_proved, radius, torch.inf))
+
+
+def _largest_norm(matrix: Enclosure) -> Tensor:
+    """Return at least the largest norm of M t over t in [-1, 1]^d.
+
+    For any weights s > 0 of the inputs, |M t|^2 <= the largest eigenvalue of M diag(1 / s) M^T, times the sum of s.
+    """
+    rows = _norm(sum_rounded_up(matrix.magnitude))
+    weights = _input_weights(matrix.value)
+    scaled = matrix.scaled(weights.rsqrt())
+    root = weights.rsqrt()
+    # root is rounded: its own square counts, not weights
+    total = float(sum_rounded_up(rounded_up(1 / (root * root), 8)))
+    square = torch.tensor(largest_eigenvalue(scaled @ scaled.mT) * total, dtype=rows.dtype, device=rows.device)
+    return torch.minimum(rows, rounded_up(square, 2).sqrt() * (1 + 1e-15)).nan_to_num(nan=torch.inf)
+
+
+def _input_weights(matrix: Tensor) -> Tensor:
+    """Return weights [d] for which the bound of `_largest_norm` is small. No proof."""
+    squares = (matrix * matrix).sum(0)
+    floor = squares.max() * 1e-12 + 1e-300
+    weights = best = torch.ones_like(squares)
+    lowest = torch.inf
+    for _ in range(_WEIGHT_STEPS):
+        values, vectors = torch.linalg.eigh(((matrix / weights) @ matrix.mT).nan_to_num())
+        if (value := float(values[-1] * weights.sum())) < lowest:
+            lowest, best = value, weights
+        closeness = ((values[-_LEADING:] / values[-1].clamp(min=1e-300) - 1) * 10).exp()
+        response = (((vectors[:, -_LEADING:] * closeness).mT @ matrix) ** 2).sum(0).add(floor).sqrt()
+        weights = weights**0.7 * (response / response.mean() * weights.mean()) ** 0.3
+    return best
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """Return at least the Euclidean norms of rows [..., N] of numbers of at least 0."""
+    return rounded_up(sum_rounded_up(rows * rows).sqrt(), 2)
+
+
+def _column(vector: Enclosure) -> Enclosure:
+    return Enclosure(vector.value[:, None], vector.error[:, None])

@@ -1,0 +1,117 @@
+"""Networks whose only nonlinear step is one equilibrium: as h = U x + b, z = relu(W z + h) and outputs C z + c."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.graph import Program
+from cerdeq.bounds.patches import dense, pull
+from cerdeq.boxes import Box
+from cerdeq.equilibrium.layer import FixedPoint
+from cerdeq.equilibrium.monotone.enclosure import Enclosure, rounded_up, sum_rounded_up
+from cerdeq.equilibrium.monotone.proof import Monotonicity
+from cerdeq.rules.interval import Interval
+from cerdeq.rules.linear import Backward
+
+_AFFINE = 1e-6  # largest error of an affine map, in units of its values: more is no rounding
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """A map v -> matrix [K, N] v + offset [K], off by at most error [K] for all v of the box it was made for."""
+
+    matrix: Tensor
+    offset: Tensor
+    error: Tensor
+
+    def range_over(self, box: Box) -> Enclosure:
+        """Return the map's values over a box of v [N], of a center and a radius."""
+        product = Enclosure.exact(self.matrix) @ Enclosure(box.center[:, None], box.radius[:, None])
+        return Enclosure(product.value[:, 0], product.error[:, 0]) + Enclosure(self.offset, self.error)
+
+
+@dataclass(frozen=True)
+class EquilibriumNetwork:
+    """One equilibrium between affine maps, over one box of inputs; all float64.
+
+    proof: of W's strong monotonicity. box: of the inputs, flat [d]. inject: x -> h. rows: z -> the rows of a spec, over
+    z in [0, largest_z]. z: a proved box of z [N].
+    """
+
+    proof: Monotonicity
+    box: Box
+    inject: AffineMap
+    rows: AffineMap
+    z: Box
+
+
+def equilibrium_step(program: Program) -> int | None:
+    """Return the number of the value that a program's only equilibrium computes, None if it has none or several."""
+    numbers = [i for i, step in enumerate(program.steps, start=1) if isinstance(step.target, FixedPoint)]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def read_network(program: Program, values: list[Any], spec: Tensor, proof: Monotonicity) -> EquilibriumNetwork | None:
+    """Return the network of a program, with rows of `spec` [K, N] of the outputs; None if it is of another kind.
+
+    values: of a sound pass over one example in float64. Call it within `counted_rounding`.
+    """
+    number = equilibrium_step(program)
+    if number is None:
+        return None
+    (source,) = program.steps[number - 1].sources
+    units = torch.eye(values[source].center.numel()).to(spec)
+    inject = _affine_map(program, values, units, source, 0)
+    rows = _affine_map(program, values, spec, program.output, number)
+    if inject is None or rows is None:
+        return None
+    x, z = (Box(v.center.flatten(), v.radius.flatten()) for v in (values[0], values[number]))
+    return EquilibriumNetwork(proof, x, inject, rows, z)
+
+
+def _affine_map(program: Program, values: list[Any], rows: Tensor, at: int, source: int) -> AffineMap | None:
+    """Return rows [K, N] of value number `at` as an affine map of value number `source`, None if they are no such map.
+
+    Linear bounds from below and from above enclose the map. They are equal up to rounding if every step between is
+    affine, or is a nonlinear step that is affine over the box.
+    """
+    below = _pull_rows(program, values, rows, at, source)
+    above = _pull_rows(program, values, -rows, at, source)
+    if below is None or above is None:
+        return None
+    matrix, size = below[0], rounded_up(values[source].center.flatten().abs() + values[source].radius.flatten(), 2)
+    other = Enclosure.exact(matrix) + Enclosure.exact(above[0])  # about 0
+    slack = sum_rounded_up(other.magnitude * size)
+    middle, half = (below[1] - above[1]) / 2, (-above[1] - below[1]).abs() / 2
+    error = rounded_up(half + slack + 4 * torch.finfo(middle.dtype).eps * (below[1].abs() + above[1].abs()), 8)
+    scale = matrix.abs() @ size + middle.abs() + torch.finfo(middle.dtype).tiny
+    return AffineMap(matrix, middle, error) if bool((error <= _AFFINE * scale + 1e-300).all()) else None
+
+
+def _pull_rows(program: Program, values: list[Any], rows: Tensor, at: int, source: int) -> tuple[Tensor, Tensor] | None:
+    """Return coefficients [K, M] and constants [K] with rows . v >= coefficients . u + constants, rounding counted.
+
+    v is value number `at`, u value number `source`. None if v also depends on earlier values.
+    """
+    ctx, constants = Backward(sound=True), [rows.new_zeros(1, len(rows))]
+    pending = {at: rows.view(1, len(rows), *values[at].center.shape[1:])}
+    for number in range(at, source, -1):
+        if number not in pending:
+            continue
+        step = program.steps[number - 1]
+        assert step.record is not None, "its value depends on the input"
+        ctx.step, ctx.output = step.name, values[number]
+        arguments, options = step.call(values)
+        pulled = pull(ctx, step.record, pending.pop(number), arguments, options)
+        constants.append(pulled.constant)
+        for earlier, part in zip(step.sources, pulled.coefficients, strict=True):
+            if earlier in pending:
+                return None  # a sum of branches: their coefficients would be rounded once more
+            pending[earlier] = dense(part)
+    if pending.keys() != {source}:
+        return None
+    terms = torch.stack([constant[0].double() for constant in constants])
+    eps = torch.finfo(torch.float64).eps
+    return pending[source][0].flatten(1), terms.sum(0) - 2 * (len(constants) + 2) * eps * terms.abs().sum(0)

@@ -1,0 +1,90 @@
+"""Equilibria of strongly monotone layers, dense W: Peaceman-Rachford splitting and its implicit gradient.
+
+z solves 0 in (I - W) z - h + N(z), N the normal cone of z >= 0; the splitting alternates the resolvents of both parts
+(Winston and Kolter 2020). Unlike Picard iteration it converges whenever I - W is strongly monotone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cerdeq.deadline import check
+from cerdeq.equilibrium.solver import Solution
+
+_TOLERANCE, _LIMIT = 1e-13, 5000  # of the last step, in units of z
+_SOLVED = 1e-9  # residual of a solution, in units of z
+
+
+class Splitting:
+    """The iteration for one W [N, N], in float64. Nothing that it returns is proved."""
+
+    @torch.no_grad()
+    def __init__(self, weight: Tensor):
+        self.weight = weight.detach().double()
+        self.identity = torch.eye(len(weight), dtype=torch.float64, device=weight.device)
+        gap = self.identity - self.weight
+        modulus = torch.linalg.eigvalsh((gap + gap.mT) / 2)[:1].clamp(min=1e-6)
+        self.step = 1 / (modulus * torch.linalg.matrix_norm(gap, 2)).sqrt()
+        self.inverse = torch.linalg.inv_ex(self.identity + self.step * gap).inverse.mT
+
+    @torch.no_grad()
+    def solve(self, h: Tensor, tolerance: float = _TOLERANCE) -> Solution:
+        """Return about the equilibria of h [B, N] in float64, at least to `tolerance`."""
+        h = h.double()
+        u, z = torch.zeros_like(h), torch.zeros_like(h)
+        change, iterations = h.new_full((len(h),), torch.inf), 0
+        while iterations < _LIMIT and bool((change > tolerance).any()):
+            check()
+            reflected = 2 * z - u
+            u = 2 * ((reflected + self.step * h) @ self.inverse) - reflected
+            following = torch.relu(u)
+            change = (following - z).abs().amax(1) / following.abs().amax(1).clamp(min=1e-300)
+            z, iterations = following, iterations + 1
+        z = self._polish(h, z.nan_to_num())
+        size = torch.relu(self._preactivation(h, z)).abs().amax(1).clamp(min=1e-300)
+        residual = self._residual(h, z) / size
+        counts = torch.full((len(h),), iterations, device=h.device)
+        return Solution(z, residual, counts, residual <= max(_SOLVED, 100 * tolerance))
+
+    def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
+        """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]."""
+        active = torch.sign(z)
+        system = self.identity.to(z) - active[:, :, None] * self.weight.mT.to(z)
+        return torch.linalg.solve(system, (active * g)[:, :, None])[:, :, 0]
+
+    def _polish(self, h: Tensor, z: Tensor) -> Tensor:
+        """Return z after a Newton step for the signs of W z + h, where that lowers the residual."""
+        active = (self._preactivation(h, z) > 0).to(z)
+        system = self.identity - active[:, :, None] * self.weight
+        newton = active * torch.linalg.solve_ex(system, (active * h)[:, :, None]).result[:, :, 0].clamp(min=0)
+        return torch.where((self._residual(h, newton) < self._residual(h, z))[:, None], newton, z)
+
+    def _preactivation(self, h: Tensor, z: Tensor) -> Tensor:
+        return z @ self.weight.mT + h
+
+    def _residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return (torch.relu(self._preactivation(h, z)) - z).abs().amax(1)
+
+
+class _Implicit(torch.autograd.Function):
+    """z = relu(W z + h) as a function of W and h, from a solution z [B, N]: a linear system for each example."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, h: Tensor, z: Tensor, splitting: Splitting) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.splitting = splitting
+        return z.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        y = ctx.splitting.adjoint(z, g)
+        return (y.mT @ z if ctx.needs_input_grad[0] else None), y, None, None
+
+
+def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting) -> Tensor:
+    """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem."""
+    return _Implicit.apply(weight, h, splitting.solve(h.detach()).value.to(h), splitting)
