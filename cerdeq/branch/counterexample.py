@@ -40,10 +40,13 @@ def signed_step(problem: Problem, points: Tensor, weights: Tensor, size: Tensor 
 
 
 def prove_point(exact: Problem, point: Tensor) -> Tensor | None:
-    """Move the point inside the box by more than rounding. Return it if a row is proved negative there, else None."""
+    """Move the point, [1, ...] or flat, inside the box by more than rounding.
+
+    Return it if a row is proved negative there, else None.
+    """
     box = exact.values[0]
     reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
-    inside = box.center + torch.minimum(torch.maximum(point.double() - box.center, -reach), reach)
+    inside = box.center + torch.minimum(torch.maximum(point.double().view_as(box.center) - box.center, -reach), reach)
     value = propagate(exact.program, Interval(inside, torch.zeros_like(inside)), Context(sound=True), exact.spec[None])
     _, upper = outward_ends(value.box)
     return inside if bool((upper < 0).any()) else None

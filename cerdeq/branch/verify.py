@@ -18,10 +18,13 @@ from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
+from cerdeq.branch.counterexample import prove_point
 from cerdeq.branch.decide import decide
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
 from cerdeq.branch.leaves import Problem
 from cerdeq.deadline import DeadlineError, stop_at
+from cerdeq.equilibrium.monotone.network import read_network
+from cerdeq.equilibrium.monotone.search import decide_rows
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError
 from cerdeq.precision import counted_rounding, uncompiled
@@ -154,6 +157,9 @@ def _decide_one(
     try:
         with counted_rounding(x.center.device.type):
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
+            if (network := read_network(program, query.values, spec[0])) is not None:
+                exact = Problem(program, query.values, spec[0])
+                return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
             exact, fast = _problems(query)
             rows = (~(lower > 0)).nonzero()[:, 0]
             closest, is_falsified = first_attack(exact, fast, rows)

@@ -1,7 +1,9 @@
 """The equilibrium layer, z = relu(W z + inject(x)); bounds of it are in rules.py."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,11 @@ from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, contraction
 from cerdeq.equilibrium.implicit import with_implicit_gradient
-from cerdeq.equilibrium.recurrence import fixed_point_step
+from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
+from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
+from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
 from cerdeq.equilibrium.refine import near_equilibrium
-from cerdeq.equilibrium.solver import Solution, picard_steps, solve_to_tolerance
+from cerdeq.equilibrium.solver import NotConvergedError, Solution, picard_steps, solve_to_tolerance
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -20,10 +24,8 @@ _ATTACK_TOLERANCE, _ATTACK_LIMIT = 1e-3, 100
 _ATTACK_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
 _SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
 GRADIENTS = ("implicit", "unrolled")
-
-
-class NotConvergedError(RuntimeError):
-    """Some examples' equilibria missed their tolerance."""
+SPLITTING = "peaceman-rachford"
+LAYER_SOLVERS = (_SOLVER, SPLITTING)
 
 
 class FixedPoint(nn.Module):
@@ -38,16 +40,17 @@ class FixedPoint(nn.Module):
     early_iterations: the solve's first count, from which `advance` raises it; None for `iterations` throughout.
     gradient: "implicit", or "unrolled" for that of the iterations themselves.
     warm_start: the lifted solve starts from the clean equilibrium.
+    solver: "picard", which needs rho(|W|) < 1, or "peaceman-rachford", which needs I - W to be strongly monotone. The
+        latter ignores the counts: it solves to a tolerance, in float64, by inverses of dense matrices.
 
-    Raises ValueError for a count out of range and an unknown gradient.
+    Raises ValueError for a count out of range, an unknown gradient and an unknown solver.
     """
 
     weight: Tensor
-    _proved: tuple[Tensor, Contraction] | None = None
 
     def __init__(
-        self, weight: Tensor, iterations: int, backward_iterations: int, early_iterations: int | None = None,
-        gradient: str = "implicit", warm_start: bool = False,
+        self, weight: Tensor, iterations: int = 10, backward_iterations: int = 6, early_iterations: int | None = None,
+        gradient: str = "implicit", warm_start: bool = False, solver: str = _SOLVER,
     ):  # fmt: skip
         super().__init__()
         early = iterations if early_iterations is None else early_iterations
@@ -58,20 +61,33 @@ class FixedPoint(nn.Module):
             raise ValueError(f"early_iterations must lie between 1 and iterations = {iterations}, found {early}")
         if gradient not in GRADIENTS:
             raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(GRADIENTS)}")
+        if solver not in LAYER_SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(LAYER_SOLVERS)}")
         self.weight = nn.Parameter(weight)
         self.range = early, iterations
         self.iterations = early
         self.backward_iterations = backward_iterations
         self.unrolled = gradient == "unrolled"
         self.warm_start = warm_start
+        self.solver = solver
+        self._of_weight: dict[Any, tuple[Tensor, Any]] = {}
 
     def contraction(self, weight: Tensor) -> Contraction:
         """Return `certificate.contraction` of a W, which is computed again only when W changes."""
-        cached = self._proved
-        same = cached is not None and (cached[0].dtype, cached[0].device) == (weight.dtype, weight.device)
-        if cached is None or not same or not torch.equal(cached[0], weight):
-            cached = self._proved = weight.detach().clone(), contraction(weight)
-        return cached[1]
+        return self._cached("contraction", weight, contraction)
+
+    def monotonicity(self, weight: Tensor, shape: torch.Size) -> Monotonicity:
+        """Return `monotone.proof.monotonicity` of W on values [*shape], which is computed again only when W changes."""
+        return self._cached(("monotonicity", shape), weight, lambda w: monotonicity(dense_weight(w, shape)))
+
+    def _cached(self, name: Any, weight: Tensor, compute: Callable[[Tensor], Any]) -> Any:
+        """Return what `compute` returns for a W; it is called again when W has changed."""
+        before, result = self._of_weight.get(name, (None, None))
+        same = before is not None and (before.dtype, before.device) == (weight.dtype, weight.device)
+        if before is None or not same or not torch.equal(before, weight):
+            before, result = weight.detach().clone(), compute(weight.detach())
+            self._of_weight[name] = before, result
+        return result
 
     def advance(self, progress: float) -> None:
         """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target.
@@ -85,7 +101,8 @@ class FixedPoint(nn.Module):
         """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""
         early, late = self.range
         gradient = GRADIENTS[self.unrolled]
-        copy = FixedPoint(self.weight.detach(), late, self.backward_iterations, early, gradient, self.warm_start)
+        counts = late, self.backward_iterations, early
+        copy = FixedPoint(self.weight.detach(), *counts, gradient, self.warm_start, self.solver)
         copy.iterations = self.iterations
         return copy.train(self.training)
 
@@ -98,7 +115,11 @@ class FixedPoint(nn.Module):
         start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default
         evaluation's. solver: picard or anderson. weight: a W that was read before; by default it is read here.
         """
-        step = partial(fixed_point_step, self.weight if weight is None else weight)
+        weight = self.weight if weight is None else weight
+        if self.solver == SPLITTING:
+            solution = self._splitting(weight, h.shape[1:]).solve(h.flatten(1))
+            return replace(solution, value=solution.value.to(h).view_as(h), residual=solution.residual.to(h))
+        step = partial(fixed_point_step, weight)
         start = torch.relu(h) if start is None else start
         tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
@@ -110,11 +131,17 @@ class FixedPoint(nn.Module):
 
     def at(self, weight: Tensor, h: Tensor) -> Tensor:
         """Return z for h under a W that was read before: in training every reading moves the parametrisation on."""
+        if self.solver == SPLITTING:
+            matrix, splitting = dense_weight(weight, h.shape[1:]), self._splitting(weight, h.shape[1:])
+            return equilibrium_with_gradient(matrix, h.flatten(1), splitting).view_as(h)
         if self.training and self.unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._converged(weight, h)
         return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.backward_iterations), h)
+
+    def _splitting(self, weight: Tensor, shape: torch.Size) -> Splitting:
+        return self._cached(("splitting", shape), weight, lambda w: Splitting(dense_weight(w, shape)))
 
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
         return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
@@ -241,7 +268,7 @@ def use_attack_solvers(model: nn.Module) -> None:
     nothing is proved: check the result with the original network.
     """
     fold(model)
-    replace_fixed_points(model, _AttackFixedPoint)
+    replace_fixed_points(model, lambda layer: layer if layer.solver == SPLITTING else _AttackFixedPoint(layer))
 
 
 def restrict_solutions(model: nn.Module, examples: Tensor | None) -> None:

@@ -32,6 +32,14 @@ def apply_transposed(weight: Tensor, y: Tensor) -> Tensor:
     return conv_transpose2d(y, weight, padding=weight.shape[-1] // 2)
 
 
+def dense_weight(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Return W as a matrix [N, N] on flat values of `shape`, [C, H, W] or [N]; differentiable in the weight."""
+    if weight.dim() == 2:
+        return weight
+    units = torch.eye(shape.numel()).to(weight).view(-1, *shape)
+    return apply_weight(weight, units).flatten(1).mT
+
+
 def weight_gradient(weight: Tensor, z: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of y . (W z) in W, summed over the batch."""
     if weight.dim() == 2:

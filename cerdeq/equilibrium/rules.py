@@ -8,19 +8,22 @@ from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.adjoint import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (
+    NotContractiveError,
     intersect_with_image,
     preactivation_box,
     reachable_preactivation,
     verified_box,
 )
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
-from cerdeq.equilibrium.layer import FixedPoint
+from cerdeq.equilibrium.layer import SPLITTING, FixedPoint
+from cerdeq.equilibrium.monotone.box import box_of_points
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
-from cerdeq.operators.backward import Backward, Pulled
+from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.record import Operator
 from cerdeq.operators.relu import crossing, relu_box
 from cerdeq.operators.table import register
+from cerdeq.precision import counted_rounding
 
 Ends = tuple[Tensor, Tensor]
 
@@ -29,11 +32,13 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """Return a verified box if `ctx.sound`; else, for training, the lifted equilibrium by fixed counts."""
     weight = _weight(ctx, module)
     clean = None if x.clean is None else module.at(weight, x.clean)
-    if ctx.sound:
-        proved = verified_box(weight, x.box, module.contraction(weight))
+    if ctx.sound or (module.solver == SPLITTING and not module.training):
+        proved = _proved_box(weight, x.box, module)
         box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
         return Interval(box.center, box.radius, clean)
+    if module.solver == SPLITTING:
+        raise NotContractiveError("IBP trains no layer with solver='peaceman-rachford': its iteration needs rho(|W|) < 1")
     h = (x.center, x.radius)
     start = relu_box(ctx, *h)
     if module.warm_start and clean is not None:
@@ -41,6 +46,22 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
+
+
+def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
+    """Return a proved float64 box of z, by contraction or by strong monotonicity. Raises NotContractiveError."""
+    if (proof := module.contraction(weight)).rate < 1:
+        return verified_box(weight, h, proof)
+    other = module.monotonicity(weight, h.center.shape[1:])
+    if not other.is_proved:
+        raise NotContractiveError(
+            f"no equilibrium is proved: it needs rho(|W|) < 1, whose bound is {proof.rate:.6f}, or I - (W + W^T) / 2 "
+            f"to be positive definite, whose least eigenvalue is about {other.modulus:.6f}"
+        )
+    flat = Box(h.center.double().flatten(1), h.radius.double().flatten(1))
+    with counted_rounding(h.center.device.type):
+        z = box_of_points(other, flat)
+    return Box(z.center.view_as(h.center), z.radius.view_as(h.center))
 
 
 def _points(ctx: Context, h: Tensor, module: FixedPoint) -> Tensor:
@@ -69,9 +90,26 @@ def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution:
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
+    if not module.training and not module.contraction(module.weight).rate < 1:
+        return _by_box(ctx, coefficients)
     if module.training:
         return pull_back(ctx, coefficients, h, ctx.saved[ctx.step], module.backward_iterations)
     return pull_back(ctx, coefficients, h, module.weight, None)
+
+
+def _by_box(ctx: Backward, coefficients: Tensor) -> Pulled:
+    """Return a bound by z's box alone: the adjoint iteration would not converge."""
+    assert ctx.output is not None, "the pass sets it"
+    z = ctx.output
+    none = torch.zeros_like(coefficients)
+    if not ctx.sound:
+        return Pulled((none,), dot(ctx, coefficients, z.center) - dot(ctx, coefficients.abs(), z.radius))
+
+    def costs() -> tuple[Tensor, Tensor]:
+        each, rest = rounding_costs(magnitude(z), 9)
+        return each + z.radius, rest
+
+    return Pulled((none,), rounded_constant(ctx, coefficients, ctx.constant("box", costs), z.center))
 
 
 def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> Interval:
@@ -91,7 +129,7 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
 def _alive(h: Box, module: FixedPoint) -> Tensor:
     """Return where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
     weight = module.weight
-    box = verified_box(weight, h, module.contraction(weight))
+    box = _proved_box(weight, h, module)
     preactivation = preactivation_box(weight.double(), h.double(), box)
     return ~(preactivation.upper <= 0) & (h.radius > 0)
 

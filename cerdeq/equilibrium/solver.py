@@ -23,6 +23,10 @@ _GROWTH = 100.0
 _DECAY = 0.99
 
 
+class NotConvergedError(RuntimeError):
+    """Some examples' equilibria missed their tolerance."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """The result of a solve. Not converging is a value; raising is the caller's choice.

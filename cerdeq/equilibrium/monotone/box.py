@@ -1,16 +1,31 @@
 """First boxes of an equilibrium, from strong monotonicity alone; the notation is that of proof.py."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue, rounded_up, sum_rounded_up
-from cerdeq.equilibrium.monotone.network import AffineMap
 from cerdeq.equilibrium.monotone.proof import Monotonicity
 from cerdeq.equilibrium.monotone.solver import Splitting
 
 _WEIGHT_STEPS = 30  # of the search for good weights of the inputs
 _LEADING = 5  # eigenvectors that it looks at
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """A map v -> matrix [K, N] v + offset [K], off by at most error [K] for all v of the box it was made for."""
+
+    matrix: Tensor
+    offset: Tensor
+    error: Tensor
+
+    def range_over(self, box: Box) -> Enclosure:
+        """Return the map's values over a box of v [N], of a center and a radius."""
+        product = Enclosure.exact(self.matrix) @ Enclosure(box.center[:, None], box.radius[:, None])
+        return Enclosure(product.value[:, 0], product.error[:, 0]) + Enclosure(self.offset, self.error)
 
 
 def equilibrium_point(proof: Monotonicity, h: Tensor) -> tuple[Tensor, Enclosure]:

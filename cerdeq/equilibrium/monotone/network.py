@@ -6,30 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.graph import Program
 from cerdeq.bounds.patches import dense, pull
-from cerdeq.boxes import Box
+from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.layer import FixedPoint
+from cerdeq.equilibrium.monotone.box import AffineMap, first_box
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, rounded_up, sum_rounded_up
 from cerdeq.equilibrium.monotone.proof import Monotonicity
-from cerdeq.rules.interval import Interval
-from cerdeq.rules.linear import Backward
+from cerdeq.operators.backward import Backward
+from cerdeq.operators.interval import Interval
+from cerdeq.tracing.program import Program
 
+_MOST_UNITS = 4000  # of a W that is made dense
 _AFFINE = 1e-6  # largest error of an affine map, in units of its values: more is no rounding
-
-
-@dataclass(frozen=True)
-class AffineMap:
-    """A map v -> matrix [K, N] v + offset [K], off by at most error [K] for all v of the box it was made for."""
-
-    matrix: Tensor
-    offset: Tensor
-    error: Tensor
-
-    def range_over(self, box: Box) -> Enclosure:
-        """Return the map's values over a box of v [N], of a center and a radius."""
-        product = Enclosure.exact(self.matrix) @ Enclosure(box.center[:, None], box.radius[:, None])
-        return Enclosure(product.value[:, 0], product.error[:, 0]) + Enclosure(self.offset, self.error)
 
 
 @dataclass(frozen=True)
@@ -47,28 +35,32 @@ class EquilibriumNetwork:
     z: Box
 
 
-def equilibrium_step(program: Program) -> int | None:
-    """Return the number of the value that a program's only equilibrium computes, None if it has none or several."""
-    numbers = [i for i, step in enumerate(program.steps, start=1) if isinstance(step.target, FixedPoint)]
-    return numbers[0] if len(numbers) == 1 else None
-
-
-def read_network(program: Program, values: list[Any], spec: Tensor, proof: Monotonicity) -> EquilibriumNetwork | None:
+def read_network(program: Program, values: list[Any], spec: Tensor) -> EquilibriumNetwork | None:
     """Return the network of a program, with rows of `spec` [K, N] of the outputs; None if it is of another kind.
+
+    Its W is not proved to be a contraction, but is strongly monotone. Others have faster bounds.
 
     values: of a sound pass over one example in float64. Call it within `counted_rounding`.
     """
-    number = equilibrium_step(program)
-    if number is None:
+    numbers = [i for i, step in enumerate(program.steps, start=1) if isinstance(step.target, FixedPoint)]
+    if len(numbers) != 1:
         return None
-    (source,) = program.steps[number - 1].sources
-    units = torch.eye(values[source].center.numel()).to(spec)
+    number, (source,) = numbers[0], program.steps[numbers[0] - 1].sources
+    layer, shape = program.steps[number - 1].target, values[source].center.shape[1:]
+    if layer.contraction(layer.weight).rate < 1 or shape.numel() > _MOST_UNITS:
+        return None
+    units = torch.eye(shape.numel()).to(spec)
     inject = _affine_map(program, values, units, source, 0)
     rows = _affine_map(program, values, spec, program.output, number)
     if inject is None or rows is None:
         return None
-    x, z = (Box(v.center.flatten(), v.radius.flatten()) for v in (values[0], values[number]))
-    return EquilibriumNetwork(proof, x, inject, rows, z)
+    proof, x = layer.monotonicity(layer.weight, shape), _flat(values[0])
+    before = _flat(values[number])  # rows are affine over this box
+    return EquilibriumNetwork(proof, x, inject, rows, smaller_box(before, *outward_ends(first_box(proof, inject, x))))
+
+
+def _flat(value: Interval) -> Box:
+    return Box(value.center.flatten(), value.radius.flatten())
 
 
 def _affine_map(program: Program, values: list[Any], rows: Tensor, at: int, source: int) -> AffineMap | None:

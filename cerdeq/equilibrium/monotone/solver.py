@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cerdeq.deadline import check
-from cerdeq.equilibrium.solver import Solution
+from cerdeq.equilibrium.solver import NotConvergedError, Solution
 
 _TOLERANCE, _LIMIT = 1e-13, 5000  # of the last step, in units of z
 _SOLVED = 1e-9  # residual of a solution, in units of z
@@ -87,4 +87,8 @@ class _Implicit(torch.autograd.Function):
 
 def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting) -> Tensor:
     """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem."""
-    return _Implicit.apply(weight, h, splitting.solve(h.detach()).value.to(h), splitting)
+    with torch.no_grad():
+        solution = splitting.solve(h)
+        if missed := int((~solution.converged).sum()):
+            raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance: is I - W strongly monotone?")
+    return _Implicit.apply(weight, h, solution.value.to(h), splitting)

@@ -1,0 +1,1 @@
+"""Strongly monotone layers with rho(|W|) of any size: proofs, solutions, bounds from multipliers, exact search."""
