@@ -1,0 +1,91 @@
+"""`verify` of strongly monotone layers against exact enumeration of all sign patterns."""
+
+import numpy as np
+import pytest
+import torch
+from monotone import exact_minimum, network, random_monotone
+
+from cerdeq import Box, verify
+from cerdeq.equilibrium import FixedPoint
+
+CLOSE = 1e-6
+
+
+def case(rng, units, inputs, kind):
+    """Return W, U, b of a random layer; kind: what is odd about it."""
+    weight, u, b = random_monotone(rng, units, rng.uniform(0.05, 2)), rng.normal(size=(units, inputs)), rng.normal(size=units)
+    if kind == "zeros":
+        u[0], b[0], b[-1] = 0, 0, 0
+        weight[0, 1:] = weight[1:, 0] = 0
+    elif kind == "ties":
+        weight, u, b = np.round(2 * weight) / 2, np.round(2 * u) / 2, np.round(b)
+        weight -= (max(0, np.linalg.eigvalsh(weight + weight.T)[-1] / 2 - 0.5) // 0.5 + 1) * 0.5 * np.eye(units)
+        u[-1], b[-1], weight[-1], weight[:, -1] = u[0], b[0], weight[0], weight[:, 0]
+        weight[-1, -1] = weight[0, 0] = -2.0
+        weight[0, -1], weight[-1, 0] = 0.5, 0.5
+        weight -= (max(0, np.linalg.eigvalsh(weight + weight.T)[-1] / 2 - 0.5) // 0.5 + 1) * 0.5 * np.eye(units)
+    elif kind == "subnormal":
+        u[0] *= 2.0**-1070
+        weight[0, 1:] *= 2.0**-1070
+        weight[1:, 0] *= 2.0**-1070
+        b[0] = 2.0**-1072
+    return weight, u, b
+
+
+def check(seed, units, inputs, kind):
+    rng = np.random.default_rng(seed)
+    weight, u, b = case(rng, units, inputs, kind)
+    rows, center, radius = rng.normal(size=(2, units)), rng.normal(size=inputs), rng.uniform(0, 1.5, size=inputs)
+    minima = np.array([exact_minimum(weight, u, b, row, 0, center - radius, center + radius) for row in rows])
+    assert np.isfinite(minima).all()
+    offset = -minima + rng.choice([0.0, 0.01, -0.01, 0.5, -0.5, 2], size=2)
+    model = network(weight, u, b, rows, offset)
+    minima = minima + offset
+    box = Box(torch.tensor(center)[None], torch.tensor(radius)[None])
+    found = verify(model, box, torch.eye(2, dtype=torch.float64)[None], seconds=30)
+    assert (found.lower[0].numpy() <= minima + 1e-9).all()
+    if minima.min() < -CLOSE:
+        assert found.status == ["falsified"], (minima, found)
+        point = found.counterexample
+        assert (abs(point[0].numpy() - center) <= radius).all() and model(point).min() < 0
+    elif minima.min() > CLOSE:
+        assert found.status == ["certified"], (minima, found)
+    else:
+        assert found.status[0] not in ("certified", "falsified") or abs(minima.min()) > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "zeros", "ties", "subnormal"])
+@pytest.mark.parametrize("seed", range(6))
+def test_verdicts_equal_enumeration(kind, seed):
+    check(seed, units=2 + seed % 4, inputs=1 + seed % 3, kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "zeros", "ties", "subnormal"])
+@pytest.mark.parametrize("seed", range(100, 350))
+def test_many_verdicts_equal_enumeration(kind, seed):
+    check(seed, units=2 + seed % 6, inputs=1 + seed % 3, kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_verdicts_of_larger_layers_equal_enumeration(seed):
+    check(seed, units=8 + seed % 5, inputs=2, kind="plain")
+
+
+def test_a_row_whose_minimum_is_0_is_neither_certified_nor_falsified():
+    # z = relu(-z + x) = x / 2 on [0, 2], and relu(x) / 2 is 0 at the left end
+    weight, one = np.array([[-1.0]]), np.array([[1.0]])
+    model = network(weight, one, np.zeros(1), one, np.zeros(1))
+    box = Box(torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    assert model[1].contraction(model[1].weight).rate >= 1
+    found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=20)
+    assert found.status[0] not in ("certified", "falsified")
+
+
+def test_a_timeout_ends_and_is_named():
+    rng = np.random.default_rng(0)
+    model = network(random_monotone(rng, 12), rng.normal(size=(12, 5)), rng.normal(size=12), np.eye(1, 12), np.zeros(1))
+    box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64))
+    found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=0.0)
+    assert found.status == ["timeout"] and not (found.lower > 0).any()
