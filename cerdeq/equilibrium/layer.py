@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cerdeq.equilibrium.certificate import Contraction, contraction
+from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction
 from cerdeq.equilibrium.implicit import with_implicit_gradient
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
 from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
@@ -80,6 +80,15 @@ class FixedPoint(nn.Module):
         """Return `monotone.proof.monotonicity` of W on values [*shape], which is computed again only when W changes."""
         return self._cached(("monotonicity", shape), weight, lambda w: monotonicity(dense_weight(w, shape)))
 
+    def refuse_unproved(self, weight: Tensor, shape: torch.Size) -> None:
+        """Raise NotContractiveError if neither proof says that there is one equilibrium for values [*shape]."""
+        contraction, monotonicity = self.contraction(weight), self.monotonicity(weight, shape)
+        if not contraction.rate < 1 and not monotonicity.is_proved:
+            raise NotContractiveError(
+                f"no equilibrium is proved: it needs rho(|W|) < 1, whose bound is {contraction.rate:.6f}, or "
+                f"I - (W + W^T) / 2 positive definite, whose least eigenvalue is about {monotonicity.modulus:.6f}"
+            )
+
     def _cached(self, name: Any, weight: Tensor, compute: Callable[[Tensor], Any]) -> Any:
         """Return what `compute` returns for a W; it is called again when W has changed."""
         before, result = self._of_weight.get(name, (None, None))
@@ -133,7 +142,11 @@ class FixedPoint(nn.Module):
         """Return z for h under a W that was read before: in training every reading moves the parametrisation on."""
         if self.solver == SPLITTING:
             matrix, splitting = dense_weight(weight, h.shape[1:]), self._splitting(weight, h.shape[1:])
-            return equilibrium_with_gradient(matrix, h.flatten(1), splitting).view_as(h)
+            try:
+                return equilibrium_with_gradient(matrix, h.flatten(1), splitting).view_as(h)
+            except NotConvergedError:
+                self.refuse_unproved(weight, h.shape[1:])
+                raise
         if self.training and self.unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():

@@ -52,12 +52,8 @@ def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
     """Return a proved float64 box of z, by contraction or by strong monotonicity. Raises NotContractiveError."""
     if (proof := module.contraction(weight)).rate < 1:
         return verified_box(weight, h, proof)
+    module.refuse_unproved(weight, h.center.shape[1:])
     other = module.monotonicity(weight, h.center.shape[1:])
-    if not other.is_proved:
-        raise NotContractiveError(
-            f"no equilibrium is proved: it needs rho(|W|) < 1, whose bound is {proof.rate:.6f}, or I - (W + W^T) / 2 "
-            f"to be positive definite, whose least eigenvalue is about {other.modulus:.6f}"
-        )
     flat = Box(h.center.double().flatten(1), h.radius.double().flatten(1))
     with counted_rounding(h.center.device.type):
         z = box_of_points(other, flat)

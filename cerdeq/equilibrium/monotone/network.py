@@ -35,6 +35,7 @@ class EquilibriumNetwork:
     z: Box
 
 
+@torch.no_grad()
 def read_network(program: Program, values: list[Any], spec: Tensor) -> EquilibriumNetwork | None:
     """Return the network of a program, with rows of `spec` [K, N] of the outputs; None if it is of another kind.
 

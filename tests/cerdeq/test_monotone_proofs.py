@@ -1,0 +1,249 @@
+"""Proofs of strong monotonicity, first boxes, and bounds from multipliers: nothing is proved that is not so."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from monotone import equilibria, network, random_monotone
+
+from cerdeq import Box, bound, verify
+from cerdeq.bounds import Context, Interval, trace
+from cerdeq.bounds.forward import values_of
+from cerdeq.equilibrium import FixedPoint, NotContractiveError
+from cerdeq.equilibrium.monotone.bounds import Layer, Step
+from cerdeq.equilibrium.monotone.box import AffineMap, box_of_points, first_box
+from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
+from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, read_network
+from cerdeq.equilibrium.monotone.proof import check_root, monotonicity
+from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
+
+F = torch.float64
+
+
+def exact(values):
+    """Return a nested list of fractions."""
+    array = np.asarray(values)
+    return [Fraction(float(v)) for v in array] if array.ndim == 1 else [exact(row) for row in array]
+
+
+def is_positive_definite(matrix):
+    """Return whether a symmetric matrix of fractions is positive definite, by exact elimination."""
+    matrix = [row[:] for row in matrix]
+    for i in range(len(matrix)):
+        if matrix[i][i] <= 0:
+            return False
+        for j in range(i + 1, len(matrix)):
+            factor = matrix[j][i] / matrix[i][i]
+            matrix[j] = [a - factor * b for a, b in zip(matrix[j], matrix[i], strict=True)]
+    return True
+
+
+def shifted_symmetric_part(weight, scale, modulus):
+    """Return the symmetric part of D (I - W), less modulus times D, in fractions."""
+    w, d, m = exact(weight), exact(scale), Fraction(float(modulus))
+    n = len(w)
+    gap = [[d[i] * ((i == j) - w[i][j]) for j in range(n)] for i in range(n)]
+    return [[(gap[i][j] + gap[j][i]) / 2 - (m * d[i] if i == j else 0) for j in range(n)] for i in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_modulus_holds_in_exact_arithmetic(seed):
+    rng = np.random.default_rng(seed)
+    weight = random_monotone(rng, 6, 10.0 ** rng.uniform(-9, 1), size=10.0 ** rng.uniform(-2, 2))
+    if seed % 2:
+        scale = np.exp(rng.normal(size=6) * 3)
+        weight = weight * 0.9 / np.abs(np.linalg.eigvals(np.abs(weight))).max() * scale[:, None] / scale
+    proof = monotonicity(torch.tensor(weight))
+    assert proof.is_proved and proof.modulus > 0
+    assert is_positive_definite(shifted_symmetric_part(weight, proof.scale, proof.modulus))
+    smallest = np.linalg.eigvalsh((2 * np.eye(6) - weight - weight.T) / 2)[0]
+    if not seed % 2:
+        assert proof.modulus > smallest * (1 - 1e-3) - 1e-8
+
+
+@pytest.mark.parametrize("excess", [0.0, 2.0**-40])
+def test_a_layer_without_a_modulus_is_refused(excess):
+    # I - (W + W^T) / 2 has the eigenvalue 1 - 1 - excess, in the direction (1, 1)
+    weight = torch.tensor([[0.5, 0.5 + excess], [0.5, 0.5]], dtype=F)
+    assert not monotonicity(weight).is_proved
+    layer = torch.nn.Sequential(FixedPoint(weight, solver="peaceman-rachford")).eval()
+    with pytest.raises(NotContractiveError, match=r"rho\(\|W\|\) < 1, whose bound is .*, or .* eigenvalue is about"):
+        bound(layer, Box(torch.ones(1, 2, dtype=F), torch.zeros(1, 2, dtype=F)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_prove_nothing(value):
+    weight = -torch.eye(3, dtype=F)
+    weight[0, 1] = value
+    assert not monotonicity(weight).is_proved
+
+
+def test_any_root_is_checked():
+    weight = torch.tensor(random_monotone(np.random.default_rng(0), 4))
+    good = monotonicity(weight)
+    for root in (torch.zeros_like(weight), 2 * good.root, torch.full_like(weight, torch.nan)):
+        assert not check_root(weight, good.scale, root).is_proved
+    assert not check_root(weight, -good.scale, good.root).is_proved
+
+
+def test_products_count_every_rounding():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 5)) * 10.0 ** rng.integers(-8, 9, size=(2, 5, 5))
+    ea, eb = np.abs(a) * 1e-3, np.abs(b) * 1e-5
+    product = Enclosure(torch.tensor(a), torch.tensor(ea)) @ Enclosure(torch.tensor(b), torch.tensor(eb))
+    fa, fb, low, high = exact(a + ea * 0.99), exact(b - eb * 0.99), exact(product.value), exact(product.error)
+    for i in range(5):
+        for j in range(5):
+            true = sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0))
+            assert abs(true - low[i][j]) <= high[i][j]
+    plain = Enclosure.exact(torch.tensor(a)) @ Enclosure.exact(torch.tensor(b))
+    fa, fb, low, high = exact(a), exact(b), exact(plain.value), exact(plain.error)
+    errors = [abs(sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0)) - low[i][j]) for i in range(5) for j in range(5)]
+    assert max(errors) > 0 and all(e <= high[i // 5][i % 5] for i, e in enumerate(errors))
+
+
+def test_the_largest_eigenvalue_is_an_upper_bound():
+    rng = np.random.default_rng(1)
+    for size in (1.0, 1e-120, 1e100):
+        a = rng.normal(size=(6, 3)) * size
+        matrix = a @ a.T
+        bound_of_it = largest_eigenvalue(Enclosure.exact(torch.tensor(matrix)))
+        assert np.linalg.eigvalsh(matrix)[-1] * (1 - 1e-14) <= bound_of_it <= np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
+
+
+def instance(seed, units=5, inputs=3):
+    rng = np.random.default_rng(seed)
+    weight, u, b = random_monotone(rng, units), rng.normal(size=(units, inputs)), rng.normal(size=units)
+    return rng, weight, u, b, rng.normal(size=inputs), rng.uniform(0, 1, size=inputs)
+
+
+def samples(rng, center, radius, count=40):
+    points = rng.uniform(-1, 1, size=(count, len(center)))
+    points[: count // 2] = np.sign(points[: count // 2])
+    return center + radius * points
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_first_boxes_contain_all_equilibria(seed):
+    rng, weight, u, b, center, radius = instance(seed)
+    x = samples(rng, center, radius)
+    z = equilibria(weight, x @ u.T + b)
+    proof, inject = monotonicity(torch.tensor(weight)), AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F))
+    box = Box(torch.tensor(center), torch.tensor(radius))
+    first = first_box(proof, inject, box)
+    h = inject.range_over(box)
+    of_points = box_of_points(proof, Box(h.value[None], h.error[None]))
+    for found in (first, Box(of_points.center[0], of_points.radius[0])):
+        assert (np.abs(z - found.center.numpy()) <= found.radius.numpy() + 1e-11).all()
+    single = box_of_points(proof, Box(torch.tensor(x @ u.T + b), torch.zeros(len(x), 5, dtype=F)))
+    assert (np.abs(z - single.center.numpy()) <= single.radius.numpy() + 1e-12).all()
+    assert single.radius.max() < 1e-9
+
+
+def read(weight, u, b, c, offset, center, radius):
+    """Return the network as `verify` reads it, over the box."""
+    program = trace(network(weight, u, b, c, offset), linear=True)
+    x = Interval(torch.tensor(center)[None], torch.tensor(radius)[None])
+    return read_network(program, values_of(program, x, Context(sound=True)), torch.eye(len(c), dtype=F))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_of_any_multipliers_are_below_the_exact_minimum_over_the_leaf(seed, size):
+    rng, weight, u, b, center, radius = instance(seed)
+    row = rng.normal(size=(1, 5))
+    layer = Layer(read(weight, u, b, row, np.zeros(1), center, radius))
+    low, high = layer.first_leaf()
+    z = equilibria(weight, samples(rng, center, radius) @ u.T + b)
+    h = samples(np.random.default_rng(seed), center, radius) @ u.T + b
+    z, w = equilibria(weight, h), np.diag(weight)
+    q = (z @ weight.T - w * z + h) / (1 - w)
+    assert (q >= low.numpy() - 1e-11).all() and (q <= high.numpy() + 1e-11).all()
+    multipliers = torch.tensor(rng.normal(size=(11, 5)) * size)
+    units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
+    step = Step.rounded(units, signs, multipliers, torch.tensor([0.0] * 10 + [1.0]))
+    found = layer.lower_bounds(low, high, step, torch.tensor(row[0]), torch.zeros((), dtype=F)).numpy()
+    assert (found[:5] <= q.min(0) + 1e-11).all() and (found[5:10] <= -q.max(0) + 1e-11).all()
+    assert found[10] <= (z @ row[0]).min() + 1e-11
+
+
+def exact_bound(layer, low, high, step, row, offset):
+    """Return the bounds of `Layer.lower_bounds` in fractions, from the same multipliers."""
+    w = exact(layer.network.proof.weight)
+    u, b, error = exact(layer.inject.matrix), exact(layer.inject.offset), exact(layer.inject.error)
+    center, radius = exact(layer.x.center), exact(layer.x.radius)
+    low, high, row, offset = exact(low), exact(high), exact(row), Fraction(float(offset))
+    n, bounds = len(w), []
+    a_all = exact(step.multipliers.double() * step.scales.double()[:, None] / layer.divisor)
+    for number, a in enumerate(a_all):
+        unit, sign, beta = int(step.units[number]), int(step.signs[number]), Fraction(float(step.betas[number]))
+        total = beta * offset
+        for i in range(n):
+            of_z = beta * row[i] + sum((a[k] * w[k][i] for k in range(n) if k != i), Fraction(0))
+            of_q = (sign if i == unit else 0) - (1 - w[i][i]) * a[i]
+            corners = [(max(low[i], 0), low[i]), (max(high[i], 0), high[i])] + [(0, 0)] * (low[i] < 0 < high[i])
+            total += min(of_z * z + of_q * q for z, q in corners)
+        for j in range(len(center)):
+            of_x = sum((a[k] * u[k][j] for k in range(n)), Fraction(0))
+            total += of_x * center[j] - abs(of_x) * radius[j]
+        bounds.append(total + sum((a[k] * b[k] - abs(a[k]) * error[k] for k in range(n)), Fraction(0)))
+    return bounds
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bounds_are_at_most_their_formula_in_exact_arithmetic(seed):
+    rng, weight, u, b, center, radius = instance(seed)
+    u = u * 10.0 ** rng.integers(-8, 9, size=u.shape)
+    row = rng.normal(size=(1, 5)) * 10.0 ** rng.integers(-8, 9, size=(1, 5))
+    inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.tensor(np.abs(b) * 1e-9))
+    proof, box = monotonicity(torch.tensor(weight)), Box(torch.tensor(center * 1e5), torch.tensor(radius))
+    layer = Layer(EquilibriumNetwork(proof, box, inject, inject, first_box(proof, inject, box)))
+    low, high = layer.first_leaf()
+    units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
+    multipliers = torch.tensor(rng.normal(size=(11, 5)) * 10.0 ** rng.integers(-3, 4, size=(11, 1)))
+    step = Step.rounded(units, signs, multipliers, torch.tensor(rng.uniform(0, 2, size=11)))
+    offset = torch.tensor(rng.normal(), dtype=F)
+    found = layer.lower_bounds(low, high, step, torch.tensor(row[0]), offset)
+    allowed = exact_bound(layer, low, high, step, torch.tensor(row[0]), offset)
+    assert all(Fraction(float(f)) <= a for f, a in zip(found, allowed, strict=True))
+
+
+def test_solutions_and_their_gradients():
+    rng, weight, u, b, center, radius = instance(3)
+    h = torch.tensor(samples(rng, center, radius, 6) @ u.T + b)
+    w = torch.tensor(weight)
+    solution = Splitting(w).solve(h)
+    assert bool(solution.converged.all())
+    assert np.allclose(solution.value.numpy(), equilibria(weight, h.numpy()), atol=1e-10)
+    w, h = w.requires_grad_(), h[:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, h: equilibrium_with_gradient(w, h, Splitting(w)), (w, h))
+
+
+def test_bounds_contain_the_outputs():
+    rng, weight, u, b, center, radius = instance(4)
+    c, offset = rng.normal(size=(3, 5)), rng.normal(size=3)
+    model, region = network(weight, u, b, c, offset), Box(torch.tensor(center)[None], torch.tensor(radius)[None])
+    assert model[1].contraction(model[1].weight).rate >= 1
+    outputs = equilibria(weight, samples(rng, center, radius) @ u.T + b) @ c.T + offset
+    before = -np.inf
+    for method in ("ibp", "crown-ibp", "crown", "alpha-crown"):
+        lower, upper = (end.detach().numpy() for end in bound(model, region, method))
+        assert (lower <= outputs + 1e-10).all() and (upper >= outputs - 1e-10).all()
+        assert (lower >= before).all()
+        before = lower
+
+
+def test_convolutional_weights_are_made_dense():
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 2, 3, 3, dtype=F) * 0.3
+    layer = FixedPoint(kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4), solver="peaceman-rachford")
+    stem, head = torch.nn.Conv2d(1, 2, 3, padding=1).double(), torch.nn.Linear(32, 2).double()
+    model = torch.nn.Sequential(stem, layer, torch.nn.Flatten(), head).eval()
+    assert layer.contraction(layer.weight).rate >= 1
+    x = torch.rand(1, 1, 4, 4, dtype=F)
+    z, h = layer(stem(x)), stem(x)
+    assert torch.allclose(z, torch.relu(torch.nn.functional.conv2d(z, layer.weight, padding=1) + h), atol=1e-12)
+    label = int(model(x).argmax())
+    spec = torch.eye(2, dtype=F)[[label]] - torch.eye(2, dtype=F)[[1 - label]]
+    assert verify(model, Box(x, torch.full_like(x, 1e-4)), spec[None], seconds=20).status == ["certified"]
