@@ -9,7 +9,7 @@ from monotone import equilibria, network, random_monotone
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval, trace
-from cerdeq.bounds.forward import values_of
+from cerdeq.bounds.ibp import values_of
 from cerdeq.equilibrium import FixedPoint, NotContractiveError
 from cerdeq.equilibrium.monotone.bounds import Layer, Step
 from cerdeq.equilibrium.monotone.box import AffineMap, box_of_points, first_box
