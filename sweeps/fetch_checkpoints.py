@@ -20,6 +20,7 @@ ORIGINS = {  # folder: repository, commit
     "alpha-beta-crown": (
         "https://github.com/Verified-Intelligence/alpha-beta-CROWN", "8250d5fbd530c76e5e3243db28b3cad5fbaef740",
     ),
+    "craft": ("https://github.com/eth-sri/CRAFT", "96513aadf9a1c1412a1c386a9cef2dcc913100ca"),
 }  # fmt: skip
 FILES = {  # (folder under checkpoints/, folder in the repository): lines of name, bytes, SHA-256
     ("paradox", "pretrained"): """
@@ -49,6 +50,17 @@ FILES = {  # (folder under checkpoints/, folder in the repository): lines of nam
     """,
     ("alpha-beta-crown", "complete_verifier/models/sdp"): """
         mnist_cnn_a_adv.model 668471 3a1dbfc656e45be2cf6e8ae709c43da0fa0f3b71762c8a0842df72868f2b3459
+    """,
+    ("craft", "mat_models"): """
+        deq_MNIST_SingleFcNet_m=20.mat 387762 edc1cf0cf69bfb968104617005980952a0df6acf69dbe4d881ef6c6aa51222f6
+    """,
+    ("craft", "models"): """
+        mon_h40_m20.0.pt 141297 da3c330f1ed125597dd8bc13287c878e7b88c04f3703826527bc2f4fd228844f
+        mon_h100_m20.0.pt 400215 78f3e51533bf6d40f8d9f66309fa3dbd841f77ef71e52dcf9b9cdb550dc2bce2
+        mnist_mon_h200_m20.0.pt 959141 4920eb6d841920821d52e7ba6aa7f03db372e8fb1d8b4424974f9c49042e2048
+        mnist_sm_mon_conv_c8_k6_s3_m20.0.pt 14839 8306d7e223f285c7b3fff46c07e1977d53a1148549115622a48e98b08e3d93ff
+        cifar_mon_h200_m20.0.pt 2789541 ae17e8515eaf1805e1fb216c59a62cf349b713afda0005cd668c2e8a9be84e7b
+        cifar_tiny_mon_conv_c8_k6_s3_m20.0.pt 20023 bf951381874e827c1be30c07f7973e836807a0072d47426aeec3741dd1946aac
     """,
 }
 

@@ -8,7 +8,6 @@ from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.adjoint import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (
-    NotContractiveError,
     intersect_with_image,
     preactivation_box,
     reachable_preactivation,
@@ -17,7 +16,7 @@ from cerdeq.equilibrium.certificate import (
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import SPLITTING, FixedPoint
 from cerdeq.equilibrium.monotone.box import box_of_points
-from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, dense_weight, per_example
 from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.record import Operator
@@ -38,7 +37,8 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
         return Interval(box.center, box.radius, clean)
     if module.solver == SPLITTING:
-        raise NotContractiveError("IBP trains no layer with solver='peaceman-rachford': its iteration needs rho(|W|) < 1")
+        ctx.preactivations[ctx.step] = x.box
+        return Interval(*_ball_in_training(weight, x, module), clean)
     h = (x.center, x.radius)
     start = relu_box(ctx, *h)
     if module.warm_start and clean is not None:
@@ -46,6 +46,16 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     preactivation = apply_lifted(weight, _lifted(ctx, module, weight, h, start), h)
     ctx.preactivations[ctx.step] = Box(*preactivation)
     return Interval(*relu_box(ctx, *preactivation), clean)
+
+
+def _ball_in_training(weight: Tensor, h: Interval, module: FixedPoint) -> Ends:
+    """Return z +- |r| / m cut at 0, r the radius of h: differentiable, and sound up to rounding."""
+    matrix, radius = dense_weight(weight, h.center.shape[1:]), h.radius.flatten(1).norm(dim=1)
+    with torch.no_grad():
+        modulus = 1 - torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[-1]
+    z, reach = module.at(weight, h.center), per_example(radius / modulus, h.center)
+    low, high = torch.relu(z - reach), z + reach
+    return (low + high) / 2, (high - low) / 2
 
 
 def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:

@@ -13,7 +13,7 @@ from harness.settings import STRICT
 TRAINED_ELSEWHERE = "trained elsewhere"
 """The method of a trial whose network this harness does not train."""
 
-Keys = Literal["by-name", "by-order"]
+Keys = Literal["by-name", "by-order", "mondeq"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Checkpoint:
     mappings are joined by dots, such as `state_dict.conv.weight`."""
     keys: Keys = "by-name"
     """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
-    spelling, but as many tensors as the network has, in its order, of the same shapes."""
+    spelling, but as many tensors as the network has, in its order, of the same shapes; 'mondeq' reads A, B, U, u, C, c of
+    a monotone equilibrium, from a torch or MATLAB file, into the network `monotone`."""
     ignore: list[str] = field(default_factory=list)
     """Tensors of the file that are not loaded, by their names in the file."""
     mean: list[float] | None = None
@@ -42,7 +43,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         require("file", self.file, bool(Path(self.file).name), "the path of a file")
-        require("keys", self.keys, self.keys in get_args(Keys), "'by-name' or 'by-order'")
+        require("keys", self.keys, self.keys in get_args(Keys), "'by-name', 'by-order' or 'mondeq'")
         is_digest = not self.sha256 or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
         require("sha256", self.sha256, is_digest, "64 hexadecimal digits in lower case, or nothing")
         mean, std = self.mean, self.std

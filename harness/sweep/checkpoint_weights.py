@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from baselines import build
+from baselines import DATASETS, build
+from baselines.registry import options_of
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
 from harness.common.errors import InputError, error_line, require
 from harness.sweep.checkpoint_settings import Checkpoint, read_file
+from harness.sweep.mondeq_files import is_matlab, network_tensors, read_matlab
 from harness.sweep.trial import TrialConfig
 
 Tensors = dict[str, Tensor]
@@ -40,6 +42,10 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
     try:
         loaded = _load_onnx(content, path) if checkpoint.is_onnx else _load(content, checkpoint)
         tensors = _select(loaded, checkpoint)
+        if checkpoint.keys == "mondeq":
+            options, image = options_of(config.model), DATASETS[config.dataset].shape
+            require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
+            tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
         return _match(tensors, network.state_dict(), checkpoint)
     except InputError as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
@@ -65,6 +71,8 @@ def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
             raise InputError(
                 f"found a damaged safetensors file ({error_line(error)}), allowed: an undamaged file"
             ) from None
+    if is_matlab(content):
+        return read_matlab(content)
     allowed = "a safetensors file, or a torch file of tensors alone: torch.save(network.state_dict(), FILE)"
     try:
         with warnings.catch_warnings(action="ignore"):  # such as that tensors are sparse

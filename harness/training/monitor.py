@@ -10,6 +10,8 @@ from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
+from cerdeq.equilibrium.layer import SPLITTING
+from cerdeq.equilibrium.weights import Parametrisation
 from harness.common import names
 from harness.sweep.trial import TrialConfig
 
@@ -35,7 +37,7 @@ def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels
     equilibria = [
         _recurrence_metrics(step.target, values[step.sources[0]], value)
         for step, value in zip(program.steps, values[1:], strict=True)
-        if isinstance(step.target, FixedPoint)
+        if isinstance(step.target, FixedPoint) and step.target.solver != SPLITTING
     ]
     if equilibria:
         rates, missed = zip(*equilibria, strict=True)
@@ -58,6 +60,7 @@ def parametrisation_metrics(model: nn.Module) -> dict[str, float]:
         for module in model.modules()
         if isinstance(module, FixedPoint) and parametrize.is_parametrized(module)
         for part in module.parametrizations.weight  # type: ignore[union-attr]
+        if isinstance(part, Parametrisation)
     ]
     if not parts:
         return {}
