@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.tracking.mlflow_sync import MlflowSync
-    from harness.tune.search.run import Search
+    from harness.tune.search import Search
 
 # Wrong input is refused first, so what takes long to import is imported late: MLflow, pandas, Ray, Optuna. Only other
 # processes import torch and matplotlib, by `start_call`, unless the sweep has a search or plugins.
@@ -128,7 +128,7 @@ def _make_search(sweep: Sweep, sweep_dir: Path, options: argparse.Namespace, con
     _check_owner(sweep_dir, sweep)
     from harness.data import load
     from harness.tracking.mlflow_sync import MlflowSync
-    from harness.tune.search.run import Search
+    from harness.tune.search import Search
 
     images = load(sweep.dataset, options.data_dir, writes=not options.dry_run)
     search = Search(sweep, images, sweep_dir, console)

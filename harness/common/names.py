@@ -44,8 +44,6 @@ TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts
 EVALUATED = "evaluated"
 IMAGES = "images"
 
-# What a candidate of a search reports with CERTIFIED_ERROR: the epoch after which it is compared with others.
-RUNG = "rung"
 
 # Columns of verdicts.parquet, one row an example.
 INDEX = "index"

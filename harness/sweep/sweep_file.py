@@ -27,7 +27,7 @@ from harness.sweep.profiles import (
     read_profiles,
     require_profile,
 )
-from harness.sweep.search import Searched, check_search, spaces_of
+from harness.sweep.search import check_search, make_searched
 from harness.sweep.sweep_keys import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.sweep_text import merge, nest, profile_mark
 from harness.sweep.trial import FULL_PROFILE, TrialConfig, identity
@@ -88,11 +88,10 @@ def _expand(
             seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
             trials += [replace(trial, seed=seed) for seed in seeds]
             if sweep.search is not None:
-                spaces = spaces_of(sweep.search.spaces, trial, ignored)
-                candidate = partial(_candidate, profile, sweep, entry, path.parent)
-                searched.append(Searched(trial, spaces, candidate))
+                resolve = partial(_candidate, profile, sweep, entry, path.parent)
+                searched.append(make_searched(sweep.search, trial, ignored, resolve))
         if sweep.search is not None:
-            check_search(sweep.search, sweep.validation_images, len(sweep.seeds), searched)
+            check_search(sweep.search, sweep.validation_images, searched)
     except InputError as error:
         raise name_source(error, profile, source, note) from None
     checkpoints = {

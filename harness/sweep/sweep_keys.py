@@ -12,7 +12,7 @@ from baselines import DATASETS, UnknownNameError, network_names, suggestion, unk
 from harness.common.errors import InputError, SettingError, SettingsError, require
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.sweep.checkpoint_settings import Checkpoint, Source
-from harness.sweep.search import Asha, SearchSettings, Space
+from harness.sweep.search import SearchSettings, Space
 from harness.sweep.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 
 _MOST_PROBLEMS = 100  # in a message
@@ -161,7 +161,7 @@ _WORDS = {
 
 _SECTIONS: dict[Any, Any] = {
     "train": TrainSettings, "evaluation": EvaluationSettings, "resources": Resources, "search": SearchSettings,
-    "spaces": Space, "asha": Asha, "checkpoint": Checkpoint, "source": Source,
+    "spaces": Space, "checkpoint": Checkpoint, "source": Source,
 }  # fmt: skip
 
 

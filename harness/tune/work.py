@@ -84,14 +84,9 @@ def train_item(
     Raises as `run_folder` does.
     """
     from harness.training.trial import run_folder
-    from harness.tune.search.rungs import CANDIDATE, run_candidate
 
     asked = asked or folder.stop_file(trial_dir).exists
-    if asked():
-        return
-    if (trial_dir / CANDIDATE).exists():
-        run_candidate(trial_dir, report, data_dir, code)
-    else:
+    if not asked():
         run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)
 
 

@@ -184,5 +184,5 @@ def test_a_search_places_its_candidates_on_gpus(tmp_path):
     }  # fmt: skip
     machine = Machine(tmp_path, search=search, trials=[{"model": "cnn5", "method": "ibp"}])
     assert_succeeded(machine.sweep(PRETEND_GPUS="4"))
-    calls = machine.calls("run_candidate")
+    calls = machine.calls("run_folder")
     assert len(calls) >= 3 and all(call["count"] == 1 for call in calls)

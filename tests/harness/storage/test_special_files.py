@@ -15,7 +15,7 @@ from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
 from harness.training.checkpoint import epochs_done
 from harness.training.log import log_to_folder
-from harness.tune.search.studies import JOURNAL, load_studies
+from harness.tune.search import JOURNAL, load_studies
 
 READERS = {
     LOCK: lease.holder,

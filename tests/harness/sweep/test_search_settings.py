@@ -1,22 +1,19 @@
 """The key `search`: what is refused, what it makes of entries, and that it leaves the file's trials alone."""
 
 import pytest
-from small_sweep import changed, entry, refusal, trials_of, write
+from small_sweep import changed, refusal, trials_of, write
 
 from harness.sweep.sweep_file import load_sweep
 from harness.sweep.trial import trial_key
 
 SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}
 WRONG = [
-    ({"budget": 3}, "search.budget: unknown key", "trials, hours"),
+    ({"hours": 3}, "search.hours: unknown key", "trials"),
     ({"sampler": "tpa"}, "search.sampler: found 'tpa'", "'tpe'"),
     ({"objectives": ["loss"]}, "search.objectives.0: found 'loss'", "certified_error"),
-    ({"trials": None}, "search.trials: found None", "hours"),
+    ({"trials": None}, "search.trials: found None", "an integer"),
     ({"trials": 0}, "search.trials: found 0", "equal to 1"),
-    ({"spaces": {}}, "search.spaces: found {}", "at least one setting"),
-    ({"seeds": 3}, "search.seeds: found 3", "at most the sweep's 2"),
-    ({"asha": {"min_epochs": 1}, "objectives": ["certified_error", "standard_error"]}, "search.asha", "objectives"),
-    ({"asha": {"min_epochs": 1000}}, "search.asha.min_epochs: found 1000", "less than epochs"),
+    ({"spaces": {}}, "search.spaces: found {}", "at least 1"),
 ]
 SPACES = [
     ("train.l1", {"unform": [0, 1]}, "search.spaces.train.l1.unform: unknown key", "log_uniform"),
@@ -60,10 +57,6 @@ def test_a_search_that_does_not_fit_the_sweep_is_refused(tmp_path):
     assert "validation_images: found 50, allowed: 0 beside search" in refusal(
         tmp_path, searching(("validation_images", 50))
     )
-    twice = [entry(train={"learning_rate": rate}) for rate in (1e-3, 2e-3)]
-    message = refusal(tmp_path, searching(("trials", twice)))
-    assert "trials: found 'cnn5 ibp', allowed: entries that differ in more than what is searched" in message
-    assert searched(tmp_path, ("trials", [entry(), entry(train={"kappa": 0.1})]))
 
 
 def test_a_space_holds_for_the_entries_that_use_it(tmp_path):

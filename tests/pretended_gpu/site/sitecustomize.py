@@ -16,7 +16,6 @@ from pathlib import Path
 CALLS = {
     "harness.training.trial": ["run_trial", "run_folder"],
     "harness.evaluation.shards": ["certify_shard"],
-    "harness.tune.search.rungs": ["run_candidate"],
 }
 
 
@@ -49,7 +48,7 @@ def _with_values(function):
         if "PRETEND_LOG" in os.environ:
             _log(function.__name__)
         if any(isinstance(mode, Values) for mode in dispatch._get_current_dispatch_mode_stack()):
-            return function(*args, **kwargs)  # a candidate's own call of run_folder: twice would take for ever
+            return function(*args, **kwargs)  # run_folder calls run_trial: twice would take for ever
         with Values():
             return function(*args, **kwargs)
 

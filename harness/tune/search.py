@@ -1,0 +1,250 @@
+"""The search before a sweep: Optuna proposes settings of each entry, and candidates are evaluated on held-out images.
+
+The search's directory, results/<sweep>/search/<sampler>-<hash>/, reads like a sweep's. In `optuna.journal`, Optuna's
+storage, each entry is a study and each candidate a trial of it: RUNNING until its folder has a result or a failure that
+would repeat, then COMPLETE. FAIL is a proposal that does not fit, or is another candidate. After a kill, the same
+command continues. Only the process that holds the directory's lock writes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from harness.data import Data
+from harness.machine.clock import Stopped
+from harness.machine.environment import source_digest
+from harness.storage import folder
+from harness.storage.files import DamagedFileError, read_bytes
+from harness.storage.lock import lock_directory
+from harness.sweep.profiles import Sweep
+from harness.sweep.trial import RECIPE_VERSION, TrialConfig, digest_content, rows
+from harness.training.trial import split_images
+from harness.tune.stopping import Stopping
+from harness.tune.work import RAY_STATE, RayOptions, train_item
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+JOURNAL = "optuna.journal"
+OBJECTIVES = "objectives"  # a study's attribute: the names of its values
+WORST = 100.0  # each error, in percent, of a candidate whose training fails in the same way each time
+_ATTEMPTS = 50  # so many proposals in a row that are no new candidates end an entry's search
+
+
+def load_studies(search_dir: Path) -> list[optuna.Study]:
+    """Load the studies in the order of the sweep file's entries; none before the search. Raises DamagedFileError."""
+    path = search_dir / JOURNAL
+    if not path.exists():
+        return []
+    read_bytes(path)  # refuses a pipe, at which Optuna would wait
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return [optuna.load_study(study_name=row, storage=storage) for row in optuna.get_all_study_names(storage)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class Search:
+    """The search of a sweep. `owners` maps each candidate's folder to its entry and its number there."""
+
+    def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, console: Console):
+        """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
+        if sweep.search is None:
+            raise ValueError(f"the sweep {sweep.name} has no search")
+        self.sweep, self.settings, self.entries, self.console = sweep, sweep.search, sweep.searched, console
+        self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, sweep.trials[0].seed
+        for entry in self.entries:
+            split_images(self.held_out(entry.base), data)
+        settings = self.settings.model_dump(mode="json", exclude={"trials"})
+        bases = [digest_content(entry.base) for entry in self.entries]
+        content = json.dumps([settings, bases, self.seed, self.fingerprint, RECIPE_VERSION], sort_keys=True)
+        name = f"{self.settings.sampler}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        self.directory = sweep_dir / "search" / name
+        self.studies = load_studies(self.directory)
+        self.owners: dict[Path, tuple[int, int]] = {}
+
+    def held_out(self, config: TrialConfig) -> TrialConfig:
+        """Return a trial as a candidate's: evaluated on images held out of training, under the first seed."""
+        return replace(config, seed=self.seed, validation_images=self.settings.validation_images)
+
+    def show(self) -> None:
+        """Print what is searched, and how far the search is."""
+        begun = [candidate for study in self.studies for candidate in _candidates(study)]
+        done = sum(candidate.state.is_finished() for candidate in begun)
+        settings = self.settings
+        self.say(
+            f"{self.sweep.name}: search by {settings.sampler}, {settings.trials} candidates of each, evaluated on "
+            f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
+            f"searched: {', '.join(rows([entry.base for entry in self.entries]))}\ncandidates: {self.directory}"
+        )
+
+    def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[Sweep, bool] | None:
+        """Search, and return the sweep with its winners as trials; None without a winner.
+
+        The second value is True if candidates have failed that the same command would try again.
+        fail_fast: stop once a candidate has failed. Raises Stopped if the search was stopped before its end.
+        """
+        self.show()
+        with lock_directory(self.sweep_dir), lock_directory(self.directory):
+            self.begin()
+            shutil.rmtree(self.directory / RAY_STATE, ignore_errors=True)  # Ray's state of a driver that was killed
+            with Stopping(self.directory / folder.STOP, self.say) as stopping:
+                self.train(options, fail_fast, stopping)
+            if stopping.interrupted:
+                raise Stopped
+            winners = [] if stopping.asked else self.winners()
+        lacks_some = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
+        return (replace(self.sweep, trials=winners), lacks_some) if winners else None
+
+    def begin(self) -> None:
+        """Load or create the studies, called by their entries' rows, for writing. Raises DamagedFileError."""
+        path = self.directory / JOURNAL
+        Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
+        if path.exists():
+            os.truncate(path, read_bytes(path).rfind(b"\n") + 1)  # such a process may leave half a line
+        load_studies(self.directory)
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        minimize = [StudyDirection.MINIMIZE] * len(self.settings.objectives)
+        create = partial(optuna.create_study, storage=storage, directions=minimize, load_if_exists=True)
+        self.studies = [create(study_name=row) for row in rows([entry.base for entry in self.entries])]
+        for number, (study, entry) in enumerate(zip(self.studies, self.entries, strict=True)):
+            study.set_user_attr(OBJECTIVES, self.settings.objectives)
+            if not study.trials and (written := entry.written) is not None:
+                study.enqueue_trial({key: entry.spaces[key].encode(value) for key, value in written.items()})
+            for candidate in sorted(_candidates(study), key=lambda one: one.state == TrialState.RUNNING):
+                if self.claim(number, candidate) is None:  # killed while it was proposed
+                    study.tell(candidate.number, state=TrialState.FAIL)
+
+    def train(self, options: RayOptions, fail_fast: bool, stopping: Stopping) -> None:
+        """Train candidates until each entry has enough."""
+        queue = deque(path for path in self.owners if not self.conclude(path))
+        for path in queue:
+            (path / folder.FAILURE).unlink(missing_ok=True)  # which may pass
+        queue = queue or deque(filter(None, [self.propose()]))
+        if not queue:
+            return
+        from harness.tune.ray_tune import run_on_ray  # imported late: Ray takes seconds
+
+        def on_end(trial_dir: Path, error: str | None) -> None:
+            failure = folder.read_failure(trial_dir)
+            if failure is None and folder.read_result(trial_dir) is None:
+                if error is None and stopping.asked:
+                    return
+                failure = folder.write_failure(trial_dir, error or "its worker ended without a result")
+            self.conclude(trial_dir)
+            self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
+            if failure is not None and fail_fast:
+                stopping.ask("a candidate failed")
+
+        def supply() -> Path | None:
+            return None if stopping.asked else queue.popleft() if queue else self.propose()
+
+        work = partial(train_item, data_dir=options.data_dir, code=source_digest())
+        run_on_ray(supply, work, lambda path, row: None, on_end, options, self.directory)
+
+    def propose(self) -> Path | None:
+        """Return the folder of a new candidate of the entry with the fewest; None once each has enough.
+
+        The sampler's seed depends on the number of proposals alone: a process that was killed makes no difference.
+        """
+        counts = [len(_candidates(study)) for study in self.studies]
+        for number in sorted(range(len(counts)), key=counts.__getitem__):
+            study, spaces = self.studies[number], self.entries[number].spaces
+            for _ in range(_ATTEMPTS if counts[number] < self.settings.trials else 0):
+                seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
+                study.sampler = _make_sampler(self.settings.sampler, int(seed.hexdigest()[:8], 16))
+                candidate = study.ask({key: space.distribution() for key, space in spaces.items()})
+                if (trial_dir := self.claim(number, candidate)) is not None:
+                    return trial_dir
+                study.tell(candidate, state=TrialState.FAIL)
+        return None
+
+    def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
+        """Return the folder of an entry's candidate; None if its settings do not fit, or are another candidate's."""
+        try:
+            trial = folder.make_trial(self.held_out(self.config(number, candidate)), self.fingerprint)
+        except (ValueError, KeyError):
+            return None
+        trial_dir = folder.trial_dir(self.directory, trial.key)
+        if trial_dir in self.owners:
+            return None
+        self.owners[trial_dir] = number, candidate.number
+        folder.take_over(trial_dir, trial)
+        return trial_dir
+
+    def config(self, number: int, candidate: FrozenTrial | optuna.Trial) -> TrialConfig:
+        """Return an entry's trial with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
+        entry = self.entries[number]
+        return entry.config({key: space.decode(candidate.params[key]) for key, space in entry.spaces.items()})
+
+    def conclude(self, trial_dir: Path) -> bool:
+        """Write what came of a candidate to its study; return whether there is nothing left to train."""
+        number, candidate = self.owners[trial_dir]
+        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
+        is_done = result is not None or (failure is not None and failure["repeats"])
+        if is_done and not self.studies[number].trials[candidate].state.is_finished():
+            errors = [result.metrics.get(name) if result else None for name in self.settings.objectives]
+            self.studies[number].tell(candidate, [WORST if error is None else error for error in errors])
+        return is_done
+
+    def winners(self) -> list[TrialConfig]:
+        """Return the winners' trials, on all training images and with every seed, and mark their folders.
+
+        They are the candidates with the lowest objective or, of two objectives, the first of each pair on the front.
+        """
+        configs = []
+        have_result = {owner for path, owner in self.owners.items() if folder.read_result(path) is not None}
+        for number, study in enumerate(self.studies):
+            front = [one for one in reversed(study.best_trials) if (number, one.number) in have_result]
+            best = {tuple(one.values): one for one in front}
+            if not best:
+                self.say(f"{study.study_name}: no candidate has finished")
+            count = len(_candidates(study))
+            failed = count - sum(entry == number for entry, _ in have_result)
+            text = f"{self.settings.sampler}, {count} candidates{f' ({failed} failed)' if failed else ''}, "
+            text += f"evaluated on {self.settings.validation_images:,} images held out of training"
+            for values, winner in sorted(best.items()):
+                self.say(f"winner: {self.describe(number, winner.number)}")
+                errors = dict(zip(self.settings.objectives, values, strict=True))
+                choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
+                for seed in dict.fromkeys(trial.seed for trial in self.sweep.trials):
+                    configs.append(replace(self.config(number, winner), seed=seed))
+                    trial = folder.make_trial(configs[-1], self.fingerprint)
+                    folder.write_chosen(folder.trial_dir(self.sweep_dir, trial.key), choice)
+        return configs
+
+    def describe(self, number: int, candidate: int) -> str:
+        """Return a line about an entry's candidate: its number, what came of it, its settings."""
+        trial, spaces = self.studies[number].trials[candidate], self.entries[number].spaces
+        errors = zip(self.settings.objectives, trial.values or (), strict=False)
+        outcome = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in errors) or "not done"
+        settings = ", ".join(f"{key}={space.decode(trial.params[key])}" for key, space in spaces.items())
+        return f"candidate {candidate} of {self.studies[number].study_name}: {outcome}; {settings}"
+
+    def say(self, text: str) -> None:
+        """Print a text as it is."""
+        self.console.print(text, soft_wrap=True)
+
+
+def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings(action="ignore"):  # that the option is new
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # which counts candidates that are in training
+
+
+def _candidates(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the candidates of an entry, without proposals that were rejected."""
+    return study.get_trials(states=[TrialState.RUNNING, TrialState.COMPLETE])
