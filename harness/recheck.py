@@ -154,7 +154,7 @@ def _count_results(claims: list["CheckedResult"], total: int) -> str:
 
 def check_leaderboard(sweep_dir: Path) -> list[str]:
     """Check that the leaderboard's files are those that the results give."""
-    from harness.leaderboard.files import changed_files
+    from harness.leaderboard.changed import changed_files
 
     if special := [path for path in sweep_dir.rglob("*") if folders.is_special(path)]:
         return [f"the leaderboard is not checked: {special[0]} is neither a file nor a folder"]

@@ -1,1 +1,1 @@
-"""What results say: leaderboards, paired tests, published numbers."""
+"""What results say: leaderboards, paired tests, numbers from papers."""

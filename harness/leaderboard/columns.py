@@ -1,4 +1,4 @@
-"""The leaderboard's columns of numbers. To add one, add a record to COLUMNS."""
+"""The leaderboard's columns, and which of them stand in which format. To add a number, add a record to COLUMNS."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ _SECONDS_PER_IMAGE = "evaluation_seconds_per_image"
 
 
 PERCENT, INTEGER, THREE_DIGITS = ".2f", ",.0f", "#.3g"
+TABLES, PAGE, FILES = "tables", "page", "files"
+"""Where a column stands: in all tables; on the page; on the page behind a switch. CSV and JSON have all."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Column:
     title: in tables.
     format: how a number is written.
     is_required: whether every finished trial has the number; other columns are shown if some trial has it.
+    shown: TABLES, PAGE or FILES.
     """
 
     name: str
     title: str
     format: str
     is_required: bool = False
+    shown: str = FILES
 
     def text(self, value: float) -> str:
         """Return a number of this column as text."""
@@ -34,17 +38,17 @@ class Column:
 
 
 ERRORS = (
-    Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True),
-    Column(names.ATTACK_ERROR, "attack error", PERCENT, True),
-    Column(names.STANDARD_ERROR, "standard error", PERCENT, True),
-    Column(names.UNDECIDED_ERROR, "undecided", PERCENT),
+    Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True, TABLES),
+    Column(names.ATTACK_ERROR, "attack error", PERCENT, True, TABLES),
+    Column(names.STANDARD_ERROR, "standard error", PERCENT, True, TABLES),
+    Column(names.UNDECIDED_ERROR, "undecided", PERCENT, shown=TABLES),
 )
 COLUMNS = (
     *ERRORS,
-    Column(names.BOUND_WIDTH, "bound width", THREE_DIGITS, True),
+    Column(names.BOUND_WIDTH, "bound width", THREE_DIGITS, True, PAGE),
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", THREE_DIGITS, True),
-    Column(names.PARAMETERS, "parameters", INTEGER, True),
-    Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True),
+    Column(names.PARAMETERS, "parameters", INTEGER, True, PAGE),
+    Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True, PAGE),
     Column(_SECONDS_PER_IMAGE, "evaluation seconds per image", THREE_DIGITS),
     *(Column(names.certified_error_after(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
     Column(names.GAIN, "equilibrium gain", THREE_DIGITS),
@@ -56,6 +60,16 @@ COLUMNS = (
     Column(names.STANDARD_ERROR_W0, "standard error, W = 0", PERCENT),
     Column(names.CERTIFIED_ERROR_W0, "certified error by ibp, W = 0", PERCENT),
 )
+
+
+REPORTED = ("reported certified error", "reported standard error", "reported as")
+"""Columns of networks trained elsewhere: what their paper says."""
+_RANK, _SEEDS = ("#", "row"), ("seeds",)
+
+
+def titles_of(*shown: str) -> list[str]:
+    """Return the titles of a table with the columns that stand in these places, in order; it may lack some of them."""
+    return [*_RANK, *(column.title for column in COLUMNS if column.shown in shown), *REPORTED[:2], *_SEEDS]
 
 
 def numbers_of(result: TrialResult) -> dict[str, float]:

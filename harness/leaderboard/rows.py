@@ -9,7 +9,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.leaderboard.columns import COLUMNS, numbers_of
+from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder, study_tables
 from harness.sweep.checkpoint_settings import Source, without_source
@@ -17,11 +17,9 @@ from harness.sweep.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_d
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
-PUBLISHED = ("published certified error", "published standard error", "published as")
-"""Columns of networks trained elsewhere: what their paper says."""
 NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
 TWICE = f"{NOT_COUNTED}another folder has the same trial"
-_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *PUBLISHED)
+_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *REPORTED)
 
 
 def describe_evaluation(config: TrialConfig, certified: bool) -> str:
@@ -137,7 +135,7 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
         return {}
     accuracies = source.certified_accuracy, source.clean_accuracy
     errors = [None if accuracy is None else round(100 - accuracy, 6) for accuracy in accuracies]
-    return dict(zip(PUBLISHED, [*errors, f"{source.method}, {source.paper}"], strict=True))
+    return dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True))
 
 
 def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:

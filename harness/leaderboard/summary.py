@@ -1,6 +1,7 @@
-"""Comparisons as sentences: which row is best, which rows it beats significantly, whether CerDEQ is better.
+"""Comparisons as sentences: which row is best, which rows it beats significantly, whether an equilibrium is better.
 
-The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them.
+The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them. Also the
+tables as text, in which `~` marks rows without a significant difference.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
+from harness.leaderboard.columns import TABLES, titles_of
 from harness.leaderboard.comparisons import ALL, compare, holm
 from harness.leaderboard.table import FEWEST_SEEDS, Leaderboard, Section
 
@@ -19,8 +21,6 @@ SUMMARY_LEGEND = (
 )
 _LEVEL = 0.05
 _MOST_NAMED = 3
-_CERDEQ = ("cerdeq", "deqlate", "deqscales", "deqdense", "deq7")
-_NO_RECURRENCE = "recurrent=False"  # makes CerDEQ an explicit network
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,26 @@ class Summary:
 
     lines: sentences.
     tied: labels of the best row and of those without a significant difference from it; empty where there are none.
-    answer: whether the best CerDEQ row beats the best other row, one sentence.
+    answer: whether the best row with an equilibrium beats the best other row, one sentence; empty without such rows.
     """
 
     lines: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
     answer: str = ""
+
+
+def full_table(section: Section, summary: Summary) -> pd.DataFrame:
+    """Return a section's cells with `row`, the label, and `~` at the ranks of rows as good as the best one."""
+    ranks = zip(section.cells["#"], section.labels, strict=True)
+    table = section.cells.assign(**{"#": [f"{rank} ~" if label in summary.tied else rank for rank, label in ranks]})
+    table.insert(1, "row", section.labels)
+    return table
+
+
+def short_table(section: Section, summary: Summary) -> pd.DataFrame:
+    """Return the columns of a section that stand in all tables, as text."""
+    table = full_table(section, summary)
+    return table[[title for title in titles_of(TABLES) if title in table]]
 
 
 def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
@@ -45,12 +59,12 @@ def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
 def summarise(section: Section) -> Summary:
     """Return what a section's comparisons say; two rows are needed for one."""
     if section.own[names.CERTIFIED_ERROR].count() < 2:
-        return Summary(answer=_answer_on_cerdeq(section, None))
+        return Summary(answer=_answer_on_equilibria(section, None))
     best = section.comparable.iloc[0]
     try:
         lines, notes = compare([section], baseline=best["label"])
     except InputError as error:
-        return Summary([f"not compared: {error}"], answer=_answer_on_cerdeq(section, None))
+        return Summary([f"not compared: {error}"], answer=_answer_on_equilibria(section, None))
     seeds = lines[lines["seed"] != ALL].groupby("row").size()
     differences = lines[lines["seed"] == ALL].set_index("row").assign(seeds=seeds)
     tested = differences[differences["seeds"] >= FEWEST_SEEDS].index
@@ -59,7 +73,7 @@ def summarise(section: Section) -> Summary:
     tied = tested[p >= _LEVEL].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
     sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
-    answer = _answer_on_cerdeq(section, differences)
+    answer = _answer_on_equilibria(section, differences)
     return Summary([sentence, *left_out], [best["label"], *tied] if tied else [], answer)
 
 
@@ -101,24 +115,24 @@ def _too_few_seeds_sentence(seeds: int) -> str:
     return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
 
 
-def _answer_on_cerdeq(section: Section, differences: pd.DataFrame | None) -> str:
-    """Return whether the best CerDEQ row beats the best other row of a section, in one sentence."""
-    rows = section.comparable
-    is_cerdeq = rows["model"].isin(_CERDEQ) & ~rows["options"].str.split().map(lambda words: _NO_RECURRENCE in words)
-    if not is_cerdeq.any() or is_cerdeq.all():
-        lacking = "other network" if is_cerdeq.any() else "CerDEQ"
-        return f"Not known: no {lacking} has a result that can be compared here."
-    cerdeq, other = rows[is_cerdeq].iloc[0], rows[~is_cerdeq].iloc[0]
-    cerdeq_first = bool(is_cerdeq.iloc[0])  # the best row of all is one of the two
-    second = (other if cerdeq_first else cerdeq)["label"]
+def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) -> str:
+    """Return whether the best row with an equilibrium beats the best other row of a section, in one sentence."""
+    rows, has_equilibrium = section.comparable, section.has_equilibrium
+    if not has_equilibrium.any():
+        return ""
+    if has_equilibrium.all():
+        return "Not known: no other network has a result that can be compared here."
+    equilibrium, other = rows[has_equilibrium].iloc[0], rows[~has_equilibrium].iloc[0]
+    equilibrium_first = bool(has_equilibrium.iloc[0])  # the best row of all is one of the two
+    second = (other if equilibrium_first else equilibrium)["label"]
     if differences is None or second not in differences.index:
-        return f"Not known: {cerdeq['label']} and {other['label']} cannot be compared image by image."
+        return f"Not known: {equilibrium['label']} and {other['label']} cannot be compared image by image."
     line = differences.loc[second]
     if line["seeds"] < FEWEST_SEEDS:
         return f"Not known: {_too_few_seeds_sentence(line['seeds'])}"
-    points = -line["difference"] if cerdeq_first else line["difference"]
+    points = -line["difference"] if equilibrium_first else line["difference"]
     numbers = (
-        f"{cerdeq['label']} {cerdeq[names.CERTIFIED_ERROR]:.2f} %, the best other network "
+        f"{equilibrium['label']} {equilibrium[names.CERTIFIED_ERROR]:.2f} %, the best network without an equilibrium "
         f"{other['label']} {other[names.CERTIFIED_ERROR]:.2f} %; "
         f"{points:+.2f} points over the {line['seeds']} seeds that both have"
     )

@@ -2,7 +2,7 @@
 
 A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
 are never averaged. Rows of one data set, eps, profile, list of stages and set of images make a section, beside
-published numbers. A certification by `harness.certify` is a row like any other. Trials of another recipe version are
+numbers from papers. A certification by `harness.certify` is a row like any other. Trials of another recipe version are
 not counted.
 """
 
@@ -18,9 +18,9 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.terminal import printable
-from harness.leaderboard.columns import COLUMNS, ERRORS, INTEGER, Column
-from harness.leaderboard.published import read_published_rows
-from harness.leaderboard.rows import CHOSEN, LABEL, PUBLISHED, read_trials, setting_columns
+from harness.leaderboard.columns import COLUMNS, ERRORS, INTEGER, REPORTED, Column
+from harness.leaderboard.literature import read_literature
+from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.settings import STAGES, Radius, describe_weak_attack
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.sweep.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
@@ -35,7 +35,7 @@ class Section:
 
     is_full_size: whether its numbers compare with published ones: the full profile, width and data.
     notes: what to know before comparing the numbers.
-    rows: best first, published rows among them (those with a `source`).
+    rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
     finished: row, seed, trial_dir and result of each finished trial.
     """
@@ -64,14 +64,20 @@ class Section:
         return [name for name in columns if differs(name)]
 
     @property
-    def is_published(self) -> list[bool]:
-        """For each row whether it is a published one."""
+    def is_literature(self) -> list[bool]:
+        """For each row whether its numbers are those of a paper."""
         return self.rows["source"].notna().tolist()
 
     @cached_property
     def own(self) -> pd.DataFrame:
-        """The rows that are not published ones, each with its `label`."""
+        """The rows of own trials, each with its `label`."""
         return self.rows.assign(label=self.labels)[self.rows["source"].isna()]
+
+    @property
+    def has_equilibrium(self) -> pd.Series:
+        """For each row of `comparable` whether its networks have an equilibrium: those have a bound on rho(|W|)."""
+        rows = self.comparable
+        return rows[names.RHO_BOUND].notna() if names.RHO_BOUND in rows else pd.Series(False, rows.index)
 
     @cached_property
     def comparable(self) -> pd.DataFrame:
@@ -98,7 +104,7 @@ class Section:
             if column.is_required or (column.name in rows and rows[column.name].notna().any())
         }
         columns |= {column.title: numbers[column.title] for column in ERRORS if column.title in numbers}
-        columns |= {name: rows[name] for name in PUBLISHED if name in rows and rows[name].notna().any()}
+        columns |= {name: rows[name] for name in REPORTED if name in rows and rows[name].notna().any()}
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
@@ -108,7 +114,7 @@ class Section:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Each row's network, method, options, and the settings in which rows differ; a published row's source."""
+        """Each row's network, method, options, and the settings in which rows differ; a paper's row also its source."""
         settings = self._differing(["width", *self.settings])
         return [
             " ".join([row_label(row), *label_settings(row["method"], {name: row[name] for name in settings})])
@@ -143,7 +149,7 @@ class Leaderboard:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """The rows with all columns, section after section; published rows once."""
+        """The rows with all columns, section after section; those of the literature once."""
         rows = pd.concat([section.rows for section in self.sections])
         return rows[~rows.index.duplicated()]
 
@@ -154,11 +160,11 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     Raises InputError where one has no trials, none can be read, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, published = read_trials(directory, *others), read_published_rows(directory)
+    trials, literature = read_trials(directory, *others), read_literature(directory)
     rows = _rows(trials)
     exact = trials["eps"].map(Radius, na_action="ignore")
     keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
-    sections = [_section(key, part, rows, published) for key, part in sorted(trials.groupby(keys), key=_order)]
+    sections = [_section(key, part, rows, literature) for key, part in sorted(trials.groupby(keys), key=_order)]
     failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
     failed = failed.sort_values([*LABEL, "seed"], ignore_index=True)
     return Leaderboard(directory, sections, failed.map(as_text), trials)
@@ -178,7 +184,7 @@ def _rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    settings, further = setting_columns(trials), [name for name in (CHOSEN, *PUBLISHED) if name in rows]
+    settings, further = setting_columns(trials), [name for name in (CHOSEN, *REPORTED) if name in rows]
     return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *further, "warnings", "source"]]
 
 
@@ -195,13 +201,13 @@ def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
 
 
 def _section(
-    key: tuple[str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, published: pd.DataFrame
+    key: tuple[str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
     dataset, eps, profile, stages = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
-    listed = published[(published["dataset"] == dataset) & (published["exact"] == eps)]
+    listed = literature[(literature["dataset"] == dataset) & (literature["exact"] == eps)]
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
@@ -226,7 +232,7 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
 def is_incomparable(rows: pd.DataFrame) -> pd.Series:
     """Return which rows have no certified error, or too few seeds for a test and fewer than others.
 
-    Published rows name no seeds.
+    Rows of the literature name no seeds.
     """
     seeds, unknown = pd.to_numeric(rows["seeds"]).clip(upper=FEWEST_SEEDS), rows[names.CERTIFIED_ERROR].isna()
     return unknown | (seeds < seeds[~unknown].max())
@@ -234,37 +240,49 @@ def is_incomparable(rows: pd.DataFrame) -> pd.Series:
 
 def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     """Return what a reader must know before comparing a section's numbers with any others."""
-
-    def span(values: pd.Series) -> str:
-        texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
-        return " or ".join(texts)
-
-    is_elsewhere = trials["method"] == TRAINED_ELSEWHERE
-    trained = trials[~is_elsewhere]
-    images, held_out = trained["train_images"], trials["validation_images"]
-    tests = trials["evaluation.test_images"][held_out == 0]
-    size = f"width {span(trials['width'])}"
-    if len(trained):
-        size += f", train images {span(images)}, epochs {span(trained['train.epochs'])}"
-    attacks = trials[["evaluation.attack_step", "evaluation.attack_steps"]].drop_duplicates()
-    weak_attacks = filter(None, starmap(describe_weak_attack, attacks.itertuples(index=False)))
-    which = "All" if (held_out > 0).all() else "Some"
-    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
-    searched = f"{'All' if chosen.notna().all() else 'Some'} rows' settings were chosen by a search"
+    is_elsewhere, held_out = trials["method"] == TRAINED_ELSEWHERE, trials["validation_images"]
+    trained, is_held_out = trials[~is_elsewhere], held_out > 0
+    tests = trials.loc[~is_held_out, "evaluation.test_images"]
     notes = {
-        f"Profile {profile}, {size}: not comparable with published numbers.": (not is_full_size),
-        f"Trained on {span(images)} of the training images.": images.notna().any(),
-        f"Errors are measured on {span(tests)} of the test images, the first ones.": tests.notna().any(),
-        f"{which} errors are measured on {span(held_out[held_out > 0])} validation images held out of training, "
-        "not on test images.": (held_out > 0).any(),
-        **{f"In {'all' if len(attacks) == 1 else 'some'} rows, {text}.": True for text in weak_attacks},
-        **{f"{searched} ({text}), then trained anew.": True for text in chosen.dropna().unique()},
-        "Networks trained elsewhere are evaluated here; `published` columns have their papers' numbers.": (
+        f"Profile {profile}, {_size(trials, trained)}: not comparable with published numbers.": not is_full_size,
+        f"Trained on {_span(trained['train_images'])} of the training images.": trained["train_images"].notna().any(),
+        f"Errors are measured on {_span(tests)} of the test images, the first ones.": tests.notna().any(),
+        f"{'All' if is_held_out.all() else 'Some'} errors are measured on {_span(held_out[is_held_out])} validation "
+        "images held out of training, not on test images.": is_held_out.any(),
+        **dict.fromkeys((*_weak_attack_notes(trials), *_search_notes(trials)), True),
+        "Networks trained elsewhere are evaluated here; `reported` columns have their papers' numbers.": (
             is_elsewhere.any()
         ),
         "No trial has finished yet.": trials["problem"].notna().all(),
     }
     return [note for note, holds in notes.items() if holds]
+
+
+def _span(values: pd.Series) -> str:
+    texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
+    return " or ".join(texts)
+
+
+def _size(trials: pd.DataFrame, trained: pd.DataFrame) -> str:
+    size = f"width {_span(trials['width'])}"
+    if trained.empty:
+        return size
+    return f"{size}, train images {_span(trained['train_images'])}, epochs {_span(trained['train.epochs'])}"
+
+
+def _weak_attack_notes(trials: pd.DataFrame) -> list[str]:
+    attacks = trials[["evaluation.attack_step", "evaluation.attack_steps"]].drop_duplicates()
+    texts = filter(None, starmap(describe_weak_attack, attacks.itertuples(index=False)))
+    return [f"In {'all' if len(attacks) == 1 else 'some'} rows, {text}." for text in texts]
+
+
+def _search_notes(trials: pd.DataFrame) -> list[str]:
+    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
+    which = "All" if chosen.notna().all() else "Some"
+    return [
+        f"{which} rows' settings were chosen by a search ({text}), then trained anew."
+        for text in chosen.dropna().unique()
+    ]
 
 
 def as_text(value: Any) -> str:
@@ -273,7 +291,7 @@ def as_text(value: Any) -> str:
 
 
 def row_label(row: dict[str, Any]) -> str:
-    """Return a row's model, method, options, and the source of a published one."""
+    """Return a row's model, method, options, and the source of a paper's."""
     return " ".join(row[name] for name in [*LABEL, "source"] if row.get(name))
 
 

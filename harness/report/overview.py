@@ -6,8 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from harness.leaderboard.files import short_table
-from harness.leaderboard.summary import Summary
+from harness.leaderboard.summary import Summary, short_table
 from harness.leaderboard.table import Leaderboard
 from harness.report.sweep_page import render
 from harness.report.up_to_date import REPORT
@@ -24,10 +23,10 @@ def write_overview(directory: Path, sweeps: Sequence[tuple[Leaderboard, dict[str
         for section in leaderboard.sections:
             summary = summaries[section.heading]
             cells = short_table(section, summary)
-            cells = cells if section.is_full_size else cells.loc[section.own.index]  # published rows do not compare
-            published = section.is_published if section.is_full_size else []
+            cells = cells if section.is_full_size else cells.loc[section.own.index]  # those of papers do not compare
+            in_italics = section.is_literature if section.is_full_size else []
             entry = {"sweep": leaderboard.sweep, "link": link, "section": section, "answer": summary.answer}
-            entry |= {"cells": cells, "published": published}
+            entry |= {"cells": cells, "in_italics": in_italics}
             entries.setdefault((section.dataset, section.eps), []).append(entry)
     groups = {f"{dataset}, eps {eps}": entries[dataset, eps] for dataset, eps in sorted(entries)}
     path = directory / INDEX

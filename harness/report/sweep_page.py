@@ -8,8 +8,9 @@ import jinja2
 import pandas as pd
 
 from harness.common import names
-from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, full_table, write_leaderboard
-from harness.leaderboard.summary import Summary
+from harness.leaderboard.columns import PAGE, TABLES, titles_of
+from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
+from harness.leaderboard.summary import Summary, full_table
 from harness.leaderboard.table import Leaderboard, Section, as_text, stages_table
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
@@ -20,10 +21,7 @@ from harness.storage import certification, folder
 from harness.storage.files import write_text
 from harness.sweep.trial import missing_text
 
-_MAIN = (
-    "#", "row", "certified error", "attack error", "standard error", "undecided", "bound width", "parameters",
-    "train seconds", "seeds",
-)  # fmt: skip
+_MAIN = titles_of(TABLES, PAGE)
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -70,7 +68,7 @@ def _write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_di
 
 def _part(section: Section, summary: Summary) -> dict[str, Any]:
     """Return what the page shows of a section, but for its figures."""
-    cells = full_table(section, summary).drop(columns="source")  # a published row's label has it
+    cells = full_table(section, summary).drop(columns="source")  # the label of a row of a paper has it
     main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
     environments = pd.DataFrame([result.environment for result in section.trials["result"]])

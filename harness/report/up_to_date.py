@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.leaderboard.published import published_files
+from harness.leaderboard.literature import literature_files
 from harness.machine.environment import data_directory, source_digest
 from harness.storage.files import digest_of_states, read_text, write_text
 
@@ -38,4 +38,4 @@ def _files(sweep_dir: Path) -> Iterator[Path]:
         yield from (sweep_dir / name).rglob("*")
     yield from (sweep_dir / FIGURES).glob("[!.]*")
     yield sweep_dir / REPORT
-    yield from published_files(sweep_dir)
+    yield from literature_files(sweep_dir)

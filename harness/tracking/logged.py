@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.leaderboard.published import published_files
+from harness.leaderboard.literature import literature_files
 from harness.machine.environment import source_digest
 from harness.storage.files import DamagedFileError, digest_of_states, parse_json, write_json
 from harness.tracking.address import SQLITE, resolve_uri
@@ -55,6 +55,6 @@ class LoggedMark:
         """Yield the files that are logged, those that tables are made from, and the database with its log."""
         yield from (self.sweep_dir / "trials").rglob("*")
         yield from self.sweep_dir.glob("leaderboard.*")
-        yield from published_files(self.sweep_dir)
+        yield from literature_files(self.sweep_dir)
         database = resolve_uri(self.uri).removeprefix(SQLITE)
         yield from (Path(database), Path(f"{database}-wal"))

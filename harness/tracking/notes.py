@@ -2,9 +2,9 @@
 
 import shlex
 
-from harness.leaderboard.files import markdown_table, markdown_text, short_table
+from harness.leaderboard.files import markdown_table, markdown_text
 from harness.leaderboard.rows import describe_evaluation
-from harness.leaderboard.summary import Summary
+from harness.leaderboard.summary import Summary, short_table
 from harness.leaderboard.table import Leaderboard, Section
 from harness.storage import folder
 from harness.storage.folder import Trial
@@ -38,4 +38,4 @@ def describe_experiment(table: Leaderboard) -> str:
 
 def _short_table(section: Section) -> str:
     parts = [f"### {markdown_text(section.heading)}", *(f"**{markdown_text(note)}**" for note in section.notes)]
-    return "\n\n".join([*parts, markdown_table(short_table(section, Summary()), section.is_published)])
+    return "\n\n".join([*parts, markdown_table(short_table(section, Summary()), section.is_literature)])

@@ -16,7 +16,7 @@ from harness.checker.verdicts import recheck
 from harness.common import names
 from harness.common.errors import InputError
 from harness.data import load
-from harness.leaderboard.files import changed_files
+from harness.leaderboard.changed import changed_files
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import artefacts, certification, folder, study_tables
 from harness.storage.parquet import read_table

@@ -34,7 +34,7 @@ _COLOURS = {
 def tradeoff(data: SectionData) -> Figure | None:
     """Lower left is better; numbers are ranks. Bars: sample deviation over seeds.
 
-    Published numbers stand here only beside networks of full size.
+    Numbers from papers stand here only beside networks of full size.
     """
     rows = data.section.own.dropna(subset=_ERRORS)
     if rows.empty:
@@ -55,11 +55,11 @@ def tradeoff(data: SectionData) -> Figure | None:
         axes.errorbar(*point, yerr=y_deviation, xerr=x_deviation, **look, ms=7, lw=1)
         if look is not OTHERS:
             axes.annotate(str(rank), point, (5, 5), textcoords="offset points", fontsize=7, color=INK)
-    published = data.section.rows[data.section.is_published].dropna(subset=_ERRORS)
-    if data.section.is_full_size and len(published):
+    literature = data.section.rows[data.section.is_literature].dropna(subset=_ERRORS)
+    if data.section.is_full_size and len(literature):
         star: dict[str, Any] = {"marker": "*", "linestyle": "", "mfc": "none", "mec": INK}
-        axes.plot(*published[_ERRORS].to_numpy().T, **star, ms=9, mew=0.8)
-        entries["published"] = star
+        axes.plot(*literature[_ERRORS].to_numpy().T, **star, ms=9, mew=0.8)
+        entries["from papers"] = star
     axes.set(xlabel="standard error, %", ylabel="certified error, %")
     add_legend(figure, entries)
     return figure

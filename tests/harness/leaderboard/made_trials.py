@@ -51,10 +51,11 @@ def add(
     return path
 
 
-def add_verdicts(directory, verdicts, *, label=3, **config):
-    """A finished trial with these verdicts, one an image."""
+def add_verdicts(directory, verdicts, *, label=3, rho_bound=None, **config):
+    """A finished trial with these verdicts, one an image. rho_bound: of a network with an equilibrium."""
     wrong = 100 * float(np.mean([verdict != RIGHT for verdict in verdicts]))
-    path = add(directory, metrics(standard_error=0.0, attack_error=0.0, certified_error=wrong), **config)
+    errors = {names.STANDARD_ERROR: 0.0, names.ATTACK_ERROR: 0.0, names.CERTIFIED_ERROR: wrong}
+    path = add(directory, metrics(**errors | ({names.RHO_BOUND: rho_bound} if rho_bound else {})), **config)
     table = pd.DataFrame({names.INDEX: range(len(verdicts)), names.LABEL: label, names.VERDICT: verdicts})
     table.to_parquet(path / folder.VERDICTS)
     return path

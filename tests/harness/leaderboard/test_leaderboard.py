@@ -229,7 +229,7 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     rows = read_json(sweep)
     assert [row.get("source") for row in rows] == ["abstract", None, "Shi et al. 2021", None]  # each once
     assert "source" not in rows[1] and rows[0]["standard_error"] is None
-    assert "*Shi et al. 2021*" in text(sweep, "md")
+    assert "*CNN-7 IBP Shi et al. 2021*" in text(sweep, "md")
     with (sweep / "leaderboard.csv").open() as file:
         assert [row["source"] for row in csv.DictReader(file)] == ["abstract", "", "Shi et al. 2021", ""]
 

@@ -66,9 +66,23 @@ def test_tables_are_aligned_and_nothing_in_them_is_markup(sweep):
     write_leaderboard(sweep)
     lines = [line for line in text(sweep, "md").splitlines() if line.startswith("|")][:3]
     assert len({len(line) for line in lines}) == 1
-    for cell in ("65.00", "0.0123", "3.20", "17,190,602", "a\\|b=\\*x\\*"):
-        assert f"| {cell} " in lines[2]
+    assert "| 65.00 " in lines[2] and "| cnn7 ibp a\\|b=\\*x\\* " in lines[2]
     assert "<script" not in text(sweep, "md")
+
+
+def test_numbers_are_written_in_their_column_s_format(sweep):
+    add(sweep, metrics(bound_width=0.0123456))
+    (section,) = build_leaderboard(sweep).sections
+    cells = section.cells.iloc[0]
+    assert list(cells[["bound width", "relative width", "parameters"]]) == ["0.0123", "3.20", "17,190,602"]
+    assert text_titles(sweep) == ["#", "row", "certified error", "attack error", "standard error", "seeds"]
+
+
+def text_titles(sweep):
+    """The titles of the first table in Markdown."""
+    write_leaderboard(sweep)
+    line = next(line for line in text(sweep, "md").splitlines() if line.startswith("| #"))
+    return [title.strip() for title in line.strip("|").split("|")]
 
 
 def test_latex_escapes_everything_and_marks_the_best(sweep):
@@ -112,7 +126,7 @@ def test_rows_without_a_significant_difference_from_the_best_are_marked(sweep, p
     cells = [
         [cell.strip() for cell in line.split("|")[1:3]] for line in text(sweep, "md").splitlines() if "| cnn" in line
     ]
-    assert cells[:3] == [["1 ~", "cnn7"], ["2 ~", "cnn5"], ["3", "cnn9"]]
+    assert cells[:3] == [["1 ~", "cnn7 ibp"], ["2 ~", "cnn5 ibp"], ["3", "cnn9 ibp"]]
     assert [line.split()[:3] for line in shown.splitlines() if line[:1].isdigit()] == [
         ["1", "~", "cnn7"],
         ["2", "~", "cnn5"],
@@ -130,9 +144,9 @@ def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
     add(sweep, metrics(70.0), model="cnn5")
     add(sweep, metrics(80.0, **{names.examples_at("ibp"): 0, names.decided_by("ibp"): 0}), model="cnn9")
     write_leaderboard(sweep)
-    assert "| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
-    assert "| cnn9 ibp | 0 of 0            |" in text(sweep, "md")
-    assert "| cnn5 ibp |" not in text(sweep, "md")
+    assert "\n| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
+    assert "\n| cnn9 ibp | 0 of 0            |" in text(sweep, "md")
+    assert "\n| cnn5 ibp |" not in text(sweep, "md")
 
 
 @pytest.mark.parametrize("what", ["is not a directory", "holds no trials", "holds no trial that can be read"])

@@ -11,7 +11,7 @@ from made_studies import add, right
 
 from harness import publish
 from harness.command_line import INTERRUPTED, main
-from harness.leaderboard.files import changed_files
+from harness.leaderboard.changed import changed_files
 from harness.leaderboard.rows import read_trials
 from harness.storage import folder, study_tables
 from harness.storage.parquet import read_table

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from harness.leaderboard.files import _is_part
-from harness.leaderboard.published import read_published_rows
+from harness.leaderboard.changed import _is_part
+from harness.leaderboard.literature import read_literature
 from harness.report.up_to_date import is_up_to_date
 from harness.storage import folder
 from harness.storage import lock as lease
@@ -23,7 +23,7 @@ READERS = {
     folder.CHECKPOINT: epochs_done,
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
-    "published.csv": lambda path: read_published_rows(path / "sweep"),
+    "published.csv": lambda path: read_literature(path / "sweep"),
     ".made-from": lambda path: is_up_to_date(path, None),
     folder.EPOCHS: folder.read_epochs,
     folder.VERDICTS: lambda path: folder.read_verdicts(path, []),

@@ -12,11 +12,11 @@ from study import TINY, Study, without_ray
 from baselines import build
 from harness.command_line import main
 from harness.common import names
+from harness.leaderboard.columns import REPORTED
 from harness.storage import folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
-PUBLISHED = ["published certified error", "published standard error", "published as"]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(stu
     digest = json.loads((trial_dir / folder.TRIAL).read_text())["config"]["checkpoint"]["sha256"]
     assert run.data.params["checkpoint.sha256"] == digest and run.data.params["source.paper"] == "Someone 2022"
     assert result.metrics[names.PARAMETERS] == sum(p.numel() for p in build("conv", "digits", 0.1).parameters())
-    row = published_row(study)
-    assert [row[name] for name in PUBLISHED] == [20, 9.5, "Box, Someone 2022"]
+    row = reported_row(study)
+    assert [row[name] for name in REPORTED] == [20, 9.5, "Box, Someone 2022"]
     assert row["method"] == "trained elsewhere" and row["train.epochs"] is None
     assert "| conv " in (study.directory / "leaderboard.md").read_text()
     assert main("recheck", [str(study.directory)]) == 0
@@ -78,7 +78,7 @@ def test_it_is_certified_further(study, capsys):
     assert "conv trained elsewhere checkpoint=net.pt@" in capsys.readouterr().out
 
 
-def published_row(study):
+def reported_row(study):
     rows = json.loads((study.directory / "leaderboard.json").read_text())
     return next(row for row in rows if row["model"] == "conv")
 
@@ -95,11 +95,11 @@ def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(stud
     assert not (tmp_path / "other").exists()
 
 
-def test_new_published_numbers_reach_the_table_without_another_evaluation(study, no_ray):
+def test_new_numbers_of_the_paper_reach_the_table_without_another_evaluation(study, no_ray):
     written = (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns
     content = yaml.safe_load(study.file.read_text())
     content["trials"][0]["source"]["certified_accuracy"] = 81.5
     study.file.write_text(yaml.safe_dump(content))
     assert study.main() == 0
     assert (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns == written
-    assert published_row(study)["published certified error"] == 18.5
+    assert reported_row(study)["reported certified error"] == 18.5

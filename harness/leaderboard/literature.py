@@ -1,4 +1,4 @@
-"""Published numbers, of which published.csv has a row each."""
+"""Numbers from papers, of which results/published.csv has a row each."""
 
 from io import BytesIO
 from pathlib import Path
@@ -17,21 +17,21 @@ _COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CER
 _TEXTS = ("dataset", "eps", "model", "method", "options", "source", "verifier")
 
 
-def published_files(sweep_dir: Path) -> list[Path]:
-    """Return where published numbers may lie: beside the sweep's directory, else in the project."""
+def literature_files(sweep_dir: Path) -> list[Path]:
+    """Return where numbers from papers may lie: beside the sweep's directory, else in the project."""
     directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
     return [directory / "published.csv" for directory in directories]
 
 
-def read_published_rows(sweep_dir: Path) -> "pd.DataFrame":
-    """Return the rows of the first of `published_files` that exists; their column `exact` has eps as a Radius.
+def read_literature(sweep_dir: Path) -> "pd.DataFrame":
+    """Return the rows of the first of `literature_files` that exists; their column `exact` has eps as a Radius.
 
     Texts are without control characters. Raises InputError for a file that is no table, a missing column, an error that
     is no number or an eps that is no radius.
     """
     import pandas as pd  # imported late: it takes a second
 
-    if not (path := next((file for file in published_files(sweep_dir) if file.exists()), None)):
+    if not (path := next((file for file in literature_files(sweep_dir) if file.exists()), None)):
         return pd.DataFrame(columns=[*_COLUMNS, "exact"], dtype=object)
     content = BytesIO(read_bytes(path, LARGEST_TEXT))
     try:
@@ -50,4 +50,4 @@ def read_published_rows(sweep_dir: Path) -> "pd.DataFrame":
         rows = rows.astype({names.STANDARD_ERROR: float, names.CERTIFIED_ERROR: float})
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
-    return rows.set_index("published " + rows.index.astype(str))
+    return rows.set_index("literature " + rows.index.astype(str))
