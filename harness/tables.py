@@ -26,7 +26,7 @@ from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_direc
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say
 from harness.leaderboard.comparisons import ALL, METRICS, compare
-from harness.leaderboard.files import csv_text, print_leaderboard
+from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
 from harness.report.up_to_date import REPORT
@@ -83,6 +83,9 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
     from harness.report.overview import write_overview
     from harness.report.sweep_page import write_sweep
 
+    if len(directories) == 1 and not folder.trial_folders(directories[0]):  # a published study's tables
+        print_leaderboard(*write_leaderboard(directories[0], latex), new_console())
+        return
     if len(directories) == 1:
         print_leaderboard(*write_sweep(directories[0], data_dir, latex), new_console())
         say(directories[0] / REPORT)

@@ -163,6 +163,7 @@ def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     verdicts = {path.name: folder.read_verdicts(path)["verdict"] for path in folder.trial_folders(published)}
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "trials.parquet", "verdicts.parquet"}
+    assert main("tables", [str(published)]) == 0
     assert {path.name for path in published.iterdir()} == left and not changed_files(published)
     stored = read_trials(published)
     pd.testing.assert_frame_equal(stored.drop(columns="trial_dir"), rows)
