@@ -197,23 +197,17 @@ NETWORKS = {
         lambda: layers(nn.Linear(2, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3), relu, nn.Linear(3, 2)),
         (2,),
     ),
-    "relu first": (lambda: layers(relu, nn.Linear(3, 3), relu, nn.Linear(3, 2)), (3,)),
-    "convolution": after_conv(2),
     "convolution padded": after_conv(3, padding=1, outputs=2),
     "convolution stride": after_conv(2, stride=2, padding=1),
-    "convolution with a rest": after_conv(2, stride=2, shape=(1, 5, 4)),
     "convolution uneven": after_conv((3, 2), stride=(1, 2), padding=(2, 1), outputs=2, shape=(1, 3, 4)),
     "convolution dilated": after_conv(2, dilation=2, padding=1),
     "convolution groups": after_conv(2, groups=2, outputs=4, bias=False),
-    "convolution depthwise": after_conv(3, groups=2, outputs=2, padding=1),
-    "convolution same": after_conv((2, 3), padding="same", outputs=2),
     "linear function": around(lambda x, w, b: F.linear(x, w.abs() - 0.6, b), w=MATRIX, b=CONSTANT),
     "batch norm 1d": around(nn.BatchNorm1d(4)),
     "batch norm 2d": around(nn.BatchNorm2d(2), SMALL, 8),
     "leaky 0.1": leaky_layers(0.1),
     "leaky 1.5": leaky_layers(1.5),
     "leaky -0.5": leaky_layers(-0.5),
-    "leaky -3": leaky_layers(-3),
     "absolute": (
         lambda: layers(nn.Linear(3, 4), lambda n: Node(torch.abs, (n,), -1.0), nn.Linear(4, 3),
                        lambda n: Node(torch.abs, (n,), -1.0), nn.Linear(3, 2)),
@@ -226,11 +220,6 @@ NETWORKS = {
         (3,),
     ),
     "average pool": around(nn.AvgPool2d(2, stride=1, padding=1), SMALL, 18, outputs=2),
-    "average pool function": around(
-        lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), IMAGE, 8, outputs=2
-    ),
-    "average pool divisor": around(nn.AvgPool2d(2, divisor_override=-3), IMAGE, 2),
-    "adaptive average pool": around(nn.AdaptiveAvgPool2d((2, 1)), IMAGE, 4),
     "transposed convolution": (
         lambda: layers(nn.ConvTranspose2d(1, 2, 2, stride=2), relu, nn.Conv2d(2, 1, 2), nn.Flatten(),
         nn.Linear(9, 2)), (1, 2, 2),
@@ -244,22 +233,13 @@ NETWORKS = {
         lambda: layers(nn.Conv2d(1, 1, 1), lambda n: pool(n, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4, 2)),
         (1, 3, 3),
     ),
-    "max pool ceil": (
-        lambda: layers(lambda n: pool(n, 2, stride=2, padding=1, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)),
-        (1, 3, 3),
-    ),
     "max pools": (
         lambda: layers(lambda n: pool(n, 2, stride=1), nn.Conv2d(1, 1, 1), lambda n: pool(n, 2, stride=1), nn.Flatten(),
                        nn.Linear(1, 2)),
         (1, 3, 3),
     ),
-    "reshape": around(lambda x: x.reshape(x.size(0), 4, 2).flatten(1, -1), SMALL, 8),
-    "matrix": around(lambda x, m: x @ m, m=MATRIX),
-    "permute": around(lambda x: x.permute(0, 3, 1, 2), SMALL, 8),
-    "transpose": around(lambda x: x.transpose(1, -1), SMALL, 8),
-    "pad": around(lambda x: F.pad(x, (1, 0, 0, 1), value=0.3), (1, 2, 2), 9),
     "moved": around(
-        lambda x, m: F.pad(x.permute(0, 3, 2, 1), (1, 1), value=-0.2) @ m, (1, 2, 2), 8, m=MATRIX[:3, :2]
+        lambda x, m: (F.pad(x.permute(0, 3, 2, 1), (1, 1), value=-0.2) @ m).transpose(1, 2), (1, 2, 2), 8, m=MATRIX[:3, :2]
     ),
     "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
     "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),
@@ -268,9 +248,7 @@ NETWORKS = {
         lambda x: x.index_select(1, torch.tensor([1, 1])).narrow(2, 1, 1) - x.select(3, 1)[:, :, None], SMALL, 4
     ),
     "parts": around(lambda x: x.chunk(2, 1)[1] - x.split([1, 1], dim=1)[0], SMALL, 4),
-    "negative": around(torch.neg),
-    "dropout": around(nn.Dropout(0.9)),
-    "identity": around(nn.Identity()),
+    "no operation": around(nn.Sequential(nn.Identity(), nn.Dropout(0.9))),
     "constant in a concatenation": around(
         lambda x, c: torch.cat([x, c.expand(x.size(0), -1)], 1), features=8, c=CONSTANT
     ),

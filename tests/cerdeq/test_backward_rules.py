@@ -5,14 +5,10 @@ import itertools
 import pytest
 import torch
 from cases import AFFINE, build_model
-from graphs import pool, wild_box
-from milp import Graph
-from oracles import DTYPES, dense_affine, fractions, random_box
+from oracles import dense_affine, random_box
 
-from cerdeq import Box
-from cerdeq.bounds import Backward, Context, Interval, query, trace
+from cerdeq.bounds import Backward, Context, Interval, trace
 from cerdeq.bounds.ibp import values_of
-from cerdeq.boxes import smaller_box
 
 
 def last_step(model, x):
@@ -47,7 +43,7 @@ def test_pulled_coefficients_are_those_of_autograd(name):
         torch.testing.assert_close(pulled.constant, offset, rtol=1e-12, atol=1e-9, msg=case.name)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1.0, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1e-3, 1e3))])
 @pytest.mark.parametrize("name", AFFINE)
 def test_each_backward_rule_counts_its_own_rounding(name, scale):
     """In float32, compared with float64 where the difference of the coefficients from the true ones costs most."""
@@ -69,28 +65,3 @@ def test_each_backward_rule_counts_its_own_rounding(name, scale):
                 products = (coefficients[:, row].double() * float64(corner[:, row])).flatten(1)
                 right = (pulled_back[:, row] * corner[:, row]).flatten(1).sum(1) + pulled.constant[:, row]
                 assert (right <= products.sum(1) + 1e-15 * products.abs().sum(1)).all(), case.name
-
-
-def test_max_pooling_counts_its_own_rounding():
-    """Of a point every window is decided, and nine coefficients are added up in float32."""
-    graph = Graph([pool(0, 3, stride=1)]).eval()
-    x, coefficients = torch.randn(20, 2, 6, 6), torch.randn(20, 30, 2, 4, 4)
-    step, arguments, options = last_step(graph, Interval(x, torch.zeros_like(x)))
-    pulled = step.record.backward(Backward(sound=True), coefficients, *arguments, **options)
-    left = torch.einsum("bkchw,bchw->bk", coefficients.double(), graph(x.double()))
-    right = torch.einsum("bkchw,bchw->bk", pulled.coefficients[0].double(), x.double()) + pulled.constant
-    assert (right <= left + 1e-13).all() and (left - right < 1e-2).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tightened_boxes_and_larger_bounds_are_rounded_outwards(dtype):
-    x, ends = wild_box(300, dtype), torch.randn(300, 2, 1, dtype=dtype).sort(1).values
-    low, high = (x.center + x.radius * end for end in ends.unbind(1))
-    new = smaller_box(Box(x.center, x.radius), low, high)
-    for c, r, old_c, old_r, lo, hi in zip(
-        *(fractions(part.flatten()) for part in (new.center, new.radius, x.center, x.radius, low, high)), strict=True
-    ):
-        assert (c - r <= max(lo, old_c - old_r) and min(hi, old_c + old_r) <= c + r) or lo > hi
-    proved = torch.randn(300, dtype=torch.float64) * 10 ** torch.linspace(-44, 36, 300, dtype=torch.float64)
-    larger = query.larger(torch.full((300,), -torch.inf, dtype=dtype), proved)
-    assert all(a <= b for a, b in zip(fractions(larger), fractions(proved), strict=True))

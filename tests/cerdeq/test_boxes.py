@@ -9,7 +9,7 @@ from oracles import DTYPES
 from cerdeq import LinfBall
 from cerdeq.boxes import clipped_ball
 
-EPSILONS = [0, 1e-9, Fraction(2, 255), 8 / 255, Fraction(3, 10), 2]
+EPSILONS = [0, 5e-324, 1e-45, 1e-9, Fraction(2, 255), 8 / 255, Fraction(3, 10), 2]
 
 
 def ends(box):
@@ -41,14 +41,6 @@ def test_a_ball_contains_the_exact_one_and_little_more(dtype, eps):
         assert low <= exact_low and exact_high <= high, f"pixel {pixel}"
         allowed = 16 * unit * (Fraction(pixel) + Fraction(eps)) + 2 * Fraction(torch.finfo(dtype).tiny)
         assert exact_low - low <= allowed and high - exact_high <= allowed, f"pixel {pixel}"
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_ball_of_an_eps_that_underflows_contains_the_exact_one(dtype):
-    x = torch.tensor([[0.0, 1e-30, 0.5, 1.0]], dtype=dtype)
-    for eps in (1e-40, 1e-45, 1e-60, 1e-310, 5e-324):
-        for (low, high), (exact_low, exact_high) in zip(ends(LinfBall(x, eps)), exact_ends(x, eps), strict=True):
-            assert low <= exact_low and exact_high <= high
 
 
 REFUSED = {

@@ -68,14 +68,6 @@ def test_a_float32_network_is_not_certified_by_constants_of_float64(name):
     assert result.status == ["falsified"] and "type" not in name
 
 
-def test_the_refusal_names_the_step_and_both_numbers():
-    model = WithConstant(CONSTANTS["type of the input"]).eval()
-    with pytest.raises(
-        UnsupportedOperator, match=r"node 'round.*test_computed_constants\.py, line.*: 4 and 3; allowed"
-    ):
-        verify(model, region(), torch.eye(2)[None], seconds=5)
-
-
 class Rounded(nn.Module):
     def __init__(self, scale):
         super().__init__()

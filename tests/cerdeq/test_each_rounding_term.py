@@ -13,7 +13,7 @@ from oracles import Exact, encloses, fractions, root_below_and_above
 from cerdeq import Box
 from cerdeq.bounds import Backward
 from cerdeq.bounds.float32 import float32_box_around
-from cerdeq.boxes import LinfBall, outward_ends, smaller_box
+from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.equilibrium import certificate
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.operators import arithmetic, convolution, interval, linear, pooling
@@ -258,15 +258,6 @@ def test_leaky_relus_count_the_rounding_of_either_end(dtype):
         ends = [[p if p > 0 else factor * p for p in row] for row in (Exact.of(box).low, Exact.of(box).high)]
         exact = Exact(*([choose(pair) for pair in zip(*ends, strict=True)] for choose in (min, max)))
         assert encloses(leaky_relu_interval(sound(), box_of(center, size), slope).box, exact)
-
-
-@precisions
-def test_balls_hold_pixels_and_a_radius_that_no_float_holds(dtype):
-    x = torch.rand(1, 200, dtype=dtype)
-    for eps in (Fraction(0), Fraction(1, 255), Fraction(8, 255), Fraction(1, 3)):
-        low, high = ([min(max(v + s * eps, Fraction(0)), Fraction(1)) for v in fractions(x[0])] for s in (-1, 1))
-        assert encloses(LinfBall(x, eps), Exact(low, high))
-    assert encloses(LinfBall(0 * x, Fraction(1e-45)), Exact([Fraction(0)] * 200, [Fraction(1e-45)] * 200))
 
 
 def test_float32_boxes_contain_those_of_float64():

@@ -8,21 +8,16 @@ import torch
 from graphs import network
 from milp import Encoding, Graph
 from oracles import random_box
+from test_verify import problem_of as problem_with
 
 from cerdeq import verify
-from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.bounds import trace
 from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
-
-
-def problem_of(graph, region):
-    program = trace(graph, linear=True)
-    values = values_of(program, Interval(region.center, region.radius), Context(sound=True))
-    return Problem(program, values, torch.eye(values[program.output].center[0].numel(), dtype=torch.float64))
 
 
 def exact_ends(graph, region, number):
@@ -38,7 +33,7 @@ def exact_ends(graph, region, number):
 def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
     graph, shape = network("deep", seed)
     graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
-    problem = problem_of(graph, region)
+    problem = problem_with(graph, region, torch.eye(2, dtype=torch.float64))
     hidden = HiddenBounds(problem, problem, 16, 2**28)
     gaps = {}
     for leaves in (1, 64):
@@ -59,7 +54,7 @@ def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
 def test_a_search_in_float32_proves_boxes_in_float64():
     graph, shape = network("deep", 0)
     graph, region = graph.float().double().eval(), random_box(1, *shape, scale=0.7)
-    problem = problem_of(graph, region)
+    problem = problem_with(graph, region, torch.eye(2, dtype=torch.float64))
     program = trace(network("deep", 0)[0].float().eval(), linear=True)
     fast = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
     hidden = HiddenBounds(problem, fast, 16, 2**28)
@@ -74,7 +69,7 @@ def test_a_search_in_float32_proves_boxes_in_float64():
 @torch.no_grad()
 def test_a_search_that_ends_early_leaves_boxes_as_they_are():
     graph, shape = network("deep", 0)
-    problem = problem_of(graph.double().eval(), random_box(1, *shape, scale=0.7))
+    problem = problem_with(graph.double().eval(), random_box(1, *shape, scale=0.7), torch.eye(2, dtype=torch.float64))
     hidden = HiddenBounds(problem, problem, 16, 2**28)
     tight, _ = hidden.tighten(8, Budget(0))
     assert not hidden.certificate()

@@ -12,7 +12,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
-from cerdeq.bounds.compare import points_of
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.operators import table
 
@@ -41,15 +40,6 @@ def constant_changed_after_use(module, x):
     c = torch.ones(4, dtype=torch.float64)
     y = x * c
     c += 4e-4
-    return y
-
-
-def constant_changed_between_uses(module, x):
-    c = torch.ones(4, dtype=torch.float64)
-    y = x * c
-    c += 1
-    y = y * c
-    c -= 1
     return y
 
 
@@ -91,15 +81,8 @@ def random(module, x):
 
 
 def swallows_the_error(module, x):
-    try:
-        return x if x.sum() > 0 else 2 * x
-    except Exception:
-        return x
-
-
-def swallows_every_error(module, x):
     with contextlib.suppress(Exception):
-        x = x + 1 if float(x.flatten()[0]) > 0 else x - 1
+        x = x if x.sum() > 0 else 2 * x
     return x
 
 
@@ -109,13 +92,6 @@ def forgets_an_error_of_its_own(module, x):
     except AttributeError:
         return 2 * x
     return x
-
-
-def numpy_view(module, x):
-    y = x + 0
-    if not is_traced(x):
-        y.detach().numpy()[:] *= 1.001
-    return y
 
 
 def detached_alias(module, x):
@@ -134,7 +110,6 @@ class Doubling(Tensor):
 
 FORWARDS = {
     "constant changed after its use": constant_changed_after_use,
-    "constant changed between uses": constant_changed_between_uses,
     "constant shared with numpy": constant_shared_with_numpy,
     "weight changed for a moment": weight_doubled_for_a_moment,
     "layer changed for a moment": layer_changed_for_a_moment,
@@ -142,26 +117,21 @@ FORWARDS = {
     "counts calls": counts,
     "random": random,
     "try around a branch": swallows_the_error,
-    "try around everything": swallows_every_error,
     "missing method": forgets_an_error_of_its_own,
-    "numpy view": numpy_view,
     "detached alias": detached_alias,
     "isinstance of a proxy": lambda m, x: x if is_traced(x) else x * (1 + 1e-5),
     "isinstance of a tensor": lambda m, x: F.relu(x) if isinstance(x, Tensor) else x,
     "type": lambda m, x: 1.0001 * x if type(x) is Tensor else x,
-    "attribute of a proxy": lambda m, x: x if hasattr(x, "node") else 1.0001 * x,
     "is_fx_tracing": lambda m, x: x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else x + 1e-5,
     "grad mode": lambda m, x: x if torch.is_grad_enabled() else x + 1,
     "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
     "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
-    "one example": lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 else x,
     "one example without gradients": (
         lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 and not torch.is_grad_enabled() else x
     ),
     "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
     "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
     "value as a truth": lambda m, x: x + 1 if not is_traced(x) and bool((x[0, 0] == 0.75).any()) else x,
-    "value as a list": lambda m, x: x + 1 if not is_traced(x) and x.tolist()[0][0] == 0.75 else x,
     "value by numpy": lambda m, x: x + 1 if not is_traced(x) and x.detach().numpy()[0, 0] == 0.75 else x,
     "value by torch.equal": lambda m, x: x + 1 if not is_traced(x) and torch.equal(x, 0 * x) else x,
     "equal where it is tried": lambda m, x: x if is_traced(x) else torch.where(x.abs() < 1e3, x, 0 * x),
@@ -237,19 +207,18 @@ def outputs(model, box):
             yield model(x[:rows].clone().requires_grad_().clone()).detach()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FORWARDS)
-def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name, dtype):
+def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name):
     """One output is large, which must not hide that others are wrong."""
-    box = Box(torch.full((3, 4), 0.5, dtype=dtype), torch.full((3, 4), 0.5, dtype=dtype))
-    model = Network(FORWARDS[name]).to(dtype).eval()
+    box = Box(torch.full((3, 4), 0.5).double(), torch.full((3, 4), 0.5).double())
+    model = Network(FORWARDS[name]).double().eval()
     try:
         lower, upper = bound(model, box)
     except UnsupportedOperator as error:
         assert "allowed" in str(error) or "test_hostile_modules.py, line" in str(error), error
         return
     for y in outputs(model, box):
-        rounding = 4 * torch.finfo(dtype).eps * (1 + y.abs())
+        rounding = 4 * torch.finfo(y.dtype).eps * (1 + y.abs())
         assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()
 
 
@@ -374,17 +343,6 @@ def test_an_argument_of_a_layers_call_that_its_rule_does_not_take_is_refused(by_
         bound(OwnSize(by_name).eval(), box)
 
 
-class Halves(nn.Module):
-    def forward(self, x):
-        halves = x.chunk(2, 1)
-        return F.relu(halves[0]) - F.relu(halves[1])
-
-
-def test_a_network_with_several_results_is_attacked_within_its_deadline():
-    result = verify(Halves().eval(), Box(torch.zeros(1, 2), torch.ones(1, 2)), torch.ones(1, 1, 1))
-    assert result.status == ["falsified"]
-
-
 @pytest.mark.parametrize("curve", [torch.sigmoid, torch.tanh])
 def test_a_curve_that_torch_computes_in_float32_is_the_one_that_rules_know(curve):
     x = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
@@ -409,18 +367,11 @@ class ForgetsInCopies(nn.Linear):
         return {name: value for name, value in self.__dict__.items() if name != "gain"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_model_whose_copy_is_another_function_is_refused(dtype):
-    layer = ForgetsInCopies(4, 4)
-    layer.gain = -1.0
+def test_a_model_whose_copy_is_another_function_is_refused():
     model = Lambda(lambda module, x: module.layer.gain * module.layer(x))
-    model.layer = layer
-    box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
-    with pytest.raises(UnsupportedOperator, match="the model is another function"):
-        verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
-
-
-def test_a_network_is_compared_at_finite_examples():
-    center = torch.tensor([[torch.inf], [torch.nan], [0.25], [1.0], [2.0]])
-    points = points_of(Box(center, torch.full_like(center, 0.5)))
-    assert points.isfinite().all() and points[:, 0].tolist()[::2] == [0.25, 0.5] and points[3] == 0.25
+    model.layer = ForgetsInCopies(4, 4)
+    model.layer.gain = -1.0
+    for dtype in (torch.float32, torch.float64):
+        box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
+        with pytest.raises(UnsupportedOperator, match="the model is another function"):
+            verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])

@@ -154,13 +154,6 @@ def test_a_new_record_runs_its_own_function(monkeypatch):
     assert [question.target for question in questions] == [None, 0.0]
 
 
-def test_a_record_may_give_both_ends_itself(monkeypatch):
-    record = Bound("mine", linear=False, lower=BOUNDS["ibp"].lower, ends=lambda program, x, spec: (-x.radius, x.radius))
-    monkeypatch.setitem(BOUNDS, "mine", record)
-    box = random_box(3, 2)
-    assert all(map(torch.equal, bound(mlp().double().eval(), box, "mine"), (-box.radius, box.radius)))
-
-
 def test_an_unknown_name_is_refused():
     model, box = mlp().double().eval(), random_box(1, 2)
     for name in ("IBP", None):

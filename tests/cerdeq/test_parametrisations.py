@@ -149,15 +149,6 @@ def test_iterations_grow_with_eps_in_two_leaps():
     assert counts == [2, 2, 6, 6, 10, 10]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_autocast_leaves_w_and_its_proof_alone(name):
-    part, kernel = build_part(name, 4, 0.01), random_kernel((4, 4, 3, 3))
-    after_training(part, kernel)
-    plain = part(kernel)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(part(kernel), plain)
-
-
 @pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3, 3)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NAMES)

@@ -103,15 +103,3 @@ def test_a_window_stays_a_window_as_long_as_it_is_smaller(monkeypatch):
     output = one_hot(torch.tensor([[5]]), torch.ones(1, 1).double(), values[-1].center.shape[1:])
     linear_lower_bound(program, values, output, program.output, Backward(sound=True))
     assert forms == [(1, 1)] * 3 + [(3, 3)] * 3 + [(5, 5)] * 3
-
-
-def test_a_window_beyond_the_edge_has_nothing_there():
-    patch = Patches(torch.ones(1, 2, 1, 3, 3), torch.tensor([[-1, 4]]), torch.tensor([[-2, 3]]), (5, 5))
-    image = torch.arange(1.0, 26).view(1, 1, 5, 5)
-    under = patch.under(image)
-    assert under[0, 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 6]]
-    assert under[1, 0].tolist() == [[24, 25, 0], [0, 0, 0], [0, 0, 0]]
-    assert (patch.inside()[0, :, 0] == (under.view(2, 3, 3) > 0)).all()
-    assert patch.dense().flatten(3).sum(3).tolist() == [[[2.0], [2.0]]]
-    away = Patches(torch.zeros(1, 1, 1, 2, 2), torch.tensor([[-7]]), torch.tensor([[30]]), (5, 5))
-    assert not away.under(image).any() and not away.dense().any() and not away.inside().any()

@@ -22,15 +22,6 @@ def random_pool():
     return nn.FractionalMaxPool2d(2, output_size=2)
 
 
-def unsupported(module, x):
-    return torch.bernoulli(x)  # the user's line
-
-
-def test_an_unsupported_function_names_node_file_and_line():
-    with pytest.raises(UnsupportedOperator, match=r"bernoulli.*test_refusals.py.*the user's line"):
-        trace(Lambda(unsupported).eval())
-
-
 def test_an_unsupported_module_names_its_class_and_place():
     with pytest.raises(UnsupportedOperator, match=r"FractionalMaxPool2d.*'1'") as error:
         bound(nn.Sequential(nn.Conv2d(1, 1, 1), random_pool()).eval(), random_box(2, 1, 4, 4, dtype=torch.float32))
@@ -39,21 +30,17 @@ def test_an_unsupported_module_names_its_class_and_place():
 
 UNSUPPORTED = {
     "method": lambda x: x.bernoulli(),
-    "max pool of one dimension": lambda x: F.max_pool1d(x, 1),
     "concatenation of data and a product": lambda x: torch.cat([x, x * x], 1),
     "slope from data": lambda x: F.leaky_relu(x, x),
     "shape from data": lambda x: x.view_as(x),
-    "count": lambda x: x * x.numel(),
     "dropout that may be on": lambda x: F.dropout(x, 0.5, True),
     "parts used together": lambda x: torch.cat(x.chunk(2, 1), 1),
     "a slice of parts": lambda x: x.chunk(2, 1)[:1],
-    "parts as the output": lambda x: x.split(2, 1),
     "an index from data": lambda x: x[:, x],
     "product": lambda x: x * F.relu(x),
     "quotient": lambda x: x / (x + 1),
     "reciprocal": lambda x: 1 / x,
     "weights from data": lambda x: F.linear(x, x),
-    "softmax": lambda x: F.softmax(x, dim=1),
     "rounding": lambda x: torch.div(x, 2.0, rounding_mode="floor"),
 }
 
@@ -165,8 +152,6 @@ MIXED = {
     "quotient by a constant of more dimensions": lambda x: F.relu(x / torch.tensor([[[-1.0]], [[2.0]]])),
     "sum of values of different dimensions": lambda x: F.relu(x.view(x.size(0), 1, 4) + x),
     "relu of concatenated batches": lambda x: F.relu(torch.cat([x, -x])),
-    "the batch as one vector": lambda x: F.relu(x.reshape(1, -1)),
-    "a flattened batch": lambda x: x.view(x.size(0), 2, 2).flatten(0, 1),
     "everything flattened": lambda x: F.relu(x.flatten()),
 }
 
@@ -174,7 +159,7 @@ MIXED = {
 @pytest.mark.parametrize("method", BOUNDS)
 def test_values_that_mix_the_examples_of_a_batch_are_refused(method):
     message = r"depends on other images|mixes a batch's examples|need outputs of shape"
-    for (name, function), examples in itertools.product(MIXED.items(), (1, 2, 3)):
+    for (name, function), examples in itertools.product(MIXED.items(), (1, 3)):
         model, box = Lambda(lambda module, x, function=function: function(x)), random_box(examples, 4)
         with pytest.raises(UnsupportedOperator, match=message):
             bound(model.double().eval(), box, method)
@@ -182,7 +167,6 @@ def test_values_that_mix_the_examples_of_a_batch_are_refused(method):
 
 
 REFUSED_ARGUMENTS = {
-    "batch moved": (lambda module, x: x.permute(1, 0, 2), "the batch, must stay first"),
     "batch moved, from the end": (lambda module, x: x.transpose(-3, 1), "the batch, must stay first"),
     "batch padded": (lambda module, x: F.pad(x, (0, 0, 0, 0, 1, 0)), "the batch"),
     "reflected": (lambda module, x: F.pad(x, (1, 1), mode="reflect"), "mode='reflect'"),
@@ -233,17 +217,6 @@ def test_a_function_that_tracing_does_not_see_is_refused(name, method):
         bound(model, random_box(3, 2), method)
 
 
-def test_one_example_is_compared_at_another_point_of_its_box():
-    """At the centre this function is what tracing sees: it takes the other branch where inputs are below 0."""
-
-    def forward(module, x):
-        return x * (1.0 if isinstance(x, torch.fx.Proxy) or x.min() >= 0 else 2.0)
-
-    box = Box(torch.full((1, 4), 0.5).double(), torch.ones(1, 4).double())
-    with pytest.raises(UnsupportedOperator, match=r"misreads the model"):
-        bound(Lambda(forward).double().eval(), box, "ibp")
-
-
 def test_outputs_of_fewer_digits_than_float32_are_refused():
     x = torch.rand(2, 4).half()
     with pytest.raises(UnsupportedOperator, match=r"outputs are torch\.float16; use float32 or float64"):
@@ -274,7 +247,6 @@ def zeros(*shape, **options):
 MISFITS = {  # model, region, spec, the error
     "vector without batch": (mlp, zeros(2), torch.zeros(2, 1, 3), r"float32 \[2\].*needs a batch dimension"),
     "image without batch": (convolution, zeros(1, 4, 4), torch.zeros(1, 1, 3), r"does not take \[1, 4, 4\]"),
-    "number": (mlp, zeros(), torch.zeros(1, 1, 3), r"float32 \[\].*needs a batch dimension"),
     "size": (mlp, zeros(2, 5), torch.zeros(2, 1, 3), r"does not take \[1, 5\].*linear at node '0'.*1x5 and 2x"),
     "channels": (convolution, zeros(2, 3, 4, 4), torch.zeros(2, 1, 3), r"does not take \[1, 3, 4, 4\].*conv2d at node"),
     "radius": (mlp, Box(torch.zeros(2, 2), torch.zeros(1, 2)), torch.zeros(2, 1, 3), r"float32 \[2, 2\].*\[1, 2\]"),
@@ -284,8 +256,6 @@ MISFITS = {  # model, region, spec, the error
     "device": (mlp, zeros(2, 2), torch.zeros(2, 1, 3, device="meta"), "on one device, found .'cpu', 'meta'"),
     "spec of other outputs": (mlp, zeros(2, 2), torch.zeros(2, 1, 4), r"\[2, K, 3\] for outputs of \[3\].*\[2, 1, 4\]"),
     "spec that is a list": (mlp, zeros(2, 2), [[1.0]], r"spec must be \[2, K, N\].*found \[\[1.0\]\]"),
-    "spec of truths": (mlp, zeros(2, 2), torch.ones(2, 1, 3).bool(), r"real numbers, found torch.bool \[2, 1, 3\]"),
-    "complex spec": (mlp, zeros(2, 2), torch.ones(2, 1, 3) * 1j, r"real numbers, found torch.complex64"),
     "sparse spec": (mlp, zeros(2, 2), torch.ones(2, 1, 3).to_sparse(), r"real numbers, found .* torch.sparse_coo"),
     "region that is a tensor": (
         mlp,
@@ -293,7 +263,6 @@ MISFITS = {  # model, region, spec, the error
         torch.zeros(2, 1, 3),
         r"region must be a Box, found .*\[2, 2\]",
     ),
-    "no region": (mlp, None, torch.zeros(2, 1, 3), "region must be a Box, found None"),
     "region without tensors": (mlp, Box(None, None), torch.zeros(2, 1, 3), "must have a center and a radius"),
     "function": (
         lambda: types.SimpleNamespace(eval=lambda: abs),
@@ -315,10 +284,17 @@ def test_a_region_or_spec_that_does_not_fit_is_one_error_for_all_methods(name):
         verify(model, region, spec, branches=1)
 
 
-LIMITS = ({"seconds": float("nan")}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True}, {"branches": -1})
+LIMITS = (
+    {"seconds": float("nan")},
+    {"seconds": -1},
+    {"seconds": "1"},
+    {"branches": True},
+    {"branches": 1.5},
+    {"seconds": None},
+)
 
 
-@pytest.mark.parametrize("limits", [*LIMITS, {"branches": 1.5}, {"branches": float("nan")}, {"seconds": None}])
+@pytest.mark.parametrize("limits", LIMITS)
 def test_limits_that_are_no_numbers_are_refused(limits):
     with pytest.raises(ValueError, match=r"must be None or a number of at least 0|needs a limit"):
         verify(mlp().eval(), zeros(2, 2), torch.zeros(2, 1, 3), **limits)
@@ -331,22 +307,14 @@ def test_verify_refuses_no_spec():
 
 READS_VALUES = {
     "if": lambda m, x: x if x.sum() > 0 else -x,
-    "if behind a size": lambda m, x: x if x.shape[1] == 4 else -x,
     "len": lambda m, x: x * len(x),
     "iteration": lambda m, x: torch.cat(list(x)),
-    "unpacking": lambda m, x: (lambda a, b: a + b)(*x),
-    "int": lambda m, x: x * int(x.sum()),
     "float": lambda m, x: x * float(x.sum()),
     "item": lambda m, x: x * x.sum().item(),
-    "range": lambda m, x: sum(x for _ in range(x.shape[1])),
-    "in": lambda m, x: x if 1 in x else -x,
     "numpy": lambda m, x: torch.from_numpy(x.numpy()),
-    "format": lambda m, x: x if f"{x:.3f}" else -x,
     "method that torch lacks": lambda m, x: x.method_of_nobody(),
     "attribute that the model lacks": lambda m, x: m.nothing(x),
     "product with a vector": lambda m, x: x @ m.c,
-    "product with a vector by name": lambda m, x: torch.matmul(x, other=m.c),
-    "sum that changes the batch": lambda m, x: x + m.c.view(4, 1, 1),
     "product that changes the batch": lambda m, x: m.c.view(4, 1, 1) * x,
 }
 
@@ -371,34 +339,20 @@ def quantised(tensor):
     return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
 
 
-def norm_with_parameters():
-    """Return a batch norm that torch computes without gradients alone."""
-    norm = nn.BatchNorm1d(4)
-    for name in ("running_mean", "running_var"):
-        statistics = norm._buffers.pop(name)
-        setattr(norm, name, nn.Parameter(statistics))
-    return norm
-
-
 IN_TORCH = {  # forwards for which torch raises, of a float32 model at the latest in its float64 copy
     "statistics that need gradients": lambda m, x: F.batch_norm(x, m.p, m.p),
     "quantized constant": lambda m, x: x * quantised(m.c),
-    "quantized and back": lambda m, x: x * quantised(m.c).dequantize(),
     "sparse constant": lambda m, x: x + m.c.to_sparse(),
-    "sparse matrix": lambda m, x: x @ torch.diag(m.c).to_sparse_csr(),
-    "sparse weight": lambda m, x: F.linear(x, torch.diag(m.c).to_sparse()),
-    "constant of two types": lambda m, x: x * torch.dot(m.c, torch.ones(4, dtype=torch.float32)),
     "weight of float32": lambda m, x: F.linear(x, torch.diag(m.c).float()),
     "weight by half": lambda m, x: F.linear(x, torch.diag(m.c).half().float()),
     "product with float32": lambda m, x: x @ torch.ones(4, 4, dtype=torch.float32),
-    "bits": lambda m, x: x * m.c.view(torch.int32).float(),
     "statistics of float32": lambda m, x: F.batch_norm(x, m.c.float(), m.c.float()),
     "integer that torch cannot hold": lambda m, x: x * 10**30,
     "divisor that is a text": lambda m, x: x / "a",
 }
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Sparse CSR")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per")
 @pytest.mark.parametrize("name", IN_TORCH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_torch_refuses_names_call_node_and_line(name, dtype):
@@ -414,9 +368,3 @@ def test_a_model_that_float32_alone_can_compute_has_bounds_there(name):
     bound(model, zeros(2, 4), "crown")
     with pytest.raises(UnsupportedOperator, match=r"proved in float64, where it fails: .*linear at node 'linear'"):
         verify(model, zeros(2, 4), torch.eye(4).expand(2, 4, 4), branches=1)
-
-
-def test_a_layer_whose_statistics_need_gradients_is_refused():
-    model = nn.Sequential(nn.Linear(4, 4), norm_with_parameters()).eval()
-    with pytest.raises(UnsupportedOperator, match=r"gradients are recorded: batch_norm at node '1'.*running_mean"):
-        bound(model, zeros(2, 4))

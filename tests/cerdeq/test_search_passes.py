@@ -1,7 +1,6 @@
 """Passes of the search: over unstable units alone, and in several threads, against the passes of proofs."""
 
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from cerdeq.bounds.alpha_crown import optimise_slopes
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.branch import threads
 from cerdeq.branch.ascent import Steps, ascend_leaves
-from cerdeq.branch.decide import _ROOT_STEPS, Budget, _bound_leaves
-from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.decide import _ROOT_STEPS, _bound_leaves
 from cerdeq.branch.leaves import Problem, root_leaves
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
@@ -106,44 +104,9 @@ def test_threads_change_no_number(kind):
         torch.testing.assert_close(one.points, several.points, rtol=1e-12, atol=1e-12)
 
 
-@torch.no_grad()
-def test_threads_do_not_change_what_a_limit_of_branches_stops():
-    problem, before, results = problem_of("deep"), torch.get_num_threads(), []
-    hidden, (layout, root) = HiddenBounds(problem, problem, 16, 2**28), root_leaves(problem, problem, torch.arange(3))
-    leaves = root.of(torch.arange(96) % 3)
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            budget = Budget(1)  # the first part to end exhausts it
-            results.append((hidden._ascend(problem, layout, leaves, Steps(20), budget)[0].lower, budget.used))
-    finally:
-        torch.set_num_threads(before)
-    (one, used), (several, used_by_several) = results
-    torch.testing.assert_close(one, several, rtol=1e-12, atol=1e-12)
-    assert used == used_by_several == len(leaves.row)
-
-
 def test_parts_cover_all_leaves_in_order():
     for count in (1, 7, 64, 100, 129, 1000):
         parts = threads.slices(count, 128)
         assert [n for part in parts for n in range(count)[part]] == list(range(count))
         assert all(len(range(count)[part]) <= 128 for part in parts)
     assert len(threads.slices(128, 128)) > 1
-
-
-def test_an_error_of_a_part_arrives():
-    def fail(part):
-        raise ValueError(f"part {part}")
-
-    with pytest.raises(ValueError, match="part 0"):
-        threads.map_parts(fail, [0, 1], torch.device("cpu"))
-
-
-@torch.no_grad()
-def test_hidden_boxes_are_tightened_in_all_layers_or_in_none():
-    problem = problem_of("deep")
-    hidden = HiddenBounds(problem, problem, 16, 2**28)
-    assert len(hidden.numbers) > 1
-    largest = max(problem.values[number].center.numel() for number in hidden.numbers)
-    with patch("cerdeq.branch.hidden._LARGEST", 2 * largest):
-        assert HiddenBounds(problem, problem, 16, 2**28).numbers == []

@@ -63,23 +63,6 @@ def test_the_solution_is_that_of_numpy(solver, rho, kernel, signed, dtype):
     assert (error <= 10 * tolerance / (1 - rho) * exact.flatten(1).amax(1)).all()
 
 
-@pytest.mark.parametrize("kernel", [None, 3])
-@both
-def test_each_example_meets_its_own_tolerance(solver, kernel):
-    weight = random_weight(6, kernel, 0.97, signed=False)
-    h = random_h((1, 6) if kernel is None else (1, 6, 4, 4), 0).center.repeat_interleave(4, 0)
-    tolerance = torch.tensor([1e-2, 1e-12, 1e-4, 1e-7], dtype=torch.float64)
-    report = solve_weight(weight, h, tolerance, solver)
-    assert report.converged.all() and (report.residual <= tolerance).all()
-    order = report.iterations[torch.tensor([0, 2, 3, 1])]
-    assert (order[1:] >= order[:-1]).all() and order[0] < order[-1]
-    for i in range(4):
-        alone = solve_weight(weight, h[i : i + 1], float(tolerance[i]), solver)
-        assert abs(int(report.iterations[i]) - int(alone.iterations)) <= 1
-        if report.iterations[i] == alone.iterations[0]:
-            torch.testing.assert_close(report.value[i], alone.value[0], rtol=1e-9, atol=1e-12)
-
-
 @both
 def test_an_answer_does_not_depend_on_the_batch(solver):
     h = random_h((9, 5), 0, shift=0.5).center * torch.logspace(-6, 6, 9, dtype=torch.float64)[:, None]
@@ -108,17 +91,6 @@ def test_an_example_that_is_done_leaves_the_batch(solver):
     report = solve_to_tolerance(recorded, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
     assert torch.equal(report.iterations, counts) and len(counts.unique()) > 3
     assert torch.equal(report.value, last)
-
-
-@both
-def test_a_warm_start_needs_fewer_iterations(solver):
-    weight, h = random_weight(6, rho=0.9), random_h((4, 6), 0, shift=0.5).center
-    exact = solve_by_numpy(weight, h)
-    warm = solve_weight(weight, h, 1e-12, solver, start=exact)
-    assert warm.converged.all() and (warm.iterations == 1).all()
-    far = solve_weight(weight, h, 1e-12, solver, start=1e6 * torch.randn(4, 6, dtype=torch.float64))
-    assert far.converged.all()
-    torch.testing.assert_close(far.value, exact, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +217,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def read_as_on_a_gpu(monkeypatch, module):
     monkeypatch.setattr(module, "is_host_reading", lambda step, device: is_host_reading(step, CUDA))
-
-
-def test_less_than_a_quarter_of_the_steps_are_in_vain():
-    reads = [step for step in range(1, 2000) if is_host_reading(step, CUDA)]
-    assert all(is_host_reading(step, CPU) for step in range(2000)) and len(reads) < 50
-    for done in range(1, 1500):
-        first = next(step for step in reads if step >= done)
-        assert first - done < done / 4 or first == done
 
 
 @pytest.mark.parametrize("name", solver.SOLVERS)

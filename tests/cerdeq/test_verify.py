@@ -17,7 +17,7 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, root_leaves
 from cerdeq.branch.parallel import ParallelUnits
 from cerdeq.branch.split import Candidates, make_cases
 from cerdeq.operators.relu import split_name
@@ -298,19 +298,6 @@ def test_a_certificate_keeps_what_was_proved():
         for row in tensors["row"].unique():
             volume = (0.5 ** (signs[tensors["row"] == row] != 0).sum(1)).sum()
             assert volume == 1  # of the cube of signs: with no two leaves alike, a cover
-
-
-def test_certificates_store_choices_exactly():
-    model, region, spec = hard()
-    problem = problem_of(model, Box(region.center[:1], region.radius[:1]), spec[0])
-    layout, root = root_leaves(problem, problem, torch.arange(2))
-    stored = layout.round_choices(random_leaves(layout, root, 20))
-    tensors = certificate_tensors(layout, stored)
-    for columns in layout.choices:
-        own = stored.choices[:, columns.start : columns.stop]
-        name = columns.name if "/" in columns.name else f"{columns.name}/slopes"
-        written = tensors[name.replace("/split", "/multipliers")].double()
-        torch.testing.assert_close(own, written / (255 if "slopes" in name else 1), rtol=0, atol=1e-16)
 
 
 def test_what_is_not_finite_is_not_certified():

@@ -19,21 +19,6 @@ def test_tightness_is_the_published_formula():
     assert float(tightness(entry * 100, boxes)) == 0
 
 
-def test_balance_is_the_published_formula():
-    def q(t):
-        return min(t, 1 / t)
-
-    boxes, terms = _boxes((4, 3, 5, 5), (4, 7)), []
-    boxes[0] = Box(boxes[0].center + 1.5, boxes[0].radius * 0.1)
-    for box in boxes:
-        c, low, up = box.center.numpy(), box.lower.numpy(), box.upper.numpy()
-        a = np.mean(c * (low > 0)) / -np.mean(c * (up < 0))
-        b = np.sum((c - c.mean()) ** 2 * (low > 0)) / np.sum((c - c.mean()) ** 2 * (up < 0))
-        terms.append((max(0, 0.5 - q(a)) + max(0, 0.5 - q(b))) / 0.5)
-    assert terms[0] > 0
-    assert float(balance(boxes)) == pytest.approx(np.mean(terms), rel=1e-4)
-
-
 @pytest.mark.parametrize(("center", "expected"), [(0.0, 0), (3.0, 2)], ids=["no stable unit", "active units alone"])
 def test_a_layer_without_a_ratio_has_finite_gradients(center, expected):
     center = (center + 0.1 * center * torch.randn(4, 7)).requires_grad_(True)
