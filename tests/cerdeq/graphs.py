@@ -239,7 +239,8 @@ NETWORKS = {
         (1, 3, 3),
     ),
     "moved": around(
-        lambda x, m: (F.pad(x.permute(0, 3, 2, 1), (1, 1), value=-0.2) @ m).transpose(1, 2), (1, 2, 2), 8, m=MATRIX[:3, :2]
+        lambda x, m: (F.pad(x.permute(0, 3, 2, 1), (1, 1), value=-0.2) @ m).transpose(1, 2),
+        (1, 2, 2), 8, m=MATRIX[:3, :2],
     ),
     "constants": around(lambda x, c: 1 - (2 - (c - x) * 3 / c.add(2.5)) + -x * c, c=CONSTANT),
     "constants on images": around(lambda x, c: torch.sub(c, c * x, alpha=0.3) / -0.5, SMALL, 8, c=PLANES),

@@ -142,12 +142,6 @@ def float32_and_float64(model):
     return trace(model.eval()), trace(copy.deepcopy(model).double().eval())
 
 
-@pytest.mark.parametrize("name", [name for name in CONSTANTS if "input" not in name])
-def test_an_evaluation_refuses_constants_that_its_precisions_compute_otherwise(name):
-    with pytest.raises(UnsupportedOperator, match=r"test_computed_constants\.py, line"):
-        refuse_other_precision(*float32_and_float64(WithConstant(CONSTANTS[name])))
-
-
 def orthogonal(orthogonal_map):
     layer = parametrizations.orthogonal(nn.Linear(32, 32), orthogonal_map=orthogonal_map)
     nn.init.normal_(layer.parametrizations.weight.original)

@@ -1,25 +1,71 @@
-"""Terms by which boxes count rounding, each where nothing else covers it: against exact rational arithmetic.
+"""Terms by which boxes, linear bounds and whole passes count rounding, each where nothing else covers it.
 
-If one is dropped from its rule, a test of this module fails.
+All against exact rational arithmetic. Passes: backward passes, ends of IBP, adjoints of equilibria, proofs of
+counterexamples. If a term is dropped, a test of this module fails.
 """
 
 from fractions import Fraction
 
 import pytest
 import torch
-from lost_digits import COUNT, box_of, contains, lost, precisions, sound
-from oracles import Exact, encloses, fractions, root_below_and_above
+import torch.nn.functional as F
+from oracles import DTYPES, Exact, Lambda, encloses, fractions, root_below_and_above
+from torch import nn
 
-from cerdeq import Box
-from cerdeq.bounds import Backward
+from cerdeq import Box, bound
+from cerdeq.bounds import BOUNDS, Backward, Context, Interval, trace, values_of
+from cerdeq.bounds.backward import joint_lower_bound
 from cerdeq.bounds.float32 import float32_box_around
+from cerdeq.bounds.methods import lower_bounds
+from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rounding
+from cerdeq.bounds.query import larger
 from cerdeq.boxes import outward_ends, smaller_box
-from cerdeq.equilibrium import certificate
+from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.leaves import Problem
+from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up
-from cerdeq.operators import arithmetic, convolution, interval, linear, pooling
+from cerdeq.operators import arithmetic, convolution, interval, linear, pooling, relu
+from cerdeq.operators.backward import affine, combination, dot, slack
 from cerdeq.operators.batch_norm import batch_norm_backward, batch_norm_interval
 from cerdeq.operators.pooling import max_pool2d_interval
 from cerdeq.operators.relu import leaky_relu_interval, relu_box
+
+COUNT = 4096  # terms of a sum: more than lanes of a processor add up apart
+
+precisions = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def lost(dtype, count=COUNT):
+    """Return 1 and many halves of its last digit: summed in few parts, most of them are lost."""
+    values = torch.full((count,), torch.finfo(dtype).eps / 2, dtype=dtype)
+    values[0] = 1
+    return values
+
+
+def box_of(center, radius=None):
+    return Interval(center, torch.zeros_like(center) if radius is None else radius)
+
+
+def contains(rule, low, high=None):
+    """Return whether an Interval contains the fractions from low to high."""
+    return encloses(rule.box, Exact(low, low if high is None else high))
+
+
+def sound():
+    return Context(sound=True)
+
+
+def assert_below(pulled, coefficients, value, sources):
+    """Check that a functional of sources, fractions, is at most coefficients . value, both of one point, exactly."""
+    rows = fractions(coefficients[0].flatten(1))
+    below = fractions(pulled.coefficients[0][0].flatten(1))
+    for row, lower, constant in zip(rows, below, fractions(pulled.constant[0]), strict=True):
+        exactly = sum(a * v for a, v in zip(row, value, strict=True))
+        assert sum(a * v for a, v in zip(lower, sources, strict=True)) + constant <= exactly
+
+
+def both_signs(values):
+    return torch.stack([values, -values])[None]
 
 
 @precisions
@@ -306,3 +352,373 @@ def test_a_contraction_that_only_rounding_makes_is_none(monkeypatch):
     assert sum(fractions(kernel.flatten())) > 1
     monkeypatch.setattr(certificate, "channel_matrix", lambda weight: sum(weight.flatten(2).unbind(2)))
     assert not certificate.contraction(kernel).rate < 1
+
+
+@precisions
+def test_coefficients_count_all_outputs(dtype):
+    """As many as one input reaches, and as many as are summed up."""
+    a, one = both_signs(lost(dtype)), box_of(torch.ones(1, 1, dtype=dtype))
+    weight, value = torch.ones(COUNT, 1, dtype=dtype), [Fraction(1)] * COUNT
+    two = box_of(
+        torch.tensor([[1.0, 0.0]], dtype=dtype)
+    )  # a matrix product, whose sums are longer than those of one row
+    assert_below(linear.linear_backward(Backward(sound=True), a, two, weight.expand(-1, 2)), a, value, [1, 0])
+    pixel = box_of(one.center.view(1, 1, 1, 1))
+    pulled = convolution.conv2d_backward(
+        Backward(sound=True), a.view(1, 2, COUNT, 1, 1), pixel, weight.view(COUNT, 1, 1, 1)
+    )
+    assert_below(pulled, a, value, [1])
+    # An average pooling in which the pixel in the middle is one of the 256 of each of 256 windows.
+    row, middle = a[..., :256].unsqueeze(2).unsqueeze(2), torch.zeros(1, 1, 1, 511, dtype=dtype)
+    middle[..., 255] = 1
+    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 256)
+    assert_below(
+        pool(Backward(sound=True), row, box_of(middle), (1, 256), 1),
+        row,
+        [Fraction(1, 256)] * 256,
+        fractions(middle.flatten()),
+    )
+
+
+@precisions
+def test_coefficients_of_a_value_that_is_broadcast_count_their_sum(dtype, monkeypatch):
+    """In any order, such as this one."""
+
+    def from_the_left(coefficients, *shape):
+        total = torch.zeros(shape, dtype=dtype)
+        for part in coefficients.flatten(2).unbind(2):
+            total = total + part.view(shape)
+        return total
+
+    monkeypatch.setattr(torch.Tensor, "sum_to_size", from_the_left)
+    a, pixel = both_signs(lost(dtype)[:256]), box_of(torch.ones(1, 1, 1, 1, dtype=dtype))
+    summed = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
+    pulled = summed(Backward(True), a.view(1, 2, 1, 16, 16), pixel, torch.zeros(1, 1, 16, 16, dtype=dtype))
+    assert_below(pulled, a, [Fraction(1)] * 256, [1])
+
+
+def bound_at(program, values, rows, at):
+    return fractions(joint_lower_bound(program, values, {at: rows}, Backward(sound=True))[0])
+
+
+def test_the_last_sum_counts_all_inputs():
+    size, program = 4 * COUNT, trace(nn.Sequential(nn.Identity()).eval(), linear=True)
+    rows = both_signs(lost(torch.float64, size))
+    lower = bound_at(program, [box_of(torch.ones(1, size, dtype=torch.float64))] * 2, rows, 0)
+    assert all(low <= sum(row) for low, row in zip(lower, fractions(rows[0]), strict=True))
+
+
+def test_underflow_is_counted_where_it_is_magnified():
+    """In float32: of products, of coefficients beside large inputs, of magnitudes beside large coefficients."""
+    layer = nn.Linear(1, 4 * COUNT, bias=False).eval()
+    program = trace(nn.Sequential(layer).eval(), linear=True)
+    for weight, point, row in (
+        (1.0, 1e-30, torch.full((4 * COUNT,), 1e-30)),
+        (1e-30, 1e30, torch.full((4 * COUNT,), 1e-30)),
+        (1e-23, 1e-23, 1e23 * lost(torch.float32, 4 * COUNT)),
+    ):
+        nn.init.constant_(layer.weight, weight)
+        x = box_of(torch.full((1, 1), point))
+        product = fractions(layer.weight)[0][0] * fractions(x.center)[0][0]
+        rows = both_signs(row)
+        for low, coefficients in zip(
+            bound_at(program, [x, linear.linear_interval(sound(), x, layer.weight)], rows, 1), rows[0], strict=True
+        ):
+            assert low <= sum(fractions(coefficients)) * product
+
+
+@precisions
+def test_constants_of_affine_rules_count_their_products(dtype):
+    """Of an input that is 0, so that the constants are all there is."""
+    size = 50
+    zero, bias, a = (
+        torch.zeros(1, size, dtype=dtype),
+        torch.randn(size, dtype=dtype),
+        torch.randn(1, 40, size, dtype=dtype),
+    )
+    pixels = box_of(zero.view(1, size, 1, 1))
+    statistics = torch.randn(size, dtype=dtype), torch.full((size,), 0.75, dtype=dtype)
+    weight = torch.zeros(size, size, dtype=dtype)
+    zeros, images = [0] * size, a.unsqueeze(3).unsqueeze(4)
+    assert_below(linear.linear_backward(Backward(sound=True), a, box_of(zero), weight, bias), a, fractions(bias), zeros)
+    pulled = convolution.conv2d_backward(Backward(sound=True), images, pixels, weight.view(size, size, 1, 1), bias)
+    assert_below(pulled, a, fractions(bias), zeros)
+    pulled = batch_norm_backward(Backward(sound=True), images, pixels, 0 * bias, statistics[1], None, bias, eps=0.25)
+    assert_below(pulled, a, fractions(bias), zeros)
+    pulled = batch_norm_backward(Backward(sound=True), images, pixels, *statistics, eps=0.25)
+    assert_below(pulled, a, [-mean for mean in fractions(statistics[0])], zeros)
+    add = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
+    assert_below(add(Backward(sound=True), a, box_of(zero), bias), a, fractions(bias), zeros)
+
+
+@precisions
+def test_scaled_and_pooled_coefficients_count_their_products(dtype):
+    a, x = torch.randn(1, 60, 1, 2, 2, dtype=dtype), torch.randn(1, 1, 6, 6, dtype=dtype)
+    rows = fractions(x[0, 0])
+    windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
+    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 9)
+    assert_below(pool(Backward(sound=True), a, box_of(x), 3), a, windows, fractions(x.flatten()))
+    row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
+    times = combination(lambda x, y: [(x, y)], arithmetic.multiply_interval)
+    product = [Fraction(0.1) * fractions(values)[0][0]]
+    assert_below(times(Backward(sound=True), row, box_of(values), 0.1), row, product, fractions(values[0]))
+    statistics = torch.zeros(1, dtype=dtype), torch.full((1,), 0.75, dtype=dtype)
+    weight = torch.full((1,), 0.1, dtype=dtype)
+    normed = batch_norm_backward(Backward(sound=True), row, box_of(values), *statistics, weight, None, eps=0.25)
+    assert_below(normed, row, [fractions(weight)[0] * fractions(values)[0][0]], fractions(values[0]))
+
+
+@precisions
+@pytest.mark.parametrize("sign", [1, -1])
+def test_multipliers_of_splits_count_their_product(sign, dtype):
+    """Where a small coefficient is lost beside them."""
+    p = sign * torch.ones(1, 1, dtype=dtype)
+    a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    multipliers = 1 + torch.rand(1, 60, 1, dtype=dtype)
+    signs = sign * torch.ones(1, 1, dtype=dtype)
+    backward = Backward(True, step="it", splits={"it": signs}, slopes={relu.split_name("it"): multipliers})
+    pulled = relu.relu_backward(backward, a, box_of(p))
+    for row in range(60):
+        coefficient, b = fractions(a[0, row])[0], fractions(multipliers[0, row])[0]
+        exactly = (coefficient if sign > 0 else 0) - b  # the leaf's function at p, less b s p
+        bound = fractions(pulled.coefficients[0][0, row])[0] * sign + fractions(pulled.constant[0, row])
+        assert bound <= exactly
+
+
+@precisions
+@pytest.mark.parametrize("slope", [0.1, 1000.1])
+def test_slopes_count_their_product(slope, dtype):
+    """Where the activation does not cross 0, so that no offset covers it."""
+    p, a = -torch.ones(1, 1, dtype=dtype), torch.randn(1, 60, 1, dtype=dtype)
+    assert_below(relu.leaky_relu_backward(Backward(True), a, box_of(p), slope), a, [-Fraction(slope)], [-1])
+
+
+def test_constants_are_summed_in_float64(monkeypatch):
+    """However few digits coefficients have: rules count the rounding of float32 for products, not for sums."""
+    values, ones = lost(torch.float32), torch.ones(1, 1, COUNT)
+    allowed = COUNT * Fraction(torch.finfo(torch.float64).eps)
+    total = sum(fractions(values))
+    assert abs(fractions(dot(Backward(True), ones, values[None]))[0][0] - total) <= allowed
+    monkeypatch.setattr("cerdeq.operators.backward._rounding", lambda *arguments: torch.zeros(()))
+    add = combination(lambda x, y: [(x, 1), (y, 1)], arithmetic.add_interval)
+    constant = add(Backward(True), ones, box_of(0 * values[None]), values).constant
+    assert abs(fractions(constant)[0][0] - total) <= allowed
+
+
+def test_underflow_of_every_product_is_counted():
+    """As if processors flushed subnormal numbers: for each coefficient, for each magnitude, and of both sums."""
+    count, terms, large = 2**10, 2**9, 1e3
+    zeros, full = torch.zeros(1, 1, count), torch.full((1, 1, count), large)
+    each = Fraction(torch.finfo(torch.float32).tiny)
+    for coefficients, magnitude, lost_in_all in (
+        (zeros, full[0], terms * each * count * Fraction(large)),
+        (full, zeros[0], terms * each * count * Fraction(large)),
+        (zeros, zeros[0], 2 * count * each),
+    ):
+        assert fractions(slack(Backward(True), coefficients, magnitude, terms))[0][0] >= lost_in_all
+    for length in (1, count):  # of a sum of `terms` products of which many are left, or few
+        counted = slack(Backward(True), zeros[..., :length], zeros[0, :, :length], count + 1 - length)
+        assert fractions(counted)[0][0] >= count * each
+
+
+@precisions
+def test_what_is_left_of_an_adjoint_is_counted(dtype):
+    """With a multiplier of 0, all of it; with the coefficients themselves and W = 0, only what goes through lines."""
+    size = 50
+    weight, a = torch.zeros(size, size, dtype=dtype), torch.randn(1, 40, size, dtype=dtype)
+    z = box_of(torch.rand(1, size, dtype=dtype))
+    around = relu.lines(Backward(sound=True), z.box)
+    value = fractions(z.center[0])
+    for multiplier in (0 * a, a):
+        pulled = adjoint._bound(Backward(sound=True), a, multiplier, around, weight, z, z.box)
+        assert_below(pulled, a, value, value)
+
+
+@precisions
+def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
+    """Rows of W come in pairs that all but cancel, so that coefficients are small and the sums behind them are not."""
+    rows = 1e4 * torch.randn(20, 40, dtype=dtype)
+    weight = torch.cat([rows, -rows + torch.randn(20, 40, dtype=dtype)])
+    z, a = box_of(torch.rand(1, 40, dtype=dtype)), torch.randn(1, 20, 40, dtype=dtype)
+    multiplier, around = torch.ones_like(a), relu.lines(Backward(True), z.box)
+    pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
+    value = fractions(z.center[0])
+    wz = [sum(w * v for w, v in zip(row, value, strict=True)) for row in fractions(weight)]
+    assert_below(pulled, a, value, [v - w for v, w in zip(value, wz, strict=True)])
+
+
+@precisions
+def test_multipliers_of_splits_in_an_adjoint_count_their_product(dtype):
+    a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    splits, z = 1 + torch.rand(1, 60, 1, dtype=dtype), box_of(torch.ones(1, 1, dtype=dtype))
+    around = relu.lines(Backward(True), z.box)
+    pulled = adjoint._bound(Backward(True), a, a, around, torch.zeros(1, 1, dtype=dtype), z, z.box, splits)
+    for row in range(60):
+        bound = fractions(pulled.coefficients[0][0, row])[0] + fractions(pulled.constant[0, row])
+        assert bound <= fractions(a[0, row])[0] - fractions(splits[0, row])[0]
+
+
+@precisions
+def test_the_largest_pixel_of_many_windows_counts_all_of_them(dtype):
+    image, a = torch.zeros(1, 1, 1, 511, dtype=dtype), both_signs(lost(dtype, 256)).view(1, 2, 1, 1, 256)
+    image[..., 255] = 1
+    pulled = pooling.max_pool2d_backward(Backward(True), a, box_of(image), (1, 256), 1)
+    assert_below(pulled, a, [Fraction(1)] * 256, fractions(image.flatten()))
+
+
+LONG = 200  # steps: more than the roundings that the slack of a few operators covers
+
+
+def half_digits(dtype, sign=1):
+    """Return a bit less than half of the last digit of 1: added to 1, or taken from -1, it is lost."""
+    return sign * 0.49 * torch.finfo(dtype).eps
+
+
+@precisions
+def test_sums_of_coefficients_of_a_value_that_is_read_often_are_counted(dtype):
+    """x + (h x + (h x + ...)), in which coefficients are added to 1 one by one."""
+    h = half_digits(dtype)
+
+    def sums(module, x):
+        value = x * h
+        for _ in range(LONG):
+            value = torch.add(value, x, alpha=h)
+        return value + x
+
+    program, x = trace(Lambda(sums).eval(), linear=True), box_of(torch.ones(1, 1, dtype=dtype))
+    values = values_of(program, x, sound())
+    lower = joint_lower_bound(program, values, {program.output: -torch.ones(1, 1, 1, dtype=dtype)}, Backward(True))
+    assert fractions(lower)[0][0] <= -1 - (LONG + 1) * Fraction(torch.tensor(h, dtype=dtype).item())
+
+
+@precisions
+@pytest.mark.parametrize("form", ["windows", "images"])
+def test_sums_of_coefficients_count_their_rounding(form, dtype):
+    windows = [
+        Patches(torch.randn(1, 40, 2, 3, 3, dtype=dtype), *(torch.full((1, 40), start) for start in corner), (5, 5))
+        for corner in ((0, 1), (1, 2))
+    ]
+    a, b = windows if form == "windows" else map(dense, windows)
+    total, x = add_coefficients(a, b), torch.randn(1, 2, 5, 5, dtype=dtype)
+    assert isinstance(total, Patches) == (form == "windows")
+    cost, pixels = fractions(rounding(Backward(True), total, box_of(x)))[0], fractions(x.flatten())
+    rows = zip(*(fractions(dense(part)[0].flatten(1)) for part in (a, b, total)), cost, strict=True)
+    for first, second, both, allowed in rows:
+        errors = [(i + j - k) * v for i, j, k, v in zip(first, second, both, pixels, strict=True)]
+        assert abs(sum(errors)) <= allowed
+
+
+def test_the_sum_of_all_constants_counts_each():
+    """A unit whose bias is -1, which has no rounding of its own, and a small constant from each of many steps."""
+    h, last = half_digits(torch.float64, -1), nn.Linear(1, 1).double()
+    nn.init.constant_(last.weight, 1.0)
+    nn.init.constant_(last.bias, -1.0)
+
+    def steps(module, x):
+        for _ in range(LONG):
+            x = x + h
+        return module.last(x)
+
+    model = Lambda(steps)
+    model.last = last
+    program, x = trace(model.eval(), linear=True), box_of(torch.zeros(1, 1, dtype=torch.float64))
+    unit = one_hot(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.float64), torch.Size([1]))
+    lower = joint_lower_bound(program, values_of(program, x, sound()), {program.output: unit}, Backward(True))
+    assert fractions(lower)[0][0] <= -1 + LONG * Fraction(h)
+
+
+@precisions
+def test_ends_by_ibp_are_rounded_outwards(dtype):
+    """Of a network that only moves values, whose box is that of its input."""
+    box = Box(torch.randn(1, 50, dtype=dtype), torch.rand(1, 50, dtype=dtype))
+    assert Exact.of(box).inside(*bound(nn.Identity().eval(), box))
+
+
+def test_bounds_in_float64_are_rounded_down_to_float32():
+    for other in (torch.randn(1, 50, dtype=torch.float64), torch.full((1, 1), -1e-46, dtype=torch.float64)):
+        rounded = larger(torch.full_like(other, -torch.inf).float(), other)
+        assert all(low <= value for low, value in zip(fractions(rounded[0]), fractions(other[0]), strict=True))
+
+
+@precisions
+def test_a_sum_that_overflows_on_its_way_proves_nothing(dtype):
+    """4 v - 3 v - 3 v, which is -2 v, where 4 v is infinite: not that it is positive, nor its negative negative."""
+    x = torch.full((1, 3), 0.3 * torch.finfo(dtype).max, dtype=dtype)
+    program, spec = trace(nn.Identity().eval(), linear=True), torch.tensor([[[4.0, -3.0, -3.0]]], dtype=dtype)
+    for method in BOUNDS:
+        assert not (lower_bounds(program, box_of(x), spec, method) > 0).any()
+    assert prove_point(Problem(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
+
+
+COUNTEREXAMPLES = {  # the centre and the radius of a box, and a point to be moved inside
+    "a radius beside which the centre is lost": (2.0**-60, 1.0, -1.0),
+    "a radius less than a digit of the centre": (1.0, 0.6 * 2.0**-53, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", COUNTEREXAMPLES)
+def test_counterexamples_lie_in_the_box(name):
+    center, radius, start = (torch.tensor([[v]], dtype=torch.float64) for v in COUNTEREXAMPLES[name])
+    program, x = trace(nn.Sequential(nn.Identity()).eval(), linear=True), box_of(center, radius)
+    for sign in (1.0, -1.0):
+        problem = Problem(program, values_of(program, x, sound()), torch.tensor([[sign]], dtype=torch.float64))
+        point = prove_point(problem, start)
+        if point is not None:
+            assert abs(fractions(point)[0][0] - fractions(center)[0][0]) <= fractions(radius)[0][0]
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+def test_boxes_of_equilibria_that_crown_tightens_are_rounded_up_to_float32(weight):
+    """Of points, so that nothing but rounding is left after images in float64."""
+    point, h = FixedPoint(torch.tensor([[weight]]), 1, 1).eval(), box_of(1 + torch.rand(30, 1))
+    z = rules._interval(sound(), h, point)
+    refined = rules._refine(lambda box, *arguments: box, z, h, point)
+    for example, value in enumerate(fractions(h.center[:, 0])):
+        exact = [value / (1 - fractions(point.weight.detach())[0][0])]
+        assert encloses(refined.box, Exact(exact, exact), example)
+
+
+def exact_adjoint(multiplier, preactivation, dtype, splits=None):
+    """Return the adjoint's bound of a . z = multiplier . z for W = 0, where nothing is left to z's box."""
+    z = box_of(torch.zeros_like(preactivation.center), torch.zeros_like(preactivation.center))
+    around = relu.lines(Backward(True), preactivation)
+    weight = torch.zeros(1, 1, dtype=dtype)
+    return adjoint._bound(Backward(True), multiplier, multiplier, around, weight, z, preactivation, splits)
+
+
+@precisions
+def test_lines_of_an_adjoint_count_their_products(dtype):
+    """Where a ReLU's sign is open; at both ends and at 0."""
+    a = torch.randn(1, 60, 1, dtype=dtype)
+    for _ in range(20):
+        center, radius = 0.5 * torch.rand(1, 1, dtype=dtype), 0.5 + torch.rand(1, 1, dtype=dtype)
+        pulled = exact_adjoint(a, Box(center, radius), dtype)
+        (c,), (r,) = fractions(center)[0], fractions(radius)[0]
+        for p in (c - r, Fraction(0), c + r):
+            assert_below(pulled, a, [max(p, 0)], [p])
+
+
+@precisions
+def test_multipliers_of_an_adjoint_count_their_sum_with_those_of_splits(dtype):
+    """Where the latter are small beside the former."""
+    a, p = 1 + torch.rand(1, 60, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    splits = torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
+    pulled = exact_adjoint(a, Box(p, 0 * p), dtype, splits)
+    for row in range(60):
+        below = fractions(pulled.coefficients[0][0, row])[0] + fractions(pulled.constant[0, row])
+        assert below <= fractions(a[0, row])[0] - fractions(splits[0, row])[0]
+
+
+def test_the_recurrence_of_an_adjoint_counts_all_of_its_terms():
+    """In float32: W has one column of ones, z_0 = 1, and the others are too small to cover what is lost."""
+    size = 1024
+    weight, small = torch.zeros(size, size), 2.0**-20
+    weight[:, 0] = 1
+    multiplier = both_signs(lost(torch.float32, size)).roll(1, dims=2)  # nothing of it at z_0 but half a digit
+    point = torch.full((1, size), small)
+    point[0, 0] = 1
+    z = box_of(point)
+    around = relu.lines(Backward(True), z.box)
+    pulled = adjoint._bound(Backward(True), 0 * multiplier, multiplier, around, weight, z, z.box)
+    value = fractions(point[0])
+    assert_below(pulled, 0 * multiplier, value, [v - value[0] for v in value])  # h = z - W z, all units active

@@ -10,7 +10,6 @@ from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.relu import lines, relu_box, through
-from harness.training.objective import balance
 
 
 def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):
@@ -148,23 +147,3 @@ def test_linear_functionals_through_lines(negative_slope):
     ctx, inputs = Backward(sound=False), (coefficients, box.center, box.radius)
     expected = results_and_gradients(textbook, *inputs)
     torch.testing.assert_close(results_and_gradients(written, *inputs), expected)
-
-
-def test_the_statistics_of_the_regulariser():
-    center, radius = torch.randn(4, 3, 5, 5).double() + 0.8, torch.rand(4, 3, 5, 5).double() * 0.2
-
-    def q(a, b):
-        return torch.minimum(a / b, b / a)
-
-    def textbook(c, r):
-        active, inactive = (c > r).double(), (c < -r).double()
-        spread = (c - c.mean()).square()
-        first = q((c * active).mean(), -(c * inactive).mean())
-        second = q((spread * active).sum(), (spread * inactive).sum())
-        return [(torch.relu(0.5 - first) + torch.relu(0.5 - second)) / 0.5 + 0 * r.sum()]
-
-    def written(c, r):
-        return [balance([Box(c, r)]) + 0 * r.sum()]
-
-    expected = results_and_gradients(textbook, center, radius)
-    torch.testing.assert_close(results_and_gradients(written, center, radius), expected)

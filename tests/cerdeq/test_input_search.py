@@ -8,7 +8,7 @@ from oracles import points_of
 from test_verify import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of
 from torch import nn
 
-from cerdeq import Box, verify
+from cerdeq import Box
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
 from cerdeq.branch.inputs import SPLITS, InputSearch, is_searched_by_parts
 
@@ -111,22 +111,6 @@ def test_it_is_used_for_few_inputs_that_are_not_fixed():
     for radius, expected in ((few, True), (many, False)):
         region = Box(torch.full((1, 12), 0.1, dtype=torch.float64), radius)
         assert is_searched_by_parts(problem_of(model, region, ONE[0])) == expected
-
-
-def test_large_networks_are_searched_by_leaves():
-    model = nn.Sequential(nn.Linear(2, 5000), nn.ReLU(), nn.Linear(5000, 1)).double().eval().requires_grad_(False)
-    assert not is_searched_by_parts(problem_of(model, Box(*torch.ones(2, 1, 2, dtype=torch.float64)), ONE[0]))
-
-
-def test_rows_that_crown_proves_need_no_parts():
-    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
-    for seed in range(30):
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter)
-        region = Box(torch.zeros(1, 2).double(), torch.full((1, 2), 0.3).double())
-        result = verify(model, region, torch.eye(2).double()[None], seconds=None, branches=200)
-        assert result.status[0] in ("certified", "falsified", "timeout")
 
 
 @pytest.mark.parametrize("center", [1e16, 1e-150])

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_sound
 from graphs import LARGE, SEARCHED, deep, network, specs
 from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from pairs import every_pair
@@ -154,15 +153,6 @@ def test_a_window_of_padding_alone_has_no_lower_bound(method):
     assert not lower.isfinite().any()
 
 
-def one_number():
-    """[B], as after .flatten(0) of a last layer with one output."""
-    return nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1), nn.Flatten(0)).double().eval()
-
-
-def test_outputs_of_one_number_an_example_are_bounded_by_intervals():
-    assert_sound(one_number(), random_box(4, 3))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", BOUNDS)
 def test_a_spec_may_be_of_any_type(method, dtype):
@@ -173,3 +163,12 @@ def test_a_spec_may_be_of_any_type(method, dtype):
     assert all(end.dtype == dtype for ends in several for end in ends)
     for ends in several[1:]:
         torch.testing.assert_close(ends, several[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+def test_repeated_elements_add_up(method):
+    """y = x_0 + x_0 - 2 x_0 is 0: the coefficients of all three copies come back to the same element."""
+    model = Lambda(lambda module, x: x[:, [0, 0, 0]]).eval()
+    lower, upper = bound(model, random_box(3, 4), method, torch.tensor([[[1.0, 1.0, -2.0]]]).double().expand(3, 1, 3))
+    if method != "ibp":
+        assert -1e-13 < lower.min() <= 0 <= upper.max() < 1e-13

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, bound, margin_spec
-from cerdeq.bounds import BOUNDS, Bound, Context, Interval, lower_bounds, propagate, trace
+from cerdeq.bounds import Interval, lower_bounds, trace
 
 
 def test_a_monotone_network_is_bounded_exactly():
@@ -128,30 +128,6 @@ def test_a_spec_may_follow_any_ending(ending):
         lower, upper = bound(model, box, spec=spec)
     assert lower.shape == upper.shape == (4, spec.shape[1])
     assert_contains(lower, upper, torch.einsum("bkn,sbn->sbk", spec, values))
-
-
-def test_clean_margins_go_through_the_spec():
-    model, x = mlp().double().eval(), torch.randn(4, 2, dtype=torch.float64)
-    spec = margin_spec(torch.tensor([0, 1, 2, 1]), 3)
-    result = propagate(trace(model), Interval(x + 1, torch.ones_like(x), x), Context(sound=False), spec)
-    torch.testing.assert_close(result.clean, torch.einsum("bkn,bn->bk", spec.double(), model(x)))
-
-
-def test_a_new_record_runs_its_own_function(monkeypatch):
-    questions = []
-
-    def lower(question):
-        questions.append(question)
-        return BOUNDS["crown"].lower(question)
-
-    assert all(record.name == name for name, record in BOUNDS.items())
-    monkeypatch.setitem(BOUNDS, "mine", Bound("mine", linear=True, lower=lower))
-    model, box, spec = mlp().double().eval(), random_box(3, 2), torch.randn(3, 4, 3, dtype=torch.float64)
-    torch.testing.assert_close(bound(model, box, "mine", spec), bound(model, box, "crown", spec), rtol=0, atol=0)
-    lower_bounds(trace(model, linear=True), Interval(box.center, box.radius), spec, "mine", target=0.0)
-    shapes = [question.spec.shape for question in questions]
-    assert shapes == [(3, 8, 3), (3, 4, 3)], "spec and its negative, spec alone"
-    assert [question.target for question in questions] == [None, 0.0]
 
 
 def test_an_unknown_name_is_refused():

@@ -1,18 +1,23 @@
-"""Outward rounding of interval bounds, against exact rational arithmetic, and arithmetic that must not be used."""
+"""Rounding, overflow and values that are not finite, against exact arithmetic, and arithmetic that must not be used."""
 
+import itertools
 import warnings
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import DTYPES, Exact, Lambda, encloses, fractions, random_box, root_below_and_above
+from graphs import LINEAR, deep, wild_box
+from oracles import DTYPES, Exact, Lambda, encloses, fractions, points_of, random_box, root_below_and_above
 from pairs import every_pair
 from torch import nn
 
 from cerdeq import Box, bound
-from cerdeq.bounds import Context, Interval, propagate, trace
+from cerdeq.bounds import BOUNDS, Backward, Context, Interval, lower_bounds, propagate, trace
 from cerdeq.boxes import outward_ends
+from cerdeq.operators.clamp import clamp_backward
+from cerdeq.operators.relu import leaky_relu_backward
 
 
 def exact_bounds(model: nn.Sequential, box: Box) -> Exact:
@@ -185,3 +190,202 @@ def test_too_many_terms_for_the_precision_are_refused():
     model = nn.Sequential(nn.Linear(64, 2)).to(torch.bfloat16).eval()
     with pytest.raises(ValueError, match="too many to round outwards"):
         bound(model, random_box(1, 64, dtype=torch.bfloat16))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rounding
+
+
+def exact_value(model, x):
+    """A chain of linear layers and (leaky) ReLUs at a point of Fractions, exactly."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            offset = [Fraction(0)] * layer.out_features if layer.bias is None else fractions(layer.bias)
+            rows = fractions(layer.weight)
+            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(rows, offset, strict=True)]
+        else:
+            slope = Fraction(getattr(layer, "negative_slope", 0.0))
+            x = [v if v >= 0 else slope * v for v in x]
+    return x
+
+
+def exact_points(box, inside=3):
+    """All corners of a box [1, n], and some points inside, exactly."""
+    center, radius = fractions(box.center[0]), fractions(box.radius[0])
+    signs = list(itertools.product((-1, 1), repeat=len(center)))
+    signs += [[Fraction(v) for v in row] for row in (2 * torch.rand(inside, len(center)) - 1).tolist()]
+    return [[c + s * r for c, s, r in zip(center, row, radius, strict=True)] for row in signs]
+
+
+def assert_exactly_inside(model, box, method, spec=None, finite=True):
+    lower, upper = bound(model, box, method, spec)
+    if finite:
+        assert lower.isfinite().all() and upper.isfinite().all()
+    for point in exact_points(box):
+        values = exact_value(model, point)
+        if spec is not None:
+            values = [sum(s * v for s, v in zip(row, values, strict=True)) for row in fractions(spec[0])]
+        for low, value, high in zip(lower[0].tolist(), values, upper[0].tolist(), strict=True):
+            assert low != float("inf") and high != -float("inf")
+            assert not (np.isfinite(low) and Fraction(low) > value), float(Fraction(low) - value)
+            assert not (np.isfinite(high) and Fraction(high) < value), float(value - Fraction(high))
+
+
+@pytest.mark.parametrize(("seed", "dtype", "method"), every_pair(range(4), DTYPES, LINEAR))
+def test_bounds_contain_the_exact_values_of_small_networks(seed, dtype, method):
+    torch.manual_seed(seed)
+    act = nn.ReLU() if seed % 2 else nn.LeakyReLU([0.1, 1.7, -0.3][seed // 2])
+    model = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 2)).to(dtype).eval()
+    box = random_box(1, 3, scale=10.0 ** -(2 * seed), dtype=dtype)
+    assert_exactly_inside(model, box, method)
+    assert_exactly_inside(model, box, method, torch.randn(1, 3, 2, dtype=dtype).double())
+
+
+@pytest.mark.parametrize(("seed", "dtype", "method"), every_pair(range(4), DTYPES, LINEAR))
+def test_bounds_contain_the_exact_value_where_all_cancels(seed, dtype, method):
+    """Pairs of weights that differ in the last digit: all that is left is rounding."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 6), nn.LeakyReLU(0.3), nn.Linear(6, 2))
+    model = model.to(dtype).eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            half = layer.in_features // 2
+            layer.weight[:, half : 2 * half] = -layer.weight[:, :half] * (1 + torch.finfo(dtype).eps)
+            layer.bias.mul_(1e-6)
+        model[0].weight[5:] = model[0].weight[:5]
+        model[0].bias[5:] = model[0].bias[:5]
+        model[2].weight[3:] = model[2].weight[:3]
+        model[2].bias[3:] = model[2].bias[:3]
+    point = torch.rand(1, 1, dtype=dtype).expand(1, 2)
+    for radius in (0.0, 1e-9, 1e-3, 1.0):
+        assert_exactly_inside(model, Box(point, torch.full_like(point, radius)), method)
+
+
+@pytest.mark.parametrize(
+    ("scales", "method"),
+    every_pair([(1e-20, 1, 1e20), (1e-30, 1e-30, 1e30), (1e30, 1e30, 1e-30)], BOUNDS),
+)
+def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
+    torch.manual_seed(2)
+    model = nn.Sequential(*[part for _ in scales for part in (nn.Linear(2, 2), nn.ReLU())][:-1]).eval()
+    with torch.no_grad():
+        for layer, scale in zip(model[::2], scales, strict=True):
+            layer.weight.abs_().mul_(scale)
+            layer.bias.mul_(scale)
+    for size in (1e-20, 1.0, 1e20):
+        box = Box(torch.full((1, 2), size), torch.full((1, 2), size / 2))
+        assert_exactly_inside(model, box, method, finite=scales == (1e-20, 1, 1e20) and size == 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The lines around a leaky ReLU, in exact arithmetic
+
+
+SLOPES = [0.0, 0.1, 1.0, 1.7, -0.3, -2.0, 1e-3]
+
+
+def leaky_of(p, slope):
+    return p if p >= 0 else Fraction(slope) * p
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_the_leaky_relu_rule_is_sound_in_exact_arithmetic(slope, dtype):
+    box = wild_box(100, dtype)
+    coefficients = torch.cat([torch.rand(100, 1, 1), -torch.rand(100, 1, 1)], dim=1).to(dtype) * 3
+    for shares in ({}, {"here": torch.rand(100, 2, 1, dtype=dtype)}):
+        ctx = Backward(sound=True, step="here", slopes=shares)
+        result = leaky_relu_backward(ctx, coefficients, Interval(box.center, box.radius), slope)
+        assert result.constant.isfinite().all()
+        for n, k in itertools.product(range(100), range(2)):
+            c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+            a, pulled = Fraction(coefficients[n, k].item()), Fraction(result.coefficients[0][n, k].item())
+            constant = Fraction(result.constant[n, k].item())
+            for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
+                assert pulled * p + constant <= a * leaky_of(p, slope), (n, k, float(p))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limits", [(-0.1, 0.3), (0.0, 1e-20), (None, -1e25), (1e25, None), (7e-31, 1e30), (1, 0.5)])
+def test_the_clamp_rule_is_sound_in_exact_arithmetic(limits, dtype):
+    """Also where the limits are rounded. The extremes are at the ends of the box and at the limits inside."""
+    box = wild_box(150, dtype)
+    coefficients = torch.cat([torch.rand(150, 1, 1), -torch.rand(150, 1, 1)], dim=1).to(dtype) * 3
+    result = clamp_backward(Backward(sound=True, step="here"), coefficients, Interval(box.center, box.radius), *limits)
+    assert result.constant.isfinite().all()
+    low, high = (Fraction(limit) if limit is not None else None for limit in limits)
+    for n, k in itertools.product(range(150), range(2)):
+        c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+        a, pulled = Fraction(coefficients[n, k].item()), Fraction(result.coefficients[0][n, k].item())
+        for p in [c - r, c + r] + [limit for limit in (low, high) if limit is not None and abs(limit - c) < r]:
+            value = p if low is None else max(p, low)
+            value = value if high is None else min(value, high)
+            assert pulled * p + Fraction(result.constant[n, k].item()) <= a * value, (n, k, float(p))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Not a number, infinity, overflow
+
+
+NONE = [float("nan"), float("inf"), -float("inf")]
+
+
+def with_pool(dtype=torch.float64):
+    parts = [nn.Conv2d(1, 2, 2, padding=1), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)]
+    return nn.Sequential(*parts).to(dtype).eval()
+
+
+@pytest.mark.parametrize(("layer", "bad", "method", "dtype"), every_pair([0, 2, 4], NONE, BOUNDS, DTYPES))
+def test_bad_weights_give_no_finite_bound_of_what_depends_on_them(layer, bad, method, dtype):
+    model = deep(dtype)
+    with torch.no_grad():
+        model[layer].weight.fill_(0.5)
+        model[layer].weight[0, 0] = bad
+        for later in (2, 4):
+            if later > layer:
+                model[later].weight.copy_(torch.rand_like(model[later].weight) + 0.1)
+    box = Box(torch.rand(2, 3, dtype=dtype) + 1, torch.full((2, 3), 0.1, dtype=dtype))
+    lower, upper = bound(model, box, method)
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 20)])
+    undefined = values.isnan().any(0)
+    assert not (lower.isfinite() & (undefined | (values == -torch.inf).any(0))).any()
+    assert not (upper.isfinite() & (undefined | (values == torch.inf).any(0))).any()
+    assert not (lower == torch.inf).logical_and(values.isfinite().any(0)).any()
+
+
+BAD = [
+    ("center", float("inf")),
+    ("center", float("nan")),
+    ("center", 1e308),
+    ("radius", float("inf")),
+    ("radius", 1e308),
+]
+
+
+@pytest.mark.parametrize(("make", "bad", "method"), every_pair([deep, with_pool], BAD, BOUNDS))
+def test_a_bad_example_leaves_its_neighbours_alone(bad, make, method):
+    torch.manual_seed(4)
+    part, bad = bad
+    model = make()
+    shape = (3,) if make is deep else (1, 3, 3)
+    box = random_box(3, *shape)
+    alone = bound(model, Box(box.center[::2], box.radius[::2]), method)
+    getattr(box, part)[1].flatten()[0] = bad
+    lower, upper = bound(model, box, method)
+    torch.testing.assert_close((lower[::2], upper[::2]), alone, rtol=1e-12, atol=1e-12)
+    assert not lower[1].isfinite().any() or bad == 1e308
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 20)])[:, 1]
+    assert not (lower[1] > values + 1e-6 * values.abs()).any() and not (upper[1] < values - 1e-6 * values.abs()).any()
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+def test_a_bound_too_large_for_its_precision_is_none(method):
+    """The sum is 6e38, more than float32 holds: nothing above 6e38 may be claimed to be a lower bound."""
+    model = nn.Sequential(nn.ReLU()).eval()
+    box = Box(torch.full((1, 2), 3e38), torch.zeros(1, 2))
+    x, spec = Interval(box.center, box.radius), torch.ones(1, 1, 2)
+    assert not lower_bounds(trace(model, linear=True), x, spec, method).item() > 6e38
+    assert not bound(model, box, method, spec)[0].item() > 6e38
+    assert not bound(model, box, method, -spec)[1].item() < -6e38

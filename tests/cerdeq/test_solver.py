@@ -18,7 +18,7 @@ from equilibria import (
 from oracles import DTYPES
 from pairs import every_pair
 
-from cerdeq.equilibrium import FixedPoint, NotConvergedError, adjoint, layer, solver, use_attack_solvers
+from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.refine import near_equilibrium, refine
 from cerdeq.equilibrium.solver import SOLVERS, solve_to_tolerance
@@ -75,24 +75,6 @@ def test_an_answer_does_not_depend_on_the_batch(solver):
         torch.testing.assert_close(together.value[i], alone.value[0], rtol=1e-10, atol=0)
 
 
-@both
-def test_an_example_that_is_done_leaves_the_batch(solver):
-    """It takes part in as many steps as it counts, and its value is what the last of them gave."""
-    h = random_h((6, 5), 0, shift=0.5).center
-    counts, last = torch.zeros(6, dtype=torch.long), torch.zeros_like(h)
-
-    def recorded(z, h_of_some):
-        image = same_in_any_batch(z, h_of_some)
-        rows = (h_of_some[:, None] == h).all(2).nonzero()[:, 1]
-        counts[rows] += 1
-        last[rows] = image
-        return image
-
-    report = solve_to_tolerance(recorded, torch.relu(h), h, torch.logspace(-1, -12, 6), LIMIT, solver)
-    assert torch.equal(report.iterations, counts) and len(counts.unique()) > 3
-    assert torch.equal(report.value, last)
-
-
 @pytest.mark.parametrize(
     ("solver", "kernel", "value"), every_pair(SOLVERS, [None, 3], [float("nan"), float("inf"), -float("inf")])
 )
@@ -106,18 +88,6 @@ def test_what_is_not_finite_spares_its_neighbours(solver, kernel, value):
         assert report.converged[1:].all()
         torch.testing.assert_close(report.value[1:], solve_by_numpy(weight, h[1:]), rtol=1e-9, atol=1e-10)
     assert value == -torch.inf or (not from_h.converged[0] and from_h.iterations[0] < 10)
-
-
-@both
-def test_the_limit_is_reported(solver):
-    weight, h = random_weight(6, rho=0.99, signed=False), random_h((3, 6), 0, shift=0.5).center
-    h[1] = -1.0
-    for limit in (0, 2, 3):
-        report = solve_weight(weight, h, solver=solver, limit=limit)
-        assert report.converged.tolist() == [False, limit > 0, False]
-        assert report.iterations.tolist() == [limit, min(limit, 1), limit]
-        assert (report.residual[::2] > 1e-12).all()
-    assert len(solve_weight(weight, h[:0], solver=solver).value) == 0
 
 
 @pytest.mark.parametrize("outside", [float("nan"), float("inf"), -1e9])
@@ -231,15 +201,3 @@ def test_solutions_are_the_same_bit_by_bit(monkeypatch, name, limit):
     assert len(expected.iterations.unique()) > 3
     for field, value in vars(expected).items():
         assert torch.equal(value.nan_to_num(7), getattr(result, field).nan_to_num(7)), field
-
-
-def test_multipliers_are_the_same_bit_by_bit(monkeypatch):
-    coefficients, radius = torch.randn(3, 4, 5), torch.rand(3, 5)
-    rates = torch.linspace(0.1, 0.95, 12).view(3, 4, 1)
-
-    def settled():
-        return adjoint._iterate(lambda multiplier: coefficients + rates * multiplier, coefficients, radius, 1e-5)
-
-    expected = settled()
-    read_as_on_a_gpu(monkeypatch, adjoint)
-    assert torch.equal(settled(), expected)

@@ -74,17 +74,6 @@ def test_constants_made_in_forward_are_kept_and_leave_the_module_alone():
     assert not [name for name in vars(model) if name.startswith("_tensor_constant")]
 
 
-def test_a_traced_module_keeps_its_constants():
-    """A GraphModule holds what tracing left in it: those constants are the model's own."""
-    box = random_box(2, 4)
-    model = torch.fx.symbolic_trace(Lambda(constant_twice)).eval()
-    before = model(box.center)
-    for _ in range(2):
-        lower, upper = bound(model, box)
-    assert_contains(lower, upper, torch.stack([model(x) for x in points_of(box, 20)]))
-    assert torch.equal(model(box.center), before)
-
-
 def test_a_program_reads_buffers_when_it_runs():
     """Programs are traced once and run many times: what a buffer gives must not be frozen at tracing."""
     model, x = Buffered().eval(), torch.randn(2, 4, dtype=torch.float64)
@@ -126,9 +115,6 @@ def unpacked(x):
 SHAPE_QUERIES = {
     "unpacked": unpacked,
     "size": lambda x: x.view(x.size(0), -1),
-    "size from the end": lambda x: x.reshape(x.size(-3), x.size(-2) * x.size(-1)),
-    "shape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2])),
-    "size, then index": lambda x: x.view(x.size()[0], -1),
     "slice": lambda x: torch.reshape(x, x.shape[:1] + (12,)),  # noqa: RUF005
     "dim": lambda x: torch.flatten(x, x.dim() - 2),
     "constant of the batch": lambda x: x.flatten(1) + torch.ones(12).to(x.dtype).view(1, x.size(1) * 4),
@@ -204,10 +190,8 @@ def test_a_value_changed_in_place_and_read_by_another_name_is_refused():
 
 CHANGES = {
     "leaky relu": lambda y: F.leaky_relu(y, 0.1, inplace=True),
-    "leaky relu positional": lambda y: F.leaky_relu(y, 0.1, True),
     "leaky relu by name": lambda y: F.leaky_relu(inplace=True, input=y),
     "through a view": lambda y: F.relu(y.view(y.size(0), -1), inplace=True),
-    "through a reshape": lambda y: F.relu(torch.reshape(y, (-1, 4)), inplace=True),
     "through dropout": lambda y: F.relu(F.dropout(y, 0.5, training=False), inplace=True),
 }
 
@@ -232,7 +216,6 @@ def test_reading_a_value_that_modules_changed_is_refused():
 
 COPIES = {
     "concatenation": lambda y: torch.cat([y, y], 1),
-    "negation": lambda y: -y,
     "leaky relu": lambda y: F.leaky_relu(y, -0.5),
     "max pool": lambda y: F.max_pool2d(y.view(-1, 1, 2, 2), 1),
 }

@@ -55,20 +55,6 @@ def test_steps_go_up_by_their_size_and_stay_within_the_ends():
     assert not point.requires_grad
 
 
-def test_ascents_at_once_give_the_points_of_one_after_the_other(monkeypatch):
-    """Also of examples that an early ascent of a group falsifies."""
-    model, x = small_network(4), images(6)
-    labels, settings = predicted(model, x), {"attack": "all", "attack_steps": 6, "attack_restarts": 4}
-    sizes, ascend_many = [], pgd._ascend_many
-    monkeypatch.setattr(pgd, "_ascend_many", lambda *given: sizes.append(len(given[1])) or ascend_many(*given))
-    together = attack_points(model, x, labels, **settings)
-    assert max(sizes) > 2
-    monkeypatch.setitem(pgd._AT_ONCE, "cpu", 1)
-    sizes.clear()
-    torch.testing.assert_close(attack_points(model, x, labels, **settings), together)
-    assert set(sizes) == {1} and 0 < (margins_at(model, together, labels) < 0).sum() < len(x)
-
-
 def test_starts_depend_on_the_seeds_and_each_image_alone():
     shape, indices = torch.Size((1, 4, 4)), torch.tensor([7, 3, 1000])
     starts = noise((5, 0, 0), indices, shape)
@@ -113,25 +99,6 @@ def test_an_equilibrium_is_attacked_alike_in_any_batch():
     assert first.equal(again)  # earlier attacks leave nothing behind
     last = attack_points(model, x[4:], labels[4:], indices=torch.tensor([4, 5]), **settings)
     torch.testing.assert_close(last, first[4:])
-
-
-@pytest.mark.parametrize(
-    ("attack", "classes", "steps", "first"), [("margin", 2, 20, 0.25), ("all", 3, 20, 0.25), ("all", 3, 1, 2.0)]
-)
-def test_the_attack_finds_the_worst_corner_of_a_linear_network(attack, classes, steps, first, monkeypatch):
-    """Where no example leaves early. With three classes the margin may lead to the corner of the wrong one."""
-    monkeypatch.setattr(pgd, "_NOISE", torch.inf)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double()
-    x, labels = images(5), torch.arange(5) % classes
-    point = attack_points(model, x, labels, attack=attack, attack_steps=steps, attack_step=first, attack_restarts=2)
-    corners = torch.tensor(list(itertools.product([-0.1, 0.1], repeat=6))).double().view(-1, 1, 1, 6)
-    for row in range(5):
-        inside = (x[row] + corners).clamp(0, 1)
-        best = margins_at(model, inside, labels[row].expand(len(inside))).min()
-        smallest = margins_at(model, point[row : row + 1], labels[row : row + 1])
-        assert smallest.item() == pytest.approx(best.item(), abs=1e-6)
-    assert ((point - x).abs() <= 0.1 + 1e-12).all()
-    assert ((point >= 0) & (point <= 1)).all()
 
 
 class Counting(nn.Module):

@@ -36,13 +36,6 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     assert all(kind in printed for kind in rows)
 
 
-def test_selected_kinds_of_steps_are_measured_beside_plain_training(tmp_path):
-    options = ["--only", "steps", "--kinds", "ibp eager", "--kinds", "sabr *", "--json", str(tmp_path / "figures.json")]
-    assert main("benchmark", [*SMALL, *options]) == 0
-    rows = json.loads((tmp_path / "figures.json").read_text())["steps"]
-    assert [row["step"] for row in rows] == ["plain eager", "ibp eager", "sabr eager"]
-
-
 def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     options = ["--images", "60", "--bounds", "ibp", "crown-ibp", "--json", str(tmp_path / "figures.json")]
     assert main("benchmark", ["--only", "bounds", "evaluation", "--trained", str(trained), *options]) == 0

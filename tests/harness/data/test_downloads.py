@@ -2,8 +2,6 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,11 +82,3 @@ def test_cifar_is_downloaded_by_torchvision_and_moved_into_place(small, monkeypa
     monkeypatch.setattr(CIFAR10, "download", download)
     check_arrays(load("cifar10", tmp_path / "sets"), arrays)
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["cifar-10-batches-py"]
-
-
-def test_importing_harness_data_imports_no_reader():
-    unwanted = {"torchvision", "sklearn", "pyarrow", "ray", "mlflow", "pydantic"}
-    code = "import sys, harness.data; print(*sys.modules)"
-    root = Path(__file__).parents[3]
-    output = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
-    assert not unwanted & set(output.split())

@@ -5,13 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from baselines import build
-from baselines.datasets import DATASETS
 from harness.data import Split
 from harness.evaluation import shards
-from harness.evaluation.network import PreparedNetwork, prepare_network
+from harness.evaluation.network import PreparedNetwork
 from harness.evaluation.verdicts import Evaluation
-from harness.settings import EvaluationSettings
 
 DIGEST = "digest"
 SIZES = {1: [1] * 40, 15: [15, 15, 10], 40: [40]}
@@ -39,22 +36,6 @@ def evaluate(monkeypatch, tiny_trial, tmp_path):
         return [after - before for before, after in pairwise(progress)]
 
     return evaluate
-
-
-@pytest.mark.parametrize(
-    ("model", "dataset", "stages", "fewest", "most"),
-    [
-        ("cnn5", "digits", ("ibp", "crown-ibp"), 200, 500),
-        ("cnn5", "digits", ("ibp", "bab"), 2, 200),
-        ("cerdeq", "cifar10", ("ibp", "crown-ibp"), 2, 100),
-        ("cerdeq", "cifar10", ("ibp", "crown-ibp", "alpha-crown"), 1, 1),
-    ],
-)
-def test_slower_networks_and_stages_have_smaller_parts(model, dataset, stages, fewest, most):
-    network = prepare_network(build(model, dataset, 0.25).double().eval(), stages)
-    shape = DATASETS[dataset].shape
-    images = Split(torch.zeros(2, *shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
-    assert fewest <= shards.images_per_part(network, images, EvaluationSettings(stages=stages)) <= most
 
 
 @pytest.mark.parametrize("per_part", SIZES)

@@ -1,6 +1,6 @@
 """Verdicts come from the first stage that decides an example, and agree with other ways to compute them."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +22,12 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
 from harness.evaluation.attack import margins_as_stored, margins_at, prefer_corners
-from harness.evaluation.equilibria import recurrence_report
-from harness.evaluation.ibp import Bounds, errors_without_attack
+from harness.evaluation.ibp import errors_without_attack
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.verdicts import evaluate
 from harness.settings import EvaluationSettings
 from harness.storage import folder
-from harness.training.monitor import parametrisation_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MARGIN = names.margin_column("ibp")
@@ -60,12 +58,6 @@ def trained(name, count, **settings):
     config = folder.read_trial(GOLDEN / name / folder.TRIAL).config
     test, model = load(config.dataset).test_images(count), load_network(config, GOLDEN / name / folder.WEIGHTS)
     return model, test.images, test.labels, with_settings(config, **settings)
-
-
-def test_the_prediction_follows_from_the_margins():
-    clean = torch.tensor([[0.5, 0.1], [-0.5, 0.1], [0.2, -0.1], [0.0, 1.0]])
-    bounds = Bounds(**{field.name: None for field in fields(Bounds)} | {"clean_lower": clean})
-    assert bounds.prediction(torch.tensor([1, 1, 1, 0])).tolist() == [1, 0, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
@@ -211,19 +203,6 @@ def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, mo
     assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
 
 
-def test_where_corners_raise_an_error_branch_and_bound_s_points_are_stored(problem, monkeypatch):
-    model, images, labels, config = problem("cnn5", count=25, eps="1/4")
-    config = with_settings(config, stages=("ibp", "bab"), attack_steps=1, bab_branches=40)
-    monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
-    expected = evaluate(model, images, labels, config)
-    monkeypatch.setattr(attack, "corners", lambda *arguments: 1 / 0)
-    evaluation = evaluate(model, images, labels, config)
-    pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
-    assert ((expected.verdicts[names.STAGE] == "bab") & (expected.verdicts[names.VERDICT] == names.FALSIFIED)).any()
-    assert evaluation.evidence.keys() == expected.evidence.keys()
-    assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
-
-
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypatch):
     monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     evaluation = evaluate(*problem("cnn5", eps="1/2"))
@@ -327,19 +306,6 @@ def test_a_prediction_within_the_solver_s_error_does_not_count_as_correct(proble
     assert set(evaluate(*arguments).verdicts[names.VERDICT]) != {names.MISCLASSIFIED}
     monkeypatch.setattr(rules, "verified_box", widened)
     assert set(evaluate(*arguments).verdicts[names.VERDICT]) == {names.MISCLASSIFIED}
-
-
-def test_the_recurrence_is_reported(problem):
-    model, images, labels, config = problem("cerdeq", count=30, eps=SMALL)
-    report = recurrence_report(model, images, labels, config)
-    assert 0.3 < report[names.RHO_BOUND] <= 0.3501
-    assert report[names.ITERATIONS] > 2
-    assert 0 < report[names.RESIDUAL] < 1e-8 and report[names.NOT_CONVERGED] == 0
-    model.equilibrium.recurrence.parametrizations.weight.original.data.zero_()
-    errors = errors_without_attack(model, images, labels, config)
-    assert (report[names.STANDARD_ERROR_W0], report[names.CERTIFIED_ERROR_W0]) == pytest.approx(errors)
-    assert parametrisation_metrics(model) == pytest.approx({names.GAIN: 0.5, names.MARGIN: 0.3})
-    assert recurrence_report(build("cnn5", "digits", 0.1), images, labels, config) == {}
 
 
 STATUSES = {  # answers of cerdeq.verify: the lower bound, and the verdict

@@ -58,15 +58,6 @@ def test_timing_steps_changes_nothing(tiny_trial):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-def test_a_trial_estimates_the_seconds_of_all_its_steps(tmp_path, tiny_trial, monkeypatch, caplog):
-    config = tiny_trial()
-    monkeypatch.setattr(loop, "seconds_per_step", lambda stepper: 2.0)
-    with caplog.at_level("INFO", logger=loop.__name__):
-        run_trial(config, directory=tmp_path)
-    steps = config.train.epochs * (config.train_images // config.train.batch_size)
-    assert f"would take about {2 * steps:.3g} s" in caplog.text
-
-
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""

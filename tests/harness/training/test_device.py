@@ -9,7 +9,7 @@ from steppers import stepper_of, take_steps
 from baselines import build
 from harness.common.errors import InputError
 from harness.data import load
-from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, memory_share, tf32, without_faulty_onednn
+from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, tf32, without_faulty_onednn
 from harness.training import loop
 from harness.training.step import Stepper
 
@@ -84,13 +84,6 @@ def test_a_cpu_is_used_unless_the_driver_lists_gpus_that_torch_cannot_use(monkey
     else:
         with pytest.raises(NoGpuError, match=f'driver lists {cards} GPU.*docs/gpu.md.*CUDA_VISIBLE_DEVICES=""'):
             best_device()
-
-
-def test_two_halves_of_a_card_and_their_contexts_fit_it():
-    card = 141 * 2**30
-    assert memory_share(1, card) + 2**30 <= card
-    assert 2 * (memory_share(0.5, card) + 2**30) <= card
-    assert memory_share(0.1, 2**33) > 0
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float32"])

@@ -36,18 +36,6 @@ def gradient_norm(stepper) -> float:
     return float(torch.stack([parameter.grad.norm() for parameter in stepper.model.parameters()]).norm())
 
 
-def test_crown_ibp_goes_on_as_ibp_when_beta_is_0(tiny_trial):
-    ends_at_0 = stepper_of(tiny_trial(method="crown-ibp"))
-    ends_above = stepper_of(tiny_trial(method="crown-ibp", method_options={"final_beta": 0.5}))
-    assert set(ends_at_0.losses) == {"crown-ibp", "ibp"} and set(ends_above.losses) == {"crown-ibp"}
-    called = []
-    for name, loss in list(ends_at_0.losses.items()):
-        ends_at_0.losses[name] = lambda *a, loss=loss, name=name: (called.append(name), loss(*a))[1]
-    for eps in (1 / 64, 1 / 32):
-        ends_at_0(choices_of(ends_at_0), eps, 5e-4)
-    assert called == ["crown-ibp", "ibp"]
-
-
 def test_the_trained_network_normalises_pixels_as_the_recipe_says(tiny_trial, tmp_path):
     config = tiny_trial(train={"mean": (0.25,), "std": (0.5,)})
     run_trial(config, tmp_path, lambda row: None)

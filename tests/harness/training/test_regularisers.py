@@ -19,6 +19,22 @@ def test_tightness_is_the_published_formula():
     assert float(tightness(entry * 100, boxes)) == 0
 
 
+def test_balance_is_the_published_formula():
+    center = (torch.randn(4, 3, 5, 5).double() + 0.8).requires_grad_()
+    box = Box(center, torch.rand(4, 3, 5, 5).double() * 0.2)
+    active, inactive = (box.lower > 0).double(), (box.upper < 0).double()
+    spread = (center - center.mean()).square()
+    ratios = (
+        (center * active).mean() / -(center * inactive).mean(),
+        (spread * active).sum() / (spread * inactive).sum(),
+    )
+    expected = sum(torch.relu(0.5 - torch.minimum(ratio, 1 / ratio)) for ratio in ratios) / 0.5
+    assert expected > 0
+    for value in (lambda: balance([box]), lambda: 2 * balance([box, Box(center.detach(), 10 + box.radius)])):
+        torch.testing.assert_close(value(), expected)
+        torch.testing.assert_close(*(torch.autograd.grad(v, center, retain_graph=True) for v in (value(), expected)))
+
+
 @pytest.mark.parametrize(("center", "expected"), [(0.0, 0), (3.0, 2)], ids=["no stable unit", "active units alone"])
 def test_a_layer_without_a_ratio_has_finite_gradients(center, expected):
     center = (center + 0.1 * center * torch.randn(4, 7)).requires_grad_(True)

@@ -1,0 +1,244 @@
+"""Parts of branch and bound: the first attack, boxes of hidden units, passes of the search."""
+
+import time
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from equilibria import folded_network
+from graphs import network
+from milp import Encoding, Graph
+from oracles import random_box
+from test_verify import graph_case, near_the_edge, problem_of
+from torch import nn
+
+from cerdeq import Box, verify
+from cerdeq.bounds import Context, Interval, trace, values_of
+from cerdeq.bounds.alpha_crown import optimise_slopes
+from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.float32 import cast_to_float32
+from cerdeq.branch import attack
+from cerdeq.branch.ascent import Steps, ascend_leaves
+from cerdeq.branch.attack import first_attack
+from cerdeq.branch.decide import _ROOT_STEPS, _bound_leaves
+from cerdeq.branch.decision import Budget
+from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.leaves import Problem, root_leaves
+from cerdeq.deadline import DeadlineError, stop_at
+from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.operators.backward import Backward
+
+
+def tent():
+    """A network that is 1 - relu(1 - 4 |x - 0.3|): positive but for a narrow dent inside of the box [-1, 1]."""
+    network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    first, second, third = network[0], network[2], network[4]
+    first.weight.data, first.bias.data = torch.tensor([[1.0], [-1.0]]).double(), torch.tensor([-0.3, 0.3]).double()
+    second.weight.data, second.bias.data = torch.full((1, 2), -4.0).double(), torch.ones(1).double()
+    third.weight.data, third.bias.data = torch.tensor([[-1.0]]).double(), torch.tensor([0.9]).double()
+    return network, Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+
+
+def test_a_dent_between_the_corners_is_found():
+    network, region = tent()
+    problem = problem_of(network, region, torch.ones(1, 1).double())
+    with torch.no_grad():
+        point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+        assert is_falsified and abs(float(point) - 0.3) < 0.025 and network(point) < 0
+    result = verify(network, region, torch.ones(1, 1, 1).double(), branches=1)
+    assert result.status == ["falsified"] and result.branches.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["deep", "convolution padded"])
+def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
+    graph, region, spec, minimum = graph_case(name, 0)
+    for value, shifted, _ in near_the_edge(graph, region, spec, minimum):
+        problem = problem_of(shifted, region, spec[0])
+        with torch.no_grad():
+            point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+        assert not (is_falsified and value > 0)
+        if is_falsified:
+            assert (problem.at(point)[0] < 0).any()
+            assert ((point - region.center).abs() <= region.radius).all()
+
+
+def test_only_the_given_rows_are_attacked_and_late_attacks_end():
+    network, region = tent()
+    problem = problem_of(network, region, torch.tensor([[1.0], [0.0]]).double())
+    with torch.no_grad(), patch.object(attack, "signed_step", wraps=attack.signed_step) as step:
+        with stop_at(time.monotonic()), pytest.raises(DeadlineError):
+            first_attack(problem, problem, torch.tensor([1]))
+        assert step.call_count == 1
+        first_attack(problem, problem, torch.tensor([1]))
+    assert step.call_args.args[2][:, 0].eq(0).all() and step.call_args.args[2][:, 1].eq(1).all()
+
+
+def test_the_points_after_the_last_step_are_tried():
+    """One start, near 0; one step of 0.5 along a line that is negative below -0.25."""
+    network, region = nn.Linear(1, 1).double().eval(), Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+    network.weight.data, network.bias.data = torch.ones(1, 1).double(), torch.tensor([0.25]).double()
+    problem = problem_of(network, region, torch.ones(1, 1).double())
+    with torch.no_grad(), patch.multiple(attack, _MOST=1, _FEWEST=1, _DIVERSIFYING=0, _DESCENDING=1):
+        point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+    assert is_falsified and network(point) < 0
+
+
+pytestmark = pytest.mark.usefixtures("leaves_alone")
+
+
+def exact_ends(graph, region, number):
+    """The smallest and the largest values of the units of a value."""
+    encoding = Encoding(Graph(graph.nodes[:number]), region.lower[0], region.upper[0])
+    signs = np.eye(len(encoding.output[1]))
+    low, high = ([encoding.minimum(sign * unit)[0] for unit in signs] for sign in (1, -1))
+    return torch.tensor(low, dtype=torch.float64), -torch.tensor(high, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@torch.no_grad()
+def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
+    graph, shape = network("deep", seed)
+    graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
+    problem = problem_of(graph, region, torch.eye(2, dtype=torch.float64))
+    hidden = HiddenBounds(problem, problem, 16, 2**28)
+    gaps = {}
+    for leaves in (1, 64):
+        tight, _ = hidden.tighten(leaves, Budget())
+        for number in hidden.numbers:
+            low, high = exact_ends(graph, region, number)
+            box = tight.values[number].box
+            assert (box.lower[0] <= low + 1e-7).all() and (box.upper[0] >= high - 1e-7).all()
+            gap = 2 * box.radius[0] - (high - low)
+            gaps[number, leaves] = float(gap[(low < 0) & (high > 0)].sum())  # others are done once their sign is known
+    assert hidden.numbers
+    for number in hidden.numbers:
+        assert gaps[number, 64] <= gaps[number, 1] + 1e-9
+    assert sum(gaps[number, 64] for number in hidden.numbers) < 0.1
+
+
+@torch.no_grad()
+def test_a_search_in_float32_proves_boxes_in_float64():
+    graph, shape = network("deep", 0)
+    graph, region = graph.float().double().eval(), random_box(1, *shape, scale=0.7)
+    problem = problem_of(graph, region, torch.eye(2, dtype=torch.float64))
+    program = trace(network("deep", 0)[0].float().eval(), linear=True)
+    fast = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
+    hidden = HiddenBounds(problem, fast, 16, 2**28)
+    exact, fast = hidden.tighten(8, Budget())
+    for number in hidden.numbers:
+        low, high = exact_ends(graph, region, number)
+        box = exact.values[number].box
+        assert (box.lower[0] <= low + 1e-7).all() and (box.upper[0] >= high - 1e-7).all()
+        assert fast.values[number].center.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_search_that_ends_early_leaves_boxes_as_they_are():
+    graph, shape = network("deep", 0)
+    problem = problem_of(graph.double().eval(), random_box(1, *shape, scale=0.7), torch.eye(2, dtype=torch.float64))
+    hidden = HiddenBounds(problem, problem, 16, 2**28)
+    tight, _ = hidden.tighten(8, Budget(0))
+    assert not hidden.certificate()
+    for number in hidden.numbers:
+        assert torch.equal(tight.values[number].center, problem.values[number].center)
+
+
+@pytest.mark.parametrize("offset", [0.02, -0.02])
+def test_verdicts_over_hidden_boxes_are_right(offset):
+    graph, shape = network("deep", 1)
+    graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
+    spec = torch.tensor([[[1.0, 1.0]]], dtype=torch.float64)
+    minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
+    with torch.no_grad():
+        graph.nodes[-1].apply.bias += (offset - minimum) / 2
+    with patch("cerdeq.branch.decide._FIRST_TURN", 1e-3):  # hidden boxes at once
+        result = verify(graph, region, spec, seconds=60)
+    assert result.status == ["certified" if offset > 0 else "falsified"]
+    assert float(result.lower) <= offset + 1e-7
+
+
+KINDS = ["deep", "convolution padded", "residual", "leaky 0.1", "leaky 1.5", "leaky -0.5"]
+
+
+def small_problem(kind):
+    """Return a question in float64 about a small network, with 3 rows."""
+    torch.manual_seed(1)
+    graph, shape = (folded_network(None, 1), (3,)) if kind == "equilibrium" else network(kind, 1)
+    graph, region = graph.double().eval(), random_box(1, *shape, scale=2.0)
+    program = trace(graph, linear=True)
+    values = values_of(program, Interval(region.center, region.radius), Context(sound=True))
+    spec = torch.randn(3, values[program.output].center[0].numel(), dtype=torch.float64)
+    return Problem(program, values, spec)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_searchs_bound_is_the_proofs_but_for_rounding(kind):
+    problem = small_problem(kind)
+    layout, root = root_leaves(problem, problem, torch.arange(3))
+    leaves = root.of(torch.arange(60) % 3)
+    signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
+    choices = torch.rand(leaves.choices.shape, dtype=torch.float64)
+    leaves = replace(leaves, signs=signs, choices=choices)
+    search, proof = (problem.lower(leaves, layout, sound=sound) for sound in (False, True))
+    assert root.signs.shape[1] >= 2
+    torch.testing.assert_close(search, proof, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_explicit", [True, False])
+@torch.no_grad()
+def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
+    """What alpha-CROWN certifies has a certificate then, which comes from a search."""
+    torch.manual_seed(0)
+    inject, settings = nn.Linear(60, 40), {"kernel_size": None, "parametrisation": "monotone", "gain": None}
+    middle = nn.Sequential(inject, nn.ReLU()) if is_explicit else Equilibrium(40, inject, margin=0.5, **settings)
+    graph = nn.Sequential(nn.Linear(10, 60), nn.ReLU(), middle, nn.Linear(40, 8)).double().eval()
+    fold(graph)
+    program, zeros = trace(graph, linear=True), torch.zeros(1, 10, dtype=torch.float64)
+    region, spec = Interval(zeros, torch.ones_like(zeros)), torch.eye(8, dtype=torch.float64)
+    problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
+    layout, root = root_leaves(problem, problem, torch.arange(8))
+    lower = ascend_leaves(problem, layout, root, _ROOT_STEPS).leaves.lower
+    context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
+    alpha_crown = linear_lower_bound(program, problem.values, spec[None], program.output, context)[0]
+    assert (alpha_crown > root.lower + 0.1).all() and (lower >= alpha_crown - 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_searchs_gradient_is_that_of_differences(kind):
+    problem = small_problem(kind)
+    layout, root = root_leaves(problem, problem, torch.arange(3))
+    signs = torch.randint(-1, 2, root.signs.shape, dtype=torch.int8)
+    choices = (0.2 + 0.6 * torch.rand(root.choices.shape, dtype=torch.float64)).requires_grad_()
+    leaves = replace(root, signs=signs, choices=choices)
+    (gradient,) = torch.autograd.grad(problem.lower(leaves, layout, sound=False).sum(), choices)
+    direction = torch.randn_like(choices)
+    with torch.no_grad():
+        ends = [
+            problem.lower(replace(leaves, choices=choices + step * direction), layout, sound=False).sum()
+            for step in (1e-6, -1e-6)
+        ]
+    assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["deep", "convolution padded", "equilibrium"])
+@torch.no_grad()
+def test_threads_change_no_number(kind):
+    problem, before, results = small_problem(kind), torch.get_num_threads(), []
+    layout, root = root_leaves(problem, problem, torch.arange(3))
+    leaves = root.of(torch.arange(90) % 3)
+    signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            limits = layout, replace(leaves, signs=signs), Steps(3), 16
+            results.append(_bound_leaves(problem, problem, *limits))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert len(results[0]) == len(results[1]) == 6
+    for one, several in zip(*results, strict=True):
+        torch.testing.assert_close(one.leaves.lower, several.leaves.lower, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(one.points, several.points, rtol=1e-12, atol=1e-12)
