@@ -10,8 +10,6 @@ from torch import nn
 
 from baselines import DATASETS, build
 from baselines.contract import images, with_statistics
-from baselines.resnet import BasicBlock
-from baselines.resnext import GroupedBlock
 from cerdeq import LinfBall, bound
 from cerdeq.bounds import trace
 from cerdeq.equilibrium import Equilibrium, contraction, fold
@@ -50,22 +48,6 @@ def test_cnn7_is_the_published_network():
             assert [m.stride[0] for m in convolutions] == [1, 1, 2, 1, last]
             assert all(m.kernel_size == (3, 3) and m.padding == (1, 1) for m in convolutions)
             assert [m.out_features for m in layers[5:]] == [512, DATASETS[dataset].classes]
-
-
-@pytest.mark.parametrize(
-    ("name", "channels", "features"),
-    [
-        ("wideresnet8", [16, 160, 320, 640], 640 * 16 * 16),
-        ("resnext", [16, 32, 32, 64, 64, 128, 128], 128 * 16 * 16),
-    ],
-)
-def test_networks_for_tiny_imagenet_have_the_published_channels(name, channels, features):
-    """Shi et al. 2021."""
-    with torch.device("meta"):
-        model = build(name, dataset="tiny-imagenet")
-    widths = [model.conv1.out_channels] + [m.norm1.num_features for m in model if isinstance(m, BasicBlock)]
-    widths += [m.norm3.num_features for m in model if isinstance(m, GroupedBlock)]
-    assert widths == channels and model.linear.in_features == features
 
 
 @pytest.mark.parametrize(("name", "depth"), [(name, depth) for name in DEPTHS for depth in DEPTHS[name]])
@@ -131,11 +113,6 @@ def test_a_dense_equilibrium_with_w_at_zero_is_the_explicit_layer_from_the_same_
     torch.testing.assert_close(model(x), expected(x))
 
 
-def test_convdeq_needs_a_linear_layer():
-    with pytest.raises(ValueError, match="layers must be from 1 to 1,000, found 0"):
-        small("convdeq", "digits", layers=0)
-
-
 @torch.no_grad()
 def set_w_to_zero(model):
     for module in model.modules():
@@ -153,16 +130,6 @@ def test_an_injection_can_see_the_image_again(dataset):
             stem.norm3.weight.zero_()
         logits = model(images(dataset, 2))
         assert torch.allclose(logits[0], logits[1]) != image
-
-
-@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7", "deqscales"])
-def test_a_convolutional_equilibrium_takes_odd_kernels_alone(name):
-    model = small(name, "digits", kernel_size=1)
-    kernels = [m.recurrence.weight.shape[2:] for m in model.modules() if isinstance(m, Equilibrium)]
-    assert {tuple(kernel) for kernel in kernels} == {(1, 1)}
-    for kernel in (2, -3, None):
-        with pytest.raises(ValueError, match=f"kernel_size must be odd and at least 1, found {kernel}"):
-            small(name, "digits", kernel_size=kernel)
 
 
 def test_a_network_without_recurrence_is_the_network_with_w_at_zero():

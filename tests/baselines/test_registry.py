@@ -56,6 +56,7 @@ OUT_OF_RANGE = [
     ("cerdeq", {"equilibria": 3}),
     ("cerdeq", {"recurrent": False, "margin": 0.2}),
     ("cnn", {"depth": 4}),
+    ("convdeq", {"layers": 0}),
     ("resnet", {"depth": 8}),
     ("tied", {"depth": 6}),
 ]

@@ -183,30 +183,3 @@ def windows_of(pool: Callable[[Tensor], Tensor], size: int) -> list[np.ndarray]:
     with torch.no_grad():
         raised = pool(torch.eye(size, dtype=torch.float64)).flatten(1) > 0.5
     return [np.flatnonzero(column) for column in raised.T.numpy()]
-
-
-def reach(graph: Graph, box) -> Tensor:
-    """At least the sizes [B, N] of all that is added up on the way to the outputs over a box, affine nodes taken
-    absolutely: what rounding errors are relative to."""
-    values, shapes = [box.center.abs() + box.radius], [box.center.shape[1:]]
-    for node in graph.nodes:
-        parts = [values[s] for s in node.sources]
-        with torch.no_grad():
-            shapes.append(node.apply(*[torch.zeros_like(part) for part in parts]).shape[1:])
-        if node.slope is None:
-            sizes = [int(np.prod(shapes[s])) for s in node.sources]
-
-            def apply(flat, node=node, sizes=sizes):
-                split = flat.split(sizes, dim=1)
-                return node.apply(*[p.reshape(-1, *shapes[s]) for p, s in zip(split, node.sources, strict=True)])
-
-            matrix, offset = dense_affine(apply, (sum(sizes),))
-            flat = torch.cat([part.flatten(1) for part in parts], dim=1)
-            values.append((flat @ matrix.abs().T + offset.abs()).view(len(flat), *shapes[-1]))
-        elif node.slope == "max":
-            values.append(node.apply(parts[0]))
-        elif isinstance(node.slope, tuple):
-            values.append(parts[0] + max(map(abs, node.slope)))
-        else:
-            values.append(parts[0] * max(1.0, abs(node.slope)))
-    return values[-1].flatten(1)

@@ -1,6 +1,5 @@
 """Parts of branch and bound: the first attack, boxes of hidden units, passes of the search."""
 
-import time
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -26,7 +25,6 @@ from cerdeq.branch.decide import _ROOT_STEPS, _bound_leaves
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.leaves import Problem, root_leaves
-from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -62,17 +60,6 @@ def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
         if is_falsified:
             assert (problem.at(point)[0] < 0).any()
             assert ((point - region.center).abs() <= region.radius).all()
-
-
-def test_only_the_given_rows_are_attacked_and_late_attacks_end():
-    network, region = tent()
-    problem = problem_of(network, region, torch.tensor([[1.0], [0.0]]).double())
-    with torch.no_grad(), patch.object(attack, "signed_step", wraps=attack.signed_step) as step:
-        with stop_at(time.monotonic()), pytest.raises(DeadlineError):
-            first_attack(problem, problem, torch.tensor([1]))
-        assert step.call_count == 1
-        first_attack(problem, problem, torch.tensor([1]))
-    assert step.call_args.args[2][:, 0].eq(0).all() and step.call_args.args[2][:, 1].eq(1).all()
 
 
 def test_the_points_after_the_last_step_are_tried():

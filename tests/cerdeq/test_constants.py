@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import DTYPES, Lambda, fractions
+from pairs import every_pair
 from torch import nn
 
 from cerdeq import Box, bound, verify
@@ -40,6 +41,8 @@ OPTIONS = {
 }
 RADII = [[0.0, 0.0, 0.0], [0.3, 0.01, 0.1], [0.9, 2.5, 0.35]]  # points, boxes of one sign, boxes with 0 inside
 
+METHODS = ["ibp", "crown-ibp"]
+
 
 class WithConstant(nn.Module):
     """`function` of x and an attribute."""
@@ -52,9 +55,7 @@ class WithConstant(nn.Module):
         return self.function(x, self.constant)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
-@pytest.mark.parametrize("computed", ARITHMETIC | OPTIONS)
+@pytest.mark.parametrize(("computed", "method", "dtype"), every_pair(ARITHMETIC | OPTIONS, METHODS, DTYPES))
 def test_a_constant_of_any_type_is_the_exact_number(computed, method, dtype):
     """Extremes lie at the ends of the box or at 0; bounds of points are close to them."""
     function, exactly = (ARITHMETIC | OPTIONS)[computed]

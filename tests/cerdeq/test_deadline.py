@@ -34,7 +34,10 @@ def network_of(kind):
     return nn.Sequential(*wide, nn.Flatten(), nn.Linear(2**16, 200))
 
 
-@pytest.mark.parametrize(("kind", "radius"), [("residual", 1e-3), ("residual", 1e-2), ("wide", 1e-4)])
+SLOWER = [pytest.param(*case, marks=pytest.mark.slow) for case in (("residual", 1e-2), ("wide", 1e-4))]
+
+
+@pytest.mark.parametrize(("kind", "radius"), [("residual", 1e-3), *SLOWER])
 @torch.no_grad()
 def test_an_answer_comes_soon_after_the_limit(kind, radius):
     model, x = network_of(kind).eval(), torch.rand(1, 3, 64, 64)

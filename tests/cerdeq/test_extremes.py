@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from equilibria import exact_outputs, folded_network, hard_matrices
+from equilibria import exact_outputs, folded_network
 from graphs import SEARCHED
 from oracles import DTYPES, assert_contains, points_of
 from pairs import every_pair
@@ -18,7 +18,6 @@ from torch import nn
 
 from cerdeq import Box, Equilibrium, LinfBall, bound
 from cerdeq.bounds import BOUNDS
-from cerdeq.equilibrium import FixedPoint, NotContractiveError
 
 KERNELS, COUNTS = (None, 3), (1, 2)
 every_kind = pytest.mark.parametrize(
@@ -51,12 +50,6 @@ def width(bounds):
 def rounding(dtype):
     """Return how wide the box of a point may be. Boxes of equilibria start from a float32 solution in both dtypes."""
     return 1e-3 if dtype == torch.float32 else 1e-6
-
-
-@every_kind
-def test_a_point_is_bounded_by_its_value(kernel, count, dtype, method):
-    model = folded_network(kernel, count, dtype)
-    assert width(assert_bounded(model, LinfBall(images(kernel, dtype), 0), method)) <= rounding(dtype)
 
 
 @pytest.mark.parametrize(
@@ -134,20 +127,3 @@ def test_weights_of_any_size_give_right_bounds_or_none(kernel, dtype, method, na
         size = (plain[1] - plain[0]).max().item()
         np.testing.assert_allclose(lower, plain[0], rtol=0, atol=0.1 * size)
         np.testing.assert_allclose(upper, plain[1], rtol=0, atol=0.1 * size)
-
-
-def degenerate(name, exponent=0):
-    """Return an equilibrium whose |W| is reducible, periodic or tiny, times a power of 2."""
-    weight = hard_matrices()[name].double() * 2.0**exponent
-    size = len(weight)
-    block = Equilibrium(size, nn.Linear(2, size), None)
-    block.recurrence = FixedPoint(weight, 1, 1)
-    return nn.Sequential(block, nn.Linear(size, 3)).double().eval()
-
-
-def test_a_nilpotent_recurrence_of_huge_entries_is_refused():
-    """rho is 0, but power iteration reaches no v that proves it."""
-    region = LinfBall(torch.rand(2, 2, dtype=torch.float64), 0.1)
-    assert_bounded(degenerate("nilpotent", 10), region, "crown")
-    with pytest.raises(NotContractiveError, match="is not proved"):
-        bound(degenerate("nilpotent", 30), region, "crown")

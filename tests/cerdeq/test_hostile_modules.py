@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from oracles import Lambda
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
@@ -241,11 +240,6 @@ class WithGetattr(nn.Linear):
         return 2 * value if name == "bias" and torch.is_grad_enabled() else value
 
 
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-
 class OwnForward(nn.Sequential):
     def forward(self, x):
         return -super().forward(x)
@@ -257,17 +251,9 @@ def with_property():
     return layer
 
 
-def parametrised():
-    layer = nn.Linear(4, 4)
-    parametrize.register_parametrization(layer, "weight", Doubled())
-    return layer
-
-
 LAYERS = {
     "property": with_property,
     "getattr": lambda: WithGetattr(4, 4),
-    "parametrisation": parametrised,
-    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
     "Sequential with its own forward": lambda: OwnForward(nn.Linear(4, 4), nn.ReLU()),
 }
 

@@ -131,20 +131,6 @@ def test_the_caller_s_modes_change_nothing(method):
     assert all(parameter.grad is None for parameter in graph.parameters())
 
 
-def test_steps_have_names_of_their_own():
-    """Slopes are kept by name. A ReLU that is called twice, and a ReLU within it whose place is spelled alike."""
-
-    class Holder(nn.ReLU):
-        pass
-
-    model = Lambda(lambda module, x: F.relu(getattr(module.act, "2")(module.act(x) - 1)))
-    model.act = Holder()
-    model.act.add_module("2", nn.ReLU())
-    for network_of_steps in (network("shared")[0], network("dense")[0], model):
-        names = [step.name for step in trace(network_of_steps).steps]
-        assert len(set(names)) == len(names), names
-
-
 @pytest.mark.parametrize("method", BOUNDS)
 def test_a_window_of_padding_alone_has_no_lower_bound(method):
     """torch gives -inf there: every finite bound of it is wrong."""

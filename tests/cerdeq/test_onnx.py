@@ -68,7 +68,7 @@ def test_slices_take_what_onnxruntime_takes(tmp_path):
     random, refused = np.random.default_rng(0), 0
     ends = [*range(-9, 10), 2**40, -(2**40), -(2**63)]
     steps = [1, 2, 7, -1, -2, -7]
-    for start, end, step in [(random.choice(ends), random.choice(ends), random.choice(steps)) for _ in range(300)]:
+    for start, end, step in [(random.choice(ends), random.choice(ends), random.choice(steps)) for _ in range(100)]:
         path = onnx_file(one("Slice", *map(integers, (start, end, 1, step)), shape=(1, 5)), tmp_path)
         x = torch.rand(1, 5)
         expected = by_onnxruntime(path, x)
@@ -78,17 +78,7 @@ def test_slices_take_what_onnxruntime_takes(tmp_path):
             refused += 1
             with pytest.raises(OnnxError, match="found a result without numbers"):
                 load_onnx(path)
-    assert 50 < refused < 250
-
-
-def test_one_session_of_onnxruntime_runs_all_points(tmp_path, monkeypatch):
-    made, original = [], onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kw: made.append(1) or original(*args, **kw))
-    path = onnx_file(one("Relu", shape=VECTOR), tmp_path)
-    run = load_content(read_content(path), path).run
-    for sign in (1, -1):
-        assert (run(np.full((2, 5), sign, np.float32)) == max(sign, 0)).all()
-    assert len(made) == 1
+    assert 15 < refused < 85
 
 
 def test_a_bias_becomes_part_of_its_layer(tmp_path):
@@ -123,8 +113,6 @@ REFUSED = {
     ),
     "remove it: certify the logits": one("Softmax"),
     "alpha = 2.0, allowed: 1.0": one("Gemm", MATRIX, BIAS, alpha=2.0, shape=VECTOR),
-    "transA = 1": one("Gemm", numbers(1, 3), transA=1, shape=(1, 1)),
-    "one for all examples": one("Gemm", MATRIX, numbers(2, 3), shape=VECTOR),
     "a value and a constant": Net("", [("Relu", ["x"], {}), ("Mul", ["x", "y1"], {})]),
     r"operator Sub at node 'node3': found values of shapes \[2\] and \[2, 2\]": Net(
         "",
@@ -132,41 +120,25 @@ REFUSED = {
         ("batch", 2, 2),
         {"w": numbers(2, 1), "axis": integers(2)},
     ),
-    "without zeros": one("Div", np.zeros(1, np.float32)),
-    "divided by a constant": one("Div", numbers(1), "x"),
     "the same for all examples": one("Add", numbers(2, 4, 6, 5)),
     "times a constant matrix": one("MatMul", numbers(2, 6), "x", shape=("batch", 6, 5)),
-    "depends on the network's input": Net("", [("Flatten", ["x"], {}), ("MatMul", ["y1", "y1"], {})], ("batch", 1)),
     "allowed: images": one("Conv", numbers(3, 4, 2), shape=("batch", 4, 6)),
     r"found inputs of shape \[4, 5\]": Net(
         "", [("Reshape", ["x", "s"], {}), ("Gemm", ["y1", "w"], {})], (1, 20), {"s": integers(4, 5), "w": MATRIX}
     ),
-    "allowed: one with a batch": one("Transpose", perm=[0], shape=(5,)),
-    "a value with a batch and one without": Net(
-        "", [("Unsqueeze", ["x", "a"], {}), ("Add", ["x", "y1"], {})], (5,), {"a": integers(0)}
-    ),
-    "the same for all examples|allowed: one with a batch": one("Add", numbers(1, 5), shape=(5,)),
-    "a result of at least one dimension": one("Reshape", integers(), shape=(1, 1)),
     "the batch, first": one("Transpose", perm=[1, 0, 2, 3]),
     "0 of the batch": one("Pad", integers(1, 0, 0, 0, 0, 0, 0, 0)),
-    "at least 0": one("Pad", integers(0, 0, -1, 0, 0, 0, 0, 0)),
     "mode = 'reflect'": one("Pad", integers(0, 0, 1, 0, 0, 0, 0, 0), mode="reflect"),
-    "along another dimension": one("Concat", "x", "x", axis=0),
-    "ceil_mode = 1": one("MaxPool", kernel_shape=[2, 2], ceil_mode=1),
-    "equal ones": one("MaxPool", kernel_shape=[2, 2], pads=[1, 0, 0, 0]),
     r"padding \(1, 0\) before and \(0, 0\) after": one("AveragePool", kernel_shape=[2, 2], pads=[1, 0, 0, 0]),
-    "training_mode = true": one("Dropout", "", np.array(True)),
     "training_mode = 1": one("BatchNormalization", *NORM, training_mode=1),
     "negative variance": one("BatchNormalization", *NORM[:3], -NORM[3]),
     "does not depend on the input": Net("", [("Identity", ["c"], {})], constants={"c": numbers(1, 3)}),
-    "of constants are allowed": Net("", [("Add", ["c", "c"], {}), ("Add", ["x", "y1"], {})], constants={"c": BIAS}),
     "opset 6, allowed: 7": one("Relu", opset=6),
     r"node 'node1': found values of shapes \[\[4, 6, 5\]\], which Conv2d\(5, 3": one("Conv", numbers(3, 5, 3, 3)),
     "2147483648.*allowed: up to 67108864 numbers": one("Relu", shape=("batch", 2**31)),
     "constants of up to 1099511627776 numbers": Net(
         "", [("ConstantOfShape", ["s"], {}), ("Add", ["x", "y1"], {})], constants={"s": integers(2**20, 2**20, 1)}
     ),
-    "found 4398105231552 numbers as results": one("Pad", integers(0, 0, 2**20, 2**20, 0, 0, 0, 3)),
     "found 2097152000 numbers as results": one("MatMul", numbers(1, 2000), shape=("batch", 2**20, 1)),
     "torch cannot run it|does not take": one("AveragePool", kernel_shape=[2, 2], strides=[2**62, 1]),
     "64064016000000 products": one("AveragePool", kernel_shape=[4000, 4000], shape=("batch", 1, 6000, 6000)),
@@ -176,29 +148,18 @@ REFUSED = {
         VECTOR,
         {"w": np.full((5, 5), 3e20, np.float32), "v": np.full((5, 2), -3e20, np.float32)},
     ),
-    "fixed sizes after the batch": one("Relu", shape=("batch", "channels", 3)),
     "a batch of 7": one("Relu", shape=(7, 3)),
     "DOUBLE, allowed: FLOAT": one("Add", np.ones(5)),
-    "initializer 'c0': found NaN": one("Add", np.array([1, np.nan], np.float32)),
     "operator Constant at node 'node1': attribute 'value_float': found NaN": Net(
         "", [("Constant", [], {"value_float": np.inf}), ("Add", ["x", "y1"], {})]
     ),
-    "attribute 'value_floats': found NaN": Net(
-        "",
-        [("Constant", [], {"value_floats": [0.0, np.nan]}), ("Slice", ["y1", "s", "e"], {}), ("Mul", ["x", "y2"], {})],
-        constants={"s": integers(0), "e": integers(1)},
-    ),
-    "attribute 'alpha': found NaN or infinity": one("LeakyRelu", alpha=np.nan),
     "attribute 'value': found NaN or infinity": one("Pad", pads=[0, 0, 0, 1, 0, 0, 0, 0], value=np.inf, opset=9),
-    "attribute 'epsilon': found NaN or infinity": one("BatchNormalization", *NORM, epsilon=np.inf),
-    "attribute 'min': found NaN or infinity": one("Clip", min=np.nan, opset=9),
     "found a result without numbers": Net(
         "",
         [("Slice", ["x", "s", "e", "a", "t"], {}), ("Concat", ["x", "y1"], {"axis": 1})],
         VECTOR,
         {"s": integers(3), "e": integers(2**63 - 1), "a": integers(1), "t": integers(-1)},  # onnxruntime takes 4
     ),
-    "numbers of int64, allowed: float32": one("Add", integers(1)),
 }
 
 
@@ -210,24 +171,12 @@ def test_what_has_no_layer_is_refused_by_name(message, tmp_path):
     assert str(refusal.value).startswith(f"{path}: ")
 
 
-def double_input(model):
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
-
-
 def second_input(model):
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("batch", 3)))
 
 
-def second_output(model):
-    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 3)))
-
-
 def newer_opset(model):
     model.opset_import[0].version = 999
-
-
-def no_opset(model):
-    model.opset_import[0].domain = "com.example"
 
 
 def own_operator(model):
@@ -258,31 +207,14 @@ def lost_node(model):
     del model.graph.node[0]
 
 
-def lost_external_data(model):
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="weights.bin")
-
-
-def external_data_elsewhere(model):
-    lost_external_data(model)
-    model.graph.initializer[0].external_data[0].value = "../../../../etc/hostname"
-
-
 DAMAGED = {
-    "input 'x': found another type": double_input,
     "found 2 inputs and 1 outputs": second_input,
-    "found 1 inputs and 2 outputs": second_output,
     "found opset 999": newer_opset,
-    "names no opset": no_opset,
     "no layer for the operators com.example.Conv at node 'node1'": own_operator,
     r"operator Dropout at node 'number 1': another node reads the outputs \['y1'\]": second_output_used,
     "found its own operator 'Conv'": replaced_operator,
     r"found external data|not a valid ONNX model: .*weights\.bin": external_attribute,
     "not a valid ONNX model": lost_node,
-    "external data cannot be read: .*weights.bin": lost_external_data,
-    "external data cannot be read": external_data_elsewhere,
 }
 
 
@@ -303,13 +235,6 @@ def test_other_files_are_refused(content, tmp_path):
         load_onnx(path)
     with pytest.raises(OnnxError, match=r"other\.onnx: cannot be read: No such file"):
         load_onnx(tmp_path / "other.onnx")
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    path = onnx_file(one("Conv", KERNEL), tmp_path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(OnnxError):
-        load_onnx(path)
 
 
 ANY_BATCH = [
@@ -415,9 +340,3 @@ def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(LAYERS, "LeakyRelu", lambda node: nn.LeakyReLU(0.02))
     with pytest.raises(OnnxError, match=r"they differ by up to 0\.0"):
         load_onnx(onnx_file(one("LeakyRelu"), tmp_path))
-
-
-def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(OnnxError, match="install the extra `onnx`"):
-        load_onnx(tmp_path / "net.onnx")

@@ -76,8 +76,3 @@ def test_networks_that_no_file_can_hold_are_refused(message, tmp_path):
     with pytest.raises(OnnxError, match=message):
         export_onnx(REFUSED[message](), tmp_path / "net.onnx", (1, 8, 8))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(OnnxError, match=r"folder/net.onnx: cannot be written: No such file"):
-        export_onnx(nn.Linear(8, 2).eval(), tmp_path / "folder" / "net.onnx", (8,))

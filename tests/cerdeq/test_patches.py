@@ -7,8 +7,7 @@ from oracles import Lambda, random_box
 from torch import nn
 
 from baselines.resnet import BasicBlock
-from cerdeq import LinfBall, bound
-from cerdeq.bounds import Backward, Context, Interval, linear_lower_bound, patches, tighten, trace, values_of
+from cerdeq.bounds import Backward, Context, Interval, linear_lower_bound, patches, trace, values_of
 from cerdeq.bounds.patches import Patches, one_hot
 
 
@@ -78,15 +77,6 @@ def test_windows_give_the_bounds_of_whole_images(name):
         torch.testing.assert_close(by_windows, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["uneven", "residual, strides", "pooled", "columns differ"])
-def test_crown_does_not_depend_on_the_form_of_coefficients(name, monkeypatch):
-    model, box = network(name), random_box(2, 2, 9, 8)
-    with_windows = bound(model, box, "crown")
-    monkeypatch.setattr(tighten, "one_hot", lambda *arguments: patches.dense(one_hot(*arguments)))
-    for mine, theirs in zip(with_windows, bound(model, box, "crown"), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
-
-
 def test_a_window_stays_a_window_as_long_as_it_is_smaller(monkeypatch):
     """Otherwise the tests above would compare whole images with whole images."""
     program = trace(network("strides"), linear=True)
@@ -103,40 +93,3 @@ def test_a_window_stays_a_window_as_long_as_it_is_smaller(monkeypatch):
     output = one_hot(torch.tensor([[5]]), torch.ones(1, 1).double(), values[-1].center.shape[1:])
     linear_lower_bound(program, values, output, program.output, Backward(sound=True))
     assert forms == [(1, 1)] * 3 + [(3, 3)] * 3 + [(5, 5)] * 3
-
-
-class Residual(nn.Module):
-    """x + conv(x): IBP does not see that both terms depend on x."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1)
-
-    def forward(self, x):
-        return x + self.conv(x)
-
-
-def behind(first):
-    torch.manual_seed(0)
-    head = (nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 8), nn.ReLU(), nn.Linear(8, 3))
-    return nn.Sequential(*first, *head).double().eval()
-
-
-@pytest.mark.parametrize("first", ["conv norm", "norm conv", "conv conv", "residual"])
-def test_a_box_thatis_exact_is_not_tightened_and_others_are(first, monkeypatch):
-    """After one sum and operators that treat elements one by one, IBP is exact; after two sums it is not."""
-    layers = {"conv": lambda: nn.Conv2d(2, 2, 3, padding=1), "norm": lambda: nn.BatchNorm2d(2), "residual": Residual}
-    model = behind([layers[name]() for name in first.split()])
-    ball = LinfBall(torch.rand(2, 2, 6, 6, dtype=torch.float64), 0.1)
-    calls, original = [], tighten._tighten_box
-
-    def recorded(*arguments, **options):
-        calls.append(arguments)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(tighten, "_tighten_box", recorded)
-    ends = bound(model, ball, "crown")
-    assert len(calls) == (1 if "norm" in first else 2)
-    monkeypatch.setattr(tighten, "is_exact", lambda program, number: False)
-    for mine, theirs in zip(ends, bound(model, ball, "crown"), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)

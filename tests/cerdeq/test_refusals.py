@@ -271,14 +271,7 @@ def test_a_region_or_spec_that_does_not_fit_is_one_error_for_all_methods(name):
         verify(model, region, spec, branches=1)
 
 
-LIMITS = (
-    {"seconds": float("nan")},
-    {"seconds": -1},
-    {"seconds": "1"},
-    {"branches": True},
-    {"branches": 1.5},
-    {"seconds": None},
-)
+LIMITS = [*({"seconds": each} for each in (float("nan"), -1, "1", True, None)), {"branches": -1}, {"branches": 1.5}]
 
 
 @pytest.mark.parametrize("limits", LIMITS)

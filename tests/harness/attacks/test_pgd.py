@@ -13,7 +13,7 @@ from baselines import build
 from cerdeq.equilibrium import use_attack_solvers
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
-from harness.attacks.pgd import last_point, noise, worst_point
+from harness.attacks.pgd import noise, worst_point
 from harness.settings import EvaluationSettings
 
 EPS = Fraction(1, 10)
@@ -45,14 +45,6 @@ def predicted(model, x):
 @torch.no_grad()
 def margins_at(model, points, labels):
     return margins(model(points), labels)
-
-
-def test_steps_go_up_by_their_size_and_stay_within_the_ends():
-    start, low, high, slope = torch.tensor([[0.5, 0.2, 0.9]]), torch.zeros(1, 3), torch.ones(1, 3), torch.ones(3)
-    slope[1] = -0.1
-    point = last_point(lambda points: points @ slope, start, 0.125, 2, low, high)
-    torch.testing.assert_close(point, torch.tensor([[0.75, 0.0, 1.0]]))
-    assert not point.requires_grad
 
 
 def test_starts_depend_on_the_seeds_and_each_image_alone():

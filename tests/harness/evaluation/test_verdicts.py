@@ -16,15 +16,14 @@ from cerdeq import Box
 from cerdeq.bounds import trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import rules
-from harness.attacks.counterexamples import LEVELS, corners, decode, unpack
+from harness.attacks.counterexamples import LEVELS, decode, unpack
 from harness.attacks.objectives import margins
 from harness.common import names
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
-from harness.evaluation.attack import margins_as_stored, margins_at, prefer_corners
 from harness.evaluation.ibp import errors_without_attack
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.network import load_network, prepare_network
+from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import evaluate
 from harness.settings import EvaluationSettings
 from harness.storage import folder
@@ -125,26 +124,6 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
     assert not first.equals(alone)  # float32 proved some
 
 
-def test_relu_states_of_a_point_are_its_own_and_a_ball_adds_unstable_ones(problem):
-    model, images, labels, config = problem("cnn5", eps="1/100000000")
-    inputs = {}
-    relus = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]})) for name, module in relus
-    ]
-    with torch.no_grad():
-        model(images.double() / 255)
-    for hook in hooks:
-        hook.remove()
-    at_points = evaluate(model, images, labels, config).layers
-    over_balls = evaluate(model, images, labels, replace(config, eps=Fraction(1, 4))).layers
-    for name, p in inputs.items():
-        assert at_points[names.layer_inactive(name)] == pytest.approx(100 * float((p <= 0).double().mean()), abs=0.1)
-        assert at_points[names.layer_unstable(name)] < 0.1
-        assert over_balls[names.layer_unstable(name)] > 10
-        assert over_balls[names.layer_unstable(name)] + over_balls[names.layer_inactive(name)] <= 100
-
-
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
 def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, problem, monkeypatch):
     """It may be a corner; verdicts, and the margin at the point that the attack found, are those without corners."""
@@ -173,22 +152,6 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     torch.testing.assert_close(at_points, recorded, atol=1e-3, rtol=1e-6)
 
 
-def test_a_counterexample_that_no_corner_replaces_is_stored_itself(problem):
-    """The images themselves, labelled by their second class, so that they are misclassified; some corners are not."""
-    model, images, _, config = problem("cnn5", eps="1/2")
-    prepared, x = prepare_network(model, ("ibp",)), images.double() / 255
-    with torch.no_grad():
-        second = model(x).topk(2).indices[:, 1]
-    margin, k = margins_as_stored(prepared, x, x, second, config.eps)
-    k = prefer_corners(prepared, k, x, second, config.eps)
-    at_corner = (k.abs() == LEVELS).flatten(1).all(1)
-    assert (margin < 0).all() and at_corner.any() and not at_corner.all()
-    assert (k[~at_corner] == 0).all()
-    corner = corners(torch.zeros_like(k), x, config.eps)
-    assert (margins_at(prepared, decode(corner, x, config.eps), second)[~at_corner] >= 0).all()
-    assert (k[at_corner] == corner[at_corner]).all()
-
-
 def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, monkeypatch):
     arguments = problem("cnn5", count=12, eps="1/2")
     expected = evaluate(*arguments)
@@ -207,21 +170,6 @@ def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypa
     monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     evaluation = evaluate(*problem("cnn5", eps="1/2"))
     assert names.FALSIFIED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
-
-
-def test_examples_that_ibp_proved_are_attacked_once_by_the_margin(problem, monkeypatch):
-    calls, worst_point = [], attack.worst_point
-
-    def recorded(model, x, labels, eps, settings, seed, indices):
-        calls.append((settings.attack, settings.attack_restarts, set(indices.tolist())))
-        return worst_point(model, x, labels, eps, settings, seed, indices)
-
-    monkeypatch.setattr(attack, "worst_point", recorded)
-    settings = EvaluationSettings(stages=("ibp",), attack="all", attack_steps=2, attack_restarts=2)
-    table = evaluate(*problem("cnn5", eps="1/2000", evaluation=settings)).verdicts
-    correct, proved = table[names.VERDICT] != names.MISCLASSIFIED, table[MARGIN] > 0
-    expected = {("all", 2): set(table.index[correct & ~proved]), ("margin", 1): set(table.index[correct & proved])}
-    assert {call[:2]: call[2] for call in calls} == expected and len(calls) == 2
 
 
 def test_proved_margins_of_points_are_above_the_exact_ones():

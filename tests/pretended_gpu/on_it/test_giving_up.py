@@ -4,12 +4,9 @@ another matter: batches are divided. All kernels do nothing here, so that values
 import pytest
 import torch
 from controls import counted, failing
-from safetensors.torch import load_file
-from steppers import Killed, kill, stepper_of, take_steps
+from steppers import stepper_of, take_steps
 from values import Values
 
-from harness.machine.clock import Clock
-from harness.storage import folder
 from harness.training import objective, run_trial
 from harness.training.capture import CapturedStep
 from harness.training.step import Stepper, is_out_of_memory
@@ -88,19 +85,6 @@ def test_fused_adam_that_fails_is_given_up_and_has_counted_no_step(tiny_trial, n
     assert [line.partition(" given up")[0] for line in stepper.failed_optimisations] == ["fused Adam", "CUDA graphs"]
     assert {int(state["step"]) for state in stepper.optimiser.state.values()} == {2}
     assert all(parameter.isfinite().all() for parameter in stepper.model.parameters())
-
-
-@pytest.mark.slow
-def test_a_killed_trial_without_fused_adam_goes_on_to_the_same_end(tiny_trial, tmp_path, no_fused_adam):
-    config = tiny_trial(width=0.05, train=NOT_COMPILED | {"ema_decay": 0.9})
-    with Values(), failing("capture"):
-        run_trial(config, tmp_path / "quiet")
-        with pytest.raises(Killed):
-            run_trial(config, tmp_path / "killed", kill, clock=Clock(keep_every=0))
-        result = run_trial(config, tmp_path / "killed")
-    assert sum(" given up: " in warning for warning in result.warnings) == 2
-    quiet, killed = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("quiet", "killed"))
-    assert all(torch.equal(value, killed[name]) for name, value in quiet.items())
 
 
 def test_an_error_of_the_step_itself_is_raised(tiny_trial, eager_fails):

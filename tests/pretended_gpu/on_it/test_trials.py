@@ -3,13 +3,9 @@
 import pytest
 import torch
 from controls import failing
-from safetensors.torch import load_file
-from steppers import Killed, kill
-from torch.testing import assert_close
 from values import Values
 
 from harness.common import names
-from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import run_trial
 from harness.training import trial as trial_module
@@ -44,16 +40,3 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
         assert abs(result.metrics[name] - expected.metrics[name]) < 4, name
     losses = [[row.get(names.TRAIN_LOSS) for row in folder.read_epochs(tmp_path / device)] for device in ("gpu", "cpu")]
     assert losses[0][1:] == pytest.approx(losses[1][1:], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(tiny_trial, tmp_path):
-    config = tiny_trial(width=0.05, train={**NOT_COMPILED, "ema_decay": 0.9})
-    run_on_gpu(config, tmp_path / "unbroken")
-    with pytest.raises(Killed):
-        run_on_gpu(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
-    result = run_on_gpu(config, tmp_path / "broken")
-    assert sum("CUDA graphs" in warning for warning in result.warnings) == 1
-    unbroken, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken"))
-    for name, value in unbroken.items():
-        assert_close(value, broken[name], rtol=0, atol=0, msg=name)
