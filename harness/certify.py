@@ -255,7 +255,7 @@ def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> N
         job.trial_dir.parent.parent for job in jobs if job.trial_dir.parent.name == folder.TRIALS
     ):
         print_leaderboard(*sweep_page.write_sweep(sweep_dir, data_dir), console)
-        console.print(sweep_dir / sweep_page.REPORT, soft_wrap=True)
+        console.print(sweep_dir / folder.REPORT, soft_wrap=True)
 
 
 if __name__ == "__main__":

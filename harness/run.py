@@ -226,7 +226,7 @@ def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> Non
             path = study.sweep.checkpoints[checkpoint.sha256]
             folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
     shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
-    for directory in (study.sweep_dir, study.sweep_dir / up_to_date.FIGURES):
+    for directory in (study.sweep_dir, study.sweep_dir / folder.FIGURES):
         remove_unfinished(directory)
 
 
@@ -294,7 +294,7 @@ def _write_reports(
     if not up_to_date.is_up_to_date(sweep_dir, data_dir):  # last: figures take seconds
         start_call("harness.report.sweep_page", "write_sweep", sweep_dir, data_dir)()
         up_to_date.mark_up_to_date(sweep_dir, data_dir)
-    console.print(f"\nAll results on a page:\n{sweep_dir / up_to_date.REPORT}", soft_wrap=True)
+    console.print(f"\nAll results on a page:\n{sweep_dir / folder.REPORT}", soft_wrap=True)
     return table.trials
 
 

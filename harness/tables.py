@@ -29,8 +29,7 @@ from harness.leaderboard.comparisons import ALL, METRICS, compare
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
-from harness.report.up_to_date import REPORT
-from harness.storage import folder
+from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 from harness.tune.status import print_status
 
@@ -88,13 +87,13 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
         return
     if len(directories) == 1:
         print_leaderboard(*write_sweep(directories[0], data_dir, latex), new_console())
-        say(directories[0] / REPORT)
+        say(directories[0] / folder.REPORT)
         return
-    sweep_dirs = [directory for directory in directories if folder.trial_folders(directory)]
+    sweep_dirs = [path for path in directories if folder.trial_folders(path) or (path / study_tables.TRIALS).exists()]
     if not sweep_dirs:
         raise InputError(f"none of {', '.join(map(str, directories))} holds trials: give results/<sweep>")
     sweeps = [write_sweep(directory, data_dir, latex) for directory in sweep_dirs]
-    say(*(directory / REPORT for directory in sweep_dirs), write_overview(sweep_dirs[0].parent, sweeps))
+    say(*(directory / folder.REPORT for directory in sweep_dirs), write_overview(sweep_dirs[0].parent, sweeps))
 
 
 def _compare(options: argparse.Namespace) -> None:

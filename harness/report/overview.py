@@ -9,7 +9,7 @@ from typing import Any
 from harness.leaderboard.summary import Summary, short_table
 from harness.leaderboard.table import Leaderboard
 from harness.report.sweep_page import render
-from harness.report.up_to_date import REPORT
+from harness.storage import folder
 from harness.storage.files import write_text
 
 INDEX = "index.html"
@@ -19,7 +19,7 @@ def write_overview(directory: Path, sweeps: Sequence[tuple[Leaderboard, dict[str
     """Write index.html in `directory`; return where it is. sweeps: each with its summaries by heading."""
     entries: dict[tuple[str, Fraction], list[dict[str, Any]]] = {}
     for leaderboard, summaries in sweeps:
-        link = Path(os.path.relpath(leaderboard.directory / REPORT, directory)).as_posix()
+        link = Path(os.path.relpath(leaderboard.directory / folder.REPORT, directory)).as_posix()
         for section in leaderboard.sections:
             summary = summaries[section.heading]
             cells = short_table(section, summary)

@@ -15,7 +15,6 @@ from harness.leaderboard.table import Leaderboard, Section, as_text, stages_tabl
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
-from harness.report.up_to_date import FIGURES, REPORT
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder
 from harness.storage.files import write_text
@@ -42,12 +41,13 @@ def write_sweep(
     Raises InputError where no table can be made.
     """
     leaderboard, summaries = write_leaderboard(directory, latex)
-    _write_page(leaderboard, summaries, data_dir)
+    write_page(leaderboard, summaries, data_dir)
     return leaderboard, summaries
 
 
-def _write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None) -> None:
-    figures = leaderboard.directory / FIGURES if (leaderboard.directory / LATEX_TABLE).exists() else None
+def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None = None) -> None:
+    """Write the page of a leaderboard and, where leaderboard.tex exists, its figures as PDF."""
+    figures = leaderboard.directory / folder.FIGURES if (leaderboard.directory / LATEX_TABLE).exists() else None
     parts = []
     for number, section in enumerate(leaderboard.sections):
         part = _part(section, summaries[section.heading])
@@ -63,7 +63,7 @@ def _write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_di
         uncounted=UNCOUNTED,
         stages_legend=STAGES_LEGEND,
     )
-    write_text(leaderboard.directory / REPORT, page)
+    write_text(leaderboard.directory / folder.REPORT, page)
 
 
 def _part(section: Section, summary: Summary) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from harness.leaderboard.literature import literature_files
 from harness.machine.environment import data_directory, source_digest
+from harness.storage import folder
 from harness.storage.files import digest_of_states, read_text, write_text
 
-REPORT, FIGURES = "report.html", "figures"
 _MADE_FROM = ".made-from"  # beside the page: a digest
 
 
@@ -36,6 +36,6 @@ def _files(sweep_dir: Path) -> Iterator[Path]:
     """Yield the files that the page and the figures are made from, and themselves."""
     for name in ("trials", "search"):
         yield from (sweep_dir / name).rglob("*")
-    yield from (sweep_dir / FIGURES).glob("[!.]*")
-    yield sweep_dir / REPORT
+    yield from (sweep_dir / folder.FIGURES).glob("[!.]*")
+    yield sweep_dir / folder.REPORT
     yield from literature_files(sweep_dir)

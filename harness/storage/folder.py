@@ -60,6 +60,8 @@ TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 SOURCE = "source.checkpoint"
 _WRITTEN = (LOG, EPOCHS, CHECKPOINT, SHARDS, WEIGHTS, RESULT, FAILURE)
+REPORT, FIGURES = "report.html", "figures"
+"""In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
 STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"

@@ -9,7 +9,7 @@ import json
 import shlex
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ _FINAL_STEP = 0  # at any other MLflow draws a curve of one point
 
 @dataclass(frozen=True)
 class Tracker:
-    """The MLflow experiment of one sweep."""
+    """The MLflow experiment of one sweep.
+
+    last_epochs: the last epoch that each run has, by the run's id, as far as this process has asked or logged.
+    """
 
     uri: str
     sweep: str
     experiment_id: str
     client: MlflowClient
+    last_epochs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, sweep: str, uri: str | None = None) -> "Tracker":
@@ -164,11 +168,15 @@ class Tracker:
     def _log_epochs(self, run: entities.Run, rows: list[dict[str, Any]]) -> None:
         """Log the epochs after the last one in the store. A batch of whole epochs goes in altogether or not at all."""
         run_id, any_logged = run.info.run_id, TRAIN_EPS in run.data.metrics  # which every row has, epoch 0's too
-        last = max(point.step for point in self.client.get_metric_history(run_id, TRAIN_EPS)) if any_logged else -1
-        new = [_metrics(row, row[EPOCH]) for row in rows if row[EPOCH] > last]
-        size = LARGEST_BATCH // max([1, *map(len, new)]) or 1
+        if run_id not in self.last_epochs:
+            history = self.client.get_metric_history(run_id, TRAIN_EPS) if any_logged else []
+            self.last_epochs[run_id] = max((point.step for point in history), default=-1)
+        new = [row for row in rows if row[EPOCH] > self.last_epochs[run_id]]
+        metrics = [_metrics(row, row[EPOCH]) for row in new]
+        size = LARGEST_BATCH // max([1, *map(len, metrics)]) or 1
         for start in range(0, len(new), size):
-            self.client.log_batch(run_id, list(chain.from_iterable(new[start : start + size])))
+            self.client.log_batch(run_id, list(chain.from_iterable(metrics[start : start + size])))
+            self.last_epochs[run_id] = new[start : start + size][-1][EPOCH]
 
     def _log_result(self, run: entities.Run, result: TrialResult, trial_dir: Path) -> None:
         """Log final metrics that the run does not have, and the files behind them."""

@@ -43,7 +43,6 @@ FIGURES = (
     Kind("Certified against standard error", error_figures.tradeoff),
     Kind("Errors of each trained network", error_figures.seeds),
     Kind("What each stage decides", error_figures.stages),
-    Kind("Time of each stage", error_figures.time),
     Kind("Errors against the length of training", lengths.length, broad=True),
     Kind("Bound width against depth", networks.depth, of_trials=True, broad=True),
     Kind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),

@@ -1,4 +1,4 @@
-"""Errors of networks: one against another, by seed, by the stage that decides, and what deciding takes."""
+"""Errors of networks: one against another, by seed, and by the stage that decides."""
 
 from textwrap import fill
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.common import names
 from harness.report.figures.section_data import OTHERS, SectionData
-from harness.report.figures.style import COLOURS, GREY, INK, add_legend, panels, plain_ticks, squares
+from harness.report.figures.style import COLOURS, GREY, INK, add_legend, panels, squares
 from harness.settings import STAGES
 
 _BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
@@ -121,26 +121,4 @@ def stages(data: SectionData) -> Figure | None:
     _label_rows(axes, list(counts.index))
     axes.set(xlim=(0, 100), xlabel="images, %")
     add_legend(figure, squares(colours))
-    return figure
-
-
-def time(data: SectionData) -> Figure | None:
-    """A point after each stage that ran, in the order clean, attack, ibp and on; means over seeds.
-
-    At most the eight best rows.
-    """
-    trials = data.trials[data.trials["label"].isin(data.section.own["label"].head(len(COLOURS)))]
-    ran = [stage for stage in _STAGES if names.seconds_of(stage) in trials]
-    if not ran:
-        return None
-    figure, (axes,) = panels(height=4.6)
-    means = trials.groupby("label", sort=False).mean(numeric_only=True)
-    for label, row in means.iterrows():
-        images = row[names.examples_at(names.CLEAN)]
-        seconds = np.cumsum([row[names.seconds_of(stage)] for stage in ran]) / images
-        decided = 100 * np.cumsum([row[names.decided_by(stage)] for stage in ran]) / images
-        axes.plot(seconds, decided, **data.looks[str(label)], ms=5, lw=1.2)
-    axes.set(xscale="log", xlabel="seconds per image, all stages so far", ylabel="decided, % of the images")
-    plain_ticks(axes.xaxis)
-    add_legend(figure, {label: data.looks[label] for label in means.index})
     return figure

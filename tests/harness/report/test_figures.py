@@ -177,9 +177,8 @@ def test_where_a_figure_cannot_be_drawn_the_reason_is_given_and_the_others_are_t
 def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(data, drawn):
     looks = {label: (look["color"], look["marker"]) for label, look in data.looks.items()}
     assert len(set(looks.values())) == len(looks) == 6
-    for name in ("time", "curves"):
-        lines = {(line.get_color(), line.get_marker()) for line in drawn[name].axes[0].lines}
-        assert lines == set(looks.values())
+    lines = {(line.get_color(), line.get_marker()) for line in drawn["curves"].axes[0].lines}
+    assert lines == set(looks.values())
 
 
 def test_layers_stand_in_each_network_s_own_order(drawn):

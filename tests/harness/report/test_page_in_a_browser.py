@@ -88,7 +88,7 @@ def test_other_columns_wait_behind_a_switch(browser):
 def test_the_page_fits_a_phone_and_its_figures_are_named(browser):
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     named = browser.execute_script("return [...document.querySelectorAll('figure svg')].map(s => s.ariaLabel)")
-    assert len(named) == 8 and all(named)
+    assert len(named) == 7 and all(named)
 
 
 def test_text_of_figures_has_the_page_s_colour_in_the_dark(browser):

@@ -58,6 +58,20 @@ def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
     assert counted.client.calls == {"search_runs": 1}, "once it is complete"
 
 
+def test_the_history_is_read_once_however_many_epochs_follow(tracker, tmp_path):
+    trial_dir = make_folder(tmp_path)
+    train(trial_dir, 1, 1)
+    tracker.sync(trial_dir)
+    counted = counting(Tracker.open(tracker.sweep, tracker.uri))
+    for epoch in (2, 3, 4):
+        train(trial_dir, epoch, epoch)
+        counted.sync(trial_dir)
+    assert counted.client.calls["get_metric_history"] == 1
+    finish(trial_dir)
+    counted.sync(trial_dir)
+    assert_complete(tracker)
+
+
 def test_a_run_has_the_trial_s_tags_parameters_and_note(tracker, tmp_path):
     trial_dir = make_folder(tmp_path)
     finish(trial_dir, {**FINAL, "bound_width": None})
