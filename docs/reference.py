@@ -1,17 +1,24 @@
-"""Tables of the keys of sweep files, made from their JSON schema when the documentation is built.
+"""Write the tables of keys, options and calls into docs/*.md: `uv run python docs/reference.py`.
 
-{sweep-keys} CLASS: the keys of a part of the file; without a class, of the file itself. {sweep-methods}: training
-methods and their losses. {sweep-options} options: of networks; {sweep-options} method_options: of training methods.
+A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
+
+    keys CLASS      the keys of a part of a sweep file; without a class, of the file itself
+    methods         training methods and their losses
+    options KEY     `options` of networks, or `method_options` of training methods
+    calls NAME ...  functions and classes: how they are called, and the first paragraph of their docstrings
 """
 
 import inspect
 import json
-
-from sphinx.util.docutils import SphinxDirective
+import pydoc
+import re
+from pathlib import Path
 
 from baselines import network_names
 from harness.methods import METHODS
 from harness.sweep.schema import network_options, options_of_method, sweep_schema
+
+DOCS = Path(__file__).parent
 
 
 def keys_table(part=None):
@@ -48,6 +55,18 @@ def options_table(key):
     return _table(titles, rows) if any(row[-1] for row in rows) else _table(titles[:-1], [row[:-1] for row in rows])
 
 
+def calls_table(*names):
+    """Return a table with a line for each function or class: how it is called, and what it does."""
+    rows = []
+    for name in names:
+        called = pydoc.locate(name)
+        parameters = inspect.signature(called).parameters.values()
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+        text = str(inspect.Signature(bare))
+        rows.append((f"`{name}{text}`", " ".join(inspect.getdoc(called).partition("\n\n")[0].split())))
+    return _table(["call", "what it does"], rows)
+
+
 def _typed(value, is_required):
     """Return type, default and meaning of a key, as Markdown."""
     default = f"`{json.dumps(value['default'])}`" if "default" in value else "required" if is_required else ""
@@ -74,21 +93,22 @@ def _table(titles, rows):
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _directive(make_table):
-    """Return a directive that puts a table into a page; its arguments are the function's."""
-
-    class Table(SphinxDirective):
-        optional_arguments = 1
-
-        def run(self):
-            return self.parse_text_to_nodes(make_table(*self.arguments))
-
-    return Table
+_TABLES = {"keys": keys_table, "methods": methods_table, "options": options_table, "calls": calls_table}
 
 
-def setup(app):
-    """Sphinx's hook."""
-    app.add_directive("sweep-keys", _directive(keys_table))
-    app.add_directive("sweep-methods", _directive(methods_table))
-    app.add_directive("sweep-options", _directive(options_table))
-    return {"parallel_read_safe": True}
+def with_tables(text):
+    """Return a page's text with its tables as the code has them today."""
+
+    def table(match):
+        kind, *arguments = match[1].split()
+        return f"<!-- reference: {match[1]} -->\n\n{_TABLES[kind](*arguments)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- reference: ([^>]+?) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in sorted(DOCS.glob("*.md")):
+        before = page.read_text()
+        if (after := with_tables(before)) != before:
+            page.write_text(after)
+            print(page)
