@@ -10,7 +10,7 @@ from equilibria import folded_network
 from graphs import network
 from milp import Encoding, Graph
 from oracles import random_box
-from test_verify import graph_case, near_the_edge, problem_of
+from test_verify import NEAREST, graph_case, near_the_edge, problem_of
 from torch import nn
 
 from cerdeq import Box, verify
@@ -52,7 +52,7 @@ def test_a_dent_between_the_corners_is_found():
 @pytest.mark.parametrize("name", ["deep", "convolution padded"])
 def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
     graph, region, spec, minimum = graph_case(name, 0)
-    for value, shifted, _ in near_the_edge(graph, region, spec, minimum):
+    for value, shifted, _ in near_the_edge(graph, region, spec, minimum, NEAREST):
         problem = problem_of(shifted, region, spec[0])
         with torch.no_grad():
             point, is_falsified = first_attack(problem, problem, torch.tensor([0]))

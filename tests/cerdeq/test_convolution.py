@@ -15,6 +15,7 @@ from cerdeq.operators import convolution
 from cerdeq.operators.convolution import conv2d_by_products, conv_transpose2d_by_products
 from cerdeq.precision import counted_rounding
 
+pytestmark = pytest.mark.usefixtures("short_searches")
 PADDINGS = [0, 1, (2, 1), "same", "valid"]
 STRIDES = [1, 2, (1, 3)]
 SHAPES = every_pair([(3, 2), (1, 1), (4, 4)], [1, 2, (2, 1)], [1, 2, 4])  # kernel, dilation, groups

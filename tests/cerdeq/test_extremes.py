@@ -108,6 +108,7 @@ def unscaled(kernel, dtype, method):
 
 
 @pytest.mark.parametrize(("kernel", "dtype", "method", "name"), every_pair(KERNELS, DTYPES, BOUNDS, SCALES))
+@pytest.mark.usefixtures("short_searches")
 @torch.no_grad()
 def test_weights_of_any_size_give_right_bounds_or_none(kernel, dtype, method, name):
     """z is homogeneous in h, so the outputs are those of the plain network times a power of 2, wherever it leads."""

@@ -68,7 +68,7 @@ def test_slices_take_what_onnxruntime_takes(tmp_path):
     random, refused = np.random.default_rng(0), 0
     ends = [*range(-9, 10), 2**40, -(2**40), -(2**63)]
     steps = [1, 2, 7, -1, -2, -7]
-    for start, end, step in [(random.choice(ends), random.choice(ends), random.choice(steps)) for _ in range(100)]:
+    for start, end, step in [(random.choice(ends), random.choice(ends), random.choice(steps)) for _ in range(40)]:
         path = onnx_file(one("Slice", *map(integers, (start, end, 1, step)), shape=(1, 5)), tmp_path)
         x = torch.rand(1, 5)
         expected = by_onnxruntime(path, x)
@@ -78,7 +78,7 @@ def test_slices_take_what_onnxruntime_takes(tmp_path):
             refused += 1
             with pytest.raises(OnnxError, match="found a result without numbers"):
                 load_onnx(path)
-    assert 15 < refused < 85
+    assert 5 < refused < 35
 
 
 def test_a_bias_becomes_part_of_its_layer(tmp_path):

@@ -131,7 +131,7 @@ def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
         point.float()(h.float())
 
 
-@pytest.mark.parametrize("rate", [0.9999, -0.99999])
+@pytest.mark.parametrize("rate", [0.9999, pytest.param(-0.99999, marks=pytest.mark.slow)])
 def test_equilibria_that_picard_iteration_does_not_reach_are_found(rate):
     """rho(|W|) next to 1, as small margins allow: exactly h / (1 - w) for a positive h."""
     layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64), 5, 5).eval()

@@ -63,12 +63,3 @@ def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
         "failed in bab: 1 examples, such as 3 (ValueError: no)",
         "not finite: a, c",
     ]
-
-
-def test_a_warning_names_certified_examples_whose_certificate_was_not_found():
-    table = TABLE.copy()
-    by_crown = TABLE[TABLE[names.STAGE] == "crown"].index
-    table.loc[by_crown[3], names.REASON] = names.NO_CERTIFICATE
-    assert warnings(evaluation(table), {}) == [
-        f"no certificate: 1 certified examples, such as {by_crown[3]}; harness.recheck may not confirm them"
-    ]

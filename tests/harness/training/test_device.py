@@ -6,10 +6,9 @@ import pytest
 import torch
 from steppers import stepper_of, take_steps
 
-from baselines import build
 from harness.common.errors import InputError
 from harness.data import load
-from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, tf32, without_faulty_onednn
+from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, tf32
 from harness.training import loop
 from harness.training.step import Stepper
 
@@ -112,19 +111,6 @@ def test_only_steps_use_tf32(tiny_trial, tmp_path, monkeypatch, precision):
     loop.train(config, data.images[:320], data.labels[:320], tmp_path, torch.device("cpu"), lambda row: None)
     assert steps == [[precision == "tf32"]] * 10
     assert others == [[]] * 4, "untrained, two epochs, statistics"
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "is_faulty"),
-    [("resnet9", "AVX2", True), ("resnet9", "AVX512", False), ("cnn7", "AVX2", False)],
-)
-def test_onednn_is_off_where_it_would_write_past_a_gradient(name, capability, is_faulty, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    before = torch.backends.mkldnn.enabled
-    with pytest.raises(ValueError, match="a step"), without_faulty_onednn(build(name, "digits", 0.1)):
-        assert torch.backends.mkldnn.enabled == (before and not is_faulty)
-        raise ValueError("a step")
-    assert torch.backends.mkldnn.enabled == before
 
 
 def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, monkeypatch):
