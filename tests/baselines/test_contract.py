@@ -19,7 +19,11 @@ from cerdeq.operators import record, table
 BOUNDS = ("ibp", "crown-ibp", "crown")
 SHALLOW = [(name, "digits", {}) for name in NAMED]
 LARGE = [("cnn7", "cifar10", {}), ("cerdeq", "mnist", {})]
-LARGE += [(name, "tiny-imagenet", {}) for name in NAMED if name not in ("cnn5", "cnn11")]  # it has layers of its own
+LARGE += [  # it has layers of its own
+    pytest.param(name, "tiny-imagenet", {}, marks=() if name in ("cnn7", "resnet9", "cerdeq") else pytest.mark.slow)
+    for name in NAMED
+    if name not in ("cnn5", "cnn11")
+]
 VARIANTS = [
     ("cerdeq", "mnist", {"equilibria": 2}),
     ("deqlate", "digits", {"recurrent": False, "equilibria": 2, "norm": False}),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from graphs import normed
 from oracles import Lambda, assert_contains, points_of
 from torch import nn
 
@@ -44,20 +45,9 @@ def function(forward, **shapes):
     )
 
 
-def normed(layer):
+def with_norm(layer):
     """A network of a batch norm whose statistics and parameters are not the defaults."""
-
-    def make():
-        norm = layer()
-        with torch.no_grad():
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.01, 3)
-            if norm.affine:
-                norm.weight.normal_()
-                norm.bias.normal_()
-        return nn.Sequential(norm)
-
-    return make
+    return lambda: nn.Sequential(normed(layer()))
 
 
 class FunctionalNorm(nn.Module):
@@ -104,11 +94,11 @@ AFFINE = {
         "operator": function(lambda x, w: x @ w, w=(5, 3)), "method": function(lambda x, w: x.matmul(w), w=(5, 1)),
     }) +
     cases(IMAGE, {"last dimension": function(lambda x, w: torch.matmul(x, w), w=(6, 3))}),
-    "batch_norm": cases(VECTOR, {"1d": normed(lambda: nn.BatchNorm1d(5))}) +
-    cases((3, 4), {"1d of sequences": normed(lambda: nn.BatchNorm1d(3)), "function": FunctionalNorm}) +
+    "batch_norm": cases(VECTOR, {"1d": with_norm(lambda: nn.BatchNorm1d(5))}) +
+    cases((3, 4), {"1d of sequences": with_norm(lambda: nn.BatchNorm1d(3)), "function": FunctionalNorm}) +
     cases(IMAGE, {
-        "2d": normed(lambda: nn.BatchNorm2d(4)),
-        "not affine": normed(lambda: nn.BatchNorm2d(4, affine=False, eps=0.1)),
+        "2d": with_norm(lambda: nn.BatchNorm2d(4)),
+        "not affine": with_norm(lambda: nn.BatchNorm2d(4, affine=False, eps=0.1)),
     }),
     "add": cases(VECTOR, {
         "number": function(lambda x: x + 0.3), "number first": function(lambda x: 2 + x),

@@ -5,6 +5,7 @@ import operator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from equilibria import random_weight
 from milp import Encoding, Graph, Node
 from oracles import Lambda
 from torch import nn
@@ -300,11 +301,8 @@ def evaluated(graph, spec, inputs, shape):
 
 
 def contractive(size, rate=0.7, kernel=None):
-    """Return a FixedPoint whose |W| has the spectral radius `rate` (for a convolution a bound of it)."""
-    weight = torch.randn(size, size, *(() if kernel is None else (kernel, kernel)), dtype=torch.float64)
-    matrix = weight.abs() if kernel is None else weight.abs().flatten(2).sum(2)
-    weight *= rate / torch.linalg.eigvals(matrix).abs().max()
-    return FixedPoint(weight, 30, 30).eval()
+    """Return a FixedPoint whose channel matrix of |W| has the spectral radius `rate`."""
+    return FixedPoint(random_weight(size, kernel, rate), 30, 30).eval()
 
 
 def wild_box(count, dtype):

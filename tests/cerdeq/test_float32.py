@@ -1,9 +1,5 @@
 """Float32 first: the same verdicts as float64's, by bounds that no exact optimum refutes."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +12,7 @@ from torch import nn
 from cerdeq.bounds import BOUNDS, Interval, float32, lower_bounds, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import Equilibrium, fold
+from cerdeq.precision import counted_rounding
 
 pytestmark = pytest.mark.usefixtures("short_searches")
 NAMES = ["deep", "residual", "convolution padded", "batch norm 2d", "leaky -0.5", "max pool"]
@@ -52,22 +49,15 @@ def test_machines_that_may_choose_winograd_are_left_alone(monkeypatch, machine, 
     assert (in_float32(nn.Sequential(nn.Linear(3, 2)).double()) is not None) == direct
 
 
-def test_convolutions_are_direct():
+def test_convolutions_are_direct(capfd):
     """As oneDNN itself says; it may be built without a voice."""
-    code = (
-        "import torch, torch.nn.functional as F; from cerdeq.precision import counted_rounding\n"
-        "with counted_rounding('cpu'):\n"
-        "    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)\n"
-        "    F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "ONEDNN_VERBOSE": "1"}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    algorithms = [line for line in result.stdout.splitlines() if "convolution" in line and ",exec," in line]
-    if not algorithms:
+    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)
+    with counted_rounding("cpu"), torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        F.conv2d(x, w, padding=1), F.conv_transpose2d(x, w, padding=1)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "convolution" in line and ",exec," in line]
+    if not lines:
         pytest.skip("oneDNN does not say")
-    assert all("_direct" in line and "wino" not in line for line in algorithms), algorithms
+    assert all("_direct" in line and "wino" not in line for line in lines), lines
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS)

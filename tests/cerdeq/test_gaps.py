@@ -8,7 +8,7 @@ from cerdeq.bounds import BOUNDS
 
 ROUNDING = 1e-9  # of the networks' values by numpy
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
-STEPS = (0, 1, 2, 4, 8, 32)
+STEPS = (0, 2, 32)
 
 
 @pytest.fixture(
@@ -39,7 +39,7 @@ def test_an_adjoint_cut_short_is_sound_and_tighter_the_longer_it_ran(problems):
 
 @pytest.mark.parametrize(
     ("count", "method"),
-    [(0, "crown"), (8, "crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 2, 8))],
+    [(0, "crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 2, 8))],
 )
 def test_no_method_is_unsound_with_an_adjoint_cut_short(method, count, problems):
     with gaps.adjoint_steps(count):
