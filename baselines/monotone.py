@@ -15,7 +15,8 @@ from cerdeq.layers import Shape, scale_channels
 class MonotoneWeight(nn.Module):
     """W = (1 - m) I - A^T A + B - B^T from free A and B, [2, N, N], or convolutions, [2, C, C, k, k].
 
-    I - (W + W^T) / 2 is at least m I. Convolutions are circular, over an image [H, W]: W is their matrix on C H W units.
+    I - (W + W^T) / 2 is at least m I. Convolutions are circular, over an image [H, W];
+    W is their matrix on C H W units.
     """
 
     def __init__(self, modulus: float, image: tuple[int, int] | None = None):

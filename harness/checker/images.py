@@ -16,7 +16,7 @@ from torch import nn
 from baselines import build
 from cerdeq.equilibrium import fold
 from harness.checker.bounds.boxes import Array, Box, ball
-from harness.checker.bounds.equilibrium import NotProvedError, contraction
+from harness.checker.bounds.equilibrium import NotProvedError, check_unique
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Activation, Network, read_network
 from harness.checker.proofs.certificates import Tensors
@@ -133,12 +133,12 @@ def check_finite(model: nn.Module) -> list[str]:
 
 
 def check_contraction(network: Network) -> list[str]:
-    """Check that every equilibrium exists and is unique: rho(|W|) < 1."""
+    """Check that every equilibrium exists and is unique: rho(|W|) < 1, or strong monotonicity."""
     problems = []
     for step in network.steps:
         if isinstance(step.operation, Activation) and step.operation.weight is not None:
             try:
-                contraction(step.operation.weight)
+                check_unique(step.operation.weight)
             except NotProvedError as error:
                 problems.append(f"{folder.WEIGHTS}: {step.name}: {error}")
     return problems

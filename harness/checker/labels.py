@@ -8,9 +8,9 @@ from torch.nn.utils import parametrize
 
 from baselines import build
 from cerdeq.equilibrium import FixedPoint, fold
-from cerdeq.equilibrium.weights import Monotone, NonNegative, Orthogonal
+from cerdeq.equilibrium.weights import Monotone, NonNegative, Orthogonal, Parametrisation
 from harness.checker.bounds.boxes import Array
-from harness.checker.bounds.equilibrium import contraction
+from harness.checker.bounds.equilibrium import rate
 from harness.common import names
 from harness.storage import folder
 from harness.sweep.trial import TrialConfig
@@ -30,13 +30,15 @@ def check_labels(config: TrialConfig, weights: Mapping[str, Array], metrics: Map
     problems = [
         f"{folder.WEIGHTS}: {name}.weight: {why}"
         for name, layer in own.items()
+        if isinstance(_parametrisations(layer)[0], Parametrisation)
         for why in _contradictions(_parametrisations(layer), stored[name])
     ]
     expected = dict[str, float]()
+    own = {name: layer for name, layer in own.items() if isinstance(_parametrisations(layer)[0], Parametrisation)}
     if own:
         expected[names.MARGIN] = min(_parametrisations(layer)[0].margins[1] for layer in own.values())
     if layers:
-        expected[names.RHO_BOUND] = max(_rate(weight) for weight in stored.values())
+        expected[names.RHO_BOUND] = max(rate(weight) for weight in stored.values())
     if config.is_trained_elsewhere:
         fold(model)  # such trials count the parameters of the file
     expected[names.PARAMETERS] = sum(parameter.numel() for parameter in model.parameters())
@@ -50,12 +52,6 @@ def check_labels(config: TrialConfig, weights: Mapping[str, Array], metrics: Map
 
 def _parametrisations(layer: FixedPoint) -> Any:
     return layer.parametrizations.weight  # type: ignore[union-attr]
-
-
-def _rate(weight: Array) -> float:
-    """Return the checker's bound of rho(|W|)."""
-    v, gap = contraction(weight)
-    return float(((v - gap) / v).max())
 
 
 def _contradictions(parametrisations: Any, weight: Array) -> list[str]:

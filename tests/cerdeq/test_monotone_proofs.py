@@ -99,7 +99,9 @@ def test_products_count_every_rounding():
             assert abs(true - low[i][j]) <= high[i][j]
     plain = Enclosure.exact(torch.tensor(a)) @ Enclosure.exact(torch.tensor(b))
     fa, fb, low, high = exact(a), exact(b), exact(plain.value), exact(plain.error)
-    errors = [abs(sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0)) - low[i][j]) for i in range(5) for j in range(5)]
+    errors = [
+        abs(sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0)) - low[i][j]) for i in range(5) for j in range(5)
+    ]
     assert max(errors) > 0 and all(e <= high[i // 5][i % 5] for i, e in enumerate(errors))
 
 
@@ -109,7 +111,9 @@ def test_the_largest_eigenvalue_is_an_upper_bound():
         a = rng.normal(size=(6, 3)) * size
         matrix = a @ a.T
         bound_of_it = largest_eigenvalue(Enclosure.exact(torch.tensor(matrix)))
-        assert np.linalg.eigvalsh(matrix)[-1] * (1 - 1e-14) <= bound_of_it <= np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
+        assert (
+            np.linalg.eigvalsh(matrix)[-1] * (1 - 1e-14) <= bound_of_it <= np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
+        )
 
 
 def instance(seed, units=5, inputs=3):
@@ -129,7 +133,10 @@ def test_first_boxes_contain_all_equilibria(seed):
     rng, weight, u, b, center, radius = instance(seed)
     x = samples(rng, center, radius)
     z = equilibria(weight, x @ u.T + b)
-    proof, inject = monotonicity(torch.tensor(weight)), AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F))
+    proof, inject = (
+        monotonicity(torch.tensor(weight)),
+        AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F)),
+    )
     box = Box(torch.tensor(center), torch.tensor(radius))
     first = first_box(proof, inject, box)
     h = inject.range_over(box)
@@ -237,7 +244,10 @@ def test_bounds_contain_the_outputs():
 def test_convolutional_weights_are_made_dense():
     torch.manual_seed(0)
     kernel = torch.randn(2, 2, 3, 3, dtype=F) * 0.3
-    layer = FixedPoint(kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4), solver="peaceman-rachford")
+    layer = FixedPoint(
+        kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4),
+        solver="peaceman-rachford",
+    )
     stem, head = torch.nn.Conv2d(1, 2, 3, padding=1).double(), torch.nn.Linear(32, 2).double()
     model = torch.nn.Sequential(stem, layer, torch.nn.Flatten(), head).eval()
     assert layer.contraction(layer.weight).rate >= 1

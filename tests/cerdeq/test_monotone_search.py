@@ -6,14 +6,17 @@ import torch
 from monotone import exact_minimum, network, random_monotone
 
 from cerdeq import Box, verify
-from cerdeq.equilibrium import FixedPoint
 
 CLOSE = 1e-6
 
 
 def case(rng, units, inputs, kind):
     """Return W, U, b of a random layer; kind: what is odd about it."""
-    weight, u, b = random_monotone(rng, units, rng.uniform(0.05, 2)), rng.normal(size=(units, inputs)), rng.normal(size=units)
+    weight, u, b = (
+        random_monotone(rng, units, rng.uniform(0.05, 2)),
+        rng.normal(size=(units, inputs)),
+        rng.normal(size=units),
+    )
     if kind == "zeros":
         u[0], b[0], b[-1] = 0, 0, 0
         weight[0, 1:] = weight[1:, 0] = 0

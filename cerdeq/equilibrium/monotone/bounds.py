@@ -78,7 +78,9 @@ class Layer:
         least = torch.where((low < 0) & (high > 0), least.clamp(max=0), least)
         of_x = a @ self.inject.matrix
         size = a.abs()
-        total = least.sum(1) + a @ self.inject.offset + of_x @ self.x.center - of_x.abs() @ self.x.radius + beta * offset
+        total = (
+            least.sum(1) + a @ self.inject.offset + of_x @ self.x.center - of_x.abs() @ self.x.radius + beta * offset
+        )
         z_size, q_size = relu_high, torch.maximum(low.abs(), high.abs())
         rounding = (beta[:, None] * row.abs() + size @ self.off_diagonal.abs()) @ z_size
         rounding = rounding + (e.abs() + size * self.divisor) @ q_size + beta * offset.abs()

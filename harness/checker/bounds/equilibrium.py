@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness.checker.bounds import boxes
+from harness.checker.bounds import boxes, monotone
 from harness.checker.bounds.boxes import (
     SLACK,
     TINY,
@@ -34,9 +34,15 @@ class NotProvedError(Exception):
 def equilibrium(weight: Array, h: Box) -> Box:
     """Return a box of z for every h in the box [B, C, ...]; its radius is infinite where none is proved.
 
-    Raises NotProvedError if W has no proof of contraction.
+    Raises NotProvedError if W has no proof of contraction, nor of strong monotonicity.
     """
-    v, gap = contraction(weight)
+    try:
+        v, gap = contraction(weight)
+    except NotProvedError as error:
+        try:
+            return monotone.box_of_points(monotone.dense(weight), h)
+        except monotone.NotMonotoneError as other:
+            raise NotProvedError(f"{error}; {other}") from None
     shape = (1, -1, *[1] * (h.center.ndim - 2))
     v, gap = v.reshape(shape), gap.reshape(shape)
     z = _guess(weight, h)
@@ -57,6 +63,31 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     Sums over the kernel and the channels are rounded C k^2 times at most. Products that underflow are too small to
     count: v is at least 1e-6 over the largest sum.
     """
+    v, image = _power_iteration(weight)
+    if not (np.isfinite(v).all() and (v > 0).all() and (image < v).all()):
+        raise NotProvedError(f"rho(|W|) < 1 is not proved: the bound is {np.max(image / v):.6f}")
+    return v, v - image
+
+
+def rate(weight: Array) -> float:
+    """Return the bound of rho(|W|), which may be above 1."""
+    v, image = _power_iteration(weight)
+    return float((image / v).max())
+
+
+def check_unique(weight: Array) -> None:
+    """Raise NotProvedError if there is neither a proof of contraction nor, of a dense W, of strong monotonicity."""
+    try:
+        contraction(weight)
+    except NotProvedError as error:
+        try:
+            monotone.prove(monotone.dense(weight))
+        except monotone.NotMonotoneError as other:
+            raise NotProvedError(f"{error}; {other}") from None
+
+
+def _power_iteration(weight: Array) -> tuple[Array, Array]:
+    """Return v [C] > 0, and at least |W| v."""
     matrix = np.abs(weight).reshape(*weight.shape[:2], -1).sum(2)
     if not np.isfinite(matrix).all():
         raise NotProvedError("W is not finite")
@@ -64,10 +95,7 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     for _ in range(_POWER):
         v = matrix @ v + 1e-6 * v.max()
         v = v / v.max()
-    image = (matrix @ v) * (1 + SLACK * weight[0].size * U)
-    if not (np.isfinite(v).all() and (v > 0).all() and (image < v).all()):
-        raise NotProvedError(f"rho(|W|) < 1 is not proved: the bound is {np.max(image / v):.6f}")
-    return v, v - image
+    return v, (matrix @ v) * (1 + SLACK * weight[0].size * U)
 
 
 def preactivation(weight: Array, h: Box, z: Box) -> Box:

@@ -13,6 +13,7 @@ from harness.checker.bounds.relaxation import Leaves
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
 from harness.checker.proofs.parts import SPLITS, halves_of, parts_of
+from harness.checker.proofs.tree import is_tree, prove_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
@@ -43,6 +44,8 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
 
     spec: [R, K], as for `Network.rows`. tensors: of a certificate.
     """
+    if tensors is not None and is_tree(tensors):
+        return _prove_by_tree(network, images, spec, tensors)
     lower = np.full(len(spec), -np.inf)
     for region_of in (interval_region, tight_region):
         region = region_of(network, images)
@@ -67,6 +70,16 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> Proof:
+    """Return a proof by intervals or by a tree of a monotone equilibrium."""
+    lower = network.rows(network.boxes(images), spec[None]).lower[0]
+    try:
+        is_proved = prove_tree(network, images, spec, tensors) | (lower > 0)
+    except RefusedError as error:
+        return Proof("", float(lower.min()), str(error))
+    return Proof(CERTIFICATE if is_proved.all() else "", float(lower.min()))
 
 
 def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array) -> Array:

@@ -1,0 +1,186 @@
+"""Strongly monotone equilibria z = relu(W z + h), dense W: proof, first boxes, and bounds from multipliers.
+
+Let S be the symmetric part of I - W. If K^T S K is within delta < 1 of the identity for some K, S is positive definite
+and z is unique. Two equilibria of h and h' satisfy w . S w <= w . g with w = z - z', g = h - h'; so w = K y, where y
+lies in the ball around v / 2 of radius |v| / 2, v = K^T g / (1 - delta). docs/developers/mathematics.md has the proofs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
+
+_SPLITTING_STEPS, _NEWTON = 3000, 1e-14
+_WEIGHT_STEPS = 30
+
+
+class NotMonotoneError(Exception):
+    """Strong monotonicity could not be proved."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """W [N, N], K [N, N] and delta."""
+
+    weight: Array
+    root: Array
+    delta: float
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """v -> matrix [K, N] v + offset [K], off by at most error [K]."""
+
+    matrix: Array
+    offset: Array
+    error: Array
+
+
+def multiply(a: Box, b: Box) -> Box:
+    """Return the box of the product of two matrices."""
+    terms = a.center.shape[-1]
+    relative = SLACK * (terms + 4) * U
+    size_a, size_b = magnitude(a), magnitude(b)
+    radius = np.abs(a.center) @ b.radius + a.radius @ size_b + relative * (size_a @ size_b)
+    return Box(a.center @ b.center, radius * (1 + relative) + 2 * (terms + 4) * TINY)
+
+
+def add(a: Box, b: Box) -> Box:
+    """Return the box of a + b."""
+    return widen_for_rounding(a.center + b.center, a.radius + b.radius)
+
+
+def dense(weight: Array) -> Array:
+    """Return a dense W. Raises NotMonotoneError for a convolution: it has no rule here."""
+    if weight.ndim != 2:
+        raise NotMonotoneError("strong monotonicity is checked of dense W only")
+    return weight
+
+
+def prove(weight: Array) -> Proof:
+    """Return a proof for W [N, N]. Raises NotMonotoneError."""
+    identity = np.eye(len(weight))
+    half = widen_for_rounding((identity - weight) / 2, np.zeros_like(weight))
+    symmetric = add(half, Box(half.center.T, half.radius.T))
+    try:
+        root = np.linalg.inv(np.linalg.cholesky(symmetric.center)).T
+    except np.linalg.LinAlgError:
+        raise NotMonotoneError("I - (W + W^T) / 2 is not positive definite") from None
+    product = multiply(exact(root.T), multiply(symmetric, exact(root)))
+    defect = sum_up(magnitude(add(product, exact(-identity)))).max()
+    if not defect < 1:
+        raise NotMonotoneError(f"I - (W + W^T) / 2 is not proved to be positive definite: off by {defect:.3g}")
+    return Proof(weight, root, float(defect))
+
+
+def box_of_points(weight: Array, h: Box) -> Box:
+    """Return a box [B, N] of the equilibria of all h in the box [B, N]. Raises NotMonotoneError."""
+    proof = prove(weight)
+    z, exact_h = _solve(weight, h.center)
+    change = add(h, Box(-exact_h.center, exact_h.radius))
+    norm = _norm(magnitude(multiply(change, exact(proof.root))))
+    linear = multiply(change, multiply(exact(proof.root), exact(proof.root.T)))
+    return _ball(proof, z, linear, norm)
+
+
+def first_box(proof: Proof, inject: AffineMap, x: Box) -> Box:
+    """Return a box [N] of the equilibria of all inject(x), x [d] in the box."""
+    k, matrix = exact(proof.root), exact(inject.matrix)
+    middle = multiply(matrix, exact(x.center[:, None]))
+    middle = add(middle, Box(inject.offset[:, None], inject.error[:, None]))
+    z, exact_h = _solve(proof.weight, middle.center.T)
+    shift = add(middle, Box(-exact_h.center.T, exact_h.radius.T))
+    moved = multiply(Box(k.center.T, k.radius), matrix)
+    moved = widen_for_rounding(moved.center * x.radius, moved.radius * x.radius)
+    column = multiply(exact(proof.root.T), shift)
+    norm = _largest_norm(moved) + _norm(magnitude(column)[:, 0])
+    middle = multiply(k, column)
+    reach = sum_up(magnitude(multiply(k, moved)))
+    linear = Box(middle.center[:, 0], (middle.radius[:, 0] + reach) * (1 + SLACK * U))
+    return _ball(proof, z[0], linear, norm)
+
+
+def _ball(proof: Proof, z: Array, linear: Box, norm: Array) -> Box:
+    """Return z + K y for all y in the ball, cut at 0. linear: (1 - delta) K v. norm: (1 - delta) |v|."""
+    share = 0.5 / (1 - proof.delta) * (1 + SLACK * U)
+    radius = (linear.radius + _norm(np.abs(proof.root)) * np.asarray(norm)[..., None]) * share
+    radius = radius + np.abs(linear.center) * (share - 0.5 + SLACK * U)
+    box = widen_for_rounding(z + linear.center / 2, radius, np.abs(z) + np.abs(linear.center))
+    low, high = np.maximum(box.lower, 0), np.maximum(box.upper, 0)
+    result = between(low, high)
+    is_finite = np.isfinite(result.radius) & np.isfinite(result.center)
+    return Box(np.where(is_finite, result.center, 0), np.where(is_finite, result.radius, np.inf))
+
+
+def _solve(weight: Array, h: Array) -> tuple[Array, Box]:
+    """Return z [B, N] near the equilibria of h, and the box of the h whose equilibria they are exactly."""
+    gap = np.eye(len(weight)) - weight
+    least, largest = np.linalg.eigvalsh((gap + gap.T) / 2)[0], np.linalg.norm(gap, 2)
+    step = 1 / np.sqrt(max(least, 1e-6) * largest)
+    inverse = np.linalg.inv(np.eye(len(weight)) + step * gap).T
+    u, z = np.zeros_like(h), np.zeros_like(h)
+    for _ in range(_SPLITTING_STEPS):
+        u = 2 * ((2 * z - u + step * h) @ inverse) - (2 * z - u)
+        following = np.maximum(u, 0)
+        change, z = np.abs(following - z).max(initial=0), following
+        if not change > _NEWTON * np.abs(z).max(initial=0):
+            break
+    for i in range(len(z)):  # one Newton step for the signs of W z + h
+        active = np.flatnonzero(z[i] @ weight.T + h[i] > 0)
+        newton = np.zeros_like(z[i])
+        newton[active] = np.maximum(np.linalg.lstsq(gap[np.ix_(active, active)], h[i, active])[0], 0)
+        if _residual(weight, h[i], newton) < _residual(weight, h[i], z[i]):
+            z[i] = newton
+    z = np.where(np.isfinite(z), z, 0)
+    product = multiply(exact(z), exact(weight.T))
+    needed = add(exact(z), Box(-product.center, product.radius))
+    is_free = (z == 0) & (h <= needed.center - needed.radius)
+    return z, Box(np.where(is_free, h, needed.center), np.where(is_free, 0, needed.radius))
+
+
+def _residual(weight: Array, h: Array, z: Array) -> float:
+    return float(np.abs(np.maximum(weight @ z + h, 0) - z).max(initial=0))
+
+
+def _largest_norm(matrix: Box) -> Array:
+    """Return at least the largest |M t|, t in [-1, 1]^d: by rows, or by an eigenvalue with weights of the inputs."""
+    by_rows, roots = _norm(sum_up(magnitude(matrix))), _input_scales(matrix.center)
+    scaled = widen_for_rounding(matrix.center * roots, matrix.radius * roots)
+    square = multiply(scaled, Box(scaled.center.T, scaled.radius.T))
+    vectors = np.linalg.eigh((square.center + square.center.T) / 2)[1]
+    defect = sum_up(magnitude(add(multiply(exact(vectors.T), exact(vectors)), exact(-np.eye(len(vectors)))))).max()
+    reach = sum_up(magnitude(multiply(exact(vectors.T), multiply(square, exact(vectors))))).max()
+    total = sum_up(1 / (roots * roots) * (1 + SLACK * U))
+    eigenvalue = reach / (1 - defect) if defect < 0.5 else np.inf
+    by_eigenvalue = np.sqrt(eigenvalue * total) * (1 + SLACK * U)
+    return np.fmin(by_rows, by_eigenvalue)
+
+
+def _input_scales(matrix: Array) -> Array:
+    """Return 1 / sqrt(s), s weights of the inputs for which the eigenvalue's bound is small. Any are sound."""
+    floor = (matrix * matrix).sum(0).max() * 1e-12 + 1e-300
+    weights = best = np.ones(matrix.shape[1])
+    lowest = np.inf
+    for _ in range(_WEIGHT_STEPS):
+        values, vectors = np.linalg.eigh((matrix / weights) @ matrix.T)
+        if values[-1] * weights.sum() < lowest:
+            lowest, best = values[-1] * weights.sum(), weights
+        near = np.exp((values[-5:] / max(values[-1], 1e-300) - 1) * 10)
+        response = np.sqrt((((vectors[:, -5:] * near).T @ matrix) ** 2).sum(0) + floor)
+        weights = weights**0.7 * (response / response.mean() * weights.mean()) ** 0.3
+    return 1 / np.sqrt(best)
+
+
+def exact(values: Array) -> Box:
+    """Return the box of exact numbers."""
+    return Box(values, np.zeros_like(values))
+
+
+def sum_up(values: Array) -> Array:
+    """Return at least the sum over the last dimension of numbers of at least 0."""
+    return values.sum(-1) * (1 + SLACK * (values.shape[-1] + 2) * U) + TINY
+
+
+def _norm(rows: Array) -> Array:
+    return np.sqrt(sum_up(rows * rows * (1 + SLACK * U) + TINY)) * (1 + SLACK * U)

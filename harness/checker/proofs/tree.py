@@ -1,0 +1,186 @@
+"""Check the tree by which rows of a network with one monotone equilibrium are proved positive.
+
+`certificates.safetensors` holds these tensors of an example:
+
+    {index}/equilibrium/nodes        int32 [M, 4]    parent, row, unit, sign. Node 0 is the box of all equilibria; its
+                                                     children assume that a row is at most 0, the others split a unit's
+                                                     sign: q_unit >= 0 (1) or <= 0 (-1)
+    {index}/equilibrium/rows         int32 [T, 4]    node, step, unit, sign: what a row of multipliers bounds, sign times
+                                                     q_unit, or with sign 0 the assumed row
+    {index}/equilibrium/multipliers  float16 [T, N]  times scales they are (1 - w) a; any are sound
+    {index}/equilibrium/scales       float32 [T]     0: the next row of `exact` instead
+    {index}/equilibrium/betas        float32 [T]     at least 0, of the assumed row
+    {index}/equilibrium/exact        float64 [E, N]
+
+A node is closed when its steps refute it, or when both of its halves are closed.
+"""
+
+import numpy as np
+
+from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
+from harness.checker.bounds.maps import Map
+from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
+from harness.checker.bounds.multipliers import Layer
+from harness.checker.bounds.network import Activation, Network
+from harness.checker.bounds.relaxation import rounding_loss
+from harness.checker.proofs.certificates import RefusedError, Tensors
+
+PREFIX = "equilibrium"
+_FIELDS = {
+    "nodes": np.int32, "rows": np.int32, "multipliers": np.float16,
+    "scales": np.float32, "betas": np.float32, "exact": np.float64,
+}  # fmt: skip
+
+
+def is_tree(tensors: Tensors) -> bool:
+    """Return whether a certificate is a tree of a monotone equilibrium."""
+    return any(name.startswith(f"{PREFIX}/") for name in tensors)
+
+
+def prove_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> Array:
+    """Return which rows of `spec` [R, K] the tree proves to be positive for all images in the box.
+
+    Raises RefusedError.
+    """
+    values = network.boxes(images)
+    layer, rows = read_layer(network, values, spec)
+    tree = _read(tensors, len(spec), len(layer.loops))
+    nodes, steps = tree["nodes"], _steps_of(tree)
+    children, boxes = [list[int]() for _ in nodes], list[tuple[Array, Array] | None]()
+    is_closed = np.zeros(len(nodes), bool)
+    for number, (parent, row, unit, sign) in enumerate(nodes):
+        if number == 0:
+            leaf = layer.first_leaf()
+        else:
+            children[parent].append(number)
+            if is_closed[parent]:
+                boxes.append(None)
+                is_closed[number] = True
+                continue
+            above = boxes[parent]
+            assert above is not None, "it is open"
+            leaf = above[0].copy(), above[1].copy()
+            if sign > 0:
+                leaf[0][unit] = max(leaf[0][unit], 0)
+            elif sign < 0:
+                leaf[1][unit] = min(leaf[1][unit], 0)
+        assumed, offset = np.zeros(len(layer.loops)), 0.0
+        if row >= 0:
+            assumed = rows.matrix[row]
+            offset = rows.offset[row] - rows.error[row] - SLACK * U * (abs(rows.offset[row]) + rows.error[row])
+        for step in steps.get(number, []):
+            is_closed[number] = is_closed[number] or (layer.apply(leaf, step, assumed, offset) and number > 0)
+        boxes.append(leaf)
+    for number in range(len(nodes) - 1, 0, -1):
+        both = children[number]
+        is_closed[number] |= len(both) == 2 and bool(is_closed[both].all())
+    is_proved = np.zeros(len(spec), bool)
+    for number in children[0]:
+        is_proved[nodes[number, 1]] |= is_closed[number]
+    return is_proved
+
+
+def read_layer(network: Network, values: list[Box], spec: Array) -> tuple[Layer, AffineMap]:
+    """Return the network's equilibrium, and rows of the outputs as a map of z. Raises RefusedError for other networks.
+
+    values: boxes of all values over the box of the example.
+    """
+    places = [n for n, step in enumerate(network.steps, start=1) if isinstance(step.operation, Activation)]
+    if len(places) != 1 or network.steps[places[0] - 1].operation.weight is None:
+        raise RefusedError("the network has not one equilibrium between affine layers")
+    (number,), weight = places, network.steps[places[0] - 1].operation.weight
+    if weight.ndim != 2:
+        raise RefusedError("W is a convolution; a tree needs a dense W")
+    try:
+        proof = prove(weight)
+    except NotMonotoneError as error:
+        raise RefusedError(str(error)) from None
+    (source,) = network.steps[number - 1].sources
+    inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
+    rows = _affine_map(network, values, spec, len(network.steps), number)
+    return Layer(proof, inject, Box(values[0].center.ravel(), values[0].radius.ravel())), rows
+
+
+def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:
+    """Return rows [K, N] of value `at` as a map of the flat value `source`."""
+    pending = {at: rows.reshape(len(rows), *(values[at].center.shape[1:] if at < len(values) else rows.shape[1:]))}
+    offset, error, count = np.zeros(len(rows)), np.zeros(len(rows)), 1
+    for number in range(at, source, -1):
+        if number not in pending:
+            continue
+        step, a = network.steps[number - 1], pending.pop(number)
+        boxes = [values[earlier] for earlier in step.sources]
+        assert isinstance(step.operation, Map), "there is one activation"
+        back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
+        if step.operation.size is not None:
+            shift = np.broadcast_to(step.operation.offset(a.shape), a.shape)
+            offset = offset + (a * shift).reshape(len(a), -1).sum(1)
+            error = error + rounding_loss(a, step.operation.size(*[magnitude(box) for box in boxes]))
+            count += 1
+        for earlier, coefficients in zip(step.sources, back, strict=True):
+            if earlier in pending:
+                raise RefusedError("the network has branches")
+            pending[earlier] = coefficients
+    if pending.keys() != {source}:
+        raise RefusedError("the network has branches around its equilibrium")
+    error = (error + SLACK * count * U * (np.abs(offset) + error)) * (1 + SLACK * count * U)
+    return AffineMap(pending[source].reshape(len(rows), -1), offset, error)
+
+
+def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
+    """Return the tensors by their fields. Raises RefusedError where they are no tree."""
+    _require(tensors.keys() == {f"{PREFIX}/{field}" for field in _FIELDS}, "its tensors are not those of a tree")
+    tree = {field: tensors[f"{PREFIX}/{field}"] for field in _FIELDS}
+    for field, kind in _FIELDS.items():
+        _require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
+    nodes, places, count = tree["nodes"], tree["rows"], len(tree["rows"])
+    _require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
+    _require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
+    _require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
+    _require(tree["scales"].shape == tree["betas"].shape == (count,), "scales or betas are not [T]")
+    is_exact = int((tree["scales"] == 0).sum())
+    _require(tree["exact"].shape == (is_exact, units), f"exact is not [{is_exact}, {units}]")
+    finite = all(np.isfinite(tree[field]).all() for field in ("multipliers", "scales", "betas", "exact"))
+    _require(finite and bool((tree["betas"] >= 0).all()), "a number is not finite, or a beta is below 0")
+    _check_nodes(nodes, rows, units)
+    number, order, unit, sign = places.T
+    _require(bool(((number >= 0) & (number < len(nodes)) & (order >= 0)).all()), "a row is of no node")
+    _require(bool(((unit >= 0) & (unit < units) & np.isin(sign, (-1, 0, 1))).all()), "a row bounds no unit")
+    return tree
+
+
+def _check_nodes(nodes: Array, rows: int, units: int) -> None:
+    """Raise RefusedError unless every node is the root, assumes a row, or is one half of its parent."""
+    _require(tuple(nodes[0]) == (-1, -1, -1, 0), "node 0 is not the root")
+    halves = dict[int, list[tuple[int, int]]]()
+    for number, (parent, row, unit, sign) in enumerate(nodes[1:].tolist(), start=1):
+        _require(0 <= parent < number and 0 <= row < rows, f"node {number} has no parent before it, or no row")
+        if parent == 0:
+            _require(unit == -1 and sign == 0, f"node {number} splits the root")
+            continue
+        _require(row == nodes[parent, 1], f"node {number} has another row than its parent")
+        _require(0 <= unit < units and sign in (-1, 1), f"node {number} splits no unit")
+        halves.setdefault(parent, []).append((unit, sign))
+    for parent, pair in halves.items():
+        (unit, *others), signs = {u for u, _ in pair}, sorted(s for _, s in pair)
+        _require(not others and signs == [-1, 1], f"the children of node {parent} are not its two halves")
+
+
+def _steps_of(tree: Tensors) -> dict[int, list[Tensors]]:
+    """Return the steps of each node, in order."""
+    multipliers = tree["multipliers"].astype(np.float64) * tree["scales"].astype(np.float64)[:, None]
+    multipliers[tree["scales"] == 0] = tree["exact"]
+    steps = dict[int, list[Tensors]]()
+    keys, places = np.unique(tree["rows"][:, :2], axis=0, return_inverse=True)
+    for index, (number, _) in enumerate(keys.tolist()):
+        rows = np.flatnonzero(places.ravel() == index)
+        steps.setdefault(number, []).append({
+            "units": tree["rows"][rows, 2], "signs": tree["rows"][rows, 3].astype(np.float64),
+            "multipliers": multipliers[rows], "betas": tree["betas"][rows].astype(np.float64),
+        })  # fmt: skip
+    return steps
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise RefusedError(why)
