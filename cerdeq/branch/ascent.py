@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.alpha_crown import adam_step
-from cerdeq.branch.leaves import Layout, Leaves, Problem
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery
 from cerdeq.branch.split import Candidates, ranked_units
 from cerdeq.host import is_host_reading
 from cerdeq.precision import uncounted_rounding
@@ -36,7 +36,7 @@ class Ascent:
     values: Tensor
 
 
-def ascend_leaves(search: Problem, layout: Layout, leaves: Leaves, steps: Steps) -> Ascent:
+def ascend_leaves(search: SearchQuery, layout: Layout, leaves: Leaves, steps: Steps) -> Ascent:
     """Improve the choices of each leaf until its bound is above 0, for at most these steps."""
     choices, best, lower = leaves.choices.to(search.spec, copy=True), leaves.choices.clone(), leaves.lower.clone()
     moments = torch.zeros_like(choices), torch.zeros_like(choices)
@@ -61,7 +61,7 @@ def ascend_leaves(search: Problem, layout: Layout, leaves: Leaves, steps: Steps)
     return _evaluate_leaves(search, layout, replace(leaves, choices=best, lower=lower))
 
 
-def _evaluate_leaves(search: Problem, layout: Layout, leaves: Leaves) -> Ascent:
+def _evaluate_leaves(search: SearchQuery, layout: Layout, leaves: Leaves) -> Ascent:
     """Return the leaves with their bounds at their choices, and what the next split needs to know."""
     seen: dict[str, Any] = {}
     with uncounted_rounding():

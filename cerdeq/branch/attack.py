@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.branch.counterexample import prove_point, signed_step
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
 from cerdeq.precision import uncounted_rounding
 
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
@@ -19,7 +19,7 @@ _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 
 
-def first_attack(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Tensor, bool]:
+def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[Tensor, bool]:
     """Return a point [1, ...] of the box, and whether a row is proved to be negative there.
 
     If none is, it is the last step's point with the smallest value.

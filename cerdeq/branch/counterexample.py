@@ -5,13 +5,13 @@ from torch import Tensor
 
 from cerdeq.bounds.ibp import propagate
 from cerdeq.boxes import outward_ends
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
 from cerdeq.operators.interval import Context, Interval
 
 _STEPS = 8  # of signed gradients, from the most promising point
 
 
-def find_counterexample(exact: Problem, fast: Problem, points: Tensor, values: Tensor) -> Tensor | None:
+def find_counterexample(exact: SearchQuery, fast: SearchQuery, points: Tensor, values: Tensor) -> Tensor | None:
     """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
 
     The search starts from the most promising of the points [D, ...]. values: [D, K], all rows at these points.
@@ -27,19 +27,19 @@ def find_counterexample(exact: Problem, fast: Problem, points: Tensor, values: T
     return prove_point(exact, point) if value < 0 else None
 
 
-def signed_step(problem: Problem, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
+def signed_step(query: SearchQuery, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return points [D, ...] after a signed step down their weighted rows [D, K], and all rows' values before it."""
-    box = problem.values[0]
+    box = query.values[0]
     with torch.enable_grad():
         free = points.detach().requires_grad_()
-        values, _ = problem.at(free)
+        values, _ = query.at(free)
         (gradient,) = torch.autograd.grad((values * weights).sum(), free)
     moved = points - size * box.radius * gradient.sign()
     inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
     return inside, values.detach()
 
 
-def prove_point(exact: Problem, point: Tensor) -> Tensor | None:
+def prove_point(exact: SearchQuery, point: Tensor) -> Tensor | None:
     """Move the point, [1, ...] or flat, inside the box by more than rounding.
 
     Return it if a row is proved negative there, else None.

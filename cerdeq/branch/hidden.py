@@ -18,7 +18,7 @@ from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.decision import Budget
-from cerdeq.branch.leaves import Layout, Leaves, Problem, certificate_tensors, root_leaves
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, root_leaves
 from cerdeq.branch.parallel import activation_inputs
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
@@ -56,7 +56,7 @@ class HiddenBounds:
     numbers: of the values that it tightens. row_count: the number of rows of all of them.
     """
 
-    def __init__(self, exact: Problem, fast: Problem, batch_size: int, memory: int):
+    def __init__(self, exact: SearchQuery, fast: SearchQuery, batch_size: int, memory: int):
         """exact, fast, memory: as in `decide`. batch_size: how many leaves to bound together."""
         self._exact, self._fast, self._batch_size, self._memory = exact, fast, batch_size, memory
         self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
@@ -71,7 +71,7 @@ class HiddenBounds:
         self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
-    def tighten(self, leaves_each: int, budget: Budget) -> tuple[Problem, Problem]:
+    def tighten(self, leaves_each: int, budget: Budget) -> tuple[SearchQuery, SearchQuery]:
         """Return `exact` and `fast` over boxes that are tightened by up to `leaves_each` leaves of each row.
 
         If the search ends early, the remaining layers keep the leaves that they have.
@@ -120,11 +120,11 @@ class HiddenBounds:
         units, box = self._units[number], values[number].box
         spec = torch.zeros(2 * len(units), box.center.numel(), dtype=box.center.dtype, device=box.center.device)
         spec[torch.arange(len(spec)), units.repeat_interleave(2)] = spec.new_tensor([1.0, -1.0]).repeat(len(units))
-        exact = Problem(_up_to(self._exact.program, number), values[: number + 1], spec)
+        exact = SearchQuery(_up_to(self._exact.program, number), values[: number + 1], spec)
         fast = exact
         if self._fast is not self._exact:
             program = _up_to(self._fast.program, number)
-            fast = Problem(program, cast_to_float32(program, exact.values), spec.float())
+            fast = SearchQuery(program, cast_to_float32(program, exact.values), spec.float())
         if not budget.is_exhausted:
             rows = self._grow(number, exact, fast, leaves_each, budget)
             self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))
@@ -137,7 +137,7 @@ class HiddenBounds:
         tight = smaller_box(box, low.view_as(box.center), high.view_as(box.center))
         return Interval(tight.center, tight.radius)
 
-    def _grow(self, number: int, exact: Problem, fast: Problem, leaves_each: int, budget: Budget) -> _Rows:
+    def _grow(self, number: int, exact: SearchQuery, fast: SearchQuery, leaves_each: int, budget: Budget) -> _Rows:
         """Return the rows with leaves split until each has `leaves_each`, worst leaves first; nothing is proved."""
         rows = self._rows.get(number)
         if rows is None:
@@ -166,7 +166,7 @@ class HiddenBounds:
         return _concatenate_rows(before.of(worse[before.leaves.row]), rows.of(~worse[rows.leaves.row]))
 
     def _ascend(
-        self, fast: Problem, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget
+        self, fast: SearchQuery, layout: Layout, leaves: Leaves, steps: Steps, budget: Budget
     ) -> tuple[Leaves, Candidates]:
         """Return the leaves after their ascent, with the bounds of their own choices, and the units to split next."""
         leaves = replace(leaves, lower=torch.full_like(leaves.lower, -torch.inf))
@@ -178,7 +178,7 @@ class HiddenBounds:
         budget.used += len(leaves.row)
         return concatenate([part.leaves for part in parts]), concatenate([p.candidates for p in parts])
 
-    def _prove(self, exact: Problem, rows: _Rows) -> Tensor:
+    def _prove(self, exact: SearchQuery, rows: _Rows) -> Tensor:
         """Return the proved bounds of the rows, [2 U]: of each the smallest of its leaves."""
         lower = torch.full((2 * len(rows.units),), torch.inf, dtype=torch.float64, device=rows.units.device)
         leaves = rows.leaves.of((~_are_empty(exact, rows)).nonzero()[:, 0])
@@ -191,16 +191,16 @@ class HiddenBounds:
         return torch.where(lower.isfinite(), lower, -torch.inf)
 
 
-def _are_empty(problem: Problem, rows: _Rows) -> Tensor:
+def _are_empty(query: SearchQuery, rows: _Rows) -> Tensor:
     """Return which leaves are empty, bool [D]: boxes say that a unit has the other sign.
 
     Boxes become tighter after a leaf was split. The lines of a unit with the other sign would bound nothing well.
     """
-    numbers = {step: number for number, step in _inputs_of_activations(problem.program).items()}
+    numbers = {step: number for number, step in _inputs_of_activations(query.program).items()}
     empty = torch.zeros_like(rows.leaves.row, dtype=torch.bool)
     for columns in rows.layout.units:
         if columns.name in numbers:
-            low, high = outward_ends(problem.values[numbers[columns.name]].box)
+            low, high = outward_ends(query.values[numbers[columns.name]].box)
             low, high = (end.flatten()[columns.elements] for end in (low, high))
             signs = rows.leaves.signs[:, columns.start : columns.stop]
             empty |= (((signs > 0) & (high < 0)) | ((signs < 0) & (low > 0))).any(1)

@@ -17,7 +17,7 @@ from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.counterexample import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
 from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
@@ -55,17 +55,17 @@ class _Bounds(TensorRows):
     points: Tensor
 
 
-def is_searched_by_parts(problem: Problem) -> bool:
+def is_searched_by_parts(query: SearchQuery) -> bool:
     """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small."""
-    box, limits = problem.values[0], torch.finfo(torch.float64)
+    box, limits = query.values[0], torch.finfo(torch.float64)
     is_free = box.radius > 4 * limits.eps * box.center.abs() + limits.tiny  # a fixed one has the radius of its rounding
-    return int(is_free.sum()) <= _MOST_INPUTS and bytes_per_example(problem.values) <= _MOST_BYTES
+    return int(is_free.sum()) <= _MOST_INPUTS and bytes_per_example(query.values) <= _MOST_BYTES
 
 
 class InputSearch:
     """The parts of one image's box that are not proved yet: fewer, or smaller ones, after each call of `run`."""
 
-    def __init__(self, proof: Problem, lower: Tensor, memory: int):
+    def __init__(self, proof: SearchQuery, lower: Tensor, memory: int):
         """proof, lower, memory: as in `decide`."""
         self._proof, self._lower, self._memory = proof, lower, memory
         self._rows = (~(lower > 0)).nonzero()[:, 0]

@@ -72,7 +72,7 @@ class Leaves(TensorRows):
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchQuery:
     """A query in one precision: a program, its values over one image's box, [1, ...], and a spec [K, N]."""
 
     program: Program
@@ -151,7 +151,7 @@ class Layout:
         return replace(leaves, choices=torch.where(small, (choices.clamp(max=1) * 255).round() / 255, choices))
 
 
-def root_leaves(exact: Problem, fast: Problem, rows: Tensor) -> tuple[Layout, Leaves]:
+def root_leaves(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[Layout, Leaves]:
     """Return the layout of an image's leaves, and the root leaves of these rows [D], which fix no sign.
 
     exact, fast: the same query in float64 and for the search.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.branch.leaves import Layout, Leaves, Problem, unstable_units
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, unstable_units
 from cerdeq.branch.tensor_rows import TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.precision import uncounted_rounding
@@ -71,7 +71,7 @@ def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str,
     return Candidates(torch.where(best.values > 0, best.indices, -1), multipliers)
 
 
-def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int) -> Leaves:
+def split(search: SearchQuery, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int) -> Leaves:
     """Return both cases of each leaf's best unit, or all cases of several units where there are few leaves.
 
     candidates: at least one for each leaf. batch_size: how many leaves to bound together.
@@ -82,7 +82,7 @@ def split(search: Problem, layout: Layout, leaves: Leaves, candidates: Candidate
 
 
 def _sort_candidates(
-    search: Problem, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int
+    search: SearchQuery, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int
 ) -> Candidates:
     """Return the candidates, the first few sorted by the bounds of their cases before any ascent."""
     first = candidates.units[:, :_COMPARED]

@@ -19,9 +19,9 @@ from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.counterexample import prove_point
-from cerdeq.branch.decide import decide
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
+from cerdeq.branch.search import Search
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import read_network
 from cerdeq.equilibrium.monotone.search import decide_rows
@@ -158,16 +158,17 @@ def _decide_one(
         with counted_rounding(x.center.device.type):
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
             if (network := read_network(program, query.values, spec[0])) is not None:
-                exact = Problem(program, query.values, spec[0])
+                exact = SearchQuery(program, query.values, spec[0])
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
-            exact, fast = _problems(query)
+            exact, fast = _search_queries(query)
             rows = (~(lower > 0)).nonzero()[:, 0]
             closest, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
                 return Decision(FALSIFIED, lower, closest)
             query = tighten(query, program if float32 is None else float32)
             lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
-            return replace(decide(*_problems(query), lower, budget, memory, certificates), closest=closest)
+            search = Search(*_search_queries(query), lower, budget, memory, certificates)
+            return replace(search.decide(), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)
     except PrecisionError:
@@ -180,10 +181,10 @@ def _decide_one(
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32
 
 
-def _problems(query: Query) -> tuple[Problem, Problem]:
+def _search_queries(query: Query) -> tuple[SearchQuery, SearchQuery]:
     """Return a query about one example for proofs, and for the search: in float32 if it may."""
-    exact = Problem(query.program, query.values, query.spec[0])
+    exact = SearchQuery(query.program, query.values, query.spec[0])
     if query.float32 is None:
         return exact, exact
     values = cast_to_float32(query.float32, query.values)
-    return exact, Problem(query.float32, values, query.spec[0].float())
+    return exact, SearchQuery(query.float32, values, query.spec[0].float())

@@ -21,10 +21,10 @@ from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.decide import _ROOT_STEPS, _bound_leaves
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
-from cerdeq.branch.leaves import Problem, root_leaves
+from cerdeq.branch.leaves import SearchQuery, root_leaves
+from cerdeq.branch.search import _ROOT_STEPS, Search
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -111,7 +111,7 @@ def test_a_search_in_float32_proves_boxes_in_float64():
     graph, region = graph.float().double().eval(), random_box(1, *shape, scale=0.7)
     problem = problem_of(graph, region, torch.eye(2, dtype=torch.float64))
     program = trace(network("deep", 0)[0].float().eval(), linear=True)
-    fast = Problem(program, cast_to_float32(program, problem.values), problem.spec.float())
+    fast = SearchQuery(program, cast_to_float32(program, problem.values), problem.spec.float())
     hidden = HiddenBounds(problem, fast, 16, 2**28)
     exact, fast = hidden.tighten(8, Budget())
     for number in hidden.numbers:
@@ -140,7 +140,7 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
     with torch.no_grad():
         graph.nodes[-1].apply.bias += (offset - minimum) / 2
-    with patch("cerdeq.branch.decide._FIRST_TURN", 1e-3):  # hidden boxes at once
+    with patch("cerdeq.branch.search._FIRST_TURN", 1e-3):  # hidden boxes at once
         result = verify(graph, region, spec, seconds=60)
     assert result.status == ["certified" if offset > 0 else "falsified"]
     assert float(result.lower) <= offset + 1e-7
@@ -157,7 +157,7 @@ def small_problem(kind):
     program = trace(graph, linear=True)
     values = values_of(program, Interval(region.center, region.radius), Context(sound=True))
     spec = torch.randn(3, values[program.output].center[0].numel(), dtype=torch.float64)
-    return Problem(program, values, spec)
+    return SearchQuery(program, values, spec)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +185,7 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
     fold(graph)
     program, zeros = trace(graph, linear=True), torch.zeros(1, 10, dtype=torch.float64)
     region, spec = Interval(zeros, torch.ones_like(zeros)), torch.eye(8, dtype=torch.float64)
-    problem = Problem(program, values_of(program, region, Context(sound=True)), spec)
+    problem = SearchQuery(program, values_of(program, region, Context(sound=True)), spec)
     layout, root = root_leaves(problem, problem, torch.arange(8))
     lower = ascend_leaves(problem, layout, root, _ROOT_STEPS).leaves.lower
     context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
@@ -217,11 +217,12 @@ def test_threads_change_no_number(kind):
     layout, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(90) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
+    search = Search(problem, problem, root.lower, Budget(), 2**30)
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            limits = layout, replace(leaves, signs=signs), Steps(3), 16
-            results.append(_bound_leaves(problem, problem, *limits))
+            with patch("cerdeq.branch.search._MOST_AT_ONCE", 16):
+                results.append(search._bound_leaves(layout, replace(leaves, signs=signs), Steps(3)))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)

@@ -21,7 +21,7 @@ from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rou
 from cerdeq.bounds.query import larger
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.counterexample import prove_point
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
 from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.operators import arithmetic, convolution, interval, linear, pooling, relu
@@ -647,7 +647,7 @@ def test_a_sum_that_overflows_on_its_way_proves_nothing(dtype):
     program, spec = trace(nn.Identity().eval(), linear=True), torch.tensor([[[4.0, -3.0, -3.0]]], dtype=dtype)
     for method in BOUNDS:
         assert not (lower_bounds(program, box_of(x), spec, method) > 0).any()
-    assert prove_point(Problem(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
+    assert prove_point(SearchQuery(program, values_of(program, box_of(x), sound()), -spec[0]), x) is None
 
 
 COUNTEREXAMPLES = {  # the centre and the radius of a box, and a point to be moved inside
@@ -661,7 +661,7 @@ def test_counterexamples_lie_in_the_box(name):
     center, radius, start = (torch.tensor([[v]], dtype=torch.float64) for v in COUNTEREXAMPLES[name])
     program, x = trace(nn.Sequential(nn.Identity()).eval(), linear=True), box_of(center, radius)
     for sign in (1.0, -1.0):
-        problem = Problem(program, values_of(program, x, sound()), torch.tensor([[sign]], dtype=torch.float64))
+        problem = SearchQuery(program, values_of(program, x, sound()), torch.tensor([[sign]], dtype=torch.float64))
         point = prove_point(problem, start)
         if point is not None:
             assert abs(fractions(point)[0][0] - fractions(center)[0][0]) <= fractions(radius)[0][0]

@@ -17,7 +17,7 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Columns, Layout, Leaves, Problem, root_leaves
+from cerdeq.branch.leaves import Columns, Layout, Leaves, SearchQuery, root_leaves
 from cerdeq.branch.parallel import ParallelUnits
 from cerdeq.branch.split import Candidates, make_cases
 from cerdeq.operators.relu import split_name
@@ -105,7 +105,7 @@ def test_hundreds_of_cases_are_decided(kind):
 def problem_of(model, region, spec):
     program = trace(model, linear=True)
     box = Interval(region.center.double(), region.radius.double())
-    return Problem(program, values_of(program, box, Context(sound=True)), spec)
+    return SearchQuery(program, values_of(program, box, Context(sound=True)), spec)
 
 
 def random_leaves(layout, root, count):
@@ -231,7 +231,7 @@ def test_memory_ends_the_search_and_says_so():
     model, region, spec = hard()
     with patch("cerdeq.branch.verify.default_memory", lambda device: 1000):
         assert "out of memory" in verify(model, Box(region.center[:1], region.radius[:1]), spec[:1]).status
-    with patch("cerdeq.branch.verify.decide", side_effect=torch.OutOfMemoryError):
+    with patch("cerdeq.branch.verify.Search.decide", side_effect=torch.OutOfMemoryError):
         assert "out of memory" in verify(model, region, spec).status
 
 

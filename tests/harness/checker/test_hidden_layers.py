@@ -12,7 +12,7 @@ from cerdeq import Box, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.decision import Budget
 from cerdeq.branch.hidden import HiddenBounds
-from cerdeq.branch.leaves import Problem
+from cerdeq.branch.leaves import SearchQuery
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import tight_region
@@ -40,7 +40,7 @@ def hidden_bounds(model, x, leaves_each):
     """Return cerdeq's values over tightened boxes, and the tensors of the certificate."""
     box = Interval(x, torch.full_like(x, RADIUS))
     program = trace(model, linear=True)
-    problem = Problem(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
+    problem = SearchQuery(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
     hidden = HiddenBounds(problem, problem, 64, 2**28)
     for count in (1, leaves_each):
         tight, _ = hidden.tighten(count, Budget())
@@ -87,7 +87,7 @@ def proved():
         spec = margin_spec(torch.tensor([1]), 3).double()
         model[-1].bias[1] += 0.05 * float(model(points).std()) - (model(points) @ spec[0].T).amin()
         region = Box(x, torch.full_like(x, RADIUS))
-        with patch("cerdeq.branch.decide._FIRST_TURN", 1e-3):  # hidden layers at once
+        with patch("cerdeq.branch.search._FIRST_TURN", 1e-3):  # hidden layers at once
             result = verify(model, region, spec, seconds=60, certificates=True)
         tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
         if result.status == ["certified"] and any(name.startswith("hidden/") for name in tensors):

@@ -16,7 +16,7 @@ from values import Values
 
 from cerdeq import Box, verify
 from cerdeq.bounds import alpha_crown, methods
-from cerdeq.branch import attack, decide, hidden
+from cerdeq.branch import attack, hidden, search
 from cerdeq.branch.ascent import Steps
 from cerdeq.equilibrium import fold
 from harness.common import names
@@ -81,7 +81,7 @@ def counts_by_stage(monkeypatch):
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
     config, model, images, labels = trained(name)
     monkeypatch.setattr(alpha_crown, "ITERATIONS", ASCENT)
-    monkeypatch.setattr(decide, "_ROOT_STEPS", replace(decide._ROOT_STEPS, count=ASCENT))
+    monkeypatch.setattr(search, "_ROOT_STEPS", replace(search._ROOT_STEPS, count=ASCENT))
     expected = verdicts.evaluate_part(
         verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
     )
@@ -114,10 +114,10 @@ def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
         return tightened[-1]
 
     monkeypatch.setattr(hidden.HiddenBounds, "_grow", grow)
-    monkeypatch.setattr(decide, "_FIRST_TURN", 1e-3)  # hidden layers at once
+    monkeypatch.setattr(search, "_FIRST_TURN", 1e-3)  # hidden layers at once
     monkeypatch.setattr(attack, "_DESCENDING", 1)
     monkeypatch.setattr(hidden, "ROOT_STEPS", Steps(1))
-    monkeypatch.setattr(decide, "_ROOT_STEPS", Steps(1))
+    monkeypatch.setattr(search, "_ROOT_STEPS", Steps(1))
     with Values():
         center, spec = torch.zeros(1, 12, dtype=torch.float64).cuda(), torch.ones(1, 1, 1, dtype=torch.float64).cuda()
         verify(model.cuda(), Box(center, torch.ones_like(center)), spec, seconds=None, branches=20)

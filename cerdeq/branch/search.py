@@ -1,0 +1,217 @@
+"""Branch and bound over the signs of ReLU inputs (Bunel et al. 2020; beta-CROWN: Wang et al. 2021).
+
+A leaf fixes the sign of the inputs of some ReLUs. The leaves of a row of `spec` together cover every input, so the row
+is positive everywhere if its lower bound is above 0 in each leaf. The search takes the leaves with the worst bounds
+first, many at a time. In each it splits one ReLU; both cases start from the leaf's slopes and multipliers and improve
+them.
+
+The search runs in float32 if it can. It proves nothing. A leaf is closed by a bound in float64 with rounding counted
+outwards, whose slopes are rounded to eight bits so that a certificate can store them. An image is falsified only by a
+point whose value is proved.
+
+If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
+alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
+of the input box instead.
+"""
+
+import heapq
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
+from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
+from cerdeq.branch.counterexample import find_counterexample
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, root_leaves
+from cerdeq.branch.polytope import solve_leaf
+from cerdeq.branch.split import Candidates, split
+from cerdeq.branch.tensor_rows import concatenate
+from cerdeq.branch.threads import map_parts, slices
+
+_CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
+_ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
+_STEPS = Steps(5)
+_FEWEST_LEAVES = 512  # of the first search
+_FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
+_TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
+_PARTS = 2  # of the input box for each leaf of a search
+_FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the searches over the box of one image share.
+
+    exact: the query in float64, with values of a sound pass. fast: the same query for the search.
+    lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
+    """
+
+    exact: SearchQuery
+    fast: SearchQuery
+    lower: Tensor
+    budget: Budget
+    memory: int
+    certificates: bool = False
+
+    def decide(self) -> Decision:
+        """Decide whether all rows of the spec are positive over the whole box."""
+        if bool((self.lower > 0).all()):
+            return Decision(CERTIFIED, self.lower)
+        return self._with_parts() if is_searched_by_parts(self.exact) else self._with_hidden_boxes()
+
+    @property
+    def batch_size(self) -> int:
+        """How many leaves to bound together."""
+        memory = min(self.memory, _CPU_CACHE) if self.fast.spec.device.type == "cpu" else self.memory
+        return max(2, min(_MOST_AT_ONCE, memory // (SEARCH_COPIES * bytes_per_example(self.fast.values))))
+
+    def _with_parts(self) -> Decision:
+        """Return the decision of two searches in turn: over parts of the input box, and over leaves."""
+        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FEWEST_LEAVES
+        can_split_leaves = True
+        while True:
+            decision = parts.run(budget, budget.used + _PARTS * turn)
+            if decision.status == CERTIFIED and self.certificates:
+                return replace(decision, certificate=parts.certificate())
+            if decision.status != TIMEOUT or budget.is_exhausted:
+                return decision
+            if can_split_leaves:
+                decision = self._over_leaves(budget.used + turn)
+                if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
+                    return decision
+                can_split_leaves = decision.status == TIMEOUT
+            turn *= 2
+
+    def _with_hidden_boxes(self) -> Decision:
+        """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before."""
+        search, budget, leaves_each = self, self.budget, _FIRST_LEAVES
+        hidden = HiddenBounds(self.exact, self.fast, self.batch_size, self.memory)
+        turn = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count) if hidden.row_count else 0
+        while True:
+            decision = search._over_leaves(budget.used + turn if turn else None)
+            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted or not turn:
+                break
+            before = budget.used
+            exact, fast = hidden.tighten(leaves_each, budget)
+            search = replace(self, exact=exact, fast=fast)
+            leaves_each, turn = _GROWTH * leaves_each, max(2 * turn, _TURN * (budget.used - before))
+            if budget.used == before:  # nothing is left to split in hidden rows
+                turn = 0
+        if decision.status == CERTIFIED and decision.certificate:
+            decision = replace(decision, certificate=decision.certificate | hidden.certificate())
+        return decision
+
+    def _over_leaves(self, end: float | None) -> Decision:
+        """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
+        layout, leaves = root_leaves(self.exact, self.fast, (~(self.lower > 0)).nonzero()[:, 0])
+        tree, steps = _Tree(leaves, len(self.lower), self.certificates), _ROOT_STEPS
+        while True:
+            ascents = self._bound_leaves(layout, leaves, steps)
+            points = torch.cat([ascent.points for ascent in ascents])
+            values = torch.cat([ascent.values for ascent in ascents])
+            self.budget.used += len(points)
+            if (point := find_counterexample(self.exact, self.fast, points, values)) is not None:
+                return Decision(FALSIFIED, self.lower, point)
+            for ascent in ascents:
+                tree.add(ascent)
+            if not tree.queue and tree.has_unsplittable:
+                return Decision(UNKNOWN, self.lower)
+            if not tree.queue:
+                lower = torch.where(self.lower > 0, self.lower, tree.row_bounds)
+                return Decision(CERTIFIED, lower, certificate=tree.certificate(layout))
+            if self.budget.is_exhausted or (end is not None and self.budget.used >= end):
+                return Decision(TIMEOUT, self.lower)
+            if not tree.fits(self.memory):
+                return Decision(OUT_OF_MEMORY, self.lower)
+            parents, candidates = tree.pop_worst(max(1, _BATCHES * self.batch_size // 2))
+            leaves, steps = split(self.fast, layout, parents, candidates, self.batch_size), _STEPS
+
+    def _bound_leaves(self, layout: Layout, leaves: Leaves, steps: Steps) -> list[Ascent]:
+        """Return the leaves in parts, their bounds improved and, where above 0, proved."""
+        batch_size = self.batch_size
+
+        def bound(part: slice) -> Ascent:
+            ascent = ascend_leaves(self.fast, layout, leaves.of(part), steps)
+            ascent = _solve_unsplittable(self.exact, self.fast, layout, ascent, batch_size)
+            return replace(ascent, leaves=_prove_leaves(self.exact, layout, ascent.leaves))
+
+        return map_parts(bound, slices(len(leaves.row), batch_size), leaves.row.device)
+
+
+class _Tree:
+    """The leaves of one search.
+
+    queue: a heap of those to split, the worst one first. row_bounds: [K], what the proved ones prove. has_unsplittable:
+    whether a leaf is neither.
+    """
+
+    def __init__(self, roots: Leaves, rows: int, keeps_proved: bool):
+        self.queue: list[tuple[float, int, Leaves, Candidates]] = []
+        self.row_bounds = roots.lower.new_full((rows,), torch.inf)
+        self.has_unsplittable = False
+        self._proved: list[Leaves] | None = [roots.of(slice(0))] if keeps_proved else None
+        self._numbers = itertools.count()
+
+    def add(self, ascent: Ascent) -> None:
+        """Add leaves: proved ones, and others to the queue."""
+        bounds, next_units = ascent.leaves.lower.tolist(), ascent.candidates.units[:, 0].tolist()
+        proved = ascent.leaves.of((ascent.leaves.lower > 0).nonzero()[:, 0])
+        self.row_bounds.scatter_reduce_(0, proved.row, proved.lower, "amin")
+        if self._proved is not None:
+            self._proved.append(proved)
+        for number, (bound, unit) in enumerate(zip(bounds, next_units, strict=True)):
+            if bound > 0:
+                continue
+            if unit < 0:
+                self.has_unsplittable = True
+                continue
+            one = slice(number, number + 1)
+            heapq.heappush(self.queue, (bound, next(self._numbers), ascent.leaves.of(one), ascent.candidates.of(one)))
+
+    def pop_worst(self, count: int) -> tuple[Leaves, Candidates]:
+        """Take up to so many leaves from the queue, with the units to split."""
+        popped = [heapq.heappop(self.queue) for _ in range(min(len(self.queue), count))]
+        return concatenate([leaf for *_, leaf, _ in popped]), concatenate([candidates for *_, candidates in popped])
+
+    def fits(self, memory: int) -> bool:
+        """Return whether the queue fits into memory. Proved leaves are given up if they do not fit beside it."""
+        memory -= len(self.queue) * self.queue[0][2].nbytes
+        if self._proved is not None and sum(leaves.nbytes for leaves in self._proved) > memory:
+            self._proved = None  # the answer matters more than its certificate
+        return memory >= 0
+
+    def certificate(self, layout: Layout) -> dict[str, Tensor]:
+        """Return the tensors of the proved leaves, none if they are not kept."""
+        return {} if self._proved is None else certificate_tensors(layout, concatenate(self._proved))
+
+
+def _solve_unsplittable(
+    exact: SearchQuery, fast: SearchQuery, layout: Layout, ascent: Ascent, batch_size: int
+) -> Ascent:
+    """Solve exactly the leaves whose bound is not above 0 and that have nothing left to split; return all leaves."""
+    is_unsplittable = (ascent.candidates.units[:, 0] < 0) & ~(ascent.leaves.lower > 0)
+    parts, points, values = [], ascent.points.clone(), ascent.values.clone()
+    for number, has_no_split in enumerate(is_unsplittable.tolist()):
+        leaf = ascent.leaves.of(slice(number, number + 1))
+        solution = solve_leaf(exact, layout, leaf, batch_size) if has_no_split else None
+        if solution is not None:
+            leaf, points[number] = solution[0], solution[1][0].to(points)
+            values[number] = fast.at(points[number : number + 1])[0][0]
+        parts.append(leaf)
+    return replace(ascent, leaves=concatenate(parts), points=points, values=values)
+
+
+def _prove_leaves(exact: SearchQuery, layout: Layout, leaves: Leaves) -> Leaves:
+    """Round the choices of the leaves that the search bounds above 0, and prove their bounds; return all leaves."""
+    to_prove = (leaves.lower > 0).nonzero()[:, 0]
+    if not len(to_prove):
+        return leaves
+    rounded = layout.round_choices(leaves.of(to_prove))
+    choices, lower = leaves.choices.clone(), leaves.lower.clone()
+    choices[to_prove], lower[to_prove] = rounded.choices, exact.lower(rounded, layout, sound=True)
+    return replace(leaves, choices=choices, lower=lower)
