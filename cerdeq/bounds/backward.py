@@ -52,8 +52,8 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
                 constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
     x, last = values[0], dense(pending[0])
-    if ctx.seen is not None:
-        ctx.seen[""] = last
+    if ctx.relaxations is not None:
+        ctx.relaxations[""] = last
     if not ctx.sound:
         return sum([*constants, dot(ctx, last, x.center)], -dot(ctx, last.abs(), x.radius))
     ctx.step = ""

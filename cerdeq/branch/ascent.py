@@ -63,11 +63,11 @@ def ascend_leaves(search: SearchQuery, layout: Layout, leaves: Leaves, steps: St
 
 def _evaluate_leaves(search: SearchQuery, layout: Layout, leaves: Leaves) -> Ascent:
     """Return the leaves with their bounds at their choices, and what the next split needs to know."""
-    seen: dict[str, Any] = {}
+    relaxations: dict[str, Any] = {}
     with uncounted_rounding():
-        lower_now = search.lower(leaves, layout, sound=False, seen=seen).to(leaves.lower)
+        lower_now = search.lower(leaves, layout, sound=False, relaxations=relaxations).to(leaves.lower)
         box = search.values[0]
-        points = box.center - box.radius * torch.sign(seen[""][:, 0])
+        points = box.center - box.radius * torch.sign(relaxations[""][:, 0])
         values, preactivations = search.at(points)
     leaves = replace(leaves, lower=torch.maximum(leaves.lower, lower_now))
-    return Ascent(leaves, ranked_units(layout, seen, preactivations), points, values)
+    return Ascent(leaves, ranked_units(layout, relaxations, preactivations), points, values)

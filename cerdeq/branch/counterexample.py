@@ -45,8 +45,10 @@ def prove_point(exact: SearchQuery, point: Tensor) -> Tensor | None:
     Return it if a row is proved negative there, else None.
     """
     box = exact.values[0]
-    reach = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
-    inside = box.center + torch.minimum(torch.maximum(point.double().view_as(box.center) - box.center, -reach), reach)
+    allowed = (box.radius * (1 - 1e-9) - 4 * torch.finfo(torch.float64).eps * box.center.abs()).clamp(min=0)
+    inside = box.center + torch.minimum(
+        torch.maximum(point.double().view_as(box.center) - box.center, -allowed), allowed
+    )
     value = propagate(exact.program, Interval(inside, torch.zeros_like(inside)), Context(sound=True), exact.spec[None])
     _, upper = outward_ends(value.box)
     return inside if bool((upper < 0).any()) else None

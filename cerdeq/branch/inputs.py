@@ -135,9 +135,11 @@ class InputSearch:
         values = tighten_boxes(program, box, self._memory, all_units=True)
         coefficients = rows.unflatten(1, values[program.output].center.shape[1:])
         coefficients = coefficients.expand(len(low), *coefficients.shape)
-        seen: dict[str, Any] = {}
-        lower = linear_lower_bound(program, values, coefficients, program.output, Backward(sound, seen=seen))
-        slopes = seen[""].flatten(2)[torch.arange(len(low), device=low.device), lower.argmin(1)]
+        relaxations: dict[str, Any] = {}
+        lower = linear_lower_bound(
+            program, values, coefficients, program.output, Backward(sound, relaxations=relaxations)
+        )
+        slopes = relaxations[""].flatten(2)[torch.arange(len(low), device=low.device), lower.argmin(1)]
         sizes = slopes.abs() + _SMALLEST_SLOPE * slopes.abs().amax(1, keepdim=True) + torch.finfo(slopes.dtype).tiny
         points = (center - radius * slopes.sign()).unflatten(1, shape)
         return _Bounds(lower, (sizes * radius).argmax(1), points)

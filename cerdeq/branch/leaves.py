@@ -18,7 +18,7 @@ from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.deadline import check
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval
-from cerdeq.operators.relu import Lines, line_share_name, split_name
+from cerdeq.operators.relu import Relaxation, line_share_name, split_name
 from cerdeq.tracing.program import Program
 
 
@@ -103,16 +103,16 @@ class SearchQuery:
                 preactivations[step.name] = step.record.preactivation(values[-1], *arguments, **options)
         return values[self.program.output].flatten(1) @ self.spec.T, preactivations
 
-    def lower(self, leaves: Leaves, layout: "Layout", sound: bool, seen: dict[str, Any] | None = None) -> Tensor:
+    def lower(self, leaves: Leaves, layout: "Layout", sound: bool, relaxations: dict[str, Any] | None = None) -> Tensor:
         """Return the lower bounds [D]: in float64 and rounded down if `sound`, else differentiable in the choices.
 
-        seen: as in Backward.
+        relaxations: as in Backward.
         """
         choices, signs = leaves.choices.to(self.spec), leaves.signs.to(self.spec)
         slopes = {columns.name: columns.of(choices, sound).unsqueeze(1) for columns in layout.choices}
         splits = {columns.name: columns.of(signs, sound) for columns in layout.units}
         units = {c.name: c.elements for c in layout.units if c.is_of_relu and not sound}
-        ctx = Backward(sound, slopes=slopes, splits=splits, units=units, seen=seen)
+        ctx = Backward(sound, slopes=slopes, splits=splits, units=units, relaxations=relaxations)
         values = self.repeat_values(len(leaves.row))
         return linear_lower_bound(self.program, values, self.rows(leaves.row), self.program.output, ctx)[:, 0]
 
@@ -156,15 +156,15 @@ def root_leaves(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[La
 
     exact, fast: the same query in float64 and for the search.
     """
-    seen: dict[str, Any] = {}
-    ctx = Backward(sound=False, choices={}, seen=seen)
+    relaxations: dict[str, Any] = {}
+    ctx = Backward(sound=False, choices={}, relaxations=relaxations)
     boxes, spec = fast.repeat_values(len(rows)), fast.rows(rows)
     lower = linear_lower_bound(fast.program, boxes, spec, fast.program.output, ctx)[:, 0]
     units: list[Columns] = []
     choices: list[Columns] = []
     defaults, first, sizes = ctx.choices or {}, [], []
-    for step, (coefficients, around) in ((step, pair) for step, pair in seen.items() if step):
-        unstable, is_of_relu = unstable_units(around)[0], line_share_name(step) not in defaults
+    for step, (coefficients, relaxation) in ((step, pair) for step, pair in relaxations.items() if step):
+        unstable, is_of_relu = unstable_units(relaxation)[0], line_share_name(step) not in defaults
         elements = unstable.flatten().nonzero()[:, 0]
         units.append(Columns(step, unstable.shape, elements, units[-1].stop if units else 0, is_of_relu=is_of_relu))
         slopes = defaults[step][0].flatten()[elements]
@@ -206,6 +206,6 @@ def certificate_tensors(layout: Layout, leaves: Leaves) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def unstable_units(around: Lines) -> Tensor:
+def unstable_units(relaxation: Relaxation) -> Tensor:
     """Return which units are unstable, bool [D, *shape]: their pre-activation may have either sign."""
-    return (around.low < 0) & (around.high > 0)
+    return (relaxation.low < 0) & (relaxation.high > 0)

@@ -125,7 +125,7 @@ def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:
 
 def _affine(query: SearchQuery, layout: Layout, leaves: Leaves) -> tuple[Tensor, Tensor]:
     """Return the linear bounds as coefficients of the inputs [D, n] and constants [D]."""
-    seen: dict[str, Any] = {}
-    lower = query.lower(leaves, layout, sound=False, seen=seen)
-    box, slopes = query.values[0], seen[""][:, 0].flatten(1)
+    relaxations: dict[str, Any] = {}
+    lower = query.lower(leaves, layout, sound=False, relaxations=relaxations)
+    box, slopes = query.values[0], relaxations[""][:, 0].flatten(1)
     return slopes, lower - slopes @ box.center.flatten() + slopes.abs() @ box.radius.flatten()

@@ -44,21 +44,23 @@ def no_candidates(leaves: Leaves) -> Candidates:
     return Candidates(units, leaves.choices.new_zeros(*units.shape, 2))
 
 
-def ranked_units(layout: Layout, seen: dict[str, Any], preactivations: dict[str, Tensor]) -> Candidates:
+def ranked_units(layout: Layout, relaxations: dict[str, Any], preactivations: dict[str, Tensor]) -> Candidates:
     """Return the unstable units of each leaf, the highest cost first.
 
-    seen: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
+    relaxations: of a backward pass. preactivations: by step, [D, *shape], at the inputs that minimise the bounds.
     """
-    costs = [seen[""].new_zeros(len(seen[""]), 0)]
-    starts = [seen[""].new_zeros(len(seen[""]), 0, 2)]
+    costs = [relaxations[""].new_zeros(len(relaxations[""]), 0)]
+    starts = [relaxations[""].new_zeros(len(relaxations[""]), 0, 2)]
     for columns in layout.units:
-        coefficients, around = seen[columns.name]
+        coefficients, relaxation = relaxations[columns.name]
         a, p = coefficients[:, 0], preactivations[columns.name].flatten(1)
         p = p[:, columns.elements] if columns.is_of_relu else p.view_as(a)
-        at_worst = around.offset.abs() * ((a < 0) == around.convex)
-        cost = unstable_units(around) * (a.abs() * (around.distance(p, upper=a < 0) + at_worst) + _SMALLEST_COST)
-        through_free, free = a * ((a > 0) == around.convex), around.free[:, 0]
-        both = torch.stack([through_free * (1 - free), through_free * (free - around.negative_slope)], dim=-1)
+        at_worst = relaxation.offset.abs() * ((a < 0) == relaxation.convex)
+        cost = unstable_units(relaxation) * (
+            a.abs() * (relaxation.distance(p, upper=a < 0) + at_worst) + _SMALLEST_COST
+        )
+        through_free, free = a * ((a > 0) == relaxation.convex), relaxation.free[:, 0]
+        both = torch.stack([through_free * (1 - free), through_free * (free - relaxation.negative_slope)], dim=-1)
         both = both.clamp(min=0)
         if not columns.is_of_relu:
             cost, both = cost.flatten(1)[:, columns.elements], both.flatten(1, -2)[:, columns.elements]

@@ -24,7 +24,7 @@ from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_
 from cerdeq.host import is_host_reading
 from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Interval
-from cerdeq.operators.relu import Lines, line_share_name, lines, split_terms, through
+from cerdeq.operators.relu import Relaxation, line_share_name, relaxation_of, split_terms, through
 from cerdeq.precision import uncounted_rounding
 
 _TOLERANCE = 1e-4
@@ -44,14 +44,14 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     assert ctx.output is not None, "the pass sets it"
     z = _without_inactive(ctx, ctx.output)
 
-    def preactivation_and_lines() -> tuple[Box, Lines]:
+    def preactivation_and_relaxation() -> tuple[Box, Relaxation]:
         if iterations is None:
             box = reachable_preactivation(weight, h.box, z.box)
         else:
             box = Box(*apply_lifted(weight, (z.center, z.radius), (h.center, h.radius)))
-        return box, lines(ctx, box)
+        return box, relaxation_of(ctx, box)
 
-    preactivation, around = ctx.constant("preactivation", preactivation_and_lines)
+    preactivation, relaxation = ctx.constant("preactivation", preactivation_and_relaxation)
     line_share, splits = _line_share(ctx, coefficients), split_terms(ctx)
 
     def step(pulled: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     if steps is None:
         with torch.no_grad(), uncounted_rounding():
             tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
-            multiplier = _iterate(lambda m: step(_lower_slopes(around, m)), coefficients, z.radius, tolerance)
+            multiplier = _iterate(lambda m: step(_lower_slopes(relaxation, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
-        multiplier = step(through(ctx, around, multiplier)[0])
-    if ctx.seen is not None:
-        ctx.seen[ctx.step] = multiplier, around
-    return _bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
+        multiplier = step(through(ctx, relaxation, multiplier)[0])
+    if ctx.relaxations is not None:
+        ctx.relaxations[ctx.step] = multiplier, relaxation
+    return _bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
 
 
 def _without_inactive(ctx: Backward, z: Interval) -> Interval:
@@ -86,9 +86,9 @@ def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:
     return 1 - _SPARE * (1 - free_choice(ctx, name, coefficients.new_ones(coefficients[:, :1].shape)))
 
 
-def _lower_slopes(around: Lines, multiplier: Tensor) -> Tensor:
+def _lower_slopes(relaxation: Relaxation, multiplier: Tensor) -> Tensor:
     """Return D(L), without its constant and without a gradient."""
-    return (multiplier.abs() * around.gap).addcmul_(multiplier, around.mean)
+    return (multiplier.abs() * relaxation.gap).addcmul_(multiplier, relaxation.mean)
 
 
 def _iterate(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Tensor, tolerance: float) -> Tensor:
@@ -116,12 +116,12 @@ def _cost(coefficients: Tensor, radius: Tensor) -> Tensor:
 
 
 def _bound(
-    ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
+    ctx: Backward, coefficients: Tensor, multiplier: Tensor, relaxation: Relaxation, weight: Tensor, z: Interval,
     preactivation: Box, splits: Tensor | None = None,
 ) -> Pulled:  # fmt: skip
     if ctx.sound:
-        return _sound_bound(ctx, coefficients, multiplier, around, weight, z, preactivation, splits)
-    pulled, constant = through(ctx, around, multiplier)
+        return _sound_bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
+    pulled, constant = through(ctx, relaxation, multiplier)
     pulled = pulled if splits is None else pulled - splits
     residual = coefficients + transpose_product(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
@@ -129,26 +129,26 @@ def _bound(
 
 
 def _sound_bound(
-    ctx: Backward, coefficients: Tensor, multiplier: Tensor, around: Lines, weight: Tensor, z: Interval,
+    ctx: Backward, coefficients: Tensor, multiplier: Tensor, relaxation: Relaxation, weight: Tensor, z: Interval,
     preactivation: Box, splits: Tensor | None,
 ) -> Pulled:  # fmt: skip
     """Return what `_bound` does, the constant less the costs of rounding."""
 
     def costs() -> dict[str, tuple[Tensor, Tensor]]:
         size, terms = magnitude(z), weight[0].numel() + 8
-        reach = preactivation.center.abs() + preactivation.radius + around.offset.abs()
-        of_z, of_p = rounding_costs(size, 9), rounding_costs(reach, 5)  # one more each for the sums below
+        largest = preactivation.center.abs() + preactivation.radius + relaxation.offset.abs()
+        of_z, of_p = rounding_costs(size, 9), rounding_costs(largest, 5)  # one more each for the sums below
         return {
             "coefficients": of_z,
             "splits": of_p,
-            "multiplier": (of_p[0] + of_z[0] - around.sign * around.half, of_p[1] + of_z[1]),
+            "multiplier": (of_p[0] + of_z[0] - relaxation.sign * relaxation.half, of_p[1] + of_z[1]),
             "pulled": rounding_costs(apply_weight(weight.abs(), size), 2 * terms),
             "residual": (of_z[0] + z.radius, of_z[1]),
         }
 
     cost = ctx.constant("costs", costs)
-    pulled = _lower_slopes(around, multiplier)
-    constant = rounded_constant(ctx, multiplier, cost["multiplier"], around.half)
+    pulled = _lower_slopes(relaxation, multiplier)
+    constant = rounded_constant(ctx, multiplier, cost["multiplier"], relaxation.half)
     constant = constant + rounded_constant(ctx, coefficients, cost["coefficients"])
     if splits is not None:
         pulled, constant = pulled - splits, constant + rounded_constant(ctx, splits, cost["splits"])

@@ -138,8 +138,8 @@ def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     """Return [0, t v] with t = max_i relu(h_u)_i / s_i: it contains every equilibrium, without any iteration."""
     v = per_channel(proof.v, h.center)
     upper = torch.relu(h.center + h.radius)
-    reach = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
-    half = (per_example(reach, h.center) * v / 2).expand_as(h.center)
+    scale = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
+    half = (per_example(scale, h.center) * v / 2).expand_as(h.center)
     return Box(half, half.clone())
 
 
@@ -230,15 +230,15 @@ def _widen(weight: Tensor, h: Box, z: Box, proof: Contraction) -> Box:
     needed = excess * (1 + 1e-6) + 1e-9 * along + 1e-12 * scale
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     solved = torch.linalg.solve_ex(identity - matrix, needed.T).result.T
-    reach = solved.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
-    return Box(z.center, z.radius + reach.view(*reach.shape, *[1] * (z.center.dim() - 2)))
+    widening = solved.clamp(min=0) * (excess.amax(1, keepdim=True) > 0)
+    return Box(z.center, z.radius + widening.view(*widening.shape, *[1] * (z.center.dim() - 2)))
 
 
 def _excess(inner: Box, outer: Box) -> Tensor:
     """Return how far `inner`, never negative, exceeds `outer` at either end, rounded up; at most 0 if it is inside."""
     shift = inner.center - outer.center
-    reach = inner.radius + 4 * torch.finfo(shift.dtype).eps * (shift.abs() + inner.radius)
-    above, below = shift + reach - outer.radius, reach - shift - outer.radius
+    radius = inner.radius + 4 * torch.finfo(shift.dtype).eps * (shift.abs() + inner.radius)
+    above, below = shift + radius - outer.radius, radius - shift - outer.radius
     return torch.where(outer.center <= outer.radius, above, torch.maximum(above, below))
 
 

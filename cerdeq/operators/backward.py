@@ -44,9 +44,9 @@ class Backward:
     splits: by step with an activation, [B, *shape]: 1 for inputs with a pre-activation of at least 0 alone, -1 for
         those with one of at most 0, else 0. The bound holds for inputs that meet all of them.
     units: by step with a ReLU, flat numbers [U] of its unstable units, where all examples have one box: slopes and
-        splits of the step are of these units alone, [B, K, U] and [B, U], and so is what `seen` receives.
-    seen: if a dictionary, receives by step the coefficients of an activation and the lines around it, and under "" the
-        input's coefficients.
+        splits of the step are of these units alone, [B, K, U] and [B, U], and so is what `relaxations` receives.
+    relaxations: if a dictionary, receives by step the coefficients of an activation and its relaxation, and under ""
+        the input's coefficients.
     constants: by step and name, what does not depend on coefficients. Passes over the same values and slopes may
         share it.
     """
@@ -59,7 +59,7 @@ class Backward:
     saved: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, Tensor] = field(default_factory=dict)
     units: dict[str, Tensor] = field(default_factory=dict)
-    seen: dict[str, Any] | None = None
+    relaxations: dict[str, Any] | None = None
     constants: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def constant(self, name: str, compute: Callable[[], Any]) -> Any:

@@ -94,7 +94,7 @@ def crossing(box: Box, **options: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Relaxation:
     """Around an activation f on a box: the chord, slope * p + offset, on one side, a line through 0 on the other.
 
     All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
@@ -129,8 +129,8 @@ class Lines:
         return (line - torch.where(p > 0, p, self.negative_slope * p)).abs()
 
 
-def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
-    """Return the lines around leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
+def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relaxation:
+    """Return the relaxation of leaky ReLU, p or negative_slope * p, on each interval of `box` [B, *shape].
 
     If 0 is not inside the interval, or ctx.splits fixes the sign of p, all lines are the function itself. The free
     slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
@@ -155,7 +155,7 @@ def lines(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Lines:
     share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
     mean, gap = (free + per_row(slope)) / 2, (per_row(slope) - free) * ((-1 if convex else 1) / 2)
-    return Lines(slope, offset, free, convex, low, high, negative_slope, mean, gap)
+    return Relaxation(slope, offset, free, convex, low, high, negative_slope, mean, gap)
 
 
 def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,17 +187,19 @@ def line_share_name(step: str) -> str:
     return f"{step}/line_share"
 
 
-def through(ctx: Backward, around: Lines, coefficients: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def through(
+    ctx: Backward, relaxation: Relaxation, coefficients: Tensor, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
     difference times the magnitudes. sizes: |coefficients|, where they are at hand.
     """
     if not ctx.sound:
-        return _Through.apply(coefficients, around.mean, around.gap, around.half, around.sign)
+        return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.sign)
     sizes = coefficients.abs() if sizes is None else sizes
-    constant = dot(ctx, coefficients, around.half) + around.sign * dot(ctx, sizes, around.half)
-    return (coefficients * around.mean).addcmul_(sizes, around.gap), constant
+    constant = dot(ctx, coefficients, relaxation.half) + relaxation.sign * dot(ctx, sizes, relaxation.half)
+    return (coefficients * relaxation.mean).addcmul_(sizes, relaxation.gap), constant
 
 
 class _Through(torch.autograd.Function):
@@ -283,15 +285,15 @@ def leaky_relu_backward(
     negative_slope = float(negative_slope)  # arithmetic in a tensor's or numpy's own type could lose digits
     if (units := ctx.units.get(ctx.step)) is not None:
         return _through_units(ctx, units, coefficients, x, negative_slope)
-    around = ctx.constant("lines", lambda: lines(ctx, x.box, negative_slope))
-    if ctx.seen is not None:
-        ctx.seen[ctx.step] = coefficients, around
+    relaxation = ctx.constant("relaxation", lambda: relaxation_of(ctx, x.box, negative_slope))
+    if ctx.relaxations is not None:
+        ctx.relaxations[ctx.step] = coefficients, relaxation
     if ctx.sound:
-        pulled, constant = _sound_through(ctx, around, coefficients, x)
+        pulled, constant = _sound_through(ctx, relaxation, coefficients, x)
     else:
-        pulled, constant = through(ctx, around, coefficients)
+        pulled, constant = through(ctx, relaxation, coefficients)
     if (splits := split_terms(ctx)) is not None:
-        pulled, constant = pulled - splits, constant - slack(ctx, splits, _magnitude_on_lines(around, x), 4)
+        pulled, constant = pulled - splits, constant - slack(ctx, splits, _magnitude_on_lines(relaxation, x), 4)
     return Pulled((pulled,), constant)
 
 
@@ -305,24 +307,33 @@ def _through_units(
 ) -> Pulled:  # fmt: skip
     """Return what `leaky_relu_backward` does, in a few passes over its unstable units; rounding is not counted."""
     box = x.of(slice(0, 1)).box
-    around = lines(ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope)
-    if ctx.seen is not None:
-        ctx.seen[ctx.step] = coefficients.flatten(2)[..., units], around
+    relaxation = relaxation_of(
+        ctx, Box(*(end.flatten(1)[:, units] for end in (box.center, box.radius))), negative_slope
+    )
+    if ctx.relaxations is not None:
+        ctx.relaxations[ctx.step] = coefficients.flatten(2)[..., units], relaxation
     exact = torch.where(box.lower < 0, negative_slope, torch.ones_like(box.lower))
     splits = split_terms(ctx)
-    splits = around.mean.new_zeros(()) if splits is None else splits
+    splits = relaxation.mean.new_zeros(()) if splits is None else splits
     pulled = _ThroughUnits.apply(
-        coefficients, around.mean, around.gap, splits, around.half, around.sign, units, exact.unsqueeze(1)
+        coefficients,
+        relaxation.mean,
+        relaxation.gap,
+        splits,
+        relaxation.half,
+        relaxation.sign,
+        units,
+        exact.unsqueeze(1),
     )
     return Pulled((pulled[0],), pulled[1])
 
 
-def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
+def _sound_through(ctx: Backward, relaxation: Relaxation, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
     """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
 
     def weights() -> tuple[Tensor, ...]:
-        costs, rest = rounding_costs(_magnitude_on_lines(around, x), 5)  # one more for the difference below
-        return around.mean, around.gap, around.half, around.sign * around.half - costs, rest
+        costs, rest = rounding_costs(_magnitude_on_lines(relaxation, x), 5)  # one more for the difference below
+        return relaxation.mean, relaxation.gap, relaxation.half, relaxation.sign * relaxation.half - costs, rest
 
     mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
     sizes = coefficients.abs()
@@ -330,9 +341,9 @@ def _sound_through(ctx: Backward, around: Lines, coefficients: Tensor, x: Interv
     return sizes.mul_(gap).addcmul_(coefficients, mean), constant
 
 
-def _magnitude_on_lines(around: Lines, x: Interval) -> Tensor:
+def _magnitude_on_lines(relaxation: Relaxation, x: Interval) -> Tensor:
     """Return the largest magnitudes on the lines around an activation."""
-    return magnitude(x) * max(1.0, abs(around.negative_slope)) + around.offset.abs()
+    return magnitude(x) * max(1.0, abs(relaxation.negative_slope)) + relaxation.offset.abs()
 
 
 def _argument(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

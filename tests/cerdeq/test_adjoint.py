@@ -11,7 +11,7 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Interval
 from cerdeq.equilibrium import adjoint
 from cerdeq.equilibrium.certificate import preactivation_box, verified_box
-from cerdeq.operators.relu import lines
+from cerdeq.operators.relu import relaxation_of
 
 pytestmark = pytest.mark.usefixtures("short_searches")
 
@@ -43,7 +43,9 @@ def test_any_multiplier_is_sound(kernel, dtype):
     for size in (0, 1e-3, 1.0, 1e3):
         ctx = Backward(sound=True, step="here", output=z, slopes={"here": torch.rand(2, 4, *shape, dtype=dtype)})
         multiplier = coefficients + size * torch.randn_like(coefficients)
-        pulled = adjoint._bound(ctx, coefficients, multiplier, lines(ctx, preactivation), weight, z, preactivation)
+        pulled = adjoint._bound(
+            ctx, coefficients, multiplier, relaxation_of(ctx, preactivation), weight, z, preactivation
+        )
         left = (coefficients.double() * solved.unsqueeze(2)).flatten(3).sum(3)
         right = (pulled.coefficients[0].double() * points.unsqueeze(2)).flatten(3).sum(3) + pulled.constant.double()
         assert right.isfinite().all()

@@ -527,7 +527,7 @@ def test_what_is_left_of_an_adjoint_is_counted(dtype):
     size = 50
     weight, a = torch.zeros(size, size, dtype=dtype), torch.randn(1, 40, size, dtype=dtype)
     z = box_of(torch.rand(1, size, dtype=dtype))
-    around = relu.lines(Backward(sound=True), z.box)
+    around = relu.relaxation_of(Backward(sound=True), z.box)
     value = fractions(z.center[0])
     for multiplier in (0 * a, a):
         pulled = adjoint._bound(Backward(sound=True), a, multiplier, around, weight, z, z.box)
@@ -540,7 +540,7 @@ def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
     rows = 1e4 * torch.randn(20, 40, dtype=dtype)
     weight = torch.cat([rows, -rows + torch.randn(20, 40, dtype=dtype)])
     z, a = box_of(torch.rand(1, 40, dtype=dtype)), torch.randn(1, 20, 40, dtype=dtype)
-    multiplier, around = torch.ones_like(a), relu.lines(Backward(True), z.box)
+    multiplier, around = torch.ones_like(a), relu.relaxation_of(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
     value = fractions(z.center[0])
     wz = [sum(w * v for w, v in zip(row, value, strict=True)) for row in fractions(weight)]
@@ -551,7 +551,7 @@ def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
 def test_multipliers_of_splits_in_an_adjoint_count_their_product(dtype):
     a = -torch.finfo(dtype).eps / 3 * torch.rand(1, 60, 1, dtype=dtype)
     splits, z = 1 + torch.rand(1, 60, 1, dtype=dtype), box_of(torch.ones(1, 1, dtype=dtype))
-    around = relu.lines(Backward(True), z.box)
+    around = relu.relaxation_of(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), a, a, around, torch.zeros(1, 1, dtype=dtype), z, z.box, splits)
     for row in range(60):
         bound = fractions(pulled.coefficients[0][0, row])[0] + fractions(pulled.constant[0, row])
@@ -681,7 +681,7 @@ def test_boxes_of_equilibria_that_crown_tightens_are_rounded_up_to_float32(weigh
 def exact_adjoint(multiplier, preactivation, dtype, splits=None):
     """Return the adjoint's bound of a . z = multiplier . z for W = 0, where nothing is left to z's box."""
     z = box_of(torch.zeros_like(preactivation.center), torch.zeros_like(preactivation.center))
-    around = relu.lines(Backward(True), preactivation)
+    around = relu.relaxation_of(Backward(True), preactivation)
     weight = torch.zeros(1, 1, dtype=dtype)
     return adjoint._bound(Backward(True), multiplier, multiplier, around, weight, z, preactivation, splits)
 
@@ -718,7 +718,7 @@ def test_the_recurrence_of_an_adjoint_counts_all_of_its_terms():
     point = torch.full((1, size), small)
     point[0, 0] = 1
     z = box_of(point)
-    around = relu.lines(Backward(True), z.box)
+    around = relu.relaxation_of(Backward(True), z.box)
     pulled = adjoint._bound(Backward(True), 0 * multiplier, multiplier, around, weight, z, z.box)
     value = fractions(point[0])
     assert_below(pulled, 0 * multiplier, value, [v - value[0] for v in value])  # h = z - W z, all units active
