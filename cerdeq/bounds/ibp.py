@@ -66,7 +66,8 @@ def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
             else:
                 arguments, options = step.call(values)
                 value = step.record.points(ctx, *arguments, **options)
-        values.append(value if step.record is None else value.to(x.dtype))
+        is_bounded = step.record is not None and not isinstance(value, tuple)  # of several results, parts follow
+        values.append(value.to(x.dtype) if is_bounded else value)
     return values[program.output]
 
 

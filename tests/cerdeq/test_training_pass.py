@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from equilibria import random_weight
-from oracles import random_box
+from oracles import Lambda, random_box
 from torch import nn
 
 from baselines import build
@@ -161,3 +161,8 @@ def test_both_starts_end_at_the_same_boxes(warm, kernel):
     exact = verified_box(model.recurrence.weight, x.box)
     torch.testing.assert_close(result.center, exact.center, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(result.radius, exact.radius, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_a_value_are_points_too():
+    model, x = Lambda(lambda module, x: x.chunk(2, 1)[0] - torch.split(x, 2, dim=1)[1]).eval(), torch.rand(3, 4)
+    assert torch.equal(points_of(trace(model), x, Context(sound=False)), model(x))
