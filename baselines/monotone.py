@@ -56,7 +56,7 @@ def monotone(
     else:
         count = scale_channels(channels, width)
         conv = nn.Conv2d(shape[0], count, 6, stride=stride, padding=1)
-        image = tuple((size - 4) // stride + 1 for size in shape[1:])
+        image = (shape[1] - 4) // stride + 1, (shape[2] - 4) // stride + 1
         before = [("inject", conv), ("flatten", nn.Flatten())]
         form, free = MonotoneWeight(modulus, image), torch.empty(2, count, count, 3, 3)
         count = count * image[0] * image[1]

@@ -29,8 +29,8 @@ class Checkpoint:
     mappings are joined by dots, such as `state_dict.conv.weight`."""
     keys: Keys = "by-name"
     """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
-    spelling, but as many tensors as the network has, in its order, of the same shapes; 'mondeq' reads A, B, U, u, C, c of
-    a monotone equilibrium, from a torch or MATLAB file, into the network `monotone`."""
+    spelling, but as many tensors as the network has, in its order, of the same shapes; 'mondeq' reads A, B, U, u, C
+    and c of a monotone equilibrium, from a torch or MATLAB file, into the network `monotone`."""
     ignore: list[str] = field(default_factory=list)
     """Tensors of the file that are not loaded, by their names in the file."""
     mean: list[float] | None = None

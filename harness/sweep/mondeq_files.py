@@ -67,7 +67,7 @@ def _dense(named: Tensors, modulus: float, shape: tuple[int, ...]) -> tuple[Tens
     pixels = torch.eye(shape[0] * shape[1] * shape[2]).double().view(-1, *shape)
     kernel = named["U"]
     injected = F.conv2d(F.pad(pixels, (_PAD,) * 4, mode="circular"), kernel, stride=_STRIDE)
-    channels, image = len(kernel), tuple(injected.shape[2:])
+    channels, image = len(kernel), (injected.shape[2], injected.shape[3])
     a = named["A"] / named["A"].norm() * named["g"].sqrt()
     b = named["B"] / named["B"].norm() * named["h"]
     a, b = circular_matrix(a, image), circular_matrix(b, image)

@@ -4,7 +4,8 @@ With w = diag(W) < 1 and q = (W z - w z + h) / (1 - w), the equilibrium is z = r
 Let T_i be the (z_i, q_i) with low_i <= q_i <= high_i under the upper line of the ReLU: its corners are
 (relu(low_i), low_i), (relu(high_i), high_i) and, if 0 lies between, (0, 0). For all a, and any row c . z + e . q + o,
 
-    c . z + e . q + o  >=  sum_i min over T_i of [(c + V^T a)_i z_i + (e_i - (1 - w_i) a_i) q_i] + min over x of a . (U x + b) + o,
+    c . z + e . q + o  >=  sum_i min over T_i of [(c + V^T a)_i z_i + (e_i - (1 - w_i) a_i) q_i]
+                           + min over x of a . (U x + b) + o,
 
 V = W without its diagonal, since a . (V z + h - (1 - w) q) = 0. A leaf may assume that one row of the spec is at most
 `limit`, which it tries to refute: then beta (row - limit) <= 0, beta >= 0, may be added to any row.

@@ -24,8 +24,8 @@ def solve_leaf(layer: Layer, low: Tensor, high: Tensor, row: Tensor) -> tuple[St
     matrix = torch.cat([of_q, layer.inject.matrix / divisor], dim=1).cpu().numpy()
     right = (-layer.inject.offset / layer.divisor).cpu().numpy()
     x = layer.x
-    bounds = torch.stack([torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])], dim=1)
-    bounds = bounds.cpu().numpy()
+    ends = torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])
+    bounds = torch.stack(ends, dim=1).cpu().numpy()
     cost = np.concatenate([(row * active).cpu().numpy(), np.zeros(len(x.center))])
     options = {"time_limit": max(seconds_left(), 0.01)}
     result = linprog(cost, A_eq=matrix, b_eq=right, bounds=bounds, method="highs", options=options)

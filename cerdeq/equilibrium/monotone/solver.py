@@ -90,7 +90,5 @@ def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting) -
     with torch.no_grad():
         solution = splitting.solve(h)
         if missed := int((~solution.converged).sum()):
-            raise NotConvergedError(
-                f"{missed} of {len(h)} equilibria missed the tolerance: is I - W strongly monotone?"
-            )
+            raise NotConvergedError(f"{missed} of {len(h)} equilibria did not converge: is I - W strongly monotone?")
     return _Implicit.apply(weight, h, solution.value.to(h), splitting)

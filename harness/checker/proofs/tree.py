@@ -5,7 +5,7 @@
     {index}/equilibrium/nodes        int32 [M, 4]    parent, row, unit, sign. Node 0 is the box of all equilibria; its
                                                      children assume that a row is at most 0, the others split a unit's
                                                      sign: q_unit >= 0 (1) or <= 0 (-1)
-    {index}/equilibrium/rows         int32 [T, 4]    node, step, unit, sign: what a row of multipliers bounds, sign times
+    {index}/equilibrium/rows         int32 [T, 4]    node, step, unit, sign: a row of multipliers bounds sign times
                                                      q_unit, or with sign 0 the assumed row
     {index}/equilibrium/multipliers  float16 [T, N]  times scales they are (1 - w) a; any are sound
     {index}/equilibrium/scales       float32 [T]     0: the next row of `exact` instead
@@ -86,9 +86,11 @@ def read_layer(network: Network, values: list[Box], spec: Array) -> tuple[Layer,
     values: boxes of all values over the box of the example.
     """
     places = [n for n, step in enumerate(network.steps, start=1) if isinstance(step.operation, Activation)]
-    if len(places) != 1 or network.steps[places[0] - 1].operation.weight is None:
+    operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
+    weight = operation.weight if isinstance(operation, Activation) else None
+    if weight is None:
         raise RefusedError("the network has not one equilibrium between affine layers")
-    (number,), weight = places, network.steps[places[0] - 1].operation.weight
+    number = places[0]
     if weight.ndim != 2:
         raise RefusedError("W is a convolution; a tree needs a dense W")
     try:
