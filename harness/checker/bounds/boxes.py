@@ -60,8 +60,8 @@ def ball(pixels: Array, eps: float) -> Box:
 
     eps: at most 1, rounded to nearest. Its rounding, the division and two sums are off by 3 U together.
     """
-    center, reach = pixels / 255.0, eps + 4 * U
-    return between(np.maximum(center - reach, 0), np.minimum(center + reach, 1))
+    center, radius = pixels / 255.0, eps + 4 * U
+    return between(np.maximum(center - radius, 0), np.minimum(center + radius, 1))
 
 
 def affine(x: Box, weight: Array, bias: Array | None, apply: Callable[[Array, Array], Array], terms: int) -> Box:
@@ -71,8 +71,8 @@ def affine(x: Box, weight: Array, bias: Array | None, apply: Callable[[Array, Ar
     """
     relative = SLACK * (terms + 2) * U
     center, share = apply(weight, x.center), np.maximum(relative * np.abs(x.center), TINY)
-    reach = x.radius + np.where(x.center == 0, 0, share)
-    radius = apply(np.abs(weight), reach) * (1 + relative) + (terms + 2) * TINY
+    rounded = x.radius + np.where(x.center == 0, 0, share)
+    radius = apply(np.abs(weight), rounded) * (1 + relative) + (terms + 2) * TINY
     return widen_for_rounding(center if bias is None else center + bias, radius)
 
 
@@ -105,8 +105,8 @@ def intersect(a: Box, b: Box) -> Box:
 def inside(inner: Box, outer: Box) -> Array:
     """Return whether `inner` lies inside `outer`, for each example: bool [B]. False for boxes that are not finite."""
     finite = np.isfinite(outer.center) & np.isfinite(outer.radius) & np.isfinite(inner.center + inner.radius)
-    reach = np.abs(inner.center - outer.center) + inner.radius
-    fits = reach * (1 + SLACK * U) <= outer.radius
+    extent = np.abs(inner.center - outer.center) + inner.radius
+    fits = extent * (1 + SLACK * U) <= outer.radius
     return (fits & finite).reshape(len(fits), -1).all(1)
 
 

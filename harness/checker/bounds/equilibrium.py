@@ -149,9 +149,9 @@ def _iterate(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
         return F.linear(x, a) if a.dim() == 2 else F.conv2d(x, a, padding=a.shape[-1] // 2)
 
     for _ in range(_GUESSES):
-        middle, reach = product(w, center) + c, product(w.abs(), radius) + r
-        half = torch.relu(middle + reach) / 2
-        new = torch.where(middle >= reach, middle, half), torch.where(middle >= reach, reach, half)
+        middle, spread = product(w, center) + c, product(w.abs(), radius) + r
+        half = torch.relu(middle + spread) / 2
+        new = torch.where(middle >= spread, middle, half), torch.where(middle >= spread, spread, half)
         change = max(float((a - b).abs().max()) for a, b in zip(new, (center, radius), strict=True))
         (center, radius), size = new, float(half.max())
         if not change > _TOLERANCE[dtype] * size:
@@ -161,8 +161,8 @@ def _iterate(weight: Array, h: Box, start: Box, dtype: torch.dtype) -> Box:
 
 def _excess(inner: Box, outer: Box) -> Array:
     """Return a bit more than how far `inner` extends beyond `outer`, [B, ...]."""
-    reach = np.abs(inner.center - outer.center) + inner.radius
-    return np.maximum(reach - outer.radius, 0) * (1 + 1e-6) + 1e-12 * (reach + np.abs(inner.center))
+    extent = np.abs(inner.center - outer.center) + inner.radius
+    return np.maximum(extent - outer.radius, 0) * (1 + 1e-6) + 1e-12 * (extent + np.abs(inner.center))
 
 
 def _scale_by_largest(multiples: Array, v: Array) -> Array:

@@ -98,8 +98,8 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
 
 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
-    around, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
-    slopes, constant = around.bound_from_below(a)
+    relaxation, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
+    slopes, constant = relaxation.bound_from_below(a)
     loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p))
     return Pulled((slopes - split_terms,), constant, loss, leaves is not None and leaves.are_empty(p))
 
@@ -113,9 +113,9 @@ def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, l
     if leaves is not None:
         z = Box(np.where(leaves.signs < 0, 0, z.center), np.where(leaves.signs < 0, 0, z.radius))
         p = intersect(p, preactivation(weight, h, z))
-    around = lines(p, leaves)
-    multiplier = _find_multiplier(weight, a, around, z, leaves)
-    slopes, constant = around.bound_from_below(multiplier)
+    relaxation = lines(p, leaves)
+    multiplier = _find_multiplier(weight, a, relaxation, z, leaves)
+    slopes, constant = relaxation.bound_from_below(multiplier)
     pulled = slopes - split_terms
     residual = a + apply_recurrence_back(weight, pulled) - multiplier
     minimum, cost = minimum_over_box(residual, z)
@@ -124,12 +124,12 @@ def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, l
     return Pulled((pulled,), constant + minimum, cost, leaves is not None and leaves.are_empty(p))
 
 
-def _find_multiplier(weight: Array, a: Array, around: Lines, z: Box, leaves: Leaves | None) -> Array:
+def _find_multiplier(weight: Array, a: Array, relaxation: Lines, z: Box, leaves: Leaves | None) -> Array:
     """Return the L that the iteration L <- line_shares (a + W^T (D(L) - B)) ends with. Any L is sound."""
     line_shares, split_terms = (1.0, 0.0) if leaves is None else (leaves.line_shares, leaves.split_terms)
     multiplier, allowed = a, _TOLERANCE * dot(np.abs(a), z.radius)
     for _ in range(_LIMIT):
-        pulled = around.bound_from_below(multiplier)[0] - split_terms
+        pulled = relaxation.bound_from_below(multiplier)[0] - split_terms
         following = line_shares * (a + apply_recurrence_back(weight, pulled))
         change, multiplier = dot(np.abs(following - multiplier), z.radius), following
         if not (change > allowed).any():

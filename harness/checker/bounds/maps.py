@@ -138,6 +138,15 @@ def pool(size: int) -> Map:
     return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m))
 
 
+def _moving(move: Callable[..., Array], back: Callable[[Array, list[Shape]], tuple[Array, ...]]) -> Map:
+    """Return the map of a function that moves or copies numbers, or puts zeros beside them."""
+    return Map(lambda *xs: Box(move(*[x.center for x in xs]), move(*[x.radius for x in xs])), back, None)
+
+
+def _reshaping(move: Callable[[Array], Array]) -> Map:
+    return _moving(move, lambda a, shapes: (a.reshape(len(a), *shapes[0]),))
+
+
 def flatten(first: int, last: int) -> Map:
     """Return the map that flattens the dimensions from `first` to `last`; dimension 0, the batch, is not among them."""
 
@@ -162,15 +171,6 @@ def reshape(sizes: tuple[int, ...]) -> Map:
     return _reshaping(to_sizes)
 
 
-def _reshaping(move: Callable[[Array], Array]) -> Map:
-    """Return the map that `move` is: the same numbers in the same order."""
-    return Map(
-        lambda x: Box(move(x.center), move(x.radius)),
-        lambda a, shapes: (a.reshape(len(a), *shapes[0]),),
-        None,
-    )
-
-
 def permute(order: tuple[int, ...]) -> Map:
     """Return the map that reorders dimensions; dimension 0, the batch, is the first."""
 
@@ -180,11 +180,7 @@ def permute(order: tuple[int, ...]) -> Map:
             raise UnknownLayerError(f"dimensions of {list(values.shape[1:])} in the order {list(order)}")
         return dims
 
-    return Map(
-        lambda x: Box(x.center.transpose(order_of(x.center)), x.radius.transpose(order_of(x.center))),
-        lambda a, shapes: (a.transpose(np.argsort(order_of(a))),),
-        None,
-    )
+    return _moving(lambda x: x.transpose(order_of(x)), lambda a, shapes: (a.transpose(np.argsort(order_of(a))),))
 
 
 def transpose(first: int, second: int) -> Map:
@@ -195,7 +191,7 @@ def transpose(first: int, second: int) -> Map:
             raise UnknownLayerError("an exchange with the batch")
         return values.swapaxes(first, second)
 
-    return Map(lambda x: Box(exchanged(x.center), exchanged(x.radius)), lambda a, shapes: (exchanged(a),), None)
+    return _moving(exchanged, lambda a, shapes: (exchanged(a),))
 
 
 def pad(sizes: tuple[int, ...]) -> Map:
@@ -212,64 +208,54 @@ def pad(sizes: tuple[int, ...]) -> Map:
         inner = [slice(before, size - after) for size, (before, after) in zip(a.shape, outer, strict=True)]
         return (a[tuple(inner)],)
 
-    return Map(lambda x: Box(padded(x.center), padded(x.radius)), back, None)
+    return _moving(padded, back)
+
+
+def _with_constant(
+    constant: Array, center: Callable[[Array], Array], scale: Callable[[Array], Array], back: Callable[[Array], Array],
+    size: Callable[[Array], Array], offset: Array | None = None,
+) -> Map:  # fmt: skip
+    """Return a map of each element and a constant. center, scale: of a box's centre and radius. back, size: as Map's.
+
+    offset: the constant, if it is added. Raises UnknownLayerError, when called, for a constant that changes the shape.
+    """
+
+    def box(x: Box) -> Box:
+        same_for_all = constant.ndim < x.center.ndim or constant.shape[0] == 1
+        if not same_for_all or np.broadcast_shapes(constant.shape, x.center.shape) != x.center.shape:
+            shape = list(x.center.shape[1:])
+            raise UnknownLayerError(f"a constant of shape {list(constant.shape)} beside a value of {shape}")
+        return widen_for_rounding(center(x.center), scale(x.radius))
+
+    added = np.zeros(()) if offset is None else offset
+    return Map(box, lambda a, shapes: (back(a),), size, lambda shape: added)
 
 
 def add_constant(constant: Array) -> Map:
     """Return the map x + constant."""
-
-    def box(x: Box) -> Box:
-        _refuse_broadcast(constant, x.center)
-        return widen_for_rounding(x.center + constant, x.radius)
-
-    return Map(
-        box,
-        lambda a, shapes: (a,),
-        lambda m: np.abs(constant),
-        lambda shape: constant,
-    )
+    size = np.abs(constant)
+    return _with_constant(constant, lambda x: x + constant, lambda r: r, lambda a: a, lambda m: size, constant)
 
 
 def subtract_from_constant(constant: Array) -> Map:
     """Return the map constant - x."""
-
-    def box(x: Box) -> Box:
-        _refuse_broadcast(constant, x.center)
-        return widen_for_rounding(constant - x.center, x.radius)
-
-    return Map(
-        box,
-        lambda a, shapes: (-a,),
-        lambda m: np.abs(constant),
-        lambda shape: constant,
-    )
+    size = np.abs(constant)
+    return _with_constant(constant, lambda x: constant - x, lambda r: r, lambda a: -a, lambda m: size, constant)
 
 
 def multiply_by_constant(constant: Array) -> Map:
     """Return the map x * constant."""
-
-    def box(x: Box) -> Box:
-        _refuse_broadcast(constant, x.center)
-        return widen_for_rounding(x.center * constant, x.radius * np.abs(constant))
-
-    return Map(
-        box,
-        lambda a, shapes: (a * constant,),
-        lambda m: m * np.abs(constant),
+    size = np.abs(constant)
+    return _with_constant(
+        constant, lambda x: x * constant, lambda r: r * size, lambda a: a * constant, lambda m: m * size
     )
 
 
 def divide_by_constant(constant: Array) -> Map:
     """Return the map x / constant."""
-
-    def box(x: Box) -> Box:
-        _refuse_broadcast(constant, x.center)
-        return widen_for_rounding(x.center / constant, x.radius / np.abs(constant))
-
-    return Map(
-        box,
-        lambda a, shapes: (a / constant,),
-        lambda m: m / np.abs(constant),
+    size = np.abs(constant)
+    return _with_constant(
+        constant, lambda x: x / constant, lambda r: r / size, lambda a: a / constant, lambda m: m / size
     )
 
 
@@ -281,11 +267,7 @@ def add_values(sign: int = 1) -> Map:
             raise UnknownLayerError(f"a sum of shapes {list(a.center.shape[1:])} and {list(b.center.shape[1:])}")
         return widen_for_rounding(a.center + sign * b.center, a.radius + b.radius)
 
-    return Map(
-        box,
-        lambda a, shapes: (a, sign * a),
-        None,
-    )
+    return Map(box, lambda a, shapes: (a, sign * a), None)
 
 
 def absolute() -> Map:
@@ -295,11 +277,7 @@ def absolute() -> Map:
         low, high = np.maximum(np.abs(x.center) - x.radius, 0), np.abs(x.center) + x.radius
         return widen_for_rounding((low + high) / 2, (high - low) / 2)
 
-    return Map(
-        box,
-        lambda a, shapes: (2 * a, -a),
-        lambda relu, x: 2 * relu + x,
-    )
+    return Map(box, lambda a, shapes: (2 * a, -a), lambda relu, x: 2 * relu + x)
 
 
 def index(items: tuple[Any, ...]) -> Map:
@@ -314,15 +292,12 @@ def index(items: tuple[Any, ...]) -> Map:
     if items[0] != slice(None) or not is_known or (list in kinds and kinds.count(list) + kinds.count(int) > 1):
         raise UnknownLayerError(f"the index {items}")
 
-    def taken(values: Array) -> Array:
-        return values[items]
-
     def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
         total = np.zeros((len(a), *shapes[0]))
         np.add.at(total, items, a)
         return (total,)
 
-    return Map(lambda x: Box(taken(x.center), taken(x.radius)), back, taken)
+    return Map(lambda x: Box(x.center[items], x.radius[items]), back, lambda m: m[items])
 
 
 def concatenate(dim: int) -> Map:
@@ -337,11 +312,7 @@ def concatenate(dim: int) -> Map:
             raise UnknownLayerError("a concatenation of batches")
         return np.concatenate(parts, dim)
 
-    return Map(
-        lambda *parts: Box(concatenated(*[x.center for x in parts]), concatenated(*[x.radius for x in parts])),
-        back,
-        None,
-    )
+    return _moving(concatenated, back)
 
 
 def _require_images(what: str, values: Array) -> None:
@@ -353,10 +324,3 @@ def _require_images(what: str, values: Array) -> None:
 def _per_channel(values: Array, shape: Shape) -> Array:
     """Return values [C] so that they are broadcast along dimension 1 of a value of this shape, [B, C, ...]."""
     return values.reshape(-1, *[1] * (len(shape) - 2))
-
-
-def _refuse_broadcast(constant: Array, x: Array) -> None:
-    """Raise UnknownLayerError if a constant changes the shape of x [B, ...], or differs between examples."""
-    same_for_all = constant.ndim < x.ndim or constant.shape[0] == 1
-    if not same_for_all or np.broadcast_shapes(constant.shape, x.shape) != x.shape:
-        raise UnknownLayerError(f"a constant of shape {list(constant.shape)} beside a value of {list(x.shape[1:])}")

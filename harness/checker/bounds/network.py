@@ -164,11 +164,11 @@ def _constant_of(step: bounds.Step, stands: dict[int, Any]) -> Any:
         return array(step.target())  # a parameter, a buffer or a tensor made in forward
     first, *others = step.args or (None,)
     stand = stands.get(first.index) if isinstance(first, Reference) else None
-    asked = getattr(step.target, "function", step.target)
-    question = (asked, stand if isinstance(stand, Stand) else None, *others)
-    if question in ((getattr, VALUE, "shape"), (Tensor.size, VALUE)):
+    function = getattr(step.target, "function", step.target)
+    call = (function, stand if isinstance(stand, Stand) else None, *others)
+    if call in ((getattr, VALUE, "shape"), (Tensor.size, VALUE)):
         return SHAPE
-    return BATCH if question in ((Tensor.size, VALUE, 0), (operator.getitem, SHAPE, 0)) else None
+    return BATCH if call in ((Tensor.size, VALUE, 0), (operator.getitem, SHAPE, 0)) else None
 
 
 def _replaced(argument: Any, stands: dict[int, Any]) -> Any:

@@ -131,12 +131,12 @@ def _select(input: Any, dim: int, index: int) -> Map:
     return _along(dim, index)
 
 
-def _along(dim: int, item: Any) -> Map:
+def _along(dim: int, part: Any) -> Map:
     """Return the map that takes an index or a slice of one dimension, which is not the batch."""
     if dim == 0:
         raise UnknownLayerError("a part of the batch")
     return maps.index(
-        (slice(None),) * dim + (item,) if dim > 0 else (slice(None), ..., item, *[slice(None)] * (-dim - 1))
+        (slice(None),) * dim + (part,) if dim > 0 else (slice(None), ..., part, *[slice(None)] * (-dim - 1))
     )
 
 

@@ -244,36 +244,6 @@ def test_rounding_in_w_is_counted_where_its_columns_cancel(monkeypatch):
         assert Fraction(float(lower)) <= value <= Fraction(float(lower)) + Fraction(1, 10**8)
 
 
-def random_box(*shape):
-    """Return a box that contains 0, mostly near its lower end."""
-    low, high = -np.exp(-5 * np.random.default_rng(0).random((1, *shape))), np.random.default_rng(1).random((1, *shape))
-    return Box((high + low) / 2, (high - low) / 2)
-
-
-def corners(box):
-    """Return both ends of each element of a box, as fractions [2, n]."""
-    center, radius = exact_numbers(box.center.ravel()), exact_numbers(box.radius.ravel())
-    return np.stack([center - radius, center + radius])
-
-
-def test_each_part_of_a_bound_counts_its_own_rounding():
-    """In exact arithmetic, without what later parts count in addition."""
-    box, a = random_box(1), -np.random.default_rng(2).random((400, 1))
-    network = read_network(nn.Sequential(nn.ReLU(), nn.Linear(1, 2)).eval())
-    pulled = linear.pull_back(network.steps[0], a, linear.Region([box, box], {}), 1, None)
-    values, (slopes,) = exact_numbers(a), map(exact_numbers, pulled.coefficients)
-    constants, losses = exact_numbers(pulled.constant), exact_numbers(pulled.rounding_loss)
-    for end in corners(box):
-        assert (values[:, 0] * max(end[0], 0) >= slopes[:, 0] * end[0] + constants - losses).all()
-    rows, wide = np.random.default_rng(3).normal(size=(50, 9)), random_box(9)
-    products = np.where(rows > 0, *corners(wide)) * exact_numbers(rows)
-    minimum, loss = map(exact_numbers, linear.minimum_over_box(rows, wide))
-    assert (products.sum(1) >= minimum - loss).all()
-    terms = np.random.default_rng(4).normal(size=(2, 5, 50))
-    sums = exact_numbers(terms[0]).sum(0) - exact_numbers(abs(terms[1])).sum(0)
-    assert (sums >= exact_numbers(linear.sum_rounded_down(terms[0], abs(terms[1])))).all()
-
-
 def invert(matrix):
     """Invert a matrix of fractions by elimination without pivoting."""
     size = len(matrix)

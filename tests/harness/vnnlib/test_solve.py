@@ -1,4 +1,4 @@
-"""Answers about small networks against exact ones, and counterexamples against exact arithmetic."""
+"""Properties of small networks: boxes, decimals, violations, equality, and what is refused."""
 
 import functools
 import subprocess
@@ -9,8 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from answers import proved_by, tensors_of
-from enumeration import smallest_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
@@ -26,64 +24,6 @@ from harness.vnnlib.query import Violations, region_of, round_up, with_violation
 from harness.vnnlib.solve import solve
 
 SECONDS = 60
-
-
-def check_counterexample(property_, weights, answer):
-    """Check in exact arithmetic that the decimals lie in a case's box and that their outputs satisfy it."""
-    hidden, bias, out, offset = (
-        [[*map(Fraction, row)] if np.ndim(row) else Fraction(row) for row in w] for w in weights
-    )
-    x = [Fraction(text) for text in answer.counterexample.inputs]
-    z = [
-        max(Fraction(0), sum(a * b for a, b in zip(row, x, strict=True)) + c)
-        for row, c in zip(hidden, bias, strict=True)
-    ]
-    y = [sum(a * b for a, b in zip(row, z, strict=True)) + c for row, c in zip(out, offset, strict=True)]
-    assert any(
-        all(a <= b <= c for a, b, c in zip(case.box.lower, x, case.box.upper, strict=True))
-        and all(sum(f * y[n] for n, f in c.coefficients.items()) <= c.bound for c in case.constraints)
-        for case in property_.cases
-    )
-
-
-def check_answers(seeds):
-    counts = {"sat": 0, "unsat": 0}
-    for seed in seeds:
-        network, weights = network_of(seed)
-        property_ = property_of_seed(seed)
-        if property_ is None:
-            continue
-        violation = min(smallest_violation(weights, case) for case in property_.cases)
-        answer = solve(property_, network, functools.partial(run, network), SECONDS, certificates=True)
-        if answer.status == "unsat":
-            assert proved_by(network, property_, tensors_of(answer)), seed
-        if abs(violation) > 1e-5:
-            assert answer.status == ("sat" if violation < 0 else "unsat"), (seed, violation, answer)
-        assert not (answer.status == "unsat" and violation < -1e-9), (seed, violation)
-        if answer.status == "sat":
-            check_counterexample(property_, weights, answer)
-            assert answer.counterexample.to_text().startswith("((X_0 ")
-        counts[answer.status] = counts.get(answer.status, 0) + 1
-    return counts
-
-
-def test_answers_are_the_exact_ones():
-    counts = check_answers(range(14))
-    assert counts["sat"] > 4 and counts["unsat"] > 2, counts
-
-
-def test_answers_of_small_groups_are_the_exact_ones(monkeypatch):
-    """Cases of one box are decided in groups; here in ones of three constraints, and each certificate is confirmed."""
-    monkeypatch.setattr("harness.common.properties.MOST_TOGETHER", 3)
-    assert max(len(property_of_seed(seed).groups) for seed in (0, 3)) > 2
-    counts = check_answers(range(14))
-    assert counts["sat"] > 4 and counts["unsat"] > 2, counts
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_two_hundred_answers_are_the_exact_ones():
-    check_answers(range(100, 300))
 
 
 decimals = st.decimals(-10, 10, places=9).map(Fraction)

@@ -1,4 +1,4 @@
-"""Answers to small random properties, with what is exactly true of them."""
+"""Results of small random properties, with what is exactly true of them."""
 
 import functools
 from dataclasses import replace
@@ -9,7 +9,7 @@ from enumeration import smallest_violation
 from small_properties import network_of, property_of_seed, run
 
 from harness.checker.properties import NotConfirmedError, confirm_unsat
-from harness.common.properties import Case, Constraint
+from harness.common.properties import MOST_TOGETHER, Case, Constraint
 from harness.vnnlib.solve import solve
 
 SECONDS = 60
@@ -17,19 +17,25 @@ TINY = Fraction(1, 10**6)
 
 
 @functools.cache
-def answered(seed):
-    """Return a network, a property and its answer, and the exact smallest violation; None if the boxes are empty."""
+def solved(seed, together=MOST_TOGETHER):
+    """Return a network, its weights, a property, its result and the exact smallest violation; None for empty boxes.
+
+    together: the number of constraints of a group of cases, which the caller has set.
+    """
     network, weights = network_of(seed)
     property_ = property_of_seed(seed)
     if property_ is None:
         return None
     violation = min(smallest_violation(weights, case) for case in property_.cases)
-    answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
-    return network, property_, answer, violation
+    return network, weights, property_, solve_small(property_, network), violation
 
 
-def tensors_of(answer):
-    return {name: tensor.numpy() for name, tensor in answer.certificate.items()}
+def solve_small(property_, network):
+    return solve(property_, network, partial(run, network), SECONDS, certificates=True)
+
+
+def tensors_of(result):
+    return {name: tensor.numpy() for name, tensor in result.certificate.items()}
 
 
 def proved_by(network, property_, tensors):
@@ -49,17 +55,16 @@ def with_bounds_raised(property_, by):
     return replace(property_, cases=cases)
 
 
-def certified_answers():
-    """Yield network, property, tensors and exact smallest violation of answers that need leaves.
+def certified_results():
+    """Yield network, property, tensors and exact smallest violation of results that need leaves.
 
     Bounds are moved until the smallest violation is about 0.01.
     """
-    for seed in filter(answered, range(14)):
-        network, property_, _, violation = answered(seed)
+    for seed in filter(solved, range(14)):
+        network, _, property_, _, violation = solved(seed)
         by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
         property_ = with_bounds_raised(property_, by)
-        answer = solve(property_, network, partial(run, network), SECONDS, certificates=True)
-        tensors = tensors_of(answer)
+        tensors = tensors_of(solve_small(property_, network))
         is_split = any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
         if is_split and not proved_by(network, property_, {}):
             assert proved_by(network, property_, tensors) == "certificate"
