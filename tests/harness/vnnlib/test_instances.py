@@ -68,9 +68,9 @@ def test_a_list_continues_where_it_stopped(files, monkeypatch, capsys):
     run = functools.partial(verify, files / "list.csv", "--results-dir", directory, "--workers", "1")
     original = instances._solve_instance
 
-    def counted(item, report, requests):
-        solved.append(item.name)
-        original(item, report, requests)
+    def counted(path, report, queries):
+        solved.append(path.name)
+        original(path, report, queries)
 
     monkeypatch.setattr(instances, "_solve_instance", counted)
     assert run() == 0
