@@ -12,22 +12,39 @@ import inspect
 import json
 import pydoc
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 
-from baselines import network_names
-from harness.methods import METHODS
-from harness.sweep.schema import network_options, options_of_method, sweep_schema
+from pydantic import TypeAdapter
+
+from baselines import network_names, options_of
+from harness.methods import METHODS, method_options
+from harness.sweep.sweep_keys import SweepFile, TrialEntry, options_model
 
 DOCS = Path(__file__).parent
 
 
 def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
-    schema = sweep_schema()
-    section = schema["$defs"][part] if part else schema
-    required = section.get("required") or section.get("anyOf", [{"required": []}])[0]["required"]  # unless it includes
+    file, entry = SweepFile.model_json_schema(), TrialEntry.model_json_schema()
+    section = (file["$defs"] | entry["$defs"] | {"TrialEntry": entry})[part] if part else file
+    required = section.get("required", [])
     rows = [(f"`{key}`", *_typed(value, key in required)) for key, value in section["properties"].items()]
     return _table(["key", "type", "default", "meaning"], rows)
+
+
+def _network_options(name):
+    """Return type and default of each option of a network."""
+    return options_model(options_of(name)).model_json_schema().get("properties", {})
+
+
+def _method_options(name):
+    """Return type, default and meaning of each option of a training method."""
+    described = {}
+    for kind in filter(is_dataclass, reversed(METHODS[name].__mro__)):  # pydantic reads docstrings of own fields alone
+        properties = TypeAdapter(kind).json_schema().get("properties", {})
+        described |= {option: properties[option] for option in inspect.get_annotations(kind) if option in properties}
+    return {option: described[option] for option in method_options(name)}
 
 
 def methods_table():
@@ -39,8 +56,8 @@ def methods_table():
 def options_table(key):
     """Return a table with a line for each option, and the networks or methods that share it."""
     all_options = {
-        "options": {name: network_options(name) for name in network_names()},
-        "method_options": {name: options_of_method(name) for name in METHODS},
+        "options": {name: _network_options(name) for name in network_names()},
+        "method_options": {name: _method_options(name) for name in METHODS},
     }[key]
     owners: dict[str, list[str]] = {}
     for name, options in all_options.items():
@@ -70,16 +87,14 @@ def calls_table(*names):
 def _typed(value, is_required):
     """Return type, default and meaning of a key, as Markdown."""
     default = f"`{json.dumps(value['default'])}`" if "default" in value else "required" if is_required else ""
-    return _kind(value), default, value.get("description", "")
+    return _kind(value), default, " ".join(value.get("description", "").split())
 
 
 def _kind(value):
     if "enum" in value:
-        return "a name" if len(value["enum"]) > 9 else ", ".join(f"`{name}`" for name in value["enum"])
+        return ", ".join(f"`{name}`" for name in value["enum"])
     if "$ref" in value:
         return "mapping, below"
-    if "anyOf" in value and value["anyOf"][-1].get("items") == value["anyOf"][0]:
-        return f"{_kind(value['anyOf'][0])}, or a list to choose from"
     if "anyOf" in value:
         return " or ".join(_kind(kind) for kind in value["anyOf"])
     if "items" in value:

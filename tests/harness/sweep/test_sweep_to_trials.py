@@ -21,6 +21,7 @@ from harness.settings import EvaluationSettings, TrainSettings
 from harness.sweep import sweep_file
 from harness.sweep.buildable import check_buildable
 from harness.sweep.sweep_file import load_profiles, load_sweep
+from harness.sweep.sweep_keys import SweepFile, TrialEntry
 from harness.sweep.trial import TrialConfig, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -32,6 +33,13 @@ def digest(trials):
     """How many trials, and a hash of all their keys."""
     keys = sorted(trial_key(trial, "data") for trial in trials)
     return [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
+
+
+def test_every_key_says_what_it_means():
+    """The documentation is made of it."""
+    for schema in (SweepFile.model_json_schema(), TrialEntry.model_json_schema()):
+        for part in (schema, *schema["$defs"].values()):
+            assert [name for name, value in part["properties"].items() if not value.get("description")] == []
 
 
 def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
