@@ -179,7 +179,7 @@ def _load_trials(options: argparse.Namespace) -> tuple[dict[str, folder.Trial], 
 def _load_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
     from harness.data import load
     from harness.machine.device import best_device
-    from harness.sweep.sweep_file import load_sweep  # imports pydantic
+    from harness.sweep.file import load_sweep  # imports pydantic
 
     sweep = load_sweep(path, options.profile, best_device().type == "cuda", options.set)
     require(f"{path}: search", "a search", sweep.search is None, "none: only harness.run can search")

@@ -200,7 +200,7 @@ def check_chosen(stored: StoredResult) -> list[str]:
 def check_method(config: TrialConfig) -> list[str]:
     """Check the training method and its options as a sweep file's; plugins are loaded."""
     from harness.methods import make_method, method_options
-    from harness.sweep.sweep_keys import options_model, validate  # imported late, as torch takes seconds
+    from harness.sweep.keys import options_model, validate  # imported late, as torch takes seconds
 
     if config.is_trained_elsewhere and config.checkpoint is None:
         return [f"{folder.TRIAL}: the network is trained elsewhere, but there is no checkpoint"]

@@ -18,7 +18,7 @@ from harness.common.errors import require
 from harness.methods import METHODS, method_options
 from harness.settings import TrainSettings
 from harness.sweep.checkpoint_settings import Checkpoint, Source
-from harness.sweep.sweep_text import merge, nest
+from harness.sweep.text import merge, nest
 
 ZIP = "zip"
 _SETTINGS: dict[str, type] = {"train": TrainSettings, "checkpoint": Checkpoint, "source": Source}

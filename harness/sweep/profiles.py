@@ -9,9 +9,9 @@ from baselines import UnknownNameError
 from harness.common.errors import InputError, SettingError
 from harness.settings import Radius, fit_to_epochs
 from harness.sweep import plugins
+from harness.sweep.keys import FIXED, Resources, SweepFile, validate
 from harness.sweep.search import Searched, SearchSettings
-from harness.sweep.sweep_keys import FIXED, Resources, SweepFile, validate
-from harness.sweep.sweep_text import merge, parse_assignments, read
+from harness.sweep.text import merge, parse_assignments, read
 from harness.sweep.trial import FULL_PROFILE, TrialConfig
 
 CPU_PROFILE = "cpu"

@@ -11,8 +11,8 @@ from harness.checker.images import describe_unreadable
 from harness.common.errors import InputError
 from harness.data import load
 from harness.machine.device import best_device
+from harness.sweep.file import load_sweep
 from harness.sweep.profiles import Sweep, describe_source, name_source
-from harness.sweep.sweep_file import load_sweep
 from harness.training.trial import split_images
 
 

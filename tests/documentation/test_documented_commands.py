@@ -19,8 +19,8 @@ from pages import ROOT, blocks, inline
 from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
 from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
-from harness.sweep.sweep_file import load_sweep
-from harness.sweep.sweep_text import read
+from harness.sweep.file import load_sweep
+from harness.sweep.text import read
 from harness.sweep.trial import labels
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]

@@ -3,7 +3,7 @@
 import pytest
 from small_sweep import BASE, changed, write
 
-from harness.sweep.sweep_file import load_sweep
+from harness.sweep.file import load_sweep
 from harness.sweep.trial import trial_key
 
 

@@ -18,10 +18,10 @@ from test_trial_config import ELSEWHERE, OTHER
 
 from harness.common.errors import InputError
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep import sweep_file
+from harness.sweep import file
 from harness.sweep.buildable import check_buildable
-from harness.sweep.sweep_file import load_profiles, load_sweep
-from harness.sweep.sweep_keys import SweepFile, TrialEntry
+from harness.sweep.file import load_profiles, load_sweep
+from harness.sweep.keys import SweepFile, TrialEntry
 from harness.sweep.trial import TrialConfig, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -131,7 +131,7 @@ def _build_each_network_once(monkeypatch, networks):
             networks[key] = check_buildable(trial)
         return networks[key]
 
-    monkeypatch.setattr(sweep_file, "check_buildable", check)
+    monkeypatch.setattr(file, "check_buildable", check)
 
 
 @pytest.mark.usefixtures("_build_each_network_once")
