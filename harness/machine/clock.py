@@ -13,11 +13,10 @@ class Clock:
 
     keep_every: seconds between two saves.
     asked: returns True once the trial is to stop.
-    until: the epoch to stop after; None for the last one.
     """
 
-    def __init__(self, keep_every: float = 30.0, asked: Callable[[], bool] = lambda: False, until: int | None = None):
-        self.keep_every, self.asked, self.until = keep_every, asked, until
+    def __init__(self, keep_every: float = 30.0, asked: Callable[[], bool] = lambda: False):
+        self.keep_every, self.asked = keep_every, asked
         self.saved = time.monotonic()
 
     def check(self) -> None:

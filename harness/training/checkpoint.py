@@ -4,20 +4,17 @@ import copy
 import errno
 import logging
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
-from harness.storage.files import DamagedFileError, read_bytes, write_atomically
+from harness.storage.files import read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -39,59 +36,29 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
 
     A damaged checkpoint is logged and removed; the parts stay as they are.
     """
-    initial = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-
-    def load(state: dict[str, Any]) -> int:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return _read_epoch(state)
-
-    epoch = _read(trial_dir, device, load)
-    if epoch is None:
-        for name, part in parts.items():  # of a damaged one some parts may have been loaded
-            part.load_state_dict(initial[name])
+    path, epoch = trial_dir / CHECKPOINT, 0
+    if path.exists():
+        content = BytesIO(read_bytes(path))
+        initial = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        try:
+            with zipfile.ZipFile(content) as archive:
+                if (name := archive.testzip()) is not None:  # torch does not check it
+                    raise ValueError(f"{name} does not match its checksum")
+            content.seek(0)
+            state = torch.load(content, map_location=device, weights_only=True)  # no code in the file runs
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            epoch = _read_epoch(state)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            _log.info("%s cannot be read: %s: %s; it is removed", path, type(error).__name__, first_words(error))
+            path.unlink()
+            for name, part in parts.items():  # some parts may have been loaded
+                part.load_state_dict(initial[name])
     for group in parts["optimiser"].param_groups:
         group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
-    return epoch or 0
-
-
-def epochs_done(trial_dir: Path) -> int:
-    """Return the epochs that the checkpoint has behind it; 0 if there is none."""
-    return _read(trial_dir, torch.device("cpu"), _read_epoch) or 0
-
-
-def restore_network(trial_dir: Path, model: nn.Module, device: torch.device) -> None:
-    """Load the network that would be evaluated from the checkpoint. Raises DamagedFileError if there is none."""
-
-    def load(state: dict[str, Any]) -> int:
-        model.load_state_dict(state.get("averaged", state["model"]))
-        return _read_epoch(state)
-
-    if _read(trial_dir, device, load) is None:
-        raise DamagedFileError(f"{trial_dir} holds no checkpoint that can be read")
-
-
-def _read(trial_dir: Path, device: torch.device, load: Callable[[dict[str, Any]], T]) -> T | None:
-    """Return what `load` returns for the checkpoint; None if there is none, or a damaged one, which is removed.
-
-    No code in the file runs.
-    """
-    path = trial_dir / CHECKPOINT
-    if not path.exists():
-        return None
-    content = BytesIO(read_bytes(path))
-    try:
-        with zipfile.ZipFile(content) as archive:
-            if (name := archive.testzip()) is not None:  # torch does not check it
-                raise ValueError(f"{name} does not match its checksum")
-        content.seek(0)
-        return load(torch.load(content, map_location=device, weights_only=True))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        _log.info("%s cannot be read: %s: %s; it is removed", path, type(error).__name__, first_words(error))
-        path.unlink()
-        return None
+    return epoch
 
 
 def _read_epoch(state: dict[str, Any]) -> int:

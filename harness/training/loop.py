@@ -139,7 +139,7 @@ def _train(
             row[names.TRAIN_BF16] = float(precision == "bf16")
         add_training_warnings(trial_dir, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
-        stop = epoch < last and (epoch == clock.until or clock.asked())
+        stop = epoch < last and clock.asked()
         if epoch == last or stop or clock.due():
             checkpoint.save(trial_dir, epoch, parts)
         report(row)

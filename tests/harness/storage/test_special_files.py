@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+import torch
 
 from harness.leaderboard.changed import _is_part
 from harness.leaderboard.literature import read_literature
@@ -13,14 +14,14 @@ from harness.storage import folder
 from harness.storage import lock as lease
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
-from harness.training.checkpoint import epochs_done
+from harness.training.checkpoint import restore
 from harness.training.log import log_to_folder
 from harness.tune.search import JOURNAL, load_studies
 
 READERS = {
     LOCK: lease.holder,
     folder.LOG: lambda path: log_to_folder(path).__enter__(),
-    folder.CHECKPOINT: epochs_done,
+    folder.CHECKPOINT: lambda path: restore(path, {}, torch.device("cpu")),
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
     "published.csv": lambda path: read_literature(path / "sweep"),
