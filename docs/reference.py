@@ -126,4 +126,3 @@ if __name__ == "__main__":
         before = page.read_text()
         if (after := with_tables(before)) != before:
             page.write_text(after)
-            print(page)
