@@ -16,7 +16,8 @@ import pytest
 from fetched_checkpoints import why_not_loadable
 from pages import ROOT, blocks, inline
 
-from harness.command_line import COMMANDS, main, parser_of, select_by_pattern
+from harness.command_line import COMMANDS, main, parser_of
+from harness.common.patterns import select_by_pattern
 from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
 from harness.sweep.file import load_sweep
