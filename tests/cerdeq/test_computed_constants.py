@@ -61,7 +61,7 @@ def test_a_float32_network_is_not_certified_by_constants_of_float64(name):
     model, box = WithConstant(CONSTANTS[name]).eval(), region()
     assert model(box.center).max() < 0 < model.double()(box.center.double()).min()
     try:
-        result = verify(model.float(), box, torch.eye(2)[None], seconds=5)
+        result = verify(model.float(), box, torch.eye(2)[None], seconds=60)
     except UnsupportedOperator as error:
         assert "input" in name and "test_computed_constants.py, line" in str(error), error
         return
@@ -113,7 +113,7 @@ def test_a_parametrised_weight_is_that_of_float32(build_model):
             parametrize.register_parametrization(module, "weight", Rounded(SCALE))
     model.eval()
     assert model(box.center).max() < 0 < copy.deepcopy(model).double()(box.center.double()).min()
-    assert verify(model, box, torch.eye(2)[None], seconds=5).status == ["falsified"]
+    assert verify(model, box, torch.eye(2)[None], seconds=60).status == ["falsified"]
     assert parametrize.is_parametrized(next(m for m in model.modules() if hasattr(m, "parametrizations")))
 
 

@@ -191,7 +191,7 @@ def hard(seed=1):
     region = LinfBall(torch.rand(2, 4, dtype=torch.float64), 0.3)
     spec = margin_spec(torch.tensor([1, 1]), 3).double()
     with torch.no_grad():
-        values = torch.einsum("bkn,sbn->sbk", spec, torch.stack([model(x) for x in points_of(region, 20000)]))
+        values = torch.einsum("bkn,sbn->sbk", spec, model(points_of(region, 20000)))
         model[4].bias[1] += 0.1 - values.amin()
     return model, region, spec
 
