@@ -39,14 +39,6 @@ def test_images_reach_the_network_in_its_layout(shape, tmp_path):
     network.refuse_other_logits(model, x.double().numpy())
 
 
-def test_colours_in_the_last_dimension_are_known(tmp_path):
-    network = nn.Sequential(nn.Conv2d(3, 1, 3, stride=8), nn.Flatten(), nn.Linear(16, 10)).eval()
-    export_onnx(nn.Sequential(Permute((0, 3, 1, 2)), network).eval(), tmp_path / "net.onnx", (32, 32, 3))
-    model, x = build("onnx", "cifar10", file=str(tmp_path / "net.onnx")).eval(), torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), network(model.normalize(x)))
-
-
 def test_a_file_keeps_the_contract_of_networks(tmp_path):
     check_network("onnx", "digits", width=1.0, file=file_for((1, 8, 8), tmp_path))
 

@@ -110,8 +110,3 @@ def test_a_zero_behind_an_argument_of_none_is_refused():
     model = WithConstant(lambda x, c: x / torch.clamp(c, None, 1.0), nn.Parameter(SOME_ZEROS)).eval()
     with pytest.raises(UnsupportedOperator, match="divides by zero"):
         trace(model)
-
-
-def test_a_module_of_an_unusable_slope_is_refused():
-    with pytest.raises(UnsupportedOperator, match=r"leaky_relu at node '0'.*infinite"):
-        trace(nn.Sequential(nn.LeakyReLU(float("nan"))).eval())

@@ -56,19 +56,6 @@ def test_a_large_kernel_reaches_its_bound(name, shape):
     assert spectral_radius(channels(weight)) >= 0.7 * 0.999
 
 
-def test_a_perron_kernel_below_the_bound_is_left_alone():
-    kernel = random_kernel((4, 4, 3, 3), 1e-3)
-    assert torch.equal(build_part("perron", 4, 0.5)(kernel), kernel)
-
-
-@pytest.mark.parametrize(("name", "gain"), [(name, 0.1 + 0.2 * n) for n, name in enumerate(NAMES)])
-def test_the_gain_scales_w(name, gain):
-    kernel, with_gain, plain = random_kernel((4, 4)), build_part(name, 4, gain=gain), build_part(name, 4)
-    torch.testing.assert_close(with_gain(kernel), gain * plain(kernel))
-    assert with_gain.gain.item() == pytest.approx(gain) and plain.gain.item() == 1
-    assert contraction(with_gain.eval()(kernel).detach()).rate <= gain * 0.7 * (1 + 1e-6)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_gains_of_channels_scale_the_rows_of_w_within_its_bound(name, shape):

@@ -41,7 +41,7 @@ def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_tr
 
 
 def test_training_in_bf16_leaves_evaluation_in_float64(tmp_path, tiny_trial):
-    config = tiny_trial("cerdeq", train={"precision": "bf16", "epochs": 2})
+    config = tiny_trial("cerdeq", train_images=128, train={"precision": "bf16", "epochs": 2})
     run_trial(config, directory=tmp_path)
     assert not torch.is_autocast_enabled("cpu")
     assert {tensor.dtype for tensor in load_file(tmp_path / folder.WEIGHTS).values()} <= {torch.float32, torch.int64}
