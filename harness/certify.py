@@ -8,52 +8,18 @@ skipped.
 
 import argparse
 import math
-import sys
-from collections import Counter
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins
 from harness.common import names
 from harness.common.errors import InputError, require
-from harness.common.masking import mask_secrets
-from harness.common.terminal import new_console, one_line, say
-from harness.machine.environment import data_directory, device_title
+from harness.common.terminal import new_console
 from harness.settings import STAGES, STAGES_BY_SETTING
-from harness.storage import certification, folder
-from harness.storage.files import read_bytes, refuse_links
-from harness.storage.lock import lock_directory
+from harness.storage import folder
 from harness.sweep import plugins
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig, labels
-from harness.tune.parallel import run_items
-from harness.tune.progress import Bars
-from harness.tune.work import certify_item, load_data
 
-if TYPE_CHECKING:
-    from harness.data import Data
-
-# Torch and Ray take seconds to import: what needs them is imported late.
 _DEFAULT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial to certify.
-
-    config: with the stages, budget and images of this certification. directory: the certification's folder.
-    """
-
-    trial_dir: Path
-    label: str
-    data: "Data"
-    config: TrialConfig
-    directory: Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,36 +49,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
+    if options.seconds is None and options.branches is None:
+        options.seconds = _DEFAULT_SECONDS
     from harness.checker.images import describe_unreadable
-    from harness.evaluation.ledger import SoundnessError
-    from harness.evaluation.shards import certification_of
-    from harness.machine.device import best_device
+    from harness.leaderboard.files import print_leaderboard
+    from harness.report import sweep_page
+    from harness.tune.certify import certify_jobs, finished_trials, make_jobs
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
-    jobs = _make_jobs(_finished_trials(options.paths, console), options)
+    jobs = make_jobs(finished_trials(options.paths, console), options)
     for warning in describe_unreadable(job.config for job in jobs):
         console.print(f"warning: {warning}", soft_wrap=True)
-    with ExitStack() as locks:
-        for job in jobs:
-            locks.enter_context(lock_directory(job.directory))
-            weights = read_bytes(job.trial_dir / folder.WEIGHTS)
-            trial, expected = certification_of(job.trial_dir, job.config, job.data, weights)
-            if message := certification.take_over(job.directory, trial, expected):
-                _print_line(job, message, console)
-        unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
-        if unfinished:
-            console.print(f"device: {device_title(best_device())}")
-        try:
-            errors = _certify(unfinished, options.data_dir, options.workers, console)
-        except SoundnessError as error:
-            say(f"failed: a bound is wrong, and nothing here can be trusted: {error}", file=sys.stderr)
-            return FAILED
-        for job in jobs:
-            for line in _describe_outcome(job, errors):
-                _print_line(job, line, console)
-    _write_reports(jobs, options.data_dir, console)
-    return FAILED if errors else OK
+    is_complete = certify_jobs(jobs, options.data_dir, options.workers, console)
+    for sweep_dir in dict.fromkeys(
+        job.trial_dir.parents[1] for job in jobs if job.trial_dir.parent.name == folder.TRIALS
+    ):
+        print_leaderboard(*sweep_page.write_sweep(sweep_dir, options.data_dir), console)
+        console.print(sweep_dir / folder.REPORT, soft_wrap=True)
+    return OK if is_complete else FAILED
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -130,132 +85,6 @@ def _check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value and stages.isdisjoint(users):
             raise InputError(f"--{name}: needs one of the stages {', '.join(users)} in --stages")
-
-
-def _finished_trials(paths: list[Path], console: Console) -> list[Path]:
-    """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
-    trial_dirs: list[Path] = []
-    for path in paths:
-        refuse_links(folder.sweep_dir_of(path))
-        inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
-        finished = [path for path in inside if not folder.is_stale(path) and folder.read_result(path) is not None]
-        if not finished:
-            raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
-        if len(finished) < len(inside):
-            left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
-            console.print(f"{path}: left out {left_out}, unfinished or of another recipe version")
-        trial_dirs += finished
-    return list(dict.fromkeys(path.resolve() for path in trial_dirs))
-
-
-def _make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
-    """Return a job for each trial. Raises InputError if settings, data or weights do not fit."""
-    from harness.evaluation.shards import certified_images
-
-    trials = {}
-    for trial_dir in trial_dirs:
-        trial = folder.read_trial(trial_dir / folder.TRIAL)
-        plugins.require_trusted(trial.config, options.plugin)
-        trials[str(trial_dir)] = replace(trial, config=_certification_config(trial.config, options))
-        if not (trial_dir / folder.WEIGHTS).exists():
-            raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
-    data_sets = load_data(trials, options.data_dir)
-    jobs = []
-    all_labels = labels([trial.config for trial in trials.values()])
-    for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
-        config, data = trial.config, data_sets[trial.config.dataset]
-        certified_images(data, config)
-        jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
-    return jobs
-
-
-def _certification_config(config: TrialConfig, options: argparse.Namespace) -> TrialConfig:
-    """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
-    stages, before = tuple(options.stages.split(",")), config.evaluation
-    seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
-    budget = {"bab_seconds": seconds, "bab_branches": options.branches} if names.BAB in stages else {}
-    images = config.trial_image_count if options.images is None else options.images
-    budget["certificates"] = options.certificates
-    budget["stage_seconds"] = options.stage_seconds or before.stage_seconds
-    return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
-
-
-def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console: Console) -> dict[Path, str]:
-    """Evaluate the missing shards of these jobs and finish them; return the first error of each that lacks some.
-
-    Raises SoundnessError at the first one of a shard.
-    """
-    from harness.evaluation.ledger import SoundnessError
-    from harness.evaluation.shards import finish_certification
-
-    data_dir = str(data_directory(data_dir).absolute())  # workers have another working directory
-    images, left = dict[Path, int](), dict[Path, int]()  # of each shard; shards left of each certification
-    for job in jobs:
-        stored = certification.read_certification(job.directory)
-        missing = certification.unfinished_shards(job.directory)
-        images |= {certification.shard_path(job.directory, number): stored.count_images(number) for number in missing}
-        left[job.directory] = len(missing)
-        if not missing:
-            finish_certification(job.directory, job.data)
-    data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
-    done = dict[Path, int]()  # images of each shard
-
-    def show() -> None:
-        certified, falsified = verdicts[names.CERTIFIED], verdicts[names.FALSIFIED]
-        undecided = sum(verdicts[kind] for kind in names.UNDECIDED)
-        note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
-        bars.move("images", sum(done.values()), sum(images.values()), note)
-
-    def on_report(shard: Path, row: dict[str, Any]) -> None:
-        done[shard] = row[names.EVALUATED]
-        show()
-
-    def on_end(shard: Path, error: str | None) -> None:
-        directory = shard.parents[1]
-        if error is not None:
-            if error.startswith(SoundnessError.__name__):
-                raise SoundnessError(error)
-            errors.setdefault(directory, mask_secrets(error))
-            return
-        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name)))
-        left[directory] -= 1
-        if not left[directory]:
-            finish_certification(directory, data[directory])
-        show()
-
-    with Bars(console) as bars:
-        show()
-        run_items(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers, on_report)
-    return errors
-
-
-def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
-    """Return the error of a trial, or its certified error and warnings."""
-    result = folder.read_result(job.directory)
-    if result is None:
-        return [f"failed: {errors[job.directory]}; finished shards are saved"]
-    metrics = {name: float(value or 0) for name, value in result.metrics.items()}
-    shares = {kind: metrics[names.share_of(kind)] for kind in names.UNDECIDED}
-    undecided = ", ".join(f"{kind} {share:.2f}" for kind, share in shares.items() if share)
-    summary = f"certified error {metrics[names.CERTIFIED_ERROR]:.2f} %, at least {metrics[names.ATTACK_ERROR]:.2f}"
-    summary += f" (undecided: {undecided})" if undecided else ""
-    return [summary, *(one_line(f"warning: {warning}") for warning in result.warnings)]
-
-
-def _print_line(job: Job, text: str, console: Console) -> None:
-    console.print(f"{job.label} -> {job.directory}: {text}", soft_wrap=True)
-
-
-def _write_reports(jobs: list[Job], data_dir: str | None, console: Console) -> None:
-    """Write the pages of the sweeps that the trials lie in, and show their leaderboards."""
-    from harness.leaderboard.files import print_leaderboard
-    from harness.report import sweep_page
-
-    for sweep_dir in dict.fromkeys(
-        job.trial_dir.parent.parent for job in jobs if job.trial_dir.parent.name == folder.TRIALS
-    ):
-        print_leaderboard(*sweep_page.write_sweep(sweep_dir, data_dir), console)
-        console.print(sweep_dir / folder.REPORT, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -163,16 +163,6 @@ def read_text(path: Path) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON does not have."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def digest_of_states(facts: Iterable[object], paths: Iterable[Path]) -> str:
-    """Return a digest of facts, and of the sizes and times of the files among `paths`, as `make` compares them."""
-    digest = hashlib.sha256("\n".join(map(str, facts)).encode())
-    for path in sorted(paths):
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def make_directory(directory: Path) -> None:

@@ -21,12 +21,11 @@ from harness.sweep.keys import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.profiles import (
     ASSIGNED,
     CPU_PROFILE,
+    CheckedFile,
     Sweep,
-    changes_of,
+    check_keys,
     name_source,
     parse_keys,
-    read_profiles,
-    require_profile,
 )
 from harness.sweep.search import check_search, make_searched
 from harness.sweep.text import merge, nest, profile_mark
@@ -35,50 +34,54 @@ from harness.sweep.trial import FULL_PROFILE, TrialConfig, identity
 
 def load_profiles(path: Path) -> dict[str, Sweep]:
     """Return a file's sweep under each of its profiles, by name. Raises InputError as `load_sweep` does."""
-    return _expand_profiles(path, *read_profiles(path))
+    return _expand_profiles(check_keys(path, None))
 
 
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, check it under each of its profiles, and expand it under one.
 
-    profile: None selects `cpu` where there is no GPU and the file has that profile, else `full`. assignments: of
-    `--set`, KEY=VALUE each, applied after the profile. Raises InputError, with a line for each problem: the file or
-    `--set`, the key, what was found, what is allowed.
+    profile, assignments: as in `check_keys`. has_gpu: as in `expand_file`. Raises InputError.
     """
-    contents, note = read_profiles(path)
-    sweeps = _expand_profiles(path, contents, note)
-    selected = profile or (CPU_PROFILE if CPU_PROFILE in sweeps and not has_gpu else FULL_PROFILE)
-    require_profile(path, selected, list(sweeps))
-    if not assignments:
+    return expand_file(check_keys(path, profile, assignments), has_gpu)
+
+
+def expand_file(file: CheckedFile, has_gpu: bool) -> Sweep:
+    """Expand a sweep file under each of its profiles, and return its sweep under one, changed as `--set` says.
+
+    has_gpu: without, the profile is `cpu` if the file has it and no other one is asked for. Raises InputError, with a
+    line for each problem: the file or `--set`, the key, what was found, what is allowed.
+    """
+    sweeps = _expand_profiles(file)
+    selected = file.profile or (CPU_PROFILE if CPU_PROFILE in sweeps and not has_gpu else FULL_PROFILE)
+    if not file.assignments:
         return sweeps[selected]
-    changes = changes_of(assignments)
-    return _expand(
-        merge(contents[selected], changes), selected, path, ASSIGNED, note, sweeps[selected], profile_mark(changes)
-    )
+    content = merge(file.contents[selected], file.changes)
+    keys = file.changed_keys.get(selected) or parse_keys(content, selected, ASSIGNED, file.note)  # raises if wrong
+    return _expand(keys, content, selected, file, ASSIGNED, sweeps[selected], profile_mark(file.changes))
 
 
-def _expand_profiles(path: Path, contents: dict[str, dict[str, Any]], note: str) -> dict[str, Sweep]:
-    return {name: _expand(content, name, path, path, note) for name, content in contents.items()}
+def _expand_profiles(file: CheckedFile) -> dict[str, Sweep]:
+    return {name: _expand(file.keys[name], content, name, file, file.path) for name, content in file.contents.items()}
 
 
 def _expand(
+    sweep: SweepFile,
     content: dict[str, Any],
     profile: str,
-    path: Path,
+    file: CheckedFile,
     source: Path | str,
-    note: str,
     original: Sweep | None = None,
     mark: str = "",
 ) -> Sweep:
     """Return the sweep that a file's content describes. Raises InputError, whose lines begin with `source`.
 
-    path: of the file, to which checkpoints are relative. note: ends each line. original: the sweep without `--set`.
-    Trials that it has under no seed have the mark in their profile, which is part of keys and stands over tables, so
-    that no changed trial is mistaken for the file's.
+    sweep: the content, with checked keys. original: the sweep without `--set`. Trials that it has under no seed have
+    the mark in their profile, which is part of keys and stands over tables, so that no changed trial is mistaken for
+    the file's.
     """
-    sweep = parse_keys(content, profile, source, note)
+    directory = file.path.parent  # to which checkpoints are relative
     try:
-        expanded = _expand_entries(sweep, profile, path.parent)
+        expanded = _expand_entries(sweep, profile, directory)
         _refuse(_ignored_by_all(sweep, content, expanded))
         unmarked = {identity(trial) for trial in original.trials} if original else set()
         trials, searched = [], []
@@ -88,14 +91,14 @@ def _expand(
             seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
             trials += [replace(trial, seed=seed) for seed in seeds]
             if sweep.search is not None:
-                resolve = partial(_candidate, profile, sweep, entry, path.parent)
+                resolve = partial(_candidate, profile, sweep, entry, directory)
                 searched.append(make_searched(sweep.search, trial, ignored, resolve))
         if sweep.search is not None:
             check_search(sweep.search, sweep.validation_images, searched)
     except InputError as error:
-        raise name_source(error, profile, source, note) from None
+        raise name_source(error, profile, source, file.note) from None
     checkpoints = {
-        trial.checkpoint.sha256: _checkpoint_file(path.parent, entry.checkpoint.file)
+        trial.checkpoint.sha256: _checkpoint_file(directory, entry.checkpoint.file)
         for trial, _, entry in expanded
         if trial.checkpoint is not None and entry.checkpoint is not None
     }

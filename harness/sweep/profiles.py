@@ -1,4 +1,4 @@
-"""Read a sweep file under each of its profiles and check its keys, without torch, so that wrong keys fail at once."""
+"""Read a sweep file under each of its profiles and check its keys, before torch is imported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,10 +41,30 @@ class Sweep:
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
 
 
-def read_profiles(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the content of a sweep file under each of its profiles, `full` first, and a note on included files.
+@dataclass(frozen=True)
+class CheckedFile:
+    """A sweep file whose keys are right; entries of `trials` are not checked yet: that needs the networks.
 
-    Imports the plugins that the file names. Raises InputError.
+    contents, keys: the content under each profile, and the same checked; `full` is first.
+    profile: the one that is asked for, if any. note: on included files, for messages.
+    changes: of `--set`, with the profiles that they fit.
+    """
+
+    path: Path
+    note: str
+    contents: dict[str, dict[str, Any]]
+    keys: dict[str, SweepFile]
+    profile: str | None
+    assignments: Sequence[str]
+    changes: dict[str, Any]
+    changed_keys: dict[str, SweepFile]
+
+
+def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> CheckedFile:
+    """Read a sweep file and check its keys under each profile, then those of `--set`. Imports the file's plugins.
+
+    profile: the one that is asked for, if any. assignments: of `--set`, KEY=VALUE each, applied after the profile.
+    Raises InputError.
     """
     content, included = read(path)
     try:
@@ -52,38 +72,28 @@ def read_profiles(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     note = "".join(f", includes {file}" for file in included)
-    profiles = parse_keys(content, FULL_PROFILE, path, note).profiles or {}
-    if FULL_PROFILE in profiles:
-        raise InputError(f"{path}: profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
-    contents = {FULL_PROFILE: content}
-    for name, changes in profiles.items():
+    contents, keys = {FULL_PROFILE: content}, {FULL_PROFILE: parse_keys(content, FULL_PROFILE, path, note)}
+    for name, changes in (keys[FULL_PROFILE].profiles or {}).items():
+        if name == FULL_PROFILE:
+            raise InputError(f"{path}: profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
         if fixed := [key for key in changes if key in FIXED]:
             raise InputError(f"{path}: profiles.{name}.{fixed[0]}: a profile cannot change this")
         contents[name] = merge(content, changes)
-    return contents, note
-
-
-def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> SweepFile:
-    """Check the keys of a sweep file under each profile, then those of `--set`; return the file without a profile.
-
-    Entries of `trials` are not checked: that needs the networks. Raises InputError as `load_sweep` does.
-    """
-    contents, note = read_profiles(path)
-    checked = [parse_keys(content, name, path, note) for name, content in contents.items()]
+    keys |= {name: parse_keys(content, name, path, note) for name, content in contents.items() if name not in keys}
     if profile is not None:
         require_profile(path, profile, list(contents))
+    changed, changed_keys, problems = dict[str, Any](), dict[str, SweepFile](), list[InputError]()
     if assignments:
-        changes = changes_of(assignments)
-        problems = list[InputError]()
+        changed = parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
         selectable = [profile] if profile else [name for name in (CPU_PROFILE, FULL_PROFILE) if name in contents]
         for name in selectable:  # which of two it is depends on the machine: what one of them allows may be right
             try:
-                parse_keys(merge(contents[name], changes), name, ASSIGNED, note)
+                changed_keys[name] = parse_keys(merge(contents[name], changed), name, ASSIGNED, note)
             except InputError as error:
                 problems.append(error)
-        if len(problems) == len(selectable):
+        if not changed_keys:
             raise problems[0]
-    return checked[0]
+    return CheckedFile(path, note, contents, keys, profile, assignments, changed, changed_keys)
 
 
 def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
@@ -103,11 +113,6 @@ def name_source(error: InputError, profile: str, source: Path | str, note: str) 
 def describe_source(path: Path, assignments: Sequence[str]) -> str:
     """Return the file and `--set` as an error names them that may be in either."""
     return " ".join([str(path), *(f"--set {assignment}" for assignment in assignments)])
-
-
-def changes_of(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return what `--set` changes of a sweep file. Raises SettingError."""
-    return parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
 
 
 def require_profile(path: Path, profile: str, allowed: list[str]) -> None:

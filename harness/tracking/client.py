@@ -32,10 +32,16 @@ from mlflow.exceptions import MlflowException
 from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.tracking import TrackingError
-from harness.tracking.address import SQLITE
 
+SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
 _MAX_RUNS = 50_000  # in one search
+
+
+def resolve_uri(uri: str | None) -> str:
+    """Return the store's URI, by default $MLFLOW_TRACKING_URI, else ./mlflow.db; an SQLite file's path is absolute."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 
 
 @contextmanager

@@ -20,12 +20,13 @@ from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.tracking import notes, view
-from harness.tracking.address import SQLITE, is_server, resolve_uri
 from harness.tracking.client import (
+    SQLITE,
     MlflowClient,
     all_runs,
     connect,
     entities,
+    resolve_uri,
     tracking_errors,
 )
 from harness.tracking.model import log_network, register_best
@@ -131,7 +132,7 @@ class Tracker:
     def how_to_open(self) -> str:
         """Return the command that serves the store, unless it is a server, and a link to this sweep's charts."""
         address = mask_secrets(self.uri)
-        if is_server(address):
+        if address.startswith(("http://", "https://")):  # a server, with pages of its own
             return view.link(address, self.experiment_id)
         command = f"uv run mlflow ui --backend-store-uri {shlex.quote(address)}"
         return f"{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"

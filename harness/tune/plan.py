@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from rich.console import Console
 
 from harness.common.terminal import print_table
@@ -49,8 +50,6 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
 
 def print_plan(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
-    import torch  # imported late: only a dry run needs it
-
     to_run = {trial.key for trial in study.to_run(retry_failed)}
     left = study.seconds_left([trial for trial in study.trials if trial.key in to_run])
     rows = []

@@ -11,20 +11,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # isort: off
-from harness.tune.ray_cluster import (  # before Ray itself
-    WORKER_RETRIES,
-    ResourceError,
-    check_resources,
-    check_storage,
-    cluster,
-    ray,
-    side_by_side,
-)
+from harness.tune.cluster import RayDiedError, cluster, ended_with_ray, ray  # before Ray itself
 
 # isort: on
 from ray import tune
@@ -35,19 +28,11 @@ from ray.tune.search import Searcher
 
 from harness.common.errors import error_line
 from harness.machine.clock import Stopped
-from harness.storage import folder
-from harness.tune.ray_liveness import (
-    ClusterServers,
-    RayDiedError,
-    StartedServers,
-    count_deaths,
-    end_with_raylet,
-    start_again,
-    watch_servers,
-)
-from harness.tune.work import RAY_STATE, OnEnd, OnReport, RayOptions, Work
-
-# Torch is imported late, in workers: the driver does without it.
+from harness.machine.device import limit_gpu_memory
+from harness.machine.memory import free_memory
+from harness.training.trial import NOT_RETRIED
+from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, side_by_side
+from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 LOG = "ray.log"
 _ERROR = "error_of_item"
@@ -128,7 +113,7 @@ def run_on_ray(
     options: RayOptions,
     directory: Path,
 ) -> None:
-    """Run items in workers until all have ended. If Ray dies on this machine, the command starts again.
+    """Run items in workers until all have ended. Once Ray is dead, this process ends with status 1.
 
     Args:
         items: paths, or a function that returns the next one, and None after the last.
@@ -139,41 +124,13 @@ def run_on_ray(
 
     Raises:
         ResourceError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
-        RayDiedError: a call to the cluster says that it has died, or Ray died on this machine and cannot be started.
-            Where Ray does not say so, the process starts again, or ends with status 1.
+        RayDiedError: Ray says that it has died.
         Exception: of `on_report` or `on_end`.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    stop_file, deaths = directory / folder.STOP, count_deaths()
-    if not deaths:
-        (directory / LOG).unlink(missing_ok=True)
-    try:
-        _run_until_death(items, work, on_report, on_end, options, directory)
-    except RayDiedError as error:
-        start_again(error, options.address, stop_file)
-    except ResourceError as error:
-        if not deaths:
-            raise
-        raise RayDiedError(f"Ray has died and cannot be started again: {error}") from None
-
-
-def _run_until_death(
-    items: list[Path] | Callable[[], Path | None],
-    work: Work,
-    on_report: OnReport,
-    on_end: OnEnd,
-    options: RayOptions,
-    directory: Path,
-) -> None:
-    """Do items as `run_on_ray` does. Raises RayDiedError once Ray has died."""
+    (directory / LOG).unlink(missing_ok=True)
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    end = partial(start_again, address=options.address, stop_file=directory / folder.STOP)
-    check = None if options.address else StartedServers().check
-    started = watch_servers(check, end) if check else None
-    with (
-        cluster(options.address, directory / LOG, started),
-        watch_servers(check or ClusterServers().check, end),
-    ):
+    with cluster(options.address, directory / LOG), ended_with_ray():
         check_resources(cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir)
@@ -203,7 +160,7 @@ def _run_until_death(
         except _CallbackError as error:
             raise error.__cause__ or error from None
         except RayError as error:  # not an item's: Tune handles those
-            raise RayDiedError(f"Ray has died: {error_line(error)}") from error
+            raise RayDiedError(f"Ray has died: {error_line(error)}; the same command continues") from error
         finally:
             shutil.rmtree(directory / RAY_STATE, ignore_errors=True)
 
@@ -216,12 +173,8 @@ def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
     """
 
     def run_item(config: dict[str, Any]) -> None:
-        end_with_raylet()
         with suppress(FileNotFoundError):
             os.chdir(directory)
-        from harness.machine.memory import free_memory
-        from harness.training.trial import NOT_RETRIED
-
         assigned = ray.get_runtime_context().get_assigned_resources()
         _limit_torch(assigned.get("CPU", 1), assigned.get("GPU", 0))
         try:
@@ -236,10 +189,6 @@ def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
 
 def _limit_torch(cpus: float, gpus: float) -> None:
     """Let torch use as many threads, and as much of a GPU's memory, as are reserved."""
-    import torch
-
-    from harness.machine.device import limit_gpu_memory
-
     torch.set_num_threads(max(1, int(cpus)))
     limit_gpu_memory(gpus)
 

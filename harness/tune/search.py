@@ -33,7 +33,7 @@ from harness.sweep.profiles import Sweep
 from harness.sweep.trial import RECIPE_VERSION, TrialConfig, digest_content, rows
 from harness.training.trial import split_images
 from harness.tune.stopping import Stopping
-from harness.tune.work import RAY_STATE, RayOptions, train_item
+from harness.tune.workers import RAY_STATE, RayOptions, train_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
+
+import pandas as pd
 
 from harness.common import names
+from harness.common.patterns import select_by_pattern
+from harness.leaderboard.rows import NOT_COUNTED
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import Trial
 from harness.sweep.profiles import Sweep
-from harness.sweep.trial import identity, rows
-from harness.tracking.logged import LoggedMark
-
-if TYPE_CHECKING:
-    import pandas as pd
+from harness.sweep.trial import identity, labels, rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,21 @@ class Study:
     labels: dict[str, str]
     sweep_dir: Path
 
+    @classmethod
+    def of(cls, sweep: Sweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
+        """Return the study of the trials whose label or key matches a pattern, of all without patterns.
+
+        Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
+        """
+        trials = {trial.key: trial for trial in (folder.make_trial(each, data["fingerprint"]) for each in sweep.trials)}
+        by_key = dict(zip(trials, labels(sweep.trials), strict=True))
+        names_of = {key: (label, key) for key, label in by_key.items()}
+        keys = select_by_pattern("--only", patterns, names_of) if patterns else list(trials)
+        study = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
+        for key, trial_dir in study.trial_dirs.items():
+            folder.refuse_another(trial_dir, trials[key])
+        return study
+
     @cached_property
     def trial_dirs(self) -> dict[str, Path]:
         """The folder of each trial, by key."""
@@ -46,10 +61,6 @@ class Study:
         """The keys of the trials that the sweep file has without `--set`."""
         by_key = {folder.make_trial(config, self.data["fingerprint"]).key: config for config in self.sweep.trials}
         return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
-
-    def mark(self, uri: str | None) -> LoggedMark:
-        """Return the mark of what the MLflow store has. uri: the value of --tracking-uri."""
-        return LoggedMark(self.sweep_dir, uri, self.row_names(), self.unchanged_keys)
 
     def row_names(self) -> dict[str, str]:
         """Return the name of each trial's row by its key, for these trials and all others in the directory."""
@@ -63,13 +74,11 @@ class Study:
         """Return the trials without a result."""
         return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
 
-    def unusable(self, table: "pd.DataFrame") -> dict[str, str]:
+    def unusable(self, table: pd.DataFrame) -> dict[str, str]:
         """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by key.
 
         table: a row for each trial in the directory, as `analysis.trials.read_trials` returns it.
         """
-        from harness.leaderboard.rows import NOT_COUNTED  # imported late: pandas takes a second
-
         keys = {trial_dir: key for key, trial_dir in self.trial_dirs.items()}
         problems = {}
         for row in table[table["trial_dir"].isin(list(keys))].itertuples():

@@ -27,8 +27,8 @@ from harness.storage.instances import (
 )
 from harness.storage.lock import lock_directory
 from harness.sweep.checkpoint_settings import digest_of
-from harness.tune.parallel import run_items
 from harness.tune.progress import Bars
+from harness.tune.workers import run_items
 
 
 @dataclass(frozen=True)

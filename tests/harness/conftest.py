@@ -12,9 +12,9 @@ pytest.register_assert_rewrite("fake_data", "mlflow_folders", "study")
 
 @pytest.fixture
 def nothing_starts(monkeypatch, tmp_path):
-    """Ray and MLflow cannot be imported by the command, nor the network reached; the working directory is empty."""
-    for module in ("harness.tune.ray_tune", "harness.tracking.store"):
-        monkeypatch.setitem(sys.modules, module, None)
+    """Ray cannot be imported by the command, MLflow not opened, nor the network reached; the directory is empty."""
+    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
+    monkeypatch.setattr("harness.tracking.store.Tracker.open", lambda *_: pytest.fail("it goes on to MLflow"))
     for variable in ("CERDEQ_DATA", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
 

@@ -9,7 +9,6 @@ import torch
 
 from harness.leaderboard.changed import _is_part
 from harness.leaderboard.literature import read_literature
-from harness.report.up_to_date import is_up_to_date
 from harness.storage import folder
 from harness.storage import lock as lease
 from harness.storage.files import DamagedFileError
@@ -25,7 +24,6 @@ READERS = {
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
     "published.csv": lambda path: read_literature(path / "sweep"),
-    ".made-from": lambda path: is_up_to_date(path, None),
     folder.EPOCHS: folder.read_epochs,
     folder.VERDICTS: lambda path: folder.read_verdicts(path, []),
 }
@@ -52,8 +50,3 @@ def test_huge_files_are_refused_before_they_are_read(tmp_path, name):
 def test_a_process_number_that_no_process_has_is_of_nobody(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "process": 10**30, "since": 0.0}))
     assert lease.holder(tmp_path) is None
-
-
-def test_a_mark_of_a_page_that_is_no_text_is_not_up_to_date(tmp_path):
-    (tmp_path / ".made-from").write_bytes(b"\xff")
-    assert not is_up_to_date(tmp_path, None)

@@ -15,7 +15,7 @@ from harness.data import load
 from harness.storage import folder
 from harness.sweep.file import load_sweep
 from harness.tune import ray_tune
-from harness.tune.work import run_here
+from harness.tune.workers import run_here
 
 SETTINGS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
 POLITENESS = {"RAY_worker_niceness": "0"}  # at Ray's usual 15, workers starve beside other tests
@@ -126,7 +126,7 @@ class Study:
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
-        assert self.files() - set(printed) == {".lock", ".logged", ".made-from", "report.html", *tables}
+        assert self.files() - set(printed) == {".lock", "report.html", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

@@ -24,6 +24,7 @@ from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
 from harness.training import run_trial
+from harness.tune import workers
 
 STAGES = "ibp,crown-ibp,crown"
 NAME = "ibp+crown-ibp+crown-30-images"
@@ -113,13 +114,13 @@ def evaluate_with(monkeypatch):
     """A function that replaces the evaluation of a shard, and is called with its number first."""
 
     def replace(before):
-        certify_shard = work.certify_shard
+        certify_shard = workers.certify_shard
 
         def certify(directory, number, report, data_dir):
             before(number)
             certify_shard(directory, number, report, data_dir)
 
-        monkeypatch.setattr(work, "certify_shard", certify)
+        monkeypatch.setattr(workers, "certify_shard", certify)
 
     return replace
 

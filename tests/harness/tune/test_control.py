@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 
 import mlflow
 import pytest
@@ -15,6 +14,7 @@ from harness.checker.bounds import operators
 from harness.common import names
 from harness.storage import folder
 from harness.tracking.mlflow_sync import MlflowSync
+from harness.tracking.store import Tracker
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -61,7 +61,7 @@ def statuses(study):
 
 
 def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "harness.tracking.store", None)
+    monkeypatch.setattr(Tracker, "open", lambda *_: pytest.fail("it opens MLflow"))
     (copied.trial_dirs["cerdeq", 0] / folder.RESULT).unlink()
     before = snapshot(copied.root)
     assert copied.main("--dry-run") == 0

@@ -21,10 +21,10 @@ from harness.data import load
 from harness.machine.device import NoGpuError
 from harness.machine.environment import source_digest
 from harness.storage import files, folder
-from harness.tune import ray_cluster, ray_tune
-from harness.tune.ray_cluster import ResourceError, ray
-from harness.tune.ray_liveness import RayDiedError, StartedServers
-from harness.tune.work import RayOptions, train_item
+from harness.tune import cluster as clusters
+from harness.tune import ray_tune
+from harness.tune.cluster import RayDiedError, ResourceError, ray
+from harness.tune.workers import RayOptions, train_item
 
 PROBE = "probe.json"
 
@@ -156,7 +156,6 @@ def do_in_worker(monkeypatch, tmp_path):
         context = SimpleNamespace(get_assigned_resources=lambda: resources)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
-        monkeypatch.setattr(ray_tune, "end_with_raylet", lambda: None)
         ray_tune._trainable(work, directory)({"item": str(tmp_path / "tiny/trials/0")})
         return reports
 
@@ -181,8 +180,8 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
     steps = []
-    monkeypatch.setattr("harness.machine.device.limit_gpu_memory", steps.append)
-    monkeypatch.setattr("harness.machine.memory.free_memory", lambda: steps.append("memory freed"))
+    monkeypatch.setattr(ray_tune, "limit_gpu_memory", steps.append)
+    monkeypatch.setattr(ray_tune, "free_memory", lambda: steps.append("memory freed"))
     for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
         do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
@@ -218,6 +217,7 @@ def two_machines(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}] * 2)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
+    monkeypatch.setattr(ray_tune, "ended_with_ray", contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,9 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray, "init", lambda address, **_: calls.append(f"init {address}"))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    monkeypatch.setattr(ray_cluster.socket, "create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(clusters.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
+    monkeypatch.setattr(ray_tune, "ended_with_ray", contextlib.nullcontext)
 
     def fit(self):
         if error:
@@ -261,31 +261,13 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["one"]
 
 
-def test_a_ray_that_cannot_be_started_again_is_no_wrong_input(tmp_path, monkeypatch):
-    """Its exit status is 1, and what the dead one printed stays."""
-    (tmp_path / ray_tune.LOG).write_text("of the dead one")
-    monkeypatch.setenv("HARNESS_RAY_DEATHS", "1")
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(ray_cluster, "keep_server_logs", str)  # another Ray of this process may be up
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(RayDiedError, match="cannot be started again: Ray cannot be started here: division by zero"):
-        ray_tune.run_on_ray([tmp_path / "one"], print, print, print, RayOptions(1, 0, ""), tmp_path)
-    assert (tmp_path / ray_tune.LOG).read_text() == "of the dead one"
-
-
 def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
     def fit(self):
         raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
 
-    monkeypatch.setattr(ray_tune, "ClusterServers", StartedServers)
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-
-    def start_again(error, address, stop_file):
-        assert address == "10.0.0.1:6379" and stop_file == tmp_path / "results" / folder.STOP
-        raise error
-
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
-    monkeypatch.setattr(ray_tune, "start_again", start_again)
-    with pytest.raises(RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID"):
+    with pytest.raises(
+        RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"
+    ):
         call(tmp_path, ["one"], print, address="10.0.0.1:6379")

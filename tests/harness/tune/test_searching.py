@@ -16,7 +16,7 @@ from harness.storage.files import DamagedFileError
 from harness.sweep.file import load_sweep
 from harness.tune import ray_tune
 from harness.tune.search import JOURNAL, Search, load_studies
-from harness.tune.work import RayOptions
+from harness.tune.workers import RayOptions
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},

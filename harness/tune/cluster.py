@@ -1,4 +1,4 @@
-"""Start Ray here or connect to a running cluster, and check its resources and files.
+"""Start Ray here or connect to a running cluster, and end with it if it dies.
 
 This module sets Ray's environment variables before it imports `ray`: other modules import `ray` from here.
 """
@@ -9,12 +9,15 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from unittest.mock import patch
 
 os.environ.update(
     {
@@ -36,7 +39,7 @@ os.environ.update(
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants, utils, worker
+from ray._private import ray_constants, services, utils, worker
 from ray._private.node import Node
 from ray._raylet import (  # type: ignore[attr-defined]
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
@@ -44,43 +47,46 @@ from ray._raylet import (  # type: ignore[attr-defined]
     METRICS_EXPORT_PORT_NAME,
     persist_port,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.common.errors import InputError
+from harness.common.terminal import say
 
-WORKER_RETRIES = 2  # of an item whose worker died
-_START_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
+_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
     "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_gcs_rpc_server_connect_timeout_s": "300",
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_initial_delay_ms": "60000",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "10",
 }
-_MARKER = ".shared-"
+_START_SECONDS = 300.0
 _LINES = 50  # of each log that are kept once Ray has died
 _ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
-CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
+_CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
+_PERIOD, _SILENCES = 2.0, 3  # seconds between two checks of a server, and how many must fail: 6 to 21 s
 
 
 class ResourceError(InputError):
     """Resources that Ray does not have; it would wait for them for ever."""
 
 
+class RayDiedError(ConnectionError):
+    """Ray has died; the same command continues."""
+
+
 @contextmanager
-def cluster(
-    address: str | None, log: Path | None = None, watch: AbstractContextManager[None] | None = None
-) -> Iterator[None]:
+def cluster(address: str | None, log: Path | None = None) -> Iterator[None]:
     """Start Ray, or connect to it, within the block, unless this process has it already.
 
-    address: of a running cluster; None starts one here. log: the file for what Ray itself prints. watch: a context
-    for the start.
+    address: of a running cluster; None starts one here. log: the file for what Ray itself prints.
     Raises ResourceError if no cluster answers there, or it asks for a token.
     """
     started = not ray.is_initialized()
     with _redirect_stderr(log if started else None) as printed:
         if started:
-            with watch or nullcontext():
-                _connect(address, printed)
+            _connect(address, printed)
         try:
             yield
         finally:
@@ -88,66 +94,40 @@ def cluster(
                 ray.shutdown()
 
 
-def resources_at(address: str) -> dict[str, float]:
-    """Return the largest "CPU" and "GPU" that any machine of the cluster at `address` has."""
-    with cluster(address):
-        return _largest()
+@contextmanager
+def ended_with_ray() -> Iterator[None]:
+    """Within the block, end this process with status 1 once Ray has died.
 
+    Ray does not report its own death: the main thread waits in Ray's C++ code, which nothing can break off, and after a
+    minute Ray ends the process without a message. So another thread watches. Workers end with their raylet.
+    """
+    has_ended = threading.Event()
+    context = ray.get_runtime_context()
+    raylet = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    servers = {
+        "gcs_server": _host_and_port(context.gcs_address),
+        "raylet": (raylet["NodeManagerAddress"], raylet["NodeManagerPort"]),
+    }
 
-def _largest() -> dict[str, float]:
-    machines = [node["Resources"] for node in _nodes()]
-    return {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
+    def watch() -> None:
+        silences = Counter[str]()
+        while not has_ended.wait(_PERIOD):
+            for name, server in servers.items():
+                try:
+                    socket.create_connection(server, _CONNECTION_SECONDS).close()
+                    del silences[name]
+                except OSError as error:
+                    silences[name] += 1
+                    if silences[name] == _SILENCES and not has_ended.is_set():
+                        cause = f"Ray has died: its {name} does not answer ({error}){keep_server_logs()}"
+                        say(f"failed: {cause}; the same command continues", file=sys.stderr)
+                        os._exit(1)
 
-
-def check_resources(cpu: int, gpu: float) -> None:
-    """Raise ResourceError if no machine has the resources of a trial."""
-    largest = _largest()
-    if gpu and not largest["GPU"]:
-        raise ResourceError(
-            "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
-        )
-    for key, needed in (("cpu", cpu), ("gpu", gpu)):
-        most = largest[key.upper()]
-        if needed > most:
-            raise ResourceError(f"resources.{key}: found {needed:g}, allowed: at most {most:g}, as Ray's machines have")
-
-
-def side_by_side(cpu: int, gpu: float) -> int:
-    """Return how many trials with these reservations the machines run at a time."""
-    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
-    return sum(min(int(node["Resources"].get(name, 0) / count) for name, count in needs) for node in _nodes())
-
-
-def check_storage(directory: Path, data_dir: str) -> None:
-    """Raise ResourceError if a machine of the cluster lacks the results in `directory`, or the data."""
-    for old in directory.glob(f"{_MARKER}*"):  # of a driver that was killed
-        old.unlink(missing_ok=True)
-    marker = directory.absolute() / f"{_MARKER}{time.time_ns()}"  # a new name: no machine has a copy
-    marker.touch()
-    needed = [marker, *([Path(data_dir)] if Path(data_dir).exists() else [])]
-    probe = ray.remote(num_cpus=0, max_retries=WORKER_RETRIES)(_find_missing)
-    answers = []
-    for node in _nodes():
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answer = probe.options(scheduling_strategy=there).remote([str(path) for path in needed])
-        answers.append((node["NodeManagerAddress"], answer))
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        for machine, answer in answers:
-            if lack := ray.get(answer):
-                raise ResourceError(f"machine {machine} of the Ray cluster {lack}")
+        yield
     finally:
-        marker.unlink(missing_ok=True)
-
-
-def _find_missing(paths: list[str]) -> str:
-    """Return what this machine lacks of these paths; an empty text for nothing."""
-    missing = ", ".join(path for path in paths if not Path(path).exists())
-    advice = "results and data must lie on storage that all machines share, or the same files at the same path"
-    return f"does not have {missing}; {advice}" if missing else ""
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+        has_ended.set()
 
 
 def _connect(address: str | None, printed: Any) -> None:
@@ -174,12 +154,14 @@ def _connect(address: str | None, printed: Any) -> None:
 
 @contextmanager
 def patient_start() -> Iterator[None]:
-    """Within, `ray.init` starts a Ray with limits of minutes, without an agent for metrics, and waits for no agent.
+    """Within, `ray.init` starts a Ray with limits of minutes, and of all its processes only those that trials need.
 
-    Its raylet would end after 15 s without the files of their ports, which is no setting. Hence Ray's private ways:
-    files that say that an agent is not in use, the port of the agent in use, and the one without its extras.
+    There is no setting for either, hence Ray's private names. Left out are the dashboard, the monitors of an autoscaler
+    and of logs, and the agent for metrics: files say that its ports are not in use, else the raylet would wait for them
+    for 15 s and end. The agent for environments of workers stays, at a port that the raylet need not wait for.
     """
-    start, dependency_error = Node.start_raylet, utils.get_dashboard_dependency_error
+    start, look_up = Node.start_raylet, services.get_node
+    nodes = list[Node]()
 
     def start_raylet(node: Node, *arguments: Any) -> None:
         for name in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
@@ -187,15 +169,31 @@ def patient_start() -> Iterator[None]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             node._ray_params.runtime_env_agent_port = free.getsockname()[1]
         start(node, *arguments)
+        nodes.append(node)
 
-    os.environ.update(_START_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
-    Node.start_raylet = start_raylet  # type: ignore[method-assign, assignment]
-    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
-    try:
+    def wait_for_node(*arguments: Any) -> Any:
+        """Wait for minutes until the raylet is registered; Ray would wait for 30 s."""
+        until = time.monotonic() + _START_SECONDS
+        while time.monotonic() < until:
+            if dead := [name for node in nodes for name, _ in node.dead_processes()]:
+                raise ConnectionError(f"{' and '.join(dead)} ended at once")
+            with suppress(RuntimeError):  # not registered yet
+                return look_up(*arguments)
+            time.sleep(0.1)
+        return look_up(*arguments)
+
+    def start_nothing(node: Node, **_options: Any) -> None:
+        """Leave a process out."""
+
+    methods: dict[str, Any] = {"start_raylet": start_raylet}
+    methods |= dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), start_nothing)
+    os.environ.update(_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
+    with (
+        patch.multiple(Node, **methods),
+        patch.object(services, "get_node", wait_for_node),
+        patch.object(utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),
+    ):
         yield
-    finally:
-        Node.start_raylet = start  # type: ignore[method-assign]
-        utils.get_dashboard_dependency_error = dependency_error
 
 
 def keep_server_logs() -> str:
@@ -233,7 +231,7 @@ def _apart_from_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def host_and_port(address: str) -> tuple[str, int]:
+def _host_and_port(address: str) -> tuple[str, int]:
     """Return the parts of HOST:PORT."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
@@ -244,7 +242,7 @@ def _check_port(address: str) -> None:
     if not re.fullmatch(r"[^/]+:\d+", address):
         return
     try:
-        socket.create_connection(host_and_port(address), CONNECTION_SECONDS).close()
+        socket.create_connection(_host_and_port(address), _CONNECTION_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
 

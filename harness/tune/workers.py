@@ -1,29 +1,32 @@
-"""The work of the commands that train or certify, and the executor that does it in this process.
+"""What trains a trial or evaluates a part of one, in this process or in many under Ray.
 
 An item of work is a path: a trial's folder, or a shard as `storage.certification.shard_path` names it. An executor
 takes items and a function that does one, and calls back for each report and at the end of each item. `run_here` is one
-executor, `ray_tune.run_on_ray` the other.
+executor, `ray_tune.run_on_ray` the other; `run_items` chooses.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
 
 from harness.common.errors import InputError, error_line, require
+from harness.data import Data, load
+from harness.evaluation.shards import certify_shard
 from harness.machine.clock import Clock, Stopped
+from harness.machine.memory import free_memory
 from harness.storage import folder
+from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for
+from harness.training.trial import Report, run_folder
 
-if TYPE_CHECKING:
-    from harness.data import Data
-    from harness.training.trial import Report
-
-# Whatever imports torch is imported late: the driver of a sweep does without torch.
-
-Work = Callable[[Path, "Report"], None]
+Work = Callable[[Path, Report], None]
 OnReport = Callable[[Path, dict[str, Any]], None]
 OnEnd = Callable[[Path, str | None], None]
 """Called with an item and the error that ended it, None for none."""
@@ -49,14 +52,11 @@ class RayOptions:
     at_once: int | None = None
 
 
-def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, "Data"]:
+def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, Data]:
     """Return the data sets of trials, by name, after checking that this code can run the trials on them.
 
     trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.
     """
-    from harness.data import load
-    from harness.sweep.buildable import check_buildable
-
     for name, trial in trials.items():
         try:
             load_for(trial.config)
@@ -72,35 +72,28 @@ def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str
 
 def train_item(
     trial_dir: Path,
-    report: "Report",
+    report: Report,
     data_dir: str | None,
     code: str | None = None,
     asked: Callable[[], bool] | None = None,
 ) -> None:
     """Train the trial in a folder, of a sweep or of a search; do nothing once trials are asked to stop.
 
-    code: as in `run_folder`.
-    asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
+    code: as in `run_folder`. asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
     Raises as `run_folder` does.
     """
-    from harness.training.trial import run_folder
-
     asked = asked or folder.stop_file(trial_dir).exists
     if not asked():
         run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)
 
 
-def certify_item(shard: Path, report: "Report", data_dir: str | None) -> None:
+def certify_item(shard: Path, report: Report, data_dir: str | None) -> None:
     """Evaluate a shard of a certification. Reports and raises as `certify_shard` does."""
-    from harness.evaluation.shards import certify_shard
-
     certify_shard(shard.parents[1], int(shard.name), report, data_dir)
 
 
 def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnEnd) -> None:
     """Do items in this process, one after the other; those after one that fails are done all the same."""
-    from harness.machine.memory import free_memory
-
     for item in items:
         error = None
         try:
@@ -110,3 +103,22 @@ def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnE
             error = error_line(cause)
         free_memory()
         on_end(item, error)
+
+
+def run_items(
+    items: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None,
+    on_report: OnReport = lambda item, row: None,
+) -> None:  # fmt: skip
+    """Do items: under Ray, or in this process if only one is to be done at a time.
+
+    workers: how many at a time; None for one on each GPU or, without any, on each core.
+    """
+    gpus = torch.cuda.device_count()
+    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
+    if at_once <= 1:
+        return run_here(items, work, on_report, on_end)
+    from harness.tune.ray_tune import run_on_ray  # here, since one worker needs no Ray
+
+    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
+    with TemporaryDirectory(prefix="harness-") as scratch:
+        run_on_ray(items, work, on_report, on_end, options, Path(scratch))

@@ -14,8 +14,9 @@ from ray_nodes import running_node
 from servers import free_port
 from study import POLITENESS, TINY, Study
 
-from harness.tune import ray_cluster
-from harness.tune.ray_cluster import ResourceError, check_storage, ray
+from harness.tune import cluster as clusters
+from harness.tune import resources
+from harness.tune.cluster import ResourceError, ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -30,7 +31,7 @@ def no_cluster(monkeypatch):
 def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
-        ray_cluster.resources_at(address)
+        resources.resources_at(address)
 
 
 def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_cluster, monkeypatch):
@@ -40,7 +41,7 @@ def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_clu
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
-        ray_cluster.resources_at("auto")
+        resources.resources_at("auto")
 
 
 def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd):
@@ -49,7 +50,7 @@ def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     log = tmp_path / "ray.log"
-    with ray_cluster.cluster(None, log):
+    with clusters.cluster(None, log):
         print("ours", file=sys.stderr)
         worker.print_to_stdstream(died, ignore_prefix=False)
     print("after", file=sys.stderr)
@@ -70,12 +71,12 @@ def test_why_ray_s_servers_died_is_said_and_their_logs_stay(no_cluster, monkeypa
 
     monkeypatch.setattr(ray, "init", time_out)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_cluster, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(clusters, "get_default_ray_temp_dir", lambda: str(tmp_path))
     with (
         pytest.raises(
             ResourceError, match=r"timed out during startup.; its log ends with: .* waiting for file agent_port"
         ),
-        ray_cluster.cluster(None, log),
+        clusters.cluster(None, log),
     ):
         pass
     assert error in log.read_text() and str(logs / "raylet.out") in log.read_text()
@@ -87,7 +88,7 @@ if any(name.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for na
     time.sleep(30)
 """
 STARTED = """
-from harness.tune.ray_cluster import cluster, ray
+from harness.tune.cluster import cluster, ray
 with cluster(None):
     print(ray.get(ray.remote(lambda: "a task ran").remote()))
 """
@@ -104,11 +105,11 @@ def test_ray_starts_where_its_agents_take_longer_than_its_limit_of_15_seconds(tm
 
 @pytest.mark.slow
 def test_machines_are_asked_for_the_files(cluster, tmp_path, monkeypatch):
-    check_storage(tmp_path, str(tmp_path / "no data yet"))
+    resources.check_storage(tmp_path, str(tmp_path / "no data yet"))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Path, "touch", lambda self: None)
     with pytest.raises(ResourceError, match=f"machine .* does not have {re.escape(str(tmp_path))}/.*share"):
-        check_storage(tmp_path, str(tmp_path))
+        resources.check_storage(tmp_path, str(tmp_path))
 
 
 @pytest.fixture
@@ -144,9 +145,35 @@ def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, t
     assert "Unauthenticated" not in done.stderr
 
 
+BLOCKED = """
+import socket, threading
+from types import SimpleNamespace
+from harness.tune.cluster import ended_with_ray, ray
+
+servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+gcs, raylet = (server.getsockname()[1] for server in servers)
+ray.get_runtime_context = lambda: SimpleNamespace(gcs_address=f"127.0.0.1:{gcs}", get_node_id=lambda: "1")
+ray.nodes = lambda: [{"NodeID": "0"}, {"NodeID": "1", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet}]
+with ended_with_ray():
+    pass  # a Ray that is shut down has not died
+with ended_with_ray():
+    servers[1].close()
+    threading.Semaphore(0).acquire()  # as in Ray's C++ code: no signal or exception ends it
+"""
+
+
+def test_a_command_that_waits_for_a_dead_ray_ends_within_half_a_minute():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    died, *others = done.stderr.splitlines()
+    assert not others and re.fullmatch(
+        r"failed: Ray has died: its raylet does not answer .*; the same command continues", died
+    )
+
+
 UNDER_A_SIGNAL = """
 import signal, time
-from harness.tune.ray_cluster import cluster, ray
+from harness.tune.cluster import cluster, ray
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 with cluster(None):
@@ -172,9 +199,9 @@ def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
     """All its servers listen on the address that its start asks for."""
     from ray._private import services
 
-    monkeypatch.setattr(ray_cluster.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(clusters.ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(worker, "_global_node", None)
     addresses = []
     monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
-    ray_cluster._connect(None, io.StringIO())
+    clusters._connect(None, io.StringIO())
     assert addresses == ["127.0.0.1"]

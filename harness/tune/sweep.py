@@ -1,0 +1,181 @@
+"""Run the trials of a sweep: under Ray, shown in the terminal, logged to MLflow, with tables at the end."""
+
+import argparse
+import errno
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.common import names
+from harness.data import load
+from harness.leaderboard.files import print_leaderboard, write_leaderboard
+from harness.leaderboard.summary import Summary
+from harness.leaderboard.table import Leaderboard
+from harness.machine.environment import source_digest
+from harness.storage import folder
+from harness.storage.files import read_text, remove_unfinished
+from harness.storage.folder import Trial
+from harness.sweep.profiles import Sweep
+from harness.tracking.mlflow_sync import MlflowSync
+from harness.tune import plan
+from harness.tune.progress import SweepProgress
+from harness.tune.stopping import Stopping
+from harness.tune.study import Study
+from harness.tune.workers import RAY_STATE, RayOptions, train_item
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a sweep.
+
+    summaries: of the leaderboard's sections, by their headings. has_changed: the leaderboard is another one than
+    before. is_complete: all trials have usable results, and MLflow has them. is_interrupted: a signal stopped trials.
+    """
+
+    leaderboard: Leaderboard
+    summaries: dict[str, Summary]
+    has_changed: bool
+    is_complete: bool
+    is_interrupted: bool
+
+
+def run_search(
+    sweep: Sweep, sweep_dir: Path, ray: RayOptions, options: argparse.Namespace, console: Console
+) -> tuple[Sweep, bool] | None:
+    """Run a sweep's search, as `Search.run` does; with --dry-run, only print what is searched.
+
+    options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
+    """
+    from harness.tune.search import Search  # here, since most sweeps need no Optuna
+
+    search = Search(sweep, load(sweep.dataset, options.data_dir, writes=not options.dry_run), sweep_dir, console)
+    if options.dry_run:
+        search.show()
+        search.say("its winners become the trials; a dry run: nothing was started or written")
+        return None
+    MlflowSync.open(sweep.name, options.tracking_uri, {}, console)
+    return search.run(ray, options.fail_fast)
+
+
+def run_study(study: Study, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
+    """Run the trials that are left, log them and write the tables. The sweep's directory is locked by the caller.
+
+    options: of `harness.run`.
+
+    Raises:
+        InputError: a wrong MLflow store.
+        KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
+        RayDiedError: Ray has died.
+    """
+    plan.print_header(study, ray.gpu, options.profile, console)
+    to_run = study.longest_first(study.to_run(options.retry_failed))
+    mlflow = MlflowSync.open(study.sweep.name, options.tracking_uri, study.row_names(), console)
+    _prepare_folders(study, to_run, console)
+    is_interrupted = bool(to_run) and _run(study, to_run, ray, mlflow, options.fail_fast, console)
+    if not folder.trial_folders(study.sweep_dir):
+        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(study.sweep_dir))
+    before = _table_text(study.sweep_dir)
+    leaderboard, summaries = write_leaderboard(study.sweep_dir)
+    print_leaderboard(leaderboard, summaries, console)
+    mlflow.finish(study.sweep_dir, leaderboard, study.unchanged_keys)
+    problems = study.unusable(leaderboard.trials)
+    for key, problem in problems.items():
+        trial = f"{study.labels[key]} ({study.trial_dirs[key]})"
+        advice = "put the file back, or remove that folder to train the trial again"
+        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
+    is_complete = not (study.unfinished() or problems or mlflow.is_away)
+    return Outcome(leaderboard, summaries, before != _table_text(study.sweep_dir), is_complete, is_interrupted)
+
+
+def _table_text(sweep_dir: Path) -> str:
+    path = sweep_dir / "leaderboard.md"
+    return read_text(path) if path.exists() else ""
+
+
+def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> None:
+    """Make the trials' folders and remove what killed runs left; print which trials are not run."""
+    for trial in study.unfinished():
+        if trial not in to_run:
+            failure = folder.read_failure(study.trial_dirs[trial.key]) or {}
+            message = f"failed {study.labels[trial.key]}: {failure.get('error')}; it would fail the same way again"
+            console.print(f"{message}. To retry anyway: --retry-failed", soft_wrap=True)
+    for trial in study.trials:
+        folder.take_over(study.trial_dirs[trial.key], trial)
+    for trial in to_run:
+        if (checkpoint := trial.config.checkpoint) is not None:
+            path = study.sweep.checkpoints[checkpoint.sha256]
+            folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
+    shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
+    for directory in (study.sweep_dir, study.sweep_dir / folder.FIGURES):
+        remove_unfinished(directory)
+
+
+def _run(
+    study: Study, trials: list[Trial], options: RayOptions, mlflow: MlflowSync, fail_fast: bool, console: Console
+) -> bool:
+    """Run trials side by side; return True if a signal has stopped them. Raises as `run_study` does."""
+    from harness.tune import ray_tune  # here, since a finished sweep needs no Ray
+
+    trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
+    for trial_dir in trial_dirs:  # else an old failure would be reported as this run's
+        (trial_dir / folder.FAILURE).unlink(missing_ok=True)
+    work = partial(train_item, data_dir=options.data_dir, code=source_digest())
+    with (
+        SweepProgress(trials, study.labels, console) as progress,
+        Stopping(study.sweep_dir / folder.STOP, progress.print_line) as stopping,
+    ):
+        callbacks = _Callbacks(mlflow, progress, stopping, fail_fast)
+        try:
+            ray_tune.run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, study.sweep_dir)
+        except (KeyboardInterrupt, ray_tune.RayDiedError):
+            for trial_dir in trial_dirs:
+                mlflow.sync(trial_dir, running=False)
+            raise
+        return stopping.interrupted
+
+
+@dataclass
+class _Callbacks:
+    """Shows and logs what trials report and how they end. begun: the trials that have reported."""
+
+    mlflow: MlflowSync
+    progress: SweepProgress
+    stopping: Stopping
+    fail_fast: bool
+    begun: set[Path] = field(default_factory=set)
+
+    def on_report(self, trial_dir: Path, row: dict[str, Any]) -> None:
+        """Show and log an epoch's row, or how many images are evaluated."""
+        if not trial_dir.is_dir():  # `on_end` reports it
+            return
+        self.progress.report(trial_dir.name, row)
+        if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
+            with self.stopping.delayed():
+                self.mlflow.sync(trial_dir)
+        self.begun.add(trial_dir)
+
+    def on_end(self, trial_dir: Path, error: str | None) -> None:
+        """Show and log the result or the failure of a trial."""
+        if not trial_dir.is_dir():
+            self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
+            return
+        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
+        if result is not None:
+            self.progress.finished(trial_dir.name, result)
+        elif failure is None and error is None and self.stopping.asked:
+            self.progress.stopped(trial_dir.name)
+        else:
+            if failure is None:  # the worker died before it could write one
+                failure = {"error": error or "its worker ended without a result"}
+                with suppress(OSError):  # of a full disk
+                    failure = folder.write_failure(trial_dir, failure["error"])
+            self.progress.failed(trial_dir.name, failure["error"])
+            if self.fail_fast:
+                self.stopping.ask("a trial failed")
+        with self.stopping.delayed():
+            self.mlflow.sync(trial_dir, running=False)
