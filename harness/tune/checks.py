@@ -11,8 +11,8 @@ from harness.data import load
 from harness.machine.device import best_device
 from harness.storage import folder
 from harness.storage.files import refuse_links
-from harness.sweep.profiles import CheckedFile, Sweep, describe_source, name_source
 from harness.sweep.file import expand_file
+from harness.sweep.profiles import CheckedFile, Sweep, describe_source, name_source
 from harness.training.trial import split_images
 
 
