@@ -19,7 +19,6 @@ from cerdeq.onnx.layers import Reshape
 from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import read_steps
-from harness.checker.proofs.parts import SPLITS
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.checker.violations import enclosing_box, round_down, violations_network
 from harness.common.properties import MOST_TOGETHER, Case, Constraint, InputBox, Property
@@ -80,14 +79,6 @@ def test_results_of_small_groups_are_the_exact_ones_and_their_certificates_are_c
 @pytest.mark.timeout(1200)
 def test_two_hundred_results_are_the_exact_ones():
     check_seeds(range(100, 300))
-
-
-BY_PARTS = (26, 36, 44, 53, 57, 67)  # seeds of results that need parts of the box
-
-
-def test_results_by_parts_are_confirmed_and_prove_no_other_property():
-    assert check_seeds(BY_PARTS).count("certificate") >= 3
-    assert sum(any(name.endswith(SPLITS) for name in solved(seed)[3].certificate) for seed in BY_PARTS) >= 3
 
 
 @functools.cache
