@@ -159,25 +159,37 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _resolve(profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path) -> tuple[TrialConfig, dict[str, str]]:
-    """Return the entry's trial under seed 0, and the settings that it ignores, with reasons. Raises InputError."""
+    """Return the entry's trial under seed 0, and the settings that it ignores, with reasons. Raises InputError.
+
+    directory: of the sweep file. The weights of a network trained elsewhere are checked.
+    """
     entry.check_keys()
-    if entry.is_trained_elsewhere:
-        return _resolve_elsewhere(profile, sweep, entry, directory)
+    checkpoint, is_alone = entry.checkpoint, sweep.search is None or entry.checkpoint is None
+    require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
+    parts: dict[str, Callable[[], Any]] = {
+        "train": lambda: validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
+        "options": lambda: _changed_options("options", entry.options, options_of(entry.model)),
+        "method_options": lambda: _changed_options(
+            "method_options", entry.method_options, method_options(entry.method)
+        ),
+        "plugins": lambda: plugins.digests(sweep.plugins),
+    }
     settings = dict(sweep) | dict(entry)
     settings |= {"sweep": sweep.name, "profile": profile, "seed": 0, "width": entry.width or sweep.width}
-    settings |= _all_or_none(
-        train=lambda: validate(TrainSettings, asdict(sweep.train) | entry.train, "train"),
-        options=lambda: _changed_options("options", entry.options, options_of(entry.model)),
-        method_options=lambda: _changed_options("method_options", entry.method_options, method_options(entry.method)),
-        plugins=lambda: plugins.digests(sweep.plugins),
-    )
+    if checkpoint is not None:
+        settings |= {"method": TRAINED_ELSEWHERE, "train_images": None, "train": TrainSettings(), "checkpoint": None}
+        del parts["train"], parts["method_options"]
+    settings |= _all_or_none(**parts)
     trial = TrialConfig(**{field.name: settings[field.name] for field in fields(TrialConfig)})
-    ignored = ignored_settings(trial, check_buildable(trial))
-    own = {
-        f"{section}.{name}": value
-        for section in ("train", "options", "method_options")
-        for name, value in getattr(entry, section).items()
-    }
+    network = check_buildable(trial)
+    if checkpoint is not None:
+        path = _checkpoint_file(directory, checkpoint.file)
+        digest = digest_of(read_file(path, checkpoint))
+        trial = replace(trial, checkpoint=replace(checkpoint, file=path.name, sha256=digest))
+        read_weights(path, trial)
+    ignored = ignored_settings(trial, network)
+    sections = ("train", "options", "method_options")
+    own = {f"{section}.{name}": value for section in sections for name, value in getattr(entry, section).items()}
     _refuse(_describe_ignored(own, ignored))
     return trial, ignored
 
@@ -192,35 +204,6 @@ def _all_or_none(**parts: Callable[[], Any]) -> dict[str, Any]:
             problems += str(error).splitlines()
     _refuse(problems)
     return result
-
-
-def _resolve_elsewhere(
-    profile: str, sweep: SweepFile, entry: TrialEntry, directory: Path
-) -> tuple[TrialConfig, dict[str, str]]:
-    """Return what `_resolve` does for a network that is not trained, after checking the weights. Raises InputError."""
-    require("model", entry.model, sweep.search is None, "networks without a checkpoint beside `search`, which trains")
-    trial = TrialConfig(
-        sweep=sweep.name,
-        profile=profile,
-        dataset=sweep.dataset,
-        eps=sweep.eps,
-        seed=0,
-        model=entry.model,
-        method=TRAINED_ELSEWHERE,
-        options=_changed_options("options", entry.options, options_of(entry.model)),
-        width=entry.width or sweep.width,
-        validation_images=sweep.validation_images,
-        evaluation=sweep.evaluation,
-        plugins=plugins.digests(sweep.plugins),
-        source=entry.source,
-    )
-    network, checkpoint = check_buildable(trial), entry.checkpoint
-    assert checkpoint is not None
-    path = _checkpoint_file(directory, checkpoint.file)
-    digest = digest_of(read_file(path, checkpoint))
-    trial = replace(trial, checkpoint=replace(checkpoint, file=path.name, sha256=digest))
-    read_weights(path, trial)
-    return trial, ignored_settings(trial, network)
 
 
 def _checkpoint_file(directory: Path, file: str) -> Path:

@@ -249,7 +249,7 @@ KEYS = [
         "checkpoint.std: found [0.0], allowed: numbers above",
     ),
     ({"checkpoint": {"file": "net.pt", "mean": [0, 0], "std": [1, 1]}}, "mean: found [0.0, 0.0], allowed: 1 number"),
-    ({"checkpoint": {"file": "net.pt", "keys": "sorted"}}, "checkpoint.keys: found 'sorted', allowed: 'by-name' or"),
+    ({"checkpoint": {"file": "net.pt", "keys": "sorted"}}, "checkpoint.keys: found 'sorted', allowed: 'by-name', "),
     ({"checkpoint": {"file": "net.pt", "prefix": "net."}}, "prefix: found 'net.', allowed: one that tensors"),
     (
         {"checkpoint": {"file": "net.pt", "ignore": ["x"]}},
