@@ -87,8 +87,8 @@ def test_each_row_has_the_command_that_trains_it_again(study, text):
     assert text.count("--results-dir again") == 6
 
 
-def test_the_page_says_whether_cerdeq_is_better_and_which_row_is_best(text):
-    assert "<p>Yes: cerdeq ibp 27.00 %, the best other network cnn5 ibp depth=5 38.00 %" in text
+def test_the_page_says_whether_an_equilibrium_is_better_and_which_row_is_best(text):
+    assert "<p>Yes: cerdeq ibp 27.00 %, the best network without an equilibrium cnn5 ibp depth=5 38.00 %" in text
     assert "<p>best: cerdeq ibp, " in text
 
 
