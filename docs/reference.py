@@ -1,4 +1,4 @@
-"""Write the tables of keys, options and calls into docs/*.md: `uv run python docs/reference.py`.
+"""Write the tables of keys, options and calls into docs/*.md: `uv run python docs/reference.py`; --check only compares.
 
 A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
 
@@ -12,6 +12,7 @@ import inspect
 import json
 import pydoc
 import re
+import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -122,7 +123,9 @@ def with_tables(text):
 
 
 if __name__ == "__main__":
-    for page in sorted(DOCS.glob("*.md")):
-        before = page.read_text()
-        if (after := with_tables(before)) != before:
-            page.write_text(after)
+    pages = {page: page.read_text() for page in sorted(DOCS.glob("*.md"))}
+    stale = {page: new for page, text in pages.items() if (new := with_tables(text)) != text}
+    if "--check" in sys.argv:
+        sys.exit(f"run `uv run python docs/reference.py`: {', '.join(page.name for page in stale)}" if stale else 0)
+    for page, text in stale.items():
+        page.write_text(text)
