@@ -665,6 +665,7 @@ def test_counterexamples_lie_in_the_box(name):
         point = prove_point(problem, start)
         if point is not None:
             assert abs(fractions(point)[0][0] - fractions(center)[0][0]) <= fractions(radius)[0][0]
+            assert sign * fractions(point)[0][0] < 0
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.9])

@@ -10,7 +10,7 @@ def test_the_ramp_is_a_quartic_then_a_line_of_the_same_slope():
     quartic = [ramp(step) / (step - begin) ** 4 for step in range(begin + 900, middle, 37)]
     slopes = [ramp(step + 1) - ramp(step) for step in range(middle, end, 37)]
     for values in (quartic, slopes):
-        assert values == pytest.approx([values[0]] * len(values))
+        assert [value / values[0] for value in values] == pytest.approx([1.0] * len(values))
     assert slopes[0] == pytest.approx(4 * ramp(middle) / (middle - begin))
     assert [ramp(0), ramp(begin), ramp(end), ramp(2 * end)] == [EPS_FLOOR, EPS_FLOOR, 8 / 255, 8 / 255]
 
