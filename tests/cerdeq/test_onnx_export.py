@@ -9,14 +9,14 @@ from torch import nn
 from baselines import build, network_names, required_options
 from baselines.contract import with_statistics
 from cerdeq import LinfBall, OnnxError, bound, export_onnx, load_onnx
-from cerdeq.equilibrium import Equilibrium
+from cerdeq.equilibrium import FixedPoint
 
 
 def explicit_networks():
     """Return the first network of each kind that has no equilibrium. Networks of a kind are made of the same layers."""
     first = {name.rstrip("0123456789"): name for name in reversed(network_names()) if not required_options(name)}
     models = {name: build(name, "digits", 0.1) for name in first.values()}
-    return {name: m for name, m in models.items() if not any(isinstance(part, Equilibrium) for part in m.modules())}
+    return {name: m for name, m in models.items() if not any(isinstance(part, FixedPoint) for part in m.modules())}
 
 
 NETWORKS = explicit_networks()

@@ -113,7 +113,7 @@ def test_verdicts_do_not_depend_on_batches_and_slices(problem, monkeypatch):
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
     """Of trained networks, on images whose margins are near 0."""
-    arguments = trained(name, 40, stages=("ibp", "crown-ibp", "crown"), attack_restarts=1)
+    arguments = trained(name, 24, stages=("ibp", "crown-ibp", "crown"), attack_restarts=1)
     assert in_float32(arguments[0]) is not None
     first = evaluate(*arguments).verdicts
     monkeypatch.setattr(network, "in_float32", lambda *_: None)

@@ -85,10 +85,12 @@ def trained(tmp_path_factory):
 
 def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
     """A small trial in which every setting of TRAINED has something to change."""
-    few = {"iterations": 4, "backward_iterations": 4, "early_iterations": 2}
+    few = {"iterations": 3, "backward_iterations": 2, "early_iterations": 1}
     options = few if model == "cerdeq" else {}
     attack = {"attack_steps": 1} if "attack_steps" in method_options(method) else {}
-    return tiny_trial(model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10")
+    return tiny_trial(
+        model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10", width=0.05
+    )
 
 
 def changed(config, name, value):

@@ -167,7 +167,7 @@ def test_statistics_are_means_over_whole_batches():
 
 def test_recomputing_statistics_changes_nothing_else(tiny_trial, tmp_path):
     """W included; and the statistics behind an equilibrium are those of its exact one."""
-    options = {"margin_start": 0.9, "early_iterations": 2}
+    options = {"margin_start": 0.9, "early_iterations": 2, "iterations": 4, "backward_iterations": 4}
     (before, images, _), (after, _, _) = (
         trained(tiny_trial("cerdeq", options=options, train={"recompute_statistics": flag}), tmp_path / str(flag))
         for flag in (False, True)
