@@ -56,7 +56,7 @@ class Layer:
         size, q_size = np.abs(a), np.maximum(np.abs(low), np.abs(high))
         sizes = (betas[:, None] * np.abs(row) + size @ np.abs(self.off_diagonal)) @ z_high
         sizes = sizes + (np.abs(e) + size * self.divisor) @ q_size
-        sizes = sizes + size @ self.h_size + betas * abs(offset)
+        sizes = sizes + size @ self.h_size  # the assumed row's offset has the last term, or cancels what is counted
         lost = self.relative * sizes + size @ self.inject.error * (1 + self.relative)
         lost = lost + self.underflow * (1 + z_high.sum() + q_size.sum())
         bound = total - lost - SLACK * U * (np.abs(total) + lost)
