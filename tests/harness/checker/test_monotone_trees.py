@@ -1,4 +1,4 @@
-"""Trees of multipliers that prove rows of monotone equilibria: the truth is confirmed, lies are not, rounding counts."""
+"""Trees of multipliers that prove rows of monotone equilibria: the truth is confirmed, lies are not, roundings count."""
 
 import inspect
 import re
