@@ -12,7 +12,7 @@ from cerdeq.bounds.backward import in_chunks, linear_lower_bound
 from cerdeq.bounds.crown import crown_ibp, over_tighter_boxes
 from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
-from cerdeq.bounds.query import Query, examples_of
+from cerdeq.bounds.query import Query, examples_of, larger
 from cerdeq.host import is_host_reading
 from cerdeq.operators.backward import Backward
 from cerdeq.precision import uncounted_rounding
@@ -28,7 +28,20 @@ def alpha_crown(query: Query) -> Tensor:
     lower = crown_ibp(query)
     if query.target is not None:  # slopes cost less than boxes, and are often enough
         lower = query.raise_bounds(lower, _with_optimised_slopes)
-    return over_tighter_boxes(query, lower, lambda tight, lower: tight.raise_bounds(lower, _with_optimised_slopes))
+    lower = over_tighter_boxes(query, lower, lambda tight, lower: tight.raise_bounds(lower, _with_optimised_slopes))
+    return _raised_by_steps(query, lower)
+
+
+def _raised_by_steps(query: Query, lower: Tensor) -> Tensor:
+    """Raise the bounds of undecided examples by those of a step that bounds the network by itself."""
+    for step in query.program.steps:
+        if step.record is None or step.record.rows is None:
+            continue
+        for example in query.undecided(lower)[:, None]:
+            one = query.of(example)
+            if (bounds := step.record.rows(query.program, one.values, one.spec[0])) is not None:
+                lower[example] = larger(lower[example], bounds[None])
+    return lower
 
 
 def _with_optimised_slopes(query: Query) -> Tensor:

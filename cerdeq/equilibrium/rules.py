@@ -1,5 +1,7 @@
 """The rules of an equilibrium: its interval rule, its backward rule, and how CROWN tightens it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from cerdeq.equilibrium.certificate import (
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import SPLITTING, FixedPoint
 from cerdeq.equilibrium.monotone.box import box_of_points
+from cerdeq.equilibrium.monotone.network import read_network
+from cerdeq.equilibrium.monotone.search import row_bounds
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, dense_weight, per_example
 from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval
@@ -23,6 +27,7 @@ from cerdeq.operators.record import Operator
 from cerdeq.operators.relu import crossing, relu_box
 from cerdeq.operators.table import register
 from cerdeq.precision import counted_rounding
+from cerdeq.tracing.program import Program
 
 Ends = tuple[Tensor, Tensor]
 
@@ -132,6 +137,12 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 
+def _rows(program: Program, values: list[Any], spec: Tensor) -> Tensor | None:
+    """Return bounds by multipliers of a network with one strongly monotone equilibrium; else, and in float32, None."""
+    network = read_network(program, values, spec) if spec.dtype == torch.float64 else None
+    return None if network is None else row_bounds(network)
+
+
 def _alive(h: Box, module: FixedPoint) -> Tensor:
     """Return where the pre-activation may be above 0; elsewhere z is 0, whatever h is."""
     weight = module.weight
@@ -149,6 +160,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive, refine=_refine, preactivation=_preactivation, points=_points,
+        unsettled=_alive, refine=_refine, preactivation=_preactivation, points=_points, rows=_rows,
     )
 )  # fmt: skip

@@ -27,6 +27,8 @@ class Operator:
         points.
     points: of one that in training depends on the batch or changes with each reading, (Context, Tensor, *args,
         **kwargs) -> Tensor by what the context has saved.
+    rows: of one that bounds a network whose only nonlinear step it is better than linear bounds do, (program, values of
+        one example, spec [K, N]) -> lower bounds [K], or None for other networks.
     bounded: which arguments may be bounded values: the "first" alone, "one" at any position, "any", or "list", any of
         those in the first argument.
     affine: of an affine operator of one bounded argument, whether each element of the result "sums" elements of the
@@ -47,6 +49,7 @@ class Operator:
     refine: Callable[..., Interval] | None = None
     preactivation: Callable[..., Tensor] | None = None
     points: Callable[..., Tensor] | None = None
+    rows: Callable[..., Tensor | None] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     affine: Literal["sums", "single", "view"] | None = None
     windows: Literal["convolution", "boxes", "constants"] | None = None

@@ -233,12 +233,13 @@ def test_bounds_contain_the_outputs():
     model, region = network(weight, u, b, c, offset), Box(torch.tensor(center)[None], torch.tensor(radius)[None])
     assert model[1].contraction(model[1].weight).rate >= 1
     outputs = equilibria(weight, samples(rng, center, radius) @ u.T + b) @ c.T + offset
-    before = -np.inf
+    before = first = -np.inf
     for method in ("ibp", "crown-ibp", "crown", "alpha-crown"):
         lower, upper = (end.detach().numpy() for end in bound(model, region, method))
         assert (lower <= outputs + 1e-10).all() and (upper >= outputs - 1e-10).all()
         assert (lower >= before).all()
-        before = lower
+        before, first = lower, lower if method == "ibp" else first
+    assert (outputs.min(0) - lower < 0.5 * (outputs.min(0) - first)).all()  # multipliers are much tighter
 
 
 def test_convolutional_weights_are_made_dense():

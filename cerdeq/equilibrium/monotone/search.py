@@ -184,6 +184,20 @@ class Search:
         return self.point is not None
 
 
+def row_bounds(network: EquilibriumNetwork) -> Tensor:
+    """Return lower bounds [K] of the rows of a network's spec: over tightened boxes, without splits."""
+    search, rows = Search(network, lambda point: None, Budget()), network.rows.matrix
+    root, offsets = search.root(), network.rows.offset - 2 * network.rows.error
+    ends = root.low.expand_as(rows), root.high.expand_as(rows)
+    ascent, none = search.searcher.start(len(rows)), torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device)
+    ascent = search.searcher.ascend(ascent, *ends, rows, offsets, sum(_ROW_PHASES), none)
+    unit, bounds = torch.zeros(1, dtype=torch.long, device=rows.device), []
+    for row, offset, a in zip(rows, offsets, ascent.multipliers[:, -1:], strict=True):
+        step = Step.rounded(unit, unit, a, torch.ones_like(a[:, 0]))
+        bounds.append(search.layer.lower_bounds(root.low, root.high, step, row, offset)[0])
+    return torch.stack(bounds)
+
+
 def decide_rows(
     network: EquilibriumNetwork, lower: Tensor, prove: Proof, budget: Budget, certificates: bool
 ) -> Decision:  # fmt: skip
