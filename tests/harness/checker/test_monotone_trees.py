@@ -1,4 +1,4 @@
-"""Trees of multipliers that prove rows of monotone equilibria: the truth is confirmed, lies are not, roundings count."""
+"""Trees of multipliers that prove rows of monotone equilibria: the truth is confirmed, lies are not, errors count."""
 
 import inspect
 import re
