@@ -157,7 +157,9 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
             assert DIED in printed(study), f"exit status {machines.driver.poll()}, nothing noticed"
             line = next(line for line in printed(study).splitlines() if DIED in line)
             print(f"{kind}: noticed after {time.monotonic() - killed:.1f} s: {line}")
-        drive_to_the_end(machines, study, goes_on_alone=not machines.nodes and kind != "driver")
+            assert machines.driver.wait(PATIENCE) == 1 and line.endswith("; the same command continues")
+            machines.drive(study)
+        drive_to_the_end(machines, study, goes_on_alone=not machines.nodes and kind.endswith(("worker", "workers")))
         assert "state-dump" not in printed(study), "what Ray prints is for its log"
         study.assert_complete(printed=["ray.log"])
         assert contents(study) == contents(quiet)
