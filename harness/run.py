@@ -58,19 +58,19 @@ def main(options: argparse.Namespace) -> int:
     from harness.checker.images import describe_unreadable
     from harness.storage import folder
     from harness.storage.lock import lock_directory
-    from harness.tune import checks, plan
-    from harness.tune.study import Study
+    from harness.tune import plan
+    from harness.tune.study import Study, check_owner, check_reserved, load_checked, machine_at
     from harness.tune.sweep import run_search, run_study
     from harness.tune.workers import RayOptions
 
     console = new_console()
-    machine = checks.machine_at(options.ray_address)
-    sweep, data = checks.load_checked(file, machine, options.data_dir, writes=not options.dry_run)
+    machine = machine_at(options.ray_address)
+    sweep, data = load_checked(file, machine, options.data_dir, writes=not options.dry_run)
     for warning in describe_unreadable(sweep.trials):
         console.print(f"warning: {warning}", soft_wrap=True)
-    checks.check_resources(sweep, machine, file, options.ray_address is not None)
+    check_reserved(sweep, machine, file, options.ray_address is not None)
     sweep_dir = (options.results_dir / sweep.name).absolute()
-    checks.check_owner(sweep_dir, sweep)
+    check_owner(sweep_dir, sweep)
     ray = RayOptions(
         cpu=sweep.resources.cpu,
         gpu=sweep.resources.gpu if machine["GPU"] else 0,

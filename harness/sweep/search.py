@@ -141,10 +141,10 @@ class Searched:
 
 def _settings_of(trial: TrialConfig) -> dict[str, Any]:
     """Return all settings that can be searched, by their keys in an entry, as in JSON."""
-    settings = {f"train.{name}": value for name, value in to_dict(trial)["train"].items()}
-    settings["train.eps"] = str(trial.train_eps)
     from harness.methods import method_options  # here: wrong keys are refused before torch is imported
 
+    settings = {f"train.{name}": value for name, value in to_dict(trial)["train"].items()}
+    settings["train.eps"] = str(trial.train_eps)
     for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
         own = getattr(trial, section)
         settings |= {f"{section}.{name}": own.get(name, option.default) for name, option in parameters.items()}

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 # isort: off
-from harness.tune.cluster import RayDiedError, cluster, ended_with_ray, ray  # before Ray itself
+from harness.tune.resources import (  # before Ray itself
+    WORKER_RETRIES,
+    RayDiedError,
+    check_resources,
+    check_storage,
+    cluster,
+    ended_with_ray,
+    ray,
+    side_by_side,
+)
 
 # isort: on
 from ray import tune
@@ -31,7 +40,6 @@ from harness.machine.clock import Stopped
 from harness.machine.device import limit_gpu_memory
 from harness.machine.memory import free_memory
 from harness.training.trial import NOT_RETRIED
-from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, side_by_side
 from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 LOG = "ray.log"

@@ -21,9 +21,8 @@ from harness.data import load
 from harness.machine.device import NoGpuError
 from harness.machine.environment import source_digest
 from harness.storage import files, folder
-from harness.tune import cluster as clusters
-from harness.tune import ray_tune
-from harness.tune.cluster import RayDiedError, ResourceError, ray
+from harness.tune import ray_tune, resources
+from harness.tune.resources import RayDiedError, ResourceError, ray
 from harness.tune.workers import RayOptions, train_item
 
 PROBE = "probe.json"
@@ -182,8 +181,8 @@ def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory
     steps = []
     monkeypatch.setattr(ray_tune, "limit_gpu_memory", steps.append)
     monkeypatch.setattr(ray_tune, "free_memory", lambda: steps.append("memory freed"))
-    for resources in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
-        do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **resources)
+    for reserved in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
+        do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **reserved)
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
 
 
@@ -246,7 +245,7 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray, "init", lambda address, **_: calls.append(f"init {address}"))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    monkeypatch.setattr(clusters.socket, "create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(resources.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
     monkeypatch.setattr(ray_tune, "ended_with_ray", contextlib.nullcontext)
 

@@ -14,9 +14,8 @@ from ray_nodes import running_node
 from servers import free_port
 from study import POLITENESS, TINY, Study
 
-from harness.tune import cluster as clusters
 from harness.tune import resources
-from harness.tune.cluster import ResourceError, ray
+from harness.tune.resources import ResourceError, ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -50,7 +49,7 @@ def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     log = tmp_path / "ray.log"
-    with clusters.cluster(None, log):
+    with resources.cluster(None, log):
         print("ours", file=sys.stderr)
         worker.print_to_stdstream(died, ignore_prefix=False)
     print("after", file=sys.stderr)
@@ -71,12 +70,12 @@ def test_why_ray_s_servers_died_is_said_and_their_logs_stay(no_cluster, monkeypa
 
     monkeypatch.setattr(ray, "init", time_out)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(clusters, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(resources, "get_default_ray_temp_dir", lambda: str(tmp_path))
     with (
         pytest.raises(
             ResourceError, match=r"timed out during startup.; its log ends with: .* waiting for file agent_port"
         ),
-        clusters.cluster(None, log),
+        resources.cluster(None, log),
     ):
         pass
     assert error in log.read_text() and str(logs / "raylet.out") in log.read_text()
@@ -88,7 +87,7 @@ if any(name.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for na
     time.sleep(30)
 """
 STARTED = """
-from harness.tune.cluster import cluster, ray
+from harness.tune.resources import cluster, ray
 with cluster(None):
     print(ray.get(ray.remote(lambda: "a task ran").remote()))
 """
@@ -148,7 +147,7 @@ def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, t
 BLOCKED = """
 import socket, threading
 from types import SimpleNamespace
-from harness.tune.cluster import ended_with_ray, ray
+from harness.tune.resources import ended_with_ray, ray
 
 servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 gcs, raylet = (server.getsockname()[1] for server in servers)
@@ -173,7 +172,7 @@ def test_a_command_that_waits_for_a_dead_ray_ends_within_half_a_minute():
 
 UNDER_A_SIGNAL = """
 import signal, time
-from harness.tune.cluster import cluster, ray
+from harness.tune.resources import cluster, ray
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 with cluster(None):
@@ -199,9 +198,9 @@ def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
     """All its servers listen on the address that its start asks for."""
     from ray._private import services
 
-    monkeypatch.setattr(clusters.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(resources.ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(worker, "_global_node", None)
     addresses = []
     monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
-    clusters._connect(None, io.StringIO())
+    resources._connect(None, io.StringIO())
     assert addresses == ["127.0.0.1"]
