@@ -1,4 +1,4 @@
-"""Where Ray is and what it has: start it here or connect to a cluster, ask for its resources, and end with it if it dies.
+"""Where Ray is and what it has: start it here or connect to a cluster, ask for resources, and end with it if it dies.
 
 This module sets Ray's environment variables before it imports `ray`: other modules import `ray` from here.
 """
