@@ -26,7 +26,7 @@ from harness.common.terminal import new_console
 from harness.storage import artefacts, certification, folder, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
-from harness.sweep.trial import labels
+from harness.sweep.trial_config import labels
 
 LIMIT_MIB = 120
 _TARGET = Path("results/published")

@@ -41,7 +41,7 @@ from harness.storage import folder, study_tables
 from harness.storage.files import unchanged_files
 from harness.storage.instances import find_records
 from harness.sweep import plugins
-from harness.sweep.trial import TrialConfig, labels
+from harness.sweep.trial_config import TrialConfig, labels
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_
 from harness.common.errors import InputError, SettingError, require
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cerdeq.equilibrium import certificate
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 torch.set_num_threads(1)
 

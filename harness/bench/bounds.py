@@ -18,7 +18,7 @@ from harness.machine.memory import reuse_freed_memory
 from harness.storage import folder
 from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for, require_trusted
-from harness.sweep.trial import TrialConfig, labels
+from harness.sweep.trial_config import TrialConfig, labels
 from harness.training import load_network
 
 _ROUNDS = 3

@@ -21,7 +21,7 @@ from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
 from harness.machine.memory import reuse_freed_memory
 from harness.settings import Precision, Radius, TrainSettings
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 

@@ -20,7 +20,7 @@ from harness.common.errors import InputError, shorten
 from harness.storage import certification, folder
 from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial import TrialConfig, identity
+from harness.sweep.trial_config import TrialConfig, identity
 
 _CERTIFIED = "certified"
 _NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size

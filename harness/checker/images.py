@@ -28,7 +28,7 @@ from harness.data import Split
 from harness.evaluation.network import load_network
 from harness.settings import STAGES
 from harness.storage import folder
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 _BATCH = 20  # images
 _COMPARED = 10  # images whose logits are compared with the module's

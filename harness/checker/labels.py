@@ -13,7 +13,7 @@ from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.equilibrium import rate
 from harness.common import names
 from harness.storage import folder
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 _OF_EQUILIBRIA = "equilibrium/"
 _NEAR = 1e-3  # of metrics, relative to 1 + the value: bounds of rho(|W|) end their iterations at different points

@@ -23,7 +23,7 @@ from harness.common import names
 from harness.data import Data, Split, fingerprint, load
 from harness.storage import folder
 from harness.sweep.plugins import load_for
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass

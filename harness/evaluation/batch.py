@@ -14,7 +14,7 @@ from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
 from harness.storage import folder
 from harness.storage.files import write_atomically
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 Evidence = dict[str, Tensor]
 """What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction, replace_fixed_points
 from harness.common import names
 from harness.evaluation.ibp import errors_without_attack
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 _SOLVED_IMAGES = 100  # to ten digits, which takes longer than bounds
 

@@ -15,7 +15,7 @@ from cerdeq.bounds.memory import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
 from harness.common import names
 from harness.evaluation.ledger import Ledger, add_seconds
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
 

@@ -15,7 +15,7 @@ from cerdeq.tracing.refusals import refuse_training
 from harness.common.errors import InputError
 from harness.storage.files import parse_file
 from harness.sweep.buildable import build_without_values, needs_linear
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass(frozen=True)

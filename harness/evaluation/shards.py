@@ -40,7 +40,7 @@ from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.folder import Trial, TrialResult
 from harness.storage.parquet import write_table
 from harness.sweep.plugins import load_for
-from harness.sweep.trial import TrialConfig, digest_content
+from harness.sweep.trial_config import TrialConfig, digest_content
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a part: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""

@@ -18,7 +18,7 @@ from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, su
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass(frozen=True)

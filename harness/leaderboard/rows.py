@@ -13,7 +13,7 @@ from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder, study_tables
 from harness.sweep.checkpoint_settings import Source, without_source
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
+from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings

@@ -23,7 +23,7 @@ from harness.leaderboard.literature import read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.settings import STAGES, Radius, describe_weak_attack
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
-from harness.sweep.trial import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
+from harness.sweep.trial_config import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
 
 FEWEST_SEEDS = 3
 """The smallest number of seeds that ranks two rows."""

@@ -18,7 +18,7 @@ from harness.report.figures.section_data import SectionData
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder
 from harness.storage.files import write_text
-from harness.sweep.trial import missing_text
+from harness.sweep.trial_config import missing_text
 
 _MAIN = titles_of(TABLES, PAGE)
 _TEMPLATES = jinja2.Environment(

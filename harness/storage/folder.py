@@ -16,7 +16,7 @@
     chosen.json          how a search chose the trial's settings, if it did
     source.checkpoint    the file that the weights of a network trained elsewhere come from
 
-Every file is written atomically. `training.trial` writes result.json and failure.json; the driver writes failure.json
+Every file is written atomically. `training.run` writes result.json and failure.json; the driver writes failure.json
 if the worker died.
 """
 
@@ -44,7 +44,7 @@ from harness.storage.files import (
 )
 from harness.storage.parquet import read_table
 from harness.sweep.checkpoint_settings import Checkpoint, digest_of, read_file
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
+from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 
 if TYPE_CHECKING:
     import pandas as pd

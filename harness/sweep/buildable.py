@@ -14,7 +14,7 @@ from cerdeq.equilibrium.weights import Parametrisation
 from harness.common.errors import InputError, error_line, require
 from harness.methods import make_method
 from harness.settings import RAMP, STAGES_BY_SETTING, TrainSettings
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 MOST_PARAMETERS = 500_000_000
 """Of a network; they take 2 GB in float32."""

@@ -29,7 +29,7 @@ from harness.sweep.profiles import (
 )
 from harness.sweep.search import check_search, make_searched
 from harness.sweep.text import merge, nest, profile_mark
-from harness.sweep.trial import FULL_PROFILE, TrialConfig, identity
+from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, identity
 
 
 def load_profiles(path: Path) -> dict[str, Sweep]:

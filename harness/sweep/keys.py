@@ -13,7 +13,7 @@ from harness.common.errors import InputError, SettingError, SettingsError, requi
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.sweep.checkpoint_settings import Checkpoint, Source
 from harness.sweep.search import SearchSettings, Space
-from harness.sweep.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
+from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 
 _MOST_PROBLEMS = 100  # in a message
 RENAMED = {"evaluation.methods": "evaluation.stages"}

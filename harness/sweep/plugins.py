@@ -16,7 +16,7 @@ from types import ModuleType
 from baselines.registry import network_names, register
 from harness.common.errors import InputError, SettingError, error_line, require
 from harness.common.terminal import say
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 

@@ -12,7 +12,7 @@ from harness.sweep import plugins
 from harness.sweep.keys import FIXED, Resources, SweepFile, validate
 from harness.sweep.search import Searched, SearchSettings
 from harness.sweep.text import merge, parse_assignments, read
-from harness.sweep.trial import FULL_PROFILE, TrialConfig
+from harness.sweep.trial_config import FULL_PROFILE, TrialConfig
 
 CPU_PROFILE = "cpu"
 ASSIGNED = "--set"

@@ -11,7 +11,7 @@ from baselines import options_of
 from harness.common.errors import InputError, require
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.settings import STRICT
-from harness.sweep.trial import TrialConfig, to_dict
+from harness.sweep.trial_config import TrialConfig, to_dict
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

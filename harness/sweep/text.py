@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 
 from harness.common.errors import InputError, SettingError, require
-from harness.sweep.trial import flatten
+from harness.sweep.trial_config import flatten
 
 INCLUDE = "include"
 LARGEST_TEXT = 1_000_000

@@ -18,7 +18,7 @@ from harness.common.masking import mask_secrets
 from harness.common.names import EPOCH, TRAIN_EPS
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial import RECIPE_VERSION, flatten, label_of_row, to_dict
+from harness.sweep.trial_config import RECIPE_VERSION, flatten, label_of_row, to_dict
 from harness.tracking import notes, view
 from harness.tracking.client import (
     SQLITE,

@@ -9,7 +9,7 @@ from baselines import DATASETS, build
 from baselines.normalize import Normalize
 from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 

@@ -28,7 +28,7 @@ from harness.storage.folder import (
     read_training_warnings,
     write_epoch,
 )
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training import checkpoint
 from harness.training.compilation import choose_compilation
 from harness.training.initialise import untrained_network

@@ -13,7 +13,7 @@ from cerdeq.equilibrium import FixedPoint, contraction, verified_box
 from cerdeq.equilibrium.layer import SPLITTING
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.common import names
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from cerdeq.bounds import trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
 from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training.compilation import compiled_loss
 
 Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]

@@ -17,7 +17,7 @@ from harness.data.augment import augment
 from harness.machine.device import without_faulty_onednn
 from harness.machine.subnormals import without_subnormals
 from harness.methods import make_method
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training.capture import CapturedStep, restore_afterwards, warm_up
 from harness.training.compilation import reset_compiler
 from harness.training.objective import Attack, Loss, make_objective

@@ -24,7 +24,7 @@ from harness.storage import certification, folder
 from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lock import lock_directory
 from harness.sweep import plugins
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig, labels
+from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, labels
 from harness.tune.progress import Bars
 from harness.tune.workers import certify_item, load_data, run_items
 

@@ -9,7 +9,7 @@ from harness.common.terminal import print_table
 from harness.settings import describe_weak_attack
 from harness.storage.lock import holder
 from harness.sweep.profiles import CPU_PROFILE
-from harness.sweep.trial import FULL_PROFILE
+from harness.sweep.trial_config import FULL_PROFILE
 from harness.tune.progress import minutes
 from harness.tune.states import state_of
 from harness.tune.study import Study

@@ -10,7 +10,7 @@ from rich.text import Text
 from harness.common import names
 from harness.common.terminal import one_line, printable, say
 from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial import identity
+from harness.sweep.trial_config import identity
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 _WIDTH = names.in_training(names.BOUND_WIDTH)

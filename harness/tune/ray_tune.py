@@ -39,7 +39,7 @@ from harness.common.errors import error_line
 from harness.machine.clock import Stopped
 from harness.machine.device import limit_gpu_memory
 from harness.machine.memory import free_memory
-from harness.training.trial import NOT_RETRIED
+from harness.training.run import NOT_RETRIED
 from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 LOG = "ray.log"

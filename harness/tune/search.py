@@ -30,8 +30,8 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
 from harness.sweep.profiles import Sweep
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig, digest_content, rows
-from harness.training.trial import split_images
+from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
+from harness.training.run import split_images
 from harness.tune.stopping import Stopping
 from harness.tune.workers import RAY_STATE, RayOptions, train_item
 

@@ -19,8 +19,8 @@ from harness.machine.environment import device_title
 from harness.storage import folder
 from harness.storage.files import make_directory, refuse_links
 from harness.sweep.checkpoint_settings import Checkpoint, read_file
-from harness.sweep.trial import labels
-from harness.training.trial import Report, split_images
+from harness.sweep.trial_config import labels
+from harness.training.run import Report, split_images
 from harness.tune.progress import TrialProgress
 from harness.tune.stopping import Stopping
 from harness.tune.workers import load_data, run_here, train_item

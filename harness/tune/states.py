@@ -19,7 +19,7 @@ from harness.common.terminal import new_console, print_table, say
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
-from harness.sweep.trial import TrialConfig, labels
+from harness.sweep.trial_config import TrialConfig, labels
 from harness.tune.progress import percent
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"

@@ -23,8 +23,8 @@ from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import Trial
 from harness.sweep.file import expand_file
 from harness.sweep.profiles import CheckedFile, Sweep, describe_source, name_source
-from harness.sweep.trial import identity, labels, rows
-from harness.training.trial import split_images
+from harness.sweep.trial_config import identity, labels, rows
+from harness.training.run import split_images
 
 
 @dataclass(frozen=True)

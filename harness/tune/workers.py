@@ -24,7 +24,7 @@ from harness.machine.memory import free_memory
 from harness.storage import folder
 from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for
-from harness.training.trial import Report, run_folder
+from harness.training.run import Report, run_folder
 
 Work = Callable[[Path, Report], None]
 OnReport = Callable[[Path, dict[str, Any]], None]

@@ -22,7 +22,7 @@ from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
 from harness.sweep.file import load_sweep
 from harness.sweep.text import read
-from harness.sweep.trial import labels
+from harness.sweep.trial_config import labels
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"

@@ -25,7 +25,7 @@ from harness.evaluation.shards import (
 from harness.evaluation.verdicts import Evaluation
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import certification, folder
-from harness.sweep.trial import from_dict, trial_key
+from harness.sweep.trial_config import from_dict, trial_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}

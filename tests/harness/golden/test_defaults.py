@@ -15,7 +15,7 @@ from baselines import DATASETS, network_names, options_of
 from cerdeq.equilibrium import Equilibrium
 from harness.methods import METHODS, method_options
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 
 RECORD = Path(__file__).with_name("defaults.json")
 

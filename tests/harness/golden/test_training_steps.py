@@ -6,7 +6,7 @@ import torch
 from baselines import build
 from harness.data import load
 from harness.data.augment import draw
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 from harness.training.initialise import initialise
 from harness.training.schedule import Ramp
 from harness.training.step import Stepper

@@ -18,7 +18,7 @@ from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import evaluate
 from harness.leaderboard.rows import read_trials
 from harness.storage import folder
-from harness.sweep.trial import RECIPE_VERSION, digest_content, trial_key
+from harness.sweep.trial_config import RECIPE_VERSION, digest_content, trial_key
 from harness.training import load_network
 from harness.training.loop import train
 from harness.training.step import Stepper

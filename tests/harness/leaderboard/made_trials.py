@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.storage import files, folder
-from harness.sweep.trial import RECIPE_VERSION, TrialConfig
+from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig
 
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
 

@@ -13,7 +13,7 @@ from harness.leaderboard.comparisons import METRICS, compare, holm
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import EvaluationSettings, TrainSettings
 from harness.storage import folder
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 
 
 def compare_rows(sweep, *arguments, **options):

@@ -14,8 +14,8 @@ from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import EvaluationSettings, Radius, TrainSettings
 from harness.storage import files, folder
-from harness.sweep.trial import RECIPE_VERSION
-from harness.sweep.trial import rows as rows_of
+from harness.sweep.trial_config import RECIPE_VERSION
+from harness.sweep.trial_config import rows as rows_of
 
 PROJECT = Path(__file__).resolve().parents[3]
 

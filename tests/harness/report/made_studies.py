@@ -10,7 +10,7 @@ from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import Evaluation
 from harness.settings import EvaluationSettings, TrainSettings
 from harness.storage import files, folder
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 STAGES = ("ibp", "crown-ibp")
 IMAGES = 200

@@ -11,7 +11,7 @@ from harness.common.errors import SettingError
 from harness.storage import files, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from small_sweep import BASE, changed, write
 
 from harness.sweep.file import load_sweep
-from harness.sweep.trial import trial_key
+from harness.sweep.trial_config import trial_key
 
 
 def load(tmp_path, *assignments, profile="full", content=None):

@@ -9,7 +9,7 @@ from baselines import registry
 from harness.common.errors import InputError
 from harness.settings import EvaluationSettings, TrainSettings
 from harness.sweep.grid import expand, takes_list
-from harness.sweep.trial import trial_key
+from harness.sweep.trial_config import trial_key
 
 
 def cerdeq(**keys):

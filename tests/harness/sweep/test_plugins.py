@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.data import load
 from harness.storage import folder
 from harness.sweep import plugins
-from harness.sweep.trial import trial_key
+from harness.sweep.trial_config import trial_key
 from harness.training import run_trial
 
 NETS = """

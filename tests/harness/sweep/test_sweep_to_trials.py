@@ -22,7 +22,7 @@ from harness.sweep import file
 from harness.sweep.buildable import check_buildable
 from harness.sweep.file import load_profiles, load_sweep
 from harness.sweep.keys import SweepFile, TrialEntry
-from harness.sweep.trial import TrialConfig, trial_key
+from harness.sweep.trial_config import TrialConfig, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)

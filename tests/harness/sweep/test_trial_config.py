@@ -12,10 +12,10 @@ from harness.common.errors import SettingError
 from harness.settings import STAGES, EvaluationSettings, TrainSettings
 from harness.storage import folder
 from harness.storage.parquet import read_table
-from harness.sweep import trial
+from harness.sweep import trial_config
 from harness.sweep.buildable import check_buildable
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source
-from harness.sweep.trial import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
+from harness.sweep.trial_config import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
 
 PUBLISHED = sorted((Path(__file__).resolve().parents[3] / "results/published").glob("*/trials.parquet"))
 FINGERPRINT = "0123456789abcdef"
@@ -143,7 +143,7 @@ def test_the_key_is_golden_and_differs_with_the_data_and_the_recipe_version(monk
     assert trial_key(GOLDEN, FINGERPRINT) == "5d25e3b92708d393"
     assert "plugins" not in to_dict(GOLDEN), "keys are older than plugins"
     assert trial_key(GOLDEN, FINGERPRINT[::-1]) != trial_key(GOLDEN, FINGERPRINT)
-    monkeypatch.setattr(trial, "RECIPE_VERSION", trial.RECIPE_VERSION + 1)
+    monkeypatch.setattr(trial_config, "RECIPE_VERSION", trial_config.RECIPE_VERSION + 1)
     assert trial_key(GOLDEN, FINGERPRINT) != "5d25e3b92708d393"
 
 

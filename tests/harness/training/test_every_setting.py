@@ -15,7 +15,7 @@ from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training.loop import train
 
 RECIPE = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (1,), "learning_rate": 5e-3}

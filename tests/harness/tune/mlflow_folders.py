@@ -4,7 +4,7 @@ import pandas
 
 from harness.settings import TrainSettings
 from harness.storage import files, folder
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 FINGERPRINT = "0123456789abcdef" * 4
 FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}

@@ -13,7 +13,7 @@ from mlflow.entities import ViewType
 from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
 
 from harness.storage import files, folder
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 from harness.tracking import TrackingError, view
 from harness.tracking.store import Tracker
 

@@ -16,7 +16,7 @@ from baselines import DATASETS
 from harness.command_line import main
 from harness.data import load
 from harness.storage import files, folder
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 
 
 @pytest.mark.parametrize(

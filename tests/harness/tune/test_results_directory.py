@@ -9,7 +9,7 @@ from study import TINY, Study, snapshot
 
 from harness.common import names
 from harness.storage import files, folder
-from harness.sweep.trial import RECIPE_VERSION
+from harness.sweep.trial_config import RECIPE_VERSION
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy

@@ -13,7 +13,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.data import load
 from harness.storage import files, folder
-from harness.sweep.trial import RECIPE_VERSION, trial_key
+from harness.sweep.trial_config import RECIPE_VERSION, trial_key
 
 BLOCKED = ("ray", "mlflow", "pydantic", "yaml", "typer", "sqlalchemy")
 BLOCKER = f"""

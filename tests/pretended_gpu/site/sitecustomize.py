@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 CALLS = {
-    "harness.training.trial": ["run_trial", "run_folder"],
+    "harness.training.run": ["run_trial", "run_folder"],
     "harness.evaluation.shards": ["certify_shard"],
 }
 

@@ -29,7 +29,7 @@ from harness.storage import certification, folder
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.sweep.checkpoint_weights import read_weights
 from harness.sweep.plugins import load_for
-from harness.sweep.trial import TrialConfig
+from harness.sweep.trial_config import TrialConfig
 from harness.training.log import log_to_folder
 from harness.training.loop import NonFiniteLossError, Report, divided_batches, train
 from harness.training.monitor import parametrisation_metrics
