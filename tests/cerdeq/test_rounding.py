@@ -17,7 +17,7 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Context, Interval, lower_bounds, propagate, trace
 from cerdeq.boxes import outward_ends
 from cerdeq.operators.clamp import clamp_backward
-from cerdeq.operators.relu import leaky_relu_backward, lines
+from cerdeq.operators.relu import leaky_relu_backward, relaxation_of
 
 pytestmark = pytest.mark.usefixtures("short_searches")
 
@@ -256,21 +256,21 @@ def test_lines_enclose_the_activation_exactly(slope, dtype):
     box = wild_box(150, dtype)
     share = torch.rand(150, 2, 1, dtype=dtype)
     share[::5], share[1::5] = 0, 1
-    around = lines(Backward(sound=True, step="here", slopes={"here": share}), box, slope)
+    relaxation = relaxation_of(Backward(sound=True, step="here", slopes={"here": share}), box, slope)
     eps = Fraction(2 * torch.finfo(dtype).eps)
-    assert around.convex == (slope <= 1)
+    assert relaxation.convex == (slope <= 1)
     for n in range(150):
         c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
-        chord, offset = (Fraction(part[n].item()) for part in (around.slope, around.offset))
+        chord, offset = (Fraction(part[n].item()) for part in (relaxation.slope, relaxation.offset))
         for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
             rounding = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
             value = leaky_of(p, slope)
             gap = chord * p + offset - value
-            assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
+            assert (gap if relaxation.convex else -gap) >= -rounding, (c, r, p, float(gap))
             for row in range(2):
-                gap = value - Fraction(around.free[n, row].item()) * p
+                gap = value - Fraction(relaxation.free[n, row].item()) * p
                 rounding = eps * abs(p) * max(1, abs(Fraction(slope)))
-                assert (gap if around.convex else -gap) >= -rounding, (c, r, p, float(gap))
+                assert (gap if relaxation.convex else -gap) >= -rounding, (c, r, p, float(gap))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
