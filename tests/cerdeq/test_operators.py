@@ -52,6 +52,7 @@ def test_extremes_at_corners_and_kinks_are_exact(name, scale):
         assert (lower <= values.amin(0)).all() and (values.amax(0) <= upper).all(), case.name
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize(
     ("case", "method", "scale"),
     every_pair([case for group in NOT_AFFINE.values() for case in group if not case.form], BOUNDS, [1e-3, 1.0, 1e3]),
