@@ -28,7 +28,7 @@ GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups
 GOLDEN = ROOT / "tests/harness/golden"
 CHEAP = ("tables",)
 PATTERNS = {"run": "only", "recheck": "only", "publish": "weights"}
-NEEDS_MORE = {"--compare", "s3://bucket/prefix/cifar10", "results/*"}
+NEEDS_MORE = {"--compare", "results/search-cifar10/search/SAMPLER-HASH", "results/*"}
 """Arguments of cheap commands that need other results than `studies` has, or minutes."""
 
 
