@@ -139,8 +139,8 @@ def printed(capsys):
 
 def test_networks_that_recheck_cannot_read_are_named(sweep_dir, monkeypatch, capsys):
     monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
-    monkeypatch.setattr("harness.certify._certify", lambda *_: {})
-    monkeypatch.setattr("harness.certify._describe_outcome", lambda *_: [])
+    monkeypatch.setattr("harness.tune.certify._certify", lambda *_: {})
+    monkeypatch.setattr("harness.tune.certify._describe_outcome", lambda *_: [])
     run(sweep_dir)
     printed = capsys.readouterr().out
     assert printed.count("warning: cnn5: harness.recheck will confirm no verdict: it has no rule for ReLU()") == 1
