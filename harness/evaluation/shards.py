@@ -47,6 +47,7 @@ _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 _PASSES = {names.CROWN: 0.1, names.ALPHA_CROWN: 0.3, names.BAB: 1.0}
 """About how many backward passes a stage takes for each value of a forward pass."""
 _PER_SHARD, _PER_SLOW_SHARD = 200, 20  # images
+_BAB_SECONDS = 600.0  # that branch and bound takes of a part, at most; mostly far less
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -129,6 +130,8 @@ def images_per_part(network: PreparedNetwork, images: Split, settings: Evaluatio
     passes = 3.0 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
     passes += values * sum(_PASSES.get(stage, 0.0) for stage in settings.stages)
     most = _OPERATIONS[device.type] / (passes * max(1, counter.get_total_flops()))
+    if names.BAB in settings.stages and settings.bab_seconds is not None:
+        most = min(most, _BAB_SECONDS / settings.bab_seconds)
     return max(1, min(int(most), settings.batch_size))
 
 

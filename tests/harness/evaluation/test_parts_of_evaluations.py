@@ -5,10 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from baselines import build
 from harness.data import Split
 from harness.evaluation import shards
-from harness.evaluation.network import PreparedNetwork
+from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.verdicts import Evaluation
+from harness.settings import EvaluationSettings
 
 DIGEST = "digest"
 SIZES = {1: [1] * 40, 15: [15, 15, 10], 40: [40]}
@@ -54,3 +56,11 @@ def test_an_evaluation_with_a_missing_part_is_not_merged(evaluate, tmp_path):
     (tmp_path / "shards/00020.safetensors").write_bytes(b"nothing")
     with pytest.raises(shards.DamagedFileError, match="image 20"):
         shards.merge_parts(tmp_path, 40, DIGEST)
+
+
+@pytest.mark.parametrize(("seconds", "images"), [(60.0, 10), (30.0, 20), (None, 40), (5.0, 40)])
+def test_branch_and_bound_of_a_part_ends_within_ten_minutes(tiny_trial, seconds, images):
+    network = prepare_network(build("cnn5", dataset="digits", width=0.1).double().eval(), ("ibp", "bab"))
+    pixels = Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
+    settings = EvaluationSettings(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=40)
+    assert shards.images_per_part(network, pixels, settings) == images
