@@ -35,11 +35,11 @@ def alpha_crown(query: Query) -> Tensor:
 def _raised_by_steps(query: Query, lower: Tensor) -> Tensor:
     """Raise the bounds of undecided examples by those of a step that bounds the network by itself."""
     for step in query.program.steps:
-        if step.record is None or step.record.rows is None:
+        if step.record is None or step.record.row_bounds is None:
             continue
         for example in query.undecided(lower)[:, None]:
             one = query.of(example)
-            if (bounds := step.record.rows(query.program, one.values, one.spec[0])) is not None:
+            if (bounds := step.record.row_bounds(query.program, one.values, one.spec[0])) is not None:
                 lower[example] = larger(lower[example], bounds[None])
     return lower
 

@@ -15,7 +15,7 @@ from cerdeq.operators.interval import Context, Interval
 from cerdeq.tracing.program import Program
 
 Tighter = Callable[[Box, Tensor, Callable[[Coefficients], list[Coefficients]]], Box]
-"""(box, unsettled, functionals) -> the box, tightened by linear bounds where the mask `unsettled` is True.
+"""(box, mask, functionals) -> the box, tightened by linear bounds where `mask` is True.
 
 The box is of a value that is linear in an operator's result and arguments: `functionals` returns the coefficients of
 these, from coefficients of the value."""
@@ -31,7 +31,7 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
 
     def tighten_inputs(number: int, values: list[Any]) -> None:
         step, record = program.steps[number - 1], program.steps[number - 1].record
-        if record is None or record.unsettled is None:
+        if record is None or record.needs_tighter_box is None:
             return
         _, options = step.call(values)
         for source in set(step.sources) - done:
@@ -39,9 +39,9 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
             if is_exact(program, source):
                 continue
             x = values[source]
-            unsettled = x.radius > 0 if all_units else record.unsettled(x.box, **options)
+            mask = x.radius > 0 if all_units else record.needs_tighter_box(x.box, **options)
             functional = partial(_functional_of, source)
-            box = _tighten_box(program, values, source, x.box, unsettled, functional, memory, are_units=True)
+            box = _tighten_box(program, values, source, x.box, mask, functional, memory, are_units=True)
             values[source] = Interval(box.center, box.radius, x.clean)
 
     def tighten_result(number: int, values: list[Any]) -> None:
@@ -49,11 +49,11 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
         if record is None or record.refine is None:
             return
 
-        def tighter(box: Box, unsettled: Tensor, functionals: Callable[[Coefficients], list[Coefficients]]) -> Box:
+        def tighter(box: Box, mask: Tensor, functionals: Callable[[Coefficients], list[Coefficients]]) -> Box:
             def functional(rows: Coefficients) -> Functional:
                 return dict(zip((number, *step.sources), functionals(rows), strict=True))
 
-            return _tighten_box(program, values, number, box, unsettled, functional, memory)
+            return _tighten_box(program, values, number, box, mask, functional, memory)
 
         arguments, options = step.call(values)
         values[number] = record.refine(tighter, values[number], *arguments, **options)
@@ -81,19 +81,19 @@ def _functional_of(number: int, rows: Coefficients) -> Functional:
 
 
 def _tighten_box(
-    program: Program, values: list[Any], at: int, box: Box, unsettled: Tensor,
+    program: Program, values: list[Any], at: int, box: Box, mask: Tensor,
     functional: Callable[[Coefficients], Functional], memory: int, are_units: bool = False,
 ) -> Box:  # fmt: skip
-    """Return `box`, of something linear in the values up to number `at`, tightened where `unsettled`.
+    """Return `box`, of something linear in the values up to number `at`, tightened where `mask`.
 
     are_units: whether it is that value itself.
     """
-    is_unsettled = unsettled.flatten(1).int()
-    count = int(is_unsettled.sum(1).max())
+    flat_mask = mask.flatten(1).int()
+    count = int(flat_mask.sum(1).max())
     if count == 0:
         return box
     # Examples have different numbers of such neurons; those with fewer fill up with others, which does no harm.
-    index = is_unsettled.argsort(dim=1, descending=True, stable=True)[:, :count]
+    index = flat_mask.argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def rows(start: int, stop: int) -> Functional:
         """Return rows 2 k and 2 k + 1: the k-th neuron and its negative."""

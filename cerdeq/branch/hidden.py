@@ -24,7 +24,7 @@ from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.interval import Context, Interval
-from cerdeq.operators.relu import crossing
+from cerdeq.operators.relu import is_unstable
 from cerdeq.tracing.program import Program
 
 HIDDEN = "hidden"  # the first part of these tensors' names in a certificate
@@ -61,7 +61,7 @@ class HiddenBounds:
         self._exact, self._fast, self._batch_size, self._memory = exact, fast, batch_size, memory
         self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
         for number in _inputs_of_activations(exact.program):
-            units = crossing(exact.values[number].box)[0].flatten().nonzero()[:, 0]
+            units = is_unstable(exact.values[number].box)[0].flatten().nonzero()[:, 0]
             most_before = max(most_before, exact.values[number].center.numel())
             if len(units) and not is_exact(exact.program, number):
                 if 2 * len(units) * most_before > _LARGEST:

@@ -75,11 +75,11 @@ def parallel_units(program: Program, values: list[Any], elements: dict[str, Tens
 
 def activation_inputs(program: Program) -> dict[str, int]:
     """Return the number of the value whose sign each activation depends on, by the step's name."""
-    records = ((step, step.record) for step in program.steps)
+    records = ((step, step.record) for step in program.steps if step.record is not None)
     return {
         step.name: step.sources[0]
         for step, record in records
-        if record is not None and record.unsettled is not None and record.preactivation and record.refine is None
+        if record.needs_tighter_box is not None and record.preactivation and record.refine is None
     }
 
 

@@ -23,7 +23,7 @@ from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT,
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.branch.search import Search
 from cerdeq.deadline import DeadlineError, stop_at
-from cerdeq.equilibrium.monotone.network import read_network
+from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.search import decide_rows
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError
@@ -157,7 +157,7 @@ def _decide_one(
     try:
         with counted_rounding(x.center.device.type):
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
-            if (network := read_network(program, query.values, spec[0])) is not None:
+            if (network := equilibrium_network(program, query.values, spec[0])) is not None:
                 exact = SearchQuery(program, query.values, spec[0])
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
             exact, fast = _search_queries(query)

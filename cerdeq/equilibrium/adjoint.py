@@ -24,7 +24,7 @@ from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_
 from cerdeq.host import is_host_reading
 from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Interval
-from cerdeq.operators.relu import Relaxation, line_share_name, relaxation_of, split_terms, through
+from cerdeq.operators.relu import Relaxation, line_share_name, pull_through_lines, relaxation_of, split_terms
 from cerdeq.precision import uncounted_rounding
 
 _TOLERANCE = 1e-4
@@ -65,7 +65,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
             multiplier = _iterate(lambda m: step(_lower_slopes(relaxation, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
-        multiplier = step(through(ctx, relaxation, multiplier)[0])
+        multiplier = step(pull_through_lines(ctx, relaxation, multiplier)[0])
     if ctx.relaxations is not None:
         ctx.relaxations[ctx.step] = multiplier, relaxation
     return _bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
@@ -121,7 +121,7 @@ def _bound(
 ) -> Pulled:  # fmt: skip
     if ctx.sound:
         return _sound_bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
-    pulled, constant = through(ctx, relaxation, multiplier)
+    pulled, constant = pull_through_lines(ctx, relaxation, multiplier)
     pulled = pulled if splits is None else pulled - splits
     residual = coefficients + transpose_product(weight, pulled) - multiplier
     constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)

@@ -17,14 +17,14 @@ from cerdeq.equilibrium.certificate import (
 )
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import SPLITTING, FixedPoint
-from cerdeq.equilibrium.monotone.box import box_of_points
-from cerdeq.equilibrium.monotone.network import read_network
+from cerdeq.equilibrium.monotone.box import equilibrium_boxes
+from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.search import row_bounds
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, dense_weight, per_example
 from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.record import Operator
-from cerdeq.operators.relu import crossing, relu_box
+from cerdeq.operators.relu import is_unstable, relu_box
 from cerdeq.operators.table import register
 from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
@@ -71,7 +71,7 @@ def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
     other = module.monotonicity(weight, h.center.shape[1:])
     flat = Box(h.center.double().flatten(1), h.radius.double().flatten(1))
     with counted_rounding(h.center.device.type):
-        z = box_of_points(other, flat)
+        z = equilibrium_boxes(other, flat)
     return Box(z.center.view_as(h.center), z.radius.view_as(h.center))
 
 
@@ -132,14 +132,14 @@ def _refine(tighter: Tighter, z: Interval, h: Interval, module: FixedPoint) -> I
         rows = dense(rows).to(z.center)
         return [transpose_product(module.weight, rows), rows]
 
-    p = tighter(p, crossing(p), functionals)
+    p = tighter(p, is_unstable(p), functionals)
     proved = intersect_with_image(weight, h_box, smaller_box(proved, *(torch.relu(end) for end in outward_ends(p))))
     return Interval(proved.center.to(z.center), _rounded_up(proved.radius, proved.center, z.radius), z.clean)
 
 
-def _rows(program: Program, values: list[Any], spec: Tensor) -> Tensor | None:
+def _row_bounds(program: Program, values: list[Any], spec: Tensor) -> Tensor | None:
     """Return bounds by multipliers of a network with one strongly monotone equilibrium; else, and in float32, None."""
-    network = read_network(program, values, spec) if spec.dtype == torch.float64 else None
+    network = equilibrium_network(program, values, spec) if spec.dtype == torch.float64 else None
     return None if network is None else row_bounds(network)
 
 
@@ -160,6 +160,6 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        unsettled=_alive, refine=_refine, preactivation=_preactivation, points=_points, rows=_rows,
+        needs_tighter_box=_alive, refine=_refine, preactivation=_preactivation, points=_points, row_bounds=_row_bounds,
     )
 )  # fmt: skip

@@ -85,7 +85,7 @@ def relu6_backward(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bo
     return clamp_backward(ctx, coefficients, x, 0.0, 6.0)
 
 
-_ACTIVATION: dict[str, Any] = {"unsettled": is_wide, "windows": "constants"}
+_ACTIVATION: dict[str, Any] = {"needs_tighter_box": is_wide, "windows": "constants"}
 RECORDS = (
     Operator(
         "clamp", clamp_interval, (torch.clamp, torch.clip, Tensor.clamp, Tensor.clip), {}, clamp_backward,

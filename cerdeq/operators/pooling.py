@@ -108,7 +108,7 @@ _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 RECORDS = (
     Operator(
         "max_pool2d", max_pool2d_interval, (F.max_pool2d, torch.max_pool2d),
-        {nn.MaxPool2d: options(*_POOL, "dilation", "return_indices")}, max_pool2d_backward, unsettled=is_wide,
+        {nn.MaxPool2d: options(*_POOL, "dilation", "return_indices")}, max_pool2d_backward, needs_tighter_box=is_wide,
     ),
     Operator(
         "avg_pool2d", avg_pool2d_interval, (F.avg_pool2d,),

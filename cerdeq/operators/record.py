@@ -17,18 +17,18 @@ class Operator:
     interval: rule (Context, *args, **kwargs) -> Interval, with the arguments of the functional form.
     functions: its functionals and tensor methods.
     modules: for each module class, the arguments that follow the input.
-    backward: rule (Backward, coefficients, *args, **kwargs) -> Pulled, `backward.affine` of an affine operator; None
-        if only IBP can bound it.
-    unsettled: of one that is not affine, (Box, **options) -> a mask of where a tighter input box makes its relaxation
-        tighter.
-    refine: of one with pre-activations of its own, (tighten.Tighter, result, *args, **kwargs) -> the result over those,
-        tightened.
-    preactivation: of an activation, the values whose sign may be split on: (result, *args, **kwargs) -> Tensor, of
-        points.
-    points: of one that in training depends on the batch or changes with each reading, (Context, Tensor, *args,
-        **kwargs) -> Tensor by what the context has saved.
-    rows: of one that bounds a network whose only nonlinear step it is better than linear bounds do, (program, values of
-        one example, spec [K, N]) -> lower bounds [K], or None for other networks.
+    backward: Optional. Rule (Backward, coefficients, *args, **kwargs) -> Pulled, `backward.affine` of an affine
+        operator. Without it only IBP can bound the operator.
+    needs_tighter_box: Optional. (Box, **options) -> a mask of the inputs whose tighter box makes the relaxation
+        tighter. Affine operators have none.
+    refine: Optional. (tighten.Tighter, result, *args, **kwargs) -> the result over tightened pre-activations, of an
+        operator that has its own.
+    preactivation: Optional. (result, *args, **kwargs) -> Tensor, of points: an activation's values whose sign may be
+        split on.
+    points: Optional. (Context, Tensor, *args, **kwargs) -> Tensor, from what the context has saved, of an operator
+        that in training depends on the batch or changes with each reading.
+    row_bounds: Optional. (program, values of one example, spec [K, N]) -> lower bounds [K] of a whole network, or
+        None for networks that it has no bounds for.
     bounded: which arguments may be bounded values: the "first" alone, "one" at any position, "any", or "list", any of
         those in the first argument.
     affine: of an affine operator of one bounded argument, whether each element of the result "sums" elements of the
@@ -45,11 +45,11 @@ class Operator:
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
     backward: Rule | None = None
-    unsettled: Callable[..., Tensor] | None = None
+    needs_tighter_box: Callable[..., Tensor] | None = None
     refine: Callable[..., Interval] | None = None
     preactivation: Callable[..., Tensor] | None = None
     points: Callable[..., Tensor] | None = None
-    rows: Callable[..., Tensor | None] | None = None
+    row_bounds: Callable[..., Tensor | None] | None = None
     bounded: Literal["first", "one", "any", "list"] = "first"
     affine: Literal["sums", "single", "view"] | None = None
     windows: Literal["convolution", "boxes", "constants"] | None = None

@@ -39,7 +39,10 @@ def relu_box(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tens
 
 
 class _ReLUBox(torch.autograd.Function):
-    """(c, r) where c >= r, else shrinkage / 2 relu(c + r) for both; it saves its results, as the next layer does."""
+    """Centre c and radius r after a ReLU: (c, r) where c >= r, else shrinkage / 2 relu(c + r) for both.
+
+    It saves its results for the backward pass, not c and r: the next layer saves them anyway.
+    """
 
     @staticmethod
     def forward(ctx: Any, center: Tensor, radius: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -76,9 +79,9 @@ def leaky_relu_interval(ctx: Context, x: Interval, negative_slope: float = 0.01,
     low, high = x.box.lower, x.box.upper
     ends = torch.stack([F.leaky_relu(low, negative_slope), F.leaky_relu(high, negative_slope)])
     lowest, highest = ends.amin(0), ends.amax(0)
-    crossing = (low < 0) & (high > 0)
-    lowest = torch.where(crossing, lowest.clamp(max=0), lowest)
-    highest = torch.where(crossing, highest.clamp(min=0), highest)
+    unstable = is_unstable(x.box)
+    lowest = torch.where(unstable, lowest.clamp(max=0), lowest)
+    highest = torch.where(unstable, highest.clamp(min=0), highest)
     clean = None if x.clean is None else F.leaky_relu(x.clean, negative_slope)
     return between(ctx, lowest, highest, clean, magnitude=low.abs() + high.abs())
 
@@ -88,18 +91,22 @@ def absolute_interval(ctx: Context, x: Interval) -> Interval:
     return leaky_relu_interval(ctx, x, -1.0)
 
 
-def crossing(box: Box, **options: Any) -> Tensor:
+def is_unstable(box: Box, **options: Any) -> Tensor:
     """Return where a box has 0 inside: the neurons whose ReLU is not linear."""
     return (box.lower < 0) & (box.upper > 0)
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Around an activation f on a box: the chord, slope * p + offset, on one side, a line through 0 on the other.
+    """The two lines around a leaky ReLU f of p on an interval: its chord, and a line through 0.
 
-    All [B, *shape], the free slope [B, 1 or K, *shape]. f lies below the chord where `convex`, above it otherwise.
-    low, high: the interval, cut where the pass says of which sign p is.
-    mean, gap: of the slopes, their mean and half of lower less upper, both [B, 1 or K, *shape].
+    Shapes are [B, *shape]; with K rows of coefficients, `free`, `mean` and `gap` are [B, 1 or K, *shape].
+
+    slope, offset: of the chord, slope * p + offset.
+    free: slope of the line through 0.
+    convex: whether f is convex. Then the chord is the upper line, else the lower one.
+    low, high: the interval of p, clipped at 0 where the pass fixes the sign of p.
+    mean, gap: the mean of the two slopes, and half their difference, lower less upper.
     """
 
     slope: Tensor
@@ -136,7 +143,7 @@ def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relax
     slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
     Offsets are rounded away from the function if `ctx.sound`; slopes may be rounded, an error for `slack`.
     """
-    low, high = _cut(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
+    low, high = _clip_by_sign(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
     below, above = low.clamp(max=0), high.clamp(min=0)
     crossing = torch.sign(above) * torch.sign(-below)
@@ -158,8 +165,8 @@ def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relax
     return Relaxation(slope, offset, free, convex, low, high, negative_slope, mean, gap)
 
 
-def _cut(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of an interval of p, cut at 0 where the pass fixes the sign of p."""
+def _clip_by_sign(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of intervals of p, clipped at 0 where `ctx.splits` fixes the sign of p."""
     if (sign := ctx.splits.get(ctx.step)) is None:
         return low, high
     low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
@@ -187,17 +194,15 @@ def line_share_name(step: str) -> str:
     return f"{step}/line_share"
 
 
-def through(
-    ctx: Backward, relaxation: Relaxation, coefficients: Tensor, sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def pull_through_lines(ctx: Backward, relaxation: Relaxation, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
-    difference times the magnitudes. sizes: |coefficients|, where they are at hand.
+    difference times the magnitudes.
     """
     if not ctx.sound:
         return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.sign)
-    sizes = coefficients.abs() if sizes is None else sizes
+    sizes = coefficients.abs()
     constant = dot(ctx, coefficients, relaxation.half) + relaxation.sign * dot(ctx, sizes, relaxation.half)
     return (coefficients * relaxation.mean).addcmul_(sizes, relaxation.gap), constant
 
@@ -224,7 +229,10 @@ class _Through(torch.autograd.Function):
 
 
 class _ThroughUnits(torch.autograd.Function):
-    """`_Through` at some units less `splits` [B, K, U], and at the others A times `exact` [1, *shape]."""
+    """`_Through` at the unstable units, and A times `exact` [1, *shape], the slope of f, at all others.
+
+    units: [U], flat indices of the unstable ones. mean, gap, half: only of these. splits: [B, K, U], subtracted there.
+    """
 
     @staticmethod
     def forward(
@@ -291,7 +299,7 @@ def leaky_relu_backward(
     if ctx.sound:
         pulled, constant = _sound_through(ctx, relaxation, coefficients, x)
     else:
-        pulled, constant = through(ctx, relaxation, coefficients)
+        pulled, constant = pull_through_lines(ctx, relaxation, coefficients)
     if (splits := split_terms(ctx)) is not None:
         pulled, constant = pulled - splits, constant - slack(ctx, splits, _magnitude_on_lines(relaxation, x), 4)
     return Pulled((pulled,), constant)
@@ -329,7 +337,7 @@ def _through_units(
 
 
 def _sound_through(ctx: Backward, relaxation: Relaxation, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
-    """Return what `through` does, the constant less the costs of rounding, in fewer passes over coefficients."""
+    """Return what `pull_through_lines` does in fewer passes, the constant less the costs of rounding."""
 
     def weights() -> tuple[Tensor, ...]:
         costs, rest = rounding_costs(_magnitude_on_lines(relaxation, x), 5)  # one more for the difference below
@@ -351,7 +359,7 @@ def _argument(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x
 
 
-_ACTIVATION: dict[str, Any] = {"unsettled": crossing, "preactivation": _argument, "windows": "constants"}
+_ACTIVATION: dict[str, Any] = {"needs_tighter_box": is_unstable, "preactivation": _argument, "windows": "constants"}
 RECORDS = (
     Operator(
         "relu", relu_interval, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: options()}, relu_backward, **_ACTIVATION

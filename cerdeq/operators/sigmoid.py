@@ -142,9 +142,9 @@ TANH = Curve(torch.tanh, lambda p: 4 * _sigmoid_slope(2 * p), total=0.0)
 RECORDS = (
     Operator(
         "sigmoid", SIGMOID.interval, (torch.sigmoid, Tensor.sigmoid), {nn.Sigmoid: options()}, SIGMOID.backward,
-        unsettled=is_wide,
+        needs_tighter_box=is_wide,
     ),
     Operator(
-        "tanh", TANH.interval, (torch.tanh, Tensor.tanh), {nn.Tanh: options()}, TANH.backward, unsettled=is_wide
+        "tanh", TANH.interval, (torch.tanh, Tensor.tanh), {nn.Tanh: options()}, TANH.backward, needs_tighter_box=is_wide
     ),
 )  # fmt: skip

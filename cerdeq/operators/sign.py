@@ -33,4 +33,6 @@ def is_undecided(box: Box) -> Tensor:
     return box.lower.sign() != box.upper.sign()
 
 
-RECORDS = (Operator("sign", sign_interval, (torch.sign, Tensor.sign), {}, sign_backward, unsettled=is_undecided),)
+RECORDS = (
+    Operator("sign", sign_interval, (torch.sign, Tensor.sign), {}, sign_backward, needs_tighter_box=is_undecided),
+)

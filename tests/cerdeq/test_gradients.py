@@ -9,7 +9,7 @@ from cerdeq import Box
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
-from cerdeq.operators.relu import relaxation_of, relu_box, through
+from cerdeq.operators.relu import pull_through_lines, relaxation_of, relu_box
 
 
 def plain_layer(kernel, inputs=2, size=2, rho=0.6, iterations=60):
@@ -130,7 +130,7 @@ def test_linear_functionals_through_lines(negative_slope):
     coefficients = torch.randn(2, 5, 3, 4).double()
 
     def written(a, c, r):
-        return through(ctx, relaxation_of(ctx, Box(c, r), negative_slope), a)
+        return pull_through_lines(ctx, relaxation_of(ctx, Box(c, r), negative_slope), a)
 
     def textbook(a, c, r):
         low, high = c - r, c + r

@@ -1,5 +1,6 @@
 """Proofs of strong monotonicity, first boxes, and bounds from multipliers: nothing is proved that is not so."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,10 +12,10 @@ from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval, trace
 from cerdeq.bounds.ibp import values_of
 from cerdeq.equilibrium import FixedPoint, NotContractiveError
-from cerdeq.equilibrium.monotone.bounds import Layer, Step
-from cerdeq.equilibrium.monotone.box import AffineMap, box_of_points, first_box
+from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, TighteningStep
+from cerdeq.equilibrium.monotone.box import AffineMap, equilibrium_boxes, first_box
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
-from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, read_network
+from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, equilibrium_network
 from cerdeq.equilibrium.monotone.proof import check_root, monotonicity
 from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
 
@@ -140,10 +141,10 @@ def test_first_boxes_contain_all_equilibria(seed):
     box = Box(torch.tensor(center), torch.tensor(radius))
     first = first_box(proof, inject, box)
     h = inject.range_over(box)
-    of_points = box_of_points(proof, Box(h.value[None], h.error[None]))
+    of_points = equilibrium_boxes(proof, Box(h.value[None], h.error[None]))
     for found in (first, Box(of_points.center[0], of_points.radius[0])):
         assert (np.abs(z - found.center.numpy()) <= found.radius.numpy() + 1e-11).all()
-    single = box_of_points(proof, Box(torch.tensor(x @ u.T + b), torch.zeros(len(x), 5, dtype=F)))
+    single = equilibrium_boxes(proof, Box(torch.tensor(x @ u.T + b), torch.zeros(len(x), 5, dtype=F)))
     assert (np.abs(z - single.center.numpy()) <= single.radius.numpy() + 1e-12).all()
     assert single.radius.max() < 1e-9
 
@@ -152,7 +153,7 @@ def read(weight, u, b, c, offset, center, radius):
     """Return the network as `verify` reads it, over the box."""
     program = trace(network(weight, u, b, c, offset), linear=True)
     x = Interval(torch.tensor(center)[None], torch.tensor(radius)[None])
-    return read_network(program, values_of(program, x, Context(sound=True)), torch.eye(len(c), dtype=F))
+    return equilibrium_network(program, values_of(program, x, Context(sound=True)), torch.eye(len(c), dtype=F))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
@@ -160,27 +161,27 @@ def read(weight, u, b, c, offset, center, radius):
 def test_bounds_of_any_multipliers_are_below_the_exact_minimum_over_the_leaf(seed, size):
     rng, weight, u, b, center, radius = instance(seed)
     row = rng.normal(size=(1, 5))
-    layer = Layer(read(weight, u, b, row, np.zeros(1), center, radius))
-    low, high = layer.first_leaf()
+    layer = EquilibriumBounds(read(weight, u, b, row, np.zeros(1), center, radius))
+    leaf = replace(layer.first_leaf(), row=torch.tensor(row[0]))
     z = equilibria(weight, samples(rng, center, radius) @ u.T + b)
     h = samples(np.random.default_rng(seed), center, radius) @ u.T + b
     z, w = equilibria(weight, h), np.diag(weight)
     q = (z @ weight.T - w * z + h) / (1 - w)
-    assert (q >= low.numpy() - 1e-11).all() and (q <= high.numpy() + 1e-11).all()
+    assert (q >= leaf.low.numpy() - 1e-11).all() and (q <= leaf.high.numpy() + 1e-11).all()
     multipliers = torch.tensor(rng.normal(size=(11, 5)) * size)
     units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
-    step = Step.rounded(units, signs, multipliers, torch.tensor([0.0] * 10 + [1.0]))
-    found = layer.lower_bounds(low, high, step, torch.tensor(row[0]), torch.zeros((), dtype=F)).numpy()
+    step = TighteningStep.rounded(units, signs, multipliers, torch.tensor([0.0] * 10 + [1.0]))
+    found = layer.lower_bounds(leaf, step).numpy()
     assert (found[:5] <= q.min(0) + 1e-11).all() and (found[5:10] <= -q.max(0) + 1e-11).all()
     assert found[10] <= (z @ row[0]).min() + 1e-11
 
 
-def exact_bound(layer, low, high, step, row, offset):
-    """Return the bounds of `Layer.lower_bounds` in fractions, from the same multipliers."""
+def exact_bound(layer, leaf, step):
+    """Return the bounds of `EquilibriumBounds.lower_bounds` in fractions, from the same multipliers."""
     w = exact(layer.network.proof.weight)
     u, b, error = exact(layer.inject.matrix), exact(layer.inject.offset), exact(layer.inject.error)
     center, radius = exact(layer.x.center), exact(layer.x.radius)
-    low, high, row, offset = exact(low), exact(high), exact(row), Fraction(float(offset))
+    low, high, row, offset = exact(leaf.low), exact(leaf.high), exact(leaf.row), Fraction(float(leaf.offset))
     n, bounds = len(w), []
     a_all = exact(step.multipliers.double() * step.scales.double()[:, None] / layer.divisor)
     for number, a in enumerate(a_all):
@@ -205,14 +206,13 @@ def test_bounds_are_at_most_their_formula_in_exact_arithmetic(seed):
     row = rng.normal(size=(1, 5)) * 10.0 ** rng.integers(-8, 9, size=(1, 5))
     inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.tensor(np.abs(b) * 1e-9))
     proof, box = monotonicity(torch.tensor(weight)), Box(torch.tensor(center * 1e5), torch.tensor(radius))
-    layer = Layer(EquilibriumNetwork(proof, box, inject, inject, first_box(proof, inject, box)))
-    low, high = layer.first_leaf()
+    layer = EquilibriumBounds(EquilibriumNetwork(proof, box, inject, inject, first_box(proof, inject, box)))
+    first = layer.first_leaf()
     units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
     multipliers = torch.tensor(rng.normal(size=(11, 5)) * 10.0 ** rng.integers(-3, 4, size=(11, 1)))
-    step = Step.rounded(units, signs, multipliers, torch.tensor(rng.uniform(0, 2, size=11)))
-    offset = torch.tensor(rng.normal(), dtype=F)
-    found = layer.lower_bounds(low, high, step, torch.tensor(row[0]), offset)
-    allowed = exact_bound(layer, low, high, step, torch.tensor(row[0]), offset)
+    step = TighteningStep.rounded(units, signs, multipliers, torch.tensor(rng.uniform(0, 2, size=11)))
+    leaf = replace(first, row=torch.tensor(row[0]), offset=torch.tensor(rng.normal(), dtype=F))
+    found, allowed = layer.lower_bounds(leaf, step), exact_bound(layer, leaf, step)
     assert all(Fraction(float(f)) <= a for f, a in zip(found, allowed, strict=True))
 
 

@@ -90,3 +90,17 @@ def test_a_timeout_ends_and_is_named():
     box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64))
     found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=0.0)
     assert found.status == ["timeout"] and not (found.lower > 0).any()
+
+
+def test_a_spent_budget_is_a_timeout_as_in_other_searches():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weight, u, b, c = random_monotone(rng, 8), rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=(1, 8))
+        minimum = exact_minimum(weight, u, b, c[0], 0, -np.ones(3), np.ones(3))
+        model = network(weight, u, b, c, np.array([1e-3 - minimum]))
+        box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+        found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), branches=0)
+        assert found.status[0] in ("certified", "timeout")
+        if found.status == ["timeout"]:
+            return
+    raise AssertionError("no case needs a split")

@@ -7,11 +7,12 @@ Let T_i be the (z_i, q_i) with low_i <= q_i <= high_i under the upper line of th
     c . z + e . q + o  >=  sum_i min over T_i of [(c + V^T a)_i z_i + (e_i - (1 - w_i) a_i) q_i]
                            + min over x of a . (U x + b) + o,
 
-V = W without its diagonal, since a . (V z + h - (1 - w) q) = 0. A leaf may assume that one row of the spec is at most
-`limit`, which it tries to refute: then beta (row - limit) <= 0, beta >= 0, may be added to any row.
+V = W without its diagonal, since a . (V z + h - (1 - w) q) = 0. A leaf may assume that
+row . z + offset <= 0, which it tries to refute: then beta (row . z + offset), beta >= 0, may be added to any row.
+docs/developers/monotone.md has the proof, and the reasons for the factors of rounding errors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,10 +25,42 @@ _MOST_REPEATS, _MOVED = 10, 0.02  # of one step's multipliers; while the boxes s
 
 
 @dataclass(frozen=True)
-class Step:
-    """Multipliers that tighten boxes, of rows R: signs[r] q_units[r], or with sign 0 the assumed row itself.
+class Leaf:
+    """A box of q and the row that is assumed not to be positive, or L of both.
 
-    units, signs: int64 [R]. multipliers: float16 [R, N], times scales, float32 [R], are (1 - w) a. betas: float32 [R].
+    low, high: [N] or [L, N], the ends of q. row, offset: [N] and [], or [L, N] and [L], of the assumption
+    row . z + offset <= 0; zeros if there is none.
+    """
+
+    low: Tensor
+    high: Tensor
+    row: Tensor
+    offset: Tensor
+
+    @staticmethod
+    def stacked(leaves: list["Leaf"]) -> "Leaf":
+        """Return several leaves as one object."""
+        return Leaf(*(torch.stack(tensors) for tensors in zip(*(vars(leaf).values() for leaf in leaves), strict=True)))
+
+    @property
+    def is_unstable(self) -> Tensor:
+        """True for the units whose sign is open."""
+        return (self.low < 0) & (self.high > 0)
+
+    @property
+    def width(self) -> Tensor:
+        """The sum of the widths of all units."""
+        return (self.high - self.low).sum(-1)
+
+
+@dataclass(frozen=True)
+class TighteningStep:
+    """Multipliers of R rows that tighten a leaf.
+
+    units, signs: int64 [R]. Row r bounds signs[r] * q[units[r]] from below; the assumed row if signs[r] is 0.
+    multipliers, scales: [R, N] and [R], their products are (1 - w) a. Rounded ones are float16 and float32. Exact ones,
+        of a linear program, are float64 with scales 1.
+    betas: [R], of the assumed row.
     """
 
     units: Tensor
@@ -37,17 +70,22 @@ class Step:
     betas: Tensor
 
     @staticmethod
-    def rounded(units: Tensor, signs: Tensor, multipliers: Tensor, betas: Tensor) -> "Step":
+    def rounded(units: Tensor, signs: Tensor, multipliers: Tensor, betas: Tensor) -> "TighteningStep":
         """Return a step of multipliers [R, N] in another precision: any are sound, so that few digits are stored."""
         scales = multipliers.abs().amax(1).float().clamp(min=1e-30)
-        return Step(units, signs, (multipliers / scales[:, None]).half(), scales, betas.float().clamp(min=0))
+        return TighteningStep(units, signs, (multipliers / scales[:, None]).half(), scales, betas.float().clamp(min=0))
 
-    def of(self, rows: Tensor) -> "Step":
+    def of(self, rows: Tensor) -> "TighteningStep":
         """Return some of the rows."""
-        return Step(*(tensor[rows] for tensor in vars(self).values()))
+        return TighteningStep(*(tensor[rows] for tensor in vars(self).values()))
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the multipliers are not rounded to float16."""
+        return self.multipliers.dtype == torch.float64
 
 
-class Layer:
+class EquilibriumBounds:
     """What bounds from multipliers need of a network: its matrices, magnitudes, and factors of rounding errors."""
 
     def __init__(self, network: EquilibriumNetwork):
@@ -63,11 +101,9 @@ class Layer:
         self.h_error = self.inject.error + 2 * self.factor * self.h_size
         self.underflow = _TINY * 8 * (self.count + len(x.center) + 8) ** 2 * (1 + float(reach.sum()))
 
-    def lower_bounds(self, low: Tensor, high: Tensor, step: Step, row: Tensor, offset: Tensor) -> Tensor:
-        """Return proved lower bounds [R] of the rows of a step in the leaf [low, high], -inf where that fails.
-
-        row [N], offset []: the assumed row . z + offset <= 0.
-        """
+    def lower_bounds(self, leaf: Leaf, step: TighteningStep) -> Tensor:
+        """Return proved lower bounds [R] of the rows of a step in one leaf, -inf where that fails."""
+        low, high, row, offset = leaf.low, leaf.high, leaf.row, leaf.offset
         a = step.multipliers.double() * step.scales.double()[:, None] / self.divisor
         e = torch.zeros_like(a).index_put((torch.arange(len(a), device=a.device), step.units), step.signs.double())
         beta = step.betas.double().clamp(min=0)
@@ -76,7 +112,7 @@ class Layer:
         relu_low, relu_high = low.clamp(min=0), high.clamp(min=0)
         at_low, at_high = of_z * relu_low + of_q * low, of_z * relu_high + of_q * high
         least = torch.minimum(at_low, at_high)
-        least = torch.where((low < 0) & (high > 0), least.clamp(max=0), least)
+        least = torch.where(leaf.is_unstable, least.clamp(max=0), least)
         of_x = a @ self.inject.matrix
         size = a.abs()
         total = (
@@ -90,8 +126,8 @@ class Layer:
         bound = total - lost * (1 + 64 * _EPS)
         return torch.where(bound.isfinite(), bound, -torch.inf)
 
-    def first_leaf(self) -> tuple[Tensor, Tensor]:
-        """Return a proved box low, high [N] of q, by intervals."""
+    def first_leaf(self) -> Leaf:
+        """Return a proved box of q, by intervals, without an assumption."""
         z = self.network.z
         product = Enclosure.exact(self.off_diagonal) @ Enclosure(z.center[:, None], z.radius[:, None])
         total = Enclosure(product.value[:, 0], product.error[:, 0]) + self.inject.range_over(self.x)
@@ -102,28 +138,28 @@ class Layer:
         low, high = low - 4 * _EPS * low.abs() - _TINY, high + 4 * _EPS * high.abs() + _TINY
         z_low = z.center - z.radius - 2 * _EPS * (z.center.abs() + z.radius)
         z_high = z.center + z.radius + 2 * _EPS * (z.center.abs() + z.radius)
-        return torch.where(z_low > 0, torch.maximum(low, z_low), low), torch.minimum(high, z_high.clamp(min=0))
+        low = torch.where(z_low > 0, torch.maximum(low, z_low), low)
+        return Leaf(low, torch.minimum(high, z_high.clamp(min=0)), torch.zeros_like(low), low.new_zeros(()))
 
-    def apply(
-        self, low: Tensor, high: Tensor, step: Step, row: Tensor, offset: Tensor
-    ) -> tuple[Tensor, Tensor, bool, Tensor]:
-        """Return the leaf tightened by a step, whether that refutes it, and which rows of the step [R] did something.
+    def apply(self, leaf: Leaf, step: TighteningStep) -> tuple[Leaf, bool, Tensor]:
+        """Return the leaf tightened by a step, whether that refutes it, and which rows of the step [R] helped.
 
         The same multipliers are applied again while they still help: the boxes they use are tighter then.
         """
-        useful = torch.zeros(len(step.units), dtype=torch.bool, device=low.device)
+        useful = torch.zeros(len(step.units), dtype=torch.bool, device=leaf.low.device)
+        raises, lowers = step.signs > 0, step.signs < 0
         for _ in range(_MOST_REPEATS):
-            bound = self.lower_bounds(low, high, step, row, offset)
+            bound = self.lower_bounds(leaf, step)
             refuting = (step.signs == 0) & (bound > 0)
             if bool(refuting.any()):
-                return low, high, True, useful | refuting
-            before = (high - low).sum()
-            raises, lowers = step.signs > 0, step.signs < 0
+                return leaf, True, useful | refuting
+            before, low, high = leaf.width, leaf.low, leaf.high
             useful = useful | (raises & (bound > low[step.units])) | (lowers & (-bound < high[step.units]))
             low = low.scatter_reduce(0, step.units[raises], bound[raises], "amax")
             high = high.scatter_reduce(0, step.units[lowers], -bound[lowers], "amin")
+            leaf = replace(leaf, low=low, high=high)
             if bool((low > high).any()):
-                return low, high, True, useful
-            if not (high - low).sum() < (1 - _MOVED) * before:
+                return leaf, True, useful
+            if not leaf.width < (1 - _MOVED) * before:
                 break
-        return low, high, False, useful
+        return leaf, False, useful

@@ -41,8 +41,8 @@ def equilibrium_point(proof: Monotonicity, h: Tensor) -> tuple[Tensor, Enclosure
     return z, Enclosure(torch.where(is_free, h, needed.value), torch.where(is_free, zero, needed.error))
 
 
-def box_of_points(proof: Monotonicity, h: Box) -> Box:
-    """Return a box [B, N] of the equilibria of all h in a box [B, N]; radius infinity where there is none."""
+def equilibrium_boxes(proof: Monotonicity, h: Box) -> Box:
+    """Return the box [B, N] of the equilibria of all h in a box; its radius is infinity where nothing is proved."""
     z, exact = equilibrium_point(proof, h.center)
     change = Enclosure(h.center, h.radius) - exact
     k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
@@ -57,12 +57,11 @@ def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
     change = middle - Enclosure(exact.value[0], exact.error[0])
     change = Enclosure(change.value, rounded_up(change.error + inject.error, 2))  # the error may differ between inputs
     k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
-    moved = scaled.mT @ Enclosure.exact(inject.matrix)
-    moved = moved.scaled(x.radius)
-    norm = _largest_norm(moved) + _norm((scaled.mT @ _column(change)).magnitude[:, 0])
-    around = k @ moved
-    shift = k @ (scaled.mT @ _column(change))
-    linear = Enclosure(shift.value[:, 0], rounded_up(shift.error[:, 0] + sum_rounded_up(around.magnitude), 2))
+    spread = (scaled.mT @ Enclosure.exact(inject.matrix)).scaled(x.radius)
+    at_center = scaled.mT @ _column(change)
+    norm = _largest_norm(spread) + _norm(at_center.magnitude[:, 0])
+    shift, reach = k @ at_center, sum_rounded_up((k @ spread).magnitude)
+    linear = Enclosure(shift.value[:, 0], rounded_up(shift.error[:, 0] + reach, 2))
     return _around(proof, z[0], linear, norm)
 
 
@@ -72,8 +71,8 @@ def _around(proof: Monotonicity, z: Tensor, linear: Enclosure, norm: Tensor) -> 
     share = 1 / (2 * (1 - proof.delta)) * (1 + 1e-15)
     center = linear.value / 2
     radius = rounded_up((linear.error + reach) * share + linear.value.abs() * (share - 0.5 + 1e-15), 8)
-    moved = Enclosure.exact(z) + Enclosure(center, radius)
-    low, high = outward_ends(Box(moved.value, moved.error))
+    box = Enclosure.exact(z) + Enclosure(center, radius)
+    low, high = outward_ends(Box(box.value, box.error))
     low = low.clamp(min=0)
     high = torch.maximum(high, low)
     radius = rounded_up((high - low) / 2, 2) + 2 * torch.finfo(low.dtype).eps * (low + high)
@@ -88,9 +87,9 @@ def _largest_norm(matrix: Enclosure) -> Tensor:
     """
     rows = _norm(sum_rounded_up(matrix.magnitude))
     weights = _input_weights(matrix.value)
-    scaled = matrix.scaled(weights.rsqrt())
     root = weights.rsqrt()
-    # root is rounded: its own square counts, not weights
+    scaled = matrix.scaled(root)
+    # root is rounded, so its own square counts
     total = float(sum_rounded_up(rounded_up(1 / (root * root), 8)))
     square = torch.tensor(largest_eigenvalue(scaled @ scaled.mT) * total, dtype=rows.dtype, device=rows.device)
     return torch.minimum(rows, rounded_up(square, 2).sqrt() * (1 + 1e-15)).nan_to_num(nan=torch.inf)

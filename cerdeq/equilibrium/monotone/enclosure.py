@@ -56,7 +56,7 @@ def gamma(terms: int) -> float:
 
 
 def rounded_up(value: Tensor, terms: int) -> Tensor:
-    """Return at least the exact value of an expression in numbers of at least 0, of sums of `terms` products."""
+    """Return an upper bound of the exact value of a computed sum of `terms` nonnegative products."""
     return value * (1 + gamma(2 * terms)) + 4 * (terms + 8) * _TINY
 
 

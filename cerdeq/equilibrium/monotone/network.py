@@ -24,8 +24,8 @@ _AFFINE = 1e-6  # largest error of an affine map, in units of its values: more i
 class EquilibriumNetwork:
     """One equilibrium between affine maps, over one box of inputs; all float64.
 
-    proof: of W's strong monotonicity. box: of the inputs, flat [d]. inject: x -> h. rows: z -> the rows of a spec, over
-    z in [0, largest_z]. z: a proved box of z [N].
+    proof: of W's strong monotonicity. box: of the inputs, flat [d]. inject: x -> h. rows: z -> the rows of a spec,
+    over the box z [N], which is proved.
     """
 
     proof: Monotonicity
@@ -34,9 +34,17 @@ class EquilibriumNetwork:
     rows: AffineMap
     z: Box
 
+    @property
+    def row_offsets(self) -> Tensor:
+        """Offsets [K] with which `rows.matrix` bounds the rows from below.
+
+        The error counts twice: the second time for the rounding of this difference, since it is above 4 eps |offset|.
+        """
+        return self.rows.offset - 2 * self.rows.error
+
 
 @torch.no_grad()
-def read_network(program: Program, values: list[Any], spec: Tensor) -> EquilibriumNetwork | None:
+def equilibrium_network(program: Program, values: list[Any], spec: Tensor) -> EquilibriumNetwork | None:
     """Return the network of a program, with rows of `spec` [K, N] of the outputs; None if it is of another kind.
 
     Its W is not proved to be a contraction, but is strongly monotone. Others have faster bounds.
@@ -53,9 +61,9 @@ def read_network(program: Program, values: list[Any], spec: Tensor) -> Equilibri
     units = torch.eye(shape.numel()).to(spec)
     inject = _affine_map(program, values, units, source, 0)
     rows = _affine_map(program, values, spec, program.output, number)
-    if inject is None or rows is None:
-        return None
     proof, x = layer.monotonicity(layer.weight, shape), _flat(values[0])
+    if inject is None or rows is None or not proof.is_proved:
+        return None
     before = _flat(values[number])  # rows are affine over this box
     return EquilibriumNetwork(proof, x, inject, rows, smaller_box(before, *outward_ends(first_box(proof, inject, x))))
 

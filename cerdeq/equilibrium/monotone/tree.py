@@ -1,15 +1,11 @@
-"""The tree of a search: each node a leaf of its parent with one more assumption, tightened by steps of multipliers.
-
-As a certificate it is checked from the root down: the root is the first box, a node's steps tighten its box in turn,
-and a node is closed when a step refutes it or both of its halves are closed.
-"""
+"""The tree of a search: each node is its parent's box with one more assumption, tightened by steps of multipliers."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from cerdeq.equilibrium.monotone.bounds import Step
+from cerdeq.equilibrium.monotone.bounds import TighteningStep
 
 NODES, ROWS, MULTIPLIERS, SCALES, BETAS, EXACT = "nodes", "rows", "multipliers", "scales", "betas", "exact"
 PREFIX = "equilibrium/"
@@ -28,27 +24,21 @@ class Node:
     row: int
     unit: int
     sign: int
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TighteningStep] = field(default_factory=list)
 
 
 def certificate(nodes: list[Node]) -> dict[str, Tensor]:
-    """Return the tensors of a tree.
-
-    nodes: int32 [M, 4]: parent, row, unit, sign. rows: int32 [T, 4]: node, number of the step in it, unit, sign.
-    multipliers, float16 [T, N], scales, float32 [T]: their products are (1 - w) a. betas: float32 [T]. exact: float64
-    [E, N]: the multipliers of the rows whose scale is 0, in their order.
-    """
+    """Return the tensors of a tree; docs/certificates.md describes them."""
     tree = torch.tensor([[node.parent, node.row, node.unit, node.sign] for node in nodes], dtype=torch.int32)
     parts, multipliers, scales, betas, exact = [], [], [], [], []
     for number, node in enumerate(nodes):
         for order, step in enumerate(node.steps):
             place = torch.tensor([number, order]).expand(len(step.units), 2)
             parts.append(torch.cat([place, step.units.cpu()[:, None], step.signs.cpu()[:, None]], dim=1).int())
-            is_rounded = step.multipliers.dtype == torch.float16
-            multipliers.append(step.multipliers if is_rounded else torch.zeros_like(step.multipliers).half())
-            scales.append(step.scales if is_rounded else torch.zeros_like(step.scales))
+            multipliers.append(torch.zeros_like(step.multipliers).half() if step.is_exact else step.multipliers)
+            scales.append(torch.zeros_like(step.scales) if step.is_exact else step.scales)
             betas.append(step.betas)
-            if not is_rounded:
+            if step.is_exact:
                 exact.append(step.multipliers)
     if not parts:
         return {}

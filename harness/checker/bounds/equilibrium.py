@@ -40,7 +40,7 @@ def equilibrium(weight: Array, h: Box) -> Box:
         v, gap = contraction(weight)
     except NotProvedError as error:
         try:
-            return monotone.box_of_points(monotone.dense(weight), h)
+            return monotone.equilibrium_boxes(monotone.dense(weight), h)
         except monotone.NotMonotoneError as other:
             raise NotProvedError(f"{error}; {other}") from None
     shape = (1, -1, *[1] * (h.center.ndim - 2))

@@ -74,7 +74,7 @@ def prove(weight: Array) -> Proof:
     return Proof(weight, root, float(defect))
 
 
-def box_of_points(weight: Array, h: Box) -> Box:
+def equilibrium_boxes(weight: Array, h: Box) -> Box:
     """Return a box [B, N] of the equilibria of all h in the box [B, N]. Raises NotMonotoneError."""
     proof = prove(weight)
     z, exact_h = _solve(weight, h.center)

@@ -14,7 +14,7 @@ from harness.checker.bounds.monotone import AffineMap, Proof, add, exact, first_
 _REPEATS, _MOVED = 10, 0.02  # a step's multipliers are applied again while the boxes shrink by this share
 
 
-class Layer:
+class EquilibriumBounds:
     """A proved equilibrium over a box x [d] of inputs."""
 
     def __init__(self, proof: Proof, inject: AffineMap, x: Box):

@@ -20,7 +20,7 @@ import numpy as np
 from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
-from harness.checker.bounds.multipliers import Layer
+from harness.checker.bounds.multipliers import EquilibriumBounds
 from harness.checker.bounds.network import Activation, Network
 from harness.checker.bounds.relaxation import rounding_loss
 from harness.checker.proofs.certificates import RefusedError, Tensors
@@ -43,7 +43,7 @@ def prove_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> 
     Raises RefusedError.
     """
     values = network.boxes(images)
-    layer, rows = read_layer(network, values, spec)
+    layer, rows = equilibrium_bounds(network, values, spec)
     tree = _read(tensors, len(spec), len(layer.loops))
     nodes, steps = tree["nodes"], _steps_of(tree)
     children, boxes = [list[int]() for _ in nodes], list[tuple[Array, Array] | None]()
@@ -80,7 +80,7 @@ def prove_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> 
     return is_proved
 
 
-def read_layer(network: Network, values: list[Box], spec: Array) -> tuple[Layer, AffineMap]:
+def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tuple[EquilibriumBounds, AffineMap]:
     """Return the network's equilibrium, and rows of the outputs as a map of z. Raises RefusedError for other networks.
 
     values: boxes of all values over the box of the example.
@@ -100,7 +100,7 @@ def read_layer(network: Network, values: list[Box], spec: Array) -> tuple[Layer,
     (source,) = network.steps[number - 1].sources
     inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
     rows = _affine_map(network, values, spec, len(network.steps), number)
-    return Layer(proof, inject, Box(values[0].center.ravel(), values[0].radius.ravel())), rows
+    return EquilibriumBounds(proof, inject, Box(values[0].center.ravel(), values[0].radius.ravel())), rows
 
 
 def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:

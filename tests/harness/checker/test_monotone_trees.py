@@ -169,7 +169,7 @@ def test_first_boxes_contain_equilibria(seed):
     h = (x.center + x.radius * np.sign(rng.normal(size=(50, INPUTS)))) @ u.T + b
     z = monotone._solve(weight, h)[0]
     assert (np.abs(z - box.center) <= box.radius + 1e-12).all()
-    points = monotone.box_of_points(weight, Box(h, np.zeros_like(h)))
+    points = monotone.equilibrium_boxes(weight, Box(h, np.zeros_like(h)))
     assert (np.abs(z - points.center) <= points.radius).all() and points.radius.max() < 1e-9
 
 
@@ -189,7 +189,7 @@ def mutant(module, old, new):
 
 
 def layer_of(module, loops, off_diagonal, inject, x):
-    layer = module.Layer.__new__(module.Layer)
+    layer = module.EquilibriumBounds.__new__(module.EquilibriumBounds)
     layer.loops, layer.off_diagonal, layer.divisor, layer.inject, layer.x = loops, off_diagonal, 1 - loops, inject, x
     terms = len(loops) + len(x.center)
     layer.relative = module.SLACK * (terms + 8) * module.U

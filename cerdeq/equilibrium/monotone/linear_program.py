@@ -5,19 +5,19 @@ import torch
 from torch import Tensor
 
 from cerdeq.deadline import check, seconds_left
-from cerdeq.equilibrium.monotone.bounds import Layer, Step
+from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, Leaf, TighteningStep
 
 
-def solve_leaf(layer: Layer, low: Tensor, high: Tensor, row: Tensor) -> tuple[Step, Tensor | None] | None:
-    """Return the best multipliers of row . z over a leaf [N], and the input [d] that minimises it. Nothing is proved.
+def solve_linear_program(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep, Tensor | None] | None:
+    """Return the best multipliers of a leaf's assumed row, and the input [d] that minimises it. Nothing is proved.
 
-    The multipliers are those of the assumed row, or if the leaf is empty those that show it, and then there is no
-    input. None if the program was not solved.
+    If the leaf is empty, the multipliers show that, and there is no input. None if the program was not solved.
     """
     from scipy import sparse
     from scipy.optimize import linprog  # imported here, since bounds must work without scipy
 
     check()
+    low, high = leaf.low, leaf.high
     divisor = layer.divisor[:, None]
     active = (low >= 0).to(low)
     of_q = layer.off_diagonal / divisor * active - torch.eye(len(low)).to(low)
@@ -26,7 +26,7 @@ def solve_leaf(layer: Layer, low: Tensor, high: Tensor, row: Tensor) -> tuple[St
     x = layer.x
     ends = torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])
     bounds = torch.stack(ends, dim=1).cpu().numpy()
-    cost = np.concatenate([(row * active).cpu().numpy(), np.zeros(len(x.center))])
+    cost = np.concatenate([(leaf.row * active).cpu().numpy(), np.zeros(len(x.center))])
     options = {"time_limit": max(seconds_left(), 0.01)}
     result = linprog(cost, A_eq=matrix, b_eq=right, bounds=bounds, method="highs", options=options)
     if result.status == 0:
@@ -46,7 +46,7 @@ def solve_leaf(layer: Layer, low: Tensor, high: Tensor, row: Tensor) -> tuple[St
     return _step(lower - upper, 0.0, low), None
 
 
-def _step(multipliers: np.ndarray, beta: float, like: Tensor) -> Step:
+def _step(multipliers: np.ndarray, beta: float, like: Tensor) -> TighteningStep:
     none = torch.zeros(1, dtype=torch.long, device=like.device)
     a = torch.from_numpy(multipliers).to(like)[None]
-    return Step(none, none, a, torch.ones(1).to(like), torch.full((1,), beta).to(like))
+    return TighteningStep(none, none, a, torch.ones(1).to(like), torch.full((1,), beta).to(like))
