@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cerdeq.boxes import Box, outward_ends
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, rounded_up
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
 
@@ -131,13 +132,10 @@ class EquilibriumBounds:
         z = self.network.z
         product = Enclosure.exact(self.off_diagonal) @ Enclosure(z.center[:, None], z.radius[:, None])
         total = Enclosure(product.value[:, 0], product.error[:, 0]) + self.inject.range_over(self.x)
-        reach = rounded_up(total.error, 2)
-        low, high = total.value - reach, total.value + reach
-        low, high = low - 2 * _EPS * low.abs() - _TINY, high + 2 * _EPS * high.abs() + _TINY
-        low, high = low / self.divisor, high / self.divisor
+        low, high = (end / self.divisor for end in outward_ends(Box(total.value, total.error)))
+        # the divisor and the quotient are each off by eps / 2
         low, high = low - 4 * _EPS * low.abs() - _TINY, high + 4 * _EPS * high.abs() + _TINY
-        z_low = z.center - z.radius - 2 * _EPS * (z.center.abs() + z.radius)
-        z_high = z.center + z.radius + 2 * _EPS * (z.center.abs() + z.radius)
+        z_low, z_high = outward_ends(z)
         low = torch.where(z_low > 0, torch.maximum(low, z_low), low)
         return Leaf(low, torch.minimum(high, z_high.clamp(min=0)), torch.zeros_like(low), low.new_zeros(()))
 

@@ -45,9 +45,9 @@ def equilibrium_boxes(proof: Monotonicity, h: Box) -> Box:
     """Return the box [B, N] of the equilibria of all h in a box; its radius is infinity where nothing is proved."""
     z, exact = equilibrium_point(proof, h.center)
     change = Enclosure(h.center, h.radius) - exact
-    k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
-    norm = _norm((change @ scaled).magnitude)
-    return _around(proof, z, change @ (scaled @ k.mT), norm)
+    k = Enclosure.exact(proof.root)
+    norm = _norm((change @ k).magnitude)
+    return _around(proof, z, change @ (k @ k.mT), norm)
 
 
 def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
@@ -56,9 +56,9 @@ def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
     z, exact = equilibrium_point(proof, middle.value[None])
     change = middle - Enclosure(exact.value[0], exact.error[0])
     change = Enclosure(change.value, rounded_up(change.error + inject.error, 2))  # the error may differ between inputs
-    k, scaled = Enclosure.exact(proof.root), Enclosure.exact(proof.root).scaled(proof.scale[:, None])
-    spread = (scaled.mT @ Enclosure.exact(inject.matrix)).scaled(x.radius)
-    at_center = scaled.mT @ _column(change)
+    k = Enclosure.exact(proof.root)
+    spread = (k.mT @ Enclosure.exact(inject.matrix)).scaled(x.radius)
+    at_center = k.mT @ _column(change)
     norm = _largest_norm(spread) + _norm(at_center.magnitude[:, 0])
     shift, reach = k @ at_center, sum_rounded_up((k @ spread).magnitude)
     linear = Enclosure(shift.value[:, 0], rounded_up(shift.error[:, 0] + reach, 2))
