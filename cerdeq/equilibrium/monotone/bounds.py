@@ -124,7 +124,7 @@ class EquilibriumBounds:
         rounding = rounding + (e.abs() + size * self.divisor) @ q_size + beta * offset.abs()
         lost = self.factor * rounding + size @ self.h_error + 4 * _EPS * total.abs()
         lost = lost + self.underflow * (1 + z_size.sum() + q_size.sum())
-        bound = total - lost * (1 + 64 * _EPS)
+        bound = total - lost * (1 + self.factor)
         return torch.where(bound.isfinite(), bound, -torch.inf)
 
     def first_leaf(self) -> Leaf:

@@ -2,7 +2,7 @@
 
 Let S be the symmetric part of I - W. If K^T S K is within delta < 1 of the identity for some K, S is positive definite
 and z is unique. Two equilibria of h and h' satisfy w . S w <= w . g with w = z - z', g = h - h'; so w = K y, where y
-lies in the ball around v / 2 of radius |v| / 2, v = K^T g / (1 - delta). docs/developers/mathematics.md has the proofs.
+lies in the ball around v / 2 of radius |v| / 2, v = K^T g / (1 - delta). docs/developers/monotone.md has the proofs.
 """
 
 from dataclasses import dataclass

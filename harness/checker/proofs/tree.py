@@ -1,18 +1,6 @@
 """Check the tree by which rows of a network with one monotone equilibrium are proved positive.
 
-`certificates.safetensors` holds these tensors of an example:
-
-    {index}/equilibrium/nodes        int32 [M, 4]    parent, row, unit, sign. Node 0 is the box of all equilibria; its
-                                                     children assume that a row is at most 0, the others split a unit's
-                                                     sign: q_unit >= 0 (1) or <= 0 (-1)
-    {index}/equilibrium/rows         int32 [T, 4]    node, step, unit, sign: a row of multipliers bounds sign times
-                                                     q_unit, or with sign 0 the assumed row
-    {index}/equilibrium/multipliers  float16 [T, N]  times scales they are (1 - w) a; any are sound
-    {index}/equilibrium/scales       float32 [T]     0: the next row of `exact` instead
-    {index}/equilibrium/betas        float32 [T]     at least 0, of the assumed row
-    {index}/equilibrium/exact        float64 [E, N]
-
-A node is closed when its steps refute it, or when both of its halves are closed.
+docs/certificates.md describes its tensors.
 """
 
 import numpy as np
