@@ -58,22 +58,24 @@ def main(options: argparse.Namespace) -> int:
     from harness.checker.images import describe_unreadable
     from harness.storage import folder
     from harness.storage.lock import lock_directory
-    from harness.tune import plan
-    from harness.tune.study import Study, check_owner, check_reserved, load_checked, machine_at
+    from harness.tune.status import print_header, print_plan
+    from harness.tune.study import Study, check_owner, check_reserved, load_checked, machines_at
     from harness.tune.sweep import run_search, run_study
     from harness.tune.workers import RayOptions
 
     console = new_console()
-    machine = machine_at(options.ray_address)
-    sweep, data = load_checked(file, machine, options.data_dir, writes=not options.dry_run)
+    machines = machines_at(options.ray_address)
+    has_gpu = any(machine["GPU"] for machine in machines)
+    sweep, data = load_checked(file, has_gpu, options.data_dir, writes=not options.dry_run)
     for warning in describe_unreadable(sweep.trials):
         console.print(f"warning: {warning}", soft_wrap=True)
-    check_reserved(sweep, machine, file, options.ray_address is not None)
+    gpu = sweep.resources.gpu if has_gpu else 0
+    check_reserved(sweep, gpu, machines, file)
     sweep_dir = (options.results_dir / sweep.name).absolute()
     check_owner(sweep_dir, sweep)
     ray = RayOptions(
         cpu=sweep.resources.cpu,
-        gpu=sweep.resources.gpu if machine["GPU"] else 0,
+        gpu=gpu,
         data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
         address=options.ray_address,
         at_once=options.max_concurrent,
@@ -87,8 +89,8 @@ def main(options: argparse.Namespace) -> int:
         sweep, lacks_candidates = winners
     study = Study.of(sweep, data, sweep_dir, options.only)
     if options.dry_run:
-        plan.print_header(study, ray.gpu, options.profile, console)
-        plan.print_plan(study, options.retry_failed, options.ray_address, console)
+        print_header(study, ray.gpu, options.profile, console)
+        print_plan(study, options.retry_failed, options.ray_address, console)
         return OK
     with lock_directory(sweep_dir):
         outcome = run_study(study, ray, options, console)

@@ -31,7 +31,7 @@ from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
-from harness.tune.states import print_status
+from harness.tune.status import print_status
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
 COMPARISONS = "comparisons.csv"

@@ -17,16 +17,7 @@ from typing import Any
 import torch
 
 # isort: off
-from harness.tune.resources import (  # before Ray itself
-    WORKER_RETRIES,
-    RayDiedError,
-    check_resources,
-    check_storage,
-    cluster,
-    ended_with_ray,
-    ray,
-    side_by_side,
-)
+from harness.tune.ray_connection import RayDiedError, connected_to_ray, exit_if_ray_dies, ray  # before Ray itself
 
 # isort: on
 from ray import tune
@@ -40,6 +31,7 @@ from harness.machine.clock import Stopped
 from harness.machine.device import limit_gpu_memory
 from harness.machine.memory import free_memory
 from harness.training.run import NOT_RETRIED
+from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, count_parallel_trials
 from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 LOG = "ray.log"
@@ -131,20 +123,20 @@ def run_on_ray(
         directory: of the results; Ray's own state lies there until the end, what Ray prints goes to ray.log.
 
     Raises:
-        ResourceError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
+        InputError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
         RayDiedError: Ray says that it has died.
         Exception: of `on_report` or `on_end`.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     (directory / LOG).unlink(missing_ok=True)
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    with cluster(options.address, directory / LOG), ended_with_ray():
+    with connected_to_ray(options.address, directory / LOG), exit_if_ray_dies():
         check_resources(cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir)
         space, tuning = dict[str, Any](), dict[str, Any]()
         if callable(items):
-            fitting = side_by_side(cpu, gpu)
+            fitting = count_parallel_trials(cpu, gpu)
             at_once = min(fitting, at_once or fitting)
             tuning = {"search_alg": _NextItem(items), "num_samples": -1}
         else:

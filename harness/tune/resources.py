@@ -1,166 +1,41 @@
-"""Where Ray is and what it has: start it here or connect to a cluster, ask for resources, and end with it if it dies.
+"""What the machines of a Ray cluster have: CPUs, GPUs and files."""
 
-This module sets Ray's environment variables before it imports `ray`: other modules import `ray` from here.
-"""
-
-import logging
-import os
-import re
-import signal
-import socket
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
-from unittest.mock import patch
 
-os.environ.update(
-    {
-        "RAY_AIR_NEW_OUTPUT": "0",  # documented; with the new output, Tune prints a box even if verbose=0
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it
-        "RAY_enable_metrics_collection": "0",  # nobody reads them, and no agent takes them: `patient_start`
-        # A worker runs many trials, each in its own thread. With an arena for each thread, memory of ended trials stays
-        # (seen: 7 GB after 4 trials), and `reuse_freed_memory` speeds up the first arena alone.
-        "MALLOC_ARENA_MAX": "1",
-    }
-    # With a token in the home directory `ray start` requires it, but a client sends it only in this mode.
-    | ({"RAY_AUTH_MODE": "token"} if (Path.home() / ".ray/auth_token").exists() else {})
-    | os.environ
-)
+# isort: off
+from harness.tune.ray_connection import ResourceError, connected_to_ray, ray  # before Ray itself
 
-import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants, services, utils, worker
-from ray._private.node import Node
-from ray._raylet import (  # type: ignore[attr-defined]
-    DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    METRICS_AGENT_PORT_NAME,
-    METRICS_EXPORT_PORT_NAME,
-    persist_port,
-)
+# isort: on
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from harness.common.errors import InputError
-from harness.common.terminal import say
+from harness.tune.workers import check_fits
 
-_LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to 60 s
-    "RAY_gcs_server_port_wait_time_s": "300",
-    "RAY_gcs_rpc_server_connect_timeout_s": "300",
-    "RAY_gcs_server_request_timeout_seconds": "300",
-    "RAY_agent_register_timeout_ms": "300000",
-    "RAY_worker_register_timeout_seconds": "300",
-    "RAY_health_check_initial_delay_ms": "60000",
-    "RAY_health_check_timeout_ms": "60000",
-    "RAY_health_check_failure_threshold": "10",
-}
 WORKER_RETRIES = 2  # of an item whose worker died
 _MARKER = ".shared-"
-_START_SECONDS = 300.0
-_LINES = 50  # of each log that are kept once Ray has died
-_ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
-_CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
-_PERIOD, _SILENCES = 2.0, 3  # seconds between two checks of a server, and how many must fail: 6 to 21 s
 
 
-class ResourceError(InputError):
-    """Resources that Ray does not have; it would wait for them for ever."""
-
-
-class RayDiedError(ConnectionError):
-    """Ray has died; the same command continues."""
-
-
-@contextmanager
-def cluster(address: str | None, log: Path | None = None) -> Iterator[None]:
-    """Start Ray, or connect to it, within the block, unless this process has it already.
-
-    address: of a running cluster; None starts one here. log: the file for what Ray itself prints.
-    Raises ResourceError if no cluster answers there, or it asks for a token.
-    """
-    started = not ray.is_initialized()
-    with _redirect_stderr(log if started else None) as printed:
-        if started:
-            _connect(address, printed)
-        try:
-            yield
-        finally:
-            if started:
-                ray.shutdown()
-
-
-@contextmanager
-def ended_with_ray() -> Iterator[None]:
-    """Within the block, end this process with status 1 once Ray has died.
-
-    Ray does not report its own death: the main thread waits in Ray's C++ code, which nothing can break off, and after a
-    minute Ray ends the process without a message. So another thread watches. Workers end with their raylet.
-    """
-    has_ended = threading.Event()
-    context = ray.get_runtime_context()
-    raylet = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    servers = {
-        "gcs_server": _host_and_port(context.gcs_address),
-        "raylet": (raylet["NodeManagerAddress"], raylet["NodeManagerPort"]),
-    }
-
-    def watch() -> None:
-        silences = Counter[str]()
-        while not has_ended.wait(_PERIOD):
-            for name, server in servers.items():
-                try:
-                    socket.create_connection(server, _CONNECTION_SECONDS).close()
-                    del silences[name]
-                except OSError as error:
-                    silences[name] += 1
-                    if silences[name] == _SILENCES and not has_ended.is_set():
-                        cause = f"Ray has died: its {name} does not answer ({error}){keep_server_logs()}"
-                        say(f"failed: {cause}; the same command continues", file=sys.stderr)
-                        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        has_ended.set()
-
-
-def resources_at(address: str) -> dict[str, float]:
-    """Return the largest "CPU" and "GPU" that any machine of the cluster at `address` has."""
-    with cluster(address):
-        return _largest()
-
-
-def _largest() -> dict[str, float]:
-    machines = [node["Resources"] for node in _nodes()]
-    return {name: max((machine.get(name, 0) for machine in machines), default=0) for name in ("CPU", "GPU")}
+def machines_of_cluster(address: str) -> list[dict[str, float]]:
+    """Return the "CPU" and "GPU" of each machine of the cluster at `address`."""
+    with connected_to_ray(address):
+        return _machines()
 
 
 def check_resources(cpu: int, gpu: float) -> None:
-    """Raise ResourceError if no machine has the resources of a trial."""
-    largest = _largest()
-    if gpu and not largest["GPU"]:
+    """Raise InputError if no machine has the resources of a trial: Ray would wait for them for ever."""
+    machines = _machines()
+    if gpu and not any(machine["GPU"] for machine in machines):
         raise ResourceError(
             "torch sees a GPU on this machine and Ray does not; look at CUDA_VISIBLE_DEVICES and at the cluster's start"
         )
-    for key, needed in (("cpu", cpu), ("gpu", gpu)):
-        most = largest[key.upper()]
-        if needed > most:
-            raise ResourceError(f"resources.{key}: found {needed:g}, allowed: at most {most:g}, as Ray's machines have")
+    check_fits(machines, cpu, gpu)
 
 
-def side_by_side(cpu: int, gpu: float) -> int:
+def count_parallel_trials(cpu: int, gpu: float) -> int:
     """Return how many trials with these reservations the machines run at a time."""
     needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
-    return sum(min(int(node["Resources"].get(name, 0) / count) for name, count in needs) for node in _nodes())
+    return sum(min(int(machine[name] / count) for name, count in needs) for machine in _machines())
 
 
 def check_storage(directory: Path, data_dir: str) -> None:
@@ -191,156 +66,9 @@ def _find_missing(paths: list[str]) -> str:
     return f"does not have {missing}; {advice}" if missing else ""
 
 
+def _machines() -> list[dict[str, float]]:
+    return [{name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")} for node in _nodes()]
+
+
 def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _connect(address: str | None, printed: Any) -> None:
-    if address is not None:
-        _check_port(address)
-    dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
-    ray_constants.ENABLE_RAY_CLUSTER = address is not None  # without, all of Ray listens on the loopback alone
-    try:
-        with _apart_from_signals(), nullcontext() if address else patient_start():
-            ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
-        printed.seek(begin)
-        if address and "InvalidAuthToken" in printed.read():
-            raise ResourceError(
-                f"the Ray cluster at {address} asks for a token and did not get it: copy ~/.ray/auth_token "
-                "of its first machine to this one, and to each that joins it with RAY_AUTH_MODE=token, or start its "
-                "machines with RAY_AUTH_MODE=disabled"
-            ) from None
-        problem = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-        raise ResourceError(
-            f"{problem}: {' '.join(str(error).split())}{'' if address else keep_server_logs()}"
-        ) from error
-
-
-@contextmanager
-def patient_start() -> Iterator[None]:
-    """Within, `ray.init` starts a Ray with limits of minutes, and of all its processes only those that trials need.
-
-    There is no setting for either, hence Ray's private names. Left out are the dashboard, the monitors of an autoscaler
-    and of logs, and the agent for metrics: files say that its ports are not in use, else the raylet would wait for them
-    for 15 s and end. The agent for environments of workers stays, at a port that the raylet need not wait for.
-    """
-    start, look_up = Node.start_raylet, services.get_node
-    nodes = list[Node]()
-
-    def start_raylet(node: Node, *arguments: Any) -> None:
-        for name in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
-            persist_port(node._session_dir, node._node_id, name, -1)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            node._ray_params.runtime_env_agent_port = free.getsockname()[1]
-        start(node, *arguments)
-        nodes.append(node)
-
-    def wait_for_node(*arguments: Any) -> Any:
-        """Wait for minutes until the raylet is registered; Ray would wait for 30 s."""
-        until = time.monotonic() + _START_SECONDS
-        while time.monotonic() < until:
-            if dead := [name for node in nodes for name, _ in node.dead_processes()]:
-                raise ConnectionError(f"{' and '.join(dead)} ended at once")
-            with suppress(RuntimeError):  # not registered yet
-                return look_up(*arguments)
-            time.sleep(0.1)
-        return look_up(*arguments)
-
-    def start_nothing(node: Node, **_options: Any) -> None:
-        """Leave a process out."""
-
-    methods: dict[str, Any] = {"start_raylet": start_raylet}
-    methods |= dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), start_nothing)
-    os.environ.update(_LIMITS | os.environ)  # not for a cluster that does not answer: hence here
-    with (
-        patch.multiple(Node, **methods),
-        patch.object(services, "get_node", wait_for_node),
-        patch.object(utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),
-    ):
-        yield
-
-
-def keep_server_logs() -> str:
-    """Write the ends of the logs of this process's Ray servers to stderr, and return their last error.
-
-    Stderr is `ray.log` while Ray is up; Ray itself keeps the logs in /tmp alone. The error is the end of a message, ""
-    if there is none.
-    """
-    sessions = sorted(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
-    errors = []
-    for path in sorted(sessions[-1].glob("logs/*")) if sessions else []:
-        if re.fullmatch(r"(raylet|gcs_server).*\.(out|err)", path.name):
-            lines = path.read_text(errors="replace").splitlines()[-_LINES:]
-            os.write(2, "\n".join([f"{path}:", *lines, ""]).encode())
-            errors += [match[1] for line in lines if (match := _ERROR.match(line))]
-    return f"; its log ends with: {errors[-1]}" if errors else ""
-
-
-@contextmanager
-def _apart_from_signals() -> Iterator[None]:
-    """Within, processes start in a process group of their own; after it, SIGTERM is handled as before.
-
-    `timeout` and Ctrl-C signal a whole group: Ray's servers would end before the trials that are asked to. And Ray sets
-    a handler of its own, which ends this process.
-    """
-    handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
-    if group != os.getpid():  # the leader of a group cannot leave it; whoever started a leader signals that alone
-        os.setpgid(0, 0)
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):  # all others of the group have ended
-            os.setpgid(0, group)
-        if callable(handler):
-            signal.signal(signal.SIGTERM, handler)
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    """Return the parts of HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _check_port(address: str) -> None:
-    """Raise ResourceError at once if nothing listens at HOST:PORT."""
-    if not re.fullmatch(r"[^/]+:\d+", address):
-        return
-    try:
-        socket.create_connection(_host_and_port(address), _CONNECTION_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None
-
-
-@contextmanager
-def _redirect_stderr(log: Path | None) -> Iterator[Any]:
-    """Send to a file what Ray's C++ code writes to stderr, and what Ray prints when machines or workers die.
-
-    Ray has no setting for either: hence its private `print_to_stdstream`, which no public call replaces, and which it
-    calls for dead machines also if log_to_driver=False. What Python writes to stderr still goes there.
-    """
-
-    def write_lines(data: dict[str, Any], *_args: Any, **_kwargs: Any) -> None:
-        print(*data["lines"], sep="\n", file=file, flush=True)
-
-    with open(log, "a+") if log else TemporaryFile("w+") as file:
-        before, stderr = os.dup(2), sys.stderr
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1) if _is_stderr(stderr) else stderr
-        os.dup2(file.fileno(), 2)
-        print_to_stdstream, worker.print_to_stdstream = worker.print_to_stdstream, write_lines
-        try:
-            yield file
-        finally:
-            worker.print_to_stdstream = print_to_stdstream
-            os.dup2(before, 2)
-            os.close(before)
-            sys.stderr = stderr
-            if log and not log.stat().st_size:
-                log.unlink()
-
-
-def _is_stderr(stream: Any) -> bool:
-    try:
-        return stream.fileno() == 2
-    except (OSError, ValueError, AttributeError):
-        return False

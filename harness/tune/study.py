@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from harness.common import names
-from harness.common.errors import InputError, require
+from harness.common.errors import InputError
 from harness.common.patterns import select_by_pattern
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED
@@ -25,6 +25,7 @@ from harness.sweep.file import expand_file
 from harness.sweep.profiles import CheckedFile, Sweep, describe_source, name_source
 from harness.sweep.trial_config import identity, labels, rows
 from harness.training.run import split_images
+from harness.tune.workers import check_fits
 
 
 @dataclass(frozen=True)
@@ -144,24 +145,22 @@ def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[
     return epoch * (trial.config.epochs - done) + evaluation
 
 
-def machine_at(ray_address: str | None) -> dict[str, float]:
-    """Return the "CPU" and "GPU" of this machine, or of the largest one of a Ray cluster. Raises InputError."""
+def machines_at(ray_address: str | None) -> list[dict[str, float]]:
+    """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
     if ray_address is not None:
-        from harness.tune.resources import resources_at  # here, since a finished sweep needs no Ray
+        from harness.tune.resources import machines_of_cluster  # here, since a finished sweep needs no Ray
 
-        return resources_at(ray_address)
+        return machines_of_cluster(ray_address)
     gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
-    return {"CPU": os.cpu_count() or 1, "GPU": gpus}
+    return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
 
 
-def load_checked(
-    file: CheckedFile, machine: dict[str, float], data_dir: str | None, writes: bool
-) -> tuple[Sweep, dict[str, Any]]:
+def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes: bool) -> tuple[Sweep, dict[str, Any]]:
     """Return a file's sweep, and the summary and title of its data.
 
     data_dir, writes: as in `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    sweep = expand_file(file, machine["GPU"] > 0)
+    sweep = expand_file(file, has_gpu)
     data = load(sweep.dataset, data_dir, writes)
     try:
         for config in sweep.trials:
@@ -171,15 +170,12 @@ def load_checked(
     return sweep, data.summary() | {"title": data.info.title}
 
 
-def check_reserved(sweep: Sweep, machine: dict[str, float], file: CheckedFile, is_cluster: bool) -> None:
-    """Raise InputError if a trial reserves more than a machine has; GPUs count only where there is one."""
-    where = "of the cluster's largest machine" if is_cluster else "of this machine"
-    for name, needed in (("CPU", sweep.resources.cpu), ("GPU", sweep.resources.gpu)):
-        allowed = f"at most {machine[name]:g}, the {name}s {where}"
-        try:
-            require(f"resources.{name.lower()}", needed, needed <= machine[name] or machine[name] == 0, allowed)
-        except InputError as error:
-            raise _name_source(error, sweep, file) from None
+def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], file: CheckedFile) -> None:
+    """Raise InputError unless one machine has the CPUs and GPUs that a trial reserves."""
+    try:
+        check_fits(machines, sweep.resources.cpu, gpu)
+    except InputError as error:
+        raise _name_source(error, sweep, file) from None
 
 
 def check_owner(sweep_dir: Path, sweep: Sweep) -> None:

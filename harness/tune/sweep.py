@@ -22,8 +22,8 @@ from harness.storage.files import read_text, remove_unfinished
 from harness.storage.folder import Trial
 from harness.sweep.profiles import Sweep
 from harness.tracking.mlflow_sync import MlflowSync
-from harness.tune import plan
 from harness.tune.progress import SweepProgress
+from harness.tune.status import print_header
 from harness.tune.stopping import Stopping
 from harness.tune.study import Study
 from harness.tune.workers import RAY_STATE, RayOptions, train_item
@@ -72,7 +72,7 @@ def run_study(study: Study, ray: RayOptions, options: argparse.Namespace, consol
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
         RayDiedError: Ray has died.
     """
-    plan.print_header(study, ray.gpu, options.profile, console)
+    print_header(study, ray.gpu, options.profile, console)
     to_run = study.longest_first(study.to_run(options.retry_failed))
     mlflow = MlflowSync.open(study.sweep.name, options.tracking_uri, study.row_names(), console)
     _prepare_folders(study, to_run, console)

@@ -52,6 +52,15 @@ class RayOptions:
     at_once: int | None = None
 
 
+def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
+    """Raise SettingError unless one of the machines has the CPUs and the GPUs that an item reserves."""
+    most = max((machine["GPU"] for machine in machines), default=0)
+    require("resources.gpu", gpu, gpu <= most, f"at most {most:g}, the GPUs of one machine")
+    most = max((machine["CPU"] for machine in machines if machine["GPU"] >= gpu), default=0)
+    beside = f" with {gpu:g} GPU" if gpu else ""
+    require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
+
+
 def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, Data]:
     """Return the data sets of trials, by name, after checking that this code can run the trials on them.
 

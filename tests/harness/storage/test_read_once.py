@@ -7,8 +7,7 @@ import pytest
 from harness.data import load
 from harness.evaluation import shards
 from harness.evaluation.shards import certification_of, certify_shard, merge_parts
-from harness.storage import certification, folder
-from harness.storage import lock as lease
+from harness.storage import certification, folder, lock
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
 from harness.training import run_trial
 
@@ -63,8 +62,8 @@ def test_every_file_of_a_trial_is_refused_with_a_key_twice(tmp_path, tiny_trial,
     ],
 )
 def test_a_lock_file_that_is_none_names_nobody(tmp_path, text):
-    (tmp_path / lease.LOCK).write_text(text)
-    assert lease.holder(tmp_path) is None
+    (tmp_path / lock.LOCK).write_text(text)
+    assert lock.holder(tmp_path) is None
 
 
 def test_a_file_that_changes_between_two_readings_is_refused(tmp_path):

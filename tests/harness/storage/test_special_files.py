@@ -9,8 +9,7 @@ import torch
 
 from harness.leaderboard.changed import _is_part
 from harness.leaderboard.literature import read_literature
-from harness.storage import folder
-from harness.storage import lock as lease
+from harness.storage import folder, lock
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
 from harness.training.checkpoint import restore
@@ -18,7 +17,7 @@ from harness.training.log import log_to_folder
 from harness.tune.search import JOURNAL, load_studies
 
 READERS = {
-    LOCK: lease.holder,
+    LOCK: lock.holder,
     folder.LOG: lambda path: log_to_folder(path).__enter__(),
     folder.CHECKPOINT: lambda path: restore(path, {}, torch.device("cpu")),
     JOURNAL: load_studies,
@@ -49,4 +48,4 @@ def test_huge_files_are_refused_before_they_are_read(tmp_path, name):
 
 def test_a_process_number_that_no_process_has_is_of_nobody(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "process": 10**30, "since": 0.0}))
-    assert lease.holder(tmp_path) is None
+    assert lock.holder(tmp_path) is None

@@ -18,7 +18,7 @@ from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.report.figures import catalogue
 from harness.tracking.store import Tracker
-from harness.tune.resources import patient_start, ray  # which prepares the environment that Ray reads
+from harness.tune.ray_connection import patient_start, ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
     ("runs", "artifact_uri"),

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from harness.common import names
+from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine.device import NoGpuError
 from harness.machine.environment import source_digest
 from harness.storage import files, folder
-from harness.tune import ray_tune, resources
-from harness.tune.resources import RayDiedError, ResourceError, ray
+from harness.tune import ray_connection, ray_tune
+from harness.tune.ray_connection import RayDiedError, ResourceError, ray
 from harness.tune.workers import RayOptions, train_item
 
 PROBE = "probe.json"
@@ -216,15 +217,23 @@ def two_machines(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}] * 2)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
-    monkeypatch.setattr(ray_tune, "ended_with_ray", contextlib.nullcontext)
+    monkeypatch.setattr(ray_tune, "exit_if_ray_dies", contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(
     ("cpu", "gpu", "message"), [(3, 0, "cpu: found 3, allowed: at most 2"), (1, 2.5, "gpu: found 2.5")]
 )
 def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, message):
-    with pytest.raises(ResourceError, match=message):
+    with pytest.raises(SettingError, match=message):
         call(tmp_path, ["one"], print, cpu=cpu, gpu=gpu)
+
+
+def test_one_machine_must_have_the_cpus_and_the_gpu(tmp_path, two_machines, monkeypatch):
+    """Each is there, on another machine: Ray would wait for ever."""
+    machines = [{"CPU": 32.0}, {"CPU": 2.0, "GPU": 1.0}]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": machine} for machine in machines])
+    with pytest.raises(SettingError, match="cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU"):
+        call(tmp_path, ["one"], print, cpu=8, gpu=1)
 
 
 def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeypatch):
@@ -245,9 +254,9 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray, "init", lambda address, **_: calls.append(f"init {address}"))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    monkeypatch.setattr(resources.socket, "create_connection", lambda *_: io.BytesIO())
+    monkeypatch.setattr(ray_connection.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-    monkeypatch.setattr(ray_tune, "ended_with_ray", contextlib.nullcontext)
+    monkeypatch.setattr(ray_tune, "exit_if_ray_dies", contextlib.nullcontext)
 
     def fit(self):
         if error:

@@ -14,8 +14,8 @@ from ray_nodes import running_node
 from servers import free_port
 from study import POLITENESS, TINY, Study
 
-from harness.tune import resources
-from harness.tune.resources import ResourceError, ray
+from harness.tune import ray_connection, resources
+from harness.tune.ray_connection import ResourceError, ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -30,7 +30,7 @@ def no_cluster(monkeypatch):
 def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at {address}: .*refused"):
-        resources.resources_at(address)
+        resources.machines_of_cluster(address)
 
 
 def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_cluster, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_cluster_that_asks_for_a_token_is_recognised_by_what_ray_prints(no_clu
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ResourceError, match=r"asks for a token.*RAY_AUTH_MODE"):
-        resources.resources_at("auto")
+        resources.machines_of_cluster("auto")
 
 
 def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd):
@@ -49,7 +49,7 @@ def test_what_ray_prints_goes_to_a_file(no_cluster, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     log = tmp_path / "ray.log"
-    with resources.cluster(None, log):
+    with ray_connection.connected_to_ray(None, log):
         print("ours", file=sys.stderr)
         worker.print_to_stdstream(died, ignore_prefix=False)
     print("after", file=sys.stderr)
@@ -70,12 +70,12 @@ def test_why_ray_s_servers_died_is_said_and_their_logs_stay(no_cluster, monkeypa
 
     monkeypatch.setattr(ray, "init", time_out)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(resources, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_connection, "get_default_ray_temp_dir", lambda: str(tmp_path))
     with (
         pytest.raises(
             ResourceError, match=r"timed out during startup.; its log ends with: .* waiting for file agent_port"
         ),
-        resources.cluster(None, log),
+        ray_connection.connected_to_ray(None, log),
     ):
         pass
     assert error in log.read_text() and str(logs / "raylet.out") in log.read_text()
@@ -87,8 +87,8 @@ if any(name.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for na
     time.sleep(30)
 """
 STARTED = """
-from harness.tune.resources import cluster, ray
-with cluster(None):
+from harness.tune.ray_connection import connected_to_ray, ray
+with connected_to_ray(None):
     print(ray.get(ray.remote(lambda: "a task ran").remote()))
 """
 
@@ -147,15 +147,15 @@ def test_a_cluster_as_ray_starts_it_needs_its_token_and_no_more(plain_cluster, t
 BLOCKED = """
 import socket, threading
 from types import SimpleNamespace
-from harness.tune.resources import ended_with_ray, ray
+from harness.tune.ray_connection import exit_if_ray_dies, ray
 
 servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 gcs, raylet = (server.getsockname()[1] for server in servers)
 ray.get_runtime_context = lambda: SimpleNamespace(gcs_address=f"127.0.0.1:{gcs}", get_node_id=lambda: "1")
 ray.nodes = lambda: [{"NodeID": "0"}, {"NodeID": "1", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet}]
-with ended_with_ray():
+with exit_if_ray_dies():
     pass  # a Ray that is shut down has not died
-with ended_with_ray():
+with exit_if_ray_dies():
     servers[1].close()
     threading.Semaphore(0).acquire()  # as in Ray's C++ code: no signal or exception ends it
 """
@@ -172,10 +172,10 @@ def test_a_command_that_waits_for_a_dead_ray_ends_within_half_a_minute():
 
 UNDER_A_SIGNAL = """
 import signal, time
-from harness.tune.resources import cluster, ray
+from harness.tune.ray_connection import connected_to_ray, ray
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-with cluster(None):
+with connected_to_ray(None):
     print("up", flush=True)
     while not asked:
         time.sleep(0.1)
@@ -198,9 +198,9 @@ def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
     """All its servers listen on the address that its start asks for."""
     from ray._private import services
 
-    monkeypatch.setattr(resources.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(ray_connection.ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(worker, "_global_node", None)
     addresses = []
     monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
-    resources._connect(None, io.StringIO())
+    ray_connection._connect(None, io.StringIO())
     assert addresses == ["127.0.0.1"]
