@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
 from harness.methods import METHODS, method_options
-from harness.sweep.keys import SweepFile, TrialEntry, options_model
+from harness.sweep.schema import SweepFile, TrialEntry, options_model
 
 DOCS = Path(__file__).parent
 

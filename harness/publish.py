@@ -95,7 +95,10 @@ def _leave_tables(options: argparse.Namespace) -> int:
     if folder.trial_folders(study):
         study_tables.write_study_tables(study, study)
     others = [path for path in study.rglob("*") if path.is_file() and path.relative_to(study).as_posix() not in _TABLES]
-    artefacts.record(study, commit, others)
+    missing = artefacts.missing_files(study, commit, others)
+    allowed = f"a commit that holds these files as they are: {', '.join(missing[:5])}"
+    require("--tables-of", commit, not missing, allowed)
+    artefacts.write_archive_line(study, commit)
     for path in others:
         path.unlink()
     for path in [path for path in study.iterdir() if path.is_dir()]:

@@ -59,8 +59,8 @@ def main(options: argparse.Namespace) -> int:
     from harness.storage import folder
     from harness.storage.lock import lock_directory
     from harness.tune.status import print_header, print_plan
-    from harness.tune.study import Study, check_owner, check_reserved, load_checked, machines_at
-    from harness.tune.sweep import run_search, run_study
+    from harness.tune.sweep import run_search, run_sweep
+    from harness.tune.sweep_run import SweepRun, check_owner, check_reserved, load_checked, machines_at
     from harness.tune.workers import RayOptions
 
     console = new_console()
@@ -87,13 +87,13 @@ def main(options: argparse.Namespace) -> int:
         if winners is None:
             return OK if options.dry_run else FAILED
         sweep, lacks_candidates = winners
-    study = Study.of(sweep, data, sweep_dir, options.only)
+    run = SweepRun.of(sweep, data, sweep_dir, options.only)
     if options.dry_run:
-        print_header(study, ray.gpu, options.profile, console)
-        print_plan(study, options.retry_failed, options.ray_address, console)
+        print_header(run, ray.gpu, options.profile, console)
+        print_plan(run, options.retry_failed, options.ray_address, console)
         return OK
     with lock_directory(sweep_dir):
-        outcome = run_study(study, ray, options, console)
+        outcome = run_sweep(run, ray, options, console)
         page = sweep_dir / folder.REPORT
         if outcome.has_changed or not page.exists():
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures

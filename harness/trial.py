@@ -35,17 +35,17 @@ def main(options: argparse.Namespace) -> int:
         from harness.sweep.profiles import check_keys  # needs pydantic, which trial.json files do without
 
         file = check_keys(sweep_file, options.profile, options.set)  # wrong keys fail before seconds of imports
-        from harness.tune import single
+        from harness.tune import in_process
 
-        trials, checkpoints = single.trials_of(file, options.only, options.data_dir)
+        trials, checkpoints = in_process.trials_of(file, options.only, options.data_dir)
     elif options.only or options.set or options.profile:
         raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
     else:
-        from harness.tune import single
+        from harness.tune import in_process
 
         trials = {str(path): _load_trial(path) for path in options.files}
         checkpoints = {path: Path(path).with_name(folder.SOURCE) for path in trials}
-    return OK if single.run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED
+    return OK if in_process.run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED
 
 
 def _load_trial(path: Path) -> folder.Trial:

@@ -22,7 +22,6 @@ from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial_config import TrialConfig, identity
 
-_CERTIFIED = "certified"
 _NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size
 _CHOSEN = {"text", "search", "candidate", "validation"}
 _CHOICE = (  # see harness.tune.search
@@ -53,12 +52,12 @@ class StoredResult:
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
     """Return, for each trial's folder, the folders with verdicts: itself and its certifications."""
     trial_dirs = [path for path in _entries(sweep_dir / folder.TRIALS) if path.is_dir()]
-    return {path: [path, *(p for p in _entries(path / _CERTIFIED) if p.is_dir())] for path in trial_dirs}
+    return {path: [path, *(p for p in _entries(path / certification.FOLDER) if p.is_dir())] for path in trial_dirs}
 
 
 def check_strays(sweep_dir: Path) -> list[str]:
     """Check that folders of trials hold folders only."""
-    parents = [sweep_dir / folder.TRIALS, *(sweep_dir / folder.TRIALS).glob(f"*/{_CERTIFIED}")]
+    parents = [sweep_dir / folder.TRIALS, *(sweep_dir / folder.TRIALS).glob(f"*/{certification.FOLDER}")]
     strays = [path for parent in parents for path in _entries(parent) if not path.is_dir()]
     return [f"{path.relative_to(sweep_dir)} is not a folder" for path in strays]
 
@@ -115,7 +114,7 @@ def _are_near(one: dict[str, Array], other: dict[str, Array], near: float) -> bo
 
 def is_certification(verdict_dir: Path) -> bool:
     """Return whether a folder is a certification's, by its path."""
-    return verdict_dir.parent.name == _CERTIFIED
+    return verdict_dir.parent.name == certification.FOLDER
 
 
 def trial_dir_of(verdict_dir: Path) -> Path:
@@ -200,7 +199,7 @@ def check_chosen(stored: StoredResult) -> list[str]:
 def check_method(config: TrialConfig) -> list[str]:
     """Check the training method and its options as a sweep file's; plugins are loaded."""
     from harness.methods import make_method, method_options
-    from harness.sweep.keys import options_model, validate  # imported late, as torch takes seconds
+    from harness.sweep.schema import options_model, validate  # imported late, as torch takes seconds
 
     if config.is_trained_elsewhere and config.checkpoint is None:
         return [f"{folder.TRIAL}: the network is trained elsewhere, but there is no checkpoint"]

@@ -60,8 +60,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Property:
-    """A property of a network with so many inputs and outputs. Cases with equal boxes hold the same InputBox.
+    """A property of a network. Cases with equal boxes hold the same InputBox.
 
+    inputs, outputs: how many.
     shapes: of the input and the output, as a file of version 2.0 declares them; None in version 1.0.
     """
 

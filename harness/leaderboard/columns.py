@@ -11,7 +11,7 @@ _SECONDS_PER_IMAGE = "evaluation_seconds_per_image"
 
 
 PERCENT, INTEGER, THREE_DIGITS = ".2f", ",.0f", "#.3g"
-TABLES, PAGE, FILES = "tables", "page", "files"
+TABLES, PAGE, HIDDEN = "tables", "page", "hidden"
 """Where a column stands: in all tables; on the page; on the page behind a switch. CSV and JSON have all."""
 
 
@@ -23,14 +23,14 @@ class Column:
     title: in tables.
     format: how a number is written.
     is_required: whether every finished trial has the number; other columns are shown if some trial has it.
-    shown: TABLES, PAGE or FILES.
+    where: TABLES, PAGE or HIDDEN.
     """
 
     name: str
     title: str
     format: str
     is_required: bool = False
-    shown: str = FILES
+    where: str = HIDDEN
 
     def text(self, value: float) -> str:
         """Return a number of this column as text."""
@@ -41,7 +41,7 @@ ERRORS = (
     Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True, TABLES),
     Column(names.ATTACK_ERROR, "attack error", PERCENT, True, TABLES),
     Column(names.STANDARD_ERROR, "standard error", PERCENT, True, TABLES),
-    Column(names.UNDECIDED_ERROR, "undecided", PERCENT, shown=TABLES),
+    Column(names.UNDECIDED_ERROR, "undecided", PERCENT, where=TABLES),
 )
 COLUMNS = (
     *ERRORS,
@@ -67,9 +67,9 @@ REPORTED = ("reported certified error", "reported standard error", "reported as"
 _RANK, _SEEDS = ("#", "row"), ("seeds",)
 
 
-def titles_of(*shown: str) -> list[str]:
+def titles_of(*places: str) -> list[str]:
     """Return the titles of a table with the columns that stand in these places, in order; it may lack some of them."""
-    return [*_RANK, *(column.title for column in COLUMNS if column.shown in shown), *REPORTED[:2], *_SEEDS]
+    return [*_RANK, *(column.title for column in COLUMNS if column.where in places), *REPORTED[:2], *_SEEDS]
 
 
 def numbers_of(result: TrialResult) -> dict[str, float]:

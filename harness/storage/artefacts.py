@@ -1,4 +1,4 @@
-"""Weights, proofs and epochs of published studies, which only git's history holds: results/ARTEFACTS.md lists them."""
+"""Weights, proofs and epochs of published results, which only git's history holds: results/ARTEFACTS.md lists them."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.common.errors import InputError, require
+from harness.common.errors import InputError
 from harness.storage.files import read_text, write_text
 
 PAGE = "ARTEFACTS.md"
@@ -17,29 +17,43 @@ def archive_of(root: Path, commit: str, path: str) -> bytes:
     return _git(root, "-c", "tar.umask=0002", "archive", "--format=tar", commit, path)
 
 
-def record(study: Path, commit: str, files: Iterable[Path]) -> None:
-    """Write a study's line in ARTEFACTS.md, two directories above it: commit, size and SHA-256 of its archive.
-
-    Raises InputError unless the commit holds each of these files as it is.
-    """
-    root = Path(_git(study, "rev-parse", "--show-toplevel").decode().strip())
-    commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}").decode().strip()
-    path = study.resolve().relative_to(root.resolve()).as_posix()
-    entries = _git(root, "ls-tree", "-r", "-z", commit, path).decode().split("\0")[:-1]
+def missing_files(directory: Path, commit: str, files: Iterable[Path]) -> list[str]:
+    """Return the files below published results that a commit does not hold as they are. Raises InputError."""
+    root, path = _locate(directory)
+    entries = _git(root, "ls-tree", "-r", "-z", _resolve(root, commit), path).decode().split("\0")[:-1]
     blobs = {name: meta.split()[2] for meta, name in (entry.split("\t") for entry in entries)}
     names = [file.resolve().relative_to(root.resolve()).as_posix() for file in files]
     digests = _git(root, "hash-object", "--no-filters", "--", *names).decode().split() if names else []
-    lost = [name for name, digest in zip(names, digests, strict=True) if blobs.get(name) != digest]
-    require("--tables-of", commit[:12], not lost, f"a commit that holds these files as they are: {', '.join(lost[:5])}")
+    return [name for name, digest in zip(names, digests, strict=True) if blobs.get(name) != digest]
+
+
+def write_archive_line(directory: Path, commit: str) -> None:
+    """Write the line of published results in ARTEFACTS.md, two directories above: commit, size and SHA-256.
+
+    Raises InputError.
+    """
+    root, path = _locate(directory)
+    commit = _resolve(root, commit)
     archive = archive_of(root, commit, path)
-    line = f"| {study.name} | {len(archive) / 1e6:.1f} | `{commit}` | `{hashlib.sha256(archive).hexdigest()}` |"
-    page = study.resolve().parents[1] / PAGE
+    line = f"| {directory.name} | {len(archive) / 1e6:.1f} | `{commit}` | `{hashlib.sha256(archive).hexdigest()}` |"
+    page = directory.resolve().parents[1] / PAGE
     lines = read_text(page).splitlines()
     rows = [number for number, text in enumerate(lines) if re.match(r"\| \S+ \| [\d.]+ \| `", text)]
-    kept = [lines[number] for number in rows if not lines[number].startswith(f"| {study.name} |")]
+    other_rows = [lines[number] for number in rows if not lines[number].startswith(f"| {directory.name} |")]
     start = rows[0] if rows else lines.index("| --- | --- | --- | --- |") + 1
-    lines[start : start + len(rows)] = sorted([*kept, line])
+    lines[start : start + len(rows)] = sorted([*other_rows, line])
     write_text(page, "\n".join(lines) + "\n")
+
+
+def _locate(directory: Path) -> tuple[Path, str]:
+    """Return the root of a directory's repository, and the path from there."""
+    root = Path(_git(directory, "rev-parse", "--show-toplevel").decode().strip())
+    return root, directory.resolve().relative_to(root.resolve()).as_posix()
+
+
+def _resolve(root: Path, commit: str) -> str:
+    """Return a commit's full hash."""
+    return _git(root, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}").decode().strip()
 
 
 def _git(directory: Path, *words: str) -> bytes:

@@ -30,7 +30,7 @@ from harness.sweep.checkpoint_settings import digest_of
 if TYPE_CHECKING:
     import pandas as pd
 
-CERTIFICATION, TIMINGS = "certification.json", "timings.parquet"
+FOLDER, CERTIFICATION, TIMINGS = "certified", "certification.json", "timings.parquet"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
     stages = "+".join(stage + budget if stage == names.BAB else stage for stage in settings.stages)
     each = "" if settings.stage_seconds is None else f"-{str(settings.stage_seconds).removesuffix('.0')}s-each"
     name = f"{stages}{each}-{settings.test_images or 'all'}-images{'-certificates' * settings.certificates}"
-    return trial_dir / "certified" / name
+    return trial_dir / FOLDER / name
 
 
 def folders(trial_dir: Path) -> list[Path]:
     """Return the folders of all certifications of a trial, by name."""
-    return sorted(path.parent for path in trial_dir.glob(f"certified/*/{CERTIFICATION}"))
+    return sorted(path.parent for path in trial_dir.glob(f"{FOLDER}/*/{CERTIFICATION}"))
 
 
 def trial_of(directory: Path) -> Path:

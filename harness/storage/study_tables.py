@@ -1,10 +1,10 @@
-"""A study as two Parquet files, as git has it: its trials and verdicts, without weights, proofs and epochs.
+"""Published results as two Parquet files, as git has them: trials and verdicts, without weights, proofs and epochs.
 
-    trials.parquet    a row for each finished trial and certification: `folder` below the study's directory, and the
+    trials.parquet    a row for each finished trial and certification: `folder` below that of the results, and the
                       JSON texts of its files: `trial` (trial.json or certification.json), `result`, `chosen` (or None)
     verdicts.parquet  a row for each test image of each of them: `folder` and VERDICT_COLUMNS
 
-Where the folders themselves are there, they are read, and not the tables.
+If the trial folders exist, they are read instead.
 """
 
 import json
@@ -74,7 +74,7 @@ def read_stored_trials(study: Path) -> list[StoredTrial]:
 
 
 def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
-    certified = Path(row[_FOLDER]).parent.name == "certified"
+    certified = Path(row[_FOLDER]).parent.name == certification.FOLDER
     parse = folder.parse_certified_trial if certified else folder.parse_trial
     chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
     result = folder.parse_result(_json(row["result"]))

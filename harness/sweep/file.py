@@ -17,7 +17,6 @@ from harness.sweep.buildable import check_buildable, ignored_evaluation, ignored
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.sweep.checkpoint_weights import read_weights
 from harness.sweep.grid import LARGEST, expand, names_in
-from harness.sweep.keys import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.profiles import (
     ASSIGNED,
     CPU_PROFILE,
@@ -27,6 +26,7 @@ from harness.sweep.profiles import (
     name_source,
     parse_keys,
 )
+from harness.sweep.schema import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.search import check_search, make_searched
 from harness.sweep.text import merge, nest, profile_mark
 from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, identity

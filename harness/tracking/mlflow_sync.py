@@ -17,7 +17,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.tracking import TrackingError
 from harness.tracking.notes import describe_experiment
-from harness.tracking.store import Tracker
+from harness.tracking.runs import Tracker
 
 
 class MlflowSync:

@@ -33,7 +33,7 @@ from harness.sweep.profiles import Sweep
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
 from harness.training.run import split_images
 from harness.tune.stopping import Stopping
-from harness.tune.workers import RAY_STATE, RayOptions, train_item
+from harness.tune.workers import NO_RESULT, RAY_STATE, RayOptions, train_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -105,11 +105,11 @@ class Search:
             if stopping.interrupted:
                 raise Stopped
             winners = [] if stopping.asked else self.winners()
-        lacks_some = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
-        return (replace(self.sweep, trials=winners), lacks_some) if winners else None
+        has_unfinished = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
+        return (replace(self.sweep, trials=winners), has_unfinished) if winners else None
 
     def begin(self) -> None:
-        """Load or create the studies, called by their entries' rows, for writing. Raises DamagedFileError."""
+        """Load or create the studies, named by their entries' rows, for writing. Raises DamagedFileError."""
         path = self.directory / JOURNAL
         Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
         if path.exists():
@@ -142,7 +142,7 @@ class Search:
             if failure is None and folder.read_result(trial_dir) is None:
                 if error is None and stopping.asked:
                     return
-                failure = folder.write_failure(trial_dir, error or "its worker ended without a result")
+                failure = folder.write_failure(trial_dir, error or NO_RESULT)
             self.conclude(trial_dir)
             self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
             if failure is not None and fail_fast:

@@ -26,7 +26,7 @@ from harness.storage.lock import holder
 from harness.sweep.profiles import CPU_PROFILE
 from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, labels
 from harness.tune.progress import minutes, percent
-from harness.tune.study import Study
+from harness.tune.sweep_run import SweepRun
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 
@@ -128,14 +128,14 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_header(study: Study, gpus: float, asked_profile: str | None, console: Console) -> None:
+def print_header(run: SweepRun, gpus: float, asked_profile: str | None, console: Console) -> None:
     """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
-    sweep, data, trials = study.sweep, study.data, study.trials
+    sweep, data, trials = run.sweep, run.data, run.trials
     config = sweep.trials[0]
     total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
     lines = [
         f"{sweep.name}: {data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
-        f"{len(trials)}{total} trials, {len(trials) - len(study.unfinished())} finished already",
+        f"{len(trials)}{total} trials, {len(trials) - len(run.unfinished())} finished already",
         f"data: {data['train_images']:,} training and {data['test_images']:,} test images "
         f"from {data['directory'] or 'a package'}",
     ]
@@ -150,7 +150,7 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
             f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
             f"{epochs} epochs; its numbers are not comparable with published ones"
         )
-    if changed := [trial for trial in trials if trial.key not in study.unchanged_keys]:
+    if changed := [trial for trial in trials if trial.key not in run.unchanged_keys]:
         lines.append(
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
@@ -161,19 +161,19 @@ def print_header(study: Study, gpus: float, asked_profile: str | None, console: 
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def print_plan(study: Study, retry_failed: bool, ray_address: str | None, console: Console) -> None:
+def print_plan(run: SweepRun, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
-    to_run = {trial.key for trial in study.to_run(retry_failed)}
-    left = study.seconds_left([trial for trial in study.trials if trial.key in to_run])
+    to_run = {trial.key for trial in run.to_run(retry_failed)}
+    left = run.seconds_left([trial for trial in run.trials if trial.key in to_run])
     rows = []
-    for trial in study.trials:
-        state = state_of(study.trial_dirs[trial.key], trial.config.epochs, holder(study.sweep_dir))
+    for trial in run.trials:
+        state = state_of(run.trial_dirs[trial.key], trial.config.epochs, holder(run.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
-        rows.append([study.labels[trial.key], trial.key, state.state, state.description, would_run, time])
+        rows.append([run.labels[trial.key], trial.key, state.state, state.description, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    resources, cpus, gpus = study.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    resources, cpus, gpus = run.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
     side_by_side = None
     if ray_address is None:
         side_by_side = cpus // resources.cpu

@@ -25,8 +25,8 @@ from harness.tracking.mlflow_sync import MlflowSync
 from harness.tune.progress import SweepProgress
 from harness.tune.status import print_header
 from harness.tune.stopping import Stopping
-from harness.tune.study import Study
-from harness.tune.workers import RAY_STATE, RayOptions, train_item
+from harness.tune.sweep_run import SweepRun
+from harness.tune.workers import NO_RESULT, RAY_STATE, RayOptions, train_item
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_search(
     return search.run(ray, options.fail_fast)
 
 
-def run_study(study: Study, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
+def run_sweep(run: SweepRun, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
     """Run the trials that are left, log them and write the tables. The sweep's directory is locked by the caller.
 
     options: of `harness.run`.
@@ -72,24 +72,24 @@ def run_study(study: Study, ray: RayOptions, options: argparse.Namespace, consol
         KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
         RayDiedError: Ray has died.
     """
-    print_header(study, ray.gpu, options.profile, console)
-    to_run = study.longest_first(study.to_run(options.retry_failed))
-    mlflow = MlflowSync.open(study.sweep.name, options.tracking_uri, study.row_names(), console)
-    _prepare_folders(study, to_run, console)
-    is_interrupted = bool(to_run) and _run(study, to_run, ray, mlflow, options.fail_fast, console)
-    if not folder.trial_folders(study.sweep_dir):
-        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(study.sweep_dir))
-    before = _table_text(study.sweep_dir)
-    leaderboard, summaries = write_leaderboard(study.sweep_dir)
+    print_header(run, ray.gpu, options.profile, console)
+    to_run = run.longest_first(run.to_run(options.retry_failed))
+    mlflow = MlflowSync.open(run.sweep.name, options.tracking_uri, run.row_names(), console)
+    _prepare_folders(run, to_run, console)
+    is_interrupted = bool(to_run) and _run(run, to_run, ray, mlflow, options.fail_fast, console)
+    if not folder.trial_folders(run.sweep_dir):
+        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(run.sweep_dir))
+    before = _table_text(run.sweep_dir)
+    leaderboard, summaries = write_leaderboard(run.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    mlflow.finish(study.sweep_dir, leaderboard, study.unchanged_keys)
-    problems = study.unusable(leaderboard.trials)
+    mlflow.finish(run.sweep_dir, leaderboard, run.unchanged_keys)
+    problems = run.unusable(leaderboard.trials)
     for key, problem in problems.items():
-        trial = f"{study.labels[key]} ({study.trial_dirs[key]})"
+        trial = f"{run.labels[key]} ({run.trial_dirs[key]})"
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
-    is_complete = not (study.unfinished() or problems or mlflow.is_away)
-    return Outcome(leaderboard, summaries, before != _table_text(study.sweep_dir), is_complete, is_interrupted)
+    is_complete = not (run.unfinished() or problems or mlflow.is_away)
+    return Outcome(leaderboard, summaries, before != _table_text(run.sweep_dir), is_complete, is_interrupted)
 
 
 def _table_text(sweep_dir: Path) -> str:
@@ -97,41 +97,41 @@ def _table_text(sweep_dir: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def _prepare_folders(study: Study, to_run: list[Trial], console: Console) -> None:
+def _prepare_folders(run: SweepRun, to_run: list[Trial], console: Console) -> None:
     """Make the trials' folders and remove what killed runs left; print which trials are not run."""
-    for trial in study.unfinished():
+    for trial in run.unfinished():
         if trial not in to_run:
-            failure = folder.read_failure(study.trial_dirs[trial.key]) or {}
-            message = f"failed {study.labels[trial.key]}: {failure.get('error')}; it would fail the same way again"
+            failure = folder.read_failure(run.trial_dirs[trial.key]) or {}
+            message = f"failed {run.labels[trial.key]}: {failure.get('error')}; it would fail the same way again"
             console.print(f"{message}. To retry anyway: --retry-failed", soft_wrap=True)
-    for trial in study.trials:
-        folder.take_over(study.trial_dirs[trial.key], trial)
+    for trial in run.trials:
+        folder.take_over(run.trial_dirs[trial.key], trial)
     for trial in to_run:
         if (checkpoint := trial.config.checkpoint) is not None:
-            path = study.sweep.checkpoints[checkpoint.sha256]
-            folder.copy_checkpoint(checkpoint, path, study.trial_dirs[trial.key] / folder.SOURCE)
-    shutil.rmtree(study.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
-    for directory in (study.sweep_dir, study.sweep_dir / folder.FIGURES):
+            path = run.sweep.checkpoints[checkpoint.sha256]
+            folder.copy_checkpoint(checkpoint, path, run.trial_dirs[trial.key] / folder.SOURCE)
+    shutil.rmtree(run.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
+    for directory in (run.sweep_dir, run.sweep_dir / folder.FIGURES):
         remove_unfinished(directory)
 
 
 def _run(
-    study: Study, trials: list[Trial], options: RayOptions, mlflow: MlflowSync, fail_fast: bool, console: Console
+    run: SweepRun, trials: list[Trial], options: RayOptions, mlflow: MlflowSync, fail_fast: bool, console: Console
 ) -> bool:
-    """Run trials side by side; return True if a signal has stopped them. Raises as `run_study` does."""
+    """Run trials side by side; return True if a signal has stopped them. Raises as `run_sweep` does."""
     from harness.tune import ray_tune  # here, since a finished sweep needs no Ray
 
-    trial_dirs = [study.trial_dirs[trial.key] for trial in trials]
+    trial_dirs = [run.trial_dirs[trial.key] for trial in trials]
     for trial_dir in trial_dirs:  # else an old failure would be reported as this run's
         (trial_dir / folder.FAILURE).unlink(missing_ok=True)
     work = partial(train_item, data_dir=options.data_dir, code=source_digest())
     with (
-        SweepProgress(trials, study.labels, console) as progress,
-        Stopping(study.sweep_dir / folder.STOP, progress.print_line) as stopping,
+        SweepProgress(trials, run.labels, console) as progress,
+        Stopping(run.sweep_dir / folder.STOP, progress.print_line) as stopping,
     ):
         callbacks = _Callbacks(mlflow, progress, stopping, fail_fast)
         try:
-            ray_tune.run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, study.sweep_dir)
+            ray_tune.run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, run.sweep_dir)
         except (KeyboardInterrupt, ray_tune.RayDiedError):
             for trial_dir in trial_dirs:
                 mlflow.sync(trial_dir, running=False)
@@ -171,7 +171,7 @@ class _Callbacks:
             self.progress.stopped(trial_dir.name)
         else:
             if failure is None:  # the worker died before it could write one
-                failure = {"error": error or "its worker ended without a result"}
+                failure = {"error": error or NO_RESULT}
                 with suppress(OSError):  # of a full disk
                     failure = folder.write_failure(trial_dir, failure["error"])
             self.progress.failed(trial_dir.name, failure["error"])

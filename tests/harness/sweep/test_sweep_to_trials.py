@@ -21,7 +21,7 @@ from harness.settings import EvaluationSettings, TrainSettings
 from harness.sweep import file
 from harness.sweep.buildable import check_buildable
 from harness.sweep.file import load_profiles, load_sweep
-from harness.sweep.keys import SweepFile, TrialEntry
+from harness.sweep.schema import SweepFile, TrialEntry
 from harness.sweep.trial_config import TrialConfig, trial_key
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -17,7 +17,7 @@ from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.report.figures import catalogue
-from harness.tracking.store import Tracker
+from harness.tracking.runs import Tracker
 from harness.tune.ray_connection import patient_start, ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
@@ -113,7 +113,7 @@ def made_by_default(tmp_path_factory):
     directory.mkdir()
     finish(trial_dir := make_folder(directory.parent))
     code = (
-        "import pathlib, sys; from harness.tracking.store import Tracker; "
+        "import pathlib, sys; from harness.tracking.runs import Tracker; "
         "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

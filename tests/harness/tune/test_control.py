@@ -14,7 +14,7 @@ from harness.checker.bounds import operators
 from harness.common import names
 from harness.storage import folder
 from harness.tracking.mlflow_sync import MlflowSync
-from harness.tracking.store import Tracker
+from harness.tracking.runs import Tracker
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy

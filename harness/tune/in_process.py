@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def trials_of(
     file: "CheckedFile", patterns: list[str], data_dir: str | None
 ) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
-    """Return a sweep file's trials that match a pattern, and where each one's checkpoint lies, both by their labels.
+    """Return a sweep file's trials that match a pattern, and where each one's checkpoint lies, both by name: the label.
 
     patterns: of labels or keys; all trials without one. Raises InputError.
     """
@@ -42,8 +42,8 @@ def trials_of(
     require(f"{file.path}: search", "a search", sweep.search is None, "none: only harness.run can search")
     fingerprint = load(sweep.dataset, data_dir).fingerprint
     trials = {
-        label: folder.make_trial(config, fingerprint)
-        for label, config in zip(labels(sweep.trials), sweep.trials, strict=True)
+        name: folder.make_trial(config, fingerprint)
+        for name, config in zip(labels(sweep.trials), sweep.trials, strict=True)
     }
     if patterns:
         selected = select_by_pattern("--only", patterns, {name: (name, each.key) for name, each in trials.items()})
@@ -57,35 +57,35 @@ def run_trials(
 ) -> bool:
     """Train the trials that have no result yet and print what they do; return True if none has failed.
 
-    trials, checkpoints: by what messages call a trial; networks trained elsewhere have a checkpoint. Raises InputError
-    before anything starts, and Stopped if a signal has stopped them.
+    trials, checkpoints: by the name of a trial in messages; networks trained elsewhere have a checkpoint. Raises
+    InputError before anything starts, and Stopped if a signal has stopped them.
     """
-    trial_dirs = {path: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for path, trial in trials.items()}
+    trial_dirs = {name: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for name, trial in trials.items()}
     for sweep in {trial.config.sweep for trial in trials.values()}:
         refuse_links(results_dir / sweep)
     by_dir = dict(zip(trial_dirs.values(), labels([trial.config for trial in trials.values()]), strict=True))
     to_run = {}
-    for path, trial in trials.items():
-        folder.refuse_another(trial_dirs[path], trial)
-        if not _print_result(by_dir[trial_dirs[path]], trial_dirs[path]):
-            to_run[path] = trial
+    for name, trial in trials.items():
+        folder.refuse_another(trial_dirs[name], trial)
+        if not _print_if_finished(by_dir[trial_dirs[name]], trial_dirs[name]):
+            to_run[name] = trial
     sources = {
-        path: _find_checkpoint(checkpoints[path], trial_dirs[path], checkpoint)
-        for path, trial in to_run.items()
+        name: _find_checkpoint(checkpoints[name], trial_dirs[name], checkpoint)
+        for name, trial in to_run.items()
         if (checkpoint := trial.config.checkpoint) is not None
     }
     data_sets = load_data(to_run, data_dir)
-    for path, trial in to_run.items():
+    for name, trial in to_run.items():
         try:
             split_images(trial.config, data_sets[trial.config.dataset])
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    unfinished = {trial_dirs[path]: trial for path, trial in to_run.items()}
-    for path, trial in to_run.items():
-        make_directory(trial_dir := trial_dirs[path])
+            raise InputError(f"{name}: {error}") from None
+    unfinished = {trial_dirs[name]: trial for name, trial in to_run.items()}
+    for name, trial in to_run.items():
+        make_directory(trial_dir := trial_dirs[name])
         folder.take_over(trial_dir, trial)
         if trial.config.checkpoint is not None:
-            folder.copy_checkpoint(trial.config.checkpoint, sources[path], trial_dir / folder.SOURCE)
+            folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dir / folder.SOURCE)
     failed = {trial_dir for trial_dir in unfinished if folder.read_failure(trial_dir) is not None}
     if unfinished:
         say(f"device: {device_title(best_device())}")
@@ -142,8 +142,8 @@ def _print_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _print_result(label: str, trial_dir: Path) -> bool:
-    """Return True if the trial has a result, and print its error."""
+def _print_if_finished(label: str, trial_dir: Path) -> bool:
+    """Print the error of a finished trial; return True if it is one."""
     result = folder.read_result(trial_dir)
     if result is not None:
         name = names.CERTIFIED_ERROR

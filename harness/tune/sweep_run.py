@@ -29,8 +29,8 @@ from harness.tune.workers import check_fits
 
 
 @dataclass(frozen=True)
-class Study:
-    """A sweep on its data.
+class SweepRun:
+    """The trials of a sweep that a command runs or reports.
 
     data: the data set's summary, and its `title`.
     trials: those that the command runs or reports.
@@ -46,7 +46,7 @@ class Study:
 
     @classmethod
     def of(cls, sweep: Sweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
-        """Return the study of the trials whose label or key matches a pattern, of all without patterns.
+        """Return the run of the trials whose label or key matches a pattern, of all without patterns.
 
         Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
         """
@@ -54,10 +54,10 @@ class Study:
         by_key = dict(zip(trials, labels(sweep.trials), strict=True))
         names_of = {key: (label, key) for key, label in by_key.items()}
         keys = select_by_pattern("--only", patterns, names_of) if patterns else list(trials)
-        study = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
-        for key, trial_dir in study.trial_dirs.items():
+        run = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
+        for key, trial_dir in run.trial_dirs.items():
             folder.refuse_another(trial_dir, trials[key])
-        return study
+        return run
 
     @cached_property
     def trial_dirs(self) -> dict[str, Path]:
@@ -85,7 +85,7 @@ class Study:
     def unusable(self, table: pd.DataFrame) -> dict[str, str]:
         """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by key.
 
-        table: a row for each trial in the directory, as `analysis.trials.read_trials` returns it.
+        table: a row for each trial in the directory, as `leaderboard.rows.read_trials` returns it.
         """
         keys = {trial_dir: key for key, trial_dir in self.trial_dirs.items()}
         problems = {}
