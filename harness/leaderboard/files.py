@@ -15,8 +15,9 @@ from rich.console import Console
 
 from harness.common.terminal import one_line, print_table
 from harness.leaderboard.latex import latex_tables
+from harness.leaderboard.section_text import row_label, stages_table
 from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, short_table, summaries_of
-from harness.leaderboard.table import Leaderboard, Section, build_leaderboard, row_label, stages_table
+from harness.leaderboard.table import Leaderboard, Section, build_leaderboard
 from harness.storage.files import read_text, write_text
 
 LEGEND = (
@@ -90,7 +91,7 @@ def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary], table: Ma
         parts += [markdown_table(table(section, summary), section.is_literature)]
         parts += [f"{markdown_text(line)}\n" for line in summary.lines]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
-        if len(stages := stages_table(section)):
+        if len(stages := stages_table(section.trials)):
             parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
     if len(leaderboard.uncounted):
         parts += [f"## {UNCOUNTED}\n", markdown_table(leaderboard.uncounted)]

@@ -6,11 +6,9 @@ numbers from papers. A certification by `harness.certify` is a row like any othe
 not counted.
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,13 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.terminal import printable
-from harness.leaderboard.columns import COLUMNS, ERRORS, INTEGER, REPORTED, Column
+from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
 from harness.leaderboard.literature import read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
-from harness.settings import STAGES, Radius, describe_weak_attack
+from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
+from harness.settings import Radius
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
-from harness.sweep.trial_config import FULL_PROFILE, is_of_training, label_settings, missing_text, value_text
+from harness.sweep.trial_config import FULL_PROFILE, is_of_training, label_settings, missing_text
 
 FEWEST_SEEDS = 3
 """The smallest number of seeds that ranks two rows."""
@@ -99,18 +98,18 @@ class Section:
         columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
         columns |= {name: rows[name].where(rows[name].notna() | ~own, missing_text(name)) for name in self.differing}
         numbers = {
-            column.title: pd.Series(_mean_and_std(rows, column), rows.index, dtype=object)
+            column.title: pd.Series(mean_and_std(rows, column), rows.index, dtype=object)
             for column in COLUMNS
             if column.is_required or (column.name in rows and rows[column.name].notna().any())
         }
-        columns |= {column.title: numbers[column.title] for column in ERRORS if column.title in numbers}
+        columns |= {column.title: numbers.pop(column.title) for column in ERRORS if column.title in numbers}
         columns |= {name: rows[name] for name in REPORTED if name in rows and rows[name].notna().any()}
         seeds = rows["seeds"].map(str)
         seeds = seeds.where(rows["seeds"] == rows["seeds_started"], seeds + " of " + rows["seeds_started"].map(str))
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
         if CHOSEN in rows and rows[CHOSEN].notna().any():
             columns[CHOSEN] = rows[CHOSEN]
-        return pd.DataFrame({**columns, **numbers}).map(as_text)
+        return pd.DataFrame(columns | numbers).map(as_text)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -216,7 +215,7 @@ def _section(
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
-        notes=_notes(profile, trials, is_full_size),
+        notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
         finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
@@ -236,92 +235,3 @@ def is_incomparable(rows: pd.DataFrame) -> pd.Series:
     """
     seeds, unknown = pd.to_numeric(rows["seeds"]).clip(upper=FEWEST_SEEDS), rows[names.CERTIFIED_ERROR].isna()
     return unknown | (seeds < seeds[~unknown].max())
-
-
-def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
-    """Return what a reader must know before comparing a section's numbers with any others."""
-    is_elsewhere, held_out = trials["method"] == TRAINED_ELSEWHERE, trials["validation_images"]
-    trained, is_held_out = trials[~is_elsewhere], held_out > 0
-    tests = trials.loc[~is_held_out, "evaluation.test_images"]
-    notes = {
-        f"Profile {profile}, {_size(trials, trained)}: not comparable with published numbers.": not is_full_size,
-        f"Trained on {_span(trained['train_images'])} of the training images.": trained["train_images"].notna().any(),
-        f"Errors are measured on {_span(tests)} of the test images, the first ones.": tests.notna().any(),
-        f"{'All' if is_held_out.all() else 'Some'} errors are measured on {_span(held_out[is_held_out])} validation "
-        "images held out of training, not on test images.": is_held_out.any(),
-        **dict.fromkeys((*_weak_attack_notes(trials), *_search_notes(trials)), True),
-        "Networks trained elsewhere are evaluated here; `reported` columns have their papers' numbers.": (
-            is_elsewhere.any()
-        ),
-        "No trial has finished yet.": trials["problem"].notna().all(),
-    }
-    return [note for note, holds in notes.items() if holds]
-
-
-def _span(values: pd.Series) -> str:
-    texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
-    return " or ".join(texts)
-
-
-def _size(trials: pd.DataFrame, trained: pd.DataFrame) -> str:
-    size = f"width {_span(trials['width'])}"
-    if trained.empty:
-        return size
-    return f"{size}, train images {_span(trained['train_images'])}, epochs {_span(trained['train.epochs'])}"
-
-
-def _weak_attack_notes(trials: pd.DataFrame) -> list[str]:
-    attacks = trials[["evaluation.attack_step", "evaluation.attack_steps"]].drop_duplicates()
-    texts = filter(None, starmap(describe_weak_attack, attacks.itertuples(index=False)))
-    return [f"In {'all' if len(attacks) == 1 else 'some'} rows, {text}." for text in texts]
-
-
-def _search_notes(trials: pd.DataFrame) -> list[str]:
-    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
-    which = "All" if chosen.notna().all() else "Some"
-    return [
-        f"{which} rows' settings were chosen by a search ({text}), then trained anew."
-        for text in chosen.dropna().unique()
-    ]
-
-
-def as_text(value: Any) -> str:
-    """Return a cell's text; empty for what is missing."""
-    return "" if pd.isna(value) else value_text(value)
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """Return a row's model, method, options, and the source of a paper's."""
-    return " ".join(row[name] for name in [*LABEL, "source"] if row.get(name))
-
-
-def _mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
-    def cell(mean: float, std: float) -> str:
-        if math.isnan(mean):
-            return ""
-        if math.isnan(std) or (column.format == INTEGER and std == 0):
-            return column.text(mean)
-        return f"{column.text(mean)} ± {column.text(std)}"
-
-    return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
-
-
-def stages_table(section: Section) -> pd.DataFrame:
-    """Return what each stage decided and took: rows of text, one column per stage."""
-    means = section.trials.groupby("label", sort=False).mean(numeric_only=True)
-    cells = {
-        stage: [_stage_cell(row, stage) for row in means.to_dict("records")]
-        for stage in (names.CLEAN, names.ATTACK, *STAGES)
-    }
-    table = pd.DataFrame({"row": means.index} | {stage: texts for stage, texts in cells.items() if any(texts)})
-    return table[table.drop(columns="row").any(axis=1)]
-
-
-def _stage_cell(metrics: dict[Any, float], stage: str) -> str:
-    """Return '50 of 90, 1.2 s'; empty for a stage that did not run."""
-    decided, examples = metrics.get(names.decided_by(stage)), metrics.get(names.examples_at(stage))
-    seconds = metrics.get(names.seconds_of(stage), math.nan)
-    if pd.isna(decided) or pd.isna(examples):
-        return ""
-    duration = "" if math.isnan(seconds) else f", {seconds:.2g} s" if seconds < 10 else f", {seconds:,.0f} s"
-    return f"{decided:,.0f} of {examples:,.0f}{duration}"

@@ -10,8 +10,9 @@ import pandas as pd
 from harness.common import names
 from harness.leaderboard.columns import PAGE, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
+from harness.leaderboard.section_text import as_text, stages_table
 from harness.leaderboard.summary import Summary, full_table
-from harness.leaderboard.table import Leaderboard, Section, as_text, stages_table
+from harness.leaderboard.table import Leaderboard, Section
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
@@ -78,7 +79,7 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
         "summary": summary,
         "cells": cells[main + hidden],
         "hidden": hidden,
-        "stages": stages_table(section),
+        "stages": stages_table(section.trials),
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
         "commands": {label: _commands(list(trial_dirs)) for label, trial_dirs in rows},
