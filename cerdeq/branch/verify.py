@@ -76,6 +76,7 @@ def verify(
     Raises:
         ValueError: if neither seconds nor branches is given, for limits below 0, if spec has no rows, and as `bound`
             does.
+        NotConvergedError: if an equilibrium of the model misses its tolerance.
     """
     _check_limits(seconds, branches)
     began, seconds = time.monotonic(), math.inf if seconds is None else seconds

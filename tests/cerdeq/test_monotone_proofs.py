@@ -100,6 +100,15 @@ def test_products_count_every_rounding():
     assert max(errors) > 0 and all(e <= high[i // 5][i % 5] for i, e in enumerate(errors))
 
 
+def test_a_large_weight_times_rounded_subnormal_numbers_counts():
+    """Their rounding errors must not underflow before they meet the weight."""
+    x = np.ldexp([2.0**31 - 1, 2.0**31 - 3, 2.0**31 - 7], -1061)
+    u = np.ldexp([[1.1, 1.3, 1.7]], 1000)
+    product = Enclosure.exact(torch.tensor(u)) @ Enclosure.exact(torch.tensor(x)[:, None])
+    size = sum(abs(a) * b for a, b in zip(exact(u)[0], exact(x), strict=True))
+    assert exact(product.error)[0][0] >= size * Fraction(3, 2**53)
+
+
 def test_the_largest_eigenvalue_is_an_upper_bound():
     rng = np.random.default_rng(1)
     for size in (1.0, 1e-120, 1e100):

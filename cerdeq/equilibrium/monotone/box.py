@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends
+from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue, rounded_up, sum_rounded_up
 from cerdeq.equilibrium.monotone.proof import Monotonicity
 from cerdeq.equilibrium.monotone.solver import Splitting
@@ -102,6 +103,7 @@ def _input_weights(matrix: Tensor) -> Tensor:
     weights = best = torch.ones_like(squares)
     lowest = torch.inf
     for _ in range(_WEIGHT_STEPS):
+        check()
         values, vectors = torch.linalg.eigh(((matrix / weights) @ matrix.mT).nan_to_num())
         if (value := float(values[-1] * weights.sum())) < lowest:
             lowest, best = value, weights

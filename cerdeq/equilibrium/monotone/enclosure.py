@@ -24,7 +24,8 @@ class Enclosure:
         """Return the product: a sum of n products is off by at most gamma_n times the sum of their magnitudes."""
         terms = self.value.shape[-1]
         magnitude = other.value.abs() + other.error
-        error = self.error @ magnitude + self.value.abs() @ (other.error + gamma(terms) * magnitude)
+        size = self.value.abs()
+        error = self.error @ magnitude + size @ other.error + gamma(terms) * (size @ magnitude)
         return Enclosure(self.value @ other.value, rounded_up(error, terms))
 
     def __add__(self, other: "Enclosure") -> "Enclosure":

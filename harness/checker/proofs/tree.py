@@ -10,7 +10,7 @@ from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
 from harness.checker.bounds.multipliers import EquilibriumBounds
 from harness.checker.bounds.network import Activation, Network
-from harness.checker.bounds.relaxation import rounding_loss
+from harness.checker.bounds.relaxation import LARGEST, rounding_loss
 from harness.checker.proofs.certificates import RefusedError, Tensors
 
 PREFIX = "equilibrium"
@@ -81,14 +81,16 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
     number = places[0]
     if weight.ndim != 2:
         raise RefusedError("W is a convolution; a tree needs a dense W")
-    try:
-        proof = prove(weight)
-    except NotMonotoneError as error:
-        raise RefusedError(str(error)) from None
+    if not all((magnitude(box) <= LARGEST).all() for box in values):  # else products of weights may underflow
+        raise RefusedError(f"a value of the network may be above {LARGEST:g}")
     (source,) = network.steps[number - 1].sources
     inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
     rows = _affine_map(network, values, spec, len(network.steps), number)
-    return EquilibriumBounds(proof, inject, Box(values[0].center.ravel(), values[0].radius.ravel())), rows
+    try:
+        x = Box(values[0].center.ravel(), values[0].radius.ravel())
+        return EquilibriumBounds(prove(weight), inject, x), rows
+    except (NotMonotoneError, np.linalg.LinAlgError) as error:
+        raise RefusedError(str(error)) from None
 
 
 def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:
@@ -123,9 +125,10 @@ def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
     tree = {field: tensors[f"{PREFIX}/{field}"] for field in _FIELDS}
     for field, kind in _FIELDS.items():
         _require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
-    nodes, places, count = tree["nodes"], tree["rows"], len(tree["rows"])
+    nodes, places = tree["nodes"], tree["rows"]
     _require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
     _require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
+    count = len(places)
     _require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
     _require(tree["scales"].shape == tree["betas"].shape == (count,), "scales or betas are not [T]")
     is_exact = int((tree["scales"] == 0).sum())

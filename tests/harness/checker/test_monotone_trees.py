@@ -129,6 +129,7 @@ def test_no_forgery_proves_what_is_false(proved):
         ("scales", lambda t: t * np.float32(np.nan), "exact is not|not finite"),
         ("rows", lambda t: t + np.array([[0, 0, 99, 0]], np.int32), "bounds no unit"),
         ("exact", lambda t: np.ones((len(t) + 1, UNITS)), "exact is not"),
+        ("rows", lambda t: np.array(0, np.int32), "rows are not"),
     ],
 )
 def test_malformed_trees_are_refused(proved, field, change, why):
@@ -148,6 +149,32 @@ def test_half_of_a_split_is_no_proof():
     for nodes in ([[-1, -1, -1, 0], [0, 0, -1, 0]], [[-1, -1, -1, 0], [0, 0, -1, 0], [1, 0, 2, 1], [1, 0, 2, -1]]):
         tree = {"nodes": np.array(nodes, np.int32), **none}
         assert check(model, {f"equilibrium/{name}": tensor for name, tensor in tree.items()}).proved_by == ""
+
+
+def test_values_so_large_that_products_of_weights_may_underflow_are_refused():
+    """With 2^-90 in exact arithmetic, the product of the first weights' coefficients is 0 in float64: a false row."""
+
+    def linear(outputs, weight):
+        layer = nn.Linear(1, outputs).double()
+        layer.weight.data, layer.bias.data = torch.tensor(weight).double().view(-1, 1), torch.zeros(outputs).double()
+        return layer
+
+    head = linear(2, [-(2.0**100), 0.0])
+    head.bias.data[0] = 1
+    equilibrium = FixedPoint(-torch.ones(1, 1).double(), solver="peaceman-rachford")
+    model = nn.Sequential(
+        *(linear(1, [weight]) for weight in [2.0**110] * 9 + [2.0**-120] * 9), equilibrium, head
+    ).eval()
+    tree = {
+        "nodes": np.array([[-1, -1, -1, 0], [0, 0, -1, 0]], np.int32), "rows": np.array([[1, 0, 0, 0]], np.int32),
+        "multipliers": np.zeros((1, 1), np.float16), "scales": np.ones(1, np.float32), "betas": np.ones(1, np.float32),
+        "exact": np.zeros((0, 1)),
+    }  # fmt: skip
+    x = Box(np.array([[0.6]]), np.array([[0.1]]))
+    found = prove_rows(
+        read_network(model), x, SPEC[:1], {f"equilibrium/{name}": tensor for name, tensor in tree.items()}
+    )
+    assert found.proved_by == "" and "may be above" in found.refused
 
 
 def test_layers_that_are_not_strongly_monotone_are_refused():
