@@ -100,13 +100,33 @@ def test_products_count_every_rounding():
     assert max(errors) > 0 and all(e <= high[i // 5][i % 5] for i, e in enumerate(errors))
 
 
-def test_a_large_weight_times_rounded_subnormal_numbers_counts():
-    """Their rounding errors must not underflow before they meet the weight."""
-    x = np.ldexp([2.0**31 - 1, 2.0**31 - 3, 2.0**31 - 7], -1061)
-    u = np.ldexp([[1.1, 1.3, 1.7]], 1000)
-    product = Enclosure.exact(torch.tensor(u)) @ Enclosure.exact(torch.tensor(x)[:, None])
-    size = sum(abs(a) * b for a, b in zip(exact(u)[0], exact(x), strict=True))
-    assert exact(product.error)[0][0] >= size * Fraction(3, 2**53)
+def test_products_of_subnormal_and_huge_numbers_count_every_rounding():
+    rng = np.random.default_rng(0)
+    a, b = torch.tensor(rng.normal(size=(3, 4)) * 1e300), torch.tensor(rng.normal(size=(4, 3)) * 2.0**-1050)
+    product = Enclosure.exact(a) @ Enclosure.exact(b)
+    fa, fb, value, error = exact(a), exact(b), exact(product.value), exact(product.error)
+    for i in range(3):
+        for j in range(3):
+            assert abs(sum((fa[i][k] * fb[k][j] for k in range(4)), Fraction(0)) - value[i][j]) <= error[i][j]
+
+
+@pytest.mark.parametrize("outer", [1.0, 2.0**100])
+def test_weights_whose_product_underflows_prove_nothing_false(outer):
+    # 2^-460 (2^-660 x) is 2^-120 on the box; the product of the weights is 0 in float64
+    layers = [torch.nn.Linear(1, 1, dtype=F) for _ in range(3)]
+    for layer, weight in zip(layers, (2.0**-660, 2.0**-460, -outer), strict=True):
+        layer.weight.data.fill_(weight), layer.bias.data.zero_()
+    equilibrium = FixedPoint(torch.tensor([[-1.0]], dtype=F), solver="peaceman-rachford")
+    model = torch.nn.Sequential(*layers[:2], equilibrium, layers[2]).eval()
+    layers[2].bias.data.fill_(outer * 2.0**-123)  # the row is outer (2^-123 - 2^-121) < 0
+    x = torch.full((1, 1), 2.0**1000, dtype=F)
+    spec = torch.ones(1, 1, 1, dtype=F)
+    assert verify(model, Box(x, torch.zeros_like(x)), spec, seconds=5).status != ["certified"]
+    values = [Interval(x, torch.zeros_like(x))]
+    program = trace(model, linear=True)
+    values = values_of(program, values[0], Context(sound=True))
+    read_map = equilibrium_network(program, values, torch.ones(1, 1, dtype=F))
+    assert read_map is None or read_map.inject.error[0] >= 2.0**-120
 
 
 def test_the_largest_eigenvalue_is_an_upper_bound():

@@ -24,7 +24,7 @@ class Enclosure:
         """Return the product: a sum of n products is off by at most gamma_n times the sum of their magnitudes."""
         terms = self.value.shape[-1]
         magnitude = other.value.abs() + other.error
-        size = self.value.abs()
+        size = self.value.abs()  # gamma comes last: its product with small numbers could underflow
         error = self.error @ magnitude + size @ other.error + gamma(terms) * (size @ magnitude)
         return Enclosure(self.value @ other.value, rounded_up(error, terms))
 

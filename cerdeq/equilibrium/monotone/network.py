@@ -98,6 +98,7 @@ def _pull_rows(program: Program, values: list[Any], rows: Tensor, at: int, sourc
     """
     ctx, constants = Backward(sound=True), [rows.new_zeros(1, len(rows))]
     pending = {at: rows.view(1, len(rows), *values[at].center.shape[1:])}
+    underflow = 0.0  # what products of coefficients that underflow could change, in units of the smallest normal number
     for number in range(at, source, -1):
         if number not in pending:
             continue
@@ -105,6 +106,8 @@ def _pull_rows(program: Program, values: list[Any], rows: Tensor, at: int, sourc
         assert step.record is not None, "its value depends on the input"
         ctx.step, ctx.output = step.name, values[number]
         arguments, options = step.call(values)
+        inputs = sum(float((values[i].center.abs() + values[i].radius).sum()) for i in step.sources)
+        underflow += pending[number][0, 0].numel() * (1 + inputs)
         pulled = pull(ctx, step.record, pending.pop(number), arguments, options)
         constants.append(pulled.constant)
         for earlier, part in zip(step.sources, pulled.coefficients, strict=True):
@@ -114,5 +117,6 @@ def _pull_rows(program: Program, values: list[Any], rows: Tensor, at: int, sourc
     if pending.keys() != {source}:
         return None
     terms = torch.stack([constant[0].double() for constant in constants])
-    eps = torch.finfo(torch.float64).eps
-    return pending[source][0].flatten(1), terms.sum(0) - 2 * (len(constants) + 2) * eps * terms.abs().sum(0)
+    limits = torch.finfo(torch.float64)
+    lost = 2 * (len(constants) + 2) * limits.eps * terms.abs().sum(0) + 8 * underflow * limits.tiny
+    return pending[source][0].flatten(1), terms.sum(0) - lost

@@ -24,7 +24,7 @@ class EquilibriumBounds:
         self.z = first_box(proof, inject, x)
         terms = len(self.loops) + len(x.center)
         self.relative = SLACK * (terms + 8) * U
-        self.h_size = np.abs(inject.matrix) @ magnitude(x) + np.abs(inject.offset)
+        self.h_size = np.abs(inject.matrix) @ magnitude(x) + np.abs(inject.offset) + terms * TINY
         self.underflow = TINY * SLACK * (terms + 8) ** 2 * (1 + magnitude(x).sum())
 
     def first_leaf(self) -> tuple[Array, Array]:

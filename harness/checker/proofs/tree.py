@@ -5,7 +5,7 @@ docs/certificates.md describes its tensors.
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
 from harness.checker.bounds.multipliers import EquilibriumBounds
@@ -103,6 +103,8 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
         step, a = network.steps[number - 1], pending.pop(number)
         boxes = [values[earlier] for earlier in step.sources]
         assert isinstance(step.operation, Map), "there is one activation"
+        # products of coefficients that underflow lose at most TINY each
+        error = error + SLACK * a[0].size * TINY * (1 + sum(magnitude(box).sum() for box in boxes))
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
         if step.operation.size is not None:
             shift = np.broadcast_to(step.operation.offset(a.shape), a.shape)
