@@ -5,7 +5,7 @@ docs/certificates.md describes its tensors.
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, magnitude
+from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
 from harness.checker.bounds.multipliers import EquilibriumBounds
@@ -81,7 +81,9 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
     number = places[0]
     if weight.ndim != 2:
         raise RefusedError("W is a convolution; a tree needs a dense W")
-    if not all((magnitude(box) <= LARGEST).all() for box in values):  # else products of weights may underflow
+    if not all(
+        (magnitude(box) <= LARGEST).all() for box in values
+    ):  # else a product of weights that underflows may matter
         raise RefusedError(f"a value of the network may be above {LARGEST:g}")
     (source,) = network.steps[number - 1].sources
     inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
@@ -103,8 +105,6 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
         step, a = network.steps[number - 1], pending.pop(number)
         boxes = [values[earlier] for earlier in step.sources]
         assert isinstance(step.operation, Map), "there is one activation"
-        # products of coefficients that underflow lose at most TINY each
-        error = error + SLACK * a[0].size * TINY * (1 + sum(magnitude(box).sum() for box in boxes))
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
         if step.operation.size is not None:
             shift = np.broadcast_to(step.operation.offset(a.shape), a.shape)
