@@ -81,9 +81,7 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
     number = places[0]
     if weight.ndim != 2:
         raise RefusedError("W is a convolution; a tree needs a dense W")
-    if not all(
-        (magnitude(box) <= LARGEST).all() for box in values
-    ):  # else underflow may count
+    if not all((magnitude(box) <= LARGEST).all() for box in values):  # else underflow may count
         raise RefusedError(f"a value of the network may be above {LARGEST:g}")
     (source,) = network.steps[number - 1].sources
     inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
