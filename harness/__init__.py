@@ -20,8 +20,8 @@ def load(trial_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequential
     trial_dir: such as results/cifar10/trials/<key>.
     plugins: the modules of users that may be imported, such as ["my_package.nets"]. Code never runs unless it is named.
 
-    Raises InputError for a folder without a trained network, for weights that are not this network's, and for a trial
-    that needs another plugin, or other source of one.
+    Raises InputError for a folder that is no trial's, or has no trained network, for weights that are not this
+    network's, and for a trial that needs another plugin, or other source of one.
     """
     from harness.common.errors import InputError, require
     from harness.evaluation.network import load_network
@@ -29,6 +29,8 @@ def load(trial_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequential
     from harness.sweep.plugins import load_for
 
     trial_dir = Path(trial_dir)
+    if not (trial_dir / folder.TRIAL).is_file():
+        raise InputError(f"{trial_dir / folder.TRIAL} is missing: give a trial's folder, results/<sweep>/trials/<key>")
     config, weights = folder.read_trial(trial_dir / folder.TRIAL).config, trial_dir / folder.WEIGHTS
     for name in config.plugins:
         require(

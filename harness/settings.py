@@ -169,7 +169,8 @@ class TrainSettings:
     on the machine. It does not affect evaluation."""
     compile: CompileMode = "auto"
     """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
-    'always' where it works, 'never'. Numbers change by rounding alone, as on another machine."""
+    'always' where it works, 'never'. Compiled steps round otherwise, and 'auto' times steps first: on a busy machine it
+    may choose otherwise than on an idle one. For the very same numbers write 'always' or 'never'."""
     initialisation: Initialisation = "ibp"
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With
     batch norm, which cancels the scale of weights, this matters little."""
