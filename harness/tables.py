@@ -31,7 +31,6 @@ from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
-from harness.tune.status import print_status
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
 COMPARISONS = "comparisons.csv"
@@ -68,6 +67,8 @@ def main(options: argparse.Namespace) -> int:
     if options.compare is None and (options.only or options.seeds or options.metric):
         raise InputError("--only, --seeds and --metric: need --compare")
     if options.status:
+        from harness.tune.status import print_status  # imports torch, which --help does without
+
         for directory in options.directories:
             print_status(directory)
     elif options.compare is not None:

@@ -84,7 +84,7 @@ def test_no_box_is_begun_after_the_limit():
     property_, numbers = property_of_boxes(network, 1000, 0.01, 1e-4), list(range(1000))
     all_undecided = patch.object(solving, "_undecided_boxes", return_value=numbers)
     with all_undecided, patch.object(solving, "_solve_box", wraps=solving._solve_box) as solve_box:
-        answer = solve(property_, network, run_of(network), 0.5)
+        answer = solve(property_, network, run_of(network), 0.1)
     assert answer.status == "timeout" and solve_box.call_count < 500
 
 
