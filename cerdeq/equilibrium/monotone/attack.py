@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
-from cerdeq.equilibrium.monotone.solver import Splitting
 
 _STARTS, _STEPS = 6, 20
 _TOLERANCE = 1e-6  # of equilibria in the attack
@@ -16,7 +15,7 @@ def attack(network: EquilibriumNetwork, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     The values are not proved. Every row is attacked from the centre and from random points of the box.
     """
-    box, splitting, generator = network.box, Splitting(network.proof.weight), torch.Generator().manual_seed(0)
+    box, splitting, generator = network.box, network.proof.splitting, torch.Generator().manual_seed(0)
     c, offset = network.rows.matrix[rows].repeat(_STARTS, 1), network.rows.offset[rows].repeat(_STARTS)
     shift = 2 * torch.rand(len(c), len(box.center), generator=generator, dtype=torch.float64).to(c) - 1
     shift[: len(rows)] = 0

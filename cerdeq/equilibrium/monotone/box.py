@@ -9,7 +9,6 @@ from cerdeq.boxes import Box, outward_ends
 from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue, rounded_up, sum_rounded_up
 from cerdeq.equilibrium.monotone.proof import Monotonicity
-from cerdeq.equilibrium.monotone.solver import Splitting
 
 _WEIGHT_STEPS = 30  # of the search for good weights of the inputs
 _LEADING = 5  # eigenvectors that it looks at
@@ -34,7 +33,7 @@ def equilibrium_point(proof: Monotonicity, h: Tensor) -> tuple[Tensor, Enclosure
 
     Active units need h0 = z0 - W z0, the others at most -W z0.
     """
-    z = Splitting(proof.weight).solve(h).value.nan_to_num(posinf=0.0)
+    z = proof.splitting.solve(h).value.nan_to_num(posinf=0.0)
     product = Enclosure.exact(z) @ Enclosure.exact(proof.weight.mT)
     needed = Enclosure.exact(z) - product
     is_free = (z == 0) & (h <= needed.value - needed.error)

@@ -15,11 +15,13 @@ K comes from a Cholesky factor in float64; how it was computed does not matter, 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, gamma, largest_eigenvalue, sum_rounded_up
+from cerdeq.equilibrium.monotone.solver import Splitting
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Monotonicity:
     root: Tensor
     delta: float
     modulus: float
+
+    @cached_property
+    def splitting(self) -> Splitting:
+        """The solver of this W."""
+        return Splitting(self.weight)
 
     @property
     def is_proved(self) -> bool:
