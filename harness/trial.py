@@ -32,20 +32,31 @@ def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     if (sweep_file := options.files[0]).suffix in (".yaml", ".yml"):
         require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
-        from harness.sweep.profiles import check_keys  # needs pydantic, which trial.json files do without
-
-        file = check_keys(sweep_file, options.profile, options.set)  # wrong keys fail before seconds of imports
-        from harness.tune import in_process
-
-        trials, checkpoints = in_process.trials_of(file, options.only, options.data_dir)
+        trials, checkpoints = _read_sweep(sweep_file, options)
     elif options.only or options.set or options.profile:
         raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
     else:
-        from harness.tune import in_process
-
         trials = {str(path): _load_trial(path) for path in options.files}
         checkpoints = {path: Path(path).with_name(folder.SOURCE) for path in trials}
-    return OK if in_process.run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED
+    from harness.tune.in_process import run_trials
+
+    return OK if run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED
+
+
+def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
+    """Return a sweep file's trials that --only selects, and where each one's checkpoint lies, both by its label."""
+    from harness.sweep.profiles import check_keys  # needs pydantic, which trial.json files do without
+
+    file = check_keys(path, options.profile, options.set)  # wrong keys fail before seconds of imports
+    from harness.machine.device import best_device
+    from harness.tune.sweep_run import SweepRun, load_checked
+
+    sweep, data = load_checked(file, best_device().type == "cuda", options.data_dir, writes=True)
+    require(f"{path}: search", "a search", sweep.search is None, "none: only harness.run can search")
+    run = SweepRun.of(sweep, data, options.results_dir / sweep.name, options.only)
+    trials = {run.labels[trial.key]: trial for trial in run.trials}
+    of_trials = {label: trial.config.checkpoint for label, trial in trials.items()}
+    return trials, {label: sweep.checkpoints[of.sha256] for label, of in of_trials.items() if of}
 
 
 def _load_trial(path: Path) -> folder.Trial:

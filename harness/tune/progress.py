@@ -8,16 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.common import names
-from harness.common.terminal import one_line, printable, say
+from harness.common.terminal import one_line, printable
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial_config import identity
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
-_WIDTH = names.in_training(names.BOUND_WIDTH)
-_EPOCH_METRICS = (
-    *(names.TRAIN_EPS, names.TRAIN_LOSS, names.TRAIN_CERTIFIED_ERROR, _WIDTH, names.TRAIN_EXAMPLES_PER_SECOND),
-    names.TRAIN_ACCUMULATE,
-)
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
 
 
@@ -75,33 +70,6 @@ class Bars:
         """Remove the bar of this name, if there is one."""
         if name in self.tasks:
             self.bars.remove_task(self.tasks.pop(name))
-
-
-class TrialProgress(Bars):
-    """Shows a trial's epochs, then its evaluation: bars in a terminal, elsewhere a line per epoch and tenth."""
-
-    def __init__(self, epochs: int, console: Console):
-        super().__init__(console)
-        self.epochs, self.evaluated = epochs, 0
-
-    def report(self, row: dict[str, Any]) -> None:
-        """Show an epoch's row, or how many images are evaluated; epoch 0 is the untrained network."""
-        if names.EPOCH in row:
-            self.move("epochs", row[names.EPOCH], self.epochs, _short_metrics(row))
-            metrics = ", ".join(f"{name} {row[name]:.5g}" for name in _EPOCH_METRICS if row.get(name) is not None)
-            self._print(f"epoch {row[names.EPOCH]}: {metrics}")
-            return
-        done, images = row[names.EVALUATED], row[names.IMAGES]
-        if "images" not in self.tasks:
-            self._print(f"evaluating {images - done:,} images")
-        elif 10 * done // images > 10 * self.evaluated // images:
-            self._print(f"evaluated {done:,} of {images:,} images")
-        self.evaluated = done
-        self.move("images", done, images)
-
-    def _print(self, line: str) -> None:
-        if not self.console.is_terminal:
-            say(line)
 
 
 class SweepProgress(Bars):

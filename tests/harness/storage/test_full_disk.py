@@ -54,7 +54,7 @@ def test_a_trial_whose_files_grow_too_large_fails_and_goes_on_later(tmp_path, ti
     limited = run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
     trial_dir = folder.trial_dir(tmp_path / "tiny", trial.key)
     assert limited.returncode == 1 and "Traceback" not in limited.stderr
-    assert folder.CHECKPOINT in limited.stderr
+    assert folder.CHECKPOINT in limited.stdout
     assert folder.CHECKPOINT in json.loads((trial_dir / "failure.json").read_text())["error"]
     assert not list(trial_dir.glob(".*tmp"))
     assert run().returncode == 0

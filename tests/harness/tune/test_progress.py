@@ -8,7 +8,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.storage import folder
-from harness.tune.progress import Bars, SweepProgress, TrialProgress
+from harness.tune.progress import Bars, SweepProgress
 
 ROW = {names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4}
 
@@ -52,21 +52,6 @@ def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has
         "done trial 1 groups=[2]: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1 of 3" in text
     )
     assert "warning trial 1 groups=[2]: odd [/x]" in text and "failed trial 2 groups=[2]: closing [/tag]" in text
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_one_trial_has_two_bars_or_a_line_an_epoch(terminal, capsys, is_terminal):
-    with TrialProgress(10, terminal if is_terminal else Console()) as progress:
-        progress.report({**ROW, names.EPOCH: 1})
-        progress.report(ROW)
-        for done in (500, 1000):
-            progress.report({names.EVALUATED: done, names.IMAGES: 2500})
-        epochs, images = shown(progress)
-    assert epochs.startswith("epochs 2/10 0:00:0") and epochs.endswith("eps 0.01, accumulate 4")
-    assert images.startswith("images 1000/2500 0:00:0")
-    lines = ["epoch 2: train/eps 0.01, train/accumulate 4"]
-    lines += ["evaluating 2,000 images", "evaluated 1,000 of 2,500 images"]
-    assert capsys.readouterr().out.splitlines()[1:] == ([] if is_terminal else lines)
 
 
 def test_the_time_left_is_estimated_from_all_parts(monkeypatch):
