@@ -155,6 +155,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, in place of half a line that a killed process left. Raises OSError with the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def read_text(path: Path) -> str:
     """Return the content of a text file, damaged characters as U+FFFD. Raises DamagedFileError as `read_bytes`."""
     return read_bytes(path, LARGEST_TEXT).decode(errors="replace")

@@ -16,8 +16,8 @@
     chosen.json          how a search chose the trial's settings, if it did
     source.checkpoint    the file that the weights of a network trained elsewhere come from
 
-Every file is written atomically. `training.run` writes result.json and failure.json; the driver writes failure.json
-if the worker died.
+Every file but epochs.jsonl is written atomically. `training.run` writes result.json and failure.json; the driver
+writes failure.json if the worker died.
 """
 
 import errno
@@ -34,6 +34,7 @@ from harness.common.masking import mask_secrets
 from harness.common.typed import check_types
 from harness.storage.files import (
     DamagedFileError,
+    append_line,
     load_json,
     parse_file,
     parse_json,
@@ -297,12 +298,28 @@ def check_columns(verdicts: "pd.DataFrame") -> list[str]:
     return problems
 
 
-def read_epochs(directory: Path) -> list[dict[str, Any]]:
-    """Read the trial's epoch rows in order, numbers or None by name. Raises DamagedFileError."""
+def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
+    """Read the trial's rows of the epochs after `after` in order, numbers or None by name. Raises DamagedFileError.
+
+    An epoch that was trained again replaces the rows from it on.
+    """
     path = Path(directory) / EPOCHS
     if not path.exists():
         return []
-    return parse_file(path, lambda content: [_check_row(load_json(line)) for line in content.splitlines()])
+
+    def parse(content: bytes) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for line in reversed(
+            content[: content.rfind(b"\n") + 1].splitlines()
+        ):  # a killed process may leave half a line
+            row = _check_row(load_json(line))
+            if row[names.EPOCH] <= after:
+                break
+            if not rows or row[names.EPOCH] < rows[-1][names.EPOCH]:
+                rows.append(row)
+        return rows[::-1]
+
+    return parse_file(path, parse)
 
 
 def last_epoch(directory: Path) -> int:
@@ -320,14 +337,10 @@ def _check_row(row: Any) -> dict[str, Any]:
 
 
 def write_epoch(directory: Path, row: dict[str, Any]) -> None:
-    """Add an epoch's row, and remove rows of this epoch or later that an interrupted run left.
-
-    Raises FileNotFoundError if the folder is gone.
-    """
+    """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
     if row[names.EPOCH] > 0:
         require_there(directory)
-    rows = [old for old in read_epochs(directory) if old[names.EPOCH] < row[names.EPOCH]] + [row]
-    write_text(Path(directory) / EPOCHS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
+    append_line(Path(directory) / EPOCHS, json.dumps(row, allow_nan=False))
 
 
 def last_write(trial_dir: Path) -> float | None:

@@ -122,3 +122,13 @@ def test_the_trials_of_a_sweep_are_the_folders_with_a_trial_json_by_name(tmp_pat
         folder.take_over(folder.trial_dir(tmp_path, key), trial)
     (tmp_path / "trials/notes").mkdir()
     assert [trial_dir.name for trial_dir in folder.trial_folders(tmp_path)] == ["a", "b"]
+
+
+def test_half_a_row_of_a_killed_process_is_no_row_and_is_replaced(tmp_path):
+    for epoch in (0, 1):
+        folder.write_epoch(tmp_path, {names.EPOCH: epoch})
+    with open(tmp_path / folder.EPOCHS, "a") as file:
+        file.write('{"epoch": 2, "tra')
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1]
+    folder.write_epoch(tmp_path, {names.EPOCH: 2})
+    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path, after=0)] == [1, 2]
