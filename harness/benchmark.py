@@ -20,7 +20,6 @@ from harness.common import names
 from harness.common.errors import require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table
-from harness.machine.environment import describe_environment, device_title
 from harness.settings import STAGES
 from harness.storage import folder
 from harness.storage.files import refuse_links, write_json
@@ -76,6 +75,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.bench.steps import KINDS, PLAIN, compiler_problem, measure_steps
     from harness.bench.verifier import measure_verifier
     from harness.machine.device import best_device
+    from harness.machine.environment import describe_environment, device_title
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")

@@ -13,7 +13,6 @@ from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_
 from harness.common.errors import require
 from harness.common.terminal import new_console
 from harness.machine.clock import Stopped
-from harness.machine.environment import data_directory
 from harness.sweep.profiles import check_keys
 
 
@@ -56,6 +55,7 @@ def main(options: argparse.Namespace) -> int:
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     file = check_keys(options.sweep, options.profile, options.set)  # wrong keys fail before seconds of imports
     from harness.checker.images import describe_unreadable
+    from harness.machine.environment import data_directory
     from harness.storage import folder
     from harness.storage.lock import lock_directory
     from harness.tune.status import print_header, print_plan

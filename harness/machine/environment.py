@@ -7,12 +7,8 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-
-# Torch is imported late: most of these functions do without it.
+import torch
 
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "mlflow")
 
@@ -27,10 +23,8 @@ def data_directory(option: str | Path | None = None) -> Path:
     return Path(option or os.environ.get("CERDEQ_DATA") or "data").expanduser()
 
 
-def describe_environment(device: "torch.device") -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Return device, threads, Python and package versions, and the code's commit."""
-    import torch
-
     return {
         "device": device_name(device),
         "threads": str(torch.get_num_threads()),
@@ -40,19 +34,15 @@ def describe_environment(device: "torch.device") -> dict[str, str]:
     }
 
 
-def device_name(device: "torch.device") -> str:
+def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or the kind of CPU with the vector instructions that torch uses, such as AVX512."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def device_title(device: "torch.device") -> str:
+def device_title(device: torch.device) -> str:
     """Return a heading for measurements on a device."""
-    import torch
-
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
