@@ -49,12 +49,6 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
 
 
-def test_an_unknown_profile_is_refused_by_file_found_and_allowed(refused, tmp_path):
-    path = write(tmp_path, changed(("profiles", {"cpu": {}})))
-    message = refused(path, "--profile", "cpuu")
-    assert message == f"error: {path}: --profile: found 'cpuu', allowed: full, cpu; did you mean 'cpu'?\n"
-
-
 def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_path, capsys):
     config = dataclasses.replace(trials_of(tmp_path, BASE)[0], validation_images=1400)
     trial = folder.make_trial(config, load("digits").fingerprint)

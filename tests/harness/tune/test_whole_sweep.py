@@ -62,18 +62,6 @@ def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ra
     copied.assert_complete()
 
 
-def test_a_third_call_draws_and_trains_nothing(copied, no_ray, capsys):
-    assert copied.main() == 0
-    before, page = snapshot(copied.directory / "trials"), copied.directory / "report.html"
-    drawn, second = page.stat().st_mtime_ns, capsys.readouterr().out
-    assert copied.main() == 0
-    third = capsys.readouterr().out
-    for part in ("2 trials, 2 finished already", "MLflow:\nuv run mlflow", "compareRunsMode=CHART\n\nAll results"):
-        assert part in second and part in third
-    assert snapshot(copied.directory / "trials") == before
-    assert page.stat().st_mtime_ns == drawn
-
-
 def add_a_trial(study):
     trial = study.trials["cnn5", 0]
     other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
@@ -109,10 +97,12 @@ def test_what_changes_results_or_store_is_logged_by_the_next_call(copied, no_ray
     assert_logged(copied)
 
 
-def test_a_table_that_changes_is_drawn_again(copied, no_ray):
+def test_the_page_is_drawn_again_where_a_table_changes(copied, no_ray):
     assert copied.main() == 0
     page = copied.directory / "report.html"
     before = page.stat().st_mtime_ns
+    assert copied.main() == 0
+    assert page.stat().st_mtime_ns == before
     add_a_trial(copied)
     assert copied.main() == 0
     assert page.stat().st_mtime_ns > before

@@ -35,13 +35,6 @@ def test_an_iteration_of_an_equilibrium_has_few_kernels(tiny_trial, counts):
     assert 0 < kernels[1] - kernels[0] <= 10 * MOST_AN_ITERATION[counts]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_compiled_step_has_a_fraction_of_the_kernels(tiny_trial):
-    eager, compiled = (counts_of(tiny_trial, "cnn5", compiled=flag)[0] for flag in (False, True))
-    assert compiled <= eager / 4
-
-
 def test_the_benchmark_takes_steps_in_the_recipe_s_tf32(monkeypatch):
     def tf32_is_on():
         return torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
