@@ -2,8 +2,6 @@
 
 import json
 
-import yaml
-
 VALUES = {
     "nothing": None,
     "a truth": True,
@@ -12,39 +10,6 @@ VALUES = {
     "a list": [[1]],
 }
 """Values of types that few settings have."""
-
-
-def sweeps(base: dict) -> dict[str, bytes]:
-    """Sweep files that must be refused, made of one that is taken."""
-    text = yaml.safe_dump(base, sort_keys=False)
-
-    def changed(**changes: object) -> str:
-        return yaml.safe_dump(base | changes, sort_keys=False)
-
-    def line(key: str, value: str) -> str:
-        """The file with one of its keys written by hand."""
-        return yaml.safe_dump({name: item for name, item in base.items() if name != key}) + f"{key}: {value}\n"
-
-    texts = {
-        "cut off": text[: text.index("train:") + 14],
-        "an alias of itself": text + "resources: &x [*x]\n",
-        "a key twice": text + "name: other\n",
-        "a radius by nothing": line("eps", "1/0"),
-        "a width that is not a number": line("width", ".nan"),
-        "a huge seed": line("seeds", f"[{2**63}]"),
-        "bytes for a name": line("name", "!!binary AAEC"),
-        "a call": line("name", "!!python/object/apply:os.system ['true']"),
-        "a control character": line("name", '"\\x1b[31mred"'),
-        "a path for a name": changed(name="../../elsewhere"),
-        "a name of 300 letters": changed(name="a" * 300),
-        "a path for a model": changed(trials=[{"model": "../../cnn5", "method": "ibp"}]),
-        "a number for an entry": changed(trials=[5]),
-        "a list for a recipe": changed(train=[]),
-        "an include of itself": changed(include="study.yaml"),
-        "two documents": f"{text}---\n{text}",
-    }
-    files = {name: content.encode() for name, content in texts.items()}
-    return files | {"empty": b"", "random bytes": bytes(range(256)) * 16, "UTF-16": text.encode("utf-16")}
 
 
 def of_bytes(good: bytes) -> dict[str, bytes]:
