@@ -10,7 +10,7 @@ from equilibria import folded_network
 from graphs import network
 from milp import Encoding, Graph
 from oracles import random_box
-from test_verify import problem_of
+from test_verify import NEAREST, graph_case, near_the_edge, problem_of
 from torch import nn
 
 from cerdeq import Box, verify
@@ -47,6 +47,19 @@ def test_a_dent_between_the_corners_is_found():
         assert is_falsified and abs(float(point) - 0.3) < 0.025 and network(point) < 0
     result = verify(network, region, torch.ones(1, 1, 1).double(), branches=1)
     assert result.status == ["falsified"] and result.branches.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["deep", "convolution padded"])
+def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
+    graph, region, spec, minimum = graph_case(name, 0)
+    for value, shifted, _ in near_the_edge(graph, region, spec, minimum, NEAREST):
+        problem = problem_of(shifted, region, spec[0])
+        with torch.no_grad():
+            point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
+        assert not (is_falsified and value > 0)
+        if is_falsified:
+            assert (problem.at(point)[0] < 0).any()
+            assert ((point - region.center).abs() <= region.radius).all()
 
 
 def test_the_points_after_the_last_step_are_tried():
@@ -117,6 +130,20 @@ def test_a_search_that_ends_early_leaves_boxes_as_they_are():
     assert not hidden.certificate()
     for number in hidden.numbers:
         assert torch.equal(tight.values[number].center, problem.values[number].center)
+
+
+@pytest.mark.parametrize("offset", [0.02, -0.02])
+def test_verdicts_over_hidden_boxes_are_right(offset):
+    graph, shape = network("deep", 1)
+    graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
+    spec = torch.tensor([[[1.0, 1.0]]], dtype=torch.float64)
+    minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
+    with torch.no_grad():
+        graph.nodes[-1].apply.bias += (offset - minimum) / 2
+    with patch("cerdeq.branch.search._FIRST_TURN", 1e-3):  # hidden boxes at once
+        result = verify(graph, region, spec, seconds=60)
+    assert result.status == ["certified" if offset > 0 else "falsified"]
+    assert float(result.lower) <= offset + 1e-7
 
 
 KINDS = ["deep", "convolution padded", "residual", "leaky 0.1", "leaky 1.5", "leaky -0.5"]

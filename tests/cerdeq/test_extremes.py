@@ -42,9 +42,28 @@ def assert_bounded(model, region, method, spec=None):
     return lower, upper
 
 
+def width(bounds):
+    lower, upper = bounds
+    return ((upper - lower) / (1 + torch.maximum(lower.abs(), upper.abs()))).max()
+
+
 def rounding(dtype):
     """Return how wide the box of a point may be. Boxes of equilibria start from a float32 solution in both dtypes."""
     return 1e-3 if dtype == torch.float32 else 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "layer", "dtype", "method"), every_pair(KERNELS, [(1, 0), (2, 0), (2, 1)], DTYPES, BOUNDS)
+)
+def test_a_dead_layer_lets_nothing_through(kernel, layer, dtype, method):
+    """What comes after it is a constant: the bias of the head, after the last equilibrium."""
+    count, dead = layer
+    model = folded_network(kernel, count, dtype)
+    nn.init.constant_(model[dead].inject.bias, -100.0)
+    bounds = assert_bounded(model, LinfBall(images(kernel, dtype), 0.5), method)
+    assert width(bounds) <= rounding(dtype)
+    if dead == count - 1:
+        torch.testing.assert_close(bounds[0], model[-1].bias.detach().expand(2, 3), rtol=1e-5, atol=1e-6)
 
 
 def explicit(model):

@@ -95,6 +95,15 @@ def test_bounds_hold_at_points_of_parts_and_parts_cover_the_box(seed):
 
 
 @torch.no_grad()
+def test_a_part_is_proved_if_all_of_its_rows_are():
+    model, region, _ = case_with_many_parts(1)
+    model[-1].bias[1] += 100  # the second row is proved at once
+    search = InputSearch(problem_of(model, region, torch.eye(2).double()), UNPROVED.repeat(2), 2**28)
+    decision = search.run(Budget(10**5), torch.inf)
+    assert decision.status == CERTIFIED and (decision.lower > 0).all()
+
+
+@torch.no_grad()
 def test_a_limit_ends_the_search_which_goes_on_where_it_was():
     case, budget, other = case_with_many_parts(0), Budget(10**6), Budget(10**6)
     search, at_once = search_of(*case), search_of(*case)

@@ -1,9 +1,11 @@
 """Linear bounds (crown-ibp, crown, alpha-crown) against exact optima, the LP relaxation, each other and attacks."""
 
+import copy
+
 import pytest
 import torch
 from graphs import NETWORKS, evaluated, network, optima, specs
-from oracles import assert_contains, random_box
+from oracles import assert_contains, points_of, random_box
 
 from cerdeq import bound
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
@@ -12,6 +14,13 @@ from cerdeq.operators.table import TABLE
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),  # with even kernels
     pytest.mark.usefixtures("short_searches"),
+]
+
+SCALES = [1e-3, 0.7, 1e3]
+SCALED = [  # by default each network at one scale
+    pytest.param(name, scale, marks=() if scale == SCALES[number % 3] else pytest.mark.slow)
+    for number, name in enumerate(NETWORKS)
+    for scale in SCALES
 ]
 
 
@@ -75,3 +84,22 @@ def test_a_target_stops_the_search_but_not_the_proof():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Points
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALED)
+def test_no_point_beats_a_bound(name, scale):
+    """In float32 without a spec; each method is at least as tight as those before it, without tolerance."""
+    graph, shape = network(name, seed=7, dtype=torch.float32)
+    box, float64 = random_box(2, *shape, scale=scale, dtype=torch.float32), copy.deepcopy(graph).double()
+    exact = box.double()
+    with torch.no_grad():
+        outputs = graph(box.center.clone())
+    spec = torch.eye(outputs[0].numel(), dtype=torch.float64).expand(2, -1, -1)
+    values = evaluated(float64, spec, points_of(exact, 60).transpose(0, 1), shape)
+    previous = None
+    for method in BOUNDS:
+        lower, upper = bound(graph, box, method)
+        assert lower.shape == upper.shape == outputs.shape and (upper - lower).isfinite().all()
+        assert_contains(lower.double().flatten(1), upper.double().flatten(1), values)
+        assert previous is None or ((previous[0] <= lower).all() and (upper <= previous[1]).all()), method
+        previous = lower, upper

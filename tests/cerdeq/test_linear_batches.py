@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from graphs import LARGE, SEARCHED, deep, network, specs
-from oracles import DTYPES, Lambda, random_box
+from oracles import DTYPES, Lambda, assert_contains, points_of, random_box
 from pairs import every_pair
 from torch import nn
 
@@ -83,6 +84,36 @@ def test_a_gpu_that_runs_out_of_memory_is_asked_for_less(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Unusual networks, modes and specs
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x,
+        lambda m, x: -x,
+        lambda m, x: m.act(m.layer(x)) * 0 + x,
+        lambda m, x: m.later(m.layer(x)),
+        lambda m, x: torch.cat([x, x], 1),
+        lambda m, x: F.max_pool2d(x.view(x.size(0), 1, 3, 1), (3, 1)).flatten(1),
+    ],
+    ids=["input", "negative", "relu times 0", "in the middle", "twice", "max pool alone"],
+)
+def test_degenerate_networks_are_bounded(forward, method):
+    model = Lambda(forward)
+    model.layer, model.act = nn.Linear(3, 3), nn.ReLU()
+
+    def later(value):
+        _unused = model.act(value) + 1
+        return value
+
+    model.later = later
+    model, box = model.double().eval(), random_box(2, 3)
+    lower, upper = bound(model, box, method)
+    with torch.no_grad():
+        values = torch.stack([model(x) for x in points_of(box, 64)])
+    assert_contains(lower, upper, values)
+    assert (lower > values.amin(0) - 3).all()
 
 
 @pytest.mark.parametrize("method", BOUNDS)

@@ -12,6 +12,18 @@ from cerdeq import Box, bound, margin_spec
 from cerdeq.bounds import Interval, lower_bounds, trace
 
 
+def test_a_monotone_network_is_bounded_exactly():
+    """Non-negative weights: interval bounds are the values at two corners, so that loose rules would show."""
+    model = mlp().double().eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.abs_()
+        box = Box(torch.rand(3, 2, dtype=torch.float64), torch.full((3, 2), 0.3, dtype=torch.float64))
+        lower, upper = bound(model, box)
+        torch.testing.assert_close(lower, model(box.lower), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(upper, model(box.upper), rtol=1e-12, atol=1e-12)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight + 0.1

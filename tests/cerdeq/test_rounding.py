@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import deep, wild_box
-from oracles import DTYPES, Exact, Lambda, fractions, points_of, random_box
+from oracles import DTYPES, Exact, Lambda, fractions, points_of, random_box, root_below_and_above
 from pairs import every_pair
 from torch import nn
 
@@ -17,9 +17,50 @@ from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Context, Interval, lower_bounds, propagate, trace
 from cerdeq.boxes import outward_ends
 from cerdeq.operators.clamp import clamp_backward
-from cerdeq.operators.relu import leaky_relu_backward
+from cerdeq.operators.relu import leaky_relu_backward, relaxation_of
 
 pytestmark = pytest.mark.usefixtures("short_searches")
+
+
+def exact_bounds(model: nn.Sequential, box: Box) -> Exact:
+    """Interval arithmetic of linear layers, batch norms and ReLUs in Fractions, layer by layer."""
+    values = Exact.of(box)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            values = values.affine(fractions(layer.weight), None if layer.bias is None else fractions(layer.bias))
+        elif isinstance(layer, nn.BatchNorm1d):
+            values = exact_norm(layer, values)
+        else:
+            values = values.relu()
+    return values
+
+
+def exact_norm(layer: nn.BatchNorm1d, values: Exact) -> Exact:
+    """Batch norm, its irrational square root enclosed between two Fractions."""
+    mean, variance = fractions(layer.running_mean), fractions(layer.running_var)
+    weight, bias = fractions(layer.weight), fractions(layer.bias)
+    both = []
+    for end in (0, 1):
+        roots = [root_below_and_above(v + Fraction(layer.eps))[end] for v in variance]
+        scale = [w / root for w, root in zip(weight, roots, strict=True)]
+        diagonal = [[s if i == j else Fraction(0) for j in range(len(scale))] for i, s in enumerate(scale)]
+        both.append(values.affine(diagonal, [b - m * s for b, m, s in zip(bias, mean, scale, strict=True)]))
+    return both[0].hull(both[1])
+
+
+@pytest.mark.parametrize(("scale", "dtype"), every_pair([1e-3, 1.0, 1e3], DTYPES))
+@pytest.mark.parametrize("seed", range(2))
+def test_bounds_contain_the_exact_rational_interval(seed, scale, dtype):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5, bias=seed % 2 == 0), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(5, 1), nn.Linear(1, 3)).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn_like(parameter))
+        model[1].running_mean.normal_(0, scale)
+        model[1].running_var.uniform_(0.01, 2)
+    box = random_box(1, 4, scale=scale, dtype=dtype)
+    assert exact_bounds(model, box).inside(*bound(model, box))
 
 
 UNDERFLOWING = {
@@ -206,6 +247,30 @@ SLOPES = [0.0, 0.1, 1.0, 1.7, -0.3, -2.0, 1e-3]
 
 def leaky_of(p, slope):
     return p if p >= 0 else Fraction(slope) * p
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_lines_enclose_the_activation_exactly(slope, dtype):
+    """The offset makes up for the rounded slope of the chord; the free line is off by the rounding of its slope."""
+    box = wild_box(150, dtype)
+    share = torch.rand(150, 2, 1, dtype=dtype)
+    share[::5], share[1::5] = 0, 1
+    relaxation = relaxation_of(Backward(sound=True, step="here", slopes={"here": share}), box, slope)
+    eps = Fraction(2 * torch.finfo(dtype).eps)
+    assert relaxation.convex == (slope <= 1)
+    for n in range(150):
+        c, r = Fraction(box.center[n].item()), Fraction(box.radius[n].item())
+        chord, offset = (Fraction(part[n].item()) for part in (relaxation.slope, relaxation.offset))
+        for p in [c - r, c + r] + [Fraction(0)] * (c - r < 0 < c + r):
+            rounding = 0 if c - r < 0 < c + r else eps * abs(p) * max(1, abs(Fraction(slope)))
+            value = leaky_of(p, slope)
+            gap = chord * p + offset - value
+            assert (gap if relaxation.convex else -gap) >= -rounding, (c, r, p, float(gap))
+            for row in range(2):
+                gap = value - Fraction(relaxation.free[n, row].item()) * p
+                rounding = eps * abs(p) * max(1, abs(Fraction(slope)))
+                assert (gap if relaxation.convex else -gap) >= -rounding, (c, r, p, float(gap))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

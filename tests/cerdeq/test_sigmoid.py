@@ -6,7 +6,9 @@ from itertools import product
 
 import pytest
 import torch
+from torch import nn
 
+from cerdeq import Box, bound
 from cerdeq.bounds import Context, Interval
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.sigmoid import SIGMOID, TANH
@@ -94,3 +96,21 @@ def test_outputs_of_saturated_units_are_never_reached():
     x = Interval(torch.tensor([[40.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64))
     box = SIGMOID.interval(Context(sound=True), x).box
     assert 0 < 1 - box.lower.item() < 1e-13 and box.upper.item() >= 1
+
+
+def network(activation, inputs=2):
+    model = nn.Sequential(nn.Linear(inputs, 6), activation(), nn.Linear(6, 5), activation(), nn.Linear(5, 2))
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh])
+def test_each_bound_is_at_least_the_one_before_and_below_samples(activation):
+    model, box = network(activation, 4), Box(torch.randn(3, 4).double(), torch.full((3, 4), 0.4).double())
+    samples = box.center + box.radius * (2 * torch.rand(4000, 3, 4, dtype=torch.float64) - 1)
+    smallest = model(samples).amin(0)
+    before = torch.full_like(smallest, -torch.inf)
+    for method in ("ibp", "crown-ibp", "crown", "alpha-crown"):
+        lower, _ = bound(model, box, method)
+        assert (lower >= before).all() and (lower <= smallest).all()
+        before = lower
+    assert (smallest - before).max() < 0.7 * (smallest - bound(model, box, "ibp")[0]).max()

@@ -39,6 +39,35 @@ def test_batch_norm_in_training_is_torch_own(make, shape):
             torch.testing.assert_close(ours.state_dict()[name], value)
 
 
+def test_gradients_flow_through_batch_statistics():
+    """Against autograd on the formula written out: mean and variance depend on the clean input."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().train()
+    x, radius = torch.randn(6, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    center = x + 0.1
+    result = propagate(trace(model), Interval(center, radius, x), Context(sound=False))
+    weights = torch.randn(3, 6, 2, dtype=torch.float64)
+    loss = (weights[0] * result.box.lower + weights[1] * result.box.upper + weights[2] * result.clean).sum()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+
+    first, norm, last = model[0], model[1], model[3]
+    hidden = x @ first.weight.T + first.bias
+    mean, variance = hidden.mean(0), ((hidden - hidden.mean(0)) ** 2).mean(0)
+    scale = norm.weight / (variance + norm.eps) ** 0.5
+    middle = center @ first.weight.T + first.bias
+    half = (radius @ first.weight.abs().T) * scale.abs()
+    middle = (middle - mean) * scale + norm.bias
+    low, high = (middle - half).clamp(min=0), (middle + half).clamp(min=0)
+    positive, negative = last.weight.clamp(min=0), last.weight.clamp(max=0)
+    lower = low @ positive.T + high @ negative.T + last.bias
+    upper = high @ positive.T + low @ negative.T + last.bias
+    clean = ((hidden - mean) * scale + norm.bias).clamp(min=0) @ last.weight.T + last.bias
+    loss = (weights[0] * lower + weights[1] * upper + weights[2] * clean).sum()
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for name, a, b in zip(dict(model.named_parameters()), gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("parametrisation", ["perron", "orthogonal"])
 def test_points_are_computed_with_what_the_context_saved(parametrisation):
     """Its statistics and its W, at whatever points follow; running statistics and W move on once."""

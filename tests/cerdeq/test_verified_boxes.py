@@ -36,6 +36,20 @@ from cerdeq.equilibrium import (
 )
 
 
+@pytest.mark.parametrize(("kernel", "signed"), [(1, True), (3, True), (3, False), (5, True)])
+def test_rate_bounds_the_true_spectral_radius_on_any_image_size(kernel, signed):
+    weight = random_weight(2, kernel, rho=0.8, signed=signed)
+    rate = contraction(weight).rate
+    radii = []
+    for height, width in [(1, 1), (1, 5), (3, 2), (4, 4), (7, 6)]:
+        radii.append(spectral_radius(dense_operator(weight.abs(), (2, height, width))))
+    assert max(radii) <= rate * (1 + 1e-12)
+    assert radii[0] <= radii[2] <= radii[3] <= radii[4]
+    assert max(radii) > 0.6 * rate or kernel == 5
+    signed_radius = spectral_radius(dense_operator(weight, (2, 7, 6)))
+    assert signed_radius <= rate
+
+
 def exactly_contractive(weight, v, rate) -> bool:
     """(|W| v)_i <= rate v_i and v_i > 0, in rational arithmetic."""
     magnitudes, v = fractions(weight.double().abs().flatten(1)), fractions(v)
@@ -95,6 +109,18 @@ def good_box(weight, h):
     box = Box(torch.zeros_like(h.center), (reach * shaped).expand_as(h.center).clone())
     assert verify_inclusion(weight, h, box, v).all()
     return box, v
+
+
+@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_the_closed_form_box_is_accepted(kernel, rho):
+    """It is the fallback where the solver fails: its lower end is 0, as F's is wherever a unit can be off."""
+    weight = random_weight(3, kernel, rho=rho)
+    for shift in (-1.0, 0.0, 1.0):
+        h = random_h((4, 3) if kernel is None else (4, 3, 3, 3), 0.3, shift)
+        proof = contraction(weight)
+        box = certificate.closed_form_box(weight, h, proof)
+        assert verify_inclusion(weight, h, box, proof.v).all()
 
 
 def broken_boxes():

@@ -258,6 +258,18 @@ def test_float32_networks_are_proved_in_float64():
     assert result.status == verify(small.double(), box.double(), spec[:1]).status
 
 
+def test_counterexamples_are_returned_where_falsified_and_nowhere_else():
+    model, region, spec = hard()
+    with torch.no_grad():
+        model[4].bias[1] -= 0.2
+    result = verify(model, region, spec)
+    broken = torch.tensor([status == "falsified" for status in result.status])
+    assert broken.any()
+    assert torch.equal(broken, result.counterexample.isfinite().all(1))
+    with torch.no_grad():
+        assert (torch.einsum("bkn,bn->bk", spec, model(result.counterexample))[broken].amin(1) < 0).all()
+
+
 def test_a_certificate_keeps_what_was_proved():
     """The leaves rebuilt from eight bits have the very bounds above 0."""
     (model, region, spec), result = hard(), answer()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from harness.checker.bounds.boxes import Box, convolve, inside, intersect, relu
+from harness.checker.bounds.boxes import Box, affine, ball, between, convolve, inside, intersect, normalise, relu
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 CORNER = st.sampled_from([Fraction(-1), Fraction(0), Fraction(1, 3), Fraction(1)])
@@ -39,9 +39,35 @@ def holds(box, values):
     return all(abs(v - center) <= radius and low <= v <= high for center, radius, low, high, v in exact)
 
 
+@given(boxes(3), vectors(2, 3), vectors(2), corners_of(3))
+def test_affine_maps(x, weight, bias, corners):
+    exact = [
+        sum(Fraction(float(w)) * v for w, v in zip(row, point(x, corners), strict=True)) + Fraction(float(b))
+        for row, b in zip(weight, bias, strict=True)
+    ]
+    assert holds(affine(x, weight, bias, lambda w, values: values @ w.T, 3), exact)
+
+
 @given(boxes(3), corners_of(3))
 def test_relu(x, corners):
     assert holds(relu(x), [max(v, Fraction(0)) for v in point(x, corners)])
+
+
+@given(boxes(2), vectors(2), vectors(2), vectors(2), st.sampled_from([1.0, 4.0, 2.0**-10]), corners_of(2))
+def test_batch_norm(x, mean, weight, bias, root, corners):
+    """Of a variance whose root, with eps, is a rational number."""
+    variance, eps = np.full(2, root**2 * 0.75), root**2 * 0.25
+    exact = [
+        (v - Fraction(float(m))) / Fraction(root) * Fraction(float(w)) + Fraction(float(b))
+        for v, m, w, b in zip(point(x, corners), mean, weight, bias, strict=True)
+    ]
+    assert holds(normalise(x, mean, variance, eps, weight, bias), exact)
+
+
+@given(st.integers(0, 255), st.sampled_from([Fraction(0), Fraction(1, 255), Fraction(2, 255), Fraction(1, 3)]), CORNER)
+def test_balls_hold_every_image_within_eps(pixel, eps, corner):
+    image = min(max(Fraction(pixel, 255) + eps * corner, Fraction(0)), Fraction(1))
+    assert holds(ball(np.array([[float(pixel)]]), float(eps)), [image])
 
 
 @given(boxes(2), boxes(2), corners_of(2))
@@ -52,6 +78,11 @@ def test_intersections_and_inclusions(a, b, corners):
     )
     assert not in_b or holds(both, z)
     assert not inside(a, b)[0] or in_b
+
+
+@given(boxes(2), corners_of(2))
+def test_between_holds_what_lies_between(x, corners):
+    assert holds(between(x.lower, x.upper), point(x, corners))
 
 
 @pytest.mark.parametrize("spoiled", [np.nan, np.inf])

@@ -13,10 +13,10 @@ from torch import nn
 from baselines.normalize import Normalize
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.bounds import linear
-from harness.checker.bounds.boxes import Box, convolve
+from harness.checker.bounds.boxes import Box, ball, convolve
 from harness.checker.bounds.linear import lower_bounds
-from harness.checker.bounds.network import read_network
-from harness.checker.bounds.regions import interval_region
+from harness.checker.bounds.network import Activation, read_network
+from harness.checker.bounds.regions import interval_region, tight_region
 from harness.checker.bounds.relaxation import Leaves, lines
 
 
@@ -275,6 +275,38 @@ def test_lines_hold_relu_between_them_exactly(below, above, slope, sign):
 def test_lines_are_relu_itself_where_it_does_not_cross(center, slope):
     around = lines(Box(np.array([[center]]), np.ones((1, 1))), None)
     assert (around.free, around.chord, around.offset) == (slope, slope, 0)
+
+
+@pytest.mark.parametrize(("kernel", "rho"), [(None, 0.9), (3, 0.3), (3, 0.97)])
+def test_regions_and_bounds_hold_equilibria(kernel, rho):
+    """Solved to convergence at points of the ball; the tightened ones are of use."""
+    weight = torch.randn(4, 4, *([kernel] * 2 if kernel else [])).double()
+    weight *= rho / torch.linalg.eigvals(weight.abs().reshape(4, 4, -1).sum(2)).abs().max()
+    stem = [nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 4)]
+    stem = stem if kernel is None else [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)]
+    model = with_classifier([*stem, FixedPoint(weight, 1, 1), nn.Flatten()], (1, 4, 4))
+    network, images = read_network(model), ball(np.full((1, 1, 4, 4), 128.0), 0.3)
+    number = next(
+        n
+        for n, s in enumerate(network.steps, 1)
+        if isinstance(s.operation, Activation) and s.operation.weight is not None
+    )
+    x = torch.from_numpy(images.center + images.radius * np.sign(np.random.default_rng(0).normal(size=(60, 1, 4, 4))))
+    layer = model[number - 1]
+    h = model[: number - 1](x)
+    z = layer.solve(h, tolerance=1e-13, solver="anderson").value
+    p = (z @ weight.T if kernel is None else torch.conv2d(z, weight, padding=1)) + h
+    spec = np.array([[1.0, -1, 0], [-1, 0, 1], [0, 1, -1]])
+    outputs = model[number:](z).numpy() @ spec.T
+    bounds = []
+    for region in (interval_region(network, images), tight_region(network, images)):
+        for box, points in ((region.values[number], z), (region.preactivations[number], p)):
+            assert (box.lower <= points.numpy() + 1e-9).all() and (points.numpy() <= box.upper + 1e-9).all()
+        bounds.append(lower_bounds(network, region, {len(network.steps): spec}, {}))
+        assert np.isfinite(bounds[-1]).all() and (bounds[-1] <= outputs.min(0) + 1e-9).all()
+    assert (bounds[1] >= bounds[0] - 1e-6).all()
+    loose, tight = (region(network, images).values[number].radius.sum() for region in (interval_region, tight_region))
+    assert tight < 0.99 * loose
 
 
 def test_what_is_not_finite_or_huge_is_not_bounded():

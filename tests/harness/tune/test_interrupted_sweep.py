@@ -1,7 +1,9 @@
 """Sweeps that were broken off, grew or had a trial that failed: the same command does what is left, no more."""
 
 import json
+import os
 import signal
+import threading
 import time
 
 import pytest
@@ -89,6 +91,38 @@ def assert_the_same_command_finishes(study, left, printed=()):
     study.assert_complete(printed)
     for trial_dir, before in left.items():
         assert_goes_on(trial_dir, before)
+
+
+@pytest.mark.slow
+def test_after_a_killed_driver_the_same_command_goes_on(tmp_path, store, cluster):
+    study = Study(tmp_path, {**LONG, "name": "killed", "seeds": [0, 1, 2]}, store)
+    *_, left = stopped_in_the_middle(study, signal.SIGKILL)
+    assert_the_same_command_finishes(study, left, printed=["ray.log"])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store, cluster, caplog, capsys):
+    study = Study(tmp_path, {**LONG, "name": "worker"}, store)
+    (trial_dir,) = study.trial_dirs.values()
+    before, killed = [], []
+
+    def kill():
+        wait_for(lambda: len(folder.read_epochs(trial_dir)) > 2)
+        killed.extend(workers(os.getpid()))
+        for worker in killed:
+            os.kill(worker, signal.SIGKILL)
+        before.extend(folder.read_epochs(trial_dir))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert study.main() == 0
+    killer.join()
+    assert killed
+    assert 3 <= len(before) < 12
+    study.assert_complete()
+    assert_goes_on(trial_dir, before)
+    assert "Traceback" not in capsys.readouterr().out
+    assert not caplog.records, "a retry is nobody's business, and Tune's traceback would tear the live table"
 
 
 @pytest.mark.slow

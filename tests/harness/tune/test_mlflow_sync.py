@@ -1,8 +1,12 @@
 """MLflow goes away: one warning, and the end of the sweep logs what is missing, each point once."""
 
+import os
+import sys
+
 import pytest
-from mlflow_folders import make_folder
+from mlflow_folders import assert_complete, finish, make_folder, train
 from rich.console import Console
+from servers import free_port, running
 
 from harness.leaderboard.files import write_leaderboard
 from harness.tracking import TrackingError
@@ -58,3 +62,34 @@ def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tmp_path, cap
     assert mlflow.is_away
     out = capsys.readouterr().out
     assert out.count("warning: no answer") == 1 and "the link" not in out and "registered" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_server_that_was_away_has_each_point_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+
+    def server():
+        return running(command, port, tmp_path / "server.log", env=os.environ | settings, cwd=tmp_path)
+
+    trial_dir = make_folder(tmp_path)
+    with server():
+        mlflow = MlflowSync.open("study", f"http://127.0.0.1:{port}", {}, Console())
+        train(trial_dir, 1, 2)
+        mlflow.sync(trial_dir)
+    train(trial_dir, 3, 4)
+    mlflow.sync(trial_dir)
+    assert mlflow.is_away
+    finish(trial_dir)
+    with server():
+        mlflow.is_away = False
+        mlflow.sync(trial_dir, running=False)
+        assert not mlflow.is_away
+        assert_complete(mlflow.tracker)

@@ -15,12 +15,12 @@ from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
 from torch import nn
 
 from harness.common.errors import InputError
-from harness.common.properties import Case, InputBox, Property
+from harness.common.properties import Case, Constraint, InputBox, Property
 from harness.vnnlib.cases import property_of
 from harness.vnnlib.counterexample import decimal_between, decimals_inside
 from harness.vnnlib.expressions import parse
 from harness.vnnlib.files import check_shapes
-from harness.vnnlib.query import region_of, round_up, with_violations
+from harness.vnnlib.query import Violations, region_of, round_up, with_violations
 from harness.vnnlib.solve import solve
 
 SECONDS = 60
@@ -56,6 +56,29 @@ def test_rounding_up_is_the_smallest_float_above(number):
     for kind in (np.float32, np.float64):
         rounded = round_up(number, kind)
         assert Fraction(rounded) >= number > Fraction(float(np.nextafter(kind(rounded), kind(-np.inf))))
+
+
+def random_case(random):
+    constraints = []
+    for number in range(random.integers(1, 8)):
+        factors = {int(n): Fraction(int(random.integers(1, 9)), 10) for n in random.permutation(OUTPUTS)[:2]}
+        constraints.append(Constraint(factors, Fraction(number, 7)))
+    return Case(InputBox((), ()), tuple(constraints))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_violations_are_positive_only_where_a_constraint_is_violated(seed):
+    random = np.random.default_rng(seed)
+    cases = [random_case(random) for _ in range(3)]
+    outputs = torch.from_numpy(random.integers(-16, 17, (50, OUTPUTS)) / 8)
+    values = Violations(cases, OUTPUTS)(outputs)
+    for row, y in zip(values.tolist(), outputs.tolist(), strict=True):
+        for value, case in zip(row, cases, strict=True):
+            violations = [
+                sum(f * Fraction(y[n]) for n, f in c.coefficients.items()) - c.bound for c in case.constraints
+            ]
+            assert (value > 0) <= (max(violations) > 0)
+            assert (value > -1e-5) == (max(violations) > -1e-6) or abs(max(violations)) < 1e-5
 
 
 def case_of(bound, coefficient=Fraction(1), low=Fraction(0), high=Fraction(1)):
