@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
     "publish": "copy a sweep's results to results/published, small enough for git",
+    "board": "check entries of others to the board",
     "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
     "benchmark": "measure what training steps and bounds cost on this machine",
 }

@@ -9,7 +9,7 @@ CORE = [
     *("common", "machine", "settings", "attacks", "methods", "sweep", "storage", "data"),
     *("evaluation", "training", "leaderboard", "tracking", "tune"),
 ]
-LEAVES = ("checker", "vnnlib", "report", "bench")
+LEAVES = ("checker", "vnnlib", "report", "bench", "entries")
 ROOT = Path(harness.__file__).parent
 
 

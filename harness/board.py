@@ -1,0 +1,97 @@
+"""The board: check entries of others.
+
+An entry is a folder with entry.yaml, networks, and a table of verdicts for each. `check` says for each step how far the
+entry comes, and writes the result to results/board/<name of the folder>/, never into the entry. Nothing in an entry is
+run. See docs/enter-the-board.md.
+"""
+
+import argparse
+import math
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import command_line
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir
+from harness.common.errors import require
+from harness.common.terminal import say
+
+if TYPE_CHECKING:
+    from harness.storage.entry_check import EntryCheck, Step
+
+# Torch takes seconds to import: what needs it is imported late.
+_MEMORY = 16 * 2**30  # bytes that a step may add
+_RESULTS = {True: "passed", False: "FAILED", None: "open"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_check(commands)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the subcommand and return its exit status. Raises InputError for wrong input."""
+    status: int = options.run(options)
+    return status
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser("check", help="check an entry", description="Check an entry, step by step.")
+    check.add_argument("entry", type=Path, metavar="DIR", help="the entry's folder, which names it")
+    add_results_dir(check)
+    nonce = "text that nobody knew when the entry was made: it draws the sample; default: drawn at random"
+    check.add_argument("--nonce", metavar="TEXT", help=nonce)
+    check.add_argument("--seconds", type=float, default=3600.0, help="limit of each step; default: 3600")
+    witness = "a safetensors file: adversarial images of claimed ones, float32 [C, H, W], named <seed>/<image>"
+    check.add_argument("--witness", type=Path, metavar="FILE", help=witness)
+    add_data_dir(check)
+    check.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Check an entry; return FAILED if it is refused or refuted. Raises InputError, and nothing is written."""
+    name, seconds, nonce = options.entry.resolve().name, options.seconds, options.nonce or secrets.token_hex(16)
+    require("DIR", str(options.entry), (options.entry / "entry.yaml").exists(), "a folder with entry.yaml")
+    allowed = "a folder named by up to 80 letters, digits, '.', '_' and '-'"
+    require("DIR", name, re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) is not None, allowed)
+    require("--seconds", seconds, 0 < seconds < math.inf, "a number above 0")
+    require(
+        "--nonce", nonce, nonce.isascii() and nonce.isprintable() and len(nonce) <= 200, "up to 200 ASCII characters"
+    )
+    from safetensors.numpy import save_file
+
+    from harness.checker.proofs.certificates import read_tensors
+    from harness.checker.prover import prover_of
+    from harness.checker.verdicts import load_hashed
+    from harness.entries.check import EntryChecker, Tools
+    from harness.storage import entry_check
+    from harness.storage.files import write_atomically
+
+    directory = entry_check.check_dir(options.results_dir, name)
+    found, sent = read_tensors(directory / entry_check.FOUND), {}
+    if options.witness is not None:
+        require("--witness", str(options.witness), options.witness.is_file(), "a safetensors file")
+        sent = read_tensors(options.witness)
+    tools = Tools(lambda dataset: load_hashed(dataset, options.data_dir), prover_of)
+    checker = EntryChecker(options.entry, nonce, tools, seconds, _MEMORY, found, sent)
+    check, verdicts = checker.check(_print_step)
+    if checker.found:
+        write_atomically(directory / entry_check.FOUND, lambda path: save_file(checker.found, path))
+    entry_check.write_check(directory, check, verdicts)
+    _print_result(check)
+    say(directory / entry_check.CHECK)
+    return FAILED if check.status in ("refused", "refuted") else OK
+
+
+def _print_step(step: "Step") -> None:
+    say(f"{step.name:10} {_RESULTS[step.passed]:7} {step.message}")
+
+
+def _print_result(check: "EntryCheck") -> None:
+    say(f"{check.status}: {check.name}, checked up to {check.level}; nonce {check.nonce}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.main("board"))
