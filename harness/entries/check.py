@@ -35,7 +35,7 @@ from harness.entries.evidence import (
 )
 from harness.entries.files import OutOfTimeError, copy_files, limits
 from harness.entries.manifest import MANIFEST, EntryNetwork, Manifest, read_manifest
-from harness.entries.network import LoadedNetwork, load_entry_network, why_not_of_kind
+from harness.entries.network import NETWORK, LoadedNetwork, load_entry_network, why_not_of_kind
 from harness.entries.table import read_verdicts
 from harness.machine.environment import code_version
 from harness.settings import Radius
@@ -191,8 +191,7 @@ class EntryChecker:
         self._replay()
         attacked = self._search(time.monotonic() + 0.9 * self.seconds)
         for each in self.networks:
-            wrong = len(each.numbers(names.MISCLASSIFIED)) + len(each.numbers(names.FALSIFIED)) + len(each.hits)
-            each.record.checked.attack_error = self._percent(wrong)
+            each.record.checked.attack_error = self._percent(self._count_wrong(each))
         if self._refuted:
             return False, f"refuted: {self._refuted}"
         claims = sum(each.record.claimed for each in self.networks)
@@ -229,7 +228,8 @@ class EntryChecker:
         for each in self.networks:
             few = self.images.images[:10].double().numpy() / 255
             prove = self.tools.prover_of(each.network.prepared.model, self.known.radius, few)
-            certificates, record = _by_image(self._tensors(each.entry.certificates)), each.record
+            prefix, record = NETWORK if each.network.run else "", each.record
+            certificates = _by_image(self._tensors(each.entry.certificates), prefix)
             if isinstance(prove, str):
                 notes[f"no certificate was checked: {prove}"] = None
             sample = self._drawn(each)[:SAMPLE]
@@ -264,13 +264,17 @@ class EntryChecker:
 
     def _conclude(self, each: _Network) -> None:
         """Fill in the certified error, if the sample supports one: it is all claimed images, or none of it is open."""
-        record = each.record
-        is_open = record.unconfirmed > 0
-        if each.hits or (is_open and record.sample < record.claimed):
+        record, wrong = each.record, self._count_wrong(each)
+        if each.hits or (record.unconfirmed and record.sample < record.claimed):
             return
-        record.checked.certified_error = self._percent(len(self.images) - record.claimed + record.unconfirmed)
-        if record.checked.attack_error is not None:
-            record.checked.undecided = record.checked.certified_error - record.checked.attack_error
+        open_ = len(self.images) - wrong - record.claimed + record.unconfirmed
+        record.checked.certified_error = self._percent(wrong + open_)
+        record.checked.undecided = self._percent(open_)
+
+    @staticmethod
+    def _count_wrong(each: _Network) -> int:
+        """Return how many images are misclassified at some point of their box that is known."""
+        return len(each.numbers(names.MISCLASSIFIED)) + len(each.numbers(names.FALSIFIED)) + len(each.hits)
 
     @property
     def _refuted(self) -> str:
@@ -306,6 +310,7 @@ class EntryChecker:
         )  # fmt: skip
 
 
+_NO_STEPS = ("hidden", "equilibrium")  # parts of names of certificates' tensors
 _SHOWN = {*Manifest.model_fields} & {*EntryCheck.model_fields} - {"networks", "images", "eps"}
 
 
@@ -340,10 +345,14 @@ def _reported(table: pd.DataFrame) -> Reported:
     return Reported(**{name: 100 * float(mask.mean()) for name, mask in masks.items()})
 
 
-def _by_image(tensors: Tensors) -> dict[str, Tensors]:
-    """Return the tensors of each image by the rest of their names, "<image>/<name>"."""
+def _by_image(tensors: Tensors, prefix: str) -> dict[str, Tensors]:
+    """Return the tensors of each image by the rest of their names, "<image>/<step>/<field>".
+
+    prefix: that the names of steps have here; those of a network by `cerdeq.load_onnx` are without it.
+    """
     images = defaultdict[str, Tensors](dict)
     for key, tensor in tensors.items():
-        image, _, name = key.partition("/")
-        images[image][name] = tensor
+        image, *steps, name = key.split("/")
+        steps = [each if each in _NO_STEPS or each.startswith(prefix) else prefix + each for each in steps]
+        images[image]["/".join([*steps, name])] = tensor
     return images

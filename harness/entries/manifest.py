@@ -17,7 +17,7 @@ from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH
 
 MANIFEST = "entry.yaml"
 _LONGEST, _REFUSED = 200, '<>&"`\\{}$'  # of a text; what pages or shells might run
-_EPS = r"^([01]?\.\d{1,12}|[01]|\d{1,9}/\d{1,9})$"  # Fraction computes 10**n of 1e-n, whatever n is
+_EPS = r"^([01]?\.[0-9]{1,12}|[01]|[0-9]{1,9}/[0-9]{1,9})$"  # Fraction computes 10**n of 1e-n, whatever n is
 
 
 def check_text(key: str, text: str) -> str:
@@ -124,7 +124,7 @@ class Manifest(BaseModel):
     """The SHA-256 of every file beside this one."""
     network_kind: NetworkKind
     """relu, equilibrium, lipschitz or other."""
-    paper: Annotated[str, Field(pattern=r"^https://[\w.~%?=#:+/-]{1,300}$")] | None = None
+    paper: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9_.~%?=#:+/-]+$", max_length=300)] | None = None
     """An address of the paper."""
     architecture: Architecture | None = None
     """The network, where its file has weights alone."""

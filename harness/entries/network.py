@@ -17,6 +17,8 @@ from harness.evaluation.network import PreparedNetwork, load_network, prepare_ne
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
 from harness.sweep.trial_config import TrialConfig
 
+NETWORK = "network."
+"""What the names of steps begin with that come from an ONNX file."""
 _STAGES = ("ibp", "crown-ibp")
 _AGREEMENT = 1e-4  # of logits of float32 and float64, relative to 1 + the largest
 _BATCH = 100  # images

@@ -1,0 +1,214 @@
+"""Entries made by other means pass; what the check could not confirm is said; counterexamples stay."""
+
+import entry_files
+import numpy as np
+import pytest
+import torch
+from entry_files import EPS, Entry
+from fetched_checkpoints import SWEEPS
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from cerdeq import export_onnx, load_onnx
+from harness.command_line import main
+from harness.entries.evidence import box_ends, in_random_order
+from harness.settings import Radius
+from harness.storage import entry_check
+
+
+def test_a_network_of_plain_torch_with_certificates_is_checked(entry, capsys):
+    status, check = entry.check()
+    assert (status, check.status, check.level) == (0, "checked", "proofs")
+    (network,) = check.networks
+    verdicts = entry.table["verdict"].value_counts()
+    assert network.claimed == network.sample == network.confirmed_by_certificate == verdicts["certified"]
+    assert (network.refuted, network.unconfirmed, network.parameters) == (0, 0, 64 * 30 + 30 + 300 + 10)
+    reported, checked = network.reported, network.checked
+    assert (checked.standard_error, checked.certified_error) == (reported.standard_error, reported.certified_error)
+    assert checked.attack_error == pytest.approx(100 * (verdicts["falsified"] + verdicts["misclassified"]) / 80)
+    assert (check.eps, check.dataset, check.images, check.authors) == (EPS, "digits", 80, ["Ä. Student"])
+    rows = entry_check.read_verdicts(entry_check.check_dir(entry.results, "mine"))
+    assert len(rows) == 80 and rows["verdict"].value_counts().to_dict() == verdicts.to_dict()
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:6]] == [
+        [name, "passed"] for name in entry_check.STEPS
+    ]
+
+
+def test_the_same_as_parquet(entry):
+    table = entry.table
+    (entry.folder / "verdicts.csv").unlink()
+    table.to_parquet(entry.folder / "verdicts.parquet")
+    entry.sign(networks=[entry.manifest["networks"][0] | {"verdicts": "verdicts.parquet"}])
+    assert entry.check()[1].status == "checked"
+
+
+def test_without_certificates_our_verifier_proves_the_sample(entry):
+    network = entry.manifest["networks"][0]
+    del network["certificates"]
+    (entry.folder / "certificates.safetensors").unlink()
+    entry.sign(networks=[network])
+    status, check = entry.check()
+    assert (status, check.status, check.level) == (0, "unconfirmed", "verifier")
+    (record,) = check.networks
+    assert record.confirmed_by_verifier > 0 and record.unconfirmed == 0
+    assert record.confirmed_by_certificate + record.confirmed_by_verifier == record.sample
+    assert record.checked.certified_error == record.reported.certified_error
+
+
+def test_a_network_that_the_checker_cannot_read_is_unconfirmed(tmp_path):
+    torch.manual_seed(0)
+    network = entry_files.train(nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Sigmoid(), nn.Linear(20, 10)))
+    (folder := tmp_path / "original").mkdir()
+    entry_files.write_onnx(network, folder / "network.onnx")
+    table, _, witnesses = entry_files.verdicts_of(network, count=20)
+    entry_files.write(folder, table, None, witnesses, network_kind="other")
+    status, check = Entry(folder, tmp_path).check()
+    assert (status, check.status, check.level) == (0, "unconfirmed", "verifier")
+    assert "no certificate was checked: the checker has no rule for" in check.steps[-1].message
+
+
+def lirpa_loss(network):
+    """The loss of auto_LiRPA's example: cross entropy of the worst margins by IBP, while eps grows linearly."""
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+
+    def loss(epoch, x, y):
+        eps = min(1.0, epoch / 50) * 0.03
+        low, high = (x - eps).clamp(0, 1).flatten(1), (x + eps).clamp(0, 1).flatten(1)
+        for number, layer in enumerate(linear):
+            center, radius = layer((low + high) / 2), (high - low) / 2 @ layer.weight.abs().T
+            low, high = center - radius, center + radius
+            if number < len(linear) - 1:
+                low, high = low.relu(), high.relu()
+        worst = torch.where(nn.functional.one_hot(y, 10).bool(), low, high)
+        return nn.functional.cross_entropy(worst, y)
+
+    return loss
+
+
+def test_a_network_of_auto_lirpa_s_recipe_is_checked(tmp_path):
+    """Its `mlp_3layer`, narrower, saved by plain torch; auto_LiRPA itself needs another torch."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)]
+    network = nn.Sequential(nn.Flatten(), *layers)
+    network = entry_files.train(network, lirpa_loss(network))
+    (folder := tmp_path / "original").mkdir()
+    torch.save(network.state_dict(), tmp_path / "saved.pth")
+    network.load_state_dict(torch.load(tmp_path / "saved.pth", weights_only=True))
+    export_onnx(network, folder / "network.onnx", (1, 8, 8))
+    network = load_onnx(folder / "network.onnx")
+    table, certificates, witnesses = entry_files.verdicts_of(network, "0.03")
+    assert (table["verdict"] == "certified").mean() > 0.6
+    entry_files.write(folder, table, certificates, witnesses, eps=0.03)
+    status, check = Entry(folder, tmp_path).check()
+    assert (status, check.status, check.eps) == (0, "checked", "3/100")
+
+
+def test_a_registered_network_with_two_seeds_is_checked(tmp_path):
+    from baselines import build
+
+    (folder := tmp_path / "original").mkdir()
+    entries = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = build("conv", "digits", 0.1).eval()
+        save_file(
+            {name: tensor.numpy() for name, tensor in network.state_dict().items()}, folder / f"{seed}.safetensors"
+        )
+        table, _, _ = entry_files.verdicts_of(network, "1/1000", 20)
+        assert set(table["verdict"]) <= {"certified", "misclassified"}
+        table.to_csv(folder / f"{seed}.csv", index=False)
+        entries.append({"seed": seed, "network": f"{seed}.safetensors", "verdicts": f"{seed}.csv"})
+    manifest = {
+        "title": "Untrained", "authors": ["A"], "licence": "MIT", "dataset": "digits", "eps": "1/1000", "images": 20,
+        "network_kind": "relu", "networks": entries, "architecture": {"model": "conv", "width": 0.1},
+    }  # fmt: skip
+    entry_files.sign(folder, manifest)
+    status, check = Entry(folder, tmp_path).check()
+    assert (status, check.status, [each.seed for each in check.networks]) == (0, "checked", [0, 1])
+
+
+@pytest.mark.parametrize("name", ["mnist_CONV_box"])
+def test_a_published_network_of_paradox_is_checked(tmp_path, name, monkeypatch):
+    path = SWEEPS.parents[1] / "checkpoints/paradox" / f"{name}.pt"
+    if not path.is_file():
+        pytest.skip(f"there is no {path}: sweeps/fetch_checkpoints.py fetches it")
+    from baselines import build
+    from harness.common.errors import InputError
+    from harness.data import load
+
+    try:
+        data = load("mnist", writes=False)
+    except InputError as error:
+        pytest.skip(f"MNIST is not here: {error}")
+    network = build("conv", "mnist")[1:].eval()
+    network.load_state_dict(dict(zip(network.state_dict(), torch.load(path, weights_only=True).values(), strict=True)))
+    (folder := tmp_path / "original").mkdir()
+    entry_files.write_onnx(network, folder / "network.onnx", (1, 28, 28))
+    table, _, witnesses = entry_files.verdicts_of(network, "0.3", 20, 1, data)
+    table.loc[table["verdict"] == "timeout", "verdict"] = "unknown"
+    entry_files.write(folder, table, None, witnesses, eps=0.3, dataset="mnist")
+    status, check = Entry(folder, tmp_path).check()
+    assert (status, check.status) == (0, "checked")
+    assert check.networks[0].claimed > 10
+
+
+def test_a_witness_from_outside_refutes_the_entry_for_good(entry, tmp_path, capsys, monkeypatch):
+    """A claim that our attack does not break: the attack is switched off."""
+    monkeypatch.setattr("harness.entries.check.attack", lambda *_: iter(()))
+    table, path = entry.table, entry.folder / "witnesses.safetensors"
+    index = int(table["index"][table["verdict"] == "falsified"].iloc[0])
+    witnesses = load_file(path)
+    point = witnesses.pop(str(index))
+    save_file(witnesses, path)
+    table.loc[index, ["verdict", "margin"]] = ["certified", 0.1]
+    entry.sign(table)
+    robust = int(table["index"][(table["verdict"] == "certified") & (table["index"] != index)].iloc[0])
+    for name, value, message in (
+        (f"0/{robust}", entry_files.DATA.test.images[robust].numpy() / 255, "no margin is proved to be negative there"),
+        (f"0/{index}", point + 1, "a pixel lies outside of the box"),
+        ("0/79999", point, "is claimed to be certified"),
+        (str(index), point, "is claimed to be certified"),
+    ):
+        save_file({name: value}, tmp_path / "sent.safetensors")
+        assert entry.check("--witness", tmp_path / "sent.safetensors") == (2, None)
+        assert message in capsys.readouterr().err
+    save_file({f"0/{index}": point}, tmp_path / "sent.safetensors")
+    for options in (["--witness", tmp_path / "sent.safetensors"], []):  # once it is known, it stays
+        status, check = entry.check(*options)
+        assert (status, check.status, check.level, check.networks[0].refuted) == (1, "refuted", "witnesses", 1)
+        assert check.networks[0].checked.certified_error is None
+
+
+def test_wrong_requests(entry, tmp_path, capsys):
+    (bare := tmp_path / "bare").mkdir()
+    for words, message in (
+        ([str(bare)], "allowed: a folder with entry.yaml"),
+        ([str(entry.folder), "--seconds", "0"], "--seconds"),
+        ([str(entry.folder), "--nonce", "\u202e"], "--nonce"),
+        ([str(entry.folder), "--witness", str(bare)], "--witness"),
+    ):
+        assert main("board", ["check", *words, "--results-dir", str(entry.results)]) == 2
+        assert message in capsys.readouterr().err
+    assert not entry.results.exists()
+    entry.folder.rename(tmp_path / "<script>")
+    assert main("board", ["check", str(tmp_path / "<script>"), "--results-dir", str(entry.results)]) == 2
+
+
+def test_the_sample_depends_on_manifest_nonce_and_seed():
+    orders = [
+        in_random_order(list(range(50)), *key) for key in (("a", "b", 0), ("c", "b", 0), ("a", "c", 0), ("a", "b", 1))
+    ]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert in_random_order(list(range(50)), "a", "b", 0) == orders[0]
+
+
+def test_the_box_s_ends_are_the_outermost_float64_inside():
+    from fractions import Fraction
+
+    eps = Radius("8/255")
+    low, high = box_ends(eps)
+    for level in range(256):
+        smallest, largest = max(Fraction(0), Fraction(level, 255) - eps), min(Fraction(1), Fraction(level, 255) + eps)
+        assert Fraction(low[level]) >= smallest > Fraction(np.nextafter(low[level], -1))
+        assert Fraction(high[level]) <= largest < Fraction(np.nextafter(high[level], 2))
