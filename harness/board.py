@@ -1,8 +1,11 @@
-"""The board: check entries of others.
+"""The board: check entries of others; write all results as one page.
 
 An entry is a folder with entry.yaml, networks, and a table of verdicts for each. `check` says for each step how far the
 entry comes, and writes the result to results/board/<name of the folder>/, never into the entry. Nothing in an entry is
 run. See docs/enter-the-board.md.
+
+`page` writes one page that opens offline: the best certified errors of each data set, eps and kind of verifier, then
+all rows: own sweeps below results/ and results/published/, entries as they were checked, and numbers of papers.
 """
 
 import argparse
@@ -29,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_check(commands)
+    _add_page(commands)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -83,6 +87,28 @@ def _check(options: argparse.Namespace) -> int:
     _print_result(check)
     say(directory / entry_check.CHECK)
     return FAILED if check.status in ("refused", "refuted") else OK
+
+
+def _add_page(commands: Any) -> None:
+    page = commands.add_parser("page", help="write all results as one page", description="Write all results as a page.")
+    add_results_dir(page)
+    page.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page; default: index.html in the results' folder"
+    )
+    page.add_argument("--data-dir", help="where data sets lie: undecided images are shown; default: none are")
+    page.set_defaults(run=_page)
+
+
+def _page(options: argparse.Namespace) -> int:
+    """Write the page. Raises InputError."""
+    from harness.report.board_page import INDEX, write_board
+
+    directory = options.results_dir
+    require("--results-dir", str(directory), directory.is_dir(), "a folder of results")
+    path = options.output or directory / INDEX
+    rows = write_board(directory, path, options.data_dir)
+    say(f"{path}: {rows} rows")
+    return OK
 
 
 def _print_step(step: "Step") -> None:

@@ -1,8 +1,8 @@
 """`python -m harness.tables results/<sweep>`: write a sweep's leaderboard and its page, or show what its trials say.
 
 Writes leaderboard.md, .csv and .json, and report.html, a page with figures that opens offline. Given several sweeps
-(`python -m harness.tables results/*`), it writes each one's files and index.html beside them, which links to all;
-directories without trials are left out.
+(`python -m harness.tables results/*`), it writes each one's files; directories without trials are left out. One page
+of all results: `python -m harness.board page`.
 
 With --compare it compares rows instead, on the same test images and the same seeds: each with the row that --compare
 names or, without a name, every row with every other of the same training method. Rows of several sweeps are compared
@@ -44,7 +44,7 @@ Holm: the p value before it, corrected for all p values of this test here"""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_sweep_directories(parser, "of several, a page over all is written too; rows are compared across them")
+    add_sweep_directories(parser, "rows of several are compared across them")
     parser.add_argument(
         "--compare",
         nargs="?",
@@ -79,8 +79,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
-    """Write the tables and pages of sweeps, of several also the page over all; print one sweep's leaderboard."""
-    from harness.report.overview import write_overview
+    """Write the tables and pages of sweeps; print one sweep's leaderboard."""
     from harness.report.sweep_page import write_sweep
 
     if len(directories) == 1 and not folder.trial_folders(directories[0]):  # a published study's tables
@@ -93,8 +92,9 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
     sweep_dirs = [path for path in directories if folder.trial_folders(path) or (path / study_tables.TRIALS).exists()]
     if not sweep_dirs:
         raise InputError(f"none of {', '.join(map(str, directories))} holds trials: give results/<sweep>")
-    sweeps = [write_sweep(directory, data_dir, latex) for directory in sweep_dirs]
-    say(*(directory / folder.REPORT for directory in sweep_dirs), write_overview(sweep_dirs[0].parent, sweeps))
+    for directory in sweep_dirs:
+        write_sweep(directory, data_dir, latex)
+        say(directory / folder.REPORT)
 
 
 def _compare(options: argparse.Namespace) -> None:

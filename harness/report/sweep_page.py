@@ -1,7 +1,9 @@
 """A sweep as one page that opens offline: report.html, with its figures; for LaTeX, also figures/ as PDF."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -19,7 +21,7 @@ from harness.report.figures.section_data import SectionData
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder
 from harness.storage.files import write_text
-from harness.sweep.trial_config import missing_text
+from harness.sweep.trial_config import TrialConfig, missing_text
 
 _MAIN = titles_of(TABLES, PAGE)
 _TEMPLATES = jinja2.Environment(
@@ -82,7 +84,7 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
         "stages": stages_table(section.trials),
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
-        "commands": {label: _commands(list(trial_dirs)) for label, trial_dirs in rows},
+        "commands": {label: commands(list(trial_dirs)) for label, trial_dirs in rows},
     }
 
 
@@ -104,14 +106,18 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
     return pictures
 
 
-def _commands(trial_dirs: list[Path]) -> str:
-    """Return the commands that train, and where that was done certify further, these trials of a row."""
-    is_certified = (trial_dirs[0] / certification.CERTIFICATION).exists()
+def commands(trial_dirs: list[Path], stored: Mapping[Path, TrialConfig] = MappingProxyType({})) -> str:
+    """Return the commands that train, and where that was done certify further, these trials of a row.
+
+    stored: the configs of certifications whose folders are missing.
+    """
+    is_certified = trial_dirs[0].parent.name == certification.FOLDER
     trials = [certification.trial_of(path) if is_certified else path for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [_command("trial", *files, "--results-dir", "again")]
     if is_certified:
-        config = folder.read_certified_trial(trial_dirs[0] / certification.CERTIFICATION).config
+        file = trial_dirs[0] / certification.CERTIFICATION
+        config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config
         trusted = [word for name in config.plugins for word in ("--plugin", name)]
         again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
         lines.append(_command("certify", *again, *_certify_options(config.evaluation), *trusted))
@@ -135,9 +141,16 @@ def _certify_options(settings: EvaluationSettings) -> list[str]:
 def _recheck_command(sweep_dir: Path) -> str:
     """Return the command that proves verdicts again, of trials whose weights are there; empty where none are."""
     finished = [trial for trial in folder.trial_folders(sweep_dir) if (trial / folder.RESULT).exists()]
-    proved = [trial.name for trial in finished if (trial / folder.WEIGHTS).exists()]
-    only = [] if len(proved) == len(finished) else [word for key in proved for word in ("--only", key)]
-    return _command("recheck", str(_relative(sweep_dir, 2)), *only) if proved else ""
+    proved = [trial for trial in finished if (trial / folder.WEIGHTS).exists()]
+    return recheck_command(sweep_dir, [] if len(proved) == len(finished) else proved) if proved else ""
+
+
+def recheck_command(sweep_dir: Path, trial_dirs: list[Path]) -> str:
+    """Return the command that proves verdicts again, of these trials and certifications, or of all if none is named."""
+    is_certified = [path.parent.name == certification.FOLDER for path in trial_dirs]
+    trials = [certification.trial_of(path) if its else path for path, its in zip(trial_dirs, is_certified, strict=True)]
+    only = [word for trial in trials for word in ("--only", trial.name)]
+    return _command("recheck", str(_relative(sweep_dir, 2)), *only)
 
 
 def _command(name: str, *arguments: str) -> str:

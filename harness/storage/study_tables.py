@@ -23,7 +23,7 @@ from harness.storage.parquet import read_table, write_table
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
-_FOLDER = "folder"
+FOLDER = "folder"
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def write_study_tables(study: Path, to: Path) -> None:
             continue
         name = path.relative_to(study).as_posix()
         texts = {"trial": path / file, "result": path / folder.RESULT, "chosen": path / folder.CHOSEN}
-        rows.append({_FOLDER: name, **{key: _compact(text) for key, text in texts.items()}})
-        verdicts.append(folder.read_verdicts(path).assign(**{_FOLDER: name}))
+        rows.append({FOLDER: name, **{key: _compact(text) for key, text in texts.items()}})
+        verdicts.append(folder.read_verdicts(path).assign(**{FOLDER: name}))
     write_table(to / TRIALS, pd.DataFrame(rows))
     table = pd.concat(verdicts, ignore_index=True)
-    write_table(to / VERDICTS, table[[name for name in (_FOLDER, *VERDICT_COLUMNS) if name in table]])
+    write_table(to / VERDICTS, table[[name for name in (FOLDER, *VERDICT_COLUMNS) if name in table]])
 
 
 def _compact(path: Path) -> str | None:
@@ -74,11 +74,11 @@ def read_stored_trials(study: Path) -> list[StoredTrial]:
 
 
 def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
-    certified = Path(row[_FOLDER]).parent.name == certification.FOLDER
+    certified = Path(row[FOLDER]).parent.name == certification.FOLDER
     parse = folder.parse_certified_trial if certified else folder.parse_trial
     chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
     result = folder.parse_result(_json(row["result"]))
-    return StoredTrial(study / row[_FOLDER], certified, parse(_json(row["trial"])), result, chosen)
+    return StoredTrial(study / row[FOLDER], certified, parse(_json(row["trial"])), result, chosen)
 
 
 def _json(text: str) -> Any:
@@ -94,8 +94,8 @@ def read_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
     if study is None or (path / folder.VERDICTS).exists():
         return folder.read_verdicts(path, columns)
     name = path.relative_to(study).as_posix()
-    table = read_table(study / VERDICTS, [_FOLDER, *columns])
-    rows = table.loc[table[_FOLDER] == name, columns]
+    table = read_table(study / VERDICTS, [FOLDER, *columns])
+    rows = table.loc[table[FOLDER] == name, columns]
     if rows.empty:
         raise DamagedFileError(f"{study / VERDICTS} has no verdicts of {name}")
     return rows.reset_index(drop=True)

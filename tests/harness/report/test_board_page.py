@@ -1,0 +1,208 @@
+"""`python -m harness.board page`: the best of each comparison, and that nothing else is compared."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_studies import add, right
+
+from harness.command_line import main
+from harness.report.board_page import answers, write_board
+from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
+from harness.settings import Radius
+from harness.storage import entry_check
+
+RESULTS = Path(__file__).parents[3] / "results"
+HEADER = "dataset,eps,model,method,standard_error,certified_error,relu,extra_data,verifier,undecided,source,url\n"
+SCRIPT = "\"'><script>alert(1)</script>"
+
+
+def write_papers(results, *lines):
+    results.mkdir(exist_ok=True)
+    (results / "published.csv").write_text(HEADER + "".join(line + "\n" for line in lines))
+
+
+def write_entry(results, name="entry", verdicts=None, certified=50.0, **changes):
+    """An entry on the first four test images of CIFAR-10, of one seed."""
+    errors = {"standard_error": 25.0, "certified_error": certified, "undecided": 25.0}
+    steps = [{"name": "schema", "passed": True, "message": "4 rows"}]
+    content = {
+        "name": name, "title": name, "authors": ["A. Author"], "dataset": "cifar10", "split": "test", "eps": "8/255",
+        "images": 10_000, "network_kind": "relu", "networks": [{"seed": 0, "reported": errors, "checked": errors}],
+        "level": "proofs", "status": "checked", "steps": steps, "checker": "1", "date": "2026-11-28",
+    }  # fmt: skip
+    check = entry_check.EntryCheck.model_validate(content | changes)
+    table = {
+        "index": [0, 1, 2, 3], "seed": 0, "label": [3, 8, 8, 0], "prediction": [3, 8, 8, 1], "margin": [2.0, 1, -1, -3],
+        "verdict": ["certified", "certified", "timeout", "misclassified"], "stage": "bab", "verifier": "bab",
+        "seconds": 1.0,
+    }  # fmt: skip
+    entry_check.write_check(results / "board" / name, check, pd.DataFrame(table if verdicts is None else verdicts))
+
+
+def rows_by_name(results):
+    return {row.name: row for row in read_rows(results)}
+
+
+def page_of(results, **options):
+    write_board(results, results / "page.html", **options)
+    return (results / "page.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The rows of this repository."""
+    return read_rows(RESULTS)
+
+
+def test_the_first_screen_of_this_repository(published):
+    best = {(group.dataset, group.eps, group.verifier, group.extra_data): rows for group, rows in answers(published)}
+    shown = best["cifar10", Radius("8/255"), "complete", ""]
+    assert shown[0][0] == "all" and shown[0][1].certified.mean == pytest.approx(64.26)
+    assert (shown[0][1].origin, shown[0][1].check, shown[0][1].relu) == (PAPER, "not checked", "yes")
+    mnist = dict(best["mnist", Radius("0.3"), "complete", ""])
+    assert mnist["all"].certified.mean < mnist["ours"].certified.mean == pytest.approx(12.378)
+    assert (mnist["ours"].check, mnist["ours"].seeds, mnist["ours"].kind) == ("proved here", "5", "plain CNN")
+    linear = dict(best["cifar10", Radius("8/255"), "linear bounds", ""])
+    assert (linear["all"].kind, linear["all"].relu, linear["all"].origin) == ("equilibrium", "no", OURS)
+    assert linear["ReLU"].certified.mean == pytest.approx(66.38)
+
+
+def test_a_row_compares_only_with_rows_of_its_data_set_eps_verifier_and_images(published):
+    for group, rows in answers(published):
+        assert {row.group for _, row in rows} == {group} and group.images == "all test images"
+        same = [row.certified.mean for row in published if row.group == group and row.certified]
+        assert rows[0][1].certified.mean == min(same)
+    ours = [row for row in published if row.origin == OURS]
+    assert {"first 4,000 test images", "5,000 held-out images"} <= {row.group.images for row in ours}
+    assert all(row.verdicts is not None and "harness.trial" in row.commands for row in ours)
+
+
+def test_a_study_lies_in_history_with_the_commands_that_bring_it_back(published):
+    row = next(row for row in published if row.source == "length-cifar10")
+    assert re.match(r"git archive [0-9a-f]{40} \S*results/published/length-cifar10 \| tar x\n", row.commands)
+    assert "harness.recheck" in row.commands
+
+
+def test_verifiers_and_extra_data_are_never_mixed(tmp_path):
+    write_papers(
+        tmp_path,
+        "cifar10,8/255,CNN-7,IBP,50,66,yes,no,IBP,,A,",
+        "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,,B,",
+        "cifar10,8/255,SortNet,,45,59,no,no,Lipschitz,,C,",
+        "cifar10,8/255,SortNet,,45,58,no,generated,Lipschitz,,D,",
+        "cifar10,8/255,CerDEQ,,45,10,no,no,,,E,",
+    )
+    best = {
+        rows[0][1].source: (group.verifier, [what for what, _ in rows]) for group, rows in answers(read_rows(tmp_path))
+    }
+    assert best == {
+        "A": ("IBP", ["all"]), "B": ("complete", ["all"]), "C": ("Lipschitz", ["all"]), "D": ("Lipschitz", ["all"]),
+    }  # fmt: skip
+
+
+def test_the_bracket_begins_where_undecided_images_count_as_certified(tmp_path):
+    write_papers(tmp_path, "cifar10,2/255,CNN-7,MTL-IBP,16.46,33.96,yes,no,complete,6.58,A,", "mnist,0.3,x,,,6,,,,,B,")
+    first, second = read_rows(tmp_path)
+    assert first.bracket == pytest.approx((27.38, 33.96)) and second.bracket is None
+    assert "27.38 to 33.96" in page_of(tmp_path)
+
+
+def test_an_entry_shows_what_is_reported_and_what_is_checked(tmp_path):
+    write_papers(tmp_path)
+    checked = {"standard_error": 25.0, "certified_error": 60.0, "undecided": 35.0}
+    networks = [
+        {
+            "seed": seed,
+            "reported": {"standard_error": 25.0, "certified_error": value, "undecided": 0.0},
+            "checked": checked,
+        }
+        for seed, value in enumerate((49.0, 51.0))
+    ]
+    write_entry(tmp_path, networks=networks, extra_data="CIFAR-5m")
+    (row,) = read_rows(tmp_path)
+    assert (row.origin, row.check, row.seeds, row.group.extra_data) == (ENTRY, "checked", "2", "CIFAR-5m")
+    assert (row.reported.mean, row.reported.deviation, row.checked.mean) == (50, pytest.approx(2**0.5), 60)
+    assert row.certified is row.checked and row.bracket == (25, 60)
+    page = page_of(tmp_path)
+    assert "certified 2" in page and "undecided 1" in page and page.count("<rect") >= 2
+    assert "uv run python -m harness.board check entry" in page
+
+
+@pytest.mark.parametrize("status", ["refused", "refuted"])
+def test_a_refuted_entry_stays_visible_and_is_never_the_best(tmp_path, status):
+    write_papers(tmp_path, "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,,B,")
+    write_entry(tmp_path, status=status, level="accuracy")
+    assert rows_by_name(tmp_path)["entry"].check == status
+    assert [row.name for _, rows in answers(read_rows(tmp_path)) for _, row in rows] == ["CNN-7, SABR"]
+    assert f'<span class="mark {status}">{status}</span>' in page_of(tmp_path)
+
+
+def test_entries_on_other_images_are_groups_of_their_own(tmp_path):
+    write_papers(tmp_path)
+    write_entry(tmp_path, "first", images=4)
+    write_entry(tmp_path, "other", images=5)
+    images = [row.group.images for row in read_rows(tmp_path)]
+    assert images == ["first 4 test images", "5 images of entry other"] and answers(read_rows(tmp_path)) == []
+
+
+def test_texts_of_others_are_never_markup(tmp_path):
+    write_papers(
+        tmp_path, f'cifar10,8/255,"{SCRIPT.replace(chr(34), chr(34) * 2)}",x,,65,yes,no,<b>,,<i>,javascript:alert(1)'
+    )
+    hostile = {"title": SCRIPT, "authors": [SCRIPT], "paper": "javascript:alert(1)", "dataset": SCRIPT, "eps": SCRIPT}
+    write_entry(tmp_path, steps=[{"name": SCRIPT, "passed": None, "message": SCRIPT}], **hostile)
+    page = page_of(tmp_path)
+    assert page.count("<script") == 1 and "&lt;i&gt;" in page and "<i>" not in page
+    assert not re.search(r"href=.?javascript|&#34;'><script", page)
+    assert page.count("&lt;script&gt;") >= 5
+
+
+@pytest.mark.parametrize("content", ["{", '{"name": "x"}', "[" * 100_000, "\x00"])
+def test_an_entry_that_cannot_be_read_is_a_row_that_says_so(tmp_path, content):
+    write_papers(tmp_path)
+    write_entry(tmp_path)
+    (tmp_path / "board/entry/check.json").write_text(content)
+    (row,) = read_rows(tmp_path)
+    assert (row.name, row.check, row.certified) == ("entry", "unreadable", None) and "check.json" in row.note
+    assert "unreadable" in page_of(tmp_path)
+
+
+def test_verdicts_of_other_types_make_an_entry_unreadable(tmp_path):
+    write_papers(tmp_path)
+    text = {column: ["x"] for column in entry_check.COLUMNS}
+    write_entry(tmp_path, verdicts=text)
+    assert rows_by_name(tmp_path)["entry"].check == "unreadable"
+
+
+def test_own_sweeps_are_rows_once_with_a_link_to_their_page(tmp_path):
+    write_papers(tmp_path)
+    add(tmp_path / "published/study", right(150))
+    shutil.copytree(tmp_path / "published/study", tmp_path / "copy")
+    add(tmp_path / "other", right(100), model="cerdeq")
+    (tmp_path / "other/report.html").write_text("")
+    rows = read_rows(tmp_path)
+    assert [(row.source, row.kind) for row in rows] == [("study", "plain CNN"), ("other", "equilibrium")]
+    assert 'href="other/report.html"' in page_of(tmp_path)
+
+
+def test_undecided_images_are_pictures_where_the_data_set_is(tmp_path):
+    write_papers(tmp_path)
+    write_entry(tmp_path, dataset="digits", images=4)
+    page = page_of(tmp_path, data_dir=str(tmp_path))
+    pictures = json.loads(re.search(r"const pictures = (\{.*?\}), table", page)[1])
+    assert list(pictures) == ["digits 0 2"] and pictures["digits 0 2"].startswith("data:image/png;base64,")
+    assert 'data-key="digits 0 2"' in page and "data:image/png" not in page_of(tmp_path)
+
+
+def test_the_command_writes_the_page_and_refuses_bad_files_in_one_line(tmp_path, capsys):
+    write_papers(tmp_path, "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,,B,")
+    assert main("board", ["page", "--results-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'index.html'}: 1 rows\n" and (tmp_path / "index.html").exists()
+    write_papers(tmp_path, "cifar10,9,CNN-7,SABR,50,65,yes,no,complete,,B,")
+    assert main("board", ["page", "--results-dir", str(tmp_path)]) == 2
+    assert main("board", ["page", "--results-dir", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
