@@ -3,12 +3,13 @@
 import hashlib
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
 from baselines.registry import register
 from cerdeq.layers import Shape
 from cerdeq.onnx import OnnxError, load_content, read_content
-from cerdeq.onnx.layers import Permute, Reshape
+from cerdeq.onnx.layers import Apply
 
 
 @register("onnx")
@@ -40,10 +41,10 @@ def _layout(inputs: tuple[int, ...], image: Shape, file: str) -> nn.Module | Non
     if inputs == image:
         return None
     if inputs == (height, width, channels):
-        return Permute((0, 2, 3, 1))
+        return Apply(torch.permute, (0, 2, 3, 1))
     if channels == 1 and inputs == (height * width,):
         return nn.Flatten()
     if channels == 1 and sorted(size for size in inputs if size > 1) in ([height, width], [height * width]):
-        return Reshape(inputs)
+        return Apply(torch.reshape, (-1, *inputs))
     allowed = f"{list(image)} or {[height, width, channels]}"
     raise OnnxError(f"{file}: found inputs {list(inputs)}, allowed: {allowed}, the data set's images")

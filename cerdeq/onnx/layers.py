@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -48,16 +47,16 @@ def window_of(layer: nn.Module) -> int:
     return prod(size) if isinstance(size, tuple) else size * size
 
 
-class Combined(nn.Module):
-    """`function` of two values."""
+class Apply(nn.Module):
+    """`function` of one or more values, followed by further arguments."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, function: Callable[..., Tensor], *further: Any):
         super().__init__()
-        self.function = function
+        self.function, self.further = function, further
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return `function(a, b)`."""
-        return self.function(a, b)
+    def forward(self, *values: Tensor) -> Tensor:
+        """Return `function(*values, *further)`."""
+        return self.function(*values, *self.further)
 
 
 class WithConstant(nn.Module):
@@ -73,70 +72,6 @@ class WithConstant(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `function(x, constant)`, or `function(constant, x)`."""
         return self.function(self.constant, x) if self.constant_first else self.function(x, self.constant)
-
-
-class Reshape(nn.Module):
-    """Reshape each example."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x [B, ...] as [B, *shape]."""
-        return x.reshape(-1, *self.shape)
-
-
-class Permute(nn.Module):
-    """Reorder the dimensions; dimension 0, the batch, stays."""
-
-    def __init__(self, dims: tuple[int, ...]):
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x with dimension `dims[i]` as dimension i."""
-        return x.permute(*self.dims)
-
-
-class Pad(nn.Module):
-    """Pad with a constant. pads: as of torch, last dimension first."""
-
-    def __init__(self, pads: tuple[int, ...], value: float):
-        super().__init__()
-        self.pads, self.value = pads, value
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, padded."""
-        return F.pad(x, self.pads, value=self.value)
-
-
-class Index(nn.Module):
-    """Take parts of each example. items: an index of [B, ...], whose first item takes the batch."""
-
-    def __init__(self, items: tuple[Any, ...]):
-        super().__init__()
-        self.items = items
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x[items]."""
-        return x[self.items]
-
-
-class Absolute(nn.Module):
-    """The absolute value."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return |x|."""
-        return torch.abs(x)
-
-
-class Sign(nn.Module):
-    """-1, 0 or 1, element by element."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the signs of x."""
-        return torch.sign(x)
 
 
 class Concatenate(nn.Module):

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.layers import Absolute, Combined, Concatenate, Index, Pad, Permute, Sign, WithConstant
+from cerdeq.onnx.layers import Apply, Concatenate, WithConstant
 from cerdeq.onnx.node import Node, Value
 from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer
 
@@ -96,7 +97,7 @@ def _conv_transpose(node: Node) -> nn.Module:
 
 def _padded(before: tuple[int, ...], after: tuple[int, ...], layer: nn.Module) -> nn.Module:
     """Return a layer behind zeros around an image."""
-    return nn.Sequential(Pad((before[1], after[1], before[0], after[0]), 0.0), layer)
+    return nn.Sequential(Apply(F.pad, (before[1], after[1], before[0], after[0])), layer)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -153,7 +154,7 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Layer:
             first, second = (list(value.shape) for value in values)
             if len(first) != len(second):  # numbers of one example would be added to another one's
                 raise OnnxError(f"found values of shapes {first} and {second}, allowed: equally many dimensions")
-            return Combined(function)
+            return Apply(function)
         is_first = node.inputs[0] is not values[0]
         constant, full_shape = node.weight(0 if is_first else 1), values[0].full_shape
         has_batch = values[0].has_batch and constant.dim() == len(full_shape)
@@ -228,7 +229,7 @@ def _transpose(node: Node) -> nn.Module | None:
     order = tuple(node.attribute("perm", range(rank)[::-1]))
     if order[0] != 0:
         raise OnnxError(f"found perm = {list(order)}, allowed: 0, the batch, first")
-    return None if order == tuple(range(rank)) else Permute(order)
+    return None if order == tuple(range(rank)) else Apply(torch.permute, order)
 
 
 def _pad(node: Node) -> nn.Module | None:
@@ -247,7 +248,7 @@ def _pad(node: Node) -> nn.Module | None:
     if ends[0] != (0, 0) or min(map(min, ends)) < 0:
         raise OnnxError(f"found pads {list(map(int, pads))}, allowed: at least 0, and 0 of the batch")
     flat = tuple(size for pair in ends[:0:-1] for size in pair)
-    return Pad(flat, value) if any(flat) else None
+    return Apply(F.pad, flat, "constant", value) if any(flat) else None
 
 
 def _concat(node: Node) -> nn.Module:
@@ -258,12 +259,12 @@ def _concat(node: Node) -> nn.Module:
     return Concatenate(dim)
 
 
-def _index(node: Node, axis: int, item: Any) -> Index:
+def _index(node: Node, axis: int, item: Any) -> nn.Module:
     """Return the layer that takes an integer, a slice or a list of one axis of the file."""
     dim = axis % len(node.value.full_shape) + (not node.value.has_batch)
     if dim == 0:
         raise OnnxError("found a part of axis 0, the batch; allowed: parts of other axes")
-    return Index((slice(None),) * dim + (item,))
+    return Apply(operator.getitem, (slice(None),) * dim + (item,))
 
 
 def _slice(node: Node) -> nn.Module | None:
@@ -343,7 +344,7 @@ LAYERS: dict[str, Layer] = {
     "LeakyRelu": _leaky_relu,
     "Sigmoid": lambda node: nn.Sigmoid(),
     "Tanh": lambda node: nn.Tanh(),
-    "Sign": lambda node: Sign(),
+    "Sign": lambda node: Apply(torch.sign),
     "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
@@ -354,7 +355,7 @@ LAYERS: dict[str, Layer] = {
     "Slice": _slice,
     "Gather": _gather,
     "Split": _split,
-    "Abs": lambda node: Absolute(),
+    "Abs": lambda node: Apply(torch.abs),
     "Clip": _clip,
     "Dropout": _dropout,
     "Identity": lambda node: None,

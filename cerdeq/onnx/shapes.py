@@ -3,10 +3,11 @@
 from math import prod
 
 import numpy as np
+import torch
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
-from cerdeq.onnx.layers import Reshape
+from cerdeq.onnx.layers import Apply
 from cerdeq.onnx.node import Node, Value
 
 PARTS = {"Slice", "Gather", "Split"}
@@ -44,7 +45,7 @@ def reshape_layer(node: Node) -> nn.Module | None:
     new = result[1:] if len(result) > 1 and result[0] == 1 else result
     if new == shape:
         return None
-    return nn.Flatten() if len(new) == 1 else Reshape(new)
+    return nn.Flatten() if len(new) == 1 else Apply(torch.reshape, (-1, *new))
 
 
 def _shape_after(node: Node) -> Sizes:

@@ -10,16 +10,16 @@ from torch import nn
 from baselines import build
 from baselines.contract import check_network
 from cerdeq import OnnxError, export_onnx
-from cerdeq.onnx.layers import Permute, Reshape
+from cerdeq.onnx.layers import Apply
 from harness.checker.bounds.network import read_network
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)).eval()
 LAYOUTS = {
     (1, 8, 8): nn.Identity(),
-    (8, 8, 1): Permute((0, 3, 1, 2)),
-    (64,): Reshape((1, 8, 8)),
-    (64, 1): Reshape((1, 8, 8)),
-    (1, 64): Reshape((1, 8, 8)),
+    (8, 8, 1): Apply(torch.permute, (0, 3, 1, 2)),
+    (64,): Apply(torch.reshape, (-1, 1, 8, 8)),
+    (64, 1): Apply(torch.reshape, (-1, 1, 8, 8)),
+    (1, 64): Apply(torch.reshape, (-1, 1, 8, 8)),
 }
 
 
