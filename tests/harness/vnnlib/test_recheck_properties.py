@@ -202,9 +202,8 @@ def test_batch_norm_of_sequences_is_that_of_torch():
     """Y_0 = 100 (X_0 - X_1) + 150, from -50 to 350; with the scale of the other channel it would be above 148."""
     norm = nn.BatchNorm1d(2, eps=0.0)
     norm.weight.data = torch.tensor([1.0, 100.0])
-    network = nn.Sequential(
-        nn.Linear(2, 4), Apply(torch.reshape, (-1, 2, 2)), norm, nn.Flatten(), nn.Linear(4, 1)
-    ).eval()
+    reshape = Apply(torch.reshape, (-1, 2, 2))
+    network = nn.Sequential(nn.Linear(2, 4), reshape, norm, nn.Flatten(), nn.Linear(4, 1)).eval()
     network[0].weight.data, network[0].bias.data = torch.tensor([[1.0, -1.0]] * 4), torch.zeros(4)
     network[4].weight.data, network[4].bias.data = torch.eye(4)[2:3], torch.tensor([150.0])
     network.input_shape, box = (2,), InputBox((Fraction(-1),) * 2, (Fraction(1),) * 2)
