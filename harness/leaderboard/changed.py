@@ -1,28 +1,23 @@
 """Which files of a leaderboard say something else than the results: for `harness.recheck`."""
 
-import json
 from dataclasses import replace
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from harness.leaderboard.columns import TABLES, titles_of
-from harness.leaderboard.files import json_text, leaderboard_files, leaderboard_texts
+from harness.leaderboard.files import leaderboard_files, leaderboard_texts
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.summary import full_table, summaries_of
 from harness.leaderboard.table import build_leaderboard
-from harness.storage.files import read_text
+from harness.storage.files import load_json, read_text
 
-_TODAYS_WORDS = {
-    "published certified error": "reported certified error",
-    "published standard error": "reported standard error",
-    "published as": "reported as",
-    "`published` columns have": "`reported` columns have",
-    "with a source, are published numbers.": "with a source, are numbers from papers.",
+_EARLIER = {
+    "are published numbers.": "are numbers from papers.",
     "italics: published": "italics: from papers",
+    "published": "reported",
 }
 """Words of leaderboards that earlier versions wrote, and what stands there now."""
 _NEVER_LACKING = ("evaluation.stages", "evaluation.test_images")  # what errors are measured with, and on
@@ -31,9 +26,8 @@ _NEVER_LACKING = ("evaluation.stages", "evaluation.test_images")  # what errors 
 def changed_files(directory: Path) -> list[Path]:
     """Return the leaderboard's files in `directory` that say something else than `write_leaderboard` would write.
 
-    Titles may have the name that the sweep was run by, since a directory may be renamed. Markdown may have more
-    columns, as earlier versions wrote them; CSV and JSON may lack columns: settings are added. Raises InputError as
-    `write_leaderboard` does.
+    Titles may have the name that the sweep was run by, since a directory may be renamed. Earlier versions wrote other
+    columns, and other words for numbers from papers. Raises InputError as `write_leaderboard` does.
     """
     paths = leaderboard_files(directory)
     if not any(path.exists() for path in paths):
@@ -50,41 +44,25 @@ def changed_files(directory: Path) -> list[Path]:
 
 
 def _is_part(path: Path, text: str) -> bool:
-    """Return whether a file is this text, but for columns that it may lack, in today's words.
-
-    Tables in Markdown may lack columns that are neither ranks, labels nor errors; those in CSV or JSON some settings of
-    training or evaluation in which the rows do not differ.
-    """
+    """Return whether a file has the prose of this text, and its tables, which may lack columns."""
     recorded = read_text(path)
-    for earlier, today in _TODAYS_WORDS.items():
-        recorded = recorded.replace(earlier, today)
-    if recorded == text or path.suffix == ".tex":
-        return recorded == text
+    for earlier, today in _EARLIER.items():
+        recorded, text = recorded.replace(earlier, today), text.replace(earlier, today)
     try:
-        if path.suffix == ".md":
-            return _has_tables_of(recorded, text)
-        if path.suffix == ".csv":
-            part, whole = (pd.read_csv(StringIO(each), dtype=str, keep_default_na=False) for each in (recorded, text))
-            may_lack = _may_lack(set(whole) - set(part), whole.to_dict("records"))
-            return may_lack and part.equals(whole.reindex(columns=part.columns))
-        records, wholes = json.loads(recorded), json.loads(text)
-        has_all = all(row.items() <= whole.items() for row, whole in zip(records, wholes, strict=True))
-        lacking = {name for row, whole in zip(records, wholes, strict=True) for name in whole.keys() - row.keys()}
-        return has_all and _may_lack(lacking, wholes) and json_text(records) == recorded  # a key may stand twice
+        (prose, tables), (whole_prose, wholes) = _parse(path.suffix, recorded), _parse(path.suffix, text)
     except (ValueError, TypeError, AttributeError, RecursionError):  # no table
         return False
-
-
-def _has_tables_of(recorded: str, text: str) -> bool:
-    """Return whether Markdown has the same prose as `text`, and its tables, which may lack columns."""
-    (prose, tables), (whole_prose, wholes) = _split(recorded), _split(text)
     return prose == whole_prose and all(map(_has_columns_of, tables, wholes))
 
 
-def _split(markdown: str) -> tuple[list[str], list[pd.DataFrame]]:
-    """Return the lines that are in no table, with "|" for each table, and the tables. Raises ValueError."""
+def _parse(suffix: str, text: str) -> tuple[list[str], list[pd.DataFrame]]:
+    """Return the lines of a file that are in no table, with "|" for each table, and the tables. Raises ValueError."""
+    if suffix == ".csv":
+        return [], [pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)]
+    if suffix == ".json":
+        return [], [pd.DataFrame(load_json(text.encode()), dtype=object).map(repr)]
     prose, tables = list[str](), list[pd.DataFrame]()
-    for is_table, lines in groupby(markdown.split("\n"), lambda line: line.startswith("| ")):
+    for is_table, lines in groupby(text.split("\n"), lambda line: line.startswith("| ")):
         if not is_table:
             prose += lines
             continue
@@ -95,15 +73,15 @@ def _split(markdown: str) -> tuple[list[str], list[pd.DataFrame]]:
 
 
 def _has_columns_of(table: pd.DataFrame, whole: pd.DataFrame) -> bool:
-    if "#" not in whole:
-        return table.equals(whole)
-    errors = [title for title in titles_of(TABLES) if title in whole and title != "row"]
-    named = "row" in table or {*LABEL} <= {*table}
-    has_all = table.columns.is_unique and {*errors} <= {*table} <= {*whole} and named
-    return has_all and table.equals(whole[table.columns])
+    """Return whether a table is another one without some columns.
 
-
-def _may_lack(columns: set[str], rows: list[dict[str, Any]]) -> bool:
-    """Return whether these columns are settings that may be younger than the file, with one value in all rows."""
-    younger = {name for name in columns if name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING}
-    return younger == columns and all(len({str(row.get(name)) for row in rows}) == 1 for name in columns)
+    Ranked tables of Markdown may lack all but errors and names; others only settings with one value in all rows.
+    """
+    lacking = whole.columns.difference(table.columns)
+    if "#" in whole:
+        errors = {*titles_of(TABLES)} - {"row"}
+        may_lack = not errors & {*lacking} and ("row" in table or {*LABEL} <= {*table})
+    else:
+        is_setting = lacking.str.startswith(("train.", "evaluation.")) & ~lacking.isin(_NEVER_LACKING)
+        may_lack = bool(is_setting.all()) and bool((whole[lacking].nunique() <= 1).all())
+    return may_lack and table.columns.is_unique and table.equals(whole.reindex(columns=table.columns))

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -67,7 +66,7 @@ def leaderboard_texts(leaderboard: Leaderboard, summaries: dict[str, Summary], t
         _markdown(leaderboard, summaries, table),
         latex_tables(leaderboard, summaries),
         csv_text(rows),
-        json_text(records),
+        json.dumps(records, indent=1, allow_nan=False) + "\n",
     ]
 
 
@@ -75,11 +74,6 @@ def csv_text(frame: pd.DataFrame) -> str:
     """Return a table as CSV, in which a spreadsheet finds no formula: `'` stands before texts that would be one."""
     is_formula = frame.map(lambda cell: isinstance(cell, str) and cell.startswith(_FORMULA))
     return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
-
-
-def json_text(records: list[dict[str, Any]]) -> str:
-    """Return records as JSON."""
-    return json.dumps(records, indent=1, allow_nan=False) + "\n"
 
 
 def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary], table: MakeTable) -> str:

@@ -56,7 +56,7 @@ def expand_file(file: CheckedFile, has_gpu: bool) -> Sweep:
     if not file.assignments:
         return sweeps[selected]
     content = merge(file.contents[selected], file.changes)
-    keys = file.changed_keys.get(selected) or parse_keys(content, selected, ASSIGNED, file.note)  # raises if wrong
+    keys = parse_keys(content, selected, ASSIGNED, file.note)
     return _expand(keys, content, selected, file, ASSIGNED, sweeps[selected], profile_mark(file.changes))
 
 

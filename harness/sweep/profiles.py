@@ -47,7 +47,7 @@ class CheckedFile:
 
     contents, keys: the content under each profile, and the same checked; `full` is first.
     profile: the one that is asked for, if any. note: on included files, for messages.
-    changes: of `--set`, with the profiles that they fit.
+    changes: of `--set`, which fit one profile at least that may be asked for.
     """
 
     path: Path
@@ -57,7 +57,11 @@ class CheckedFile:
     profile: str | None
     assignments: Sequence[str]
     changes: dict[str, Any]
-    changed_keys: dict[str, SweepFile]
+
+    def name_source(self, error: InputError, profile: str) -> InputError:
+        """Return an error of the file or of `--set`, each line with both before it, and the profile after it."""
+        source = " ".join([str(self.path), *(f"--set {assignment}" for assignment in self.assignments)])
+        return name_source(error, profile, source, "")
 
 
 def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> CheckedFile:
@@ -80,20 +84,20 @@ def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ())
             raise InputError(f"{path}: profiles.{name}.{fixed[0]}: a profile cannot change this")
         contents[name] = merge(content, changes)
     keys |= {name: parse_keys(content, name, path, note) for name, content in contents.items() if name not in keys}
-    if profile is not None:
-        require_profile(path, profile, list(contents))
-    changed, changed_keys, problems = dict[str, Any](), dict[str, SweepFile](), list[InputError]()
-    if assignments:
-        changed = parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
-        selectable = [profile] if profile else [name for name in (CPU_PROFILE, FULL_PROFILE) if name in contents]
-        for name in selectable:  # which of two it is depends on the machine: what one of them allows may be right
-            try:
-                changed_keys[name] = parse_keys(merge(contents[name], changed), name, ASSIGNED, note)
-            except InputError as error:
-                problems.append(error)
-        if not changed_keys:
-            raise problems[0]
-    return CheckedFile(path, note, contents, keys, profile, assignments, changed, changed_keys)
+    if profile is not None and profile not in contents:
+        allowed = UnknownNameError("profile", profile, list(contents)).allowed
+        raise InputError(f"{path}: {SettingError('--profile', profile, allowed)}")
+    changes = parse_assignments(assignments, SweepFile.model_fields.keys() - FIXED)
+    selectable = [profile] if profile else [name for name in (CPU_PROFILE, FULL_PROFILE) if name in contents]
+    problems = []
+    for name in selectable:  # which of two it is depends on the machine: what one of them allows may be right
+        try:
+            parse_keys(merge(contents[name], changes), name, ASSIGNED, note)
+        except InputError as error:
+            problems.append(error)
+    if len(problems) == len(selectable):
+        raise problems[0]
+    return CheckedFile(path, note, contents, keys, profile, assignments, changes)
 
 
 def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
@@ -108,15 +112,3 @@ def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: 
 def name_source(error: InputError, profile: str, source: Path | str, note: str) -> InputError:
     """Return the error, each line with its source (the file or `--set`) before it, and profile and note after it."""
     return InputError("\n".join(f"{source}: {line} (profile {profile}{note})" for line in str(error).splitlines()))
-
-
-def describe_source(path: Path, assignments: Sequence[str]) -> str:
-    """Return the file and `--set` as an error names them that may be in either."""
-    return " ".join([str(path), *(f"--set {assignment}" for assignment in assignments)])
-
-
-def require_profile(path: Path, profile: str, allowed: list[str]) -> None:
-    """Raise InputError unless the sweep file has the profile."""
-    if profile not in allowed:
-        error = SettingError("--profile", profile, UnknownNameError("profile", profile, allowed).allowed)
-        raise InputError(f"{path}: {error}")

@@ -22,7 +22,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import Trial
 from harness.sweep.file import expand_file
-from harness.sweep.profiles import CheckedFile, Sweep, describe_source, name_source
+from harness.sweep.profiles import CheckedFile, Sweep
 from harness.sweep.trial_config import identity, labels, rows
 from harness.training.run import split_images
 from harness.tune.workers import check_fits
@@ -166,7 +166,7 @@ def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes:
         for config in sweep.trials:
             split_images(config, data)
     except InputError as error:
-        raise _name_source(error, sweep, file) from None
+        raise file.name_source(error, sweep.profile) from None
     return sweep, data.summary() | {"title": data.info.title}
 
 
@@ -175,7 +175,7 @@ def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], f
     try:
         check_fits(machines, sweep.resources.cpu, gpu)
     except InputError as error:
-        raise _name_source(error, sweep, file) from None
+        raise file.name_source(error, sweep.profile) from None
 
 
 def check_owner(sweep_dir: Path, sweep: Sweep) -> None:
@@ -190,7 +190,3 @@ def check_owner(sweep_dir: Path, sweep: Sweep) -> None:
         if owner != expected:
             message = f"{sweep_dir} belongs to another sweep: found {owner}, this one is {expected}"
             raise InputError(f"{message}; rename one of them")
-
-
-def _name_source(error: InputError, sweep: Sweep, file: CheckedFile) -> InputError:
-    return name_source(error, sweep.profile, describe_source(file.path, file.assignments), "")
