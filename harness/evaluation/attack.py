@@ -1,7 +1,6 @@
 """The attack of an evaluation: a search in float32, whose points count only where float64 proves them adversarial."""
 
 from dataclasses import replace
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from harness.attacks.counterexamples import corners, decode, encode, pack
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
 from harness.common import names
-from harness.evaluation.batch import Batch, Evidence
+from harness.evaluation.batch import Batch, Proofs
 from harness.evaluation.network import PreparedNetwork
 from harness.settings import EvaluationSettings
 
 
-def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
+def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Proofs]:
     """Attack the undecided examples.
 
     Args:
@@ -37,7 +36,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
-            return margins_as_stored(batch.network, points, x, labels, config.eps)
+            return margins_as_stored(batch, examples, points)
 
         for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples], k_of[examples] = margin, k
@@ -45,7 +44,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Evidence]:
     return attack_margin, counterexamples(batch, names.ATTACK, attack_margin < 0, k_of)
 
 
-def counterexamples(batch: Batch, stage: str, falsified: Tensor, k_of: Tensor) -> Evidence:
+def counterexamples(batch: Batch, stage: str, falsified: Tensor, k_of: Tensor) -> Proofs:
     """Return the counterexamples to store of the examples that a stage falsified, bool [B].
 
     If the nearest corner of the ball is proved adversarial, too, it is stored: it takes a 16th of the bytes. Otherwise,
@@ -53,8 +52,7 @@ def counterexamples(batch: Batch, stage: str, falsified: Tensor, k_of: Tensor) -
     """
 
     def ask(examples: Tensor) -> Tensor:
-        x, labels = batch.images[examples], batch.labels[examples]
-        return prefer_corners(batch.network, k_of[examples], x, labels, batch.config.eps)
+        return prefer_corners(batch, examples, k_of[examples])
 
     stored, numbers = k_of.clone(), falsified.nonzero()[:, 0]
     for examples, k in batch.ledger.answers(stage, ask, numbers):
@@ -63,18 +61,18 @@ def counterexamples(batch: Batch, stage: str, falsified: Tensor, k_of: Tensor) -
     return dict(zip(indices, map(pack, stored[numbers].cpu()), strict=True))
 
 
-def margins_as_stored(
-    network: PreparedNetwork, points: Tensor, x: Tensor, labels: Tensor, eps: Fraction
-) -> tuple[Tensor, Tensor]:
-    """Return the smallest margins [B] at points [B, C, H, W], rounded to k, and these k, int16 [B, C, H, W]."""
+def margins_as_stored(batch: Batch, examples: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the examples' smallest margins [n] at points [n, C, H, W], rounded to k, and these k, int16."""
+    x, eps = batch.images[examples], batch.config.eps
     k = encode(points, x, eps)
-    return margins_at(network, decode(k, x, eps), labels), k
+    return margins_at(batch.network, decode(k, x, eps), batch.labels[examples]), k
 
 
-def prefer_corners(network: PreparedNetwork, k: Tensor, x: Tensor, labels: Tensor, eps: Fraction) -> Tensor:
-    """Return k, int16 [B, C, H, W], replaced by the nearest corner where that is proved adversarial."""
+def prefer_corners(batch: Batch, examples: Tensor, k: Tensor) -> Tensor:
+    """Return k of examples, int16 [n, C, H, W], replaced by the nearest corner where that is proved adversarial."""
+    x, eps = batch.images[examples], batch.config.eps
     at_corners = corners(k, x, eps)
-    proved = margins_at(network, decode(at_corners, x, eps), labels) < 0
+    proved = margins_at(batch.network, decode(at_corners, x, eps), batch.labels[examples]) < 0
     return torch.where(proved.view(-1, 1, 1, 1), at_corners, k)
 
 

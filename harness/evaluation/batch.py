@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from baselines import DATASETS
 from cerdeq import Box, LinfBall, margin_spec
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
@@ -16,7 +15,7 @@ from harness.storage import folder
 from harness.storage.files import write_atomically
 from harness.sweep.trial_config import TrialConfig
 
-Evidence = dict[str, Tensor]
+Proofs = dict[str, Tensor]
 """What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""
 
 
@@ -41,9 +40,9 @@ class Batch:
         """The examples that stages look at: bool [B], on the images' device."""
         return self.bounded & self.ledger.undecided.to(self.images.device, non_blocking=True)
 
-    def question(self, examples: Tensor) -> tuple[Box, Tensor]:
+    def query(self, examples: Tensor) -> tuple[Box, Tensor]:
         """Return the balls around examples, by their numbers [n], and the rows of their margins."""
-        spec = margin_spec(self.labels[examples], DATASETS[self.config.dataset].classes)
+        spec = margin_spec(self.labels[examples], self.config.data_info.classes)
         return LinfBall(self.images[examples], self.config.eps), spec.to(self.images)
 
     def nan(self) -> Tensor:
@@ -56,20 +55,20 @@ class StageResult:
     """The result of a stage of the verifier; tensors are [B], NaN for examples that it has no answer for.
 
     lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
-    counterexample. columns: further columns of the table of verdicts. evidence: counterexamples and certificates.
+    counterexample. columns: further columns of the table of verdicts. proofs: counterexamples and certificates.
     unproved: the numbers of examples for which a certificate was searched and not found.
     """
 
     lower: Tensor
     counterexample_margin: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
-    evidence: Evidence = field(default_factory=dict)
+    proofs: Proofs = field(default_factory=dict)
     unproved: list[int] = field(default_factory=list)
 
 
-def write_evidence(directory: Path, evidence: Evidence) -> None:
+def write_proofs(directory: Path, proofs: Proofs) -> None:
     """Write counterexamples to their file and, if there are any, certificates to theirs."""
-    points = {name: tensor for name, tensor in evidence.items() if "/" not in name}
+    points = {name: tensor for name, tensor in proofs.items() if "/" not in name}
     write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
-    if certificates := {name: tensor for name, tensor in evidence.items() if "/" in name}:
+    if certificates := {name: tensor for name, tensor in proofs.items() if "/" in name}:
         write_atomically(directory / folder.CERTIFICATES, partial(save_file, certificates))

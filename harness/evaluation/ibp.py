@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate, trace
 from cerdeq.bounds.memory import examples_in_cache
@@ -44,7 +42,7 @@ class Bounds:
 
 @torch.no_grad()
 def bound_margins(
-    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction, seconds: dict[str, float]
+    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, seconds: dict[str, float]
 ) -> Bounds:
     """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1].
 
@@ -52,7 +50,7 @@ def bound_margins(
     """
     size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
     slices = zip(x.split(size), labels.split(size), strict=True)
-    return join_bounds([_bound_slice(program, *part, classes, eps, seconds) for part in slices])
+    return join_bounds([_bound_slice(program, *part, config, seconds) for part in slices])
 
 
 def bound_batch(
@@ -63,17 +61,16 @@ def bound_batch(
     Raises:
         RuntimeError: no example can be bounded, for another reason than the time limit.
     """
-    classes = DATASETS[config.dataset].classes
 
     def ask(examples: Tensor) -> Bounds:
-        return bound_margins(program, images[examples], labels[examples], classes, config.eps, ledger.seconds)
+        return bound_margins(program, images[examples], labels[examples], config, ledger.seconds)
 
     answers = ledger.answers(names.CLEAN, ask, torch.arange(len(labels), device=images.device))
     ledger.seconds[names.CLEAN] -= ledger.seconds.get(names.IBP, 0.0)
     if not answers and len(labels) > 1 and not (ledger.verdict == names.TIMEOUT).all():
         raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
     bounded = torch.zeros_like(labels, dtype=torch.bool)
-    tensors = {name: images.new_full((len(labels), classes - 1), torch.nan) for name in _TENSORS}
+    tensors = {name: images.new_full((len(labels), config.data_info.classes - 1), torch.nan) for name in _TENSORS}
     for examples, bounds in answers:
         bounded[examples] = True
         for name, tensor in tensors.items():
@@ -87,7 +84,7 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     program = trace(model)
     correct = certified = 0
     for _, x, y in batches(images, labels, config.evaluation.batch_size):
-        bounds = bound_margins(program, x, y, DATASETS[config.dataset].classes, config.eps, {})
+        bounds = bound_margins(program, x, y, config, {})
         correct += int((bounds.prediction(y) == y).sum())
         certified += int((bounds.lower > 0).all(1).sum())
     return 100 * (1 - correct / len(images)), 100 * (1 - certified / len(images))
@@ -119,12 +116,10 @@ def sum_rows(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     return pd.DataFrame(list(rows)).sum().to_dict()
 
 
-def _bound_slice(
-    program: Program, x: Tensor, labels: Tensor, classes: int, eps: Fraction, seconds: dict[str, float]
-) -> Bounds:
+def _bound_slice(program: Program, x: Tensor, labels: Tensor, config: TrialConfig, seconds: dict[str, float]) -> Bounds:
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
-    ball, ctx = LinfBall(x, eps), Context(sound=True)
-    spec = margin_spec(labels, classes)
+    ball, ctx = LinfBall(x, config.eps), Context(sound=True)
+    spec = margin_spec(labels, config.data_info.classes)
     with add_seconds(seconds, names.IBP, x.device):
         output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
         lower, _ = outward_ends(output.box)

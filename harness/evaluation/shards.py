@@ -25,7 +25,7 @@ from cerdeq.operators.interval import Context, Interval
 from harness.common import names
 from harness.common.errors import require
 from harness.data import Data, Split, load
-from harness.evaluation.batch import write_evidence
+from harness.evaluation.batch import write_proofs
 from harness.evaluation.ibp import average_rows, sum_rows
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
@@ -142,12 +142,12 @@ def _evaluate_and_save(
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
-    save_evidence = partial(save_file, evaluation.evidence)
-    certification.write_part(directory, first, evaluation.verdicts, save_evidence, digest=digest, **metrics)
+    save_proofs = partial(save_file, evaluation.proofs)
+    certification.write_part(directory, first, evaluation.verdicts, save_proofs, digest=digest, **metrics)
 
 
 def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
-    """Return the evaluation that all parts in a folder make up, and write its verdicts and evidence there.
+    """Return the evaluation that all parts in a folder make up, and write its verdicts and proofs there.
 
     Raises:
         DamagedFileError: a part is missing or cannot be read.
@@ -157,19 +157,19 @@ def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
     counts = [part.images for part in parts.values()]
     if sum(counts) < images:
         raise DamagedFileError(f"{directory / folder.SHARDS}: the verdicts of image {sum(counts)} cannot be read")
-    tables, evidences = zip(*(certification.read_content(directory, *item) for item in parts.items()), strict=True)
+    tables, proof_files = zip(*(certification.read_content(directory, *item) for item in parts.items()), strict=True)
     verdicts = pd.concat(tables, ignore_index=True)
     centre, spread = _pool([(part.clean_mean, part.clean_spread) for part in parts.values()], counts)
     widths = [
         {name: math.inf if value is None else value for name, value in part.layers.items()} for part in parts.values()
     ]
-    files = map(load_tensors, evidences)
-    evidence = {name: tensor for file in files for name, tensor in file.items()}
+    files = map(load_tensors, proof_files)
+    proofs = {name: tensor for file in files for name, tensor in file.items()}
     folder.require_there(directory)
-    write_evidence(directory, evidence)
+    write_proofs(directory, proofs)
     write_table(directory / folder.VERDICTS, verdicts)
     seconds = sum_rows(part.seconds for part in parts.values())
-    return Evaluation(verdicts, average_rows(widths, counts), centre, spread, seconds, evidence)
+    return Evaluation(verdicts, average_rows(widths, counts), centre, spread, seconds, proofs)
 
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other

@@ -13,7 +13,7 @@ from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
 from harness.evaluation.attack import attack_batch
-from harness.evaluation.batch import Batch, Evidence
+from harness.evaluation.batch import Batch, Proofs
 from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, sum_rows
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
@@ -29,7 +29,7 @@ class Evaluation:
     layers: as in Bounds, over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: the seconds of each stage.
-    evidence: counterexamples, int16 [C, H, W] for harness.attacks.counterexamples, and certificates.
+    proofs: counterexamples, int16 [C, H, W] for harness.attacks.counterexamples, and certificates.
     """
 
     verdicts: pd.DataFrame
@@ -37,7 +37,7 @@ class Evaluation:
     clean_mean: float
     clean_spread: float
     seconds: dict[str, float]
-    evidence: Evidence
+    proofs: Proofs
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Evaluation:
@@ -62,14 +62,14 @@ def evaluate_part(
         _evaluate_batch(network, x, y, first + start, config)
         for start, x, y in batches(images, labels, config.evaluation.batch_size)
     ]
-    tables, bounds, seconds, evidence = zip(*parts, strict=True)
+    tables, bounds, seconds, proofs = zip(*parts, strict=True)
     verdicts = pd.concat(tables, ignore_index=True)
     _refuse_contradictions(verdicts, config.evaluation.stages)
     joined = join_bounds(bounds)
     clean = joined.clean[~joined.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
-    all_evidence = {name: tensor for tensors in evidence for name, tensor in tensors.items()}
-    return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_evidence)
+    all_proofs = {name: tensor for tensors in proofs for name, tensor in tensors.items()}
+    return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_proofs)
 
 
 def _refuse_another_function(network: PreparedNetwork, images: Tensor, eps: Fraction) -> None:
@@ -82,15 +82,15 @@ def _refuse_another_function(network: PreparedNetwork, images: Tensor, eps: Frac
 
 def _evaluate_batch(
     network: PreparedNetwork, x: Tensor, labels: Tensor, first: int, config: TrialConfig
-) -> tuple[pd.DataFrame, Bounds, dict[str, float], Evidence]:
-    """Return a batch's rows of the table of verdicts, bounds by IBP, seconds of each stage, and evidence."""
+) -> tuple[pd.DataFrame, Bounds, dict[str, float], Proofs]:
+    """Return a batch's rows of the table of verdicts, bounds by IBP, seconds of each stage, and proofs."""
     ledger = Ledger(len(labels), config.evaluation.stage_seconds or math.inf)
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
     ledger.decide(names.CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
     lower = {names.IBP: bounds.lower.amin(1)}
-    attack_margin, evidence = attack_batch(batch, lower[names.IBP] > 0)
+    attack_margin, proofs = attack_batch(batch, lower[names.IBP] > 0)
     ledger.decide(names.ATTACK, names.FALSIFIED, attack_margin < 0)
     ledger.decide(names.IBP, names.CERTIFIED, lower[names.IBP] > 0)
     further_columns: dict[str, Tensor] = {}
@@ -103,7 +103,7 @@ def _evaluate_batch(
         ledger.note_unproved(stage, result.unproved)
         lower[stage] = result.lower
         further_columns |= result.columns
-        evidence |= result.evidence
+        proofs |= result.proofs
         attack_margin = torch.where(result.counterexample_margin.isnan(), attack_margin, result.counterexample_margin)
     columns = {
         **{names.margin_column(stage): margin for stage, margin in lower.items()},
@@ -121,7 +121,7 @@ def _evaluate_batch(
             **ledger.columns(),
         }
     )
-    return table, bounds, ledger.seconds, evidence
+    return table, bounds, ledger.seconds, proofs
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:

@@ -165,19 +165,19 @@ def saved_parts(directory: Path, first: int, stop: int, digest: str) -> dict[int
 
 
 def write_part(
-    directory: Path, first: int, verdicts: "pd.DataFrame", evidence: Callable[[Path], None], **fields: Any
+    directory: Path, first: int, verdicts: "pd.DataFrame", proofs: Callable[[Path], None], **fields: Any
 ) -> None:
-    """Write a part's verdicts and evidence, then its JSON.
+    """Write a part's verdicts and proofs, then its JSON.
 
-    evidence: writes counterexamples and certificates to a path. fields: of Part, without `images` and `content`.
+    proofs: writes counterexamples and certificates to a path. fields: of Part, without `images` and `content`.
     """
     write_table(_path(directory, first, "parquet"), verdicts)
-    write_atomically(evidence_of(directory, first), evidence)
+    write_atomically(proofs_path(directory, first), proofs)
     content = digest_of(b"".join(map(read_bytes, _content_paths(directory, first))))
     write_json(_path(directory, first, "json"), asdict(Part(images=len(verdicts), content=content, **fields)))
 
 
-def evidence_of(directory: Path, first: int) -> Path:
+def proofs_path(directory: Path, first: int) -> Path:
     """Return the path of a part's counterexamples and certificates."""
     return _path(directory, first, "safetensors")
 
@@ -188,11 +188,11 @@ def remove_shards(directory: Path) -> None:
 
 
 def read_content(directory: Path, first: int, part: Part) -> tuple["pd.DataFrame", bytes]:
-    """Return a part's verdicts, and the content of its evidence. Raises DamagedFileError if they are another part's."""
-    verdicts, evidence = map(read_bytes, _content_paths(directory, first))
-    if digest_of(verdicts + evidence) != part.content:
+    """Return a part's verdicts, and the content of its proofs. Raises DamagedFileError if they are another part's."""
+    verdicts, proofs = map(read_bytes, _content_paths(directory, first))
+    if digest_of(verdicts + proofs) != part.content:
         raise DamagedFileError(f"the files {first:05}.* in {directory / folder.SHARDS} do not belong together")
-    return read_table(_path(directory, first, "parquet"), content=verdicts), evidence
+    return read_table(_path(directory, first, "parquet"), content=verdicts), proofs
 
 
 def read_shard_verdicts(directory: Path, number: int) -> list[str]:
@@ -219,7 +219,7 @@ def _read_part(directory: Path, first: int) -> Part:
 
 
 def _content_paths(directory: Path, first: int) -> list[Path]:
-    return [_path(directory, first, "parquet"), evidence_of(directory, first)]
+    return [_path(directory, first, "parquet"), proofs_path(directory, first)]
 
 
 def _path(directory: Path, first: int, kind: str) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
-from baselines import DATASETS, build
+from baselines import build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
@@ -35,7 +35,7 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     network = build_without_values(config)
     with _input_errors(config):
         trace(network.eval(), linear)
-    channels = DATASETS[config.dataset].shape[0]
+    channels = config.data_info.shape[0]
     for name in ("mean", "std"):
         values = getattr(config.train, name)
         is_right = values is None or len(values) == channels

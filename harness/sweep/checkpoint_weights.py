@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from baselines import DATASETS, build
+from baselines import build
 from baselines.registry import options_of
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
@@ -43,7 +43,7 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
         loaded = _load_onnx(content, path) if checkpoint.is_onnx else _load(content, checkpoint)
         tensors = _select(loaded, checkpoint)
         if checkpoint.keys == "mondeq":
-            options, image = options_of(config.model), DATASETS[config.dataset].shape
+            options, image = options_of(config.model), config.data_info.shape
             require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
             tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
         return _match(tensors, network.state_dict(), checkpoint)

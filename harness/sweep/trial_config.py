@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baselines import DATASETS
+from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.typed import check_types
 from harness.settings import EvaluationSettings, Radius, TrainSettings
@@ -82,6 +84,11 @@ class TrialConfig:
     def is_trained_elsewhere(self) -> bool:
         """True if the trial's network comes from a file and is only evaluated."""
         return self.method == TRAINED_ELSEWHERE
+
+    @property
+    def data_info(self) -> Dataset:
+        """The entry of the data set."""
+        return DATASETS[self.dataset]
 
     @property
     def epochs(self) -> int:

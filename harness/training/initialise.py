@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from baselines import DATASETS, build
+from baselines import build
 from baselines.normalize import Normalize
 from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
@@ -18,7 +18,7 @@ def untrained_network(config: TrialConfig) -> nn.Sequential:
     """Return the network that training starts from, on the CPU; weights are drawn from the trial's seed."""
     torch.manual_seed(config.seed)
     model = build(config.model, config.dataset, config.width, **config.options)
-    data = DATASETS[config.dataset]
+    data = config.data_info
     model.normalize = Normalize(config.train.mean or data.mean, config.train.std or data.std)
     if config.train.initialisation == "ibp":
         initialise(model)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines import DATASETS
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.common.errors import SettingError
@@ -197,7 +196,7 @@ def seconds_per_step(stepper: Stepper) -> float:
 
 def _draws(stepper: Stepper, epoch: int) -> Draws:
     """Return the random choices of an epoch."""
-    info, seed = DATASETS[stepper.config.dataset], stepper.config.seed
+    info, seed = stepper.config.data_info, stepper.config.seed
     return draw(len(stepper.images), info.crop_padding, info.flip, seed, epoch, stepper.images.device)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from baselines import DATASETS
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
@@ -22,7 +21,7 @@ def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels
     x = images.float() / 255
     ball = LinfBall(x, config.eps)
     ctx = Context(sound=False)
-    spec = margin_spec(labels, DATASETS[config.dataset].classes)
+    spec = margin_spec(labels, config.data_info.classes)
     model.eval()
     program = trace(model)
     values = values_of(program, Interval(ball.center, ball.radius, x), ctx)

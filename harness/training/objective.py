@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from baselines import DATASETS
 from cerdeq.bounds import trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
@@ -24,7 +23,7 @@ _TAU = 0.5
 def make_objective(config: TrialConfig, method: Method, model: nn.Sequential, compiled: bool) -> tuple[Attack, Loss]:
     """Return the attack (x, labels, eps) -> adversary, and the loss (x, labels, eps, adversary) -> loss, report [3]."""
     attack_loss = compiled_loss(cross_entropies) if compiled else cross_entropies
-    settings, info, target = config.train, DATASETS[config.dataset], float(config.train_eps)
+    settings, info, target = config.train, config.data_info, float(config.train_eps)
     program = trace(model, linear=method.linear)
     std = model.get_submodule("normalize").get_buffer("std")
     regularised = [

@@ -191,7 +191,7 @@ def _evaluate(
     report: Report,
     clock: Clock,
 ) -> tuple[dict[str, float | None], list[str]]:
-    """Evaluate the network whose weights the folder holds, write verdicts and evidence, return metrics and warnings."""
+    """Evaluate the network whose weights the folder holds, write verdicts and proofs, return metrics and warnings."""
     config, weights = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
     depends_on = "\n".join([trial.key, *environment.values()])

@@ -198,7 +198,7 @@ def test_tensors(run_command, trial_dir, name):
         "another shape": save({**good, first: np.zeros((3, 1), good[first].dtype)}),
         "another type": save({**good, first: np.zeros(good[first].shape, np.uint8)}),
     }
-    statuses = [1, 2] if name == folder.WEIGHTS else [0, 1, 2]  # evidence that no verdict needs is not read
+    statuses = [1, 2] if name == folder.WEIGHTS else [0, 1, 2]  # proofs that no verdict needs is not read
     if name == folder.WEIGHTS:
         cases |= {"not a number": save({**good, first: np.full_like(good[first], np.nan)}), "none": save({})}
     assert_refused(run_command, path, cases, statuses, "recheck", trial_dir.parents[1], "--images", 1)

@@ -24,9 +24,9 @@ TABLE = pd.DataFrame(10 * OUTCOMES, columns=[names.VERDICT, names.STAGE, names.W
 TABLE = TABLE.assign(**{names.INDEX: TABLE.index, names.REASON: ""})
 
 
-def evaluation(table=TABLE, clean_spread=2.5, evidence=None):
+def evaluation(table=TABLE, clean_spread=2.5, proofs=None):
     seconds = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
-    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, evidence or {})
+    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, proofs or {})
 
 
 def test_final_metrics_are_those_of_the_verdicts():

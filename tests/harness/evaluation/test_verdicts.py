@@ -132,8 +132,8 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     evaluation = evaluate(model, images, labels, config)
     table = evaluation.verdicts
     falsified = table.loc[table[names.VERDICT] == names.FALSIFIED, names.INDEX].tolist()
-    assert list(evaluation.evidence) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
-    stored = [evaluation.evidence[str(index)] for index in falsified]
+    assert list(evaluation.proofs) == [str(index) for index in falsified] and 5 < len(falsified) <= 80
+    stored = [evaluation.proofs[str(index)] for index in falsified]
     k = torch.stack([unpack(tensor, images.shape[1:]) for tensor in stored])
     with torch.no_grad():
         at_points = margins(model(decode(k, images[falsified].double() / 255, config.eps)), labels[falsified])
@@ -144,7 +144,7 @@ def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong
     monkeypatch.setattr(attack, "corners", lambda k, x, eps: k)
     alone = evaluate(model, images, labels, config)
     pd.testing.assert_frame_equal(alone.verdicts, table)
-    k = torch.stack([alone.evidence[str(index)] for index in falsified])
+    k = torch.stack([alone.proofs[str(index)] for index in falsified])
     assert k.dtype == torch.int16
     with torch.no_grad():
         at_points = margins(model(decode(k, images[falsified].double() / 255, config.eps)), labels[falsified])
@@ -162,14 +162,14 @@ def test_where_corners_raise_an_error_the_attack_s_points_are_stored(problem, mo
     monkeypatch.setattr(attack, "corners", fail)
     evaluation = evaluate(*arguments)
     pd.testing.assert_frame_equal(evaluation.verdicts, expected.verdicts)
-    assert evaluation.evidence.keys() == expected.evidence.keys() and evaluation.evidence
-    assert {tensor.dtype for tensor in evaluation.evidence.values()} == {torch.int16}
+    assert evaluation.proofs.keys() == expected.proofs.keys() and evaluation.proofs
+    assert {tensor.dtype for tensor in evaluation.proofs.values()} == {torch.int16}
 
 
 def test_a_counterexample_that_is_not_proved_falsifies_nothing(problem, monkeypatch):
     monkeypatch.setattr(attack, "upper_margins", lambda program, points, *_: torch.zeros(len(points)).to(points))
     evaluation = evaluate(*problem("cnn5", eps="1/2"))
-    assert names.FALSIFIED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.evidence
+    assert names.FALSIFIED not in set(evaluation.verdicts[names.VERDICT]) and not evaluation.proofs
 
 
 def test_proved_margins_of_points_are_above_the_exact_ones():
@@ -314,7 +314,7 @@ def test_only_searches_without_a_certificate_are_noted(monkeypatch):
     evaluation = evaluate(*problem)
     table, certified = evaluation.verdicts, evaluation.verdicts[names.STAGE] == "alpha-crown"
     indices = table.loc[certified, names.INDEX]
-    assert certified.any() and not all(f"{index}/row" in evaluation.evidence for index in indices)
+    assert certified.any() and not all(f"{index}/row" in evaluation.proofs for index in indices)
     assert (table[names.REASON] == "").all()
     empty = SimpleNamespace(status=["timeout"], branches=torch.tensor([7]), certificates=[{}])
     monkeypatch.setattr("cerdeq.verify", lambda *_, **__: empty)
@@ -333,5 +333,5 @@ def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stor
     assert set(bounded[names.STAGE]) == {"bab"} and names.CERTIFIED in set(bounded[names.VERDICT])
     assert set(bounded[names.VERDICT]) <= {names.CERTIFIED, names.FALSIFIED, names.TIMEOUT}
     falsified = table.index[table[names.VERDICT] == names.FALSIFIED].tolist()
-    assert sorted(evaluation.evidence) == sorted(map(str, falsified))
+    assert sorted(evaluation.proofs) == sorted(map(str, falsified))
     assert (table.loc[falsified, names.ATTACK_MARGIN] < 0).all()

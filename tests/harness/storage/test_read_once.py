@@ -105,7 +105,7 @@ def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, mon
 
 
 def test_a_shard_whose_files_were_exchanged_is_not_merged(certified):
-    path = certification.evidence_of(certified, 0)
+    path = certification.proofs_path(certified, 0)
     path.write_bytes(path.read_bytes() + b" ")
     assert certification.unfinished_shards(certified) == [0]
     stored = certification.read_certification(certified)
