@@ -12,10 +12,10 @@ from cerdeq.equilibrium.layer import (
     Equilibrium,
     FixedPoint,
     NotConvergedError,
-    advance,
     fold,
     replace_fixed_points,
     restrict_solutions,
+    set_progress,
     use_attack_solvers,
 )
 from cerdeq.equilibrium.solver import Solution

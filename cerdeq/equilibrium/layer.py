@@ -37,7 +37,7 @@ class FixedPoint(nn.Module):
 
     weight: W, [C, C, k, k] or [N, N].
     iterations, backward_iterations: the counts in training, of the solve and of its implicit gradient.
-    early_iterations: the solve's first count, from which `advance` raises it; None for `iterations` throughout.
+    early_iterations: the solve's first count, from which `set_progress` raises it; None for `iterations` throughout.
     gradient: "implicit", or "unrolled" for that of the iterations themselves.
     warm_start: the lifted solve starts from the clean equilibrium.
     solver: "picard", which needs rho(|W|) < 1, or "peaceman-rachford", which needs I - W to be strongly monotone. The
@@ -98,7 +98,7 @@ class FixedPoint(nn.Module):
             self._of_weight[name] = before, result
         return result
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target.
 
         They grow in two steps, at a third and at two thirds, since each count is compiled anew.
@@ -246,11 +246,11 @@ def replace_fixed_points(model: nn.Module, replacement: Callable[[FixedPoint], n
             model.set_submodule(name, replacement(layer))
 
 
-def advance(model: nn.Module, progress: float) -> None:
+def set_progress(model: nn.Module, progress: float) -> None:
     """Set scheduled values of every equilibrium of `model` for eps at `progress` (0 to 1) of its target."""
     for module in model.modules():
         if isinstance(module, FixedPoint | Parametrisation):
-            module.advance(progress)
+            module.set_progress(progress)
 
 
 class _AttackFixedPoint(nn.Module):

@@ -27,7 +27,7 @@ class Parametrisation(nn.Module, ABC):
     With a gain for each output channel, W = diag(g) C(M): |W| <= |C(M)| element by element, so the bound holds as well.
 
     channels: of W.
-    margin: the margin after training; `advance` moves it there.
+    margin: the margin after training; `set_progress` moves it there.
     gain: first value of g, None for g = 1 throughout.
     margin_start: the margin before training, None for `margin`.
     channel_gain: whether each output channel has its own gain.
@@ -58,7 +58,7 @@ class Parametrisation(nn.Module, ABC):
         """Return the gain g in (0, 1], a scalar, or [C] with a gain for each channel."""
         return self.margin.new_ones(()) if self.gain_logit is None else torch.sigmoid(self.gain_logit)
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """Set the margin for a training step whose eps is `progress` (0 to 1) of its target."""
         start, end = self.margins
         self.margin.fill_(start + (end - start) * min(max(progress, 0.0), 1.0))

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cerdeq.equilibrium import FixedPoint, advance
+from cerdeq.equilibrium import FixedPoint, set_progress
 from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
 from harness.data.augment import augment
@@ -84,7 +84,7 @@ class Stepper:
         """Take one step on the chosen examples."""
         progress = eps / float(self.config.train_eps)
         for network in self.networks:
-            advance(network, progress)
+            set_progress(network, progress)
         method = self.method.at(progress).name
         counts = [module.iterations for module in self.model.modules() if isinstance(module, FixedPoint)]
         key: tuple[str | int, ...] = (method, *counts)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from cerdeq import LinfBall, bound
-from cerdeq.equilibrium import Equilibrium, FixedPoint, advance, contraction, fold
+from cerdeq.equilibrium import Equilibrium, FixedPoint, contraction, fold, set_progress
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Monotone, Orthogonal
 
 NAMES = list(PARAMETRISATIONS)
@@ -105,7 +105,7 @@ def test_rho_stays_within_the_margin_while_training(name):
     optimiser = torch.optim.Adam(model.parameters(), lr=0.2)
     rates = []
     for step in range(20):
-        advance(model, step / 12)
+        set_progress(model, step / 12)
         optimiser.zero_grad()
         (-model(torch.rand(3, 2, 5, 5)).square().mean()).backward()  # outputs, and so W, want to grow
         optimiser.step()
@@ -125,7 +125,7 @@ def test_rho_stays_within_the_margin_while_training(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parametrisation_is_saved_with_its_margin(name):
     first, second = (Equilibrium(4, nn.Identity(), parametrisation=name, margin_start=0.9) for _ in range(2))
-    advance(first, 0.5)
+    set_progress(first, 0.5)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.eval().recurrence.weight, second.eval().recurrence.weight)
     assert second.recurrence.parametrizations.weight[0].margin.item() == pytest.approx(0.6)
@@ -134,7 +134,7 @@ def test_a_parametrisation_is_saved_with_its_margin(name):
 def test_iterations_grow_with_eps_in_two_leaps():
     model, counts = Equilibrium(4, nn.Identity(), iterations=10, early_iterations=2), []
     for progress in (0.0, 0.3, 0.34, 0.66, 0.67, 1.0):
-        advance(model, progress)
+        set_progress(model, progress)
         counts.append(model.recurrence.iterations)
     assert counts == [2, 2, 6, 6, 10, 10]
 
