@@ -19,12 +19,13 @@ from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.counterexample import prove_point
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, Budget, Decision
+from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.branch.search import Search
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.search import decide_rows
+from cerdeq.equilibrium.solver import NotConvergedError
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError
 from cerdeq.precision import counted_rounding, uncompiled
@@ -63,7 +64,8 @@ def verify(
     """Decide whether all rows of `spec`, applied to the model's outputs, are positive for all inputs in `region`.
 
     An example is certified when a lower bound above 0 is proved for each row, in float64 with rounding counted
-    outwards. It is falsified when a point of the region is proved to make a row negative.
+    outwards. It is falsified when a point of the region is proved to make a row negative. All are unknown if the
+    model's equilibria miss their tolerance.
 
     Args:
         model: as in `bound`.
@@ -76,7 +78,6 @@ def verify(
     Raises:
         ValueError: if neither seconds nor branches is given, for limits below 0, if spec has no rows, and as `bound`
             does.
-        NotConvergedError: if an equilibrium of the model misses its tolerance.
     """
     _check_limits(seconds, branches)
     began, seconds = time.monotonic(), math.inf if seconds is None else seconds
@@ -85,13 +86,20 @@ def verify(
         raise ValueError("spec has no rows: there is nothing to prove")
     with torch.inference_mode(False), torch.no_grad():  # copies: the caller may have made them in inference mode
         region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
-        program, float32 = _programs(model, region, spec)
         x = Interval(*(end.double() for end in (region.center, region.radius)))
-        lower = _first_bounds(program, float32, x, spec, began + seconds * len(spec))
         status = [CERTIFIED] * len(spec)
         points, closest = torch.full_like(x.center, torch.nan), torch.full_like(x.center, torch.nan)
         branches_used = torch.zeros(len(spec), dtype=torch.long)
         tensors: list[dict[str, Tensor]] = [{} for _ in status]
+        lower = torch.full_like(spec[:, :, 0], -torch.inf)
+        deadline = began + seconds * len(spec)
+        try:
+            with stop_at(deadline):
+                program, float32 = _programs(model, region, spec)
+            lower = _first_bounds(program, float32, x, spec, deadline)
+        except (DeadlineError, NotConvergedError) as error:
+            status = [TIMEOUT if isinstance(error, DeadlineError) else UNKNOWN] * len(spec)
+            return Verification(status, lower, points, closest, branches_used, tensors)
         left = seconds - (time.monotonic() - began) / max(1, len(spec))
         for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
             one, budget = slice(example, example + 1), Budget(branches)
@@ -172,6 +180,8 @@ def _decide_one(
             return replace(search.decide(), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)
+    except NotConvergedError:
+        return Decision(UNKNOWN, lower, closest=closest)
     except PrecisionError:
         if float32 is None:
             raise

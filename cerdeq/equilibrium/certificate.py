@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends, smaller_box
+from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.refine import near_equilibrium
 from cerdeq.equilibrium.solver import solve_to_tolerance
@@ -76,6 +77,7 @@ def _perron_vector(matrix: Tensor, floor: float) -> Tensor:
     """
     v = torch.ones(len(matrix), dtype=torch.float64, device=matrix.device)
     for _ in range(_POWER_ITERATIONS):
+        check()
         product = matrix @ v
         rate = (product / v).max() + 1e-300
         v = product + rate * (0.1 * v + floor * v.mean())  # a multiple of v, so that periodic matrices converge too

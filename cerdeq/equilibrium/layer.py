@@ -28,6 +28,13 @@ SPLITTING = "peaceman-rachford"
 LAYER_SOLVERS = (_SOLVER, SPLITTING)
 
 
+class _SharedCache(dict[Any, tuple[Tensor, Any]]):
+    """Results for a W, by their names, each with its W. Copies of a module share it: proofs of a large W take long."""
+
+    def __deepcopy__(self, memo: Any) -> "_SharedCache":
+        return self
+
+
 class FixedPoint(nn.Module):
     """The map from h to the z with z = relu(W z + h): the operator in the rule table.
 
@@ -70,7 +77,7 @@ class FixedPoint(nn.Module):
         self.unrolled = gradient == "unrolled"
         self.warm_start = warm_start
         self.solver = solver
-        self._of_weight: dict[Any, tuple[Tensor, Any]] = {}
+        self._of_weight = _SharedCache()
 
     def contraction(self, weight: Tensor) -> Contraction:
         """Return `certificate.contraction` of a W, which is computed again only when W changes."""
@@ -78,7 +85,11 @@ class FixedPoint(nn.Module):
 
     def monotonicity(self, weight: Tensor, shape: torch.Size) -> Monotonicity:
         """Return `monotone.proof.monotonicity` of W on values [*shape], which is computed again only when W changes."""
-        return self._cached(("monotonicity", shape), weight, lambda w: monotonicity(dense_weight(w, shape)))
+
+        def prove(weight: Tensor) -> Monotonicity:
+            return monotonicity(dense_weight(weight, shape), self._splitting(weight, shape))
+
+        return self._cached(("monotonicity", shape), weight.double(), prove)
 
     def refuse_unproved(self, weight: Tensor, shape: torch.Size) -> None:
         """Raise NotContractiveError if neither proof says that there is one equilibrium for values [*shape]."""
@@ -91,11 +102,11 @@ class FixedPoint(nn.Module):
 
     def _cached(self, name: Any, weight: Tensor, compute: Callable[[Tensor], Any]) -> Any:
         """Return what `compute` returns for a W; it is called again when W has changed."""
-        before, result = self._of_weight.get(name, (None, None))
-        same = before is not None and (before.dtype, before.device) == (weight.dtype, weight.device)
-        if before is None or not same or not torch.equal(before, weight):
+        key = name, weight.dtype, weight.device
+        before, result = self._of_weight.get(key, (None, None))
+        if before is None or not torch.equal(before, weight):
             before, result = weight.detach().clone(), compute(weight.detach())
-            self._of_weight[name] = before, result
+            self._of_weight[key] = before, result
         return result
 
     def set_progress(self, progress: float) -> None:
@@ -154,7 +165,7 @@ class FixedPoint(nn.Module):
         return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.backward_iterations), h)
 
     def _splitting(self, weight: Tensor, shape: torch.Size) -> Splitting:
-        return self._cached(("splitting", shape), weight, lambda w: Splitting(dense_weight(w, shape)))
+        return self._cached(("splitting", shape), weight.double(), lambda w: Splitting(dense_weight(w, shape)))
 
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
         return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)

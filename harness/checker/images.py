@@ -16,9 +16,9 @@ from torch import nn
 from baselines import build
 from cerdeq.equilibrium import fold
 from harness.checker.bounds.boxes import Array, Box, ball
-from harness.checker.bounds.equilibrium import NotProvedError, check_unique
+from harness.checker.bounds.equilibrium import NotProvedError, check_unique, contraction
 from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.bounds.network import Activation, Network, read_network
+from harness.checker.bounds.network import Activation, Network, read_network, result_box
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.proofs.example import prove, why_not_falsified
 from harness.checker.records import describe
@@ -132,16 +132,25 @@ def check_finite(model: nn.Module) -> list[str]:
     return [f"{name} is not finite" for name, tensor in state if not bool(tensor.isfinite().all())]
 
 
-def check_contraction(network: Network) -> list[str]:
-    """Check that every equilibrium exists and is unique: rho(|W|) < 1, or strong monotonicity."""
-    problems = []
-    for step in network.steps:
-        if isinstance(step.operation, Activation) and step.operation.weight is not None:
+def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
+    """Check that every equilibrium exists, is unique and can be solved: rho(|W|) < 1, or strong monotonicity.
+
+    shape: of images.
+    """
+    image = np.zeros((1, *shape))
+    values = [Box(image, image)]
+    for step in network.steps[:-1]:
+        sources = [values[source] for source in step.sources]
+        if isinstance(step.operation, Activation) and (weight := step.operation.weight) is not None:
             try:
-                check_unique(step.operation.weight)
+                if step.operation.by_splitting:
+                    check_unique(weight, sources[0].center.shape[1:])
+                else:
+                    contraction(weight)
             except NotProvedError as error:
-                problems.append(f"{folder.WEIGHTS}: {step.name}: {error}")
-    return problems
+                return [f"{folder.WEIGHTS}: {step.name}: {error}"]
+        values.append(result_box(step, *sources))
+    return []
 
 
 def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> list[str]:

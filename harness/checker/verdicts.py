@@ -107,7 +107,9 @@ def recheck(
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
     weights = read_tensors(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS)
-    if problems := check_contraction(network) or check_labels(stored.config, weights, stored.result.metrics):
+    if problems := check_contraction(network, test.images.shape[1:]) or check_labels(
+        stored.config, weights, stored.result.metrics
+    ):
         return RecheckResult(0, len(test), problems)
     checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
     checked = verdicts[:limit]

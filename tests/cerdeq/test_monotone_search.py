@@ -1,11 +1,15 @@
 """`verify` of strongly monotone layers against exact enumeration of all sign patterns."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from monotone import exact_minimum, network, random_monotone
 
 from cerdeq import Box, verify
+from cerdeq.equilibrium import NotConvergedError, layer
+from cerdeq.equilibrium.monotone.proof import monotonicity
 
 CLOSE = 1e-6
 
@@ -90,6 +94,49 @@ def test_a_timeout_ends_and_is_named():
     box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64))
     found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=0.0)
     assert found.status == ["timeout"] and not (found.lower > 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_short_limits_are_kept_by_layers_of_1500_units(dtype):
+    rng, units = np.random.default_rng(0), 1500
+    model = network(random_monotone(rng, units), rng.normal(size=(units, 5)), np.ones(units), np.eye(1, units), [0.0])
+    model, began = model.to(dtype), time.monotonic()
+    box = Box(torch.zeros(1, 5, dtype=dtype), torch.ones(1, 5, dtype=dtype))
+    found = verify(model, box, torch.ones(1, 1, 1, dtype=dtype), seconds=1)
+    assert found.status == ["timeout"] and time.monotonic() - began < 10
+
+
+def test_the_proof_is_computed_once_for_a_module_and_its_copies(monkeypatch):
+    rng, count = np.random.default_rng(0), 0
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        return monotonicity(*arguments)
+
+    monkeypatch.setattr(layer, "monotonicity", counted)
+    model = network(random_monotone(rng, 6), rng.normal(size=(6, 2)), rng.normal(size=6), np.eye(1, 6), [0.1]).float()
+    box = Box(torch.zeros(1, 2), torch.full((1, 2), 0.1))
+    for _ in range(2):
+        verify(model, box, torch.ones(1, 1, 1), seconds=5)
+    assert count == 1
+    with torch.no_grad():
+        model[1].weight[0, 0] -= 1
+    verify(model, box, torch.ones(1, 1, 1), seconds=5)
+    assert count == 2
+
+
+@pytest.mark.parametrize("modulus", [1e-6, 1e-9])
+def test_equilibria_that_do_not_converge_leave_all_unknown(modulus):
+    rng = np.random.default_rng(0)
+    skew = 1e3 * rng.normal(size=(12, 12))
+    weight = (1 - modulus) * np.eye(12) + skew - skew.T
+    model = network(weight, rng.normal(size=(12, 3)), rng.normal(size=12), rng.normal(size=(2, 12)), np.zeros(2))
+    box = Box(torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), 0.1, dtype=torch.float64))
+    with pytest.raises(NotConvergedError):
+        model(box.center)
+    found = verify(model, box, torch.eye(2, dtype=torch.float64).expand(2, -1, -1), seconds=20)
+    assert found.status == ["unknown"] * 2 and not (found.lower > 0).any()
 
 
 def test_a_spent_budget_is_a_timeout_as_in_other_searches():

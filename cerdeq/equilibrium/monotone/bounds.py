@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends
+from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, rounded_up
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
 
@@ -147,6 +148,7 @@ class EquilibriumBounds:
         useful = torch.zeros(len(step.units), dtype=torch.bool, device=leaf.low.device)
         raises, lowers = step.signs > 0, step.signs < 0
         for _ in range(_MOST_REPEATS):
+            check()
             bound = self.lower_bounds(leaf, step)
             refuting = (step.signs == 0) & (bound > 0)
             if bool(refuting.any()):

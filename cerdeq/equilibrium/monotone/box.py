@@ -11,7 +11,8 @@ from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue,
 from cerdeq.equilibrium.monotone.proof import Monotonicity
 
 _WEIGHT_STEPS = 30  # of the search for good weights of the inputs
-_LEADING = 5  # eigenvectors that it looks at
+_LEADING, _VECTORS = 5, 8  # eigenvectors that it looks at, and iterates
+_FIRST_ROUNDS = 20  # of subspace iteration
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def equilibrium_boxes(proof: Monotonicity, h: Box) -> Box:
     change = Enclosure(h.center, h.radius) - exact
     k = Enclosure.exact(proof.root)
     norm = _norm((change @ k).magnitude)
-    return _around(proof, z, change @ (k @ k.mT), norm)
+    return _around(proof, z, change @ proof.square, norm)
 
 
 def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
@@ -96,14 +97,21 @@ def _largest_norm(matrix: Enclosure) -> Tensor:
 
 
 def _input_weights(matrix: Tensor) -> Tensor:
-    """Return weights [d] for which the bound of `_largest_norm` is small. No proof."""
+    """Return weights [d] for which the bound of `_largest_norm` is small, by subspace iteration. No proof."""
+    matrix = matrix.nan_to_num()
     squares = (matrix * matrix).sum(0)
     floor = squares.max() * 1e-12 + 1e-300
     weights = best = torch.ones_like(squares)
     lowest = torch.inf
-    for _ in range(_WEIGHT_STEPS):
+    vectors = torch.linalg.qr(matrix[:, squares.argsort(descending=True)[:_VECTORS]]).Q
+    for step in range(_WEIGHT_STEPS):
         check()
-        values, vectors = torch.linalg.eigh(((matrix / weights) @ matrix.mT).nan_to_num())
+        scaled = matrix / weights.sqrt()
+        for _ in range(2 if step else _FIRST_ROUNDS):
+            vectors = torch.linalg.qr(scaled @ (scaled.mT @ vectors)).Q
+        image = scaled.mT @ vectors
+        values, turn = torch.linalg.eigh((image.mT @ image).nan_to_num())
+        vectors = vectors @ turn
         if (value := float(values[-1] * weights.sum())) < lowest:
             lowest, best = value, weights
         closeness = ((values[-_LEADING:] / values[-1].clamp(min=1e-300) - 1) * 10).exp()

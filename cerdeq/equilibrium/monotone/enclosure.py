@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cerdeq.deadline import check
+
 _EPS, _TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 
 
@@ -22,6 +24,7 @@ class Enclosure:
 
     def __matmul__(self, other: "Enclosure") -> "Enclosure":
         """Return the product: a sum of n products is off by at most gamma_n times the sum of their magnitudes."""
+        check()
         terms = self.value.shape[-1]
         magnitude = other.value.abs() + other.error
         size = self.value.abs()  # gamma comes last: its product with small numbers could underflow
@@ -73,6 +76,7 @@ def largest_eigenvalue(matrix: Enclosure) -> float:
     """
     if not bool((matrix.value.isfinite() & matrix.error.isfinite()).all()):
         return torch.inf
+    check()
     vectors = Enclosure.exact(torch.linalg.eigh((matrix.value + matrix.value.mT) / 2).eigenvectors)
     identity = Enclosure.exact(torch.eye(len(matrix.value), dtype=torch.float64, device=matrix.value.device))
     defect = float(sum_rounded_up((vectors.mT @ vectors - identity).magnitude).max())

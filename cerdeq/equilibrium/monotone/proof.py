@@ -20,26 +20,36 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, gamma, largest_eigenvalue, sum_rounded_up
 from cerdeq.equilibrium.monotone.solver import Splitting
 
 
 @dataclass(frozen=True)
 class Monotonicity:
-    """Proof of strong monotonicity: W [N, N], K [N, N] and delta, all float64.
+    """Proof of strong monotonicity: W [N, N], K [N, N] and delta, all float64; delta is infinity if nothing is proved.
 
-    modulus: m > 0 with I - (W + W^T) / 2 >= m I; 0 or below, with delta = inf, if nothing is proved.
+    splitting: the solver of this W.
     """
 
     weight: Tensor
     root: Tensor
     delta: float
-    modulus: float
+    splitting: Splitting
 
     @cached_property
-    def splitting(self) -> Splitting:
-        """The solver of this W."""
-        return Splitting(self.weight)
+    def square(self) -> Enclosure:
+        """K K^T, about the inverse of S."""
+        k = Enclosure.exact(self.root)
+        return k @ k.mT
+
+    @cached_property
+    def modulus(self) -> float:
+        """m > 0 with I - (W + W^T) / 2 >= m I; about its least eigenvalue, 0 or below, if nothing is proved."""
+        if self.is_proved:  # |w|^2 <= largest eigenvalue of K K^T times |y|^2
+            return float((1 - self.delta) / largest_eigenvalue(self.square) * (1 - gamma(8)))
+        symmetric = symmetric_part(self.weight).value.nan_to_num()
+        return min(float(torch.linalg.eigvalsh(symmetric)[0]) if len(symmetric) else 0.0, 0.0)
 
     @property
     def is_proved(self) -> bool:
@@ -53,24 +63,21 @@ def symmetric_part(weight: Tensor) -> Enclosure:
     return half + half.mT
 
 
-def check_root(weight: Tensor, root: Tensor) -> Monotonicity:
-    """Return the proof that K = `root` gives, whatever it is."""
+def check_root(weight: Tensor, root: Tensor, splitting: Splitting | None = None) -> Monotonicity:
+    """Return the proof that K = `root` gives, whatever it is. splitting: the solver of this W, if there is one."""
     symmetric, k = symmetric_part(weight), Enclosure.exact(root)
     delta = float(sum_rounded_up((k.mT @ (symmetric @ k) - _identity(weight)).magnitude).max())
-    if not delta < 1:
-        modulus = float(torch.linalg.eigvalsh(symmetric.value.nan_to_num())[0]) if len(weight) else 0.0
-        return Monotonicity(weight, root, torch.inf, min(modulus, 0.0))
-    # |w|^2 <= largest eigenvalue of K K^T times |y|^2
-    return Monotonicity(weight, root, delta, float((1 - delta) / largest_eigenvalue(k @ k.mT) * (1 - gamma(8))))
+    return Monotonicity(weight, root, delta if delta < 1 else torch.inf, splitting or Splitting(weight))
 
 
-def monotonicity(weight: Tensor) -> Monotonicity:
-    """Return a proof for a dense W [N, N], or a failed one."""
+def monotonicity(weight: Tensor, splitting: Splitting | None = None) -> Monotonicity:
+    """Return a proof for a dense W [N, N], or a failed one; `splitting` as in `check_root`."""
     weight = weight.detach().double()
+    check()
     factor, failed = torch.linalg.cholesky_ex(symmetric_part(weight).value)
     if bool(failed.any()):
-        return check_root(weight, torch.zeros_like(weight))
-    return check_root(weight, torch.linalg.solve_triangular(factor.mT, _identity(weight).value, upper=True))
+        return check_root(weight, torch.zeros_like(weight), splitting)
+    return check_root(weight, torch.linalg.solve_triangular(factor.mT, _identity(weight).value, upper=True), splitting)
 
 
 def _identity(weight: Tensor) -> Enclosure:

@@ -4,6 +4,7 @@ z solves 0 in (I - W) z - h + N(z), N the normal cone of z >= 0; the splitting a
 (Winston and Kolter 2020). Unlike Picard iteration it converges whenever I - W is strongly monotone.
 """
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,30 +16,39 @@ from cerdeq.equilibrium.solver import NotConvergedError, Solution
 
 _TOLERANCE, _LIMIT = 1e-13, 5000  # of the last step, in units of z
 _SOLVED = 1e-9  # residual of a solution, in units of z
+_MOST_ENTRIES = 2**22  # of the linear systems that are solved together
+_NORM_STEPS = 30
 
 
 class Splitting:
     """The iteration for one W [N, N], in float64. Nothing that it returns is proved."""
 
-    @torch.no_grad()
     def __init__(self, weight: Tensor):
         self.weight = weight.detach().double()
         self.identity = torch.eye(len(weight), dtype=torch.float64, device=weight.device)
+
+    @cached_property
+    @torch.no_grad()
+    def _step_and_inverse(self) -> tuple[Tensor, Tensor]:
+        """The step t and the transpose of the inverse of I + t (I - W)."""
         gap = self.identity - self.weight
+        check()
         modulus = torch.linalg.eigvalsh((gap + gap.mT) / 2)[:1].clamp(min=1e-6)
-        self.step = 1 / (modulus * torch.linalg.matrix_norm(gap, 2)).sqrt()
-        self.inverse = torch.linalg.inv_ex(self.identity + self.step * gap).inverse.mT
+        check()
+        step = 1 / (modulus * _norm_estimate(gap)).sqrt()
+        return step, torch.linalg.inv_ex(self.identity + step * gap).inverse.mT
 
     @torch.no_grad()
     def solve(self, h: Tensor, tolerance: float = _TOLERANCE) -> Solution:
         """Return about the equilibria of h [B, N] in float64, at least to `tolerance`."""
         h = h.double()
         u, z = torch.zeros_like(h), torch.zeros_like(h)
+        step, inverse = self._step_and_inverse
         change, iterations = h.new_full((len(h),), torch.inf), 0
         while iterations < _LIMIT and bool((change > tolerance).any()):
             check()
             reflected = 2 * z - u
-            u = 2 * ((reflected + self.step * h) @ self.inverse) - reflected
+            u = 2 * ((reflected + step * h) @ inverse) - reflected
             following = torch.relu(u)
             change = (following - z).abs().amax(1) / following.abs().amax(1).clamp(min=1e-300)
             z, iterations = following, iterations + 1
@@ -51,21 +61,37 @@ class Splitting:
     def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
         """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]."""
         active = torch.sign(z)
-        system = self.identity.to(z) - active[:, :, None] * self.weight.mT.to(z)
-        return torch.linalg.solve(system, (active * g)[:, :, None])[:, :, 0]
+        return self._solve_active(active, self.weight.mT, active * g)
 
     def _polish(self, h: Tensor, z: Tensor) -> Tensor:
         """Return z after a Newton step for the signs of W z + h, where that lowers the residual."""
         active = (self._preactivation(h, z) > 0).to(z)
-        system = self.identity - active[:, :, None] * self.weight
-        newton = active * torch.linalg.solve_ex(system, (active * h)[:, :, None]).result[:, :, 0].clamp(min=0)
+        newton = active * self._solve_active(active, self.weight, active * h).clamp(min=0)
         return torch.where((self._residual(h, newton) < self._residual(h, z))[:, None], newton, z)
+
+    def _solve_active(self, active: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
+        """Return y [B, N] with y - active * (matrix y) = right; some systems at a time, so that memory is bounded."""
+        identity, matrix, parts = self.identity.to(right), matrix.to(right), list[Tensor]()
+        rows = max(1, _MOST_ENTRIES // matrix.numel())
+        for a, b in zip(active.split(rows), right.split(rows), strict=True):
+            check()
+            parts.append(torch.linalg.solve_ex(identity - a[:, :, None] * matrix, b[:, :, None]).result[:, :, 0])
+        return torch.cat(parts)
 
     def _preactivation(self, h: Tensor, z: Tensor) -> Tensor:
         return z @ self.weight.mT + h
 
     def _residual(self, h: Tensor, z: Tensor) -> Tensor:
         return (torch.relu(self._preactivation(h, z)) - z).abs().amax(1)
+
+
+def _norm_estimate(matrix: Tensor) -> Tensor:
+    """Return about the spectral norm of a matrix, by power iteration: a singular value decomposition takes too long."""
+    v = torch.linspace(1, 2, len(matrix), dtype=matrix.dtype, device=matrix.device)
+    for _ in range(_NORM_STEPS):
+        v = matrix.mT @ (matrix @ v)
+        v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    return (matrix @ v).norm().clamp(min=1e-300)
 
 
 class _Implicit(torch.autograd.Function):

@@ -40,7 +40,7 @@ def equilibrium(weight: Array, h: Box) -> Box:
         v, gap = contraction(weight)
     except NotProvedError as error:
         try:
-            return monotone.equilibrium_boxes(monotone.dense(weight), h)
+            return monotone.equilibrium_boxes(weight, h)
         except monotone.NotMonotoneError as other:
             raise NotProvedError(f"{error}; {other}") from None
     shape = (1, -1, *[1] * (h.center.ndim - 2))
@@ -75,17 +75,18 @@ def rate(weight: Array) -> float:
     return float((image / v).max())
 
 
-def check_unique(weight: Array) -> None:
-    """Raise NotProvedError if there is neither a proof of contraction nor, of a dense W, of strong monotonicity."""
+def check_unique(weight: Array, shape: tuple[int, ...]) -> None:
+    """Raise NotProvedError if there is neither a proof of contraction nor of strong monotonicity. shape: of z."""
     try:
         contraction(weight)
     except NotProvedError as error:
         try:
-            monotone.prove(monotone.dense(weight))
+            monotone.prove(monotone.dense(weight, shape))
         except monotone.NotMonotoneError as other:
             raise NotProvedError(f"{error}; {other}") from None
 
 
+@monotone.once_a_weight
 def _power_iteration(weight: Array) -> tuple[Array, Array]:
     """Return v [C] > 0, and at least |W| v."""
     matrix = np.abs(weight).reshape(*weight.shape[:2], -1).sum(2)

@@ -1,18 +1,26 @@
-"""Strongly monotone equilibria z = relu(W z + h), dense W: proof, first boxes, and bounds from multipliers.
+"""Strongly monotone equilibria z = relu(W z + h): proof, first boxes. A convolution is read as its dense matrix.
 
 Let S be the symmetric part of I - W. If K^T S K is within delta < 1 of the identity for some K, S is positive definite
 and z is unique. Two equilibria of h and h' satisfy w . S w <= w . g with w = z - z', g = h - h'; so w = K y, where y
 lies in the ball around v / 2 of radius |v| / 2, v = K^T g / (1 - delta). docs/developers/monotone.md has the proofs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
 
 _SPLITTING_STEPS, _NEWTON = 3000, 1e-14
-_WEIGHT_STEPS = 30
+_WEIGHT_STEPS, _NORM_STEPS = 30, 30
+_VECTORS, _FIRST_ROUNDS = 8, 20  # of the subspace iteration for the inputs' weights
+_MOST_UNITS = 4000  # of a convolution's matrix
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class NotMonotoneError(Exception):
@@ -26,6 +34,11 @@ class Proof:
     weight: Array
     root: Array
     delta: float
+
+    @cached_property
+    def square(self) -> Box:
+        """K K^T."""
+        return multiply(exact(self.root), exact(self.root.T))
 
 
 @dataclass(frozen=True)
@@ -51,13 +64,40 @@ def add(a: Box, b: Box) -> Box:
     return widen_for_rounding(a.center + b.center, a.radius + b.radius)
 
 
-def dense(weight: Array) -> Array:
-    """Return a dense W. Raises NotMonotoneError for a convolution: it has no rule here."""
-    if weight.ndim != 2:
-        raise NotMonotoneError("strong monotonicity is checked of dense W only")
-    return weight
+def once_a_weight(function: Callable[Concatenate[Array, P], T]) -> Callable[Concatenate[Array, P], T]:
+    """Return a function of W that computes its result again only if W, of this shape, has other entries."""
+    results = dict[object, tuple[Array, T]]()
+
+    @wraps(function)
+    def cached(weight: Array, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = weight.shape, args
+        if key not in results or not np.array_equal(results[key][0], weight):
+            results[key] = weight.copy(), function(weight, *args, **kwargs)
+        return results[key][1]
+
+    return cached
 
 
+@once_a_weight
+def dense(weight: Array, shape: tuple[int, ...]) -> Array:
+    """Return the matrix [N, N] of W on flat values of `shape`; a convolution [C, C, k, k] is padded with zeros.
+
+    Raises NotMonotoneError for a convolution of too many units.
+    """
+    if weight.ndim == 2:
+        return weight
+    units, (channels, height, width), size = int(np.prod(shape)), shape, weight.shape[-1]
+    if units > _MOST_UNITS:
+        raise NotMonotoneError(f"strong monotonicity of a convolution is checked up to {_MOST_UNITS} units")
+    matrix = np.zeros((channels, height, width, channels, height, width))
+    for row, column, i, j in np.ndindex(height, width, size, size):
+        y, x = row + i - size // 2, column + j - size // 2
+        if 0 <= y < height and 0 <= x < width:
+            matrix[:, row, column, :, y, x] = weight[:, :, i, j]
+    return matrix.reshape(units, units)
+
+
+@once_a_weight
 def prove(weight: Array) -> Proof:
     """Return a proof for W [N, N]. Raises NotMonotoneError."""
     identity = np.eye(len(weight))
@@ -75,13 +115,15 @@ def prove(weight: Array) -> Proof:
 
 
 def equilibrium_boxes(weight: Array, h: Box) -> Box:
-    """Return a box [B, N] of the equilibria of all h in the box [B, N]. Raises NotMonotoneError."""
+    """Return a box [B, ...] of the equilibria of all h in the box [B, ...]. Raises NotMonotoneError."""
+    shape = h.center.shape
+    weight, h = dense(weight, shape[1:]), Box(h.center.reshape(shape[0], -1), h.radius.reshape(shape[0], -1))
     proof = prove(weight)
     z, exact_h = _solve(weight, h.center)
     change = add(h, Box(-exact_h.center, exact_h.radius))
     norm = _norm(magnitude(multiply(change, exact(proof.root))))
-    linear = multiply(change, multiply(exact(proof.root), exact(proof.root.T)))
-    return _ball(proof, z, linear, norm)
+    box = _ball(proof, z, multiply(change, proof.square), norm)
+    return Box(box.center.reshape(shape), box.radius.reshape(shape))
 
 
 def first_box(proof: Proof, inject: AffineMap, x: Box) -> Box:
@@ -115,10 +157,7 @@ def _ball(proof: Proof, z: Array, linear: Box, norm: Array) -> Box:
 
 def _solve(weight: Array, h: Array) -> tuple[Array, Box]:
     """Return z [B, N] near the equilibria of h, and the box of the h whose equilibria they are exactly."""
-    gap = np.eye(len(weight)) - weight
-    least, largest = np.linalg.eigvalsh((gap + gap.T) / 2)[0], np.linalg.norm(gap, 2)
-    step = 1 / np.sqrt(max(least, 1e-6) * largest)
-    inverse = np.linalg.inv(np.eye(len(weight)) + step * gap).T
+    gap, step, inverse = _splitting(weight)
     u, z = np.zeros_like(h), np.zeros_like(h)
     for _ in range(_SPLITTING_STEPS):
         u = 2 * ((2 * z - u + step * h) @ inverse) - (2 * z - u)
@@ -129,7 +168,10 @@ def _solve(weight: Array, h: Array) -> tuple[Array, Box]:
     for i in range(len(z)):  # one Newton step for the signs of W z + h
         active = np.flatnonzero(z[i] @ weight.T + h[i] > 0)
         newton = np.zeros_like(z[i])
-        newton[active] = np.maximum(np.linalg.lstsq(gap[np.ix_(active, active)], h[i, active])[0], 0)
+        try:
+            newton[active] = np.maximum(np.linalg.solve(gap[np.ix_(active, active)], h[i, active]), 0)
+        except np.linalg.LinAlgError:
+            continue
         if _residual(weight, h[i], newton) < _residual(weight, h[i], z[i]):
             z[i] = newton
     z = np.where(np.isfinite(z), z, 0)
@@ -137,6 +179,19 @@ def _solve(weight: Array, h: Array) -> tuple[Array, Box]:
     needed = add(exact(z), Box(-product.center, product.radius))
     is_free = (z == 0) & (h <= needed.center - needed.radius)
     return z, Box(np.where(is_free, h, needed.center), np.where(is_free, 0, needed.radius))
+
+
+@once_a_weight
+def _splitting(weight: Array) -> tuple[Array, float, Array]:
+    """Return I - W, the step t of the splitting, and the transpose of the inverse of I + t (I - W)."""
+    gap = np.eye(len(weight)) - weight
+    v = np.linspace(1, 2, len(weight))
+    for _ in range(_NORM_STEPS):
+        v = gap.T @ (gap @ v)
+        v = v / max(np.linalg.norm(v), TINY)
+    least, largest = np.linalg.eigvalsh((gap + gap.T) / 2)[0], max(float(np.linalg.norm(gap @ v)), TINY)
+    step = 1 / np.sqrt(max(least, 1e-6) * largest)
+    return gap, step, np.linalg.inv(np.eye(len(weight)) + step * gap).T
 
 
 def _residual(weight: Array, h: Array, z: Array) -> float:
@@ -158,12 +213,22 @@ def _largest_norm(matrix: Box) -> Array:
 
 
 def _input_scales(matrix: Array) -> Array:
-    """Return 1 / sqrt(s), s weights of the inputs for which the eigenvalue's bound is small. Any are sound."""
-    floor = (matrix * matrix).sum(0).max() * 1e-12 + 1e-300
+    """Return 1 / sqrt(s), s weights of the inputs for which the eigenvalue's bound is small. Any are sound.
+
+    The leading eigenvectors are those of a subspace iteration.
+    """
+    squares = (matrix * matrix).sum(0)
+    floor = squares.max() * 1e-12 + 1e-300
     weights = best = np.ones(matrix.shape[1])
     lowest = np.inf
-    for _ in range(_WEIGHT_STEPS):
-        values, vectors = np.linalg.eigh((matrix / weights) @ matrix.T)
+    vectors = np.linalg.qr(matrix[:, np.argsort(-squares)[:_VECTORS]])[0]
+    for step in range(_WEIGHT_STEPS):
+        scaled = matrix / np.sqrt(weights)
+        for _ in range(_FIRST_ROUNDS if step == 0 else 2):
+            vectors = np.linalg.qr(scaled @ (scaled.T @ vectors))[0]
+        image = scaled.T @ vectors
+        values, turn = np.linalg.eigh(image.T @ image)
+        vectors = vectors @ turn
         if values[-1] * weights.sum() < lowest:
             lowest, best = values[-1] * weights.sum(), weights
         near = np.exp((values[-5:] / max(values[-1], 1e-300) - 1) * 10)

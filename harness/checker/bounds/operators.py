@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium.layer import SPLITTING
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.maps import Map, UnknownLayerError, array
@@ -36,9 +37,13 @@ ABSOLUTE = "absolute"
 
 @dataclass(frozen=True)
 class Activation:
-    """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h."""
+    """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h.
+
+    by_splitting: whether the module solves it for any strongly monotone W; else rho(|W|) must be below 1.
+    """
 
     weight: Array | None
+    by_splitting: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,8 +246,8 @@ def _identity(input: Any, p: float = 0.5, training: bool = False, inplace: bool 
     return maps.add_constant(np.zeros(()))
 
 
-def _equilibrium(x: Any, weight: Array) -> Activation:
-    return Activation(weight)
+def _equilibrium(x: Any, weight: Array, solver: str) -> Activation:
+    return Activation(weight, solver == SPLITTING)
 
 
 OPERATORS = {
@@ -286,7 +291,7 @@ OPERATORS = {
     "dropout": Operator(
         _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}
     ),
-    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight",)}),
+    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight", "solver")}),
 }  # fmt: skip
 _FUNCTIONS = {function: record for record in OPERATORS.values() for function in record.functions}
 _MODULES = {kind: record for record in OPERATORS.values() for kind in record.modules}

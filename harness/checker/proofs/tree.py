@@ -7,7 +7,7 @@ import numpy as np
 
 from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
-from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, prove
+from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, prove
 from harness.checker.bounds.multipliers import EquilibriumBounds
 from harness.checker.bounds.network import Activation, Network
 from harness.checker.bounds.relaxation import LARGEST, rounding_loss
@@ -79,16 +79,15 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
     if weight is None:
         raise RefusedError("the network has not one equilibrium between affine layers")
     number = places[0]
-    if weight.ndim != 2:
-        raise RefusedError("W is a convolution; a tree needs a dense W")
     if not all((magnitude(box) <= LARGEST).all() for box in values):  # else underflow may count
         raise RefusedError(f"a value of the network may be above {LARGEST:g}")
     (source,) = network.steps[number - 1].sources
-    inject = _affine_map(network, values, np.eye(len(weight)), source, 0)
-    rows = _affine_map(network, values, spec, len(network.steps), number)
     try:
+        proof = prove(dense(weight, values[number].center.shape[1:]))
+        inject = _affine_map(network, values, np.eye(len(proof.weight)), source, 0)
+        rows = _affine_map(network, values, spec, len(network.steps), number)
         x = Box(values[0].center.ravel(), values[0].radius.ravel())
-        return EquilibriumBounds(prove(weight), inject, x), rows
+        return EquilibriumBounds(proof, inject, x), rows
     except (NotMonotoneError, np.linalg.LinAlgError) as error:
         raise RefusedError(str(error)) from None
 

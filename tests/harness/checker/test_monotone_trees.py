@@ -183,8 +183,72 @@ def test_layers_that_are_not_strongly_monotone_are_refused():
         with pytest.raises(NotMonotoneError):
             prove(weight)
         with pytest.raises(NotProvedError, match=r"rho\(\|W\|\) < 1 is not proved.*positive definite"):
-            check_unique(weight)
-    check_unique(-3 * np.eye(2))
+            check_unique(weight, weight.shape[:1])
+    check_unique(-3 * np.eye(2), (2,))
+
+
+def convolution(rng, channels=2, size=3, shift=0.0):
+    """Return a module whose equilibrium is a strongly monotone convolution on images [1, size, size]."""
+    kernel = rng.normal(size=(channels, channels, 3, 3))
+    kernel = kernel - kernel.transpose(1, 0, 2, 3)[..., ::-1, ::-1]  # skew-symmetric, zero padding included
+    kernel[np.arange(channels), np.arange(channels), 1, 1] = -0.5
+    first = nn.Conv2d(1, channels, 3, padding=1).double()
+    last = nn.Linear(channels * size**2, 2).double()
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor(rng.normal(size=first.weight.shape)))
+        last.weight.copy_(torch.tensor(rng.normal(size=last.weight.shape)))
+        last.bias.copy_(torch.tensor([shift, 0.0]))
+    layer = FixedPoint(torch.tensor(kernel), solver="peaceman-rachford")
+    return nn.Sequential(first, layer, nn.Flatten(), last).eval()
+
+
+def test_a_convolution_is_read_as_its_matrix():
+    for channels, shape, kernel in ((2, (2, 3, 4), 3), (3, (3, 2, 2), 5), (1, (1, 3, 3), 1)):
+        weight = np.random.default_rng(kernel).normal(size=(channels, channels, kernel, kernel))
+        units = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+        columns = nn.functional.conv2d(torch.tensor(units), torch.tensor(weight), padding=kernel // 2).flatten(1)
+        np.testing.assert_array_equal(monotone.dense(weight, shape), columns.numpy().T)
+    with pytest.raises(NotMonotoneError, match="up to 4000 units"):
+        monotone.dense(np.zeros((5, 5, 3, 3)), (5, 30, 30))
+
+
+def test_trees_of_a_convolution_are_confirmed_and_lies_are_not():
+    model, false = (convolution(np.random.default_rng(0)) for _ in range(2))
+    images = Box(np.full((1, 1, 3, 3), 0.1), np.full((1, 1, 3, 3), 0.2))
+    x = images.center + images.radius * np.sign(np.random.default_rng(9).normal(size=(1000, 1, 3, 3)))
+    with torch.no_grad():
+        y = model(torch.tensor(x)).numpy()
+        low = float((y[:, 0] - y[:, 1]).min())
+        model[3].bias[0] += 0.8 - low
+        false[3].bias[0] -= low + 0.01
+    assert model[1].contraction(model[1].weight).rate >= 1
+    region, spec = Region(torch.tensor(images.center), torch.tensor(images.radius)), torch.tensor(SPEC)[None]
+    result = verify(model, region, spec, seconds=100, certificates=True)
+    assert result.status == ["certified"] and result.certificates[0]
+    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    assert prove_rows(read_network(model), images, SPEC, tensors).proved_by == "certificate"
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        forged = changed(tensors, rng) if number else tensors
+        assert prove_rows(read_network(false), images, SPEC, forged).proved_by == ""
+
+
+def test_a_proof_is_repeated_only_when_w_changes(monkeypatch):
+    weight, count, cholesky = random_weight(np.random.default_rng(5)), 0, np.linalg.cholesky
+
+    def counted(matrix):
+        nonlocal count
+        count += 1
+        return cholesky(matrix)
+
+    monkeypatch.setattr(np.linalg, "cholesky", counted)
+    first = prove(weight)
+    assert prove(weight.copy()) is first and count == 1
+    weight[0, 0] = 7  # in place: the old proof is none of this W
+    with pytest.raises(NotMonotoneError):
+        prove(weight)
+    weight[0, 0] = -7
+    assert prove(weight).weight[0, 0] == -7 and count == 3
 
 
 @pytest.mark.parametrize("seed", range(4))
