@@ -46,6 +46,8 @@ _KINDS = {
     "plain CNN": r"cnn|conv|tied|relu",
 }
 _RELU = ("plain CNN", "residual")
+_OF_AN_ENTRY = ("licence", "extra_data", "training_commit", "hours", "hardware", "level", "checker", "date", "nonce")
+_MOST_VERIFIERS = 5  # of an entry, by name
 _SHOWN = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE]
 
 
@@ -200,7 +202,8 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
     """Yield the rows of a section. seen: folders of trials that need not be shown again; this adds to them."""
     study, trials = files.study, files.leaderboard.trials
     for index, row in section.own.iterrows():
-        paths = list(section.finished.loc[section.finished["row"] == index, "trial_dir"])
+        finished = section.finished[section.finished["row"] == index]
+        paths, metrics = list(finished["trial_dir"]), [result.metrics for result in finished["result"]]
         keys = {path.relative_to(study).as_posix() for path in paths}
         if keys <= seen:
             continue
@@ -226,10 +229,10 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             relu="yes" if kind in _RELU or row["model"] == "fc" else "no" if is_equilibrium else "unknown",
             seeds=str(row["seeds"]),
             check=PROVED,
-            standard=_mean_of(row, names.STANDARD_ERROR),
+            standard=_mean(its[names.STANDARD_ERROR] for its in metrics),
             reported=_mean([row.get(REPORTED[0])]),
-            checked=_mean_of(row, names.CERTIFIED_ERROR),
-            undecided=_mean([row.get(names.UNDECIDED_ERROR)]),
+            checked=_mean(its[names.CERTIFIED_ERROR] for its in metrics),
+            undecided=_mean(its.get(names.UNDECIDED_ERROR) for its in metrics),
             details=details,
             commands=files.commands(paths),
             verdicts=files.read_verdicts(paths),
@@ -237,11 +240,6 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             held_out=int(row["validation_images"] or 0),
             report=study / folder.REPORT if (study / folder.REPORT).exists() else None,
         )
-
-
-def _mean_of(row: "pd.Series[Any]", name: str) -> Number | None:
-    deviation = row.get(f"{name}_std")
-    return None if pd.isna(row[name]) else Number(float(row[name]), float(deviation) if pd.notna(deviation) else None)
 
 
 def _entry_row(path: Path) -> Row:
@@ -258,15 +256,12 @@ def _entry_row(path: Path) -> Row:
 def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -> Row:
     reported = [network.reported for network in check.networks if network.reported is not None]
     checked = [network.checked for network in check.networks]
-    verifier = NOT_NAMED if verdicts is None else ", ".join(sorted(verdicts["verifier"].dropna().unique())[:5])
+    verifiers = [] if verdicts is None else sorted(set(verdicts["verifier"].dropna()) - {""})
+    verifier = printable(", ".join(verifiers[:_MOST_VERIFIERS])) or NOT_NAMED
     kind = {"relu": "ReLU network", "lipschitz": "Lipschitz"}.get(check.network_kind, check.network_kind)
     certified = _mean(network.certified_error for network in checked)
-    details = {
-        "authors": ", ".join(check.authors), "licence": check.licence, "extra data": _words(check.extra_data),
-        "verifier": verifier, "training commit": check.training_commit or "", "hardware": check.hardware or "",
-        "hours of training": "" if check.hours is None else f"{check.hours:g}", "level of the check": check.level,
-        "checked by": f"{check.checker}, {check.date}",
-    }  # fmt: skip
+    details = {name.replace("_", " "): _words(getattr(check, name)) for name in _OF_AN_ENTRY}
+    details |= {"authors": ", ".join(check.authors), "verifier": verifier}
     for step in check.steps:
         passed = {True: "passed", False: "failed", None: "not run"}[step.passed]
         details[f"step {step.name}"] = f"{passed}: {step.message}" if step.message else passed
@@ -278,9 +273,9 @@ def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -
         )
     return Row(
         group=Group(
-            printable(check.dataset),
-            _radius(check.eps),
-            printable(_first_match(VERIFIERS, verifier, verifier)),
+            printable(check.dataset) or "unknown",
+            Radius(check.eps) if check.eps else None,
+            _first_match(VERIFIERS, verifier, verifier),
             _images(check, verdicts),
             _extra_data(_words(check.extra_data)),
         ),
@@ -298,7 +293,7 @@ def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -
         undecided=_mean(network.undecided for network in (reported if certified is None else checked)),
         details={name: printable(text) for name, text in details.items()},
         url=_address(check.paper),
-        commands=f"uv run python -m harness.board check {check.name}" if re.fullmatch(r"[\w.-]+", check.name) else "",
+        commands=shlex.join(["uv", "run", "python", "-m", "harness.board", "check", printable(check.name)]),
         verdicts=verdicts,
     )
 
@@ -320,13 +315,6 @@ def _mean(values: Iterable[float | None]) -> Number | None:
         return None
     known = [float(number) for number in numbers if number is not None]
     return Number(mean(known), stdev(known) if len(known) > 1 else None)
-
-
-def _radius(text: str) -> Radius | None:
-    try:
-        return Radius(text)
-    except InputError:
-        return None
 
 
 def _paper_row(row: dict[Any, Any]) -> Row:
@@ -367,7 +355,7 @@ def _words(value: Any) -> str:
     """Return a value of a table as text: nothing for a missing one, no decimals for a whole number."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
+    if pd.isna(value):
         return ""
     return printable(f"{value:g}" if isinstance(value, float) else str(value))
 

@@ -153,7 +153,7 @@ def test_texts_of_others_are_never_markup(tmp_path):
     write_papers(
         tmp_path, f'cifar10,8/255,"{SCRIPT.replace(chr(34), chr(34) * 2)}",x,,65,yes,no,<b>,,<i>,javascript:alert(1)'
     )
-    hostile = {"title": SCRIPT, "authors": [SCRIPT], "paper": "javascript:alert(1)", "dataset": SCRIPT, "eps": SCRIPT}
+    hostile = {"title": SCRIPT, "authors": [SCRIPT], "paper": "javascript:alert(1)", "dataset": SCRIPT}
     write_entry(tmp_path, steps=[{"name": SCRIPT, "passed": None, "message": SCRIPT}], **hostile)
     page = page_of(tmp_path)
     assert page.count("<script") == 1 and "&lt;i&gt;" in page and "<i>" not in page
@@ -184,6 +184,7 @@ def test_own_sweeps_are_rows_once_with_a_link_to_their_page(tmp_path):
     shutil.copytree(tmp_path / "published/study", tmp_path / "copy")
     add(tmp_path / "other", right(100), model="cerdeq")
     (tmp_path / "other/report.html").write_text("")
+    (add(tmp_path / "unfinished", right(100)) / "result.json").unlink()
     rows = read_rows(tmp_path)
     assert [(row.source, row.kind) for row in rows] == [("study", "plain CNN"), ("other", "equilibrium")]
     assert 'href="other/report.html"' in page_of(tmp_path)
