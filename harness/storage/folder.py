@@ -308,10 +308,10 @@ def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
         return []
 
     def parse(content: bytes) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for line in reversed(
-            content[: content.rfind(b"\n") + 1].splitlines()
-        ):  # a killed process may leave half a line
+        rows, lines = list[dict[str, Any]](), content.splitlines()
+        if len(lines) > 1 and not lines[-1].endswith(b"}"):
+            del lines[-1]  # half a line of a killed process
+        for line in reversed(lines):
             row = _check_row(load_json(line))
             if row[names.EPOCH] <= after:
                 break

@@ -42,7 +42,7 @@ _FINAL_STEP = 0  # at any other MLflow draws a curve of one point
 class Tracker:
     """The MLflow experiment of one sweep.
 
-    last_epochs: the last epoch that each run has, by the run's id, as far as this process has asked or logged.
+    last_epochs: the last epoch that each trial's run has, by its key, as far as this process has asked or logged.
     """
 
     uri: str
@@ -86,6 +86,7 @@ class Tracker:
         status, tags = _status_and_tags(result, failure, running)
         tags[view.ROW_TAG] = _row_tag(row, trial)
         digest = _digest([trial_dir / folder.RESULT]) if result else None
+        rows = folder.read_epochs(trial_dir, self.last_epochs.get(trial.key, -1))
         with tracking_errors(self.uri):
             run = self._find_or_create(trial, label_of_row(row, trial.config))
             run_id, logged_tags = run.info.run_id, run.data.tags
@@ -94,7 +95,7 @@ class Tracker:
                 return
             tags[notes.TAG] = notes.describe_run(trial, row, run_id, mask_secrets(self.uri))
             self._describe(run, trial, tags, trial_dir)
-            self._log_epochs(run, trial_dir)
+            self._log_epochs(run, trial.key, rows)
             if result and digest and not has_result:
                 self._log_result(run, result, trial_dir)
                 log_network(self.client, run, trial_dir)
@@ -165,18 +166,18 @@ class Tracker:
         for name in {ERROR_TAG, WARNINGS_TAG} & (logged.tags.keys() - tags.keys()):
             self.client.delete_tag(run_id, name)
 
-    def _log_epochs(self, run: entities.Run, trial_dir: Path) -> None:
+    def _log_epochs(self, run: entities.Run, key: str, rows: list[dict[str, Any]]) -> None:
         """Log the epochs after the last one in the store. A batch of whole epochs goes in altogether or not at all."""
         run_id, any_logged = run.info.run_id, TRAIN_EPS in run.data.metrics  # which every row has, epoch 0's too
-        if run_id not in self.last_epochs:
+        if key not in self.last_epochs:
             history = self.client.get_metric_history(run_id, TRAIN_EPS) if any_logged else []
-            self.last_epochs[run_id] = max((point.step for point in history), default=-1)
-        new = folder.read_epochs(trial_dir, self.last_epochs[run_id])
+            self.last_epochs[key] = max((point.step for point in history), default=-1)
+        new = [row for row in rows if row[EPOCH] > self.last_epochs[key]]
         metrics = [_metrics(row, row[EPOCH]) for row in new]
         size = LARGEST_BATCH // max([1, *map(len, metrics)]) or 1
         for start in range(0, len(new), size):
             self.client.log_batch(run_id, list(chain.from_iterable(metrics[start : start + size])))
-            self.last_epochs[run_id] = new[start : start + size][-1][EPOCH]
+            self.last_epochs[key] = new[start : start + size][-1][EPOCH]
 
     def _log_result(self, run: entities.Run, result: TrialResult, trial_dir: Path) -> None:
         """Log final metrics that the run does not have, and the files behind them."""
