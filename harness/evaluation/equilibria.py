@@ -27,20 +27,15 @@ def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: 
     if not fixed_points:
         return {}
     solves = pd.DataFrame([_solve_metrics(model, module, images[:_SOLVED_IMAGES]) for module in fixed_points])
-    standard, certified = errors_without_attack(_without_recurrence(model), images, labels, config)
+    without_recurrence = copy.deepcopy(model)  # W = 0, where relu(W z + h) is relu(h)
+    replace_fixed_points(without_recurrence, lambda layer: nn.ReLU())
+    standard, certified = errors_without_attack(without_recurrence, images, labels, config)
     return {
         names.RHO_BOUND: max(contraction(module.weight).rate for module in fixed_points),
         **solves.max().to_dict(),
         names.STANDARD_ERROR_W0: standard,
         names.CERTIFIED_ERROR_W0: certified,
     }
-
-
-def _without_recurrence(model: nn.Module) -> nn.Module:
-    """Return a copy of the network with W = 0, where relu(W z + h) is relu(h)."""
-    network = copy.deepcopy(model)
-    replace_fixed_points(network, lambda layer: nn.ReLU())
-    return network
 
 
 def _solve_metrics(model: nn.Module, module: FixedPoint, images: Tensor) -> dict[str, float]:

@@ -21,7 +21,10 @@ def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> lis
     tests = trials.loc[~is_held_out, "evaluation.test_images"]
     notes = []
     if not is_full_size:
-        notes.append(f"Profile {profile}, {_size(trials, trained)}: not comparable with published numbers.")
+        size = f"width {_span(trials['width'])}"
+        if not trained.empty:
+            size += f", train images {_span(trained['train_images'])}, epochs {_span(trained['train.epochs'])}"
+        notes.append(f"Profile {profile}, {size}: not comparable with published numbers.")
     if trained["train_images"].notna().any():
         notes.append(f"Trained on {_span(trained['train_images'])} of the training images.")
     if tests.notna().any():
@@ -42,13 +45,6 @@ def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> lis
 def _span(values: pd.Series) -> str:
     texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
     return " or ".join(texts)
-
-
-def _size(trials: pd.DataFrame, trained: pd.DataFrame) -> str:
-    size = f"width {_span(trials['width'])}"
-    if trained.empty:
-        return size
-    return f"{size}, train images {_span(trained['train_images'])}, epochs {_span(trained['train.epochs'])}"
 
 
 def _weak_attack_notes(trials: pd.DataFrame) -> list[str]:

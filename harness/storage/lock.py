@@ -49,9 +49,14 @@ def lock_directory(directory: Path) -> Iterator[None]:
         owner = _parse(file.read())
         was_killed = is_locked and owner is not None and owner["host"] == socket.gethostname()
         is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
-        if is_locked is False or is_removed or (_is_another_run(owner) and not was_killed):
-            raise _refusal(owner, path)
-        _overwrite(file, _describe_self())
+        # A holder with this process's own number is of before a restart of the machine.
+        is_held = owner is not None and owner["process"] != os.getpid() and _is_alive(owner)
+        if is_locked is False or is_removed or (is_held and not was_killed):
+            name = f"process {owner['process']} on {owner['host']}" if owner else "no process yet"
+            advice = "if that run is gone, delete the file"
+            raise InputError(f"another run is writing there: {path} names {name}; {advice}")
+        own = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
+        _overwrite(file, json.dumps(own).encode())
         try:
             yield
         finally:
@@ -100,11 +105,6 @@ def _try_lock(file: IO[bytes]) -> bool | None:
     return True
 
 
-def _is_another_run(owner: Holder | None) -> bool:
-    """Return True if the holder may be alive. This process's own number is of one before a restart of the machine."""
-    return owner is not None and owner["process"] != os.getpid() and _is_alive(owner)
-
-
 def _is_alive(owner: Holder) -> bool:
     """Return False if the holder was a process of this machine that is gone."""
     if owner["host"] != socket.gethostname():
@@ -116,15 +116,6 @@ def _is_alive(owner: Holder) -> bool:
     except PermissionError:  # another user's
         pass
     return True
-
-
-def _refusal(owner: Holder | None, lock: object) -> InputError:
-    name = f"process {owner['process']} on {owner['host']}" if owner else "no process yet"
-    return InputError(f"another run is writing there: {lock} names {name}; if that run is gone, delete the file")
-
-
-def _describe_self() -> bytes:
-    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode()
 
 
 def _parse(text: bytes) -> Holder | None:

@@ -40,24 +40,17 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
         network = build(config.model, config.dataset, config.width, **config.options)
     fold(network)
     try:
-        loaded = _load_onnx(content, path) if checkpoint.is_onnx else _load(content, checkpoint)
+        loaded = load_content(content, path).network.state_dict() if checkpoint.is_onnx else _load(content, checkpoint)
+        if checkpoint.is_onnx:
+            loaded = {f"network.{name}": tensor for name, tensor in loaded.items()}  # as in the network `onnx`
         tensors = _select(loaded, checkpoint)
         if checkpoint.keys == "mondeq":
             options, image = options_of(config.model), config.data_info.shape
             require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
             tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
         return _match(tensors, network.state_dict(), checkpoint)
-    except InputError as error:
+    except (InputError, OnnxError) as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
-
-
-def _load_onnx(content: bytes, path: Path) -> Tensors:
-    """Return all tensors of an ONNX file, by the names that the network `onnx` gives them. path: for messages."""
-    try:
-        network = load_content(content, path).network
-        return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    except OnnxError as error:
-        raise InputError(str(error)) from None
 
 
 def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
@@ -80,12 +73,12 @@ def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
         return dict(_flatten(loaded, ""))
     except Exception as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"a pickle that wants to run {code[1]}" if code else f"a file that torch cannot read ({_short(error)})"
+        found = (
+            f"a pickle that wants to run {code[1]}"
+            if code
+            else f"a file that torch cannot read ({error_line(error)[:120]})"
+        )
         raise InputError(f"found {found}, allowed: {allowed}") from None
-
-
-def _short(error: Exception) -> str:
-    return error_line(error)[:120]
 
 
 def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -118,7 +111,10 @@ def _select(tensors: Tensors, checkpoint: Checkpoint) -> Tensors:
 def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
     """Return the network's tensors by its own names. Raises InputError unless the file has exactly these."""
     if checkpoint.keys == "by-order":
-        tensors = _rename(tensors, [name for name in expected if name not in (_MEAN, _STD)])
+        own = [name for name in expected if name not in (_MEAN, _STD)]
+        if len(tensors) != len(own):
+            raise InputError(f"found {len(tensors)} tensors, {_names(tensors)}, allowed: {len(own)}, {_names(own)}")
+        tensors = dict(zip(own, tensors.values(), strict=True))
     tensors = _normalisation(tensors, expected, checkpoint) | tensors
     if missing := [name for name in expected if name not in tensors]:
         hint = "" if checkpoint.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
@@ -134,13 +130,6 @@ def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tenso
         if not tensor.isfinite().all():
             raise InputError(f"tensor {name}: found NaN or infinity, allowed: finite numbers")
     return {name: tensors[name].clone().contiguous() for name in expected}
-
-
-def _rename(tensors: Tensors, names: list[str]) -> Tensors:
-    """Return the tensors by the network's names, in its order."""
-    if len(tensors) != len(names):
-        raise InputError(f"found {len(tensors)} tensors, {_names(tensors)}, allowed: {len(names)}, {_names(names)}")
-    return dict(zip(names, tensors.values(), strict=True))
 
 
 def _normalisation(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:

@@ -84,7 +84,8 @@ class Tracker:
         result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
         row = row or trial.config.row
         status, tags = _status_and_tags(result, failure, running)
-        tags[view.ROW_TAG] = _row_tag(row, trial)
+        is_stale = trial.recipe_version != RECIPE_VERSION  # charts never average such trials with today's
+        tags[view.ROW_TAG] = _text(f"{row} recipe {trial.recipe_version}" if is_stale else row)
         digest = _digest([trial_dir / folder.RESULT]) if result else None
         rows = folder.read_epochs(trial_dir, self.last_epochs.get(trial.key, -1))
         with tracking_errors(self.uri):
@@ -206,11 +207,6 @@ def _status_and_tags(
     if failure:
         return "FAILED", {ERROR_TAG: _text(failure["error"])}
     return "RUNNING" if running else "KILLED", {}
-
-
-def _row_tag(row: str, trial: Trial) -> str:
-    """Return the name by which charts group runs: trials of another recipe are never averaged with today's."""
-    return _text(row if trial.recipe_version == RECIPE_VERSION else f"{row} recipe {trial.recipe_version}")
 
 
 def _metrics(values: dict[str, Any], step: int) -> list[entities.Metric]:

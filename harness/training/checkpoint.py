@@ -48,7 +48,9 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
             state = torch.load(content, map_location=device, weights_only=True)  # no code in the file runs
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            epoch = _read_epoch(state)
+            if type(state["epoch"]) is not int or state["epoch"] < 1:
+                raise ValueError(f"epoch {state['epoch']!r}")
+            epoch = state["epoch"]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -58,11 +60,4 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
                 part.load_state_dict(initial[name])
     for group in parts["optimiser"].param_groups:
         group["capturable"] = device.type == "cuda"  # the checkpoint may come from another kind of machine
-    return epoch
-
-
-def _read_epoch(state: dict[str, Any]) -> int:
-    epoch = state["epoch"]
-    if type(epoch) is not int or epoch < 1:
-        raise ValueError(f"epoch {epoch!r}")
     return epoch
