@@ -69,55 +69,21 @@ NO_CERTIFICATE = "no certificate was found"  # a REASON
 NO_PREDICTION = -1
 """The prediction of an example whose clean margins cannot be computed."""
 
-
-def margin_column(stage: str) -> str:
-    """Return the name of the column that holds a verifier stage's margin lower bound."""
-    return f"margin_{stage}"
+# Names with a part that varies.
+margin_column = "margin_{}".format  # column: a stage's lower bound of the margin
+certified_error_after = f"{CERTIFIED_ERROR}/{{}}".format  # what the stages up to this one leave
+examples_at = "stage_examples/{}".format  # how many examples no stage before this one had decided
+decided_by = "stage_decided/{}".format  # how many examples a stage decided
+seconds_of = "stage_seconds/{}".format  # that a stage took, all examples together
+layer_width = f"{BOUND_WIDTH}/{{}}".format  # mean bound width of a pre-activation
+layer_inactive = "inactive/{}".format  # percentage of a pre-activation's values whose upper bound is at most 0
+layer_unstable = "unstable/{}".format  # percentage of its values whose bounds contain 0
+in_training = "train/{}".format  # the name of a final metric in an epoch's row
 
 
 def share_of(verdict: str) -> str:
     """Return the metric name of the share of examples with an undecided verdict, in percent."""
     return f"{UNDECIDED_ERROR}/{verdict.replace(' ', '_')}"
-
-
-def examples_at(stage: str) -> str:
-    """Return the metric name of how many examples no stage before `stage` had decided."""
-    return f"stage_examples/{stage}"
-
-
-def decided_by(stage: str) -> str:
-    """Return the metric name of how many examples a stage decided."""
-    return f"stage_decided/{stage}"
-
-
-def seconds_of(stage: str) -> str:
-    """Return the metric name of the seconds a stage took, all examples together."""
-    return f"stage_seconds/{stage}"
-
-
-def certified_error_after(stage: str) -> str:
-    """Return the metric name of the certified error that the verifier's stages up to `stage` leave."""
-    return f"{CERTIFIED_ERROR}/{stage}"
-
-
-def layer_width(layer: str) -> str:
-    """Return the metric name of the mean bound width of one pre-activation."""
-    return f"{BOUND_WIDTH}/{layer}"
-
-
-def layer_inactive(layer: str) -> str:
-    """Return the metric name of the percentage of one pre-activation's values whose upper bound is at most 0."""
-    return f"inactive/{layer}"
-
-
-def layer_unstable(layer: str) -> str:
-    """Return the metric name of the percentage of one pre-activation's values whose bounds contain 0."""
-    return f"unstable/{layer}"
-
-
-def in_training(name: str) -> str:
-    """Return the name in an epoch's row of the final metric `name`."""
-    return f"train/{name}"
 
 
 def layers(metrics: dict[str, Any]) -> list[str]:

@@ -109,7 +109,9 @@ def _train(
 ) -> nn.Sequential:
     """Train as `train` does. divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
     device, last, asked = images.device, config.train.epochs, config.train.precision
-    precision = choose_precision(asked, device, _bf16_before(trial_dir))
+    before = read_epochs(trial_dir)
+    chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
+    precision = choose_precision(asked, device, chosen[-1] if chosen else None)
     config = replace(config, train=replace(config.train, precision=precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
@@ -119,7 +121,7 @@ def _train(
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
     done = checkpoint.restore(trial_dir, parts, device)
-    if done == 0 and not read_epochs(trial_dir):
+    if done == 0 and not before:
         untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}
         write_epoch(trial_dir, row)
@@ -129,7 +131,8 @@ def _train(
         add_training_device(trial_dir, device_name(device))
         if asked == "bf16" and device.type == "cpu":
             _warn_of_slow_bf16(trial_dir)
-        _decide_compilation(stepper, _compiled_before(trial_dir, done))
+        compiled = [bool(row.get(names.TRAIN_COMPILED)) for row in before if 0 < row[names.EPOCH] <= done]
+        _decide_compilation(stepper, compiled[-1] if compiled else None)
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, trial_dir)
         if divided:
@@ -150,24 +153,12 @@ def _train(
     return trained
 
 
-def _bf16_before(trial_dir: Path) -> bool | None:
-    """Return True if the trial's earlier epochs chose bf16, None if there are none."""
-    rows = [row for row in read_epochs(trial_dir) if names.TRAIN_BF16 in row]
-    return bool(rows[-1][names.TRAIN_BF16]) if rows else None
-
-
 def _warn_of_slow_bf16(trial_dir: Path) -> None:
     """Log it, once a trial, if bf16 is slower than float32 here; the result's warnings have it, too."""
     has_warned = any(line.startswith("bf16") for line in read_training_warnings(trial_dir))
     if not has_warned and (message := describe_slow_bf16()):
         _log.warning(message)
         add_training_warnings(trial_dir, [message])
-
-
-def _compiled_before(trial_dir: Path, done: int) -> bool | None:
-    """Return True if the trial's epochs up to `done` were compiled; None if there are none."""
-    rows = [row for row in read_epochs(trial_dir) if 0 < row[names.EPOCH] <= done]
-    return bool(rows[-1].get(names.TRAIN_COMPILED)) if rows else None
 
 
 def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
