@@ -146,15 +146,19 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
         return None
     with counted_rounding(x.device.type):
         outputs = refuse_other_calls(model, program, x)
-        values = _values_of(program, Interval(x, torch.zeros_like(x)))
+        ctx, steps = Context(sound=True), {step.name: step for step in program.steps}
+        with explained_errors("no bound rule", lambda: steps[ctx.step].where):
+            values = values_of(program, Interval(x, torch.zeros_like(x)), ctx)
     refuse_mixed_examples(program, values)
     box = values[program.output].box
     if box.center.dtype not in _SOLVED:
         raise UnsupportedOperator(
             f"the model cannot be bounded: its outputs are {box.center.dtype}; use float32 or float64"
         )
+    # A step that solves an equation computes a few digits less in its module.
+    solved = any(step.record is not None and step.record.refine is not None for step in program.steps)
     for output in (*outputs, outputs[-1][-1:]):
-        if output.shape != box.center[: len(output)].shape or not _is_inside(output, box, _is_solved(program)):
+        if output.shape != box.center[: len(output)].shape or not _is_inside(output, box, solved):
             raise UnsupportedOperator(
                 "the model cannot be bounded: its output depends on other images in the batch, or its place there, "
                 "or its torch.fx trace gives other outputs; allowed: examples computed one by one, and layers that "
@@ -219,14 +223,6 @@ def _run(program: Program, failure: tuple[str, type[Exception]], x: Tensor) -> T
     return values[program.output]
 
 
-def _values_of(program: Program, x: Interval) -> list[Any]:
-    """Return the values of a sound forward pass. Raises UnsupportedOperator where a rule refuses its arguments."""
-    ctx = Context(sound=True)
-    steps = {step.name: step for step in program.steps}
-    with explained_errors("no bound rule", lambda: steps[ctx.step].where):
-        return values_of(program, x, ctx)
-
-
 def points_of(region: Box | Interval) -> Tensor:
     """Return up to four finite points, the first and the last the same.
 
@@ -250,8 +246,3 @@ def _is_inside(output: Tensor, box: Box, solved: bool) -> bool:
     if solved:
         allowed = allowed + _SOLVED[output.dtype] * (1 + torch.where(both, center, 0).abs().max())
     return bool((~both | ~((output - center).abs() > allowed)).all())
-
-
-def _is_solved(program: Program) -> bool:
-    """Return whether a step of the program solves an equation, so that its module computes a few digits less."""
-    return any(step.record is not None and step.record.refine is not None for step in program.steps)

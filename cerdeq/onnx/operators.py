@@ -46,53 +46,36 @@ def _two_dimensional(node: Node) -> None:
 
 
 def _conv(node: Node) -> nn.Module:
-    _two_dimensional(node)
-    weight, bias = node.weight(1), node.numbers(2)
-    if weight.dim() != 4:
-        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
-    stride, dilation = node.attribute("strides", [1, 1]), node.attribute("dilations", [1, 1])
-    before, after = pads_of(node, weight.shape[2:], stride, dilation)
-    groups = node.attribute("group", 1)
-    conv = _module(
-        nn.Conv2d,
-        {
-            "in_channels": weight.shape[1] * groups,
-            "out_channels": len(weight),
-            "kernel_size": tuple(weight.shape[2:]),
-            "stride": tuple(stride),
-            "padding": before if before == after else 0,
-            "dilation": tuple(dilation),
-            "groups": groups,
-        },
-        weight=weight,
-        bias=bias,
-    )
+    weight, options = _convolution(node)
+    before, after = pads_of(node, options["kernel_size"], options["stride"], options["dilation"])
+    sizes = {"in_channels": weight.shape[1] * options["groups"], "out_channels": len(weight)}
+    padding = {"padding": before if before == after else 0}
+    conv = _module(nn.Conv2d, sizes | options | padding, weight=weight, bias=node.numbers(2))
     return conv if before == after else _padded(before, after, conv)
 
 
 def _conv_transpose(node: Node) -> nn.Module:
-    _two_dimensional(node)
-    weight, bias = node.weight(1), node.numbers(2)
-    if weight.dim() != 4:
-        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
+    weight, options = _convolution(node)
     node.allow("auto_pad", "NOTSET", "NOTSET")
     if "output_shape" in node.attributes:
         raise OnnxError("found output_shape, allowed: pads and output_padding")
-    stride, dilation = node.attribute("strides", [1, 1]), node.attribute("dilations", [1, 1])
-    pads, groups = node.attribute("pads", [0, 0, 0, 0]), node.attribute("group", 1)
+    pads = node.attribute("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
         raise OnnxError(f"found padding {pads[:2]} before and {pads[2:]} after, allowed: equal ones")
-    options = {
-        "in_channels": len(weight),
-        "out_channels": weight.shape[1] * groups,
-        "kernel_size": tuple(weight.shape[2:]),
-        "stride": tuple(stride),
-        "padding": tuple(pads[:2]),
-        "output_padding": tuple(node.attribute("output_padding", [0, 0])),
-        "dilation": tuple(dilation),
-        "groups": groups,
-    }
-    return _module(nn.ConvTranspose2d, options, weight=weight, bias=bias)
+    sizes = {"in_channels": len(weight), "out_channels": weight.shape[1] * options["groups"]}
+    padding = {"padding": tuple(pads[:2]), "output_padding": tuple(node.attribute("output_padding", [0, 0]))}
+    return _module(nn.ConvTranspose2d, sizes | options | padding, weight=weight, bias=node.numbers(2))
+
+
+def _convolution(node: Node) -> tuple[Tensor, dict[str, Any]]:
+    """Return the weight, and the options that all convolutions have."""
+    _two_dimensional(node)
+    weight = node.weight(1)
+    if weight.dim() != 4:
+        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
+    stride, dilation = (tuple(node.attribute(name, [1, 1])) for name in ("strides", "dilations"))
+    sizes = {"kernel_size": tuple(weight.shape[2:]), "stride": stride, "dilation": dilation}
+    return weight, sizes | {"groups": node.attribute("group", 1)}
 
 
 def _padded(before: tuple[int, ...], after: tuple[int, ...], layer: nn.Module) -> nn.Module:
@@ -179,10 +162,6 @@ def _is_bias(node: Node, constant: Tensor) -> bool:
         return False
     layer.bias = nn.Parameter(constant.flatten())
     return True
-
-
-def _leaky_relu(node: Node) -> nn.Module:
-    return nn.LeakyReLU(node.attribute("alpha", 0.01))
 
 
 def _pool(node: Node) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...]]:
@@ -286,10 +265,6 @@ def _slice(node: Node) -> nn.Module | None:
     return nn.Sequential(*layers) if layers else None
 
 
-def _gather(node: Node) -> nn.Module:
-    return _index(node, node.attribute("axis", 0), node.required(1).tolist())
-
-
 def _split(node: Node) -> nn.Module:
     axis, (number, count) = node.attribute("axis", 0), node.attribute("part", None)
     sizes = node.attribute("split", None) if node.opset < 13 else node.constant(1)
@@ -341,7 +316,7 @@ LAYERS: dict[str, Layer] = {
     "Mul": _arithmetic(operator.mul),
     "Div": _arithmetic(operator.truediv),
     "Relu": lambda node: nn.ReLU(),
-    "LeakyRelu": _leaky_relu,
+    "LeakyRelu": lambda node: nn.LeakyReLU(node.attribute("alpha", 0.01)),
     "Sigmoid": lambda node: nn.Sigmoid(),
     "Tanh": lambda node: nn.Tanh(),
     "Sign": lambda node: Apply(torch.sign),
@@ -353,7 +328,7 @@ LAYERS: dict[str, Layer] = {
     "Pad": _pad,
     "Concat": _concat,
     "Slice": _slice,
-    "Gather": _gather,
+    "Gather": lambda node: _index(node, node.attribute("axis", 0), node.required(1).tolist()),
     "Split": _split,
     "Abs": lambda node: Apply(torch.abs),
     "Clip": _clip,

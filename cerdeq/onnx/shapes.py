@@ -56,7 +56,9 @@ def _shape_after(node: Node) -> Sizes:
         axis = axis + len(shape) if axis < 0 else axis
         return int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))
     if node.operator == "Reshape":
-        return _reshape(node, shape)
+        keeps_zero = node.attribute("allowzero", 0)
+        sizes = [shape[i] if size == 0 and not keeps_zero else int(size) for i, size in enumerate(node.required(1))]
+        return np.empty(shape, bool).reshape(sizes).shape
     axes = node.attribute("axes", None) if node.opset < 13 else node.constant(1)
     axes = None if axes is None else [int(axis) for axis in axes]
     if node.operator == "Squeeze":
@@ -64,13 +66,6 @@ def _shape_after(node: Node) -> Sizes:
             raise OnnxError("found no axes, allowed: axes to remove")
         return np.empty(shape, bool).squeeze(tuple(axes)).shape
     return tuple(np.expand_dims(np.empty(shape, bool), tuple(axes or ())).shape)
-
-
-def _reshape(node: Node, shape: Sizes) -> Sizes:
-    target = node.required(1)
-    keeps_zero = node.attribute("allowzero", 0)
-    sizes = [shape[i] if size == 0 and not keeps_zero else int(size) for i, size in enumerate(target)]
-    return np.empty(shape, bool).reshape(sizes).shape
 
 
 def pads_of(node: Node, kernel: Sizes, stride: Sizes, dilation: Sizes) -> tuple[Sizes, Sizes]:

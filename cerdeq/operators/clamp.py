@@ -27,18 +27,6 @@ def limits_of(low: Any, high: Any) -> tuple[float, float]:
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
-def hardtanh_interval(
-    ctx: Context, x: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Interval:
-    """Clamp to [-1, 1], or to other limits."""
-    return clamp_interval(ctx, x, min_val, max_val)
-
-
-def relu6_interval(ctx: Context, x: Interval, inplace: bool = False) -> Interval:
-    """Clamp to [0, 6]."""
-    return clamp_interval(ctx, x, 0.0, 6.0)
-
-
 def clamp_backward(
     ctx: Backward, coefficients: Tensor, x: Interval, min: float | None = None, max: float | None = None
 ) -> Pulled:  # fmt: skip
@@ -73,18 +61,6 @@ def clamp_backward(
     return Pulled((coefficients * mean + sizes * gap,), constant)
 
 
-def hardtanh_backward(
-    ctx: Backward, coefficients: Tensor, x: Interval, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Pulled:
-    """Clamp to [-1, 1], or to other limits."""
-    return clamp_backward(ctx, coefficients, x, min_val, max_val)
-
-
-def relu6_backward(ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
-    """Clamp to [0, 6]."""
-    return clamp_backward(ctx, coefficients, x, 0.0, 6.0)
-
-
 _ACTIVATION: dict[str, Any] = {"needs_tighter_box": is_wide, "windows": "constants"}
 RECORDS = (
     Operator(
@@ -92,8 +68,13 @@ RECORDS = (
         **_ACTIVATION,
     ),
     Operator(
-        "hardtanh", hardtanh_interval, (F.hardtanh,), {nn.Hardtanh: options("min_val", "max_val")}, hardtanh_backward,
+        "hardtanh", lambda ctx, x, min_val=-1.0, max_val=1.0, inplace=False: clamp_interval(ctx, x, min_val, max_val),
+        (F.hardtanh,), {nn.Hardtanh: options("min_val", "max_val")},
+        lambda ctx, a, x, min_val=-1.0, max_val=1.0, inplace=False: clamp_backward(ctx, a, x, min_val, max_val),
         **_ACTIVATION,
     ),
-    Operator("relu6", relu6_interval, (F.relu6,), {}, relu6_backward, **_ACTIVATION),
+    Operator(
+        "relu6", lambda ctx, x, inplace=False: clamp_interval(ctx, x, 0.0, 6.0), (F.relu6,), {},
+        lambda ctx, a, x, inplace=False: clamp_backward(ctx, a, x, 0.0, 6.0), **_ACTIVATION,
+    ),
 )  # fmt: skip
