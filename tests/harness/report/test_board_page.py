@@ -207,3 +207,14 @@ def test_the_command_writes_the_page_and_refuses_bad_files_in_one_line(tmp_path,
     assert main("board", ["page", "--results-dir", str(tmp_path)]) == 2
     assert main("board", ["page", "--results-dir", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("file", ["trials.parquet", "verdicts.parquet"])
+def test_a_damaged_study_ends_the_command_in_one_line_that_names_it(tmp_path, capsys, file):
+    write_papers(tmp_path)
+    study = tmp_path / "published/reduced-mnist"
+    shutil.copytree(RESULTS / "published/reduced-mnist", study)
+    (study / file).write_bytes((study / file).read_bytes()[:-100])
+    assert main("board", ["page", "--results-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(study / file) in error and error.count("\n") == 1 and not (tmp_path / "index.html").exists()
