@@ -75,7 +75,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.bench.steps import KINDS, PLAIN, compiler_problem, measure_steps
     from harness.bench.verifier import measure_verifier
     from harness.machine.device import best_device
-    from harness.machine.environment import describe_environment, device_title
+    from harness.machine.environment import describe_environment, device_name
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
@@ -91,7 +91,8 @@ def main(options: argparse.Namespace) -> int:
         if getattr(options, name) is None:
             setattr(options, name, value)
     size = f"{options.dataset}, width {options.width:g}, batch {options.batch_size}"
-    console.print(f"{device_title(device)}, torch {torch.__version__}; steps: {size}")
+    threads = torch.get_num_threads()
+    console.print(f"{device_name(device)}, {threads} threads, torch {torch.__version__}; steps: {size}")
     compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
     if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}")

@@ -41,11 +41,6 @@ def device_name(device: torch.device) -> str:
     return f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def device_title(device: torch.device) -> str:
-    """Return a heading for measurements on a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
 def code_version() -> str:
     """Return the commit of this checkout, with '-dirty' if files differ from it; 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

@@ -19,7 +19,7 @@ from harness.data import Data
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.shards import certification_of, certified_images, finish_certification
 from harness.machine.device import best_device
-from harness.machine.environment import data_directory, device_title
+from harness.machine.environment import data_directory, device_name
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lock import lock_directory
@@ -99,10 +99,10 @@ def certify_jobs(jobs: list[Job], data_dir: str | None, workers: int | None, con
             weights = read_bytes(job.trial_dir / folder.WEIGHTS)
             trial, expected = certification_of(job.trial_dir, job.config, job.data, weights)
             if message := certification.take_over(job.directory, trial, expected):
-                _print_line(job, message, console)
+                console.print(f"{job.label} -> {job.directory}: {message}", soft_wrap=True)
         unfinished = [job for job in jobs if folder.read_result(job.directory) is None]
         if unfinished:
-            console.print(f"device: {device_title(best_device())}")
+            console.print(f"device: {device_name(best_device())}")
         try:
             errors = _certify(unfinished, data_dir, workers, console)
         except SoundnessError as error:
@@ -110,7 +110,7 @@ def certify_jobs(jobs: list[Job], data_dir: str | None, workers: int | None, con
             return False
         for job in jobs:
             for line in _describe_outcome(job, errors):
-                _print_line(job, line, console)
+                console.print(f"{job.label} -> {job.directory}: {line}", soft_wrap=True)
     return not errors
 
 
@@ -171,7 +171,3 @@ def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:
     summary = f"certified error {metrics[names.CERTIFIED_ERROR]:.2f} %, at least {metrics[names.ATTACK_ERROR]:.2f}"
     summary += f" (undecided: {undecided})" if undecided else ""
     return [summary, *(one_line(f"warning: {warning}") for warning in result.warnings)]
-
-
-def _print_line(job: Job, text: str, console: Console) -> None:
-    console.print(f"{job.label} -> {job.directory}: {text}", soft_wrap=True)

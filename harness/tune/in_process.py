@@ -9,7 +9,7 @@ from harness.common.masking import mask_secrets
 from harness.common.terminal import new_console, say
 from harness.machine.clock import Stopped
 from harness.machine.device import best_device
-from harness.machine.environment import device_title
+from harness.machine.environment import device_name
 from harness.storage import folder
 from harness.storage.files import make_directory, refuse_links
 from harness.sweep.checkpoint_settings import Checkpoint, read_file
@@ -65,7 +65,7 @@ def _train(trials: dict[Path, folder.Trial], labels: dict[str, str], data_dir: s
     """Train trials, by their folders, those that failed before last. labels: by key."""
     failed = {trial_dir for trial_dir in trials if folder.read_failure(trial_dir) is not None}
     if trials:
-        say(f"device: {device_title(best_device())}")
+        say(f"device: {device_name(best_device())}")
     with (
         SweepProgress(list(trials.values()), labels, new_console()) as progress,
         Stopping(None, progress.print_line) as stopping,

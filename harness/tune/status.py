@@ -8,7 +8,6 @@ import os
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +23,30 @@ from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
 from harness.sweep.profiles import CPU_PROFILE
-from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, labels
+from harness.sweep.trial_config import FULL_PROFILE, labels
 from harness.tune.progress import minutes, percent
 from harness.tune.sweep_run import SweepRun
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 
 
-@dataclass(frozen=True)
-class State:
-    """The state of a trial: one of the names above.
+def state_of(trial_dir: Path, epochs: int, run: dict[str, Any] | None) -> tuple[str, str]:
+    """Return one of the names above, and the error, or how far the trial is. Raises DamagedFileError.
 
-    description: the error, or how far the trial is. age: seconds since the last write, None before the first.
-    """
-
-    state: str
-    description: str
-    age: float | None
-
-
-def state_of(trial_dir: Path, epochs: int, run: dict[str, Any] | None) -> State:
-    """Return the state of a trial of so many epochs, 0 for a network trained elsewhere. Raises DamagedFileError.
-
-    run: that holds the sweep's directory, from `holder`. A trial counts as running if it has written to its
-    folder since it began, also when its worker has just died.
+    epochs: of the trial, 0 for a network trained elsewhere. run: that holds the sweep's directory, from `holder`. A
+    trial counts as running if it has written to its folder since that began, also when its worker has just died.
     """
     written = folder.last_write(trial_dir)
-    age = None if written is None else max(0.0, time.time() - written)
     if (result := folder.read_result(trial_dir)) is not None:
-        return State(FINISHED, f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}", age)
+        return FINISHED, f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
     if (failure := folder.read_failure(trial_dir)) is not None:
-        return State(FAILED, str(failure["error"]), age)
+        return FAILED, str(failure["error"])
     if written is None:
-        return State(NOT_BEGUN, "", age)
+        return NOT_BEGUN, ""
     done = folder.last_epoch(trial_dir)
     parts = [f"epoch {done} of {epochs}"] if epochs else []
     parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
-    description = ", ".join(parts)
-    return State(RUNNING if run and written >= run["since"] else UNFINISHED, description, age)
+    return RUNNING if run and written >= run["since"] else UNFINISHED, ", ".join(parts)
 
 
 def print_status(sweep_dir: Path) -> None:
@@ -70,8 +55,7 @@ def print_status(sweep_dir: Path) -> None:
         raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
     run = holder(sweep_dir)
     if run:
-        span = _span(max(0.0, time.time() - run["since"]))
-        say(f"process {run['process']} on {run['host']} has held {sweep_dir} for {span}")
+        say(f"process {run['process']} on {run['host']} has held {sweep_dir} for {_span(run['since'])}")
     else:
         say(f"no run on this machine is using {sweep_dir}")
     configs = {}
@@ -81,27 +65,22 @@ def print_status(sweep_dir: Path) -> None:
     by_dir = dict.fromkeys(trial_dirs, "?") | dict(zip(configs, labels(list(configs.values())), strict=True))
     rows, counts = list[list[str]](), Counter[str]()
     for trial_dir, label in sorted(by_dir.items(), key=lambda item: item[1]):
-        state = _state(trial_dir, configs.get(trial_dir), run)
-        counts[state.state] += 1
-        written = "" if state.age is None else f"{_span(state.age)} ago"
+        written = folder.last_write(trial_dir)
+        try:
+            if trial_dir not in configs:
+                raise DamagedFileError(folder.TRIAL)
+            state, description = state_of(trial_dir, configs[trial_dir].epochs, run)
+            state += ", of another recipe" if folder.is_stale(trial_dir) else ""
+        except DamagedFileError as error:
+            state, description, written = "cannot be read", str(error), None
+        counts[state] += 1
+        age = "" if written is None else f"{_span(written)} ago"
         certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
         size = filesize.decimal(_bytes(trial_dir))
-        rows.append([label, trial_dir.name, state.state, state.description, written, certified, size])
+        rows.append([label, trial_dir.name, state, description, age, certified, size])
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], rows)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     say(f"{len(trial_dirs)} trials: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
-
-
-def _state(trial_dir: Path, config: TrialConfig | None, run: dict[str, object] | None) -> State:
-    try:
-        if config is None:
-            raise DamagedFileError(folder.TRIAL)
-        state = state_of(trial_dir, config.epochs, run)
-    except DamagedFileError as error:
-        return State("cannot be read", str(error), None)
-    if folder.is_stale(trial_dir):
-        return replace(state, state=f"{state.state}, of another recipe")
-    return state
 
 
 def _describe_certification(directory: Path) -> str:
@@ -121,7 +100,9 @@ def _bytes(directory: Path) -> int:
     return total
 
 
-def _span(seconds: float) -> str:
+def _span(since: float) -> str:
+    """Return how long ago a time was, in seconds since 1970."""
+    seconds = max(0.0, time.time() - since)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -171,7 +152,7 @@ def print_plan(run: SweepRun, retry_failed: bool, ray_address: str | None, conso
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
-        rows.append([run.labels[trial.key], trial.key, state.state, state.description, would_run, time])
+        rows.append([run.labels[trial.key], trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
     resources, cpus, gpus = run.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
     side_by_side = None
