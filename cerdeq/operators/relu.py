@@ -86,11 +86,6 @@ def leaky_relu_interval(ctx: Context, x: Interval, negative_slope: float = 0.01,
     return between(ctx, lowest, highest, clean, magnitude=low.abs() + high.abs())
 
 
-def absolute_interval(ctx: Context, x: Interval) -> Interval:
-    """Absolute value: a leaky ReLU of slope -1."""
-    return leaky_relu_interval(ctx, x, -1.0)
-
-
 def is_unstable(box: Box, **options: Any) -> Tensor:
     """Return where a box has 0 inside: the neurons whose ReLU is not linear."""
     return (box.lower < 0) & (box.upper > 0)
@@ -305,11 +300,6 @@ def leaky_relu_backward(
     return Pulled((pulled,), constant)
 
 
-def absolute_backward(ctx: Backward, coefficients: Tensor, x: Interval) -> Pulled:
-    """Absolute value: a leaky ReLU of slope -1."""
-    return leaky_relu_backward(ctx, coefficients, x, -1.0)
-
-
 def _through_units(
     ctx: Backward, units: Tensor, coefficients: Tensor, x: Interval, negative_slope: float
 ) -> Pulled:  # fmt: skip
@@ -323,17 +313,9 @@ def _through_units(
     exact = torch.where(box.lower < 0, negative_slope, torch.ones_like(box.lower))
     splits = split_terms(ctx)
     splits = relaxation.mean.new_zeros(()) if splits is None else splits
-    pulled = _ThroughUnits.apply(
-        coefficients,
-        relaxation.mean,
-        relaxation.gap,
-        splits,
-        relaxation.half,
-        relaxation.sign,
-        units,
-        exact.unsqueeze(1),
-    )
-    return Pulled((pulled[0],), pulled[1])
+    lines = relaxation.mean, relaxation.gap, splits, relaxation.half, relaxation.sign
+    pulled, constant = _ThroughUnits.apply(coefficients, *lines, units, exact.unsqueeze(1))
+    return Pulled((pulled,), constant)
 
 
 def _sound_through(ctx: Backward, relaxation: Relaxation, coefficients: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
@@ -369,7 +351,8 @@ RECORDS = (
         leaky_relu_backward, **_ACTIVATION,
     ),
     Operator(
-        "absolute", absolute_interval, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute), {}, absolute_backward,
-        **_ACTIVATION,
+        "absolute", lambda ctx, x: leaky_relu_interval(ctx, x, -1.0),
+        (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute), {},
+        lambda ctx, a, x: leaky_relu_backward(ctx, a, x, -1.0), **_ACTIVATION,
     ),
 )  # fmt: skip
