@@ -1,8 +1,8 @@
 """The evaluation of a network: one verdict for each example, from the first stage that can decide it."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 
 import pandas as pd
 import torch
@@ -57,7 +57,8 @@ def evaluate_part(
         SoundnessError: an example is both certified and falsified.
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
-    _refuse_another_function(network, images[:2], config.eps)
+    with suppress(NotConvergedError):  # then there is nothing to compare: the network has no output, but bounds
+        refuse_another_function(network.model, network.program, LinfBall(images[:2].double() / 255, config.eps))
     parts = [
         _evaluate_batch(network, x, y, first + start, config)
         for start, x, y in batches(images, labels, config.evaluation.batch_size)
@@ -70,14 +71,6 @@ def evaluate_part(
     spread = float(clean.std()) if len(clean) else 0.0
     all_proofs = {name: tensor for tensors in proofs for name, tensor in tensors.items()}
     return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_proofs)
-
-
-def _refuse_another_function(network: PreparedNetwork, images: Tensor, eps: Fraction) -> None:
-    """Compare the network with its program at balls around images (uint8 [N, C, H, W])."""
-    try:
-        refuse_another_function(network.model, network.program, LinfBall(images.double() / 255, eps))
-    except NotConvergedError:
-        return  # there is nothing to compare: the network has no output, but bounds
 
 
 def _evaluate_batch(

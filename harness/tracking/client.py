@@ -65,7 +65,15 @@ def connect(uri: str) -> Iterator[MlflowClient]:
     a lock. Raises TrackingError as `tracking_errors` does.
     """
     with tracking_errors(uri), _lock_file(uri):
-        yield _client(uri)
+        if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:
+            engine = sqlalchemy.create_engine(
+                uri
+            )  # asks once whether it is there; MLflow would ask ten times, for 100 s
+            try:
+                sqlalchemy.inspect(engine).get_table_names()
+            finally:
+                engine.dispose()
+        yield MlflowClient(uri)
 
 
 @contextmanager
@@ -83,16 +91,6 @@ def _lock_file(uri: str) -> Iterator[None]:
             stack.callback(os.close, file)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _client(uri: str) -> MlflowClient:
-    if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:
-        engine = sqlalchemy.create_engine(uri)  # asks once whether it is there; MLflow would ask ten times, for 100 s
-        try:
-            sqlalchemy.inspect(engine).get_table_names()
-        finally:
-            engine.dispose()
-    return MlflowClient(uri)
 
 
 def all_runs(client: MlflowClient, experiment_id: str) -> list[entities.Run]:
