@@ -1,8 +1,8 @@
-"""Numbers from papers, of which results/published.csv has a row each."""
+"""Numbers from papers, of which results/published.csv has a row each; the best of them as sentences."""
 
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.common import names
 from harness.common.errors import InputError
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
-_TEXTS = ("dataset", "eps", "model", "method", "options", "source", "verifier")
+_PERCENT = {names.STANDARD_ERROR: float, names.CERTIFIED_ERROR: float, names.UNDECIDED_ERROR: float}
+COMPLETE, IBP, LINEAR = "complete", "IBP", "linear bounds"
+ALLOWED = {
+    "relu": ("yes", "no"),
+    "guarantee": ("deterministic", "probabilistic"),
+    "extra_data": ("no", "generated", "unlabelled"),
+    "verifier": (COMPLETE, IBP, LINEAR, "Lipschitz", "sampling"),
+    "run": ("mean", "best"),
+}
+"""Columns with few values; a cell may also be empty, where the paper does not say it."""
+_TEXTS = ("dataset", "eps", "model", "method", "options", "source", "url", *ALLOWED)
 
 
 def literature_files(sweep_dir: Path) -> list[Path]:
@@ -24,15 +34,16 @@ def literature_files(sweep_dir: Path) -> list[Path]:
 
 
 def read_literature(sweep_dir: Path) -> "pd.DataFrame":
-    """Return the rows of the first of `literature_files` that exists; their column `exact` has eps as a Radius.
+    """Return the rows of the first of `literature_files` that exists, each column of ALLOWED among them.
 
-    Texts are without control characters. Raises InputError for a file that is no table, a missing column, an error that
-    is no number or an eps that is no radius.
+    `exact` has eps as a Radius; `source` also what kind of number it is. The attack error is what remains of the
+    certified error if every undecided image is certified. Texts are without control characters. Raises InputError for a
+    file that is no table, a missing column, and a value that is not allowed.
     """
     import pandas as pd  # imported late: it takes a second
 
     if not (path := next((file for file in literature_files(sweep_dir) if file.exists()), None)):
-        return pd.DataFrame(columns=[*_COLUMNS, "exact"], dtype=object)
+        return pd.DataFrame(columns=[*_COLUMNS, *ALLOWED, "exact"], dtype=object)
     content = BytesIO(read_bytes(path, LARGEST_TEXT))
     try:
         rows = pd.read_csv(content, dtype=dict.fromkeys(_TEXTS, str))
@@ -42,12 +53,87 @@ def read_literature(sweep_dir: Path) -> "pd.DataFrame":
         raise InputError(f"{path}: there is no column {', '.join(missing)}")
     for name in rows.columns.intersection(_TEXTS):
         rows[name] = rows[name].map(printable, na_action="ignore")
-    rows["source"] = rows["source"].fillna("source unknown")
-    if "verifier" in rows:
-        rows["source"] += (" (" + rows["verifier"] + " verifier)").fillna("")
+    rows = rows.reindex(columns=[*rows, *(name for name in (*ALLOWED, names.UNDECIDED_ERROR) if name not in rows)])
     try:
         rows["exact"] = rows["eps"].map(Radius)
-        rows = rows.astype({names.STANDARD_ERROR: float, names.CERTIFIED_ERROR: float})
+        rows = rows.astype(_PERCENT)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
+    rows["source"] = rows["source"].fillna("source unknown")
+    records = rows.to_dict("records")
+    for number, row in enumerate(records, 2):
+        if problem := _problem(row):
+            raise InputError(f"{path}: line {number}: {problem}")
+    rows["source"] = pd.Series([row["source"] + _kind_of_number(row) for row in records], dtype=object)
+    rows[names.ATTACK_ERROR] = (rows[names.CERTIFIED_ERROR] - rows[names.UNDECIDED_ERROR]).round(9)
     return rows.set_index("literature " + rows.index.astype(str))
+
+
+def _problem(row: dict[Any, Any]) -> str:
+    """Return which value of a row is not allowed; empty if all are."""
+    import pandas as pd
+
+    for name, allowed in ALLOWED.items():
+        if pd.notna(row[name]) and row[name] not in allowed:
+            return f"{name}: found {row[name]!r}, allowed: {', '.join(allowed)}, or nothing"
+    for name in _PERCENT:
+        if pd.notna(row[name]) and not 0 <= row[name] <= 100:
+            return f"{name}: found {row[name]}, allowed: from 0 to 100"
+    standard, certified, undecided = (row[name] for name in _PERCENT)
+    if standard > certified or undecided > certified:
+        return f"standard_error or undecided is above certified_error, {certified}"
+    url = row.get("url", "")
+    if isinstance(url, str) and url and not url.startswith("https://"):
+        return f"url: found {url!r}, allowed: https://..., or nothing"
+    return ""
+
+
+def _kind_of_number(row: dict[Any, Any]) -> str:
+    """Return what distinguishes a number from that of a ReLU network with a deterministic guarantee, in parentheses."""
+    notes = [f"{row['verifier']} verifier"] if isinstance(row["verifier"], str) else []
+    notes += ["no ReLU network"] if row["relu"] == "no" else []
+    notes += ["probabilistic"] if row["guarantee"] == "probabilistic" else []
+    notes += [f"{row['extra_data']} data"] if row["extra_data"] in ALLOWED["extra_data"][1:] else []
+    return f" ({', '.join(notes)})" if notes else ""
+
+
+def best_sentences(rows: "pd.DataFrame", kind: str, is_full_size: bool) -> list[str]:
+    """Return the best deterministic rows of papers, and which own rows compare with them: at most two sentences.
+
+    rows: of `read_literature`, of one data set and eps.
+    kind: COMPLETE, IBP or LINEAR, what verifies the own rows.
+    is_full_size: whether the own rows are of full size.
+    """
+    rows = rows[(rows["guarantee"] != "probabilistic") & rows[names.CERTIFIED_ERROR].notna()]
+    rows = rows.sort_values([names.CERTIFIED_ERROR, names.STANDARD_ERROR], kind="stable")
+    if rows.empty:
+        return []
+    best = rows.head(1)
+    relu = rows[rows["relu"] == "yes"].head(1)
+    if relu.empty or relu.index.equals(best.index):
+        which = "The best number from papers" if relu.empty else "The best number from papers, of a ReLU network"
+        return [f"{which}: {_described(best)}.", _comparable(["it"], [best["verifier"].iloc[0]], kind, is_full_size)]
+    sentence = f"The best number of a ReLU network from papers: {_described(relu)}; of any network: {_described(best)}."
+    verifiers = [relu["verifier"].iloc[0], best["verifier"].iloc[0]]
+    return [sentence, _comparable(["the first", "the second"], verifiers, kind, is_full_size)]
+
+
+def _described(row: "pd.DataFrame") -> str:
+    record = row.iloc[0].dropna()
+    label = " ".join(record[name] for name in ("model", "method", "source") if name in record)
+    proved = f"{record[names.CERTIFIED_ERROR]:.2f} %"
+    if record.get(names.UNDECIDED_ERROR):
+        proved += f" ({record[names.ATTACK_ERROR]:.2f} % if all undecided images were certified)"
+    return f"{proved}, {label}"
+
+
+def _comparable(which: list[str], verifiers: list[str | float], kind: str, is_full_size: bool) -> str:
+    """Return which own rows can be compared with these rows of papers."""
+    every = which[0] if len(which) == 1 else "either"
+    if not is_full_size:
+        return f"No row here can be compared with {every}: these are not of the full profile and size."
+    comparable = [name for name, verifier in zip(which, verifiers, strict=True) if verifier == kind]
+    if not comparable:
+        return f"No row here can be compared with {every}: what verifies the rows here is of another kind ({kind})."
+    whom = "both" if len(comparable) > 1 else f"{comparable[0]} only" if len(which) > 1 else comparable[0]
+    return f"Each row here can be compared with {whom}: same data set, eps, size and kind of verifier ({kind})."

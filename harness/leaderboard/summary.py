@@ -4,7 +4,7 @@ The only place that writes such sentences: the terminal, the Markdown leaderboar
 tables as text, in which `~` marks rows without a significant difference.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import comb
 
 import pandas as pd
@@ -52,8 +52,12 @@ def short_table(section: Section, summary: Summary) -> pd.DataFrame:
 
 
 def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
-    """Return each section's summary by its heading."""
-    return {section.heading: summarise(section) for section in leaderboard.sections}
+    """Return each section's summary by its heading; its last lines are on the best numbers from papers."""
+    summaries = {}
+    for section in leaderboard.sections:
+        summary = summarise(section)
+        summaries[section.heading] = replace(summary, lines=[*summary.lines, *section.papers])
+    return summaries
 
 
 def summarise(section: Section) -> Summary:

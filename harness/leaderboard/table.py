@@ -17,7 +17,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.terminal import printable
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
-from harness.leaderboard.literature import read_literature
+from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
 from harness.settings import Radius
@@ -37,6 +37,7 @@ class Section:
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
     finished: row, seed, trial_dir and result of each finished trial.
+    papers: sentences on the best numbers from papers.
     """
 
     heading: str
@@ -47,6 +48,7 @@ class Section:
     rows: pd.DataFrame
     settings: list[str]
     finished: pd.DataFrame
+    papers: list[str]
 
     @property
     def differing(self) -> list[str]:
@@ -207,6 +209,7 @@ def _section(
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
     listed = literature[(literature["dataset"] == dataset) & (literature["exact"] == eps)]
+    papers = best_sentences(listed, _kind_of_verifier(trials["evaluation.stages"].iloc[0]), is_full_size)
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
@@ -219,7 +222,15 @@ def _section(
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
         finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
+        papers=papers,
     )
+
+
+def _kind_of_verifier(stages: str) -> str:
+    """Return what kind of verifier these stages are, as `read_literature` has it. stages: such as "['ibp', 'bab']"."""
+    if repr(names.BAB) in stages:
+        return COMPLETE
+    return IBP if stages == "['ibp']" else LINEAR
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,9 +13,12 @@ from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
 
 
-def publish(sweep, lines):
-    header = "dataset,eps,model,method,standard_error,certified_error,source\n"
-    (sweep.parent / "published.csv").write_text(header + lines)
+HEADER = "dataset,eps,model,method,standard_error,certified_error,source"
+
+
+def publish(sweep, lines, *columns):
+    """A published.csv of these lines, with further columns after the source."""
+    (sweep.parent / "published.csv").write_text(",".join((HEADER, *columns)) + "\n" + lines)
 
 
 def metrics(certified=65.0, **others):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from made_trials import add, metrics, own, publish, read_json, text
 
-from baselines.datasets import DATASETS
 from harness.common import names
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import EvaluationSettings, Radius, TrainSettings
+from harness.settings import EvaluationSettings, TrainSettings
 from harness.storage import files, folder
 from harness.sweep.trial_config import RECIPE_VERSION
 from harness.sweep.trial_config import rows as rows_of
@@ -232,25 +231,3 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     assert "*CNN-7 IBP Shi et al. 2021*" in text(sweep, "md")
     with (sweep / "leaderboard.csv").open() as file:
         assert [row["source"] for row in csv.DictReader(file)] == ["abstract", "", "Shi et al. 2021", ""]
-
-
-def test_the_project_s_published_numbers_stand_beside_other_sweeps_and_can_be_right(tmp_path):
-    add(tmp_path / "study", metrics())
-    sources = build_leaderboard(tmp_path / "study").rows["source"].dropna()
-    assert len(sources) == 11 and "Shi et al. 2021 (IBP verifier)" in set(sources)
-    with (PROJECT / "results/published.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len({tuple(row.items()) for row in rows})
-    for row in rows:
-        assert row["dataset"] in DATASETS and Radius(row["eps"]) and row["source"]
-        assert float(row["standard_error"] or 0) < float(row["certified_error"])
-
-
-def test_a_faulty_published_csv_is_named(sweep):
-    add(sweep, metrics())
-    (sweep.parent / "published.csv").write_text("dataset,eps\n")
-    with pytest.raises(ValueError, match=r"published\.csv: there is no column model"):
-        build_leaderboard(sweep)
-    publish(sweep, "cifar10,about 8,CNN-7,IBP,1,2,x\n")
-    with pytest.raises(ValueError, match=r"published\.csv: eps: found 'about 8'"):
-        build_leaderboard(sweep)
