@@ -51,15 +51,19 @@ def values_of(
     return values
 
 
-def points_of(program: Program, x: Tensor, ctx: Context) -> Tensor:
+def points_of(program: Program, x: Tensor, ctx: Context, start: int = 0) -> Tensor:
     """Return the outputs at points x [B, ...], by the batch statistics and weights W that `ctx` has saved.
 
-    A new context saves those of x. Under autocast, in training, products are in its precision, except those of the last
-    step, and values in that of `x`.
+    start: the number of the value that x replaces, 0 for the input. No later step may use an earlier value that depends
+    on the input. A new context saves those of x. Under autocast, in training, products are in its precision, except
+    those of the last step, and values in that of `x`.
     """
     values: list[Any] = [x.clone()]
     for number, step in enumerate(program.steps, start=1):
         ctx.step = step.name
+        if number <= start and step.record is not None:
+            values.append(x.clone() if number == start else None)
+            continue
         with without_autocast(x) if number == program.output else nullcontext():
             if step.record is None or step.record.points is None:
                 value = step.run(values)

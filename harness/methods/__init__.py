@@ -4,13 +4,13 @@ import inspect
 from typing import Any
 
 from baselines import UnknownNameError, refuse_unknown_options
-from harness.methods import adversarial, certified, expressive  # noqa: F401  each registers its methods
+from harness.methods import adversarial, certified, expressive, taps  # noqa: F401  each registers its methods
 from harness.methods.method import METHODS, Method, register
-from harness.methods.passes import Batch, Losses, cross_entropies, cross_entropy
+from harness.methods.passes import Adversary, Batch, Losses, cross_entropies, cross_entropy
 
 __all__ = [
-    "METHODS", "Batch", "Losses", "Method", "cross_entropies", "cross_entropy", "make_method", "method_options",
-    "register",
+    "METHODS", "Adversary", "Batch", "Losses", "Method", "cross_entropies", "cross_entropy", "make_method",
+    "method_options", "register",
 ]  # fmt: skip
 
 

@@ -4,10 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from cerdeq.bounds import Program
-from harness.methods.passes import Batch, Losses
+from harness.methods.passes import Adversary, Batch, Losses
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,12 @@ class Method(ABC):
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss of one batch, with the bounds it was computed from."""
 
-    def attack(self, program: Program, batch: Batch) -> Tensor | None:
-        """Return the adversarial examples [B, C, H, W] for `batch.adversary`, or None if the method has no attack."""
+    def attack(self, program: Program, batch: Batch) -> Adversary | None:
+        """Return `batch.adversary`, in most methods images [B, C, H, W]; None if the method has no attack."""
         return None
+
+    def check(self, program: Program) -> None:  # noqa: B027  most methods train every network
+        """Raise ValueError if the method cannot train this network."""
 
     def ignored(self) -> dict[str, str]:
         """Return the recipe's settings and own options that change nothing here, each with the reason.
@@ -38,7 +39,7 @@ class Method(ABC):
         return {}
 
     def at(self, progress: float) -> "Method":
-        """Return a cheaper method with the same loss when eps is `progress` of its target, or this method."""
+        """Return what trains when eps is `progress` of its target: this method, or another in or after the ramp."""
         return self
 
 

@@ -27,6 +27,10 @@ def cross_entropies(program: Program, points: Tensor, labels: Tensor, ctx: Conte
     return F.cross_entropy(points_of(program, points, ctx), labels, reduction="none")
 
 
+Adversary = Tensor | tuple[Tensor, Tensor]
+"""Adversarial images; or the centre of a box and positions in a latent box, as `harness.methods.taps` has them."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch of training images.
@@ -34,7 +38,7 @@ class Batch:
     x: [B, C, H, W], pixels in [0, 1].
     labels: [B].
     eps, progress: the radius, a scalar, and its share of the target.
-    adversary: [B, C, H, W], the adversarial examples of the method's attack, or None if it has none.
+    adversary: what the method's attack found, images [B, C, H, W] in most methods; None if it has none.
     attack_loss: `cross_entropies`, compiled if losses are.
     """
 
@@ -43,7 +47,7 @@ class Batch:
     classes: int
     eps: Tensor
     progress: Tensor
-    adversary: Tensor | None = None
+    adversary: Adversary | None = None
     attack_loss: Callable[[Program, Tensor, Tensor, Context], Tensor] = cross_entropies
 
     @property
@@ -54,8 +58,15 @@ class Batch:
     @property
     def adversarial(self) -> Tensor:
         """The adversarial examples. Raises ValueError if there are none."""
-        if self.adversary is None:
+        if not isinstance(self.adversary, Tensor):
             raise ValueError("this method trains on adversarial examples, and its batch has none")
+        return self.adversary
+
+    @property
+    def latent(self) -> tuple[Tensor, Tensor]:
+        """The centre of a box, and positions in a latent box. Raises ValueError if there are none."""
+        if not isinstance(self.adversary, tuple):
+            raise ValueError("this method trains on latent points, and its batch has none")
         return self.adversary
 
 
@@ -99,11 +110,14 @@ class BoundedBox:
 
 
 def bound_box(
-    program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0
+    program: Program, batch: Batch, center: Tensor, radius: Tensor, relu_shrinkage: float = 1.0, follow: bool = True
 ) -> BoundedBox:
-    """Bound boxes of `radius` (a scalar) around `center` [B, C, H, W], clipped to [0, 1], and compute clean values."""
+    """Bound boxes of `radius` (a scalar) around `center` [B, C, H, W], clipped to [0, 1], and compute clean values.
+
+    follow: whether batch norm moves its running statistics: once a step.
+    """
     box = clipped_ball(center, radius)
-    ctx = Context(sound=False, relu_shrinkage=relu_shrinkage)
+    ctx = Context(sound=False, follow=follow, relu_shrinkage=relu_shrinkage)
     values = values_of(program, Interval(box.center, box.radius, batch.x), ctx)
     spec = batch.spec
     return BoundedBox(program, values, ctx, spec, output_of(program, values, ctx, spec))

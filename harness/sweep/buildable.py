@@ -26,15 +26,17 @@ def check_buildable(config: TrialConfig) -> nn.Module:
     Raises InputError as `build_without_values` does, for an operator without a rule, and for a mean or deviation of
     another number of channels.
     """
-    linear = needs_linear(config.evaluation.stages)
-    if not config.is_trained_elsewhere:
-        try:
-            linear = make_method(config.method, config.method_options).linear or linear
-        except (TypeError, ValueError) as error:
-            raise InputError(f"method_options: {error}") from None
+    method, linear = None, needs_linear(config.evaluation.stages)
+    with _method_errors():
+        if not config.is_trained_elsewhere:
+            method = make_method(config.method, config.method_options)
+            linear = method.linear or linear
     network = build_without_values(config)
     with _input_errors(config):
-        trace(network.eval(), linear)
+        program = trace(network.eval(), linear)
+    with _method_errors():
+        if method is not None:
+            method.check(program)
     channels = config.data_info.shape[0]
     for name in ("mean", "std"):
         values = getattr(config.train, name)
@@ -56,6 +58,14 @@ def build_without_values(config: TrialConfig) -> nn.Module:
             advice = f"lower `width`, here {config.width:g}, or an option"
             raise ValueError(f"found a network of {count:,} parameters, allowed: at most {most:,}; {advice}")
     return network
+
+
+@contextmanager
+def _method_errors() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"method_options: {error}") from None
 
 
 @contextmanager

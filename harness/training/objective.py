@@ -11,12 +11,12 @@ from torch.autograd.function import once_differentiable
 from cerdeq.bounds import trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
-from harness.methods import Batch, Losses, Method, cross_entropies, cross_entropy
+from harness.methods import Adversary, Batch, Losses, Method, cross_entropies, cross_entropy
 from harness.sweep.trial_config import TrialConfig
 from harness.training.compilation import compiled_loss
 
-Attack = Callable[[Tensor, Tensor, Tensor], Tensor | None]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Attack = Callable[[Tensor, Tensor, Tensor], Adversary | None]
+Loss = Callable[[Tensor, Tensor, Tensor, Adversary | None], tuple[Tensor, Tensor]]
 _TAU = 0.5
 
 
@@ -34,7 +34,7 @@ def make_objective(config: TrialConfig, method: Method, model: nn.Sequential, co
         # Uncached: the cache would return casts that an equilibrium's solve made without gradients.
         return torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
 
-    def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Tensor | None:
+    def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Adversary | None:
         with in_precision(x), _frozen(model):
             return method.attack(program, Batch(x, labels, info.classes, eps, eps / target, attack_loss=attack_loss))
 
@@ -43,7 +43,7 @@ def make_objective(config: TrialConfig, method: Method, model: nn.Sequential, co
         return tightness(losses.input_radius / std, boxes) + balance(boxes)
 
     def loss_and_report(
-        x: Tensor, labels: Tensor, eps: Tensor, adversary: Tensor | None = None
+        x: Tensor, labels: Tensor, eps: Tensor, adversary: Adversary | None = None
     ) -> tuple[Tensor, Tensor]:
         progress = eps / target
         with in_precision(x):

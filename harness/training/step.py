@@ -76,7 +76,7 @@ class Stepper:
             reset_compiler()
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
-        for method in (self.method, self.method.at(1.0)):
+        for method in (self.method.at(0.0), self.method.at(1.0)):
             attack, loss = make_objective(self.config, method, self.model, compiled)
             self.attacks[method.name], self.losses[method.name] = attack, loss
 

@@ -166,8 +166,17 @@ def test_mtl_ibp_mixes_pgd_and_ibp():
     torch.testing.assert_close(mixed.lower, ibp.lower)
 
 
+DERIVATIVE = {name: {"connector": 1.0, "gradient_scale": 1.0} for name in ("taps", "staps")}
+"""Options with which the gradient of a method is the derivative of its loss."""
+
+
 @pytest.mark.parametrize(
-    "method", [*(make_method(name, {}) for name in METHODS), SABR(relu_shrinkage=0.8), CrownIBP(loss_fusion=False)]
+    "method",
+    [
+        *(make_method(name, DERIVATIVE.get(name, {})) for name in METHODS),
+        SABR(relu_shrinkage=0.8),
+        CrownIBP(loss_fusion=False),
+    ],
 )
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_finite_differences(name, method):
@@ -203,6 +212,13 @@ def test_gradients_are_those_of_finite_differences(name, method):
         ("pgd", {"attack_steps": 0}, "attack_steps: found 0"),
         ("pgd", {"attack_step": 0.0}, "attack_step: found 0.0"),
         ("crown-ibp", {"final_beta": 2.0}, "final_beta: found 2.0"),
+        ("taps", {"classifier_relus": -1}, "classifier_relus: found -1"),
+        ("taps", {"gradient_scale": 0.0}, "gradient_scale: found 0.0"),
+        ("taps", {"connector": 0.0}, "connector: found 0.0"),
+        ("taps", {"latent_steps": 0}, "latent_steps: found 0"),
+        ("taps", {"latent_restarts": 0}, "latent_restarts: found 0"),
+        ("taps", {"relu_shrinkage": 0.0}, "relu_shrinkage: found 0.0"),
+        ("staps", {"subselection": 1.1}, "subselection: found 1.1"),
         ("trades", {}, "unknown training method 'trades'"),
     ],
 )
