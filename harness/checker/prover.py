@@ -28,7 +28,7 @@ def prover_of(
         network.refuse_other_logits(model, images)
     except UnknownLayerError as error:
         return f"the checker has no rule for {error.what}"
-    if problems := check_finite(model) + check_contraction(network):
+    if problems := check_finite(model) + check_contraction(network, images.shape[1:]):
         return problems[0]
 
     def prove_image(pixels: Array, label: int, certificate: Tensors | None) -> tuple[bool, str]:

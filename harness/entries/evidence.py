@@ -9,12 +9,12 @@ import torch
 
 from cerdeq import LinfBall, margin_spec, verify
 from cerdeq.bounds import UnsupportedOperator
-from harness.attacks.counterexamples import decode
+from harness.attacks.counterexamples import decode, encode
 from harness.attacks.pgd import worst_point
 from harness.data import Split
 from harness.entries.files import OutOfTimeError, limits
 from harness.entries.network import LoadedNetwork
-from harness.evaluation.attack import margins_as_stored, margins_at
+from harness.evaluation.attack import margins_at
 from harness.settings import EvaluationSettings, Radius
 
 Tensors = dict[str, np.ndarray]
@@ -78,9 +78,9 @@ def attack(
         numbers = torch.tensor(indices[start : start + _BATCH])
         x, labels = images.images[numbers].double() / 255, images.labels[numbers]
         points = worst_point(network.prepared.attack_model, x.float(), labels, eps, settings, 0, numbers)
-        margins, k = margins_as_stored(network.prepared, points, x, labels, eps)
-        hits, inside = (margins < 0).nonzero()[:, 0].tolist(), decode(k, x, eps).numpy()
-        yield len(numbers), {str(int(numbers[hit])): inside[hit] for hit in hits}
+        inside = decode(encode(points, x, eps), x, eps)
+        hits = (margins_at(network.prepared, inside, labels) < 0).nonzero()[:, 0].tolist()
+        yield len(numbers), {str(int(numbers[hit])): inside[hit].numpy() for hit in hits}
 
 
 def proves_certificate(prove: Prove | str, images: Split, index: int, certificate: Tensors | None) -> tuple[bool, str]:
