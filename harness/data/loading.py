@@ -64,15 +64,14 @@ class Data:
     fingerprint: str
     directory: Path | None
 
-    def training_images(self, count: int | None = None, validation: int = 0) -> tuple[Split, Split | None]:
-        """Return the first `count` train images (None: all), and the last `validation` ones (None if 0).
+    def training_images(self, count: int | None = None, validation: int = 0) -> Split:
+        """Return the first `count` train images (None: all) of those before the last `validation` ones.
 
         Raises InputError if there are too few images, or if `count` is None and shards of the split are missing.
         """
-        held_out = self.held_out_images(validation)
+        self.held_out_images(validation)  # raises if there are too few
         available = len(self.train) - validation
-        count = self._check_count("train", self.info.train_size, self.train, count, available)
-        return self.train.part(0, count), held_out
+        return self.train.part(0, self._check_count("train", self.info.train_size, self.train, count, available))
 
     def held_out_images(self, validation: int) -> Split | None:
         """Return the last `validation` train images (None if 0). Raises InputError if that leaves none to train on."""

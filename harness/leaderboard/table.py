@@ -52,17 +52,14 @@ class Section:
 
     @property
     def differing(self) -> list[str]:
-        """The settings that not all rows share."""
-        return self._differing(self.settings)
-
-    def _differing(self, columns: list[str]) -> list[str]:
+        """The settings that not all rows share, the width among them."""
         own = self.rows[self.rows["source"].isna()]
         trained = own[own["method"] != TRAINED_ELSEWHERE]
 
         def differs(name: str) -> bool:
             return (trained if is_of_training(name) else own)[name].nunique(dropna=False) > 1
 
-        return [name for name in columns if differs(name)]
+        return [name for name in ("width", *self.settings) if differs(name)]
 
     @property
     def is_literature(self) -> list[bool]:
@@ -98,7 +95,8 @@ class Section:
         rows, own = self.rows, self.rows["source"].isna()
         ranked = own & rows[names.CERTIFIED_ERROR].notna()
         columns = {"#": ranked.cumsum().where(ranked)} | {name: rows[name] for name in [*LABEL, "width"]}
-        columns |= {name: rows[name].where(rows[name].notna() | ~own, missing_text(name)) for name in self.differing}
+        settings = [name for name in self.differing if name != "width"]
+        columns |= {name: rows[name].where(rows[name].notna() | ~own, missing_text(name)) for name in settings}
         numbers = {
             column.title: pd.Series(mean_and_std(rows, column), rows.index, dtype=object)
             for column in COLUMNS
@@ -116,7 +114,7 @@ class Section:
     @cached_property
     def labels(self) -> list[str]:
         """Each row's network, method, options, and the settings in which rows differ; a paper's row also its source."""
-        settings = self._differing(["width", *self.settings])
+        settings = self.differing
         return [
             " ".join([row_label(row), *label_settings(row["method"], {name: row[name] for name in settings})])
             for row in self.cells.to_dict("records")

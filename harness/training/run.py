@@ -114,7 +114,7 @@ def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
     evaluated = data.evaluated_images(config.validation_images, config.trial_image_count)
     if config.is_trained_elsewhere:
         return data.train.part(0, 0), evaluated
-    training, _ = data.training_images(config.train_images, config.validation_images)
+    training = data.training_images(config.train_images, config.validation_images)
     batch, available = config.train.batch_size, len(training)
     require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
     return training, evaluated

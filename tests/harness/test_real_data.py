@@ -38,7 +38,7 @@ def test_the_real_cifar10_has_its_published_labels_and_means():
 
 def test_the_real_mnist_has_its_published_labels_and_means():
     data = real("mnist")
-    assert len(data.training_images()[0]) == 60_000 and len(data.test_images()) == 10_000
+    assert len(data.training_images()) == 60_000 and len(data.test_images()) == 10_000
     assert data.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert data.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert_channel_means(data.train.images, [0.1307], 1e-4)
@@ -50,4 +50,4 @@ def test_the_real_tiny_imagenet_has_its_published_counts_and_means():
     assert_channel_means(data.train.images[:5000], data.info.mean, 5e-3)
     if data.train.is_complete:
         assert data.train.labels.bincount().tolist() == [500] * 200
-    assert len(data.training_images(5000)[0].labels.unique()) == 200
+    assert len(data.training_images(5000).labels.unique()) == 200

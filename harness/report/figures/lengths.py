@@ -23,7 +23,7 @@ def length(data: SectionData) -> Figure | None:
     """
     rows = data.section.own.dropna(subset=[_EPOCHS, *_ERRORS])  # networks trained elsewhere have no length
     texts = data.section.cells.loc[rows.index]
-    settings = [name for name in ("width", *data.section.differing) if name not in _SCHEDULE]
+    settings = [name for name in data.section.differing if name not in _SCHEDULE]
     others = [name for name in settings if texts[name].nunique() > 1]
     lines = rows.assign(line=[_line(row, others) for row in texts.to_dict("records")])
     if lines.groupby("line")[_EPOCHS].nunique().le(1).all():
