@@ -43,7 +43,7 @@ LONGEST_KEYS = """
 LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 FULL_LENGTH = [f"mnist-conv/{name}" for name in read_table(RESULTS / "published/mnist-conv/trials.parquet")["folder"]]
 TRIALS = [*(name.partition("/certified")[0] for name in CERTIFIED_FURTHER), *LONGEST, *sorted(FULL_LENGTH)]
-IMAGES = 10
+IMAGES = 5
 OFTEN = {*TRIALS[::6], TRIALS[1], *CERTIFIED_FURTHER}
 EXAMPLES = sorted(RESULTS.glob("example/trials/*"))
 

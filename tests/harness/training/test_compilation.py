@@ -63,13 +63,13 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     """By Inductor itself, on a CPU."""
     if compiler_problem("cpu") is not None:
         pytest.skip("no C++ compiler that torch can use")
-    config = tiny_trial("cnn5", width=0.05, method=method, train={"compile": "always"})
+    config = tiny_trial("conv", width=0.05, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(keep_every=0))
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "interrupted")
-    run_trial(tiny_trial("cnn5", width=0.05, method=method), directory=tmp_path / "eager")
+    run_trial(tiny_trial("conv", width=0.05, method=method), directory=tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
     whole, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

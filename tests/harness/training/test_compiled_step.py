@@ -48,7 +48,7 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
 
 @pytest.mark.parametrize(
     ("model", "method", "backend"),
-    [("cnn5", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
+    [("conv", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
 )
 def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method, backend):
     config = tiny_trial(model, method=method, train={"precision": "bf16"}, options=FEW.get(model, {}))

@@ -110,7 +110,7 @@ def test_every_setting_stands_in_a_table():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_setting_changes_what_is_trained(tiny_trial, trained, name):
-    config = base(tiny_trial)
+    config = base(tiny_trial, model="cerdeq" if name in ("model", "options") else "cnn5")
     one, other = trained(config), trained(changed(config, name, TRAINED[name]))
     assert one.shape != other.shape or not torch.equal(one, other)
 

@@ -64,7 +64,7 @@ def _four_parts():
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
-    config = tiny_trial(model, width=0.05, eps="1/4", train={"eps": "1/32"})
+    config = tiny_trial(model, width=0.05, eps="1/4", train_images=128, train={"eps": "1/32"})
     at_once = run_trial(config, tmp_path / "at_once")
     rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
