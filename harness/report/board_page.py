@@ -55,11 +55,16 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
     groups = []
     for group, grouped in groupby(ranked, key=lambda row: row.group):
         its = list(grouped)
-        relu, own = [row for row in its if row.relu == "yes"], [row for row in its if row.origin == OURS]
-        best: dict[int, tuple[str, Row]] = {}
-        for what, row in (("all", its[0]), *(("ReLU", row) for row in relu[:1]), *(("ours", r) for r in own[:1])):
-            best.setdefault(id(row), (what, row))
-        groups.append((group, list(best.values())))
+        candidates = {
+            "all": its,
+            "ReLU": [r for r in its if r.relu == "yes"],
+            "ours": [r for r in its if r.origin == OURS],
+        }
+        best: dict[int, tuple[Row, list[str]]] = {}
+        for what, fitting in candidates.items():
+            for row in fitting[:1]:
+                best.setdefault(id(row), (row, []))[1].append(what)
+        groups.append((group, [(", ".join(whats), row) for row, whats in best.values()]))
     return groups
 
 

@@ -19,7 +19,7 @@ def page(tmp_path_factory):
         results,
         "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,1,B,https://example.org",
         "cifar10,8/255,CNN-7,IBP,49,66,yes,no,complete,,A,",
-        "cifar10,8/255,SortNet,,45,9,no,no,Lipschitz,,C,",
+        "cifar10,8/255,SortNet,,5,9,no,no,Lipschitz,,C,",
         "mnist,0.3,CNN-7,SABR,2,6,yes,no,complete,,B,",
     )
     make(results / "study")
