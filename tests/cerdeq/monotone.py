@@ -40,6 +40,39 @@ def exact_minimum(weight, u, b, row, offset, low, high):
     return best
 
 
+def exact_minima(weight, u, b, rows, low, high):
+    """Return the least value of each row . z over x in [low, high], at the vertices of all sign patterns' polytopes.
+
+    Within a pattern z is affine in x, so that the minimum is at a vertex: where as many constraints as inputs hold
+    with equality. A pattern's constraints are the box and the signs of p = W z + U x + b. For few inputs.
+    """
+    units, inputs = u.shape
+    best = np.full(len(rows), np.inf)
+    box = np.vstack([np.eye(inputs), -np.eye(inputs)])
+    corners = np.array(list(itertools.combinations(range(units + 2 * inputs), inputs)))
+    for signs in np.split(np.array(list(itertools.product((0.0, 1.0), repeat=units))), max(1, 2**units // 256)):
+        active = signs[:, :, None]
+        inverse = np.linalg.inv(np.eye(units) - weight * signs[:, None, :])  # p = W (active p) + U x + b
+        p_of_x, p_offset = inverse @ u, inverse @ b
+        way = 2 * active - 1  # constraint: way * p >= 0
+        normals = np.concatenate([way * p_of_x, np.broadcast_to(box, (len(signs), *box.shape))], axis=1)
+        levels = np.concatenate(
+            [-way[..., 0] * p_offset, np.broadcast_to(np.concatenate([low, -high]), (len(signs), 2 * inputs))], axis=1
+        )
+        size = np.linalg.norm(normals, axis=2)
+        unit = normals / np.maximum(size, 1e-200)[..., None]
+        systems, right = unit[:, corners], (levels / np.maximum(size, 1e-200))[:, corners]
+        regular = np.abs(np.linalg.det(systems)) > 1e-12
+        systems[~regular] = np.eye(inputs)
+        x = np.linalg.solve(systems, right[..., None])[..., 0]
+        scale = 1 + np.abs(levels)[:, None] + size[:, None]
+        held = np.einsum("pci,pni->pcn", x, normals) >= levels[:, None] - 1e-11 * scale
+        z = signs[:, None] * (np.einsum("pni,pci->pcn", p_of_x, x) + p_offset[:, None])
+        values = np.where((regular & held.all(2))[..., None], z @ rows.T, np.inf)
+        best = np.minimum(best, values.min((0, 1)))
+    return best
+
+
 def equilibria(weight, h):
     """Return the equilibria of the rows of h [B, N], by forward-backward splitting to convergence."""
     gap = np.eye(len(weight)) - weight

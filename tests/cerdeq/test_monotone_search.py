@@ -5,11 +5,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from monotone import exact_minimum, network, random_monotone
+from monotone import equilibria, exact_minima, exact_minimum, network, random_monotone
 
 from cerdeq import Box, verify
 from cerdeq.equilibrium import NotConvergedError, layer
 from cerdeq.equilibrium.monotone.proof import monotonicity
+from cerdeq.equilibrium.monotone.solver import Splitting
 
 CLOSE = 1e-6
 
@@ -43,7 +44,7 @@ def check(seed, units, inputs, kind):
     rng = np.random.default_rng(seed)
     weight, u, b = case(rng, units, inputs, kind)
     rows, center, radius = rng.normal(size=(2, units)), rng.normal(size=inputs), rng.uniform(0, 1.5, size=inputs)
-    minima = np.array([exact_minimum(weight, u, b, row, 0, center - radius, center + radius) for row in rows])
+    minima = exact_minima(weight, u, b, rows, center - radius, center + radius)
     assert np.isfinite(minima).all()
     offset = -minima + rng.choice([0.01, 0.05, -0.01, 0.5, -0.5]) * np.array([1, 1.5])
     model = network(weight, u, b, rows, offset)
@@ -60,6 +61,16 @@ def check(seed, units, inputs, kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "zeros", "ties", "subnormal"])
+def test_vertices_have_the_minima_of_linear_programs(kind):
+    for seed in range(3):
+        rng, units, inputs = np.random.default_rng(seed), 2 + seed, 1 + seed
+        weight, u, b = case(rng, units, inputs, kind)
+        rows, low, high = rng.normal(size=(2, units)), -rng.uniform(size=inputs), np.zeros(inputs)
+        expected = [exact_minimum(weight, u, b, row, 0, low, high) for row in rows]
+        np.testing.assert_allclose(exact_minima(weight, u, b, rows, low, high), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["plain", "zeros", "ties", "subnormal"])
 @pytest.mark.parametrize("seed", range(4))
 def test_verdicts_equal_enumeration(kind, seed):
     check(seed, units=2 + seed % 4, inputs=1 + seed % 3, kind=kind)
@@ -73,9 +84,18 @@ def test_many_verdicts_equal_enumeration(kind, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(30))
 def test_verdicts_of_larger_layers_equal_enumeration(seed):
     check(seed, units=8 + seed % 5, inputs=2, kind="plain")
+
+
+@pytest.mark.parametrize(("seed", "kind"), [(167, "plain"), (173, "zeros"), (173, "subnormal")])
+def test_the_solver_goes_on_while_z_stays_at_0(seed, kind):
+    weight, _, b = case(np.random.default_rng(seed), 2 + seed % 6, 1 + seed % 3, kind)
+    h = torch.tensor(b)[None]
+    solution = Splitting(torch.tensor(weight)).solve(h)
+    assert bool(solution.converged.all()) and int(solution.iterations[0]) > 1
+    assert np.allclose(solution.value.numpy(), equilibria(weight, h.numpy()), atol=1e-10)
 
 
 def test_a_row_whose_minimum_is_0_is_neither_certified_nor_falsified():
@@ -143,7 +163,7 @@ def test_a_spent_budget_is_a_timeout_as_in_other_searches():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         weight, u, b, c = random_monotone(rng, 8), rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=(1, 8))
-        minimum = exact_minimum(weight, u, b, c[0], 0, -np.ones(3), np.ones(3))
+        (minimum,) = exact_minima(weight, u, b, c, -np.ones(3), np.ones(3))
         model = network(weight, u, b, c, np.array([1e-3 - minimum]))
         box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
         found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), branches=0)

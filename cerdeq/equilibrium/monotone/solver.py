@@ -45,18 +45,19 @@ class Splitting:
         u, z = torch.zeros_like(h), torch.zeros_like(h)
         step, inverse = self._step_and_inverse
         change, iterations = h.new_full((len(h),), torch.inf), 0
-        while iterations < _LIMIT and bool((change > tolerance).any()):
+        while iterations < _LIMIT:
             check()
+            # z may stay at 0 for some steps while u moves, so that its change alone says nothing
+            if not bool((change > tolerance).any()) and bool(self._is_solved(h, z, tolerance).all()):
+                break
             reflected = 2 * z - u
             u = 2 * ((reflected + step * h) @ inverse) - reflected
             following = torch.relu(u)
             change = (following - z).abs().amax(1) / following.abs().amax(1).clamp(min=1e-300)
             z, iterations = following, iterations + 1
         z = self._polish(h, z.nan_to_num())
-        size = torch.relu(self._preactivation(h, z)).abs().amax(1).clamp(min=1e-300)
-        residual = self._residual(h, z) / size
         counts = torch.full((len(h),), iterations, device=h.device)
-        return Solution(z, residual, counts, residual <= max(_SOLVED, 100 * tolerance))
+        return Solution(z, self._relative_residual(h, z), counts, self._is_solved(h, z, tolerance))
 
     def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
         """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]."""
@@ -80,6 +81,12 @@ class Splitting:
 
     def _preactivation(self, h: Tensor, z: Tensor) -> Tensor:
         return z @ self.weight.mT + h
+
+    def _is_solved(self, h: Tensor, z: Tensor, tolerance: float) -> Tensor:
+        return self._relative_residual(h, z) <= max(_SOLVED, 100 * tolerance)
+
+    def _relative_residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return self._residual(h, z) / torch.relu(self._preactivation(h, z)).amax(1).clamp(min=1e-300)
 
     def _residual(self, h: Tensor, z: Tensor) -> Tensor:
         return (torch.relu(self._preactivation(h, z)) - z).abs().amax(1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
 
-_SPLITTING_STEPS, _NEWTON = 3000, 1e-14
+_SPLITTING_STEPS, _NEWTON, _SOLVED = 3000, 1e-14, 1e-9
 _WEIGHT_STEPS, _NORM_STEPS = 30, 30
 _VECTORS, _FIRST_ROUNDS = 8, 20  # of the subspace iteration for the inputs' weights
 _MOST_UNITS = 4000  # of a convolution's matrix
@@ -163,7 +163,8 @@ def _solve(weight: Array, h: Array) -> tuple[Array, Box]:
         u = 2 * ((2 * z - u + step * h) @ inverse) - (2 * z - u)
         following = np.maximum(u, 0)
         change, z = np.abs(following - z).max(initial=0), following
-        if not change > _NEWTON * np.abs(z).max(initial=0):
+        size = np.abs(z).max(initial=0)  # z may stay at 0 for some steps while u moves
+        if not change > _NEWTON * size and np.abs(np.maximum(z @ weight.T + h, 0) - z).max(initial=0) <= _SOLVED * size:
             break
     for i in range(len(z)):  # one Newton step for the signs of W z + h
         active = np.flatnonzero(z[i] @ weight.T + h[i] > 0)
