@@ -10,16 +10,21 @@ from image_batches import EPS, batch_of
 from torch import nn
 
 from baselines import build
+from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, points_of, trace, values_of
 from harness.common.errors import InputError
+from harness.data import load
 from harness.methods import make_method
 from harness.methods.certified import IBP
 from harness.methods.expressive import SABR
 from harness.methods.taps import STAPS, TAPS, classifier_start, connected_points, lowest_positions, margins_at
+from harness.settings import TrainSettings
 from harness.sweep.buildable import check_buildable
 from harness.sweep.trial_config import TrialConfig
 from harness.training.initialise import initialise
+from harness.training.loop import train
 
+RECIPE = {"epochs": 4, "batch_size": 32, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (3,), "learning_rate": 5e-3}
 CONNECTORS = [0.1, 0.5, 1.0]
 
 
@@ -27,6 +32,20 @@ def network_of(name="cnn5"):
     network = build(name, "digits", width=0.2).double()
     initialise(network)
     return network.train()
+
+
+def config_of(method, **options):
+    train = TrainSettings(**RECIPE)
+    trial = {
+        "sweep": "s",
+        "dataset": "digits",
+        "eps": "1/32",
+        "seed": 0,
+        "profile": "full",
+        "model": "cnn5",
+        "width": 0.1,
+    }
+    return TrialConfig(**trial, method=method, method_options=options, train=train)
 
 
 def attacked(method, program, batch):
@@ -159,22 +178,45 @@ def test_residual_blocks_are_not_divided():
 
 
 def test_a_classifier_with_too_many_relus_is_refused_before_training():
-    config = TrialConfig(
-        sweep="s",
-        dataset="digits",
-        eps="0.1",
-        seed=0,
-        model="cnn5",
-        method="taps",
-        method_options={"classifier_relus": 5},
-    )
+    check_buildable(config_of("taps", classifier_relus=3))
     with pytest.raises(
-        InputError, match="method_options: classifier_relus: found 5, allowed: so few of the network's 4"
+        InputError, match="method_options: classifier_relus: found 4, allowed: so few of the network's 4"
     ):
-        check_buildable(config)
+        check_buildable(config_of("taps", classifier_relus=4))
 
 
 def test_bounds_train_while_eps_grows():
     assert make_method("taps", {}).at(0.99) == IBP() and TAPS().at(1.0) == TAPS()
     assert TAPS(relu_shrinkage=0.8).at(0.5) == SABR(1, subselection=1.0, relu_shrinkage=0.8)
     assert STAPS(subselection=0.4).at(0.5) == SABR(subselection=0.4) and STAPS().at(1.0) == STAPS()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [TAPS(latent_steps=1), STAPS(latent_steps=1, attack_steps=1)])
+def test_the_loss_is_one_graph_for_the_compiler(method):
+    network, batch = network_of(), batch_of()
+    program = trace(network)
+    batch = attacked(method, program, batch)
+
+    def loss(x, adversary):
+        return method.loss(program, dataclasses.replace(batch, x=x, adversary=adversary)).robust
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(batch.x, batch.adversary), loss(batch.x, batch.adversary))
+
+
+@pytest.mark.parametrize("options", [{"method": "taps"}, {"method": "staps", "attack_steps": 1, "attack_step": 2.0}])
+def test_training_on_digits_learns_to_certify(tmp_path, options):
+    config, rows, digits = config_of(**options, latent_steps=2), [], load("digits")
+    data = digits.train.images[:960], digits.train.labels[:960]
+    network = train(config, *data, tmp_path, torch.device("cpu"), rows.append)
+    images, labels = digits.test.images[:200].float() / 255, digits.test.labels[:200]
+
+    def certified(model):
+        lower, _ = bound(model.eval().float(), LinfBall(images, 1 / 32), "ibp", margin_spec(labels, 10))
+        return (lower > 0).all(1).float().mean()
+
+    untrained = build("cnn5", "digits", width=0.1)
+    initialise(untrained)
+    assert certified(network) > 0.5 > 0.3 > certified(untrained)
+    assert rows[-1]["train/loss"] < rows[-2]["train/loss"]  # after the ramp
