@@ -2,7 +2,7 @@
 
 A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
 
-    keys CLASS      the keys of a part of a sweep file; without a class, of the file itself
+    keys CLASS      the keys of a part of a sweep file or of an entry; without a class, of a sweep file itself
     methods         training methods and their losses
     options KEY     `options` of networks, or `method_options` of training methods
     calls NAME ...  functions and classes: how they are called, and the first paragraph of their docstrings
@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
+from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
 from harness.sweep.schema import SweepFile, TrialEntry, options_model
 
@@ -27,8 +28,11 @@ DOCS = Path(__file__).parent
 
 def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
-    file, entry = SweepFile.model_json_schema(), TrialEntry.model_json_schema()
-    section = (file["$defs"] | entry["$defs"] | {"TrialEntry": entry})[part] if part else file
+    file, *others = [kind.model_json_schema() for kind in (SweepFile, TrialEntry, Manifest)]
+    parts = file["$defs"] | {other["title"]: other for other in others}
+    for other in others:
+        parts |= other["$defs"]
+    section = parts[part] if part else file
     required = section.get("required", [])
     rows = [(f"`{key}`", *_typed(value, key in required)) for key, value in section["properties"].items()]
     return _table(["key", "type", "default", "meaning"], rows)

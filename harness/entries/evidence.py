@@ -24,7 +24,7 @@ Prove = Callable[[np.ndarray, int, Tensors | None], tuple[bool, str]]
 SAMPLE = 300
 """Images whose proofs are checked. If a hundredth of the claims is false, all are proved with probability 0.05."""
 QUICK = EvaluationSettings(attack="margin", attack_restarts=1)
-FULL = EvaluationSettings()
+FULL = EvaluationSettings(attack_restarts=1)
 _IMAGE_SECONDS = 60.0
 _BATCH = 100  # images
 
@@ -56,7 +56,7 @@ def why_not_adversarial(
     """
     pixels, label = images.images[index].numpy(), images.labels[index : index + 1]
     if point is None:
-        return "it has none"
+        return "there is none"
     if point.dtype not in (np.float32, np.float64) or point.shape != pixels.shape:
         return f"found {point.dtype} {list(point.shape)}, allowed: float32 or float64 {list(pixels.shape)}"
     values, low, high = point.astype(np.float64), ends[0][pixels], ends[1][pixels]

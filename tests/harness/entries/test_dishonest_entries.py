@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cerdeq import load_onnx
+from cerdeq import LinfBall, load_onnx, margin_spec, verify
 from harness.entries import files
 from harness.storage import entry_check
 
@@ -102,8 +102,16 @@ def test_rows_are_left_out(entry):
 
 
 def test_certificates_of_another_eps(entry):
-    _, certificates, _ = entry_files.verdicts_of(load_onnx(entry.folder / "network.onnx"), "1/13")
-    save_file(certificates, entry.folder / "certificates.safetensors")
+    """Of the images that need one, searched with a smaller eps."""
+    path, network = entry.folder / "certificates.safetensors", load_onnx(entry.folder / "network.onnx").double()
+    others = {}
+    for index in sorted({int(name.split("/")[0]) for name in load_file(path)}):
+        x, label = entry_files.DATA.test.images[[index]].double() / 255, entry_files.DATA.test.labels[[index]]
+        for eps in (0.082, 0.08, 0.078, 0.076):
+            result = verify(network, LinfBall(x, eps), margin_spec(label, 10).double(), None, 60, True)
+            own = result.certificates[0].items()
+            others = {f"{index}/{name}": tensor.numpy() for name, tensor in own} | others
+    save_file(others, path)
     entry.sign()
     step, message = entry.refused_at()
     assert step == "proofs"
@@ -122,13 +130,13 @@ def test_weights_change_after_hashing(entry):
 
 def test_a_zip_bomb(entry):
     table = entry.table.assign(stage="0" * 10**6)
-    table.to_parquet(entry.folder / "verdicts.parquet", use_dictionary=False)
+    table.to_parquet(entry.folder / "verdicts.parquet", compression="zstd", use_dictionary=False)
     assert (entry.folder / "verdicts.parquet").stat().st_size < 10**6
     networks = [entry.manifest["networks"][0] | {"verdicts": "verdicts.parquet"}]
     entry.sign(networks=networks)
     step, message = entry.refused_at()
     assert step == "hashes"
-    assert message.startswith("verdicts.parquet: bytes, unpacked: found 80,") or "bytes, unpacked" in message
+    assert message.startswith("verdicts.parquet: bytes, unpacked: found 80")
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`"])
@@ -152,7 +160,7 @@ def test_a_script_in_the_table(entry):
     [
         ({"eps": float("nan")}, "eps: found 'nan'"),
         ({"eps": "-1/12"}, "eps: found '-1/12'"),
-        ({"eps": "1e-999999999"}, "eps: found '1e-999999999'"),
+        ({"eps": "1e-999999999/1"}, "eps: found '1e-999999999/1'"),
         ({"eps": "0"}, "eps"),
         ({"eps": "3/2"}, "eps"),
         ({"eps": "1/0"}, "eps"),
