@@ -10,6 +10,7 @@ all rows: own sweeps below results/ and results/published/, entries as they were
 
 import argparse
 import math
+import os
 import re
 import secrets
 from pathlib import Path
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from harness.storage.entry_check import EntryCheck, Step
 
 # Torch takes seconds to import: what needs it is imported late.
-_MEMORY = 16 * 2**30  # bytes that a step may add
 _RESULTS = {True: "passed", False: "FAILED", None: "open"}
 
 
@@ -56,8 +56,9 @@ def _add_check(commands: Any) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     """Check an entry; return FAILED if it is refused or refuted. Raises InputError, and nothing is written."""
-    name, seconds, nonce = options.entry.resolve().name, options.seconds, options.nonce or secrets.token_hex(16)
-    require("DIR", str(options.entry), (options.entry / "entry.yaml").exists(), "a folder with entry.yaml")
+    entry, seconds, nonce = options.entry.resolve(), options.seconds, options.nonce or secrets.token_hex(16)
+    name = entry.name
+    require("DIR", str(options.entry), (entry / "entry.yaml").exists(), "a folder with entry.yaml")
     allowed = "a folder named by up to 80 letters, digits, '.', '_' and '-'"
     require("DIR", name, re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) is not None, allowed)
     require("--seconds", seconds, 0 < seconds < math.inf, "a number above 0")
@@ -79,7 +80,8 @@ def _check(options: argparse.Namespace) -> int:
         require("--witness", str(options.witness), options.witness.is_file(), "a safetensors file")
         sent = read_tensors(options.witness)
     tools = Tools(lambda dataset: load_hashed(dataset, options.data_dir), prover_of)
-    checker = EntryChecker(options.entry, nonce, tools, seconds, _MEMORY, found, sent)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # that a step may add
+    checker = EntryChecker(entry, nonce, tools, seconds, memory, found, sent)
     check, verdicts = checker.check(_print_step)
     if checker.found:
         write_atomically(directory / entry_check.FOUND, lambda path: save_file(checker.found, path))

@@ -138,7 +138,8 @@ class EntryChecker:
             passed, message = False, str(error)
         except Exception as error:  # hostile files may raise anything
             passed, message = False, error_line(error)
-        return Step(name=name, passed=passed, message=" ".join(message.split())[:1000])
+        message = " ".join(message.replace(f"{self.files}/", "").split())
+        return Step(name=name, passed=passed, message=message[:1000])
 
     def _schema(self) -> Outcome:
         self.manifest, content = read_manifest(self.entry)
@@ -239,7 +240,7 @@ class EntryChecker:
                     break
                 certificate = certificates.get(str(index))
                 is_proved, why = proves_certificate(prove, self.images, index, certificate)
-                if not is_proved and why and certificate:
+                if why and not is_proved:
                     raise InputError(f"image {index} is not proved at eps {self.known.eps} by its certificate: {why}")
                 is_verified = not is_proved and self._is_verified(each, index)
                 record.confirmed_by_certificate += is_proved

@@ -32,10 +32,10 @@ def test_a_network_of_plain_torch_with_certificates_is_checked(entry, capsys):
     assert (network.refuted, network.unconfirmed, network.parameters) == (0, 0, 64 * 30 + 30 + 300 + 10)
     reported, checked = network.reported, network.checked
     assert (checked.standard_error, checked.certified_error) == (reported.standard_error, reported.certified_error)
-    assert checked.attack_error == pytest.approx(100 * (verdicts["falsified"] + verdicts["misclassified"]) / 80)
-    assert (check.eps, check.dataset, check.images, check.authors) == (EPS, "digits", 80, ["Ä. Student"])
+    assert checked.attack_error == pytest.approx(100 * (verdicts["falsified"] + verdicts["misclassified"]) / 50)
+    assert (check.eps, check.dataset, check.images, check.authors) == (EPS, "digits", 50, ["Ä. Student"])
     rows = entry_check.read_verdicts(entry_check.check_dir(entry.results, "mine"))
-    assert len(rows) == 80 and rows["verdict"].value_counts().to_dict() == verdicts.to_dict()
+    assert len(rows) == 50 and rows["verdict"].value_counts().to_dict() == verdicts.to_dict()
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:6]] == [
         [name, "passed"] for name in entry_check.STEPS
     ]
