@@ -16,7 +16,7 @@ from harness.common import names
 from harness.common.errors import InputError, error_line
 from harness.common.terminal import printable
 from harness.leaderboard.columns import REPORTED
-from harness.leaderboard.literature import read_literature
+from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, read_literature
 from harness.leaderboard.table import Section, build_leaderboard
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
@@ -32,9 +32,9 @@ PROVED, NOT_CHECKED, UNREADABLE = "proved here", "not checked", "unreadable"
 UNRANKED = ("refused", "refuted", UNREADABLE)
 NOT_NAMED = "not named"  # a verifier: it may be any
 VERIFIERS = {
-    "complete": r"complete|\bbab\b|branch|beta.?crown|oval|milp",
-    "linear bounds": r"crown|deeppoly|linear",
-    "IBP": r"\bibp\b|interval|\bbox\b",
+    COMPLETE: r"complete|\bbab\b|branch|beta.?crown|oval|milp",
+    LINEAR: r"crown|deeppoly|linear",
+    IBP: r"\bibp\b|interval|\bbox\b",
     "Lipschitz": r"lipschitz",
     "sampling": r"sampling|smoothing",
 }
