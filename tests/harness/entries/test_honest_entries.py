@@ -74,6 +74,15 @@ def test_a_network_that_the_checker_cannot_read_is_unconfirmed(tmp_path):
     assert "no certificate was checked: the checker has no rule for" in check.steps[-1].message
 
 
+def test_a_proof_that_takes_too_long_is_open(entry, monkeypatch):
+    monkeypatch.setattr("harness.entries.evidence._IMAGE_SECONDS", 1e-5)
+    status, check = entry.check()
+    assert (status, check.status, check.level) == (0, "unconfirmed", "attack")
+    (record,) = check.networks
+    assert record.unconfirmed == record.sample == record.claimed > 0
+    assert record.checked.certified_error == 100
+
+
 def lirpa_loss(network):
     """The loss of auto_LiRPA's example: cross entropy of the worst margins by IBP, while eps grows linearly."""
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
