@@ -95,7 +95,8 @@ class EntryChecker:
     ):
         self.entry, self.nonce, self.tools, self.seconds, self.memory = entry, nonce, tools, seconds, memory
         self.found, self.sent, self.digest = dict(found), sent, ""
-        self.networks, self.manifest = list[_Network](), None  # type: list[_Network], Manifest | None
+        self.networks = list[_Network]()
+        self.manifest: Manifest | None = None
 
     def check(self, report: Callable[[Step], None]) -> tuple[EntryCheck, pd.DataFrame | None]:
         """Return the check, and the verdicts of all networks, None if they were not read.
