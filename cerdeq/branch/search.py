@@ -23,10 +23,11 @@ from torch import Tensor
 
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
-from cerdeq.branch.counterexample import find_counterexample
+from cerdeq.branch.counterexample import find_counterexample, prove_point
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
+from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, split
@@ -110,6 +111,7 @@ class Search:
         """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
         layout, leaves = root_leaves(self.exact, self.fast, (~(self.lower > 0)).nonzero()[:, 0])
         tree, steps = _Tree(leaves, len(self.lower), self.certificates), _ROOT_STEPS
+        is_programmed = False
         while True:
             ascents = self._bound_leaves(layout, leaves, steps)
             points = torch.cat([ascent.points for ascent in ascents])
@@ -126,6 +128,10 @@ class Search:
                 return Decision(CERTIFIED, lower, certificate=tree.certificate(layout))
             if self.budget.is_exhausted or (end is not None and self.budget.used >= end):
                 return Decision(TIMEOUT, self.lower)
+            if not is_programmed:  # rows that the roots prove need none
+                is_programmed, x = True, solve_integer_program(self.exact, tree.open_rows)
+                if x is not None and (point := prove_point(self.exact, x)) is not None:
+                    return Decision(FALSIFIED, self.lower, point)
             if not tree.fits(self.memory):
                 return Decision(OUT_OF_MEMORY, self.lower)
             parents, candidates = tree.pop_worst(max(1, _BATCHES * self.batch_size // 2))
@@ -177,6 +183,12 @@ class _Tree:
         """Take up to so many leaves from the queue, with the units to split."""
         popped = [heapq.heappop(self.queue) for _ in range(min(len(self.queue), count))]
         return concatenate([leaf for *_, leaf, _ in popped]), concatenate([candidates for *_, candidates in popped])
+
+    @property
+    def open_rows(self) -> Tensor:
+        """The rows with leaves in the queue, the one with the worst leaf first."""
+        rows = [int(leaf.row) for *_, leaf, _ in sorted(self.queue, key=lambda item: item[:2])]
+        return torch.tensor(list(dict.fromkeys(rows)))
 
     def fits(self, memory: int) -> bool:
         """Return whether the queue fits into memory. Proved leaves are given up if they do not fit beside it."""

@@ -59,8 +59,8 @@ def equilibrium_network(program: Program, values: list[Any], spec: Tensor) -> Eq
     if layer.contraction(layer.weight).rate < 1 or shape.numel() > _MOST_UNITS:
         return None
     units = torch.eye(shape.numel()).to(spec)
-    inject = _affine_map(program, values, units, source, 0)
-    rows = _affine_map(program, values, spec, program.output, number)
+    inject = affine_map(program, values, units, source, 0)
+    rows = affine_map(program, values, spec, program.output, number)
     proof, x = layer.monotonicity(layer.weight, shape), _flat(values[0])
     if inject is None or rows is None or not proof.is_proved:
         return None
@@ -72,7 +72,7 @@ def _flat(value: Interval) -> Box:
     return Box(value.center.flatten(), value.radius.flatten())
 
 
-def _affine_map(program: Program, values: list[Any], rows: Tensor, at: int, source: int) -> AffineMap | None:
+def affine_map(program: Program, values: list[Any], rows: Tensor, at: int, source: int) -> AffineMap | None:
     """Return rows [K, N] of value number `at` as an affine map of value number `source`, None if they are no such map.
 
     Linear bounds from below and from above enclose the map. They are equal up to rounding if every step between is
