@@ -1,11 +1,9 @@
 """Train trials one after the other in this process, without Ray and MLflow."""
 
 from pathlib import Path
-from typing import Any
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.common.masking import mask_secrets
 from harness.common.terminal import new_console, say
 from harness.machine.clock import Stopped
 from harness.machine.device import best_device
@@ -15,7 +13,7 @@ from harness.storage.files import make_directory, refuse_links
 from harness.sweep.checkpoint_settings import Checkpoint, read_file
 from harness.sweep.trial_config import labels
 from harness.training.run import Report, split_images
-from harness.tune.progress import SweepProgress
+from harness.tune.progress import Callbacks, SweepProgress
 from harness.tune.stopping import Stopping
 from harness.tune.workers import load_data, run_here, train_item
 
@@ -63,7 +61,9 @@ def run_trials(
 
 def _train(trials: dict[Path, folder.Trial], labels: dict[str, str], data_dir: str | None) -> bool:
     """Train trials, by their folders, those that failed before last. labels: by key."""
-    failed = {trial_dir for trial_dir in trials if folder.read_failure(trial_dir) is not None}
+    failed_last = sorted(trials, key=lambda trial_dir: folder.read_failure(trial_dir) is not None)
+    for trial_dir in trials:  # else an old failure would be reported as this run's
+        (trial_dir / folder.FAILURE).unlink(missing_ok=True)
     if trials:
         say(f"device: {device_name(best_device())}")
     with (
@@ -76,21 +76,12 @@ def _train(trials: dict[Path, folder.Trial], labels: dict[str, str], data_dir: s
                 progress.print_line(f"{labels[trial_dir.name]} -> {trial_dir}")
             train_item(trial_dir, report, data_dir, asked=lambda: stopping.asked)
 
-        def on_report(trial_dir: Path, row: dict[str, Any]) -> None:
-            progress.report(trial_dir.name, row)
-
-        def on_end(trial_dir: Path, error: str | None) -> None:
-            if error is not None:
-                failed.add(trial_dir)
-                progress.failed(trial_dir.name, mask_secrets(error))
-            elif (result := folder.read_result(trial_dir)) is not None:
-                failed.discard(trial_dir)
-                progress.finished(trial_dir.name, result)
-
-        run_here(sorted(trials, key=failed.__contains__), work, on_report, on_end)
-    if stopping.asked and any(folder.read_result(trial_dir) is None for trial_dir in trials):
+        callbacks = Callbacks(progress, stopping)
+        run_here(failed_last, work, callbacks.on_report, callbacks.on_end)
+    is_complete = all(folder.read_result(trial_dir) is not None for trial_dir in trials)
+    if stopping.asked and not is_complete:
         raise Stopped
-    return not failed
+    return is_complete
 
 
 def _find_checkpoint(file: Path, trial_dir: Path, checkpoint: Checkpoint) -> Path:

@@ -1,6 +1,10 @@
 """What a person sees while trials run or images are evaluated: bars in a terminal, lines elsewhere."""
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from rich import progress
@@ -8,9 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.common import names
+from harness.common.masking import mask_secrets
 from harness.common.terminal import one_line, printable
+from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial_config import identity
+from harness.tune.stopping import Stopping
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
@@ -144,6 +151,62 @@ class SweepProgress(Bars):
 
     def _print(self, what: str, style: str, key: str, text: str) -> None:
         self.console.print(Text.assemble((what, style), printable(f" {self.labels[key]}: {text}")), soft_wrap=True)
+
+
+@dataclass
+class Callbacks:
+    """Shows and logs what trials report and how they end.
+
+    log: called with a trial's folder that has something new, and whether it runs. begun: the trials that have reported.
+    """
+
+    progress: SweepProgress
+    stopping: Stopping
+    log: Callable[[Path, bool], None] = lambda trial_dir, running: None
+    fail_fast: bool = False
+    begun: set[Path] = field(default_factory=set)
+
+    def on_report(self, trial_dir: Path, row: dict[str, Any]) -> None:
+        """Show and log an epoch's row, or how many images are evaluated."""
+        if not trial_dir.is_dir():  # `on_end` reports it
+            return
+        self.progress.report(trial_dir.name, row)
+        if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
+            with self.stopping.delayed():
+                self.log(trial_dir, True)
+        self.begun.add(trial_dir)
+
+    def on_end(self, trial_dir: Path, error: str | None) -> None:
+        """Show and log the result or the failure of a trial."""
+        if not trial_dir.is_dir():
+            self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
+            return
+        result, failure = read_outcome(trial_dir, error, self.stopping)
+        if result is not None:
+            self.progress.finished(trial_dir.name, result)
+        elif failure is not None:
+            self.progress.failed(trial_dir.name, failure["error"])
+            if self.fail_fast:
+                self.stopping.ask("a trial failed")
+        else:
+            self.progress.stopped(trial_dir.name)
+        with self.stopping.delayed():
+            self.log(trial_dir, False)
+
+
+def read_outcome(
+    trial_dir: Path, error: str | None, stopping: Stopping
+) -> tuple[TrialResult | None, dict[str, Any] | None]:
+    """Return the result of a trial that has ended, or its failure, which is written here if its worker died.
+
+    Neither if the trial was stopped. error: of its worker.
+    """
+    result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
+    if result is None and failure is None and (error is not None or not stopping.asked):
+        failure = {"error": mask_secrets(error or "its worker ended without a result")}
+        with suppress(OSError):  # of a full disk
+            failure = folder.write_failure(trial_dir, failure["error"])
+    return result, None if result else failure
 
 
 def _short_metrics(row: dict[str, Any]) -> str:

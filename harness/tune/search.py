@@ -32,8 +32,9 @@ from harness.storage.lock import lock_directory
 from harness.sweep.profiles import Sweep
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
 from harness.training.run import split_images
+from harness.tune.progress import read_outcome
 from harness.tune.stopping import Stopping
-from harness.tune.workers import NO_RESULT, RAY_STATE, RayOptions, train_item
+from harness.tune.workers import RAY_STATE, RayOptions, train_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -138,11 +139,9 @@ class Search:
         from harness.tune.ray_tune import run_on_ray  # imported late: Ray takes seconds
 
         def on_end(trial_dir: Path, error: str | None) -> None:
-            failure = folder.read_failure(trial_dir)
-            if failure is None and folder.read_result(trial_dir) is None:
-                if error is None and stopping.asked:
-                    return
-                failure = folder.write_failure(trial_dir, error or NO_RESULT)
+            result, failure = read_outcome(trial_dir, error, stopping)
+            if result is None and failure is None:
+                return
             self.conclude(trial_dir)
             self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
             if failure is not None and fail_fast:

@@ -3,15 +3,12 @@
 import argparse
 import errno
 import shutil
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from harness.common import names
 from harness.data import load
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.summary import Summary
@@ -22,11 +19,11 @@ from harness.storage.files import read_text, remove_unfinished
 from harness.storage.folder import Trial
 from harness.sweep.profiles import Sweep
 from harness.tracking.mlflow_sync import MlflowSync
-from harness.tune.progress import SweepProgress
+from harness.tune.progress import Callbacks, SweepProgress
 from harness.tune.status import print_header
 from harness.tune.stopping import Stopping
 from harness.tune.sweep_run import SweepRun
-from harness.tune.workers import NO_RESULT, RAY_STATE, RayOptions, train_item
+from harness.tune.workers import RAY_STATE, RayOptions, train_item
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _run(
         SweepProgress(trials, run.labels, console) as progress,
         Stopping(run.sweep_dir / folder.STOP, progress.print_line) as stopping,
     ):
-        callbacks = _Callbacks(mlflow, progress, stopping, fail_fast)
+        callbacks = Callbacks(progress, stopping, mlflow.sync, fail_fast)
         try:
             ray_tune.run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, run.sweep_dir)
         except (KeyboardInterrupt, ray_tune.RayDiedError):
@@ -137,45 +134,3 @@ def _run(
                 mlflow.sync(trial_dir, running=False)
             raise
         return stopping.interrupted
-
-
-@dataclass
-class _Callbacks:
-    """Shows and logs what trials report and how they end. begun: the trials that have reported."""
-
-    mlflow: MlflowSync
-    progress: SweepProgress
-    stopping: Stopping
-    fail_fast: bool
-    begun: set[Path] = field(default_factory=set)
-
-    def on_report(self, trial_dir: Path, row: dict[str, Any]) -> None:
-        """Show and log an epoch's row, or how many images are evaluated."""
-        if not trial_dir.is_dir():  # `on_end` reports it
-            return
-        self.progress.report(trial_dir.name, row)
-        if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
-            with self.stopping.delayed():
-                self.mlflow.sync(trial_dir)
-        self.begun.add(trial_dir)
-
-    def on_end(self, trial_dir: Path, error: str | None) -> None:
-        """Show and log the result or the failure of a trial."""
-        if not trial_dir.is_dir():
-            self.progress.failed(trial_dir.name, f"its folder is gone: {trial_dir}")
-            return
-        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
-        if result is not None:
-            self.progress.finished(trial_dir.name, result)
-        elif failure is None and error is None and self.stopping.asked:
-            self.progress.stopped(trial_dir.name)
-        else:
-            if failure is None:  # the worker died before it could write one
-                failure = {"error": error or NO_RESULT}
-                with suppress(OSError):  # of a full disk
-                    failure = folder.write_failure(trial_dir, failure["error"])
-            self.progress.failed(trial_dir.name, failure["error"])
-            if self.fail_fast:
-                self.stopping.ask("a trial failed")
-        with self.stopping.delayed():
-            self.mlflow.sync(trial_dir, running=False)

@@ -31,7 +31,6 @@ OnReport = Callable[[Path, dict[str, Any]], None]
 OnEnd = Callable[[Path, str | None], None]
 """Called with an item and the error that ended it, None for none."""
 
-NO_RESULT = "its worker ended without a result"
 RAY_STATE = ".ray"
 """The directory of Ray's own state, in that of the results."""
 
