@@ -38,6 +38,7 @@ _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
 _STEPS = Steps(5)
 _FEWEST_LEAVES = 512  # of the first search
+_PROGRAM_AFTER = 128  # leaves: most searches end before, and the integer program may take seconds
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
 _PARTS = 2  # of the input box for each leaf of a search
@@ -128,7 +129,7 @@ class Search:
                 return Decision(CERTIFIED, lower, certificate=tree.certificate(layout))
             if self.budget.is_exhausted or (end is not None and self.budget.used >= end):
                 return Decision(TIMEOUT, self.lower)
-            if not is_programmed:  # rows that the roots prove need none
+            if not is_programmed and self.budget.used >= _PROGRAM_AFTER:
                 is_programmed, x = True, solve_integer_program(self.exact, tree.open_rows)
                 if x is not None and (point := prove_point(self.exact, x)) is not None:
                     return Decision(FALSIFIED, self.lower, point)

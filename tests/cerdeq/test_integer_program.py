@@ -94,6 +94,7 @@ def test_verify_falsifies_by_the_program(monkeypatch):
     monkeypatch.setattr(verifying, "first_attack", lambda exact, fast, rows: (exact.values[0].center, False))
     monkeypatch.setattr(search, "find_counterexample", lambda *_: None)
     monkeypatch.setattr(search, "is_searched_by_parts", lambda _: False)
+    monkeypatch.setattr(search, "_PROGRAM_AFTER", 1)
     monkeypatch.setattr(search, "solve_integer_program", counted)
     found = verify(model, box(), torch.ones(1, 1, 1, dtype=torch.float64), seconds=60)
     assert found.status == ["falsified"] and points and model(found.counterexample).item() < 0
