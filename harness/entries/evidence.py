@@ -72,13 +72,15 @@ def attack(
 ) -> Iterator[tuple[int, Tensors]]:
     """Attack images by PGD, some at a time; yield how many were attacked, and the adversarial ones by image.
 
-    These are float64, lie in the exact box and are proved to be misclassified.
+    These are float64, lie in the exact box and are proved to be misclassified. Raises InputError where the runtime's
+    logits at a point are not the network's in float64.
     """
     for start in range(0, len(indices), _BATCH):
         numbers = torch.tensor(indices[start : start + _BATCH])
         x, labels = images.images[numbers].double() / 255, images.labels[numbers]
         points = worst_point(network.prepared.attack_model, x.float(), labels, eps, settings, 0, numbers)
         inside = decode(encode(points, x, eps), x, eps)
+        network.logits(inside)
         hits = (margins_at(network.prepared, inside, labels) < 0).nonzero()[:, 0].tolist()
         yield len(numbers), {str(int(numbers[hit])): inside[hit].numpy() for hit in hits}
 

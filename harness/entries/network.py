@@ -20,7 +20,8 @@ from harness.sweep.trial_config import TrialConfig
 NETWORK = "network."
 """What the names of steps begin with that come from an ONNX file."""
 _STAGES = ("ibp", "crown-ibp")
-_AGREEMENT = 1e-4  # of logits of float32 and float64, relative to 1 + the largest
+_AGREEMENT = 1e-3  # of margins of float32 and float64, relative to their size and their median
+_FEW = 1000  # one image of so many may have another class in float64: its largest logits are nearly equal
 _BATCH = 100  # images
 _NOT_RELU = {"absolute", "clamp", "fixed_point", "hardtanh", "leaky_relu", "relu6", "sigmoid", "sign", "tanh"}
 
@@ -41,25 +42,40 @@ class LoadedNetwork:
         """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.prepared.model.parameters())
 
-    @torch.no_grad()
     def predictions(self, images: Tensor) -> np.ndarray:
-        """Return the predictions [N] of images uint8 [N, C, H, W].
+        """Return the predictions [N] of images uint8 [N, C, H, W]. Raises InputError as `logits` does.
 
-        Raises InputError if the runtime's logits are not those of the network in float64: proofs are about that one.
+        Also for more than a thousandth of images that have another class in float64: proofs are about that network.
         """
-        parts = []
-        for part in images.split(_BATCH):
-            logits = self.prepared.model(part.double() / 255).numpy()
-            if self.run is not None:
-                exact, logits = logits, self.run((part.double() / 255).float())
-                difference, size = np.abs(exact - logits).max(), 1 + np.abs(exact).max()
-                if not difference <= _AGREEMENT * size:
-                    found = f"logits of float32 and of float64 that differ by {difference:.3g}"
-                    raise InputError(f"found {found}, allowed: {_AGREEMENT * size:.3g}, as proofs are in real numbers")
-            if not np.isfinite(logits).all():
-                raise InputError("found logits that are not finite")
-            parts.append(logits.argmax(1))
-        return np.concatenate(parts)
+        parts = [self.logits(part.double() / 255) for part in images.split(_BATCH)]
+        predicted, exact = (np.concatenate([part[i].argmax(1) for part in parts]) for i in (0, 1))
+        others = np.flatnonzero(predicted != exact)
+        if len(others) > len(images) // _FEW:
+            found = f"{len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
+            raise InputError(f"found {found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
+        return predicted
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the runtime's logits [B, K] of inputs in float64 [B, C, H, W], and those in float64.
+
+        Raises InputError for logits that are not finite, and for margins that are not the same up to rounding.
+        """
+        exact = self.prepared.model(x).numpy()
+        if self.run is None:
+            logits = exact
+        else:
+            logits, exact = self.run(x.float()), self.prepared.model(x.float().double()).numpy()
+        if not (np.isfinite(logits).all() and np.isfinite(exact).all()):
+            raise InputError("found logits that are not finite")
+        winner = logits.argmax(1)[:, None]
+        margins, others = (np.take_along_axis(each, winner, 1) - each for each in (exact, logits))
+        allowed = _AGREEMENT * (np.abs(margins) + np.median(np.abs(margins)))
+        if (excess := np.abs(margins - others) - allowed).max() > 0:
+            place = np.unravel_index(excess.argmax(), excess.shape)
+            found = f"a margin of {others[place]:.6g} by onnxruntime that is {margins[place]:.6g} in float64"
+            raise InputError(f"found {found}, allowed: the same up to rounding, as proofs are in real numbers")
+        return logits, exact
 
 
 def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> LoadedNetwork:

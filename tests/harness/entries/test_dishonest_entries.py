@@ -7,6 +7,7 @@ import shutil
 
 import entry_files
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -308,3 +309,23 @@ def test_nothing_of_a_refused_manifest_is_written(entry):
     directory = entry_check.check_dir(entry.results, "mine")
     assert entry_check.read_verdicts(directory) is None
     assert json.loads((directory / "check.json").read_text())["level"] == "none"
+
+
+def test_onnxruntime_computes_another_function_by_rounding(entry):
+    """Half the logits, a, are added as a - ((a + 2^31) - 2^31): 0 in real numbers, a in float32."""
+    path = entry.folder / "network.onnx"
+    model = onnx.load(path)
+    graph, output = model.graph, model.graph.output[0].name
+    graph.node[-1].output[0] = "logits"
+    for name, value in (("half", 0.5), ("large", 2.0**31), ("shift", 2e6)):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, 10), value, np.float32), name))
+    for kind, inputs, to in (
+        ("Mul", ["logits", "half"], "a"), ("Add", ["a", "large"], "sum"), ("Sub", ["sum", "large"], "rounded"),
+        ("Sub", ["a", "rounded"], "decoy"), ("Add", ["logits", "decoy"], "both"), ("Add", ["both", "shift"], output),
+    ):  # fmt: skip
+        graph.node.append(onnx.helper.make_node(kind, inputs, [to]))
+    onnx.save(model, path)
+    entry.sign()
+    step, message = entry.refused_at()
+    assert step == "accuracy"
+    assert "in float64, allowed: the same up to rounding, as proofs are in real numbers" in message
