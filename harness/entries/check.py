@@ -1,9 +1,9 @@
 """Check an entry, step by step, as far as it comes."""
 
 import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,6 +42,7 @@ from harness.settings import Radius
 from harness.storage.entry_check import COLUMNS, STEPS, EntryCheck, Level, NetworkCheck, Reported, Status, Step
 from harness.storage.files import parse_file
 
+_SHARE = 0.9  # of the time of a step, after which a search ends with what it has
 Outcome = tuple[bool | None, str]  # whether a step passed, None if it decided nothing; its message
 
 
@@ -191,7 +192,7 @@ class EntryChecker:
     def _attack(self) -> Outcome:
         """Replay the adversarial images that are known, then search for others."""
         self._replay()
-        attacked = self._search(time.monotonic() + 0.9 * self.seconds)
+        attacked = self._search()
         for each in self.networks:
             each.record.checked.attack_error = self._percent(self._count_wrong(each))
         if self._refuted:
@@ -212,50 +213,56 @@ class EntryChecker:
             if why and key in self.sent:
                 raise NotAdversarialError(f"--witness: image {shorten(key)}: {why}")
 
-    def _search(self, deadline: float) -> dict[object, int]:
-        """Attack until the first hit or the deadline; return how many images were attacked with which settings."""
+    def _search(self) -> dict[object, int]:
+        """Attack until the first hit or most of the time is over; return how many images each attack was tried on."""
         attacked = dict[object, int]({QUICK: 0, FULL: 0})
-        for settings in (QUICK, FULL):
-            for each in self.networks:
-                for count, hits in attack(each.network, self.images, self._drawn(each), self.known.radius, settings):
-                    attacked[settings] += count
-                    each.hits |= hits
-                    if self._refuted or time.monotonic() > deadline:
-                        return attacked
+        with suppress(OutOfTimeError), limits(_SHARE * self.seconds):
+            for settings in (QUICK, FULL):
+                for each in self.networks:
+                    drawn = self._drawn(each)
+                    for count, hits in attack(each.network, self.images, drawn, self.known.radius, settings):
+                        attacked[settings] += count
+                        each.hits |= hits
+                        if self._refuted:
+                            return attacked
         return attacked
 
     def _proofs(self) -> Outcome:
         """Prove a sample of the claimed images, by certificates, else by the checker's bounds, else by our verifier."""
-        notes, deadline = dict[str, None](), time.monotonic() + 0.9 * self.seconds
+        notes, records = dict[str, None](), [each.record for each in self.networks]
+        for record in records:
+            record.sample = record.unconfirmed = min(SAMPLE, record.claimed)
+        with suppress(OutOfTimeError), limits(_SHARE * self.seconds):
+            for each in self.networks:
+                self._prove_sample(each, notes)
         for each in self.networks:
-            few = self.images.images[:10].double().numpy() / 255
-            prove = self.tools.prover_of(each.network.prepared.model, self.known.radius, few)
-            prefix, record = NETWORK if each.network.run else "", each.record
-            certificates = _by_image(self._tensors(each.entry.certificates), prefix)
-            if isinstance(prove, str):
-                notes[f"no certificate was checked: {prove}"] = None
-            sample = self._drawn(each)[:SAMPLE]
-            record.sample = record.unconfirmed = len(sample)
-            for index in sample:
-                if time.monotonic() > deadline or self._refuted:
-                    break
-                certificate = certificates.get(str(index))
-                is_proved, why = proves_certificate(prove, self.images, index, certificate)
-                if why and not is_proved:
-                    raise InputError(f"image {index} is not proved at eps {self.known.eps} by its certificate: {why}")
-                is_verified = not is_proved and self._is_verified(each, index)
-                record.confirmed_by_certificate += is_proved
-                record.confirmed_by_verifier += is_verified
-                record.unconfirmed -= is_proved or is_verified
             self._conclude(each)
         if self._refuted:
             return False, f"refuted by our verifier: {self._refuted}"
-        records = [each.record for each in self.networks]
         counts = [sum(record.sample for record in records), sum(r.confirmed_by_certificate for r in records)]
         others = [sum(record.confirmed_by_verifier for record in records), sum(r.unconfirmed for r in records)]
         message = f"of {counts[0]} drawn images the checker proves {counts[1]}, our verifier alone {others[0]}"
         message += f"; {others[1]} are not proved"
         return (True if counts[0] == counts[1] else None), "; ".join([message, *notes])
+
+    def _prove_sample(self, each: _Network, notes: dict[str, None]) -> None:
+        """Prove a network's sample, up to the first hit. notes: why nothing could be checked is added."""
+        few, record = self.images.images[:10].double().numpy() / 255, each.record
+        prove = self.tools.prover_of(each.network.prepared.model, self.known.radius, few)
+        if isinstance(prove, str):
+            notes[f"no certificate was checked: {prove}"] = None
+        prefix = NETWORK if each.network.run else ""
+        certificates = _by_image(self._tensors(each.entry.certificates), prefix)
+        for index in self._drawn(each)[:SAMPLE]:
+            is_proved, why = proves_certificate(prove, self.images, index, certificates.get(str(index)))
+            if why and not is_proved:
+                raise InputError(f"image {index} is not proved at eps {self.known.eps} by its certificate: {why}")
+            is_verified = not is_proved and self._is_verified(each, index)
+            record.confirmed_by_certificate += is_proved
+            record.confirmed_by_verifier += is_verified
+            record.unconfirmed -= is_proved or is_verified
+            if each.hits:
+                return
 
     def _is_verified(self, each: _Network, index: int) -> bool:
         """Return whether our verifier proves an image; an adversarial image that it finds is a hit."""

@@ -1,5 +1,6 @@
 """Entries made by other means pass; what the check could not confirm is said; counterexamples stay."""
 
+import time
 from collections import OrderedDict
 from fractions import Fraction
 
@@ -18,7 +19,7 @@ from cerdeq import export_onnx, load_onnx
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.data import load
-from harness.entries.evidence import box_ends, in_random_order
+from harness.entries.evidence import FULL, box_ends, in_random_order
 from harness.settings import Radius
 from harness.storage import entry_check
 
@@ -81,6 +82,21 @@ def test_a_proof_that_takes_too_long_is_open(entry, monkeypatch):
     (record,) = check.networks
     assert record.unconfirmed == record.sample == record.claimed > 0
     assert record.checked.certified_error == 100
+
+
+def test_what_is_done_in_time_counts(entry, monkeypatch):
+    def slow_attack(_network, _images, indices, _eps, settings):
+        yield len(indices), {}
+        time.sleep(60 if settings == FULL else 0)
+
+    monkeypatch.setattr("harness.entries.check.attack", slow_attack)
+    proved = iter([(True, "")] * 3)
+    monkeypatch.setattr("harness.entries.check.proves_certificate", lambda *_: next(proved, None) or time.sleep(60))
+    status, check = entry.check("--seconds", 15)
+    assert (status, check.status, check.level) == (0, "unconfirmed", "attack")
+    (record,) = check.networks
+    assert record.checked.attack_error is not None
+    assert (record.confirmed_by_certificate, record.unconfirmed) == (3, record.sample - 3)
 
 
 def lirpa_loss(network):
