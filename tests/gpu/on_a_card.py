@@ -60,7 +60,9 @@ class Card:
 
     def sweep(self, part: str, *arguments: str) -> list[str]:
         """Return the command of a sweep with results in the part's folder."""
-        return ["-m", "harness.run", *arguments, "--results-dir", str(self.out / part), *self.arguments]
+        store = f"sqlite:///{self.out / 'mlflow.db'}"
+        own = ["--results-dir", str(self.out / part), "--tracking-uri", store]
+        return ["-m", "harness.run", *self.arguments, *arguments, *own]
 
 
 def machine(card: Card) -> int:
