@@ -28,13 +28,13 @@ def read_bounded(path: Path, largest: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if not stat.S_ISREG((status := os.fstat(descriptor)).st_mode):
                 raise InputError(f"{path.name} is no plain file")
-            content = file.read(largest + 1)
+            content = file.read(largest + 1) if status.st_size <= largest else None
     except OSError as error:
         reason = "is a link" if path.is_symlink() else f"cannot be read: {error.strerror}"
         raise InputError(f"{path.name} {reason}") from None
-    if len(content) > largest:
+    if content is None or len(content) > largest:
         raise InputError(f"{path.name}: found more than {largest:,} bytes, allowed: at most {largest:,} left")
     return content
 

@@ -140,13 +140,13 @@ def test_a_zip_bomb(entry):
     assert message.startswith("verdicts.parquet: bytes, unpacked: found 10")
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`"])
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`", "\u3164"])
 def test_a_script_in_a_name(entry, name):
     entry.sign(authors=[name])
     step, message = entry.refused_at()
     assert step == "schema"
     assert message.startswith("entry.yaml: networks") or "authors.0" in message
-    assert "printable characters, none of <>" in message or "special characters" in message
+    assert "printable characters with a letter or digit, none of <>" in message or "special characters" in message
 
 
 def test_a_script_in_the_table(entry):
