@@ -27,6 +27,9 @@ class Histogram:
     bars: list[tuple[Any, ...]]
 
 
+_LARGEST = 1e30  # margins above are damaged, and would overflow
+
+
 def histogram(verdicts: pd.DataFrame, outcome: "pd.Series[Any]") -> Histogram | None:
     """Return the margins of certified, undecided and falsified images; None if none are stored.
 
@@ -34,7 +37,7 @@ def histogram(verdicts: pd.DataFrame, outcome: "pd.Series[Any]") -> Histogram | 
     """
     if "margin" not in verdicts:
         return None
-    is_shown = np.isfinite(verdicts["margin"]) & outcome.isin([CERTIFIED, UNDECIDED, FALSIFIED])
+    is_shown = (verdicts["margin"].abs() < _LARGEST) & outcome.isin([CERTIFIED, UNDECIDED, FALSIFIED])
     margins, kinds = verdicts.loc[is_shown, "margin"].to_numpy(float), outcome[is_shown].to_numpy()
     if not len(margins):
         return None

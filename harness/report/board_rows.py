@@ -248,7 +248,7 @@ def _entry_row(path: Path) -> Row:
         if verdicts is not None and (problems := folder.check_columns(verdicts[[*_SHOWN, "margin"]])):
             raise DamagedFileError(f"{path / entry_check.VERDICTS}: {'; '.join(problems)}")
         return _checked_row(check, verdicts)
-    except (InputError, ValueError) as error:
+    except Exception as error:  # hostile files may raise anything
         group, words = Group("unknown", None, NOT_NAMED, NOT_NAMED), printable(error_line(error))
         return Row(group, ENTRY, printable(path.name), "", words, "other", "unknown", "", UNREADABLE)
 
@@ -291,7 +291,7 @@ def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -
         reported=_mean(network.certified_error for network in reported),
         checked=certified,
         undecided=_mean(network.undecided for network in (reported if certified is None else checked)),
-        details={name: printable(text) for name, text in details.items()},
+        details={printable(name): printable(text) for name, text in details.items()},
         url=_address(check.paper),
         commands=shlex.join(["uv", "run", "python", "-m", "harness.board", "check", printable(check.name)]),
         verdicts=verdicts,
@@ -304,7 +304,7 @@ def _images(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -> str
     if check.split == "test" and check.images == size:
         return ALL_IMAGES
     indices = [] if verdicts is None else sorted(verdicts[names.INDEX].unique())
-    is_first = check.split == "test" and indices == list(range(check.images))
+    is_first = check.split == "test" and len(indices) == check.images and indices == list(range(len(indices)))
     return f"first {check.images:,} test images" if is_first else f"{check.images:,} images of entry {check.name}"
 
 
@@ -362,4 +362,4 @@ def _words(value: Any) -> str:
 
 def _address(text: str | None) -> str:
     """Return an address of the web, nothing for another text: a page must not run `javascript:`."""
-    return text if text and re.fullmatch(r"https?://[^\s\"'<>]+", text) else ""
+    return text if text and text.isascii() and re.fullmatch(r"https?://[^\s\"'<>]+", text) else ""

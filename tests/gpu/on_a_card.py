@@ -116,7 +116,7 @@ def tests(card: Card) -> int:
 
 def steps(card: Card) -> int:
     """Time a training step of CNN-7 by IBP in every precision, and list its kernels."""
-    kinds = ["--kinds", "plain *", "--kinds", "ibp *"]
+    kinds = ["--kinds", "ibp *"]
     common = ["-m", "harness.benchmark", "cnn7", "--only", "steps", *kinds, "--json"]
     timed = [card.run("steps", *common, str(card.out / f"steps-{n}.json"), "--batch-size", str(n)) for n in (128, 512)]
     return max(*timed, card.run("steps", "-m", "tests.gpu.kernels", str(card.out)))

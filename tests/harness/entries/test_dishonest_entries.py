@@ -140,7 +140,9 @@ def test_a_zip_bomb(entry):
     assert message.startswith("verdicts.parquet: bytes, unpacked: found 10")
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`", "\u3164"])
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`", "\u3164"]
+)
 def test_a_script_in_a_name(entry, name):
     entry.sign(authors=[name])
     step, message = entry.refused_at()

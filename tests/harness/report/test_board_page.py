@@ -174,11 +174,21 @@ def test_an_entry_that_cannot_be_read_is_a_row_that_says_so(tmp_path, content):
     assert "unreadable" in page_of(tmp_path)
 
 
-def test_verdicts_of_other_types_make_an_entry_unreadable(tmp_path):
+@pytest.mark.parametrize("cell", ["x", 5, ["x"]])
+def test_verdicts_of_other_types_make_an_entry_unreadable(tmp_path, cell):
     write_papers(tmp_path)
-    text = {column: ["x"] for column in entry_check.COLUMNS}
-    write_entry(tmp_path, verdicts=text)
+    write_entry(tmp_path, verdicts={column: [cell] for column in entry_check.COLUMNS})
     assert rows_by_name(tmp_path)["entry"].check == "unreadable"
+
+
+def test_sizes_and_characters_of_a_forged_entry_do_no_harm(tmp_path):
+    write_papers(tmp_path)
+    steps = [{"name": "\x1b[2J\u202e", "passed": True, "message": "\x1b[2J\u202e"}]
+    write_entry(tmp_path, images=10**30, paper="https://a.b/\u202e", steps=steps)
+    table = entry_check.read_verdicts(tmp_path / "board/entry")
+    write_entry(tmp_path, "margins", verdicts=table.assign(margin=[1e308, -1e308, 1.0, 2.0]))
+    page = page_of(tmp_path)
+    assert not set("\x1b\u202e") & set(page) and '="nan' not in page
 
 
 def test_own_sweeps_are_rows_once_with_a_link_to_their_page(tmp_path):
