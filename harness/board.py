@@ -9,7 +9,6 @@ all rows: own sweeps below results/ and results/published/, entries as they were
 """
 
 import argparse
-import math
 import os
 import re
 import secrets
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from harness.storage.entry_check import EntryCheck, Step
 
 # Torch takes seconds to import: what needs it is imported late.
-_RESULTS = {True: "passed", False: "FAILED", None: "open"}
+_LONGEST = 1e6  # seconds of a step
+_RESULTS = {True: "passed", False: "FAILED", None: "undecided"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def _check(options: argparse.Namespace) -> int:
     require("DIR", str(options.entry), (entry / "entry.yaml").exists(), "a folder with entry.yaml")
     allowed = "a folder named by up to 80 letters, digits, '.', '_' and '-'"
     require("DIR", name, re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) is not None, allowed)
-    require("--seconds", seconds, 0 < seconds < math.inf, "a number above 0")
+    require("--seconds", seconds, 0 < seconds <= _LONGEST, f"above 0, at most {_LONGEST:g}")
     require(
         "--nonce", nonce, nonce.isascii() and nonce.isprintable() and len(nonce) <= 200, "up to 200 ASCII characters"
     )
@@ -85,8 +85,11 @@ def _check(options: argparse.Namespace) -> int:
     check, verdicts = checker.check(_print_step)
     if checker.found:
         write_atomically(directory / entry_check.FOUND, lambda path: save_file(checker.found, path))
-    entry_check.write_check(directory, check, verdicts)
     _print_result(check)
+    if check.status == "refused" and entry_check.is_refuted(directory):
+        say("an earlier check has refuted this entry; that check stays")
+        return FAILED
+    entry_check.write_check(directory, check, verdicts)
     say(directory / entry_check.CHECK)
     return FAILED if check.status in ("refused", "refuted") else OK
 
@@ -114,7 +117,7 @@ def _page(options: argparse.Namespace) -> int:
 
 
 def _print_step(step: "Step") -> None:
-    say(f"{step.name:10} {_RESULTS[step.passed]:7} {step.message}")
+    say(f"{step.name:10} {_RESULTS[step.passed]:9} {step.message}")
 
 
 def _print_result(check: "EntryCheck") -> None:

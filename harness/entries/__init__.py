@@ -1,1 +1,1 @@
-"""Entries to the board: networks and verdicts of others, read and checked. Nothing in an entry is run or trusted."""
+"""Entries to the board: networks and verdicts of others, read and checked. Only the network of an entry is run."""

@@ -11,7 +11,7 @@ from baselines import DATASETS, network_names
 from harness.common.errors import InputError, require
 from harness.entries.files import FILE_NAME, read_bounded
 from harness.settings import STRICT, Radius
-from harness.storage.entry_check import NetworkKind
+from harness.storage.entry_check import ExtraData, NetworkKind, VerifierKind
 from harness.sweep.schema import validate
 from harness.sweep.text import LARGEST_TEXT, parse_yaml
 from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH
@@ -127,28 +127,30 @@ class Manifest(BaseModel):
     """The SHA-256 of every file beside this one."""
     network_kind: NetworkKind
     """relu, equilibrium, lipschitz or other."""
+    verifier_kind: VerifierKind
+    """What proves the certified images: complete (branch and bound), linear bounds, IBP, Lipschitz or sampling."""
     paper: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9_.~%?=#:+/-]+$", max_length=300)] | None = None
     """An address of the paper."""
     architecture: Architecture | None = None
-    """The network, where its file has weights alone."""
+    """Needed if the file has only weights: the model's name and options."""
     normalisation: Normalisation | None = None
-    """Where it is not in the ONNX file."""
+    """(pixel - mean) / std, if the ONNX file does not do it."""
     split: Literal["test"] = "test"
     """The images: those of the test split."""
     images: int | None = Field(None, ge=1)
-    """The first so many of them; null for all."""
+    """Number of test images, from the first on; null for all."""
     norm: Literal["linf"] = "linf"
     """The norm of eps."""
     box: Annotated[list[float], AfterValidator(_check_box)] = Field(default_factory=lambda: [0.0, 1.0])
-    """The range of pixels, which changed images keep, too."""
+    """Range of pixels: [0, 1] alone."""
     training_commit: Text | None = None
-    """Of the code that trained the network."""
+    """Git commit of the training code."""
     hours: Annotated[float, Field(ge=0, le=1e7)] | None = None
-    """Of training, all networks together."""
+    """Total training time of all networks."""
     hardware: Text | None = None
-    """That it was trained on."""
-    extra_data: bool | Text = False
-    """Whether it saw other images than the training split, or which."""
+    """Hardware used for training."""
+    extra_data: ExtraData = "no"
+    """Images besides the training split that the network was trained on."""
 
     @property
     def radius(self) -> Radius:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from baselines.datasets import DATASETS
 from harness.common import names
-from harness.common.errors import InputError, error_line
+from harness.common.errors import error_line
 from harness.common.terminal import printable
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, read_literature
@@ -31,14 +31,8 @@ ALL_IMAGES = "all test images"
 PROVED, NOT_CHECKED, UNREADABLE = "proved here", "not checked", "unreadable"
 UNRANKED = ("refused", "refuted", UNREADABLE)
 NOT_NAMED = "not named"  # a verifier: it may be any
-VERIFIERS = {
-    COMPLETE: r"complete|\bbab\b|branch|beta.?crown|oval|milp",
-    LINEAR: r"crown|deeppoly|linear",
-    IBP: r"\bibp\b|interval|\bbox\b",
-    "Lipschitz": r"lipschitz",
-    "sampling": r"sampling|smoothing",
-}
-"""The kinds of verifiers, and how texts name them, the strongest first. Any other compares with itself only."""
+VERIFIERS = (COMPLETE, LINEAR, IBP, "Lipschitz", "sampling")
+"""The kinds of verifiers, the strongest first."""
 _KINDS = {
     "equilibrium": r"deq|monotone|equilibri",
     "Lipschitz": r"lipschitz|sortnet|dist",
@@ -78,7 +72,7 @@ class Group:
         """The sort key: MNIST first, then by radius, the strongest verifier first, all test images before some."""
         known = ["mnist", "fashion-mnist", "svhn", *DATASETS]
         place = known.index(self.dataset) if self.dataset in known else len(known)
-        strength = [*VERIFIERS].index(self.verifier) if self.verifier in VERIFIERS else len(VERIFIERS)
+        strength = VERIFIERS.index(self.verifier) if self.verifier in VERIFIERS else len(VERIFIERS)
         where = self.images != ALL_IMAGES, self.images
         return place, self.dataset, self.eps or 0, *where, strength, self.verifier, self.extra_data
 
@@ -115,8 +109,8 @@ class Row:
 
     @property
     def certified(self) -> Number | None:
-        """The certified error that ranks the row within its group: the checked one if there is one."""
-        return self.checked or self.reported
+        """The certified error that ranks the row within its group: the checked one, or that of a paper."""
+        return self.checked or (self.reported if self.origin == PAPER else None)
 
     @property
     def is_ranked(self) -> bool:
@@ -220,7 +214,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             if pd.notna(error := row.get(names.certified_error_after(stage))):
                 details[f"certified error by {stage}"] = f"{error:.2f} %"
         yield Row(
-            group=Group(section.dataset, Radius(section.eps), _first_match(VERIFIERS, verifier, verifier), images),
+            group=Group(section.dataset, Radius(section.eps), _kind_of(verifier), images),
             origin=PAPER if elsewhere else OURS,
             name=f"{row['model']}, {str(method).partition(', ')[0] if elsewhere else method}",
             source=str(method).partition(", ")[2] if elsewhere else study.name,
@@ -263,7 +257,7 @@ def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -
     details = {name.replace("_", " "): _words(getattr(check, name)) for name in _OF_AN_ENTRY}
     details |= {"authors": ", ".join(check.authors), "verifier": verifier}
     for step in check.steps:
-        passed = {True: "passed", False: "failed", None: "not run"}[step.passed]
+        passed = {True: "passed", False: "failed", None: "undecided"}[step.passed]
         details[f"step {step.name}"] = f"{passed}: {step.message}" if step.message else passed
     for network in check.networks:
         details[f"seed {network.seed}"] = (
@@ -275,9 +269,9 @@ def _checked_row(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -
         group=Group(
             printable(check.dataset) or "unknown",
             Radius(check.eps) if check.eps else None,
-            _first_match(VERIFIERS, verifier, verifier),
+            check.verifier_kind or NOT_NAMED,
             _images(check, verdicts),
-            _extra_data(_words(check.extra_data)),
+            _extra_data(check.extra_data),
         ),
         origin=ENTRY,
         name=printable(check.title or check.name),
@@ -327,7 +321,7 @@ def _paper_row(row: dict[Any, Any]) -> Row:
         group=Group(
             texts["dataset"],
             row["exact"],
-            _first_match(VERIFIERS, verifier, verifier),
+            verifier,
             ALL_IMAGES,
             _extra_data(texts.get("extra_data", "")),
         ),
@@ -347,8 +341,15 @@ def _paper_row(row: dict[Any, Any]) -> Row:
     )
 
 
+def _kind_of(stages: str) -> str:
+    """Return the kind of verifier of stages as `evaluated_by` has them, such as "ibp > crown-ibp > bab (2 s)"."""
+    if names.BAB in stages:
+        return COMPLETE
+    return IBP if stages == "ibp" else LINEAR
+
+
 def _extra_data(text: str) -> str:
-    return "" if text == "no" else "extra data" if text == "yes" else text
+    return "" if text == "no" else text
 
 
 def _words(value: Any) -> str:

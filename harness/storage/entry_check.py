@@ -22,6 +22,8 @@ STEPS = ("schema", "hashes", "accuracy", "witnesses", "attack", "proofs")
 Level = Literal["none", "schema", "hashes", "accuracy", "witnesses", "attack", "verifier", "proofs"]
 Status = Literal["refused", "refuted", "unconfirmed", "checked"]
 NetworkKind = Literal["relu", "equilibrium", "lipschitz", "other"]
+VerifierKind = Literal["complete", "linear bounds", "IBP", "Lipschitz", "sampling"]
+ExtraData = Literal["no", "generated", "unlabelled", "other"]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -38,8 +40,8 @@ class Reported(BaseModel):
 class Checked(BaseModel):
     """The same, computed here; None where the check did not come so far.
 
-    attack_error: also counts adversarial images found here. certified_error: an image of the sample that is not proved
-    here counts as an error, and if any is not, no image outside of the sample counts as certified.
+    attack_error: also counts adversarial images found here. certified_error: None if a claim is refuted, or if an image
+    of the sample is not proved here and some claimed images lie outside of the sample.
     """
 
     model_config = STRICT
@@ -101,13 +103,14 @@ class EntryCheck(BaseModel):
     training_commit: str | None = None
     hours: float | None = None
     hardware: str | None = None
-    extra_data: bool | str = False
+    extra_data: ExtraData = "no"
     dataset: str = ""
     split: str = ""
     eps: str = ""
     norm: str = "linf"
     images: int = 0
     network_kind: NetworkKind = "other"
+    verifier_kind: VerifierKind | None = None
     networks: list[NetworkCheck] = Field(default_factory=list)
     level: Level = "none"
     status: Status
@@ -116,6 +119,11 @@ class EntryCheck(BaseModel):
     nonce: str = ""
     manifest: str = ""
     date: str
+
+
+def is_refuted(directory: Path) -> bool:
+    """Return whether the last check of an entry refuted it. Raises InputError for a damaged file."""
+    return (directory / CHECK).exists() and read_check(directory).status == "refuted"
 
 
 def check_dir(results_dir: Path, name: str) -> Path:

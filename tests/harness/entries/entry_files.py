@@ -84,7 +84,8 @@ def write(folder, table, certificates=None, witnesses=None, **changes):
             network[name] = f"{name}.safetensors"
     manifest = {
         "title": "Plain", "authors": ["Ä. Student"], "licence": "CC-BY-4.0", "dataset": "digits", "eps": EPS,
-        "images": len(table), "network_kind": "relu", "networks": [network], **changes,
+        "images": len(table), "network_kind": "relu", "verifier_kind": "complete", "networks": [network],
+        **changes,
     }  # fmt: skip
     sign(folder, manifest)
 

@@ -299,8 +299,24 @@ def test_a_step_that_takes_too_much_time_or_memory_ends(entry):
         np.zeros(2**30, np.uint8)
     np.zeros(2**29, np.uint8)
     status, check = entry.check("--seconds", "0.001")
-    assert (status, check.status) == (1, "refused")
-    assert check.steps[0].message == "stopped after 0.001 s"
+    assert (status, check.status, check.level) == (0, "unconfirmed", "none")
+    assert [step.message for step in check.steps] == ["stopped after 0.001 s", *["not run"] * 5]
+
+
+def test_a_limit_that_no_timer_takes_is_a_wrong_request(entry, capsys):
+    assert entry.check("--seconds", "1e300") == (2, None)
+    assert "--seconds: found 1e+300, allowed: above 0, at most 1e+06" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_network_with_another_text(entry):
+    """Another text in the file makes another SHA-256."""
+    model = onnx.load(entry.folder / "network.onnx")
+    model.doc_string = "another"
+    onnx.save(model, entry.folder / "again.onnx")
+    network = entry.manifest["networks"][0]
+    entry.sign(networks=[network, network | {"seed": 1, "network": "again.onnx"}])
+    message = "networks: the seeds 0 and 1 have the same logits, allowed: one network for each seed"
+    assert entry.refused_at() == ("accuracy", message)
 
 
 def test_nothing_of_a_refused_manifest_is_written(entry):

@@ -150,7 +150,8 @@ def test_a_registered_network_with_two_seeds_is_checked(tmp_path):
         entries.append({"seed": seed, "network": f"{seed}.safetensors", "verdicts": f"{seed}.csv"})
     manifest = {
         "title": "Untrained", "authors": ["A"], "licence": "MIT", "dataset": "digits", "eps": "1/1000", "images": 20,
-        "network_kind": "relu", "networks": entries, "architecture": {"model": "conv", "width": 0.1},
+        "network_kind": "relu", "verifier_kind": "complete",
+        "networks": entries, "architecture": {"model": "conv", "width": 0.1},
     }  # fmt: skip
     entry_files.sign(folder, manifest)
     status, check = Entry(folder, tmp_path).check()
@@ -205,6 +206,9 @@ def test_a_witness_from_outside_refutes_the_entry_for_good(entry, tmp_path, caps
         status, check = entry.check(*options)
         assert (status, check.status, check.level, check.networks[0].refuted) == (1, "refuted", "witnesses", 1)
         assert check.networks[0].checked.certified_error is None
+    entry.sign(title="<script>")
+    status, check = entry.check()  # a refused entry does not hide that it was refuted
+    assert (status, check.status) == (1, "refuted")
 
 
 def test_wrong_requests(entry, tmp_path, capsys):

@@ -31,7 +31,8 @@ def write_entry(results, name="entry", verdicts=None, certified=50.0, **changes)
     steps = [{"name": "schema", "passed": True, "message": "4 rows"}]
     content = {
         "name": name, "title": name, "authors": ["A. Author"], "dataset": "cifar10", "split": "test", "eps": "8/255",
-        "images": 10_000, "network_kind": "relu", "networks": [{"seed": 0, "reported": errors, "checked": errors}],
+        "images": 10_000, "network_kind": "relu", "verifier_kind": "complete",
+        "networks": [{"seed": 0, "reported": errors, "checked": errors}],
         "level": "proofs", "status": "checked", "steps": steps, "checker": "1", "date": "2026-11-28",
     }  # fmt: skip
     check = entry_check.EntryCheck.model_validate(content | changes)
@@ -127,9 +128,9 @@ def test_an_entry_shows_what_is_reported_and_what_is_checked(tmp_path):
         }
         for seed, value in enumerate((49.0, 51.0))
     ]
-    write_entry(tmp_path, networks=networks, extra_data="CIFAR-5m")
+    write_entry(tmp_path, networks=networks, extra_data="generated")
     (row,) = read_rows(tmp_path)
-    assert (row.origin, row.check, row.seeds, row.group.extra_data) == (ENTRY, "checked", "2", "CIFAR-5m")
+    assert (row.origin, row.check, row.seeds, row.group.extra_data) == (ENTRY, "checked", "2", "generated")
     assert (row.reported.mean, row.reported.deviation, row.checked.mean) == (50, pytest.approx(2**0.5), 60)
     assert row.certified is row.checked and row.bracket == (25, 60)
     page = page_of(tmp_path)
