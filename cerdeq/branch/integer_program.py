@@ -1,7 +1,8 @@
-"""Counterexamples by an integer program (HiGHS), where few units are unstable. Nothing is proved here.
+"""Find candidate counterexamples with an integer program (HiGHS); `prove_point` checks them.
 
-The network is affine layers, ReLUs and equilibria in a chain. The program is exact for them: an unstable unit has a
-binary variable, its sign (Tjeng et al. 2019). An equilibrium's units are coupled by W.
+It runs only if few units are unstable. The network is affine layers, ReLUs and equilibria in a chain. The program is
+exact for them: an unstable unit has a binary variable, its sign (Tjeng et al. 2019). An equilibrium's units are coupled
+by W.
 """
 
 from dataclasses import dataclass
@@ -124,11 +125,11 @@ class _Program:
         ends = [(low, high)]
         parts, lows, highs = [], [], []
 
-        def add(blocks: dict[int, Any], least: Any, most: Any, rows: np.ndarray) -> None:
+        def add(blocks: dict[int, Any], lower: Any, upper: Any, rows: np.ndarray) -> None:
             empty = [sparse.csr_matrix((len(rows), size)) for size in sizes]
             parts.append(sparse.hstack([blocks[i][rows] if i in blocks else empty[i] for i in range(len(sizes))]))
-            lows.append(np.broadcast_to(least, len(rows)))
-            highs.append(np.broadcast_to(most, len(rows)))
+            lows.append(np.broadcast_to(lower, len(rows)))
+            highs.append(np.broadcast_to(upper, len(rows)))
 
         for number, layer in enumerate(layers):
             before, units, signs = max(0, 2 * number - 1), 2 * number + 1, 2 * number + 2
@@ -138,14 +139,14 @@ class _Program:
             choice = sparse.csr_matrix(
                 (np.ones(len(unstable)), (unstable, np.arange(len(unstable)))), (count, len(unstable))
             )
-            offset, least, most = layer.offset, layer.low, layer.high
+            offset, lower, upper = layer.offset, layer.low, layer.high
             add(equation, offset[stable], offset[stable], stable)
             add(equation, offset[unstable], np.inf, unstable)
-            off = equation | {signs: sparse.diags(-least) @ choice}
-            add(off, -np.inf, (offset - least)[unstable], unstable)
-            on = {units: sparse.identity(count, format="csr"), signs: sparse.diags(-most) @ choice}
+            off = equation | {signs: sparse.diags(-lower) @ choice}
+            add(off, -np.inf, (offset - lower)[unstable], unstable)
+            on = {units: sparse.identity(count, format="csr"), signs: sparse.diags(-upper) @ choice}
             add(on, -np.inf, 0.0, unstable)
-            ends += [(np.maximum(least, 0), most), (np.zeros(len(unstable)), np.ones(len(unstable)))]
+            ends += [(np.maximum(lower, 0), upper), (np.zeros(len(unstable)), np.ones(len(unstable)))]
         self.matrix = sparse.vstack(parts)
         self.low, self.high = np.concatenate(lows), np.concatenate(highs)
         self.ends = tuple(np.concatenate(end) for end in zip(*ends, strict=True))

@@ -82,7 +82,10 @@ class TAPS(Method):
         return center, lowest_positions(margins, like, self.latent_steps, self.latent_restarts)
 
     def loss(self, program: Program, batch: Batch) -> Losses:
-        """Return the loss that the class describes. Its gradient is not its derivative."""
+        """Return the loss that the class describes.
+
+        The gradient is scaled by hand (`gradient_scale`), so it is not the derivative of the value.
+        """
         center, positions = batch.latent
         start = classifier_start(program, self.classifier_relus)
         box = self._box(program, batch, center)
