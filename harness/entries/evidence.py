@@ -11,6 +11,7 @@ from cerdeq import LinfBall, margin_spec, verify
 from cerdeq.bounds import UnsupportedOperator
 from harness.attacks.counterexamples import decode, encode
 from harness.attacks.pgd import worst_point
+from harness.common.rounding import round_up
 from harness.data import Split
 from harness.entries.files import OutOfTimeError, limits
 from harness.entries.network import LoadedNetwork
@@ -37,14 +38,8 @@ def in_random_order(indices: list[int], manifest: str, nonce: str, seed: int) ->
 def box_ends(eps: Fraction) -> tuple[np.ndarray, np.ndarray]:
     """Return the smallest and the largest float64 within eps of each grey level / 255 and within [0, 1], [256] each."""
     levels = [Fraction(level, 255) for level in range(256)]
-    low = [-_round_down(-max(Fraction(0), level - eps)) for level in levels]
-    return np.array(low), np.array([_round_down(min(Fraction(1), level + eps)) for level in levels])
-
-
-def _round_down(number: Fraction) -> float:
-    """Return the largest float64 that is at most this number."""
-    nearest = float(number)
-    return nearest if Fraction(nearest) <= number else float(np.nextafter(nearest, -np.inf))
+    low = [round_up(max(Fraction(0), level - eps), np.float64) for level in levels]
+    return np.array(low), np.array([-round_up(-min(Fraction(1), level + eps), np.float64) for level in levels])
 
 
 def why_not_adversarial(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import outward_ends
 from harness.common.properties import Case, InputBox
-from harness.vnnlib.query import round_up
+from harness.common.rounding import round_up
 
 
 def decimals_inside(point: Tensor, box: InputBox) -> list[str]:

@@ -21,6 +21,7 @@ from cerdeq import Box
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError
 from harness.common.properties import LARGEST, Case, Constraint, InputBox
+from harness.common.rounding import round_up
 
 _COEFFICIENTS = "coefficients of up to 15 digits, all of a constraint of about the same size"
 
@@ -90,12 +91,6 @@ def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
         centers.append(center)
         radii.append(round_up(max(high - Fraction(center), Fraction(center) - low), np.float64))
     return Box(*(torch.tensor(ends, dtype=torch.float64).view(1, *shape) for ends in (centers, radii)))
-
-
-def round_up(number: Fraction, kind: type[np.floating]) -> float:
-    """Return the smallest float of a kind that is at least `number`."""
-    rounded = kind(float(number))
-    return float(rounded if Fraction(float(rounded)) >= number else np.nextafter(rounded, kind(np.inf)))
 
 
 def _scaled(constraint: Constraint, outputs: int) -> tuple[np.ndarray, float]:
