@@ -37,6 +37,7 @@ class Section:
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
     finished: row, seed, trial_dir and result of each finished trial.
+    verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.
     """
 
@@ -48,6 +49,7 @@ class Section:
     rows: pd.DataFrame
     settings: list[str]
     finished: pd.DataFrame
+    verifier: str
     papers: list[str]
 
     @property
@@ -207,7 +209,8 @@ def _section(
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
     listed = literature[(literature["dataset"] == dataset) & (literature["exact"] == eps)]
-    papers = best_sentences(listed, _kind_of_verifier(trials["evaluation.stages"].iloc[0]), is_full_size)
+    verifier = _kind_of_verifier(trials["evaluation.stages"].iloc[0])
+    papers = best_sentences(listed, verifier, is_full_size)
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
@@ -220,6 +223,7 @@ def _section(
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
         finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
+        verifier=verifier,
         papers=papers,
     )
 

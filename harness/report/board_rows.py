@@ -214,7 +214,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             if pd.notna(error := row.get(names.certified_error_after(stage))):
                 details[f"certified error by {stage}"] = f"{error:.2f} %"
         yield Row(
-            group=Group(section.dataset, Radius(section.eps), _kind_of(verifier), images),
+            group=Group(section.dataset, Radius(section.eps), section.verifier, images),
             origin=PAPER if elsewhere else OURS,
             name=f"{row['model']}, {str(method).partition(', ')[0] if elsewhere else method}",
             source=str(method).partition(", ")[2] if elsewhere else study.name,
@@ -339,13 +339,6 @@ def _paper_row(row: dict[Any, Any]) -> Row:
         details={"verifier": verifier, **{name.replace("_", " "): texts.get(name, "") for name in listed}},
         url=_address(texts.get("url")),
     )
-
-
-def _kind_of(stages: str) -> str:
-    """Return the kind of verifier of stages as `evaluated_by` has them, such as "ibp > crown-ibp > bab (2 s)"."""
-    if names.BAB in stages:
-        return COMPLETE
-    return IBP if stages == "ibp" else LINEAR
 
 
 def _extra_data(text: str) -> str:
