@@ -61,9 +61,8 @@ class LoadedNetwork:
 
         Raises InputError for logits that are not finite, and for margins that are not the same up to rounding.
         """
-        exact = self.prepared.model(x).numpy()
         if self.run is None:
-            logits = exact
+            logits = exact = self.prepared.model(x).numpy()
         else:
             logits, exact = self.run(x.float()), self.prepared.model(x.float().double()).numpy()
         if not (np.isfinite(logits).all() and np.isfinite(exact).all()):
