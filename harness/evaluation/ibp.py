@@ -1,9 +1,8 @@
 """Bounds by IBP, with the clean margins: the first stage of every evaluation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ def bound_margins(
     """
     size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
     slices = zip(x.split(size), labels.split(size), strict=True)
-    return join_bounds([_bound_slice(program, *part, config, seconds) for part in slices])
+    return _join_bounds([_bound_slice(program, *part, config, seconds) for part in slices])
 
 
 def bound_batch(
@@ -66,7 +65,7 @@ def bound_batch(
         return bound_margins(program, images[examples], labels[examples], config, ledger.seconds)
 
     answers = ledger.answers(names.CLEAN, ask, torch.arange(len(labels), device=images.device))
-    ledger.seconds[names.CLEAN] -= ledger.seconds.get(names.IBP, 0.0)
+    ledger.seconds[names.CLEAN] -= ledger.seconds.get(names.IBP, 0.0)  # which `bound_margins` has counted
     if not answers and len(labels) > 1 and not (ledger.verdict == names.TIMEOUT).all():
         raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
     bounded = torch.zeros_like(labels, dtype=torch.bool)
@@ -83,20 +82,15 @@ def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, conf
     """Return the standard and the IBP certified error of a float64 network, in percent."""
     program = trace(model)
     correct = certified = 0
-    for _, x, y in batches(images, labels, config.evaluation.batch_size):
-        bounds = bound_margins(program, x, y, config, {})
+    size = config.evaluation.batch_size
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
+        bounds = bound_margins(program, x.double() / 255, y, config, {})
         correct += int((bounds.prediction(y) == y).sum())
         certified += int((bounds.lower > 0).all(1).sum())
     return 100 * (1 - correct / len(images)), 100 * (1 - certified / len(images))
 
 
-def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the start of each batch, its images as float64 pixels in [0, 1], and its labels."""
-    for start in range(0, len(images), size):
-        yield start, images[start : start + size].double() / 255, labels[start : start + size]
-
-
-def join_bounds(parts: Sequence[Bounds]) -> Bounds:
+def _join_bounds(parts: Sequence[Bounds]) -> Bounds:
     """Return the bounds of the examples of all parts."""
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
     layers = average_rows([part.layers for part in parts], [len(part.lower) for part in parts])
@@ -109,11 +103,6 @@ def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dic
     total = sum(count for _, count in weighted)
     keys = weighted[0][0] if weighted else ()
     return {key: sum(count / total * row[key] for row, count in weighted) for key in keys}
-
-
-def sum_rows(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Return the sum of each entry over rows, some of which may lack it."""
-    return pd.DataFrame(list(rows)).sum().to_dict()
 
 
 def _bound_slice(program: Program, x: Tensor, labels: Tensor, config: TrialConfig, seconds: dict[str, float]) -> Bounds:

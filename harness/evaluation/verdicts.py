@@ -14,7 +14,7 @@ from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch, Proofs
-from harness.evaluation.ibp import Bounds, batches, bound_batch, join_bounds, sum_rows
+from harness.evaluation.ibp import bound_batch
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
@@ -57,26 +57,9 @@ def evaluate_part(
         SoundnessError: an example is both certified and falsified.
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
+    x = images.double() / 255
     with suppress(NotConvergedError):  # then there is nothing to compare: the network has no output, but bounds
-        refuse_another_function(network.model, network.program, LinfBall(images[:2].double() / 255, config.eps))
-    parts = [
-        _evaluate_batch(network, x, y, first + start, config)
-        for start, x, y in batches(images, labels, config.evaluation.batch_size)
-    ]
-    tables, bounds, seconds, proofs = zip(*parts, strict=True)
-    verdicts = pd.concat(tables, ignore_index=True)
-    _refuse_contradictions(verdicts, config.evaluation.stages)
-    joined = join_bounds(bounds)
-    clean = joined.clean[~joined.clean.isnan()]
-    spread = float(clean.std()) if len(clean) else 0.0
-    all_proofs = {name: tensor for tensors in proofs for name, tensor in tensors.items()}
-    return Evaluation(verdicts, joined.layers, float(clean.mean()), spread, sum_rows(seconds), all_proofs)
-
-
-def _evaluate_batch(
-    network: PreparedNetwork, x: Tensor, labels: Tensor, first: int, config: TrialConfig
-) -> tuple[pd.DataFrame, Bounds, dict[str, float], Proofs]:
-    """Return a batch's rows of the table of verdicts, bounds by IBP, seconds of each stage, and proofs."""
+        refuse_another_function(network.model, network.program, LinfBall(x[:2], config.eps))
     ledger = Ledger(len(labels), config.evaluation.stage_seconds or math.inf)
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
@@ -114,7 +97,10 @@ def _evaluate_batch(
             **ledger.columns(),
         }
     )
-    return table, bounds, ledger.seconds, proofs
+    _refuse_contradictions(table, config.evaluation.stages)
+    clean = bounds.clean[~bounds.clean.isnan()]
+    spread = float(clean.std()) if len(clean) else 0.0
+    return Evaluation(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:

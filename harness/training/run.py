@@ -20,7 +20,7 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.shards import evaluate_in_parts, merge_parts
+from harness.evaluation.parts import evaluate_in_parts, merge_parts
 from harness.machine.clock import Clock
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest

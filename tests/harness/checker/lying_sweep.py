@@ -15,13 +15,8 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.shards import (
-    certification_of,
-    certify_shard,
-    evaluate_in_parts,
-    finish_certification,
-    merge_parts,
-)
+from harness.evaluation.parts import evaluate_in_parts, merge_parts
+from harness.evaluation.shards import certification_of, certify_shard, finish_certification
 from harness.evaluation.verdicts import Evaluation
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import certification, folder

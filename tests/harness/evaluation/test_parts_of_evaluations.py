@@ -7,7 +7,7 @@ import torch
 
 from baselines import build
 from harness.data import Split
-from harness.evaluation import shards
+from harness.evaluation import parts
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.verdicts import Evaluation
 from harness.settings import EvaluationSettings
@@ -24,14 +24,14 @@ def evaluate(monkeypatch, tiny_trial, tmp_path):
     images = Split(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
 
     def evaluate_part(network, images, labels, first, config):
-        table = shards.pd.DataFrame({"index": range(first, first + len(images))})
+        table = parts.pd.DataFrame({"index": range(first, first + len(images))})
         return Evaluation(table, {}, 0.0, 1.0, {"ibp": 2.0 * len(images)}, {})
 
     def evaluate(per_part, stop_after=40):
-        monkeypatch.setattr(shards, "evaluate_part", evaluate_part)
-        monkeypatch.setattr(shards, "images_per_part", lambda *_: per_part)
+        monkeypatch.setattr(parts, "evaluate_part", evaluate_part)
+        monkeypatch.setattr(parts, "images_per_part", lambda *_: per_part)
         progress = []
-        for done in shards.evaluate_in_parts(tmp_path, network, images, 0, tiny_trial(), DIGEST):
+        for done in parts.evaluate_in_parts(tmp_path, network, images, 0, tiny_trial(), DIGEST):
             progress.append(done)
             if done >= stop_after:
                 break
@@ -46,7 +46,7 @@ def test_killed_between_parts_it_goes_on_with_the_very_same_parts(evaluate, tmp_
     (tmp_path / "shards/00039.json").write_text("{}")  # of a part that was broken off
     assert before + evaluate(per_part) == SIZES[per_part]
     assert evaluate(per_part) == [], "all is saved"
-    evaluation = shards.merge_parts(tmp_path, 40, DIGEST)
+    evaluation = parts.merge_parts(tmp_path, 40, DIGEST)
     assert evaluation.verdicts["index"].tolist() == list(range(40))
     assert evaluation.seconds["ibp"] == pytest.approx(80)
 
@@ -54,8 +54,8 @@ def test_killed_between_parts_it_goes_on_with_the_very_same_parts(evaluate, tmp_
 def test_an_evaluation_with_a_missing_part_is_not_merged(evaluate, tmp_path):
     evaluate(10)
     (tmp_path / "shards/00020.safetensors").write_bytes(b"nothing")
-    with pytest.raises(shards.DamagedFileError, match="image 20"):
-        shards.merge_parts(tmp_path, 40, DIGEST)
+    with pytest.raises(parts.DamagedFileError, match="image 20"):
+        parts.merge_parts(tmp_path, 40, DIGEST)
 
 
 @pytest.mark.parametrize(("seconds", "images"), [(60.0, 10), (30.0, 20), (None, 40), (5.0, 40)])
@@ -63,4 +63,4 @@ def test_branch_and_bound_of_a_part_ends_within_ten_minutes(tiny_trial, seconds,
     network = prepare_network(build("cnn5", dataset="digits", width=0.1).double().eval(), ("ibp", "bab"))
     pixels = Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
     settings = EvaluationSettings(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=40)
-    assert shards.images_per_part(network, pixels, settings) == images
+    assert parts.images_per_part(network, pixels, settings) == images

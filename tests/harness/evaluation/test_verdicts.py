@@ -94,11 +94,11 @@ def test_each_stage_bounds_only_undecided_examples_and_loses_no_proof(problem, n
             assert (table.loc[both, names.ATTACK_MARGIN] >= table.loc[both, later]).all()
 
 
-def test_verdicts_do_not_depend_on_batches_and_slices(problem, monkeypatch):
+def test_verdicts_do_not_depend_on_slices(problem, monkeypatch):
     model, images, labels, config = problem("cnn5", eps="1/2000")
-    first = evaluate(model, images, labels, with_settings(config, batch_size=45))
+    first = evaluate(model, images, labels, config)
     monkeypatch.setattr(ibp, "examples_in_cache", lambda *_: 7)
-    second = evaluate(model, images, labels, with_settings(config, batch_size=20))
+    second = evaluate(model, images, labels, config)
     exact, close = [names.VERDICT, names.STAGE, names.INDEX], [names.ATTACK_MARGIN, MARGIN, "margin_crown-ibp"]
     assert first.verdicts[exact].equals(second.verdicts[exact])
     for column in close:
@@ -127,7 +127,7 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
 def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, problem, monkeypatch):
     """It may be a corner; verdicts, and the margin at the point that the attack found, are those without corners."""
-    settings = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1, batch_size=40)
+    settings = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1)
     model, images, labels, config = problem(name, eps=eps, evaluation=settings)
     evaluation = evaluate(model, images, labels, config)
     table = evaluation.verdicts
@@ -240,7 +240,7 @@ def test_a_network_of_which_no_image_can_be_evaluated_is_an_error(problem, monke
         raise TypeError("no rule")
 
     monkeypatch.setattr(ibp, "bound_margins", fail)
-    with pytest.raises(RuntimeError, match="none of 40 images can be evaluated: TypeError: no rule"):
+    with pytest.raises(RuntimeError, match="none of 45 images can be evaluated: TypeError: no rule"):
         evaluate(*problem("cnn5"))
 
 
@@ -326,7 +326,7 @@ def test_only_searches_without_a_certificate_are_noted(monkeypatch):
 def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stored(name):
     """Of trained networks, at a radius where IBP decides little, after a weak attack."""
     weak = {"attack_steps": 1, "attack_restarts": 1, "attack": "margin"}
-    search = {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 30, "batch_size": 10}
+    search = {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 30}
     evaluation = evaluate(*trained(name, 20, **search, **weak))
     table = evaluation.verdicts
     bounded = table[table[names.BRANCHES].notna()]

@@ -6,7 +6,8 @@ import pytest
 
 from harness.data import load
 from harness.evaluation import shards
-from harness.evaluation.shards import certification_of, certify_shard, merge_parts
+from harness.evaluation.parts import merge_parts
+from harness.evaluation.shards import certification_of, certify_shard
 from harness.storage import certification, folder, lock
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
 from harness.training import run_trial

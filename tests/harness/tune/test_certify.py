@@ -18,8 +18,8 @@ from harness.checker.bounds import operators
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
+from harness.evaluation import parts, stages
 from harness.evaluation import shards as work
-from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
@@ -43,7 +43,7 @@ def _three_shards():
     """Ten images a shard, five a part, and no Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "_PER_SHARD", 10)
-        patch.setattr(work, "images_per_part", lambda *_: 5)
+        patch.setattr(parts, "images_per_part", lambda *_: 5)
         patch.setitem(sys.modules, "harness.tune.ray_tune", None)
         yield
 

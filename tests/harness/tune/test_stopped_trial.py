@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.common import names
 from harness.data import load
-from harness.evaluation import shards
+from harness.evaluation import parts
 from harness.machine.clock import Clock, Stopped
 from harness.storage import files, folder
 from harness.storage.folder import make_trial, trial_json
@@ -57,7 +57,7 @@ def batches(rows):
 @pytest.fixture(scope="module", autouse=True)
 def _four_parts():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "images_per_part", lambda *_: 16)
+        patch.setattr(parts, "images_per_part", lambda *_: 16)
         yield
 
 

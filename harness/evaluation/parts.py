@@ -1,0 +1,132 @@
+"""The evaluation of images in parts, each of which is saved once it is done.
+
+What divides images, from the largest to the smallest:
+
+- a shard, the job of a worker of `harness.certify`: 200 images, or 20 (shards.py); a trial has none;
+- a part, after which a stop, a save and a report of progress come: what takes about ten seconds, `images_per_part`;
+- single images, after an error or a timeout that the images of a part would share (`Ledger.answers`);
+- what fits into the cache or the memory, in each bound (cerdeq/bounds/memory.py).
+
+Numbers of an image depend on the other images of its part by rounding alone.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from cerdeq.bounds.ibp import values_of
+from cerdeq.bounds.memory import bytes_per_example
+from cerdeq.operators.interval import Context, Interval
+from harness.common import names
+from harness.data import Split
+from harness.evaluation.batch import write_proofs
+from harness.evaluation.ibp import average_rows
+from harness.evaluation.metrics import finite_or_none
+from harness.evaluation.network import PreparedNetwork
+from harness.evaluation.verdicts import Evaluation, evaluate_part
+from harness.settings import EvaluationSettings
+from harness.storage import certification, folder
+from harness.storage.files import DamagedFileError
+from harness.storage.parquet import write_table
+from harness.sweep.trial_config import TrialConfig
+
+_OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
+"""Of a part: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
+_PASSES = {names.CROWN: 0.1, names.ALPHA_CROWN: 0.3, names.BAB: 1.0}
+"""About how many backward passes a stage takes for each value of a forward pass."""
+_BAB_SECONDS = 600.0  # that branch and bound takes of a part, at most; mostly far less
+
+
+def evaluate_in_parts(
+    directory: Path, network: PreparedNetwork, images: Split, first: int, config: TrialConfig, digest: str
+) -> Iterator[int]:
+    """Evaluate images, the first of which has the index `first`, and write each part once it is done.
+
+    Yields:
+        How many images are evaluated: first those of saved parts, then after each part.
+
+    Raises:
+        SoundnessError: an example is both certified and falsified.
+    """
+    saved = certification.saved_parts(directory, first, first + len(images), digest)
+    done = sum(part.images for part in saved.values())
+    yield done
+    per_part = images_per_part(network, images, config.evaluation) if done < len(images) else 0
+    while done < len(images):
+        part = images.part(done, min(done + per_part, len(images)))
+        _evaluate_and_save(directory, network, part, first + done, config, digest)
+        done += len(part)
+        yield done
+
+
+def images_per_part(network: PreparedNetwork, images: Split, settings: EvaluationSettings) -> int:
+    """Return how many images to evaluate at a time: stops, saves and reports of progress wait for the end of a part.
+
+    It follows from the network, the stages and the kind of device, not from the speed of the machine.
+    """
+    device = next(network.model.parameters()).device
+    x = images.images[:1].to(device).float() / 255
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.attack_model(x)
+    point = Interval(x.double(), torch.zeros_like(x, dtype=torch.float64))
+    values = bytes_per_example(values_of(network.program, point, Context(sound=False))) // x.double().element_size()
+    passes = 3.0 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
+    passes += values * sum(_PASSES.get(stage, 0.0) for stage in settings.stages)
+    most = _OPERATIONS[device.type] / (passes * max(1, counter.get_total_flops()))
+    if names.BAB in settings.stages and settings.bab_seconds is not None:
+        most = min(most, _BAB_SECONDS / settings.bab_seconds)
+    return max(1, min(int(most), settings.batch_size))
+
+
+def _evaluate_and_save(
+    directory: Path, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
+) -> None:
+    device = next(network.model.parameters()).device
+    evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
+    spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
+    metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
+    save_proofs = partial(save_file, evaluation.proofs)
+    certification.write_part(directory, first, evaluation.verdicts, save_proofs, digest=digest, **metrics)
+
+
+def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
+    """Return the evaluation that all parts in a folder make up, and write its verdicts and proofs there.
+
+    Raises:
+        DamagedFileError: a part is missing or cannot be read.
+        FileNotFoundError: the folder is gone.
+    """
+    parts = certification.saved_parts(directory, 0, images, digest)
+    counts = [part.images for part in parts.values()]
+    if sum(counts) < images:
+        raise DamagedFileError(f"{directory / folder.SHARDS}: the verdicts of image {sum(counts)} cannot be read")
+    tables, proof_files = zip(*(certification.read_content(directory, *item) for item in parts.items()), strict=True)
+    verdicts = pd.concat(tables, ignore_index=True)
+    centre, spread = _pool([(part.clean_mean, part.clean_spread) for part in parts.values()], counts)
+    widths = [
+        {name: math.inf if value is None else value for name, value in part.layers.items()} for part in parts.values()
+    ]
+    files = map(load_tensors, proof_files)
+    proofs = {name: tensor for file in files for name, tensor in file.items()}
+    folder.require_there(directory)
+    write_proofs(directory, proofs)
+    write_table(directory / folder.VERDICTS, verdicts)
+    seconds = pd.DataFrame([part.seconds for part in parts.values()]).sum().to_dict()
+    return Evaluation(verdicts, average_rows(widths, counts), centre, spread, seconds, proofs)
+
+
+def _pool(moments: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:
+    """Return the mean and deviation of all numbers from those of each part; NaN if a part lacks them."""
+    if any(None in pair for pair in moments):
+        return math.nan, math.nan
+    shares = [count / sum(images) for count in images]
+    centre = sum(share * float(part or 0) for share, (part, _) in zip(shares, moments, strict=True))
+    squares = (float(spread or 0) ** 2 + (float(part or 0) - centre) ** 2 for part, spread in moments)
+    return centre, math.sqrt(sum(share * square for share, square in zip(shares, squares, strict=True)))
