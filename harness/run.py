@@ -13,7 +13,7 @@ from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_
 from harness.common.errors import require
 from harness.common.terminal import new_console
 from harness.machine.clock import Stopped
-from harness.sweep.profiles import check_keys
+from harness.sweep.file import check_keys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

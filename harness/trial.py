@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
     """Return a sweep file's trials that --only selects, and where each one's checkpoint lies, both by its label."""
-    from harness.sweep.profiles import check_keys  # needs pydantic, which trial.json files do without
+    from harness.sweep.file import check_keys  # needs pydantic, which trial.json files do without
 
     file = check_keys(path, options.profile, options.set)  # wrong keys fail before seconds of imports
     from harness.machine.device import best_device

@@ -29,7 +29,7 @@ from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
-from harness.sweep.profiles import Sweep
+from harness.sweep.file import Sweep
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
 from harness.training.run import split_images
 from harness.tune.progress import read_outcome

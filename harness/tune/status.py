@@ -22,7 +22,7 @@ from harness.settings import describe_weak_attack
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
-from harness.sweep.profiles import CPU_PROFILE
+from harness.sweep.file import CPU_PROFILE
 from harness.sweep.trial_config import FULL_PROFILE, labels
 from harness.tune.progress import minutes, percent
 from harness.tune.sweep_run import SweepRun

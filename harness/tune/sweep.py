@@ -17,7 +17,7 @@ from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import read_text, remove_unfinished
 from harness.storage.folder import Trial
-from harness.sweep.profiles import Sweep
+from harness.sweep.file import Sweep
 from harness.tracking.mlflow_sync import MlflowSync
 from harness.tune.progress import Callbacks, SweepProgress
 from harness.tune.status import print_header

@@ -21,8 +21,8 @@ from harness.machine.device import best_device
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import Trial
-from harness.sweep.file import expand_file
-from harness.sweep.profiles import CheckedFile, Sweep
+from harness.sweep.expansion import expand_file
+from harness.sweep.file import CheckedFile, Sweep
 from harness.sweep.trial_config import identity, labels, rows
 from harness.training.run import split_images
 from harness.tune.workers import check_fits

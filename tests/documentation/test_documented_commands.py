@@ -22,7 +22,7 @@ from harness.common.patterns import select_by_pattern
 from harness.leaderboard import comparisons
 from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 from harness.sweep.text import read
 from harness.sweep.trial_config import labels
 

@@ -14,7 +14,7 @@ import yaml
 from pages import ROOT, blocks, files
 
 from baselines import build
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 
 PYTHON = blocks("python")
 RUN = {page: [*group] for page, group in groupby((block for block in PYTHON if block.run), lambda block: block.page)}

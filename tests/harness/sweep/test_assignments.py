@@ -3,7 +3,7 @@
 import pytest
 from small_sweep import BASE, changed, write
 
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 from harness.sweep.trial_config import trial_key
 
 

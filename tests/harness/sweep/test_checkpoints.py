@@ -16,7 +16,7 @@ from cerdeq.equilibrium import fold
 from harness.storage.folder import copy_checkpoint
 from harness.sweep.checkpoint_settings import digest_of
 from harness.sweep.checkpoint_weights import read_weights
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 
 WIDTH = 0.1
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}

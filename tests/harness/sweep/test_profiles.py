@@ -6,7 +6,7 @@ import pytest
 from small_sweep import BASE, changed, refusal, trials_of, write
 
 from harness.settings import EvaluationSettings
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 
 
 def test_a_wrong_profile_is_refused_though_another_is_selected(tmp_path):

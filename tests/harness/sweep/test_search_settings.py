@@ -3,7 +3,7 @@
 import pytest
 from small_sweep import changed, refusal, trials_of, write
 
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 from harness.sweep.trial_config import trial_key
 
 SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}

@@ -9,8 +9,8 @@ import yaml
 from small_sweep import BASE, changed, trials_of, write
 
 from harness.common.errors import InputError
-from harness.sweep.file import load_sweep
-from harness.sweep.profiles import check_keys
+from harness.sweep.expansion import load_sweep
+from harness.sweep.file import check_keys
 
 TEXTS = {
     "empty": ("", "found nothing, allowed: a mapping"),

@@ -18,9 +18,10 @@ from test_trial_config import ELSEWHERE, OTHER
 
 from harness.common.errors import InputError
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep import file
+from harness.sweep import expansion
 from harness.sweep.buildable import check_buildable
-from harness.sweep.file import load_profiles, load_sweep
+from harness.sweep.expansion import expand_profiles, load_sweep
+from harness.sweep.file import check_keys
 from harness.sweep.schema import SweepFile, TrialEntry
 from harness.sweep.trial_config import TrialConfig, trial_key
 
@@ -131,7 +132,7 @@ def _build_each_network_once(monkeypatch, networks):
             networks[key] = check_buildable(trial)
         return networks[key]
 
-    monkeypatch.setattr(file, "check_buildable", check)
+    monkeypatch.setattr(expansion, "check_buildable", check)
 
 
 @pytest.mark.usefixtures("_build_each_network_once")
@@ -139,7 +140,7 @@ def _build_each_network_once(monkeypatch, networks):
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
     if reason := why_not_loadable(path.stem):
         pytest.skip(reason)
-    sweeps = load_profiles(path)
+    sweeps = expand_profiles(check_keys(path, None))
     assert all((sweep.name, sweep.profile) == (path.stem, profile) for profile, sweep in sweeps.items())
     digests = {profile: digest(sweep.trials) for profile, sweep in sweeps.items()}
     assert digests == json.loads(RECORD.read_text())[path.stem], __doc__
@@ -150,7 +151,7 @@ if __name__ == "__main__":
     made = {
         path.stem: before[path.stem]
         if why_not_loadable(path.stem)
-        else {profile: digest(sweep.trials) for profile, sweep in load_profiles(path).items()}
+        else {profile: digest(sweep.trials) for profile, sweep in expand_profiles(check_keys(path, None)).items()}
         for path in SWEEPS
     }
     RECORD.write_text(json.dumps(made, indent=1) + "\n")

@@ -13,7 +13,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.data import load
 from harness.storage import folder
-from harness.sweep.file import load_sweep
+from harness.sweep.expansion import load_sweep
 from harness.tune import ray_tune
 from harness.tune.workers import run_here
 
