@@ -203,8 +203,8 @@ class TrainSettings:
         check("kappa_start", start, start is None or 0 <= start <= 1, "from 0 to 1, or null for kappa throughout")
         check("l1", self.l1, 0 <= self.l1 < math.inf, "at least 0 and finite")
         parts = self.accumulate
-        divides = parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2
-        check("accumulate", parts, divides, f"a divisor of batch_size = {self.batch_size}, parts of 2 or more")
+        allowed = f"a divisor of batch_size = {self.batch_size}, parts of 2 or more"
+        check("accumulate", parts, self.can_accumulate(parts), allowed)
         norm, decay = self.clip_norm, self.ema_decay
         check("clip_norm", norm, norm is None or 0 < norm < math.inf, "above 0 and finite, or null for no clipping")
         check("regularisation", self.regularisation, 0 <= self.regularisation < math.inf, "at least 0 and finite")
@@ -219,6 +219,10 @@ class TrainSettings:
         is_positive = all(1e-6 <= value <= 1e6 for value in std)  # in float32 much smaller ones are 0
         check("std", std, is_positive, "numbers from 1e-6 to 1e6, or null for the data set's")
         check.raise_errors()
+
+    def can_accumulate(self, parts: int) -> bool:
+        """Return whether a batch can be divided into so many equal parts of 2 examples or more."""
+        return parts >= 1 and self.batch_size % parts == 0 and self.batch_size // parts >= 2
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
         raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
     else:
         trials = {str(path): _load_trial(path) for path in options.files}
-        checkpoints = {path: Path(path).with_name(folder.SOURCE) for path in trials}
+        checkpoints = {path: Path(path).with_name(folder.IMPORTED) for path in trials}
     from harness.tune.in_process import run_trials
 
     return OK if run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED

@@ -231,7 +231,7 @@ def check_weights(verdict_dir: Path) -> list[str]:
 def check_checkpoint(stored: StoredResult) -> list[str]:
     """Check that the weights of a network trained elsewhere are those of its checkpoint, if that is stored."""
     trial_dir = trial_dir_of(stored.verdict_dir)
-    path = trial_dir / folder.SOURCE
+    path = trial_dir / folder.IMPORTED
     if stored.config.checkpoint is None or not path.is_file():
         return []
     import safetensors.torch  # imported late, as torch takes seconds
@@ -242,7 +242,7 @@ def check_checkpoint(stored: StoredResult) -> list[str]:
     weights = parse_file(trial_dir / folder.WEIGHTS, safetensors.torch.load)
     expected = read_weights(path, stored.config)
     is_same = weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
-    return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.SOURCE}"]
+    return [] if is_same else [f"{folder.WEIGHTS} does not hold the weights of {folder.IMPORTED}"]
 
 
 def _entries(directory: Path) -> list[Path]:

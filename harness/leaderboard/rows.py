@@ -19,23 +19,33 @@ LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
 NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
 TWICE = f"{NOT_COUNTED}another folder has the same trial"
-_NO_SETTINGS = ("row", "trial_dir", "certified", "evaluated_by", "result", "seed", "problem", "warnings", *REPORTED)
+_NO_SETTINGS = (
+    "row",
+    "trial_dir",
+    "is_certification",
+    "evaluated_by",
+    "result",
+    "seed",
+    "problem",
+    "warnings",
+    *REPORTED,
+)
 
 
-def describe_evaluation(config: TrialConfig, certified: bool) -> str:
+def describe_evaluation(config: TrialConfig, is_certification: bool) -> str:
     """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
 
-    certified: whether it is the evaluation of `harness.certify`.
+    is_certification: whether it is the evaluation of `harness.certify`.
     """
     settings = config.evaluation
     stages = [f"{stage} ({_budget(settings)})" if stage == names.BAB else stage for stage in settings.stages]
     limit = settings.test_images
     if config.validation_images:  # a trial evaluates all of them, whatever test_images says
         images = f"{config.validation_images:,} held-out images"
-        images = f"first {limit:,} of {images}" if certified and limit else images
+        images = f"first {limit:,} of {images}" if is_certification and limit else images
     else:
         images = f"first {limit:,} test images" if limit else "all test images"
-    return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if certified else [])])
+    return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if is_certification else [])])
 
 
 def _budget(settings: EvaluationSettings) -> str:
@@ -56,7 +66,7 @@ def read_trials(*directories: Path) -> pd.DataFrame:
     certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
     rows += [_read(path, path / certification.CERTIFICATION) for path in certifications]
     stored = [row for directory in directories for row in study_tables.read_stored_trials(directory)]
-    rows += [_printable(_stored(row)) for row in sorted(stored, key=lambda row: row.certified)]
+    rows += [_printable(_stored(row)) for row in sorted(stored, key=lambda row: row.is_certification)]
     trials = pd.DataFrame(rows, dtype=object)
     if "profile" not in trials:
         first = trial_dirs[0]
@@ -84,28 +94,28 @@ def _printable(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
 
 
-def _empty(path: Path, certified: bool) -> dict[str, Any]:
+def _empty(path: Path, is_certification: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
-    row |= {"certified": certified, "evaluated_by": "", "result": None, "problem": None}
+    row |= {"is_certification": is_certification, "evaluated_by": "", "result": None, "problem": None}
     return row | {column.name: None for column in COLUMNS if column.is_required}
 
 
 def _stored(stored: study_tables.StoredTrial) -> dict[str, Any]:
     """Return a trial of a study's table as a row."""
-    row = _empty(stored.path, stored.certified)
-    row |= _settings(stored.trial, describe_evaluation(stored.trial.config, stored.certified))
+    row = _empty(stored.path, stored.is_certification)
+    row |= _settings(stored.trial, describe_evaluation(stored.trial.config, stored.is_certification))
     if stored.chosen:
         row[CHOSEN] = stored.chosen["text"]
     return row | (_other_version(stored.trial) or _numbers(stored.result, stored.trial))
 
 
 def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
-    certified = file.name == certification.CERTIFICATION
-    row = _empty(path, certified)
+    is_certification = file.name == certification.CERTIFICATION
+    row = _empty(path, is_certification)
     try:
-        trial = (folder.read_certified_trial if certified else folder.read_trial)(file)
-        row |= _settings(trial, describe_evaluation(trial.config, certified))
-        if chosen := folder.read_chosen(certification.trial_of(path) if certified else path):
+        trial = (folder.read_certified_trial if is_certification else folder.read_trial)(file)
+        row |= _settings(trial, describe_evaluation(trial.config, is_certification))
+        if chosen := folder.read_chosen(certification.trial_of(path) if is_certification else path):
             row[CHOSEN] = chosen["text"]
         return row | (_other_version(trial) or _outcome(path, trial))
     except (OSError, ValueError, KeyError) as error:

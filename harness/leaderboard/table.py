@@ -198,7 +198,7 @@ def _warnings(trials: pd.DataFrame) -> list[str]:
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     """Return the sort key of a section: full profile first, trials before certifications."""
     (dataset, eps, profile, stages), trials = part
-    return dataset, eps, profile != FULL_PROFILE, profile, bool(trials["certified"].all()), stages
+    return dataset, eps, profile != FULL_PROFILE, profile, bool(trials["is_certification"].all()), stages
 
 
 def _section(

@@ -59,7 +59,7 @@ LOG = "log.txt"
 CHOSEN = "chosen.json"
 TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
-SOURCE = "source.checkpoint"
+IMPORTED = "source.checkpoint"  # of a network trained elsewhere
 _WRITTEN = (LOG, EPOCHS, CHECKPOINT, SHARDS, WEIGHTS, RESULT, FAILURE)
 REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
@@ -109,7 +109,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 def read_trial(path: Path) -> Trial:
     """Read trial.json. Raises DamagedFileError if it is missing or damaged, or its key is another trial's."""
-    return parse_json(Path(path), parse_trial)
+    return parse_json(path, parse_trial)
 
 
 def parse_trial(content: Any) -> Trial:
@@ -125,7 +125,7 @@ def read_certified_trial(path: Path) -> Trial:
 
     Raises DamagedFileError as `read_trial` does.
     """
-    return parse_json(Path(path), parse_certified_trial)
+    return parse_json(path, parse_certified_trial)
 
 
 def parse_certified_trial(content: Any) -> Trial:
@@ -138,12 +138,12 @@ def parse_certified_trial(content: Any) -> Trial:
 def trial_dir(sweep_dir: Path, key: str) -> Path:
     """Return the folder of the trial `key` in a sweep's directory. Raises SettingError if the key is no file name."""
     _require_name(key)
-    return Path(sweep_dir) / TRIALS / key
+    return sweep_dir / TRIALS / key
 
 
 def sweep_dir_of(path: Path) -> Path:
     """Return the directory of the sweep that a trial's folder lies in, or `path` if it is not below `trials`."""
-    path = Path(path).absolute()
+    path = path.absolute()
     return path.parents[1] if path.parent.name == TRIALS else path
 
 
@@ -155,7 +155,7 @@ def _require_name(key: str, what: str = "key") -> None:
 def take_over(directory: Path, trial: Trial) -> None:
     """Make `directory` the trial's folder, with today's `source`. Raises SettingError if it is another trial's."""
     refuse_another(directory, trial)
-    path = Path(directory) / TRIAL
+    path = directory / TRIAL
     if not path.exists() or read_trial(path).config.source != trial.config.source:
         write_json(path, trial_json(trial))
 
@@ -168,7 +168,7 @@ def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
 
 def refuse_another(directory: Path, trial: Trial) -> None:
     """Raise SettingError if `directory` has another trial's trial.json or result.json."""
-    path, result = Path(directory) / TRIAL, read_result(directory)
+    path, result = directory / TRIAL, read_result(directory)
     keys = {read_trial(path).key if path.exists() else trial.key, result.key if result else trial.key}
     if others := ", ".join(keys - {trial.key}):
         allowed = f"an empty folder or that of trial {trial.key}"
@@ -177,18 +177,18 @@ def refuse_another(directory: Path, trial: Trial) -> None:
 
 def require_there(directory: Path) -> None:
     """Raise FileNotFoundError if the trial's folder is gone: it is not made again."""
-    if not Path(directory).is_dir():
+    if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the trial's folder is gone", str(directory))
 
 
 def stop_file(directory: Path) -> Path:
     """Return the file that stops the trial in a folder."""
-    return Path(directory).absolute().parents[1] / STOP
+    return directory.absolute().parents[1] / STOP
 
 
 def read_result(directory: Path) -> TrialResult | None:
     """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError, also for an older version's."""
-    path = Path(directory) / RESULT
+    path = directory / RESULT
     return parse_json(path, parse_result) if path.exists() else None
 
 
@@ -203,7 +203,7 @@ def parse_result(content: Any) -> TrialResult:
 
 def write_result(directory: Path, result: TrialResult) -> None:
     """Write result.json, the last file of a trial."""
-    write_json(Path(directory) / RESULT, asdict(result))
+    write_json(directory / RESULT, asdict(result))
 
 
 def write_failure(
@@ -214,19 +214,19 @@ def write_failure(
     last_finite: the last finite values if training diverged. repeats: True if the trial would fail again.
     """
     failure = {"error": mask_secrets(error), "last_finite": last_finite or {}, "repeats": repeats}
-    write_json(Path(directory) / FAILURE, failure)
+    write_json(directory / FAILURE, failure)
     return failure
 
 
 def is_stale(directory: Path) -> bool:
     """Return True if the trial is of another recipe version, also if today's code cannot read it."""
-    path = Path(directory) / TRIAL
+    path = directory / TRIAL
     return parse_json(path, lambda content: content["recipe_version"] != RECIPE_VERSION)
 
 
 def read_failure(directory: Path) -> dict[str, Any] | None:
     """Read why the trial failed: `error`, `last_finite`, `repeats`, as `write_failure` has them; None if it did not."""
-    path = Path(directory) / FAILURE
+    path = directory / FAILURE
 
     def parse(content: Any) -> dict[str, Any]:
         return {"error": check_types(_Failure, content)["error"], "last_finite": {}, "repeats": False} | content
@@ -244,12 +244,12 @@ class _Failure:
 
 def write_chosen(directory: Path, content: dict[str, Any]) -> None:
     """Mark the trial as chosen by a search; `text` of the content describes how."""
-    write_json(Path(directory) / CHOSEN, content)
+    write_json(directory / CHOSEN, content)
 
 
 def read_chosen(directory: Path) -> dict[str, Any] | None:
     """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
-    path = Path(directory) / CHOSEN
+    path = directory / CHOSEN
     return parse_json(path, parse_chosen) if path.exists() else None
 
 
@@ -277,7 +277,7 @@ def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.Data
 
     Raises DamagedFileError, also for a column that is missing or of another type.
     """
-    path, required = Path(directory) / VERDICTS, columns or _COLUMNS
+    path, required = directory / VERDICTS, columns or _COLUMNS
     verdicts = read_table(path)
     missing = [f"{name} is missing" for name in required if name not in verdicts]
     if problems := missing or check_columns(verdicts[required]):
@@ -303,7 +303,7 @@ def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
 
     An epoch that was trained again replaces the rows from it on.
     """
-    path = Path(directory) / EPOCHS
+    path = directory / EPOCHS
     if not path.exists():
         return []
 
@@ -340,7 +340,7 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
     """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
     if row[names.EPOCH] > 0:
         require_there(directory)
-    append_line(Path(directory) / EPOCHS, json.dumps(row, allow_nan=False))
+    append_line(directory / EPOCHS, json.dumps(row, allow_nan=False))
 
 
 def last_write(trial_dir: Path) -> float | None:
@@ -351,22 +351,22 @@ def last_write(trial_dir: Path) -> float | None:
 
 def read_training_warnings(directory: Path) -> list[str]:
     """Return the warnings of training so far, such as a line for each optimisation that failed."""
-    return _read_lines(Path(directory) / TRAINING_WARNINGS)
+    return _read_lines(directory / TRAINING_WARNINGS)
 
 
 def add_training_warnings(directory: Path, lines: list[str]) -> None:
     """Add lines to those that `read_training_warnings` returns; a line that is there is not added again."""
-    _add_lines(Path(directory) / TRAINING_WARNINGS, lines)
+    _add_lines(directory / TRAINING_WARNINGS, lines)
 
 
 def read_training_devices(directory: Path) -> list[str]:
     """Return the devices that the trial was trained on so far, in order."""
-    return _read_lines(Path(directory) / TRAINED_ON)
+    return _read_lines(directory / TRAINED_ON)
 
 
 def add_training_device(directory: Path, device: str) -> None:
     """Add a device to those that `read_training_devices` returns, unless it is there."""
-    _add_lines(Path(directory) / TRAINED_ON, [device])
+    _add_lines(directory / TRAINED_ON, [device])
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -386,4 +386,4 @@ def _add_lines(path: Path, lines: list[str]) -> None:
 
 def trial_folders(sweep_dir: Path) -> list[Path]:
     """Return all trial folders of a sweep, by name; a folder without trial.json is not a trial."""
-    return sorted(path.parent for path in Path(sweep_dir).glob(f"trials/*/{TRIAL}"))
+    return sorted(path.parent for path in sweep_dir.glob(f"trials/*/{TRIAL}"))

@@ -28,10 +28,10 @@ FOLDER = "folder"
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A row of trials.parquet. path: where its folder was; certified: whether it is a certification."""
+    """A row of trials.parquet. path: where its folder was; is_certification: whether it is a certification."""
 
     path: Path
-    certified: bool
+    is_certification: bool
     trial: Trial
     result: TrialResult
     chosen: dict[str, Any] | None
@@ -74,11 +74,11 @@ def read_stored_trials(study: Path) -> list[StoredTrial]:
 
 
 def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
-    certified = Path(row[FOLDER]).parent.name == certification.FOLDER
-    parse = folder.parse_certified_trial if certified else folder.parse_trial
+    is_certification = Path(row[FOLDER]).parent.name == certification.FOLDER
+    parse = folder.parse_certified_trial if is_certification else folder.parse_trial
     chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
     result = folder.parse_result(_json(row["result"]))
-    return StoredTrial(study / row[FOLDER], certified, parse(_json(row["trial"])), result, chosen)
+    return StoredTrial(study / row[FOLDER], is_certification, parse(_json(row["trial"])), result, chosen)
 
 
 def _json(text: str) -> Any:

@@ -16,7 +16,7 @@ from harness.sweep import plugins
 from harness.sweep.buildable import check_buildable, ignored_evaluation, ignored_settings
 from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, digest_of, read_file
 from harness.sweep.checkpoint_weights import read_weights
-from harness.sweep.file import ASSIGNED, CPU_PROFILE, CheckedFile, Sweep, check_keys, name_source, parse_keys
+from harness.sweep.file import ASSIGNED, CPU_PROFILE, CheckedFile, Sweep, check_keys, parse_keys, with_location
 from harness.sweep.grid import LARGEST, expand, names_in
 from harness.sweep.schema import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.search import check_search, make_searched
@@ -71,8 +71,8 @@ def _mark_changed(sweep: Sweep, unchanged: list[TrialConfig], mark: str) -> Swee
     return replace(sweep, trials=trials, searched=searched, changed=mark)
 
 
-def _expand(file: CheckedFile, profile: str, keys: SweepFile, content: dict[str, Any], source: Path | str) -> Sweep:
-    """Return the sweep that a content describes. Raises InputError, whose lines begin with `source`.
+def _expand(file: CheckedFile, profile: str, keys: SweepFile, content: dict[str, Any], location: Path | str) -> Sweep:
+    """Return the sweep that a content describes. Raises InputError, whose lines begin with `location`.
 
     keys: the content, checked.
     """
@@ -89,7 +89,7 @@ def _expand(file: CheckedFile, profile: str, keys: SweepFile, content: dict[str,
         if keys.search is not None:
             check_search(keys.search, keys.validation_images, searched)
     except InputError as error:
-        raise name_source(error, profile, source, file.note) from None
+        raise with_location(error, profile, location, file.note) from None
     checkpoints = {
         trial.checkpoint.sha256: resolver.checkpoint_path(entry.checkpoint)
         for trial, _, entry in expanded

@@ -16,7 +16,7 @@ from harness.sweep.trial_config import FULL_PROFILE, TrialConfig
 
 CPU_PROFILE = "cpu"
 ASSIGNED = "--set"
-"""The source that error messages name if `--set` is wrong."""
+"""The location that error messages name if `--set` is wrong."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class CheckedFile:
     assignments: Sequence[str]
     changes: dict[str, Any]
 
-    def name_source(self, error: InputError, profile: str) -> InputError:
+    def with_location(self, error: InputError, profile: str) -> InputError:
         """Return an error of the file or of `--set`, each line with both before it, and the profile after it."""
-        source = " ".join([str(self.path), *(f"--set {assignment}" for assignment in self.assignments)])
-        return name_source(error, profile, source, "")
+        location = " ".join([str(self.path), *(f"--set {assignment}" for assignment in self.assignments)])
+        return with_location(error, profile, location, "")
 
 
 def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> CheckedFile:
@@ -100,15 +100,15 @@ def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ())
     return CheckedFile(path, note, contents, keys, profile, assignments, changes)
 
 
-def parse_keys(content: dict[str, Any], profile: str, source: Path | str, note: str) -> SweepFile:
-    """Return the checked keys of a sweep file. Raises InputError, as `name_source` returns it."""
+def parse_keys(content: dict[str, Any], profile: str, location: Path | str, note: str) -> SweepFile:
+    """Return the checked keys of a sweep file. Raises InputError, as `with_location` returns it."""
     try:
         recipe = {"train": fit_to_epochs(content["train"])} if "train" in content else {}
         return validate(SweepFile, content | recipe)
     except InputError as error:
-        raise name_source(error, profile, source, note) from None
+        raise with_location(error, profile, location, note) from None
 
 
-def name_source(error: InputError, profile: str, source: Path | str, note: str) -> InputError:
-    """Return the error, each line with its source (the file or `--set`) before it, and profile and note after it."""
-    return InputError("\n".join(f"{source}: {line} (profile {profile}{note})" for line in str(error).splitlines()))
+def with_location(error: InputError, profile: str, location: Path | str, note: str) -> InputError:
+    """Return the error, each line with its location (the file or `--set`) before it, and profile and note after it."""
+    return InputError("\n".join(f"{location}: {line} (profile {profile}{note})" for line in str(error).splitlines()))

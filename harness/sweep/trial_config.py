@@ -1,4 +1,16 @@
-"""What one trial is: everything that decides its numbers, and the key that names it everywhere."""
+"""What one trial is: everything that decides its numbers, and the key that names it everywhere.
+
+A config is written in these ways:
+
+| as | by | left out |
+|---|---|---|
+| JSON, in trial.json | `to_dict`, `from_dict` | nothing |
+| the key of its folder | `trial_key` | settings at their defaults, `source` |
+| a digest, of a certification or a search | `digest_content` | `source`; younger settings at their defaults |
+| text to find trials of one row | `identity` | seed, `source` |
+| settings that tables compare | `flat_settings` | network, method, their options, seed |
+| the name of its row, in tables | `rows`, `labels` | settings in which no config differs |
+"""
 
 import dataclasses
 import hashlib

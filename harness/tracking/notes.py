@@ -16,7 +16,7 @@ _MAX_LENGTH = 5000  # characters that every store takes
 def describe_run(trial: Trial, row: str, run_id: str, uri: str) -> str:
     """Return a note with a trial's row, how it is evaluated, and how to run it again. uri: without a password."""
     config = trial.config
-    evaluation = markdown_text(describe_evaluation(config, certified=False))
+    evaluation = markdown_text(describe_evaluation(config, is_certification=False))
     return (
         f"**{markdown_text(row)}**, seed {config.seed}: {config.dataset}, l-inf eps {config.eps}, profile "
         f"{markdown_text(config.profile)}; evaluated by {evaluation}.\n\n"

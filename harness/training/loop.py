@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
-from harness.common.errors import SettingError
 from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.clock import Clock, Stopped
@@ -78,15 +77,16 @@ def train(
     """
     clock = clock or Clock()
     data = images.to(device), labels.to(device)
-    smaller = _with_smaller_parts(config)
+    parts = 2 * config.train.accumulate
     if not divided_batches(config, read_epochs(trial_dir)):
         try:
-            return _train(config, *data, trial_dir, report, clock, divided=False)
+            return _train(config, *data, trial_dir, report, clock, is_divided=False)
         except (RuntimeError, MemoryError) as error:
-            if smaller is None or not is_out_of_memory(error):
+            if not (config.train.can_accumulate(parts) and is_out_of_memory(error)):
                 raise
         free_memory()  # here, where the error no longer holds the tensors
-    return _train(smaller or config, *data, trial_dir, report, clock, divided=True)
+    smaller = replace(config, train=replace(config.train, accumulate=parts))
+    return _train(smaller, *data, trial_dir, report, clock, is_divided=True)
 
 
 def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
@@ -96,18 +96,10 @@ def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[s
     return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []
 
 
-def _with_smaller_parts(config: TrialConfig) -> TrialConfig | None:
-    """Return the config with each part of a batch divided by two, or None if a part is too small for that."""
-    try:
-        return replace(config, train=replace(config.train, accumulate=2 * config.train.accumulate))
-    except SettingError:
-        return None
-
-
 def _train(
-    config: TrialConfig, images: Tensor, labels: Tensor, trial_dir: Path, report: Report, clock: Clock, divided: bool
+    config: TrialConfig, images: Tensor, labels: Tensor, trial_dir: Path, report: Report, clock: Clock, is_divided: bool
 ) -> nn.Sequential:
-    """Train as `train` does. divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
+    """Train as `train` does. is_divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
     device, last, asked = images.device, config.train.epochs, config.train.precision
     before = read_epochs(trial_dir)
     chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
@@ -115,8 +107,8 @@ def _train(
     config = replace(config, train=replace(config.train, precision=precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
-    cannot_divide = divided or _with_smaller_parts(config) is None
-    stepper = Stepper(config, model, images, labels, divided=cannot_divide)
+    is_last_try = is_divided or not config.train.can_accumulate(2 * config.train.accumulate)
+    stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
@@ -135,7 +127,7 @@ def _train(
         _decide_compilation(stepper, compiled[-1] if compiled else None)
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, trial_dir)
-        if divided:
+        if is_divided:
             row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         if asked == "auto":
             row[names.TRAIN_BF16] = float(precision == "bf16")
@@ -199,11 +191,11 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = _draws(stepper, epoch)
     torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
+    radii = [ramp((epoch - 1) * steps + step) for step in range(steps)]
     reports = []
     started = time.perf_counter()
     with tf32(stepper.images.device, settings.precision == "tf32"):
-        for step in range(steps):
-            eps = ramp((epoch - 1) * steps + step)
+        for step, eps in enumerate(radii):
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
@@ -211,7 +203,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
     seen = steps * settings.batch_size
     metrics = {
         names.TRAIN_LOSS: float(loss.mean()),
-        names.TRAIN_EPS: eps,
+        names.TRAIN_EPS: radii[-1],
         names.TRAIN_LEARNING_RATE: rate,
         names.TRAIN_STANDARD_ERROR: 100 * (1 - float(clean.sum()) / seen),
         names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),

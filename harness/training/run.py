@@ -175,7 +175,7 @@ def _train(
 
 def _copy_weights(config: TrialConfig, trial_dir: Path) -> dict[str, float]:
     """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
-    state = read_weights(trial_dir / folder.SOURCE, config)
+    state = read_weights(trial_dir / folder.IMPORTED, config)
     write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
     model = load_network(config, trial_dir / folder.WEIGHTS)
     return {names.PARAMETERS: sum(parameter.numel() for parameter in model.parameters())}

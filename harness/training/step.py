@@ -39,7 +39,8 @@ class Stepper:
     if the method does not bound whole balls).
 
     compiled: True if the losses of training and of attacks are compiled.
-    divided: True if batches cannot be divided further for lack of memory; then a graph that does not fit is given up.
+    is_last_try: False if the caller tries again with smaller parts of batches once memory runs out; if True, a graph
+        that does not fit is given up.
     failed_optimisations: a line for each optimisation that failed; steps go on without it.
 
     Made from these:
@@ -53,7 +54,7 @@ class Stepper:
     images: Tensor
     labels: Tensor
     compiled: bool = False
-    divided: bool = False
+    is_last_try: bool = False
     failed_optimisations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +135,8 @@ class Stepper:
     def _make_step(self, choices: Choices, method: str) -> Callable[[Choices], Tensor]:
         """Return a function that takes one step by `method`, with every optimisation that works on this machine.
 
-        Trial steps show which do; the model, the optimiser and the random generators are restored after them.
+        Trial steps show which do; the model, the optimiser and the random generators are restored after them. An eager
+        step on a CPU has no trial: channels-last format and fused Adam work on all of them.
 
         Raises:
             Exception: an eager step without any optimisation fails, or memory runs out.
@@ -155,7 +157,7 @@ class Stepper:
                     suspect = CUDA_GRAPHS
                     return CapturedStep(eager, choices, stream)
             except Exception as error:  # whatever a compiler, a driver or a library may do
-                is_too_large = is_out_of_memory(error) and not (self.divided and suspect == CUDA_GRAPHS)
+                is_too_large = is_out_of_memory(error) and not (self.is_last_try and suspect == CUDA_GRAPHS)
                 if is_too_large or not self._give_up(suspect, error):
                     raise
             self._free_gradients()  # here, where the error holds neither graphs nor gradients

@@ -55,7 +55,7 @@ def run_trials(
         make_directory(trial_dirs[name])
         folder.take_over(trial_dirs[name], trial)
         if trial.config.checkpoint is not None:
-            folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dirs[name] / folder.SOURCE)
+            folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dirs[name] / folder.IMPORTED)
     return _train({trial_dirs[name]: trial for name, trial in to_run.items()}, by_key, data_dir)
 
 
@@ -89,6 +89,6 @@ def _find_checkpoint(file: Path, trial_dir: Path, checkpoint: Checkpoint) -> Pat
 
     Raises InputError if there is none, or another one.
     """
-    stored = trial_dir / folder.SOURCE
+    stored = trial_dir / folder.IMPORTED
     read_file(path := stored if stored.exists() else file, checkpoint)
     return path

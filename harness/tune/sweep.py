@@ -106,7 +106,7 @@ def _prepare_folders(run: SweepRun, to_run: list[Trial], console: Console) -> No
     for trial in to_run:
         if (checkpoint := trial.config.checkpoint) is not None:
             path = run.sweep.checkpoints[checkpoint.sha256]
-            folder.copy_checkpoint(checkpoint, path, run.trial_dirs[trial.key] / folder.SOURCE)
+            folder.copy_checkpoint(checkpoint, path, run.trial_dirs[trial.key] / folder.IMPORTED)
     shutil.rmtree(run.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
     for directory in (run.sweep_dir, run.sweep_dir / folder.FIGURES):
         remove_unfinished(directory)

@@ -166,7 +166,7 @@ def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes:
         for config in sweep.trials:
             split_images(config, data)
     except InputError as error:
-        raise file.name_source(error, sweep.profile) from None
+        raise file.with_location(error, sweep.profile) from None
     return sweep, data.summary() | {"title": data.info.title}
 
 
@@ -175,7 +175,7 @@ def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], f
     try:
         check_fits(machines, sweep.resources.cpu, gpu)
     except InputError as error:
-        raise file.name_source(error, sweep.profile) from None
+        raise file.with_location(error, sweep.profile) from None
 
 
 def check_owner(sweep_dir: Path, sweep: Sweep) -> None:

@@ -36,9 +36,9 @@ def study(tmp_path_factory, store):
 
 def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(study, capsys):
     trial_dir, key = study.trial_dirs["conv", 0], study.trials["conv", 0].key
-    expected = {folder.TRIAL, folder.SOURCE, folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
+    expected = {folder.TRIAL, folder.IMPORTED, folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
     assert {path.name for path in trial_dir.iterdir()} == expected | {folder.LOG}
-    assert (trial_dir / folder.SOURCE).read_bytes() == (study.root / "net.pt").read_bytes()
+    assert (trial_dir / folder.IMPORTED).read_bytes() == (study.root / "net.pt").read_bytes()
     result, run = folder.read_result(trial_dir), study.runs[key]
     assert run.info.status == "FINISHED" and run.data.metrics[names.CERTIFIED_ERROR] > 0
     digest = json.loads((trial_dir / folder.TRIAL).read_text())["config"]["checkpoint"]["sha256"]
@@ -59,16 +59,16 @@ def test_weights_that_are_not_the_checkpoint_s_are_not_confirmed(study, tmp_path
     shutil.copytree(study.trial_dirs["conv", 0], trial_dir)
     content = torch.load(study.root / "net.pt")
     content["net"]["conv.bias"] += 1
-    torch.save(content, trial_dir / folder.SOURCE)
+    torch.save(content, trial_dir / folder.IMPORTED)
     assert main("recheck", [str(sweep_dir)]) == 1
     assert "checkpoint.sha256: found" in capsys.readouterr().out
-    shutil.copy(study.root / "net.pt", trial_dir / folder.SOURCE)
+    shutil.copy(study.root / "net.pt", trial_dir / folder.IMPORTED)
     weights = load_file(trial_dir / folder.WEIGHTS)
     save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, trial_dir / folder.WEIGHTS)
     assert main("recheck", [str(sweep_dir)]) == 1
     assert "does not hold the weights of source.checkpoint" in capsys.readouterr().out
     save_file(weights, trial_dir / folder.WEIGHTS)
-    (trial_dir / folder.SOURCE).unlink()
+    (trial_dir / folder.IMPORTED).unlink()
     assert main("recheck", [str(sweep_dir)]) == 0, "published results have no copy of the file"
 
 
@@ -86,9 +86,9 @@ def reported_row(study):
 def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
     assert main("trial", [str(study.file), "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
-    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.SOURCE).exists()
+    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.IMPORTED).exists()
     assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
-    (trial_dir / folder.SOURCE).unlink()
+    (trial_dir / folder.IMPORTED).unlink()
     capsys.readouterr()
     assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
     assert "checkpoint: found no file" in capsys.readouterr().err

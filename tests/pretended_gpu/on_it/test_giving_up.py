@@ -95,7 +95,7 @@ def test_an_error_of_the_step_itself_is_raised(tiny_trial, eager_fails):
 
 @pytest.mark.parametrize("fault", GRAPH_FAULTS)
 def test_a_graph_that_does_not_fit_is_given_up_once_batches_cannot_be_divided(tiny_trial, fault):
-    stepper = stepper_of(tiny_trial(), "cuda", divided=True)
+    stepper = stepper_of(tiny_trial(), "cuda", is_last_try=True)
     with failing(fault):
         take_steps(stepper, 2)
     (line,) = stepper.failed_optimisations
