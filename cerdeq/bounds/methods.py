@@ -70,7 +70,7 @@ def lower_bounds(
         x, spec = Interval(x.center.clone(), x.radius.clone()), spec.clone()  # the caller's may be of inference mode
         if float32 is None or target is None or not torch.equal(spec.float().to(spec), spec):
             return _in_parts(record, program, x, spec, target, memory)
-        cheap = min(record, BOUNDS["crown-ibp"], key=list(BOUNDS.values()).index)
+        cheap = BOUNDS["crown-ibp"] if record.linear else record
         try:
             lower = _in_parts(cheap, float32, float32_box_around(x), spec.float(), target, memory).to(x.center)
         except PrecisionError:

@@ -141,7 +141,7 @@ def _sound_bound(
         return {
             "coefficients": of_z,
             "splits": of_p,
-            "multiplier": (of_p[0] + of_z[0] - relaxation.sign * relaxation.half, of_p[1] + of_z[1]),
+            "multiplier": (of_p[0] + of_z[0] - relaxation.side * relaxation.half, of_p[1] + of_z[1]),
             "pulled": rounding_costs(apply_weight(weight.abs(), size), 2 * terms),
             "residual": (of_z[0] + z.radius, of_z[1]),
         }

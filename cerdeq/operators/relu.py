@@ -1,6 +1,12 @@
 """ReLU, leaky ReLU and absolute values: boxes with their derivative for training, and the lines around them.
 
-The two lines around a ReLU are those of Zhang et al. (2018).
+The two lines around a ReLU are those of Zhang et al. (2018). Coefficients A on f(p) become, with the mean of the
+lines' slopes, half their difference (gap), half the chord's offset, and the side of f on which the chord lies,
+
+    A . f(p) >= (A mean + |A| gap) . p + A . half + side |A| . half
+
+by `pull_through_lines` and its derivatives, by `_ThroughUnits` at unstable units alone, by `_sound_through` less the
+costs of rounding.
 """
 
 from dataclasses import dataclass
@@ -115,7 +121,7 @@ class Relaxation:
     gap: Tensor
 
     @property
-    def sign(self) -> int:
+    def side(self) -> int:
         """-1 if the chord is the upper line, 1 if it is the lower one."""
         return -1 if self.convex else 1
 
@@ -196,31 +202,31 @@ def pull_through_lines(ctx: Backward, relaxation: Relaxation, coefficients: Tens
     difference times the magnitudes.
     """
     if not ctx.sound:
-        return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.sign)
+        return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.side)
     sizes = coefficients.abs()
-    constant = dot(ctx, coefficients, relaxation.half) + relaxation.sign * dot(ctx, sizes, relaxation.half)
+    constant = dot(ctx, coefficients, relaxation.half) + relaxation.side * dot(ctx, sizes, relaxation.half)
     return (coefficients * relaxation.mean).addcmul_(sizes, relaxation.gap), constant
 
 
 class _Through(torch.autograd.Function):
-    """A mean + |A| gap, and A . half + sign |A| . half, with a backward pass that is element-wise.
+    """A mean + |A| gap, and A . half + side |A| . half, with a backward pass that is element-wise.
 
     Autograd's own takes twice as many passes over tensors as large as A, and products of vectors that no compiler
     fuses.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, mean, gap, half)
-        ctx.sign = sign
-        return _pulled_through(a, mean, gap, half, sign)
+        ctx.side = side
+        return _pulled_through(a, mean, gap, half, side)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, mean, gap, half = ctx.saved_tensors
         outer = of_pulled, of_constant
-        return *_gradients_through(a, mean, gap, half, ctx.sign, outer, ctx.needs_input_grad[3]), None
+        return *_gradients_through(a, mean, gap, half, ctx.side, outer, ctx.needs_input_grad[3]), None
 
 
 class _ThroughUnits(torch.autograd.Function):
@@ -231,13 +237,13 @@ class _ThroughUnits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, splits: Tensor, half: Tensor, sign: int, units: Tensor,
+        ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, splits: Tensor, half: Tensor, side: int, units: Tensor,
         exact: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         of_units = a.flatten(2).index_select(2, units)
         ctx.save_for_backward(of_units, mean, gap, half, units, exact)
-        ctx.sign = sign
-        pulled, constant = _pulled_through(of_units, mean, gap, half, sign)
+        ctx.side = side
+        pulled, constant = _pulled_through(of_units, mean, gap, half, side)
         return _replaced(a * exact, units, pulled - splits), constant
 
     @staticmethod
@@ -245,7 +251,7 @@ class _ThroughUnits(torch.autograd.Function):
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, mean, gap, half, units, exact = ctx.saved_tensors
         of_units = of_pulled.flatten(2).index_select(2, units)
-        of_a, of_mean, of_gap, _ = _gradients_through(a, mean, gap, half, ctx.sign, (of_units, of_constant), False)
+        of_a, of_mean, of_gap, _ = _gradients_through(a, mean, gap, half, ctx.side, (of_units, of_constant), False)
         return _replaced(of_pulled * exact, units, of_a), of_mean, of_gap, -of_units, None, None, None, None
 
 
@@ -256,23 +262,23 @@ def _replaced(coefficients: Tensor, units: Tensor, values: Tensor) -> Tensor:
     return coefficients
 
 
-def _pulled_through(a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+def _pulled_through(a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return `_Through` without gradients."""
     sizes, pass_back = a.abs(), Backward(sound=False)
-    constant = dot(pass_back, a, half) + sign * dot(pass_back, sizes, half)
+    constant = dot(pass_back, a, half) + side * dot(pass_back, sizes, half)
     return torch.addcmul(a * mean, sizes, gap), constant
 
 
 def _gradients_through(
-    a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, sign: int, outer: tuple[Tensor, Tensor], for_half: bool
+    a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int, outer: tuple[Tensor, Tensor], for_half: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of a, mean, gap and, if wanted, half, from those of both results."""
     of_pulled, of_constant = outer
     signs, of_constant = a.sgn(), of_constant.view(*of_constant.shape, *[1] * (a.dim() - 2))
     shared = of_constant * per_row(half)
-    of_a = of_pulled * mean + shared + signs * (of_pulled * gap + sign * shared)
+    of_a = of_pulled * mean + shared + signs * (of_pulled * gap + side * shared)
     products = of_pulled * a
-    of_half = (of_constant * (a + sign * a.abs())).sum(1) if for_half else None
+    of_half = (of_constant * (a + side * a.abs())).sum(1) if for_half else None
     return of_a, products.sum_to_size(mean.shape), (products * signs).sum_to_size(gap.shape), of_half
 
 
@@ -313,7 +319,7 @@ def _through_units(
     exact = torch.where(box.lower < 0, negative_slope, torch.ones_like(box.lower))
     splits = split_terms(ctx)
     splits = relaxation.mean.new_zeros(()) if splits is None else splits
-    lines = relaxation.mean, relaxation.gap, splits, relaxation.half, relaxation.sign
+    lines = relaxation.mean, relaxation.gap, splits, relaxation.half, relaxation.side
     pulled, constant = _ThroughUnits.apply(coefficients, *lines, units, exact.unsqueeze(1))
     return Pulled((pulled,), constant)
 
@@ -323,7 +329,7 @@ def _sound_through(ctx: Backward, relaxation: Relaxation, coefficients: Tensor, 
 
     def weights() -> tuple[Tensor, ...]:
         costs, rest = rounding_costs(_magnitude_on_lines(relaxation, x), 5)  # one more for the difference below
-        return relaxation.mean, relaxation.gap, relaxation.half, relaxation.sign * relaxation.half - costs, rest
+        return relaxation.mean, relaxation.gap, relaxation.half, relaxation.side * relaxation.half - costs, rest
 
     mean, gap, half, of_sizes, rest = ctx.constant("weights", weights)
     sizes = coefficients.abs()
