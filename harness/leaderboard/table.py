@@ -7,7 +7,6 @@ not counted.
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class Section:
 
     heading: str
     dataset: str
-    eps: Fraction
+    eps: Radius
     is_full_size: bool
     notes: list[str]
     rows: pd.DataFrame
@@ -202,7 +201,7 @@ def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
 
 
 def _section(
-    key: tuple[str, Fraction, str, str], trials: pd.DataFrame, rows: pd.DataFrame, literature: pd.DataFrame
+    key: tuple[str, Radius, str, str], trials: pd.DataFrame, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
     dataset, eps, profile, stages = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
@@ -215,7 +214,7 @@ def _section(
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
     return Section(
-        heading=f"{dataset}, eps {trials['eps'].iloc[0]}, profile {profile}, {stages}",
+        heading=f"{dataset}, eps {eps}, profile {profile}, {stages}",
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
