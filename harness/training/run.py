@@ -73,19 +73,17 @@ def run_folder(
     directory: Path,
     report: Report,
     data_dir: str | None,
-    clock: Clock | None = None,
+    clock: Clock,
     code: str | None = None,
 ) -> folder.TrialResult:
     """Run the trial whose trial.json the folder holds, as `run_trial` does.
 
     Args:
-        clock: by default, the trial stops once the stop file is in the sweep's directory.
         code: the `source_digest()` of the machine that asks for it.
 
     Raises:
         SettingError: the code here is another one.
     """
-    clock = clock or Clock(asked=folder.stop_file(directory).exists)
     with _log_and_record_failure(directory):
         if code is not None:
             own = source_digest()

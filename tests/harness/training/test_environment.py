@@ -10,6 +10,7 @@ import harness
 from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine import environment
+from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import run_folder
 from harness.training.run import NOT_RETRIED
@@ -18,7 +19,7 @@ from harness.training.run import NOT_RETRIED
 def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):
     folder.take_over(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
     with pytest.raises(SettingError, match=f"code: found '{environment.source_digest()}'") as caught:
-        run_folder(tmp_path, print, None, code="0" * 16)
+        run_folder(tmp_path, print, None, Clock(), code="0" * 16)
     assert isinstance(caught.value, NOT_RETRIED)
     assert "the driver's, 0000000000000000" in folder.read_failure(tmp_path)["error"]
     assert not (tmp_path / folder.EPOCHS).exists()
