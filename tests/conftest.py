@@ -31,7 +31,12 @@ def pytest_cmdline_main(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give a process one file at a time, and all tests that share Ray and MLflow stores to one process."""
+    """Give a process one file at a time, and all tests that share Ray and MLflow stores to one process.
+
+    Tests for a GPU lie in few files: those are spread one by one, by xdist's own scheduler.
+    """
+    if config.option.markexpr == "gpu":
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

@@ -1,6 +1,6 @@
 """List the kernels of a captured training step of CNN-7 by IBP, with their time, and what the step could reach.
 
-uv run python -m tests.gpu.kernels OUT
+uv run python tests/gpu/kernels.py OUT
 """
 
 import argparse
