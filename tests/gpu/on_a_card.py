@@ -24,7 +24,7 @@ from processes import workers  # noqa: E402
 WORTH_READING = ("given up", "warning", "out of memory", "failed", "error:")
 QUICKSTART = ["sweeps/quickstart.yaml", "--profile", "full"]
 EAGER = ["--set", "train.compile=never", "--set", "train.decay_epochs=[]"]
-LONG = [*QUICKSTART, "--only", "cnn7 *", "--set", "train.epochs=60", *EAGER]
+LONG = [*QUICKSTART, "--only", "cnn7 *", "--set", "train.epochs=30", *EAGER]
 LARGE = [*QUICKSTART, "--only", "cnn7 crown-ibp seed 0", "--set", "train_images=512", "--set", "train.batch_size=512"]
 LARGE += ["--set", "width=0.5", "--set", "train.epochs=2", "--set", "train.ramp_epochs=1", *EAGER]
 TOO_SMALL, HALF = 100e6, 450e6  # bytes of tensors; a step of LARGE takes 630e6, on half of a batch 340e6
