@@ -121,16 +121,29 @@ def convolve(weight: Array, x: Array, stride: int, padding: int, groups: int = 1
     return np.concatenate(parts, axis=1)
 
 
+def used_part(a: Array) -> tuple[slice, ...]:
+    """Return the smallest rectangle of pixels of a [K, C, H, W] outside of which it is 0; all of another shape."""
+    if a.ndim != 4:
+        return (slice(None),)
+    is_used = a.any((0, 1))
+    ends = [np.flatnonzero(is_used.any(axis))[[0, -1]] if is_used.any() else (0, 0) for axis in (1, 0)]
+    return slice(None), slice(None), *(slice(int(first), int(last) + 1) for first, last in ends)
+
+
 def convolve_back(weight: Array, a: Array, shape: tuple[int, ...], stride: int, padding: int, groups: int = 1) -> Array:
     """Apply the transpose of `convolve` to coefficients a [K, O, h, w] of its result: those of x, [K, *shape]."""
-    (rows, columns), size, (channels, height, width) = a.shape[2:], weight.shape[-1], shape
+    size, (channels, height, width) = weight.shape[-1], shape
     image = np.zeros((len(a), channels, height + 2 * padding, width + 2 * padding))
+    part = used_part(a)
+    a = a[part]
+    (rows, columns), corner = a.shape[2:], [stride * pixels.start for pixels in part[2:]]
     parts = np.split(weight, groups), np.split(a, groups, axis=1), np.split(image, groups, axis=1)  # views of the image
     for kernel, coefficients, gradient in zip(*parts, strict=True):
         taps = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel)) @ coefficients.reshape(*coefficients.shape[:2], -1)
         taps = taps.reshape(len(a), size, size, -1, rows, columns)
         for i in range(size):
             for j in range(size):
-                pixels = slice(i, i + stride * (rows - 1) + 1, stride), slice(j, j + stride * (columns - 1) + 1, stride)
+                top, left = corner[0] + i, corner[1] + j
+                pixels = slice(top, top + stride * rows, stride), slice(left, left + stride * columns, stride)
                 gradient[:, :, *pixels] += taps[:, i, j]
     return image[:, :, padding : padding + height, padding : padding + width]

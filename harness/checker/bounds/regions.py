@@ -96,7 +96,8 @@ def _is_unstable(p: Box) -> Array:
 def _tighten(network: Network, region: Region, box: Box, mask: Array, parts: dict[int, Array | None]) -> Box:
     """Tighten `box` [1, *shape] of a sum of values where `mask`. parts: each value's W, None for the value itself."""
     lower, upper = box.lower.copy(), box.upper.copy()
-    neurons, count = np.flatnonzero(mask), rows_at_once(region)
+    by_pixel = np.moveaxis(np.arange(mask.size).reshape(mask.shape), 1, -1)  # neurons of a batch see few other pixels
+    neurons, count = by_pixel[np.moveaxis(mask, 1, -1)], rows_at_once(region)
     for start in range(0, len(neurons), count):
         indices = neurons[start : start + count]
         rows = np.zeros((2 * len(indices), lower.size))
