@@ -22,8 +22,8 @@ def on_a_gpu(test):
     return test
 
 
-def assert_compiled_steps_are_eager_ones(config, count: int, backend: str):
-    """The loss is one graph: fullgraph refuses anything that is not."""
+def assert_compiled_steps_are_eager_ones(config, count: int, backend: str, first: int = 0):
+    """The loss is one graph: fullgraph refuses anything that is not. first: step; eps grows until step 3."""
     torch.compiler.reset()
     eager, compiled = stepper_of(config), stepper_of(config)
     compiled.losses = {
@@ -33,7 +33,7 @@ def assert_compiled_steps_are_eager_ones(config, count: int, backend: str):
     reports = []
     for stepper in (eager, compiled):
         torch.manual_seed(0)
-        reports.append(take_steps(stepper, count))
+        reports.append(torch.stack([take_step(stepper, index) for index in range(first, first + count)]))
     assert reports[0][:, 0].isfinite().all(), "losses; what a method does not bound is NaN"
     torch.testing.assert_close(*reports, rtol=1e-3, atol=1e-3, equal_nan=True)
 
@@ -44,6 +44,12 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
     backend = "aot_eager" if (model, method) == ("cerdeq", "crown-ibp") else "eager"
     config = tiny_trial(model, method=method, method_options=options, options=FEW.get(model, {}))
     assert_compiled_steps_are_eager_ones(config, 4, backend)
+
+
+@pytest.mark.parametrize("method", ["taps", pytest.param("staps", marks=pytest.mark.slow)])
+def test_the_compiled_loss_on_latent_points_takes_the_same_steps(tiny_trial, method):
+    """Once eps has grown: before that, IBP or SABR trains."""
+    assert_compiled_steps_are_eager_ones(tiny_trial(method=method), 2, "eager", first=4)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from steppers import BOUNDING, choices_of, stepper_of, take_steps
 pytestmark = pytest.mark.filterwarnings("default")  # as of Triton and Inductor
 
 METHODS = [*BOUNDING, ("plain", {}), ("pgd", {"attack_steps": 2}), ("sabr", {}), ("mtl-ibp", {})]
+METHODS += [("taps", {"latent_steps": 2}), ("staps", {"latent_steps": 2})]
 FEW_ITERATIONS = {"iterations": 3, "backward_iterations": 2}  # what is checked is the same for each
 NETWORKS = {
     "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
