@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
 from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
+
+if TYPE_CHECKING:
+    from cerdeq.onnx.compare import Runtime
 
 
 def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
@@ -40,8 +43,8 @@ class LoadedFile(NamedTuple):
     """network: in the bytes of an ONNX file. run: runs it in onnxruntime. run_file: runs the file, with its Softmax."""
 
     network: OnnxNetwork
-    run: RunInFloat32
-    run_file: RunInFloat32
+    run: "Runtime"
+    run_file: "Runtime"
 
 
 def load_content(content: bytes, path: str | PathLike[str], drop_softmax: bool = False) -> LoadedFile:
@@ -51,18 +54,18 @@ def load_content(content: bytes, path: str | PathLike[str], drop_softmax: bool =
     Raises OnnxError as `load_onnx` does.
     """
     _require_packages()
-    from cerdeq.onnx.compare import onnxruntime_of, refuse_other_outputs, refuse_other_softmax
+    from cerdeq.onnx.compare import Runtime, refuse_other_outputs, refuse_other_softmax
     from cerdeq.onnx.file import parse, without_last_softmax
     from cerdeq.onnx.graph import network_of
 
     whole = parse(content, Path(path))
     file = without_last_softmax(whole) if drop_softmax else whole
     network = network_of(file)
-    run = onnxruntime_of(file, network.output_shape)
+    run = Runtime(file, network.output_shape)
     refuse_other_outputs(network, run, file.path)
     if file is whole:
         return LoadedFile(network, run, run)
-    run_file = onnxruntime_of(whole, network.output_shape)
+    run_file = Runtime(whole, network.output_shape)
     refuse_other_softmax(run, run_file, network, file.path)
     return LoadedFile(network, run, run_file)
 

@@ -84,31 +84,40 @@ def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str, 
         )
 
 
-def onnxruntime_of(file: File, output_shape: tuple[int, ...]) -> RunInFloat32:
-    """Return a function from points [N, *shape] to their outputs [N, *output_shape] by onnxruntime, in float32.
+class Runtime:
+    """A file in onnxruntime, in float32: a function from points [N, *shape] to outputs [N, *output_shape].
 
-    The file is run without its `last_softmax`. Each point is a batch of its own. Both raise OnnxError.
+    The file is run without its `last_softmax`. Each point is a batch of its own. All that is called raises OnnxError.
     """
-    model = file.model
-    if file.last_softmax is not None:
-        model = copy.deepcopy(model)
-        model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(file.last_softmax.input[0]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    with _named_errors(file.path, "onnxruntime"):
-        content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
 
-    def run(points: np.ndarray) -> np.ndarray:
+    def __init__(self, file: File, output_shape: tuple[int, ...]):
+        model = file.model
+        if file.last_softmax is not None:
+            model = copy.deepcopy(model)
+            model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(file.last_softmax.input[0]))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         with _named_errors(file.path, "onnxruntime"):
-            outputs = np.stack([session.run(None, {file.input: point.reshape(file.shape)})[0] for point in points])
-        if outputs.shape[1:] not in (output_shape, (1, *output_shape)):
-            found = f"outputs {[*output_shape]}, onnxruntime {[*outputs.shape[1:]]}"
-            raise OnnxError(f"{file.path}: the network has {found}")
-        return outputs.reshape(-1, *output_shape)
+            content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+        self._file, self._output_shape = file, output_shape
 
-    return run
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Return the outputs of points."""
+        outputs = np.stack([self._run(point.reshape(self._file.shape)) for point in points])
+        if outputs.shape[1:] not in (self._output_shape, (1, *self._output_shape)):
+            found = f"outputs {[*self._output_shape]}, onnxruntime {[*outputs.shape[1:]]}"
+            raise OnnxError(f"{self._file.path}: the network has {found}")
+        return outputs.reshape(-1, *self._output_shape)
+
+    def run_together(self, points: np.ndarray) -> np.ndarray:
+        """Return the outputs of points as one batch, of any shape. Many files take batches of 1 alone."""
+        return self._run(points)
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        with _named_errors(self._file.path, "onnxruntime"):
+            return self._session.run(None, {self._file.input: batch})[0]
 
 
 @contextmanager
