@@ -11,7 +11,7 @@ import numpy as np
 from baselines.datasets import DATASETS
 from harness.common import names
 from harness.report.board_figures import HEIGHT, UNDECIDED, WIDTH, Pictures, histogram
-from harness.report.board_rows import OURS, UNRANKED, Group, Number, Row, read_rows
+from harness.report.board_rows import OURS, UNCONFIRMED, UNRANKED, Group, Number, Row, read_rows
 from harness.report.sweep_page import render
 from harness.storage.files import write_text
 
@@ -69,9 +69,12 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Return the sort key of a row: its group's, then its certified error; rows without one last."""
+    """Return the sort key of a row: its group's, then its certified error.
+
+    Rows without one are last; unconfirmed entries are above these, below all others.
+    """
     value = row.certified.mean if row.certified else np.inf
-    return *row.group.order, row.check in UNRANKED, value, row.name, row.note
+    return *row.group.order, row.check in UNRANKED, row.check == UNCONFIRMED, value, row.name, row.note
 
 
 def _heading(group: Group) -> str:

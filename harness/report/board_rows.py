@@ -29,7 +29,7 @@ from harness.sweep.trial_config import TrialConfig
 OURS, ENTRY, PAPER = "ours", "entry", "paper"
 ALL_IMAGES = "all test images"
 PROVED, NOT_CHECKED, UNREADABLE = "proved here", "not checked", "unreadable"
-UNRANKED = ("refused", "refuted", UNREADABLE)
+UNCONFIRMED, UNRANKED = "unconfirmed", ("refused", "refuted", UNREADABLE)
 NOT_NAMED = "not named"  # a verifier: it may be any
 VERIFIERS = (COMPLETE, LINEAR, IBP, "Lipschitz", "sampling")
 """The kinds of verifiers, the strongest first."""

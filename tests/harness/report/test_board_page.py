@@ -10,9 +10,11 @@ import pytest
 from made_studies import add, right
 
 from harness.command_line import main
+from harness.leaderboard.table import build_leaderboard
+from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Radius
+from harness.settings import EvaluationSettings, Radius
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -145,6 +147,42 @@ def test_a_refuted_entry_stays_visible_and_is_never_the_best(tmp_path, status):
     assert rows_by_name(tmp_path)["entry"].check == status
     assert [row.name for _, rows in answers(read_rows(tmp_path)) for _, row in rows] == ["CNN-7, SABR"]
     assert f'<span class="mark {status}">{status}</span>' in page_of(tmp_path)
+
+
+def test_entries_rank_by_checked_numbers_alone(tmp_path):
+    """Not by those that they report; an unconfirmed entry is never above another row that has a certified error."""
+    write_papers(tmp_path, "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,,B,")
+    errors = {"standard_error": 5.0, "undecided": 0.0}
+    for name, status, reported, checked in (
+        ("claims much", "checked", 20.0, 70.0), ("checked", "checked", 66.0, 66.0),
+        ("unconfirmed", "unconfirmed", 10.0, 10.0), ("not computed", "unconfirmed", 10.0, None),
+    ):  # fmt: skip
+        numbers = [{"certified_error": value, **errors} for value in (reported, checked)]
+        write_entry(
+            tmp_path, name, status=status, networks=[{"seed": 0, "reported": numbers[0], "checked": numbers[1]}]
+        )
+    ((_, best),) = answers(read_rows(tmp_path))
+    assert [(what, row.name) for what, row in best] == [("all, ReLU", "CNN-7, SABR")]
+    order = ["CNN-7, SABR", "checked", "claims much", "unconfirmed", "not computed"]
+    assert [row.name for row in sorted(read_rows(tmp_path), key=board_page._order)] == order
+    (tmp_path / "published.csv").write_text(HEADER)
+    for name in ("checked", "claims much"):
+        shutil.rmtree(tmp_path / "board" / name)
+    ((_, best),) = answers(read_rows(tmp_path))
+    assert [row.name for _, row in best] == ["unconfirmed"], "the best where there is nothing else, and marked"
+
+
+def test_the_kind_of_verifier_of_own_rows_is_that_of_the_leaderboard_s_section(tmp_path):
+    write_papers(tmp_path)
+    kinds = {("ibp",): "IBP", ("ibp", "crown-ibp"): "linear bounds", ("ibp", "bab"): "complete"}
+    for seed, stages in enumerate(kinds):
+        add(tmp_path / "study", right(100), seed=seed, evaluation=EvaluationSettings(stages=stages))
+    sections = build_leaderboard(tmp_path / "study").sections
+    assert sorted(section.verifier for section in sections) == sorted(kinds.values())
+    rows = read_rows(tmp_path)
+    assert {row.details["verifier"]: row.group.verifier for row in rows} == {
+        "ibp": "IBP", "ibp > crown-ibp": "linear bounds", "ibp > bab (60 s)": "complete"
+    }  # fmt: skip
 
 
 def test_entries_on_other_images_are_groups_of_their_own(tmp_path):
