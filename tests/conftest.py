@@ -13,6 +13,8 @@ from harness.settings import EvaluationSettings, TrainSettings
 from harness.sweep.trial_config import TrialConfig
 
 torch.set_num_threads(1)
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # other processes would import torch first
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # else a program is compiled for each extension of the processor
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of all seconds
 SLOWEST_FIRST = ["tests/harness/tune/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
@@ -90,8 +92,9 @@ def tiny_trial():
     """Return a function that makes a trial of about a second on the digits, with changed fields."""
 
     def make(model: str = "cnn5", **changes) -> TrialConfig:
+        compiled = "auto" if torch.cuda.is_available() else "never"
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}
-        train |= changes.pop("train", {})
+        train |= {"compile": compiled} | changes.pop("train", {})
         config = TrialConfig(
             sweep="tiny",
             profile="full",
@@ -100,7 +103,7 @@ def tiny_trial():
             seed=0,
             model=model,
             method="ibp",
-            width=0.1,
+            width=0.05,
             train_images=320,
             train=TrainSettings(**train),
             evaluation=EvaluationSettings(

@@ -298,9 +298,14 @@ def _indices(value: Any) -> list[int]:
 
 def user_line() -> str:
     """Return the line of the user's forward that runs now; '' if no forward of the user's runs."""
-    frames = list(traceback.walk_stack(sys._getframe()))
-    is_running = any(frame.f_code.co_name == "forward" for frame, _ in frames if _is_of_user(frame))
-    return line_of(reversed(frames)) if is_running else ""
+    frame, innermost = sys._getframe(), None
+    while frame is not None:
+        if _is_of_user(frame):
+            innermost = innermost or frame
+            if frame.f_code.co_name == "forward":
+                return line_of([(innermost, innermost.f_lineno)])
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
 
 
 def line_of(frames: Iterable[tuple[types.FrameType, int]]) -> str:

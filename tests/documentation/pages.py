@@ -1,5 +1,6 @@
 """README, docs and results/*.md as their blocks, inline code and links."""
 
+import functools
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,7 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
+@functools.cache
 def _tokens(page):
     return MarkdownIt().enable("table").parse(page.read_text())
 

@@ -38,7 +38,7 @@ def sample_networks():
 
 def network_of(name, **options):
     """A network with batch norm's statistics, weights and biases as if it had been trained."""
-    model = build(name, "digits", 0.1, **options)
+    model = build(name, "digits", 0.05, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.2)

@@ -63,9 +63,10 @@ def copy_golden(name, sweep_dir):
 
 @pytest.fixture
 def trial_dir(request, tmp_path):
-    """A copy of a golden trial in a sweep's directory, with certificates."""
+    """A copy of a golden trial in a sweep's directory; as a parameter, by its name, with certificates."""
     trial_dir = copy_golden(getattr(request, "param", "cnn5"), tmp_path / "golden")
-    write_certificates(trial_dir)
+    if hasattr(request, "param"):
+        write_certificates(trial_dir)
     return trial_dir
 
 

@@ -1,5 +1,7 @@
 """Leaderboards that recheck compares with the results: those of earlier versions are accepted, lies in them are not."""
 
+import shutil
+
 import pytest
 from made_trials import add, add_errors, metrics, publish, text
 
@@ -8,9 +10,11 @@ from harness.leaderboard.files import leaderboard_texts, write_leaderboard
 from harness.leaderboard.summary import full_table
 
 
-@pytest.fixture
-def earlier(sweep):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
     """A sweep whose leaderboard.md has all columns, and network, method and options in place of labels."""
+    sweep = tmp_path_factory.mktemp("results") / "study"
+    sweep.mkdir()
     publish(sweep, "cifar10,8/255,CNN-7,IBP,50,64.72,Paper\n")
     for model, errors in (("cnn7", [10, 11, 12]), ("cnn9", [40, 41, 43])):
         add_errors(sweep, errors, model=model, options={"a|b": 1})
@@ -21,6 +25,12 @@ def earlier(sweep):
     )
     (sweep / "leaderboard.md").write_text(markdown.replace("are numbers from papers.", "are published numbers."))
     return sweep
+
+
+@pytest.fixture
+def earlier(original, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(original.parent, tmp_path / "copy") / "study"
 
 
 def test_today_s_and_earlier_leaderboards_follow_from_the_results(earlier):

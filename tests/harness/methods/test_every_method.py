@@ -22,7 +22,7 @@ every_network = pytest.mark.parametrize("name", ["cnn5", pytest.param("resnet9",
 
 def network_of(name):
     """In evaluation mode, where the public bounds are of the same function."""
-    network = build(name, "digits", width=0.2).double()
+    network = build(name, "digits", width=0.1).double()
     initialise(network)
     return network.eval()
 

@@ -30,11 +30,18 @@ def page(tmp_path_factory):
     return results / "index.html"
 
 
-@pytest.fixture
-def browser(page, tmp_path):
-    with browsing(tmp_path / "profile", "1400,900") as driver:
-        driver.get(page.as_uri())
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with browsing(tmp_path_factory.mktemp("profile"), "1400,900") as driver:
         yield driver
+
+
+@pytest.fixture
+def browser(driver, page):
+    """The browser with the page opened anew."""
+    driver.get(page.as_uri())
+    yield driver
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def names(browser, dataset="CIFAR-10"):

@@ -1,11 +1,12 @@
 """When steps are compiled, and that a compiled trial is repeated and resumed to the same bits."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of
 
-from harness.bench.steps import compiler_problem
 from harness.common import names
 from harness.machine.clock import Clock
 from harness.storage import folder
@@ -58,18 +59,17 @@ def test_timing_steps_changes_nothing(tiny_trial):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
-    if compiler_problem("cpu") is not None:
-        pytest.skip("no C++ compiler that torch can use")
-    config = tiny_trial("conv", width=0.05, method=method, train={"compile": "always"})
+    config = tiny_trial("fc", options={"hidden": [8]}, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
         run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(keep_every=0))
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "interrupted")
-    run_trial(tiny_trial("conv", width=0.05, method=method), directory=tmp_path / "eager")
+    run_trial(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
     whole, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

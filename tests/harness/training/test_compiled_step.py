@@ -84,7 +84,7 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    config = tiny_trial(model, method=method, method_options=options)
+    config = tiny_trial(model, method=method, method_options=options, width=0.1)
     captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
     eager.captured = False
     states, reports, eager_reports = [copy.deepcopy(captured.model.state_dict())], [], []
@@ -105,7 +105,7 @@ def test_the_captured_step_is_the_eager_one(tiny_trial, model, method, options):
 @pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
 def test_the_captured_step_in_bf16_is_close_to_the_eager_one(tiny_trial, model):
     """On CUDA the compiler rounds less often than eager code does."""
-    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"})
+    config = tiny_trial(model, method="crown-ibp", train={"precision": "bf16"}, width=0.1)
     captured, eager = stepper_of(config, "cuda", compiled=True), stepper_of(config, "cuda")
     eager.captured = False
     first, second = (take_steps(stepper, 3)[:, 0] for stepper in (captured, eager))

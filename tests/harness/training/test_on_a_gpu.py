@@ -31,7 +31,7 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
     """Averages, parts of batches, and graphs that take turns, each on the state that the last one left."""
     model, changes = CASES[case]
     changes = {**changes, "train": {"precision": "float32", **changes.get("train", {})}}
-    config = tiny_trial(model, eps="1/20", **changes)
+    config = tiny_trial(model, width=0.1, eps="1/20", **changes)
     captured, eager = (stepper_of(config, "cuda") for _ in range(2))
     eager.captured = False
     reports = [take_steps(stepper, 6) for stepper in (captured, eager)]
@@ -45,7 +45,7 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
 
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp_path, model):
-    config = tiny_trial(model, train={"ema_decay": 0.9, "accumulate": 2})
+    config = tiny_trial(model, width=0.1, train={"ema_decay": 0.9, "accumulate": 2})
     run_trial(config, tmp_path / "unbroken")
     with pytest.raises(Killed):
         run_trial(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
@@ -58,7 +58,7 @@ def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_is_evaluated_as_on_a_cpu(tiny_trial, tmp_path, model, precision):
     """In TF32 the solve of a monitored equilibrium would miss its tolerance, were it on outside the steps."""
-    config = tiny_trial(model, train={"precision": precision, "recompute_statistics": True})
+    config = tiny_trial(model, width=0.1, train={"precision": precision, "recompute_statistics": True})
     result = run_trial(config, tmp_path)
     assert result.warnings == [] and not result.environment["device"].startswith("CPU")
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
@@ -72,7 +72,7 @@ def test_a_trial_is_evaluated_as_on_a_cpu(tiny_trial, tmp_path, model, precision
 @pytest.mark.parametrize("model", ["cnn7", "resnet9", "cerdeq"])
 def test_sound_bounds_are_those_of_a_cpu(tiny_trial, model, method):
     """Each bound holds, so that neither may exceed the other by more than rounding and the searches' guesses do."""
-    network = stepper_of(tiny_trial(model)).model.double().eval()
+    network = stepper_of(tiny_trial(model, width=0.1)).model.double().eval()
     images = load("digits").test.images[:6].double() / 255
     spec = margin_spec(load("digits").test.labels[:6], 10).double()
     bounds = []
@@ -92,7 +92,7 @@ def test_a_trial_that_does_not_fit_fails_and_the_process_goes_on(tiny_trial, tmp
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
-            run_trial(tiny_trial(), tmp_path)
+            run_trial(tiny_trial(width=0.1), tmp_path)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert run_trial(tiny_trial(), tmp_path).warnings == []
+    assert run_trial(tiny_trial(width=0.1), tmp_path).warnings == []

@@ -106,18 +106,36 @@ def no_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
 
 
+FIRST_USES = """
+import os, pathlib, sys, warnings
+from harness.tracking.runs import Tracker
+warnings.filterwarnings("ignore", ".*fork")  # of later versions of Python
+for number in range(4):
+    if not os.fork():
+        try:
+            Tracker.open(f"study {number % 2}", sys.argv[2])
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+        os._exit(0)
+if any([os.wait()[1] for _ in range(4)]):
+    sys.exit("a process cannot open a new store")
+Tracker.open("study").sync(pathlib.Path(sys.argv[1]))
+"""
+
+
 @pytest.fixture(scope="session")
 def made_by_default(tmp_path_factory):
-    """A process without a setting of a store that logged a finished trial, and the directory that it worked in."""
+    """A process without a setting of a store that logged a finished trial, and the directory that it worked in.
+
+    Before that, four processes open the store new/mlflow.db, beside that directory, at once.
+    """
     directory = tmp_path_factory.mktemp("default-store") / "a directory"
     directory.mkdir()
     finish(trial_dir := make_folder(directory.parent))
-    code = (
-        "import pathlib, sys; from harness.tracking.runs import Tracker; "
-        "Tracker.open('study').sync(pathlib.Path(sys.argv[1]))"
-    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, "-W", "default", "-c", code, str(trial_dir)]
+    other = f"sqlite:///{directory.parent}/new/mlflow.db"
+    command = [sys.executable, "-W", "default", "-c", FIRST_USES, str(trial_dir), other]
     environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True), directory
 

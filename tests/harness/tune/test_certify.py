@@ -90,9 +90,10 @@ def trial_dir(sweep_dir):
     return finished_trials(sweep_dir)[0]
 
 
-@pytest.fixture
-def begun(trial_dir, monkeypatch):
+@pytest.fixture(scope="module")
+def killed(trained, tmp_path_factory):
     """A certification that was killed after its first shard, of two parts, and one part of its second."""
+    trial_dir, *_ = finished_trials(copy(trained, tmp_path_factory.mktemp("killed")))
     write, calls = certification.write_part, []
 
     def die(*arguments, **options):
@@ -100,13 +101,19 @@ def begun(trial_dir, monkeypatch):
             raise KeyboardInterrupt
         calls.append(write(*arguments, **options))
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certification, "write_part", die)
         assert run(trial_dir) == 130
     directory = trial_dir / "certified" / NAME
     assert certification.unfinished_shards(directory) == [1, 2]
     assert sorted(path.stem for path in directory.glob("shards/*.json")) == ["00000", "00005", "00010"]
     return directory
+
+
+@pytest.fixture
+def begun(killed, trial_dir):
+    """A copy of it."""
+    return shutil.copytree(killed, trial_dir / "certified" / NAME)
 
 
 @pytest.fixture

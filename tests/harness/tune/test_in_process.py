@@ -39,7 +39,7 @@ def trial_file(tiny_trial, fingerprint, tmp_path):
 
     def make(name="trial.json", **changes):
         train = {"epochs": 1, "ramp_epochs": 1, **changes.pop("train", {})}
-        trial = folder.make_trial(tiny_trial(width=0.05, train=train, **changes), fingerprint)
+        trial = folder.make_trial(tiny_trial(train=train, **{"train_images": 128, **changes}), fingerprint)
         files.write_json(tmp_path / name, folder.trial_json(trial))
         return tmp_path / name
 

@@ -1,8 +1,6 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -222,26 +220,10 @@ def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_prin
     assert f"--backend-store-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
 
 
-FIRST_USES = """
-import os, sys
-from harness.tracking.runs import Tracker
-for number in range(4):
-    if not os.fork():
-        try:
-            Tracker.open(f"study {number % 2}", sys.argv[1])
-        except BaseException as error:
-            print(error, flush=True)
-            os._exit(1)
-        os._exit(0)
-sys.exit(any([os.wait()[1] for _ in range(4)]))
-"""
-
-
-def test_a_new_store_is_opened_by_several_processes_at_once(tmp_path):
-    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    command = [sys.executable, "-c", FIRST_USES, uri]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+def test_a_new_store_is_opened_by_several_processes_at_once(made_by_default):
+    done, directory = made_by_default
     assert done.returncode == 0, done.stdout + done.stderr
+    uri = f"sqlite:///{directory.parent}/new/mlflow.db"
     experiments = {experiment.name for experiment in MlflowClient(uri).search_experiments()}
     assert experiments == {"Default", "study 0", "study 1"}
 

@@ -60,22 +60,22 @@ def exchange_errors(trial_dir):
     (trial_dir / folder.RESULT).write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
+def test_a_finished_trial_that_cannot_be_used_fails_the_run_which_names_it(copied, no_ray, capsys):
+    trial_dir, good = copied.trial_dirs["cnn5", 0], copied.root / "good"
+    shutil.copytree(trial_dir, good)
+    for spoil, message in (
         (exchange_errors, "standard <= attack <= certified error does not hold"),
         (lambda trial_dir: (trial_dir / folder.FAILURE).write_text("{"), folder.FAILURE),
         (lambda trial_dir: (trial_dir / folder.WEIGHTS).unlink(), f"{folder.WEIGHTS} is missing"),
         (lambda trial_dir: (trial_dir / folder.VERDICTS).unlink(), f"{folder.VERDICTS} is missing"),
-    ],
-    ids=["refused result", "damaged file", "no weights", "no verdicts"],
-)
-def test_a_finished_trial_that_cannot_be_used_fails_the_run_which_names_it(copied, no_ray, capsys, spoil, message):
-    spoil(copied.trial_dirs["cnn5", 0])
-    for _ in range(2):
+        (lambda trial_dir: (trial_dir / folder.VERDICTS).unlink(), f"{folder.VERDICTS} is missing"),  # and again
+    ):
+        shutil.rmtree(trial_dir)
+        shutil.copytree(good, trial_dir)
+        spoil(trial_dir)
         assert copied.main() == 1
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("cannot be used: "))
-        assert "cnn5 ibp seed 0" in line and str(copied.trial_dirs["cnn5", 0]) in line and message in line
+        assert "cnn5 ibp seed 0" in line and str(trial_dir) in line and message in line
     assert copied.main("--only", "cerdeq*") == 0, "of the selected trials nothing is missing"
 
 

@@ -26,7 +26,7 @@ def trial_file(tiny_trial, tmp_path):
 
     def make(**changes):
         train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
-        made = make_trial(tiny_trial(width=0.05, train=train, **changes), load("digits").fingerprint)
+        made = make_trial(tiny_trial(train_images=128, train=train, **changes), load("digits").fingerprint)
         files.write_json(tmp_path / f"{made.key}.json", trial_json(made))
         return tmp_path / f"{made.key}.json", folder.trial_dir(tmp_path / "results/tiny", made.key)
 
@@ -64,7 +64,8 @@ def _four_parts():
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
     """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
-    config = tiny_trial(model, width=0.05, eps="1/4", train_images=128, train={"eps": "1/32"})
+    few = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
+    config = tiny_trial(model, eps="1/4", train_images=128, train={"eps": "1/32"}, options=few)
     at_once = run_trial(config, tmp_path / "at_once")
     rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
@@ -92,7 +93,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
 @pytest.fixture(scope="module")
 def stopped(tiny_trial, tmp_path_factory):
     """A trial that was stopped after the first part of its evaluation, and its folder, which no test may change."""
-    config, trial_dir = tiny_trial(width=0.05), tmp_path_factory.mktemp("stopped")
+    config, trial_dir = tiny_trial(train_images=128), tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
         run_trial(config, trial_dir, clock=StopAfter(4))
     assert len(list((trial_dir / folder.SHARDS).glob("*.json"))) == 1

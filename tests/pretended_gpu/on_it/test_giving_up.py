@@ -120,5 +120,6 @@ def test_a_trial_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_trial, t
 
     monkeypatch.setattr(CapturedStep, "__init__", too_large)
     with Values():
-        result = run_trial(tiny_trial(width=0.05, train_images=128, train=NOT_COMPILED), tmp_path)
+        config = tiny_trial("conv", train_images=128, train=NOT_COMPILED | {"epochs": 1, "ramp_epochs": 1})
+        result = run_trial(config, tmp_path)
     assert "accumulate 2 instead of 1 after running out of memory" in result.warnings

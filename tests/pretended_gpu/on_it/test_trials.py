@@ -22,12 +22,12 @@ def run_on_gpu(config, directory, *arguments, **named):
 @pytest.mark.parametrize(
     ("network", "options"),
     [
-        ("cnn5", {}),
+        ("conv", {}),
         pytest.param("cerdeq", {"iterations": 5, "backward_iterations": 5}, marks=pytest.mark.slow),
     ],
 )
 def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, options):
-    settings = {**NOT_COMPILED, "precision": "float32"}
+    settings = {**NOT_COMPILED, "precision": "float32", "epochs": 2, "ramp_epochs": 1}
     config = tiny_trial(network, width=0.05, train_images=128, options=options, train=settings)
     result = run_on_gpu(config, tmp_path / "gpu")
     monkeypatch.setattr(trial_module, "best_device", lambda: torch.device("cpu"))
