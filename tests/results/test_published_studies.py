@@ -44,7 +44,8 @@ LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 FULL_LENGTH = [f"mnist-conv/{name}" for name in read_table(RESULTS / "published/mnist-conv/trials.parquet")["folder"]]
 TRIALS = [*(name.partition("/certified")[0] for name in CERTIFIED_FURTHER), *LONGEST, *sorted(FULL_LENGTH)]
 IMAGES = 5
-OFTEN = {*TRIALS[::6], TRIALS[1], *CERTIFIED_FURTHER}
+ONE_OF_EACH_KIND = (0, 1, 11, 12, 24, 28, 42, 48, 54)
+OFTEN = {*(TRIALS[number] for number in ONE_OF_EACH_KIND), *CERTIFIED_FURTHER}
 EXAMPLES = sorted(RESULTS.glob("example/trials/*"))
 
 

@@ -41,7 +41,7 @@ def trained(tiny_trial):
 
     @functools.cache
     def make(name):
-        config = tiny_trial(name, eps=EPS[name])
+        config = tiny_trial(name, eps=EPS[name], width=0.1)
         settings = replace(
             config.evaluation, stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
         )

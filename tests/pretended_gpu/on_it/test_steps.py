@@ -10,13 +10,13 @@ METHODS = [*BOUNDING, ("plain", {}), ("pgd", {"attack_steps": 2}), ("sabr", {}),
 METHODS += [("taps", {"latent_steps": 2}), ("staps", {"latent_steps": 2})]
 FEW_ITERATIONS = {"iterations": 3, "backward_iterations": 2}  # what is checked is the same for each
 NETWORKS = {
-    "conv": {}, "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
+    "fc": {"hidden": [8]}, "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
     "cerdeq": FEW_ITERATIONS, "deqlate": FEW_ITERATIONS, "deq7": FEW_ITERATIONS,
     "deqscales": FEW_ITERATIONS, "deqdense": FEW_ITERATIONS, "mondeq": FEW_ITERATIONS,
 }  # fmt: skip
 EVERY = [(network, *method) for network in NETWORKS for method in METHODS]
 OFTEN = [case for case in EVERY if case[0] == "cnn5" or (case[0] in ("resnet9", "cerdeq") and case[1:] == METHODS[0])]
-COMPILED_OFTEN = [("conv", "ibp", {})]
+COMPILED_OFTEN = [("fc", "ibp", {})]  # few kernels
 VARIANTS = {
     "float32, unclipped": {"train": {"precision": "float32", "clip_norm": None}},
     "bf16 in parts": {"train": {"precision": "bf16", "accumulate": 4}},
