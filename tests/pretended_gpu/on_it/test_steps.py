@@ -10,7 +10,8 @@ METHODS = [*BOUNDING, ("plain", {}), ("pgd", {"attack_steps": 2}), ("sabr", {}),
 METHODS += [("taps", {"latent_steps": 2}), ("staps", {"latent_steps": 2})]
 FEW_ITERATIONS = {"iterations": 3, "backward_iterations": 2}  # what is checked is the same for each
 NETWORKS = {
-    "fc": {"hidden": [8]}, "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {}, "densenet": {},
+    "fc": {"hidden": [8]}, "cnn5": {}, "cnn7": {}, "tied9": {}, "resnet9": {}, "resnext": {}, "wideresnet8": {},
+    "densenet": {},
     "cerdeq": FEW_ITERATIONS, "deqlate": FEW_ITERATIONS, "deq7": FEW_ITERATIONS,
     "deqscales": FEW_ITERATIONS, "deqdense": FEW_ITERATIONS, "mondeq": FEW_ITERATIONS,
 }  # fmt: skip
