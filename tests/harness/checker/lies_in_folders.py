@@ -172,6 +172,7 @@ def set_fingerprint(sweep: Sweep) -> None:
 
 
 NAN = float("nan")
+ERROR = '"certified_error": '
 DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
@@ -255,30 +256,17 @@ LIES = {
     "another trial's certification": Lie(
         move_certification, "certification.json describes another trial", CERTIFICATION, "cerdeq"
     ),
-    "a certification with another seed": Lie(
-        change_certification(lambda content: content["config"].update(seed=5)),
-        "certification.json describes another trial",
-        CERTIFICATION,
-        "certified",
-    ),
-    "a certification with another eps": Lie(
-        change_certification(lambda content: content["config"].update(eps="1/10")),
-        "certification.json describes another trial",
-        CERTIFICATION,
-        "certified",
-    ),
-    "a certification with another key": Lie(
-        change_certification(lambda content: content.update(key="0123456789abcdef")),
-        "certification.json describes another trial",
-        CERTIFICATION,
-        "certified",
-    ),
-    "a certification of other data": Lie(
-        change_certification(lambda content: content.update(fingerprint="0123456789abcdef")),
-        "certification.json describes another trial",
-        CERTIFICATION,
-        "certified",
-    ),
+    **{
+        f"a certification with another {name}": Lie(
+            change_certification(change), "certification.json describes another trial", CERTIFICATION, "certified"
+        )
+        for name, change in {
+            "seed": lambda content: content["config"].update(seed=5),
+            "eps": lambda content: content["config"].update(eps="1/10"),
+            "key": lambda content: content.update(key="0123456789abcdef"),
+            "fingerprint": lambda content: content.update(fingerprint="0123456789abcdef"),
+        }.items()
+    },
     "a certification of more images by its name": Lie(
         rename_certification, "certification.json belongs in the folder", f"{FOLDERS}.check_name", "certified"
     ),
@@ -371,30 +359,23 @@ LIES = {
         change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0", RANGES
     ),
     # Leaderboards.
-    "a lower error in leaderboard.csv": Lie(
-        change_text("leaderboard.csv", ",20.83", ",10.83"), "leaderboard.csv does not follow", LEADERBOARD, ""
-    ),
-    "a lower error in leaderboard.md": Lie(
-        change_text("leaderboard.md", "20.83", "10.83"), "leaderboard.md does not follow", LEADERBOARD, ""
-    ),
-    "a lower error in leaderboard.tex": Lie(
-        change_text("leaderboard.tex", "20.83", "10.83"), "leaderboard.tex does not follow", LEADERBOARD, ""
-    ),
-    "a lower error in leaderboard.json": Lie(
-        change_text("leaderboard.json", ": 20.83", ": 10.83"), "leaderboard.json does not follow", LEADERBOARD, ""
-    ),
-    "a key twice in leaderboard.json": Lie(
-        change_text("leaderboard.json", '"certified_error": ', '"certified_error": 1.0, "certified_error": '),
-        "leaderboard.json does not follow",
-        LEADERBOARD,
-        "",
-    ),
     **{
-        f"leaderboard.{kind} without {name}": Lie(
-            drop_column(name, kind), f"leaderboard.{kind} does not follow", LEADERBOARD, ""
+        f"{what} leaderboard.{kind}": Lie(change, f"leaderboard.{kind} does not follow", LEADERBOARD, "")
+        for what, kind, change in (
+            ("a lower error in", "csv", change_text("leaderboard.csv", ",20.83", ",10.83")),
+            ("a lower error in", "md", change_text("leaderboard.md", "20.83", "10.83")),
+            ("a lower error in", "tex", change_text("leaderboard.tex", "20.83", "10.83")),
+            ("a lower error in", "json", change_text("leaderboard.json", ": 20.83", ": 10.83")),
+            ("a key twice in", "json", change_text("leaderboard.json", ERROR, f"{ERROR}1.0, {ERROR}")),
+            ("a row left out of", "csv", drop_last_line("leaderboard.csv")),
+            ("another network in", "md", change_text("leaderboard.md", "cnn5", "cnn7")),
+            ("a trial removed after", "csv", lambda sweep: shutil.rmtree(sweep.cerdeq)),
+            *[
+                (f"without {name}:", kind, drop_column(name, kind))
+                for kind in ("csv", "json")
+                for name in ("eps", "seeds", "seeds_started", "evaluation.test_images", "evaluation.stages", "warnings")
+            ],
         )
-        for kind in ("csv", "json")
-        for name in ("eps", "seeds", "seeds_started", "evaluation.test_images", "evaluation.stages", "warnings")
     },
     "a text about no search": Lie(
         choose("the best network in the world"), "chosen.json does not describe a search: found 'the best", CHOSEN
@@ -403,15 +384,6 @@ LIES = {
         choose("tpe, 30 candidates, evaluated on 500 images held out of training (state of the art"),
         "chosen.json does not describe a search",
         CHOSEN,
-    ),
-    "a row left out of leaderboard.csv": Lie(
-        drop_last_line("leaderboard.csv"), "leaderboard.csv does not follow", LEADERBOARD, ""
-    ),
-    "another network in leaderboard.md": Lie(
-        change_text("leaderboard.md", "cnn5", "cnn7"), "leaderboard.md does not follow", LEADERBOARD, ""
-    ),
-    "a trial removed after the leaderboard": Lie(
-        lambda sweep: shutil.rmtree(sweep.cerdeq), "leaderboard.csv does not follow", LEADERBOARD, ""
     ),
     # User code.
     "code of the results": Lie(name_plugin, "names the plugin liar", PLUGINS),

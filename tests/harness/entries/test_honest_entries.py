@@ -105,6 +105,7 @@ def test_what_is_done_in_time_counts(entry, monkeypatch):
     (record,) = check.networks
     assert record.checked.attack_error is not None
     assert (record.confirmed_by_certificate, record.unconfirmed) == (3, record.sample - 3)
+    assert f"of {record.sample} drawn images the checker proves 3" in check.steps[-1].message
 
 
 def lirpa_loss(network):

@@ -69,12 +69,8 @@ def add_a_trial(study):
 
 
 CHANGES = {
-    "a run deleted in MLflow": lambda study: MlflowClient(study.store).delete_run(
-        next(iter(study.runs.values())).info.run_id
-    ),
     "another sweep's run": lambda study: MlflowClient(study.store).create_experiment("another"),
     "no store": lambda study: (study.root / "mlflow.db").unlink(),
-    "a trial from elsewhere": add_a_trial,
     "a table edited": lambda study: (study.directory / "leaderboard.md").write_text(""),
 }
 
