@@ -21,6 +21,7 @@ from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
 from cerdeq.equilibrium.monotone.tree import Node, certificate
 
 _ROOT_PHASES = (25, 50, 100)  # steps of gradient ascent before float64 proves what they found
+_FIRST_ROW_PHASES = (50,)  # of the rows alone, which is cheap
 _ROW_PHASES = (25, 25, 50, 100, 100, 100)
 _LEAF_PHASES = (40,)
 _MOVED = 0.02  # a phase that shrinks the boxes by less than this share is the last
@@ -61,20 +62,20 @@ class TreeSearch:
     def root(self) -> _OpenNode:
         """Return the box of all equilibria, tightened."""
         root = _OpenNode(0, self.bounds.first_leaf(), self.ascent.start(1))
-        self._tighten([root], _ROOT_PHASES, all_units=True)
+        self._tighten([root], _ROOT_PHASES, _all_units)
         return root
 
     def run(self, rows: Tensor) -> tuple[str, Tensor]:
         """Return a status, and which of these rows of the spec are proved to be above their limits."""
         is_proved = torch.zeros(len(rows), dtype=torch.bool)
         try:
-            lowest, points = attack(self.network, rows)
-            for number in lowest.argsort().tolist():
-                if lowest[number] < 0 and self._falsifies(points[number]):
-                    return FALSIFIED, is_proved
             root = self.root()
             nodes = [self._assume(root, row) for row in rows.tolist()]
-            self._tighten(nodes, _ROW_PHASES, all_units=True)
+            self._tighten(nodes, _FIRST_ROW_PHASES, _no_units)
+            self._tighten([node for node in nodes if not node.is_closed], _ROW_PHASES, _unstable_units)
+            is_open = torch.tensor([not node.is_closed for node in nodes])
+            if bool(is_open.any()) and self._is_falsified(rows[is_open]):
+                return FALSIFIED, is_proved
             for number, node in enumerate(nodes):
                 status = self._branch(node)
                 if status != CERTIFIED:
@@ -83,6 +84,11 @@ class TreeSearch:
         except DeadlineError:
             return TIMEOUT, is_proved
         return CERTIFIED, is_proved
+
+    def _is_falsified(self, rows: Tensor) -> bool:
+        """Return whether an attack finds a counterexample to one of these rows, which is kept."""
+        lowest, points = attack(self.network, rows)
+        return any(lowest[number] < 0 and self._falsifies(points[number]) for number in lowest.argsort().tolist())
 
     def _branch(self, node: _OpenNode) -> str:
         """Close all leaves of one row. Return CERTIFIED, or why that fails: FALSIFIED, TIMEOUT or UNKNOWN."""
@@ -102,7 +108,7 @@ class TreeSearch:
                 children += [self._half(parent, unit, sign) for sign in (1, -1)]
                 self.budget.used += 2
             if children:
-                self._tighten(children, _LEAF_PHASES, all_units=False)
+                self._tighten(children, _LEAF_PHASES, _unstable_units)
                 queue += [child for child in children if not child.is_closed]
         return CERTIFIED
 
@@ -122,13 +128,13 @@ class TreeSearch:
         self.nodes.append(Node(parent.number, self.nodes[parent.number].row, unit, sign))
         return _OpenNode(len(self.nodes) - 1, replace(parent.leaf, low=low, high=high), parent.multipliers)
 
-    def _tighten(self, nodes: list[_OpenNode], phases: tuple[int, ...], all_units: bool) -> None:
-        """Tighten leaves until they are closed or little moves. all_units: or only bounds of unstable units ascend."""
+    def _tighten(self, nodes: list[_OpenNode], phases: tuple[int, ...], units_of: Callable[[Leaf], Tensor]) -> None:
+        """Tighten leaves until they are closed or little moves. units_of: the units of L leaves that ascend, [L, U]."""
         for steps in phases:
             if not nodes:
                 return
             leaves = Leaf.stacked([node.leaf for node in nodes])
-            units = self._all_units(len(nodes)) if all_units else _unstable_units(leaves)
+            units = units_of(leaves)
             joint = Multipliers.joined([node.multipliers for node in nodes])
             joint = self.ascent.ascend(joint, leaves, steps, units)
             for position, node in enumerate(nodes):
@@ -139,9 +145,6 @@ class TreeSearch:
                 for node, before in zip(nodes, leaves.width, strict=True)
                 if not node.is_closed and node.leaf.width < (1 - _MOVED) * before
             ]
-
-    def _all_units(self, leaves: int) -> Tensor:
-        return torch.arange(self.bounds.count, device=self.offsets.device).expand(leaves, -1)
 
     def _tighten_by_ascent(self, node: _OpenNode, units: Tensor) -> None:
         """Apply the multipliers of these units and of the assumed row in float64, and keep those that helped."""
@@ -173,6 +176,16 @@ class TreeSearch:
         """Return whether a point is proved to make a row negative, and keep it."""
         self.point = self.prove_counterexample(point)
         return self.point is not None
+
+
+def _all_units(leaves: Leaf) -> Tensor:
+    """Return all units of L leaves: [L, N]."""
+    return torch.arange(leaves.low.shape[1], device=leaves.low.device).expand(leaves.low.shape)
+
+
+def _no_units(leaves: Leaf) -> Tensor:
+    """Return no units of L leaves, [L, 0]: the bound of the assumed row alone ascends."""
+    return _all_units(leaves)[:, :0]
 
 
 def _unstable_units(leaves: Leaf) -> Tensor:
