@@ -30,7 +30,8 @@ def main() -> None:
                     for _ in range(STEPS):
                         step()
                     torch.cuda.synchronize()
-            table = profiler.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
+            averages = profiler.key_averages()
+            table = averages.table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
             (out / f"kernels-{kind.replace(' ', '-')}-{batch_size}.txt").write_text(table)
             print(f"{kind}, batch {batch_size}, {STEPS} steps\n{table}", flush=True)
 
