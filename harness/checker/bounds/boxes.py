@@ -125,7 +125,7 @@ def used_part(a: Array) -> tuple[slice, ...]:
     """Return the smallest rectangle of pixels of a [K, C, H, W] outside of which it is 0; all of another shape."""
     if a.ndim != 4:
         return (slice(None),)
-    is_used = np.asarray(a.any((0, 1)))
+    is_used = np.any(a != 0, (0, 1))
     ends = [np.flatnonzero(is_used.any(axis))[[0, -1]] if is_used.any() else (0, 0) for axis in (1, 0)]
     return slice(None), slice(None), *(slice(int(first), int(last) + 1) for first, last in ends)
 

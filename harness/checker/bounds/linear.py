@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, Array, Box, U, intersect, magnitude
+from harness.checker.bounds.boxes import SLACK, Array, Box, U, intersect, magnitude, used_part
 from harness.checker.bounds.equilibrium import apply_recurrence, apply_recurrence_back, preactivation
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, Step
@@ -83,14 +83,18 @@ def rows_at_once(region: Region) -> int:
 
 
 def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves | None) -> Pulled:
-    """Return a functional of the step's sources that is, less its rounding, at most a . v of its value v = `number`."""
+    """Return a functional of the step's sources that is, less its rounding, at most a . v of its value v = `number`.
+
+    Pixels at which all rows are 0 are left out: products with 0 take no rounding.
+    """
     boxes = [region.values[source] for source in step.sources]
     if isinstance(step.operation, Map):
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
         if step.operation.size is None:
             return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
         size = step.operation.size(*[magnitude(box) for box in boxes])
-        return Pulled(back, dot(a, step.operation.offset(a.shape)), rounding_loss(a, size))
+        part, size = used_part(a), np.broadcast_to(size, (1, *a.shape[1:]))
+        return Pulled(back, dot(a, step.operation.offset(a.shape)), rounding_loss(a[part], size[part]))
     weight = step.operation.weight
     if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)
@@ -98,10 +102,14 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
 
 
 def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
-    relaxation, split_terms = lines(p, leaves), 0.0 if leaves is None else leaves.split_terms
-    slopes, constant = relaxation.bound_from_below(a)
-    loss = rounding_loss(np.abs(a) + np.abs(split_terms), magnitude(p))
-    return Pulled((slopes - split_terms,), constant, loss, leaves is not None and leaves.are_empty(p))
+    if leaves is None:
+        part, pulled = used_part(a), np.zeros_like(a)
+        p, used = Box(p.center[part], p.radius[part]), np.ascontiguousarray(a[part])
+        pulled[part], constant = lines(p, None).bound_from_below(used)
+        return Pulled((pulled,), constant, rounding_loss(used, magnitude(p)))
+    slopes, constant = lines(p, leaves).bound_from_below(a)
+    loss = rounding_loss(np.abs(a) + np.abs(leaves.split_terms), magnitude(p))
+    return Pulled((slopes - leaves.split_terms,), constant, loss, leaves.are_empty(p))
 
 
 def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, leaves: Leaves | None) -> Pulled:

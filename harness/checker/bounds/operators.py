@@ -71,12 +71,11 @@ def operation_of(target: Any, args: list[Any], kwargs: dict[str, Any]) -> Map | 
 
 def operation_of_module(module: nn.Module) -> Map | Activation:
     """Return what a module does. Raises UnknownLayerError if there is no rule."""
-    known = _MODULES.get(type(module))
-    if known is None:
+    if (record := _MODULES.get(type(module))) is None:
         raise UnknownLayerError(str(module))
-    arguments = {name: getattr(module, name) for name in known.modules[type(module)]}
+    arguments = {name: getattr(module, name) for name in record.modules[type(module)]}
     constants = {name: array(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    return known.rule(VALUE, **constants)
+    return record.rule(VALUE, **constants)
 
 
 def _linear(x: Any, weight: Array, bias: Array | None = None) -> Map:
