@@ -75,16 +75,16 @@ def _check(options: argparse.Namespace) -> int:
     from harness.storage.files import write_atomically
 
     directory = entry_check.check_dir(options.results_dir, name)
-    found, sent = read_tensors(directory / entry_check.FOUND), {}
+    hits, sent = read_tensors(directory / entry_check.HITS), {}
     if options.witness is not None:
         require("--witness", str(options.witness), options.witness.is_file(), "a safetensors file")
         sent = read_tensors(options.witness)
     tools = Tools(lambda dataset: load_hashed(dataset, options.data_dir), prover_of)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # that a step may add
-    checker = EntryChecker(entry, nonce, tools, seconds, memory, found, sent)
+    checker = EntryChecker(entry, nonce, tools, seconds, memory, hits, sent)
     check, verdicts = checker.check(_print_step)
-    if checker.found:
-        write_atomically(directory / entry_check.FOUND, lambda path: save_file(checker.found, path))
+    if checker.hits:
+        write_atomically(directory / entry_check.HITS, lambda path: save_file(checker.hits, path))
     _print_result(check)
     if check.status == "refused" and entry_check.is_refuted(directory):
         say("an earlier check has refuted this entry; that check stays")

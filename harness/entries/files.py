@@ -58,8 +58,8 @@ def copy_files(entry: Path, digests: Mapping[str, str], to: Path, manifest: str)
     for name, digest in digests.items():
         content = read_bounded(entry / name, left)
         left -= len(content)
-        if (found := hashlib.sha256(content).hexdigest()) != digest:
-            raise InputError(f"{name}: found the SHA-256 {found}, allowed: {digest}, which {manifest} has")
+        if (computed := hashlib.sha256(content).hexdigest()) != digest:
+            raise InputError(f"{name}: found the SHA-256 {computed}, allowed: {digest}, which {manifest} has")
         (to / name).write_bytes(content)
 
 

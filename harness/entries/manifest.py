@@ -13,7 +13,7 @@ from harness.entries.files import FILE_NAME, read_bounded
 from harness.settings import STRICT, Radius
 from harness.storage.entry_check import ExtraData, NetworkKind, VerifierKind
 from harness.sweep.schema import validate
-from harness.sweep.text import LARGEST_TEXT, parse_yaml
+from harness.sweep.text import MOST_CHARACTERS, parse_yaml
 from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH
 
 MANIFEST = "entry.yaml"
@@ -183,7 +183,7 @@ class Manifest(BaseModel):
 
 def read_manifest(entry: Path) -> tuple[Manifest, bytes]:
     """Return the manifest of an entry, and its bytes. Raises InputError, with all problems in one line."""
-    content = read_bounded(entry / MANIFEST, LARGEST_TEXT)
+    content = read_bounded(entry / MANIFEST, MOST_CHARACTERS)
     try:
         value = parse_yaml(content.decode())
         require("it", type(value).__name__, isinstance(value, dict), "a mapping with title, authors, licence, ...")

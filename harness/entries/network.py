@@ -59,8 +59,8 @@ class LoadedNetwork:
         predicted, exact = (np.concatenate([part[i].argmax(1) for part in parts]) for i in (0, 1))
         others = np.flatnonzero(predicted != exact)
         if len(others) > len(images) // _FEW:
-            found = f"{len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
-            raise InputError(f"found {found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
+            found = f"found {len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
+            raise InputError(f"{found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
         return predicted
 
     def _refuse_mixing(self, x: Tensor, alone: np.ndarray) -> None:
@@ -92,9 +92,9 @@ class LoadedNetwork:
         margins, others = (np.take_along_axis(each, winner, 1) - each for each in (exact, logits))
         allowed = _AGREEMENT * (np.abs(margins) + np.median(np.abs(margins)))
         if (excess := np.abs(margins - others) - allowed).max() > 0:
-            place = np.unravel_index(excess.argmax(), excess.shape)
-            found = f"a margin of {others[place]:.6g} by onnxruntime that is {margins[place]:.6g} in float64"
-            raise InputError(f"found {found}, allowed: the same up to rounding, as proofs are in real numbers")
+            worst = np.unravel_index(excess.argmax(), excess.shape)
+            found = f"found a margin of {others[worst]:.6g} by onnxruntime that is {margins[worst]:.6g} in float64"
+            raise InputError(f"{found}, allowed: the same up to rounding, as proofs are in real numbers")
         return logits, exact
 
 
@@ -108,10 +108,10 @@ def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> 
         )  # fmt: skip
         return LoadedNetwork(prepare_network(load_network(config, path), _STAGES))
     model = build("onnx", manifest.dataset, file=str(path))
-    given, channels = manifest.normalisation, DATASETS[manifest.dataset].shape[0]
+    normalisation, channels = manifest.normalisation, DATASETS[manifest.dataset].shape[0]
     for name, default in (("mean", 0.0), ("std", 1.0)):
         buffer = getattr(model.normalize, name)
-        buffer.copy_(torch.tensor(getattr(given, name, [default] * channels)).view_as(buffer))
+        buffer.copy_(torch.tensor(getattr(normalisation, name, [default] * channels)).view_as(buffer))
     front = copy.deepcopy(nn.Sequential(*[layer for name, layer in model.named_children() if name != "network"]))
     run = load_content(read_content(path), path).run
     return LoadedNetwork(

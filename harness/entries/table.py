@@ -24,7 +24,7 @@ _COLUMNS = pa.schema([
 ])  # fmt: skip
 
 
-def read_verdicts(path: Path, labels: Tensor, classes: int) -> pd.DataFrame:
+def read_entry_table(path: Path, labels: Tensor, classes: int) -> pd.DataFrame:
     """Return the rows of a Parquet or CSV file in the order of the images.
 
     labels: of all images that need a row. Raises InputError for another number of rows, an image twice, other labels

@@ -16,7 +16,7 @@ from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.table import Section
-from harness.storage.study_tables import read_verdicts
+from harness.storage.study_tables import read_stored_verdicts
 
 ALL = "all"  # the column `seed` of the line for all seeds together
 METRICS = {  # the verdicts that count as errors
@@ -117,7 +117,7 @@ def _trial_dirs(section: Section, label: str) -> dict[int, Path]:
 
 def _read_right(trial_dir: Path, errors: tuple[str, ...]) -> pd.Series:
     """Return on which images a trial is right, by number and label. Raises DamagedFileError."""
-    verdicts = read_verdicts(trial_dir, [*_IMAGE, names.VERDICT]).set_index(_IMAGE).sort_index()
+    verdicts = read_stored_verdicts(trial_dir, [*_IMAGE, names.VERDICT]).set_index(_IMAGE).sort_index()
     return ~verdicts[names.VERDICT].isin(errors)
 
 

@@ -67,7 +67,7 @@ class Pictures:
     ) -> list[tuple[str, str]]:
         """Return key and description of the first of these images; none if the data set is not here, or another one.
 
-        fingerprint: of the data set, if it is known. held_out: how many train images were, if these are of them.
+        fingerprint: of the data set, None for any. held_out: how many train images were, if these are of them.
         """
         data = self._load(dataset)
         if data is None or fingerprint not in (None, data.fingerprint):

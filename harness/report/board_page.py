@@ -28,13 +28,13 @@ def write_board(results_dir: Path, output: Path, data_dir: str | None = None) ->
     shown = [_shown(number, row, pictures) for number, row in enumerate(rows)]
     groups = [(group, list(its)) for group, its in groupby(shown, key=lambda row: row["row"].group)]
     blocks = [(heading, list(its)) for heading, its in groupby(answers(rows), key=lambda part: _heading(part[0]))]
-    places = {id(row): place for place, row in enumerate(rows)}
+    numbers = {id(row): number for number, row in enumerate(rows)}
     page = render(
         "board_page.html.jinja",
         blocks=blocks,
         groups=groups,
         filters=_filters(rows),
-        place=lambda row: places[id(row)],
+        row_number=lambda row: numbers[id(row)],
         pictures=pictures.urls,
         title=_title,
         eps=_eps,
@@ -74,7 +74,8 @@ def _order(row: Row) -> tuple[Any, ...]:
     Rows without one are last; unconfirmed entries are above these, below all others.
     """
     value = row.certified.mean if row.certified else np.inf
-    return *row.group.order, row.check in UNRANKED, row.check == UNCONFIRMED, value, row.name, row.note
+    kind = row.check in UNRANKED, row.certified is None, row.check == UNCONFIRMED
+    return *row.group.order, *kind, value, row.name, row.note
 
 
 def _heading(group: Group) -> str:
@@ -109,10 +110,10 @@ def _filters(rows: Sequence[Row]) -> dict[str, list[str]]:
     }
 
 
-def _shown(place: int, row: Row, pictures: Pictures) -> dict[str, Any]:
+def _shown(number: int, row: Row, pictures: Pictures) -> dict[str, Any]:
     """Return a row as the template takes it. values: those of the filters."""
     group = row.group
-    shown: dict[str, Any] = {"row": row, "place": place}
+    shown: dict[str, Any] = {"row": row, "number": number}
     shown["values"] = [_title(group.dataset), _eps(group), row.kind, group.verifier, row.origin]
     if row.verdicts is not None:
         outcome = row.verdicts[names.VERDICT].replace(dict.fromkeys(names.UNDECIDED, UNDECIDED))

@@ -70,11 +70,11 @@ class Group:
     @property
     def order(self) -> tuple[Any, ...]:
         """The sort key: MNIST first, then by radius, the strongest verifier first, all test images before some."""
-        known = ["mnist", "fashion-mnist", "svhn", *DATASETS]
-        place = known.index(self.dataset) if self.dataset in known else len(known)
+        datasets = ["mnist", "fashion-mnist", "svhn", *DATASETS]
+        number = datasets.index(self.dataset) if self.dataset in datasets else len(datasets)
         strength = VERIFIERS.index(self.verifier) if self.verifier in VERIFIERS else len(VERIFIERS)
-        where = self.images != ALL_IMAGES, self.images
-        return place, self.dataset, self.eps or 0, *where, strength, self.verifier, self.extra_data
+        images = self.images != ALL_IMAGES, self.images
+        return number, self.dataset, self.eps or 0, *images, strength, self.verifier, self.extra_data
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _StudyFiles:
     def _configs(self) -> dict[Path, TrialConfig]:
         return {row.path: row.trial.config for row in study_tables.read_stored_trials(self.study)}
 
-    def read_verdicts(self, paths: list[Path]) -> pd.DataFrame:
+    def verdicts(self, paths: list[Path]) -> pd.DataFrame:
         """Return the verdicts of trials or certifications, with the best `margin` of the stages if it is stored."""
         return pd.concat([self._read(path) for path in paths], ignore_index=True)
 
@@ -229,7 +229,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             undecided=_mean(its.get(names.UNDECIDED_ERROR) for its in metrics),
             details=details,
             commands=files.commands(paths),
-            verdicts=files.read_verdicts(paths),
+            verdicts=files.verdicts(paths),
             fingerprint=row["fingerprint"],
             held_out=int(row["validation_images"] or 0),
             report=study / folder.REPORT if (study / folder.REPORT).exists() else None,
@@ -238,7 +238,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
 
 def _entry_row(path: Path) -> Row:
     try:
-        check, verdicts = entry_check.read_check(path), entry_check.read_verdicts(path)
+        check, verdicts = entry_check.read_check(path), entry_check.read_checked_verdicts(path)
         if verdicts is not None and (problems := folder.check_columns(verdicts[[*_SHOWN, "margin"]])):
             raise DamagedFileError(f"{path / entry_check.VERDICTS}: {'; '.join(problems)}")
         return _checked_row(check, verdicts)
@@ -307,8 +307,8 @@ def _mean(values: Iterable[float | None]) -> Number | None:
     numbers = list(values)
     if not numbers or any(pd.isna(number) for number in numbers):
         return None
-    known = [float(number) for number in numbers if number is not None]
-    return Number(mean(known), stdev(known) if len(known) > 1 else None)
+    percentages = [float(number) for number in numbers if number is not None]
+    return Number(mean(percentages), stdev(percentages) if len(percentages) > 1 else None)
 
 
 def _paper_row(row: dict[Any, Any]) -> Row:

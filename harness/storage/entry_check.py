@@ -2,7 +2,7 @@
 
 check.json          an EntryCheck
 verdicts.parquet    a row for each image and seed: COLUMNS; missing where the entry's table was not read
-found.safetensors   adversarial images that refute the entry: float64 [C, H, W] by "<seed>/<index>"; they stay
+adversarial.safetensors  adversarial images that refute the entry: float64 [C, H, W] by "<seed>/<index>"; they stay
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from harness.settings import STRICT
 from harness.storage.files import parse_file, write_text
 from harness.storage.parquet import read_table, write_table
 
-FOLDER, CHECK, VERDICTS, FOUND = "board", "check.json", "verdicts.parquet", "found.safetensors"
+FOLDER, CHECK, VERDICTS, HITS = "board", "check.json", "verdicts.parquet", "adversarial.safetensors"
 COLUMNS = ["index", "seed", "label", "prediction", "verdict", "margin", "stage", "verifier", "seconds"]
 STEPS = ("schema", "hashes", "accuracy", "witnesses", "attack", "proofs")
 
@@ -149,6 +149,6 @@ def read_check(directory: Path) -> EntryCheck:
     return parse_file(directory / CHECK, EntryCheck.model_validate_json)
 
 
-def read_verdicts(directory: Path) -> pd.DataFrame | None:
+def read_checked_verdicts(directory: Path) -> pd.DataFrame | None:
     """Return the verdicts of an entry, None if the check did not come so far. Raises DamagedFileError."""
     return read_table(directory / VERDICTS, COLUMNS) if (directory / VERDICTS).is_file() else None

@@ -85,7 +85,7 @@ def _json(text: str) -> Any:
     return load_json(text.encode())
 
 
-def read_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
     """Return columns of the verdicts of a trial or certification, from its folder or its study's table.
 
     columns: of VERDICT_COLUMNS. Raises DamagedFileError.

@@ -15,7 +15,7 @@ from harness.common.errors import InputError, SettingError, require
 from harness.sweep.trial_config import flatten
 
 INCLUDE = "include"
-LARGEST_TEXT = 1_000_000
+MOST_CHARACTERS = 1_000_000
 """How many characters a sweep file may have."""
 _MOST_VALUES, _LONGEST_VALUE, _DEEPEST = 50_000, 4_000, 50
 
@@ -60,8 +60,8 @@ def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """Return what a text in YAML says, with the types of JSON. Raises ValueError, also for a text that is too large."""
-    if len(text) > LARGEST_TEXT:
-        raise ValueError(f"it is longer than {LARGEST_TEXT:,} characters")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it is longer than {MOST_CHARACTERS:,} characters")
     try:
         stream = StringIO(text)  # of a stream, messages quote no lines
         return json.loads(json.dumps(yaml.load(stream, _Loader), default=str))
@@ -75,7 +75,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():
             raise OSError("it is no file")
         with open(path, "rb") as file:
-            text = file.read(4 * LARGEST_TEXT).decode()
+            text = file.read(4 * MOST_CHARACTERS).decode()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:

@@ -136,7 +136,7 @@ def test_tables_and_results_match_the_verdicts(study):
     assert all((study / f"leaderboard.{kind}").exists() for kind in ("md", "csv", "json")) and not changed_files(study)
     leaderboard = build_leaderboard(study)
     for trial_dir, certified in leaderboard.trials[["trial_dir", names.CERTIFIED_ERROR]].to_numpy():
-        verdicts = study_tables.read_verdicts(trial_dir, [names.VERDICT])[names.VERDICT]
+        verdicts = study_tables.read_stored_verdicts(trial_dir, [names.VERDICT])[names.VERDICT]
         assert certified == pytest.approx(100 * (verdicts != names.CERTIFIED).mean())
     text = "".join(page for page in (path.read_text() for path in RESULTS.glob("*.md")) if study.name in page)
     rows = leaderboard.sections[0].own

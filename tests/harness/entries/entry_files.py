@@ -14,7 +14,7 @@ from torch import nn
 from cerdeq import LinfBall, load_onnx, margin_spec, verify
 from harness.command_line import main
 from harness.data import load
-from harness.entries.evidence import box_ends
+from harness.entries.checked import box_ends
 from harness.settings import Radius
 from harness.storage import entry_check
 

@@ -325,7 +325,7 @@ def test_nothing_of_a_refused_manifest_is_written(entry):
     status, check = entry.check()
     assert (status, check.title, check.authors, check.networks) == (1, "", [], [])
     directory = entry_check.check_dir(entry.results, "mine")
-    assert entry_check.read_verdicts(directory) is None
+    assert entry_check.read_checked_verdicts(directory) is None
     assert json.loads((directory / "check.json").read_text())["level"] == "none"
 
 

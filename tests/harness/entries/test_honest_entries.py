@@ -20,7 +20,9 @@ from cerdeq import export_onnx, load_onnx
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.data import load
-from harness.entries.evidence import FULL, box_ends, in_random_order
+from harness.entries.attack import FULL
+from harness.entries.checked import box_ends
+from harness.entries.proofs import in_random_order
 from harness.settings import Radius
 from harness.storage import entry_check
 
@@ -36,7 +38,7 @@ def test_a_network_of_plain_torch_with_certificates_is_checked(entry, capsys):
     assert (checked.standard_error, checked.certified_error) == (reported.standard_error, reported.certified_error)
     assert checked.attack_error == pytest.approx(100 * (verdicts["falsified"] + verdicts["misclassified"]) / 50)
     assert (check.eps, check.dataset, check.images, check.authors) == (EPS, "digits", 50, ["Ä. Student"])
-    rows = entry_check.read_verdicts(entry_check.check_dir(entry.results, "mine"))
+    rows = entry_check.read_checked_verdicts(entry_check.check_dir(entry.results, "mine"))
     assert len(rows) == 50 and rows["verdict"].value_counts().to_dict() == verdicts.to_dict()
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:6]] == [
         [name, "passed"] for name in entry_check.STEPS
@@ -77,7 +79,7 @@ def test_a_network_that_the_checker_cannot_read_is_unconfirmed(tmp_path):
 
 
 def test_a_proof_that_takes_too_long_is_open(entry, monkeypatch):
-    monkeypatch.setattr("harness.entries.evidence._IMAGE_SECONDS", 1e-5)
+    monkeypatch.setattr("harness.entries.proofs.IMAGE_SHARE", 1e-9)
     status, check = entry.check()
     assert (status, check.status, check.level) == (0, "unconfirmed", "attack")
     (record,) = check.networks
@@ -92,14 +94,14 @@ def test_what_is_done_in_time_counts(entry, monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, 1e-3)
         time.sleep(60)
 
-    def slow_attack(_network, _images, indices, _eps, settings):
-        yield len(indices), {}
+    def slow_attack(network, settings):
+        yield len(network.claims), {}
         if settings == FULL:
             run_out_of_time()
 
-    monkeypatch.setattr("harness.entries.check.attack", slow_attack)
+    monkeypatch.setattr("harness.entries.attack.attack", slow_attack)
     proved = iter([(True, "")] * 3)
-    monkeypatch.setattr("harness.entries.check.proves_certificate", lambda *_: next(proved, None) or run_out_of_time())
+    monkeypatch.setattr("harness.entries.proofs.proves_certificate", lambda *_: next(proved, None) or run_out_of_time())
     status, check = entry.check("--seconds", 200)
     assert (status, check.status, check.level) == (0, "unconfirmed", "attack")
     (record,) = check.networks
@@ -192,7 +194,7 @@ def test_a_published_network_of_paradox_is_checked(tmp_path):
 
 def test_a_witness_from_outside_refutes_the_entry_for_good(entry, tmp_path, capsys, monkeypatch):
     """A claim that our attack does not break: the attack is switched off."""
-    monkeypatch.setattr("harness.entries.check.attack", lambda *_: iter(()))
+    monkeypatch.setattr("harness.entries.attack.attack", lambda *_: iter(()))
     table, path = entry.table, entry.folder / "witnesses.safetensors"
     index = int(table["index"][table["verdict"] == "falsified"].iloc[0])
     witnesses = load_file(path)

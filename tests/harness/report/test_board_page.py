@@ -224,7 +224,7 @@ def test_sizes_and_characters_of_a_forged_entry_do_no_harm(tmp_path):
     write_papers(tmp_path)
     steps = [{"name": "\x1b[2J\u202e", "passed": True, "message": "\x1b[2J\u202e"}]
     write_entry(tmp_path, images=10**30, paper="https://a.b/\u202e", steps=steps)
-    table = entry_check.read_verdicts(tmp_path / "board/entry")
+    table = entry_check.read_checked_verdicts(tmp_path / "board/entry")
     write_entry(tmp_path, "margins", verdicts=table.assign(margin=[1e308, -1e308, 1.0, 2.0]))
     page = page_of(tmp_path)
     assert not set("\x1b\u202e") & set(page) and '="nan' not in page

@@ -168,7 +168,7 @@ def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     stored = read_trials(published)
     pd.testing.assert_frame_equal(stored.drop(columns="trial_dir"), rows)
     for path in stored["trial_dir"]:
-        table = study_tables.read_verdicts(path, ["index", "verdict"])
+        table = study_tables.read_stored_verdicts(path, ["index", "verdict"])
         assert table["verdict"].tolist() == verdicts[path.name].tolist() and table["index"].tolist() == [*range(200)]
     commit, archive = git("rev-parse", "HEAD").decode().strip(), git("archive", "HEAD", "results/published/study")
     digest = hashlib.sha256(archive).hexdigest()
@@ -196,7 +196,7 @@ def test_a_trial_that_the_table_of_verdicts_lacks_is_named(repository):
     published, _, _ = repository
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     with pytest.raises(ValueError, match=r"verdicts\.parquet has no verdicts of trials/none"):
-        study_tables.read_verdicts(published / "trials/none", ["index"])
+        study_tables.read_stored_verdicts(published / "trials/none", ["index"])
     (published / "trials.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"trials\.parquet cannot be read"):
         read_trials(published)

@@ -22,9 +22,9 @@ def test_what_is_written_is_read(tmp_path):
     entry_check.write_check(directory, example(), verdicts)
     assert entry_check.find_checks(tmp_path) == [directory]
     assert entry_check.read_check(directory) == example()
-    pd.testing.assert_frame_equal(entry_check.read_verdicts(directory), verdicts)
+    pd.testing.assert_frame_equal(entry_check.read_checked_verdicts(directory), verdicts)
     entry_check.write_check(directory, example(), None)
-    assert entry_check.read_verdicts(directory) is None, "those of an earlier check would stand beside this one"
+    assert entry_check.read_checked_verdicts(directory) is None, "those of an earlier check would stand beside this one"
 
 
 def test_a_check_of_another_form_is_refused(tmp_path):
