@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monotone import equilibria, exact_minima, exact_minimum, network, random_monotone
+from scipy.optimize import OptimizeResult
 
 from cerdeq import Box, verify
 from cerdeq.equilibrium import NotConvergedError, layer
@@ -171,3 +172,25 @@ def test_a_spent_budget_is_a_timeout_as_in_other_searches():
         if found.status == ["timeout"]:
             return
     raise AssertionError("no case needs a split")
+
+
+def test_a_linear_program_that_ran_out_of_time_is_a_timeout(monkeypatch):
+    calls = []
+
+    def stopped(*args, options, **others):
+        calls.append(options)
+        time.sleep(options["time_limit"])
+        return OptimizeResult(status=1)
+
+    monkeypatch.setattr("scipy.optimize.linprog", stopped)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weight, u, b, c = random_monotone(rng, 4), rng.normal(size=(4, 3)), rng.normal(size=4), rng.normal(size=(1, 4))
+        (minimum,) = exact_minima(weight, u, b, c, -np.ones(3), np.ones(3))
+        model = network(weight, u, b, c, np.array([1e-6 - minimum]))
+        box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+        result = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=2)
+        if calls:
+            assert result.status == ["timeout"]
+            return
+    raise AssertionError("no case needs a linear program")

@@ -102,7 +102,10 @@ class TreeSearch:
                     return TIMEOUT
                 if not bool(parent.leaf.is_unstable.any()):
                     if not self._solve(parent):
-                        return UNKNOWN if self.point is None else FALSIFIED
+                        if self.point is not None:
+                            return FALSIFIED
+                        check()  # the linear program may have run out of time
+                        return UNKNOWN
                     continue
                 unit = self.ascent.best_split(parent.multipliers.scaled[0, -1], parent.leaf)
                 children += [self._half(parent, unit, sign) for sign in (1, -1)]
