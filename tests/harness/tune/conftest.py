@@ -80,8 +80,11 @@ def finished(tmp_path_factory, store):
 
     watching = threading.Thread(target=watch)
     watching.start()
-    study.out, study.err = driver.communicate(timeout=280)
-    watching.join()
+    try:
+        study.out, study.err = driver.communicate(timeout=280)
+    finally:
+        driver.kill()  # if it has not ended in time
+        watching.join()
     study.status, study.processes = driver.returncode, started
     return study
 
