@@ -214,7 +214,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             if pd.notna(error := row.get(names.certified_error_after(stage))):
                 details[f"certified error by {stage}"] = f"{error:.2f} %"
         yield Row(
-            group=Group(section.dataset, Radius(section.eps), section.verifier, images),
+            group=Group(section.dataset, section.eps, section.verifier, images),
             origin=PAPER if elsewhere else OURS,
             name=f"{row['model']}, {str(method).partition(', ')[0] if elsewhere else method}",
             source=str(method).partition(", ")[2] if elsewhere else study.name,
