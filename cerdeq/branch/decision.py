@@ -27,7 +27,7 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
-    closest: else, if there was an attack, the point [1, ...] with the smallest value.
+    closest: else, if there was an attack, the point with the smallest value, [1, ...] or flat.
     certificate: if CERTIFIED and requested, `certificate_tensors` of the leaves, or the splits of `InputSearch`; empty
         if neither was needed, or if the leaves do not fit into memory.
     """

@@ -110,7 +110,7 @@ def verify(
             if decision.point is not None:
                 points[example] = decision.point[0]
             elif decision.status != CERTIFIED and decision.closest is not None:
-                closest[example] = decision.closest[0]
+                closest[example] = decision.closest.view_as(closest[example])
         return Verification(status, lower, points, closest, branches_used, tensors)
 
 

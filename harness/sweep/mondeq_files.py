@@ -5,13 +5,15 @@ files of convolutional ones. All become the dense network `monotone`.
 """
 
 import io
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.monotone import MonotoneWeight, circular_matrix
-from harness.common.errors import InputError, error_line
+from harness.common.errors import InputError, error_line, require
 
 Tensors = dict[str, Tensor]
 
@@ -33,29 +35,52 @@ def read_matlab(content: bytes) -> Tensors:
         arrays = loadmat(io.BytesIO(content))
     except Exception as error:
         raise InputError(f"found a damaged MATLAB file ({error_line(error)}), allowed: an undamaged file") from None
-    return {name: torch.from_numpy(value) for name, value in arrays.items() if not name.startswith("__")}
+    numbers = {name: value for name, value in arrays.items() if _has_numbers(value)}
+    return {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in numbers.items()}
+
+
+def _has_numbers(value: Any) -> bool:
+    """Return whether a variable of a MATLAB file is an array of numbers that torch has, too; others are left out."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16
 
 
 def network_tensors(tensors: Tensors, modulus: float, shape: tuple[int, ...]) -> Tensors:
     """Return the tensors of the network `monotone` for images of `shape`, float32, W computed in float64.
 
-    Raises InputError if the file does not hold A, B, U, u, C and c.
+    Raises InputError if the file does not hold A, B, U, u, C and c, real numbers whose shapes fit.
     """
-    named = {name.split("linear_module.")[-1]: tensor.double() for name, tensor in tensors.items()}
-    named = {_NAMES.get(name, name): tensor for name, tensor in named.items()}
+    named = _by_letter(tensors)
     if missing := [name for name in _NAMES.values() if name not in named]:
         raise InputError(f"found no tensor {missing[0]}, allowed: a file with A, B, U, u, C and c of a monDEQ")
-    a, b, u, c = (named[name] for name in ("A", "B", "U", "C"))
-    bias = named["u"].flatten()
-    if a.dim() == 2:
-        weight = MonotoneWeight(modulus)(torch.stack([a, b]))
-    else:
-        weight, u, bias, c = _dense(named, modulus, shape)
+    try:
+        if named["A"].dim() == 2:
+            weight = MonotoneWeight(modulus)(torch.stack([named["A"], named["B"]]))
+            u, bias, c = named["U"], named["u"].flatten(), named["C"]
+        else:
+            weight, u, bias, c = _dense(named, modulus, shape)
+    except (RuntimeError, KeyError) as error:  # KeyError: of g and h
+        found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+        allowed = "A and B [n, n], or kernels of a convolution with their scales g and h"
+        raise InputError(f"found {found}, allowed: {allowed} ({error_line(error)})") from None
     result = {
         "inject.weight": u, "inject.bias": bias, "equilibrium.weight": weight,
         "head.weight": c, "head.bias": named["c"].flatten(),
     }  # fmt: skip
     return {name: tensor.float() for name, tensor in result.items()}
+
+
+def _by_letter(tensors: Tensors) -> Tensors:
+    """Return a file's tensors by the names of the papers, in float64. Raises InputError."""
+    named: Tensors = {}
+    for name, tensor in tensors.items():
+        letter = name.split("linear_module.")[-1]
+        letter = _NAMES.get(letter, letter)
+        require(name, "a second one", letter not in named, f"one tensor {letter}")
+        kind = f"{tensor.dtype} on {tensor.device.type}, {tensor.layout}".replace("torch.", "")
+        is_real = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        require(name, kind, is_real and not tensor.is_complex(), "a dense tensor of real numbers")
+        named[letter] = tensor.double()
+    return named
 
 
 def _dense(named: Tensors, modulus: float, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,8 +93,8 @@ def _dense(named: Tensors, modulus: float, shape: tuple[int, ...]) -> tuple[Tens
     kernel = named["U"]
     injected = F.conv2d(F.pad(pixels, (_PAD,) * 4, mode="circular"), kernel, stride=_STRIDE)
     channels, image = len(kernel), (injected.shape[2], injected.shape[3])
-    a = named["A"] / named["A"].norm() * named["g"].sqrt()
-    b = named["B"] / named["B"].norm() * named["h"]
+    a = named["A"] / named["A"].norm() * named["g"].reshape(()).sqrt()
+    b = named["B"] / named["B"].norm() * named["h"].reshape(())
     a, b = circular_matrix(a, image), circular_matrix(b, image)
     weight = (1 - modulus) * torch.eye(len(a)).double() - a.mT @ a + b - b.mT
     inner = F.pad(torch.ones(channels, image[0] - 2 * _PAD, image[1] - 2 * _PAD), (_PAD,) * 4).flatten().bool()

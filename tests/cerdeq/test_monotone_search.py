@@ -107,6 +107,17 @@ def test_a_row_whose_minimum_is_0_is_neither_certified_nor_falsified():
     assert model[1].contraction(model[1].weight).rate >= 1
     found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=20)
     assert found.status[0] not in ("certified", "falsified")
+    assert -1e-6 <= model(found.closest) < 0.1, "the attack's best point"
+
+
+@pytest.mark.parametrize("rows", [[[2.0, -2]], [[0.0, 0], [2, -2]]])
+def test_a_leaf_or_row_whose_minimum_is_0_does_not_hide_a_counterexample_of_another(rows):
+    """The attack starts where all units are inactive, so that its gradient is 0."""
+    weight, u, b = np.array([[-1.0, -1], [1, -3]]), np.array([[2.0], [-1]]), np.array([-1.9, -0.9])
+    model = network(weight, u, b, np.array(rows), np.zeros(len(rows)))
+    box = Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+    found = verify(model, box, torch.eye(len(rows)).double()[None], seconds=60)
+    assert found.status == ["falsified"] and model(found.counterexample).min() < 0
 
 
 def test_a_timeout_ends_and_is_named():

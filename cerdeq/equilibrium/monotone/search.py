@@ -44,7 +44,7 @@ class TreeSearch:
 
     prove_counterexample: returns a point [d] if it is proved to make a row negative, else None.
     limits: [K], what is proved of a certified row: that it is above this. offsets: [K], of the rows less their limits.
-    point: the counterexample, once there is one.
+    point: the counterexample, once there is one. closest: [d], the attack's point with the smallest value, after it.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TreeSearch:
         self.limits = _POSITIVE * (network.rows.matrix.abs() @ high + network.rows.offset.abs())
         self.offsets = network.row_offsets - self.limits
         self.point: Tensor | None = None
+        self.closest: Tensor | None = None
 
     def root(self) -> _OpenNode:
         """Return the box of all equilibria, tightened."""
@@ -79,21 +80,26 @@ class TreeSearch:
                 return FALSIFIED, is_proved
             for number, node in enumerate(nodes):
                 status = self._branch(node)
-                if status != CERTIFIED:
+                if status in (FALSIFIED, TIMEOUT):
                     return status, is_proved
-                is_proved[number] = True
+                is_proved[number] = status == CERTIFIED
         except DeadlineError:
             return TIMEOUT, is_proved
-        return CERTIFIED, is_proved
+        return CERTIFIED if bool(is_proved.all()) else UNKNOWN, is_proved
 
     def _is_falsified(self, rows: Tensor) -> bool:
         """Return whether an attack finds a counterexample to one of these rows, which is kept."""
         lowest, points = attack(self.network, rows)
-        return any(lowest[number] < 0 and self._falsifies(points[number]) for number in lowest.argsort().tolist())
+        order = lowest.argsort().tolist()
+        self.closest = points[order[0]]
+        return any(lowest[number] < 0 and self._falsifies(points[number]) for number in order)
 
     def _branch(self, node: _OpenNode) -> str:
-        """Close all leaves of one row. Return CERTIFIED, or why that fails: FALSIFIED, TIMEOUT or UNKNOWN."""
-        queue = [node] if not node.is_closed else []
+        """Close all leaves of one row. Return CERTIFIED, or why that fails: FALSIFIED, TIMEOUT or UNKNOWN.
+
+        A leaf that cannot be decided does not end the search: another may hold a counterexample.
+        """
+        queue, status = [node] if not node.is_closed else [], CERTIFIED
         while queue:
             batch, queue = queue[-_BATCH:], queue[:-_BATCH]
             children = []
@@ -106,7 +112,7 @@ class TreeSearch:
                         if self.point is not None:
                             return FALSIFIED
                         check()  # the linear program may have run out of time
-                        return UNKNOWN
+                        status = UNKNOWN
                     continue
                 unit = self.ascent.best_split(parent.multipliers.scaled[0, -1], parent.leaf)
                 children += [self._half(parent, unit, sign) for sign in (1, -1)]
@@ -114,7 +120,7 @@ class TreeSearch:
             if children:
                 self._tighten(children, _LEAF_PHASES, _unstable_units)
                 queue += [child for child in children if not child.is_closed]
-        return CERTIFIED
+        return status
 
     def _assume(self, root: _OpenNode, row: int) -> _OpenNode:
         """Return a new node below the root, in which a row is assumed not to be positive."""
@@ -225,4 +231,4 @@ def decide_rows(
     proved = rows[is_proved]
     lower[proved] = torch.maximum(lower[proved], search.limits[proved] / 2)  # half: offsets less limits are rounded
     tensors = certificate(search.nodes) if certificates and status == CERTIFIED else {}
-    return Decision(status, lower, search.point, certificate=tensors)
+    return Decision(status, lower, search.point, search.closest, tensors)

@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from baselines import build
 from baselines.monotone import MonotoneWeight, circular_matrix
@@ -97,7 +99,13 @@ def test_a_matlab_file_is_read():
     short = {"A.weight": "A", "B.weight": "B", "U.weight": "U", "Wout.weight": "C"}
     arrays = {name.split("linear_module.")[-1]: tensor.double().numpy() for name, tensor in tensors.items()}
     columns = {"u": arrays["U.bias"][:, None], "c": arrays["Wout.bias"][:, None]}
-    savemat(file, {short[name]: value for name, value in arrays.items() if name in short} | columns)
+    others = {
+        "title": "FC 5",
+        "cells": np.array([1, "a"], dtype=object),
+        "struct": {"a": 1},
+        "sparse": csc_matrix([[1]]),
+    }
+    savemat(file, {short[name]: value for name, value in arrays.items() if name in short} | columns | others)
     assert is_matlab(file.getvalue()) and not is_matlab(b"PK")
     own, expected = (network_tensors(t, MODULUS, SHAPE) for t in (read_matlab(file.getvalue()), tensors))
     assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
@@ -108,6 +116,30 @@ def test_other_files_are_refused():
         network_tensors({"A": torch.ones(2, 2)}, MODULUS, SHAPE)
     with pytest.raises(InputError, match="damaged MATLAB file"):
         read_matlab(b"MATLAB 5.0 and nothing else")
+
+
+DENSE, CONVOLUTIONAL, PRE = dense_file(), convolutional_file(), "mon.linear_module."
+WRONG = {
+    "A of other units": DENSE | {f"{PRE}A.weight": torch.ones(3, 5)},
+    "A without rows": DENSE | {f"{PRE}A.weight": torch.ones(0, 0)},
+    "A with three dimensions": DENSE | {f"{PRE}A.weight": torch.ones(2, 5, 5)},
+    "A is a number": DENSE | {f"{PRE}A.weight": torch.tensor(1.0)},
+    "no g": {name: tensor for name, tensor in CONVOLUTIONAL.items() if not name.endswith(".g")},
+    "g of two numbers": CONVOLUTIONAL | {f"{PRE}g": torch.ones(2)},
+    "C of other units": CONVOLUTIONAL | {"Wout.weight": torch.ones(10, 3)},
+    "u of other channels": CONVOLUTIONAL | {f"{PRE}U.bias": torch.ones(3)},
+    "complex A": DENSE | {f"{PRE}A.weight": torch.ones(5, 5, dtype=torch.complex64)},
+    "sparse A": DENSE | {f"{PRE}A.weight": torch.eye(5).to_sparse()},
+    "A without values": DENSE | {f"{PRE}A.weight": torch.ones(5, 5, device="meta")},
+    "two tensors A": DENSE | {"A": torch.ones(5, 5)},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_tensors_that_are_not_those_of_a_mondeq_are_refused_in_a_line(case):
+    with pytest.raises(InputError, match=r"found .*, allowed: ") as caught:
+        network_tensors(WRONG[case], MODULUS, SHAPE)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_circular_convolution_is_its_matrix():
