@@ -121,20 +121,19 @@ def test_the_same_trial_is_trained_to_the_same_network(tiny_trial, trained):
     assert torch.equal(trained(config), trained(dataclasses.replace(config, sweep="another")))
 
 
-@pytest.mark.parametrize("name", EVALUATED)
-def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial, name):
-    torch.manual_seed(0)
-    config = tiny_trial(eps="1/100")
-    network = build("cnn5", "digits", 0.1).eval().double()
+def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):
+    config, network = tiny_trial(eps="1/100"), build("cnn5", "digits", 0.1).eval().double()
     images = load("digits").test.images[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
-    one, other, again = (
-        evaluate(network, images, labels, each).verdicts
-        for each in (config, changed(config, name, EVALUATED[name]), config)
-    )
-    assert not one.equals(other)
-    assert one.equals(again)
+
+    def verdicts(config):
+        return evaluate(network, images, labels, config).verdicts
+
+    one = verdicts(config)
+    assert one.equals(verdicts(config))
+    for name, value in EVALUATED.items():
+        assert not one.equals(verdicts(changed(config, name, value))), name
 
 
 @pytest.mark.parametrize(
