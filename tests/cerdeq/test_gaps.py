@@ -38,8 +38,7 @@ def test_an_adjoint_cut_short_is_sound_and_tighter_the_longer_it_ran(problems):
 
 
 @pytest.mark.parametrize(
-    ("count", "method"),
-    [(0, "crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 2, 8))],
+    ("count", "method"), [(0, "crown"), *(pytest.param(n, "alpha-crown", marks=SLOW) for n in (0, 2, 8))]
 )
 def test_no_method_is_unsound_with_an_adjoint_cut_short(method, count, problems):
     with gaps.adjoint_steps(count):

@@ -9,20 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import (
-    BIAS,
-    KERNEL,
-    MATRIX,
-    NORM,
-    OPERATORS,
-    VECTOR,
-    Net,
-    integers,
-    model_of,
-    numbers,
-    one,
-    onnx_file,
-)
+from onnx_files import BIAS, KERNEL, MATRIX, NORM, OPERATORS, VECTOR, Net, integers, model_of, numbers, one, onnx_file
 from oracles import assert_contains, points_of, random_box
 from torch import nn
 

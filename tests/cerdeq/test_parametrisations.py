@@ -210,7 +210,7 @@ def test_fold_keeps_the_function_and_leaves_plain_weights(gain, kernel):
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     assert isinstance(model[0].recurrence.weight, nn.Parameter) and type(model[0].recurrence) is FixedPoint
     assert set(model.state_dict()) == {
-        *("0.inject.weight", "0.inject.bias", "0.recurrence.weight", "2.weight", "2.bias"),
+        *("0.inject.weight", "0.inject.bias", "0.recurrence.weight", "2.weight", "2.bias")
     }
     fold(model)
     assert torch.equal(model(x), value)

@@ -223,8 +223,7 @@ def test_bounds_contain_the_exact_value_where_all_cancels(seed, dtype, method):
 
 
 @pytest.mark.parametrize(
-    ("scales", "method"),
-    every_pair([(1e-20, 1, 1e20), (1e-30, 1e-30, 1e30), (1e30, 1e30, 1e-30)], BOUNDS),
+    ("scales", "method"), every_pair([(1e-20, 1, 1e20), (1e-30, 1e-30, 1e30), (1e30, 1e30, 1e-30)], BOUNDS)
 )
 def test_underflow_and_overflow_are_never_a_wrong_bound(scales, method):
     torch.manual_seed(2)

@@ -2,13 +2,7 @@
 
 import json
 
-VALUES = {
-    "nothing": None,
-    "a truth": True,
-    "not a number": float("nan"),
-    "text": "../../../elsewhere",
-    "a list": [[1]],
-}
+VALUES = {"nothing": None, "a truth": True, "not a number": float("nan"), "text": "../../../elsewhere", "a list": [[1]]}
 """Values of types that few settings have."""
 
 

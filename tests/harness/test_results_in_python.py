@@ -46,8 +46,7 @@ def test_a_folder_without_the_trial_s_network_is_refused(trial_dir):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"width": 99.0}, "found a network of"), ({"options": {"zzz": 1}}, "unknown option 'zzz'")],
+    ("changes", "message"), [({"width": 99.0}, "found a network of"), ({"options": {"zzz": 1}}, "unknown option 'zzz'")]
 )
 def test_a_network_that_is_too_large_or_does_not_exist_is_refused_before_it_is_built(trial_dir, changes, message):
     trial = folder.read_trial(trial_dir / folder.TRIAL)

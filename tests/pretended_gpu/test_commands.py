@@ -15,10 +15,7 @@ from pretended import environment, problem, run_python
 from harness.common import names
 from harness.storage import folder
 
-pytestmark = [
-    pytest.mark.skipif(problem() is not None, reason=str(problem())),
-    pytest.mark.timeout(600),
-]
+pytestmark = [pytest.mark.skipif(problem() is not None, reason=str(problem())), pytest.mark.timeout(600)]
 SWEEP = {
     "name": "study",
     "dataset": "digits",

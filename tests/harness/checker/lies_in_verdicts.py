@@ -81,9 +81,7 @@ LIES = {
         PREDICTIONS,
     ),
     "certified with another prediction": Lie(
-        change_row(names.CERTIFIED, prediction=9),
-        "certified by ibp, but prediction 9 and label ",
-        PREDICTIONS,
+        change_row(names.CERTIFIED, prediction=9), "certified by ibp, but prediction 9 and label ", PREDICTIONS
     ),
     "unknown without a prediction": Lie(
         change_row(names.UNKNOWN, prediction=-1), "unknown, but prediction -1 and label ", PREDICTIONS

@@ -27,12 +27,7 @@ from harness.training import run_trial
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROOFS = {
     "cnn5": {("ibp", "ibp"): 38, ("crown-ibp", "linear"): 6, ("alpha-crown", CERTIFICATE): 3},
-    "cerdeq": {
-        ("ibp", "ibp"): 42,
-        ("crown-ibp", "linear"): 7,
-        ("crown", "linear"): 1,
-        ("alpha-crown", CERTIFICATE): 1,
-    },
+    "cerdeq": {("ibp", "ibp"): 42, ("crown-ibp", "linear"): 7, ("crown", "linear"): 1, ("alpha-crown", CERTIFICATE): 1},
 }
 PLUGIN = """
 from torch import nn

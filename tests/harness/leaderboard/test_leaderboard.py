@@ -140,9 +140,7 @@ def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them
     cells = only_section(sweep).cells
     assert cells["equilibrium gain"].tolist() == ["0.250", ""] and cells["undecided"].tolist() == ["3.00", ""]
     assert cells.columns.tolist().index("undecided") == cells.columns.tolist().index("standard error") + 1
-    assert only_section(sweep).warnings == [
-        f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)",
-    ]
+    assert only_section(sweep).warnings == [f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)"]
 
 
 def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):

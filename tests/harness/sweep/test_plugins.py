@@ -140,11 +140,7 @@ def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp
         run_trial(config, tmp_path / "trial")
 
 
-COMMANDS = {
-    "certify": [],
-    "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
-    "tables": [],
-}
+COMMANDS = {"certify": [], "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -137,8 +137,7 @@ def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("key", "allowed"),
-    [("epochs", "an integer"), ("clip_norm", "a number"), ("recompute_statistics", "true or false")],
+    ("key", "allowed"), [("epochs", "an integer"), ("clip_norm", "a number"), ("recompute_statistics", "true or false")]
 )
 @pytest.mark.parametrize("text", ["010", "1:30:00", "1_000", "0x10", "0b1", "yes", "on", "2026-11-20", "0o7", "1:30.5"])
 def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, allowed, text):

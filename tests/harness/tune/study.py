@@ -116,11 +116,7 @@ class Study:
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
                 assert self.history(made.key, name) == [(0, result.metrics[name])]
-            for name, first in (
-                (names.TRAIN_LOSS, 1),
-                (names.TRAIN_EPS, 0),
-                (names.in_training(names.BOUND_WIDTH), 0),
-            ):
+            for name, first in ((names.TRAIN_LOSS, 1), (names.TRAIN_EPS, 0), (names.in_training(names.BOUND_WIDTH), 0)):
                 written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(trial_dir)[first:]]
                 assert self.history(made.key, name) == written
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first

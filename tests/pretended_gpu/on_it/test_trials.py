@@ -21,10 +21,7 @@ def run_on_gpu(config, directory, *arguments, **named):
 
 @pytest.mark.parametrize(
     ("network", "options"),
-    [
-        ("conv", {}),
-        pytest.param("cerdeq", {"iterations": 5, "backward_iterations": 5}, marks=pytest.mark.slow),
-    ],
+    [("conv", {}), pytest.param("cerdeq", {"iterations": 5, "backward_iterations": 5}, marks=pytest.mark.slow)],
 )
 def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, options):
     settings = {**NOT_COMPILED, "precision": "float32", "epochs": 2, "ramp_epochs": 1}

@@ -13,10 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-CALLS = {
-    "harness.training.run": ["run_trial", "run_folder"],
-    "harness.evaluation.shards": ["certify_shard"],
-}
+CALLS = {"harness.training.run": ["run_trial", "run_folder"], "harness.evaluation.shards": ["certify_shard"]}
 
 
 class _Wrapping(importlib.abc.Loader, importlib.abc.MetaPathFinder):
