@@ -75,11 +75,11 @@ def _by_letter(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         letter = name.split("linear_module.")[-1]
         letter = _NAMES.get(letter, letter)
-        require(name, "a second one", letter not in named, f"one tensor {letter}")
         kind = f"{tensor.dtype} on {tensor.device.type}, {tensor.layout}".replace("torch.", "")
         is_real = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         require(name, kind, is_real and not tensor.is_complex(), "a dense tensor of real numbers")
-        named[letter] = tensor.double()
+        own = named.setdefault(letter, tensor.double())
+        require(name, f"another tensor than the first {letter}", torch.equal(own, tensor.double()), "the same twice")
     return named
 
 

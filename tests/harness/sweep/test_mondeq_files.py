@@ -98,6 +98,7 @@ def test_a_matlab_file_is_read():
     tensors, file = dense_file(), io.BytesIO()
     short = {"A.weight": "A", "B.weight": "B", "U.weight": "U", "Wout.weight": "C"}
     arrays = {name.split("linear_module.")[-1]: tensor.double().numpy() for name, tensor in tensors.items()}
+    tensors |= {name.removeprefix("mon."): tensor for name, tensor in tensors.items()}  # as in public files
     columns = {"u": arrays["U.bias"][:, None], "c": arrays["Wout.bias"][:, None]}
     others = {
         "title": "FC 5",
