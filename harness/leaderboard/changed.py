@@ -82,6 +82,6 @@ def _has_columns_of(table: pd.DataFrame, whole: pd.DataFrame) -> bool:
         errors = {*titles_of(TABLES)} - {"row"}
         may_lack = not errors & {*lacking} and ("row" in table or {*LABEL} <= {*table})
     else:
-        is_setting = lacking.str.startswith(("train.", "evaluation.")) & ~lacking.isin(_NEVER_LACKING)
-        may_lack = bool(is_setting.all()) and bool((whole[lacking].nunique() <= 1).all())
+        are_settings = all(name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING for name in lacking)
+        may_lack = are_settings and bool((whole[lacking].nunique() <= 1).all())
     return may_lack and table.columns.is_unique and table.equals(whole.reindex(columns=table.columns))

@@ -79,3 +79,9 @@ def test_a_leaderboard_of_networks_trained_elsewhere_may_have_earlier_words(swee
     path = sweep / "leaderboard.md"
     path.write_text(path.read_text().replace("are numbers from papers", "are published numbers"))
     assert changed_files(sweep) == []
+
+
+def test_a_leaderboard_without_rows_follows_from_the_results(sweep):
+    add(sweep)
+    write_leaderboard(sweep)
+    assert changed_files(sweep) == []
