@@ -82,6 +82,8 @@ def _has_columns_of(table: pd.DataFrame, whole: pd.DataFrame) -> bool:
         errors = {*titles_of(TABLES)} - {"row"}
         may_lack = not errors & {*lacking} and ("row" in table or {*LABEL} <= {*table})
     else:
-        are_settings = all(name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING for name in lacking)
+        are_settings = all(
+            name.startswith(("train.", "evaluation.")) and name not in _NEVER_LACKING for name in lacking
+        )
         may_lack = are_settings and bool((whole[lacking].nunique() <= 1).all())
     return may_lack and table.columns.is_unique and table.equals(whole.reindex(columns=table.columns))
