@@ -18,6 +18,7 @@ _FIELDS = {
     "nodes": np.int32, "rows": np.int32, "multipliers": np.float16,
     "scales": np.float32, "betas": np.float32, "exact": np.float64,
 }  # fmt: skip
+_MOST_NUMBERS = 2**26  # of all nodes' boxes; they take 1 GiB
 
 
 def is_tree(tensors: Tensors) -> bool:
@@ -126,6 +127,8 @@ def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
         _require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
     nodes, places = tree["nodes"], tree["rows"]
     _require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
+    most = _MOST_NUMBERS // units
+    _require(len(nodes) <= most, f"there are {len(nodes):,} nodes, allowed: up to {most:,} of {units} units")
     _require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
     count = len(places)
     _require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
@@ -163,9 +166,9 @@ def _steps_of(tree: Tensors) -> dict[int, list[Tensors]]:
     multipliers = tree["multipliers"].astype(np.float64) * tree["scales"].astype(np.float64)[:, None]
     multipliers[tree["scales"] == 0] = tree["exact"]
     steps = dict[int, list[Tensors]]()
-    keys, places = np.unique(tree["rows"][:, :2], axis=0, return_inverse=True)
-    for index, (number, _) in enumerate(keys.tolist()):
-        rows = np.flatnonzero(places.ravel() == index)
+    keys, places, counts = np.unique(tree["rows"][:, :2], axis=0, return_inverse=True, return_counts=True)
+    of_steps = np.split(np.argsort(places.ravel(), kind="stable"), np.cumsum(counts))
+    for (number, _), rows in zip(keys.tolist(), of_steps[: len(keys)], strict=True):
         steps.setdefault(number, []).append({
             "units": tree["rows"][rows, 2], "signs": tree["rows"][rows, 3].astype(np.float64),
             "multipliers": multipliers[rows], "betas": tree["betas"][rows].astype(np.float64),

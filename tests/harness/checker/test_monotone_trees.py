@@ -19,6 +19,7 @@ from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.equilibrium import NotProvedError, check_unique
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, first_box, multiply, prove
 from harness.checker.bounds.network import read_network
+from harness.checker.proofs import tree as trees
 from harness.checker.proofs.example import prove_rows
 
 UNITS, INPUTS = 6, 3
@@ -137,6 +138,12 @@ def test_malformed_trees_are_refused(proved, field, change, why):
     forged = tensors | {f"equilibrium/{field}": change(tensors[f"equilibrium/{field}"])}
     found = check(model, forged)
     assert found.proved_by == "" and re.search(why, found.refused), found
+
+
+def test_a_tree_that_would_not_fit_into_memory_is_refused(proved, monkeypatch):
+    model, tensors, _ = proved
+    monkeypatch.setattr(trees, "_MOST_NUMBERS", UNITS)
+    assert re.search(f"nodes, allowed: up to 1 of {UNITS} units", check(model, tensors).refused)
 
 
 def test_half_of_a_split_is_no_proof():
