@@ -3,6 +3,8 @@
 The files go to ../checkpoints, where the sweep files look for them. They are not part of this project; their licences
 are in their repositories. The script needs git and network access. To use a mirror, set git's
 `url.<mirror>.insteadOf`. Files that exist with the right SHA-256 are skipped.
+
+Folders select files: `python sweeps/fetch_checkpoints.py craft`.
 """
 
 import hashlib
@@ -65,11 +67,16 @@ FILES = {  # (folder under checkpoints/, folder in the repository): lines of nam
 }
 
 
-def main() -> int:
-    """Download the missing files; return 1 if git fails or a SHA-256 differs."""
+def main(folders: list[str]) -> int:
+    """Download the missing files of these folders, or of all; return 1 if git fails or a SHA-256 differs."""
+    if unknown := [folder for folder in folders if folder not in ORIGINS]:
+        print(f"found the folder {unknown[0]!r}, allowed: {', '.join(ORIGINS)}")
+        return 2
     count = 0
     errors = []
     for (folder, repository_folder), lines in FILES.items():
+        if folders and folder not in folders:
+            continue
         files = [line.split() for line in lines.strip().splitlines()]
         count += len(files)
         missing = [file for file in files if not _is_there(FOLDER / folder / file[0], file[2])]
@@ -112,4 +119,4 @@ def _git(directory: str, *arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

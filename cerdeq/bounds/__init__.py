@@ -44,6 +44,8 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
             a region of another shape than the model takes or whose radius is negative or not a number, a spec of
             another shape, and arguments of other types.
         UnsupportedOperator: if an operation has no rule, or if torch.fx saw another function than the model is.
+        NotContractiveError, NotConvergedError: of an equilibrium that is not proved to be unique, or whose solver
+            misses its tolerance.
     """
     linear = bound_named(method).linear
     check_arguments(model, region, spec)
