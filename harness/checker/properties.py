@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from cerdeq.onnx.layers import RunInFloat32
+from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.checker.bounds.boxes import Array, Box, between
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.maps import UnknownLayerError
@@ -18,7 +19,6 @@ from harness.checker.proofs.certificates import Tensors, split_by_example
 from harness.checker.proofs.example import CERTIFICATE, LINEAR, prove_rows
 from harness.checker.violations import enclosing_box, round_down, violations_network
 from harness.common.properties import NUMBER, Case, Counterexample, Property
-from harness.evaluation.exact import NoExactRuleError, exact_outputs_at
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _LARGEST = float(np.finfo(np.float32).max)

@@ -17,9 +17,9 @@ from cerdeq import OnnxError, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.onnx import RunInFloat32
+from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.common.errors import InputError
 from harness.common.properties import Case, Counterexample, Property
-from harness.evaluation.exact import NoExactRuleError, exact_outputs_at
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
 from harness.sweep.checkpoint_settings import digest_of
 from harness.vnnlib.counterexample import decimals_inside, exact_outputs, why_not_confirmed

@@ -70,7 +70,7 @@ def labels_of(path):
     if str(path).startswith(PUBLISHED):
         stored = read_stored_trials(ROOT / path)
         trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
-        configs = [trial.config for trial in trials or [row.trial for row in stored if not row.certified]]
+        configs = [trial.config for trial in trials or [row.trial for row in stored if not row.is_certification]]
     else:
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cerdeq import Box, verify
+from harness.attacks.exact import exact_outputs_at
 from harness.checker.properties import confirm_sat
-from harness.evaluation.exact import exact_outputs_at
 from harness.vnnlib.cases import property_of
 from harness.vnnlib.expressions import parse
 from harness.vnnlib.solve import solve
