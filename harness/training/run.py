@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from cerdeq.equilibrium import FixedPoint, fold
+from cerdeq.errors import is_out_of_memory
 from cerdeq.precision import counted_rounding
 from harness.common import names
 from harness.common.errors import InputError, require
@@ -126,6 +127,8 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
             yield
         except Exception as error:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
+            if is_out_of_memory(error):
+                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
             with suppress(OSError):  # of a full disk, say, or a folder that is gone
                 folder.require_there(trial_dir)
                 folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
