@@ -171,8 +171,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every sweep, as in run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
-    card, table, end = Card(options), list[str](), time.monotonic() + 60 * options.minutes
+    card, end = Card(options), time.monotonic() + 60 * options.minutes
     (card.out / "mlflow").mkdir(parents=True, exist_ok=True)
+    before = (card.out / "summary.md").read_text() if (card.out / "summary.md").exists() else ""
+    table = [line for line in before.splitlines() if line.startswith("| ")][1:]  # of earlier commands, less the header
     for part in options.only:
         began = time.monotonic()
         left = max(0, end - began)
