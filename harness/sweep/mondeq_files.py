@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baselines.monotone import MonotoneWeight, circular_matrix
+from cerdeq.tracing.program import is_dense, is_equal
 from harness.common.errors import InputError, error_line, require
 
 Tensors = dict[str, Tensor]
@@ -76,10 +77,11 @@ def _by_letter(tensors: Tensors) -> Tensors:
         letter = name.split("linear_module.")[-1]
         letter = _NAMES.get(letter, letter)
         kind = f"{tensor.dtype} on {tensor.device.type}, {tensor.layout}".replace("torch.", "")
-        is_real = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        require(name, kind, is_real and not tensor.is_complex(), "a dense tensor of real numbers")
-        own = named.setdefault(letter, tensor.double())
-        require(name, f"another tensor than the first {letter}", torch.equal(own, tensor.double()), "the same twice")
+        is_real = is_dense(tensor) and tensor.device.type == "cpu" and not tensor.is_complex()
+        require(name, kind, is_real, "a dense tensor of real numbers")
+        numbers = tensor.double()
+        is_same = is_equal(named.setdefault(letter, numbers), numbers)
+        require(name, f"another tensor than the first {letter}", is_same, "the same twice")
     return named
 
 
