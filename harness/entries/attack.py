@@ -78,7 +78,7 @@ def _search(networks: Sequence[CheckedNetwork], seconds: float) -> dict[object, 
                 for count, hits in attack(each, settings):
                     attacked[settings] += count
                     each.hits |= hits
-                    if describe_hits(networks):
+                    if any(other.hits for other in networks):
                         return attacked
     return attacked
 

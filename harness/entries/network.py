@@ -53,9 +53,10 @@ class LoadedNetwork:
         """
         parts = []
         for part in images.split(_BATCH):
-            parts.append(self.logits(part.double() / 255))
+            x = part.double() / 255
+            parts.append(self.logits(x))
             for count in (2, len(part)):
-                self._refuse_mixing(part[:count].float() / 255, parts[-1][0][:count])
+                self._refuse_mixing(x[:count].float(), parts[-1][0][:count])
         predicted, exact = (np.concatenate([part[i].argmax(1) for part in parts]) for i in (0, 1))
         others = np.flatnonzero(predicted != exact)
         if len(others) > len(images) // _FEW:
