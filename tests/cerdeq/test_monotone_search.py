@@ -51,14 +51,14 @@ def check(seed, units, inputs, kind):
     model = network(weight, u, b, rows, offset)
     minima = minima + offset
     box = Box(torch.tensor(center)[None], torch.tensor(radius)[None])
-    found = verify(model, box, torch.eye(2, dtype=torch.float64)[None], seconds=30)
-    assert (found.lower[0].numpy() <= minima + 1e-9).all()
+    result = verify(model, box, torch.eye(2, dtype=torch.float64)[None], seconds=30)
+    assert (result.lower[0].numpy() <= minima + 1e-9).all()
     if minima.min() < -CLOSE:
-        assert found.status == ["falsified"], (minima, found)
-        point = found.counterexample
+        assert result.status == ["falsified"], (minima, result)
+        point = result.counterexample
         assert (abs(point[0].numpy() - center) <= radius).all() and model(point).min() < 0
     elif minima.min() > CLOSE:
-        assert found.status == ["certified"], (minima, found)
+        assert result.status == ["certified"], (minima, result)
 
 
 @pytest.mark.parametrize("kind", ["plain", "zeros", "ties", "subnormal"])
@@ -105,9 +105,9 @@ def test_a_row_whose_minimum_is_0_is_neither_certified_nor_falsified():
     model = network(weight, one, np.zeros(1), one, np.zeros(1))
     box = Box(torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     assert model[1].contraction(model[1].weight).rate >= 1
-    found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=20)
-    assert found.status[0] not in ("certified", "falsified")
-    assert -1e-6 <= model(found.closest) < 0.1, "the attack's best point"
+    result = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=20)
+    assert result.status[0] not in ("certified", "falsified")
+    assert -1e-6 <= model(result.closest) < 0.1, "the attack's best point"
 
 
 @pytest.mark.parametrize("rows", [[[2.0, -2]], [[0.0, 0], [2, -2]]])
@@ -116,16 +116,16 @@ def test_a_leaf_or_row_whose_minimum_is_0_does_not_hide_a_counterexample_of_anot
     weight, u, b = np.array([[-1.0, -1], [1, -3]]), np.array([[2.0], [-1]]), np.array([-1.9, -0.9])
     model = network(weight, u, b, np.array(rows), np.zeros(len(rows)))
     box = Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
-    found = verify(model, box, torch.eye(len(rows)).double()[None], seconds=60)
-    assert found.status == ["falsified"] and model(found.counterexample).min() < 0
+    result = verify(model, box, torch.eye(len(rows)).double()[None], seconds=60)
+    assert result.status == ["falsified"] and model(result.counterexample).min() < 0
 
 
 def test_a_timeout_ends_and_is_named():
     rng = np.random.default_rng(0)
     model = network(random_monotone(rng, 12), rng.normal(size=(12, 5)), rng.normal(size=12), np.eye(1, 12), np.zeros(1))
     box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64))
-    found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=0.0)
-    assert found.status == ["timeout"] and not (found.lower > 0).any()
+    result = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=0.0)
+    assert result.status == ["timeout"] and not (result.lower > 0).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -134,8 +134,8 @@ def test_short_limits_are_kept_by_layers_of_1500_units(dtype):
     model = network(random_monotone(rng, units), rng.normal(size=(units, 5)), np.ones(units), np.eye(1, units), [0.0])
     model, began = model.to(dtype), time.monotonic()
     box = Box(torch.zeros(1, 5, dtype=dtype), torch.ones(1, 5, dtype=dtype))
-    found = verify(model, box, torch.ones(1, 1, 1, dtype=dtype), seconds=1)
-    assert found.status == ["timeout"] and time.monotonic() - began < 10
+    result = verify(model, box, torch.ones(1, 1, 1, dtype=dtype), seconds=1)
+    assert result.status == ["timeout"] and time.monotonic() - began < 10
 
 
 def test_the_proof_is_computed_once_for_a_module_and_its_copies(monkeypatch):
@@ -167,20 +167,27 @@ def test_equilibria_that_do_not_converge_leave_all_unknown(modulus):
     box = Box(torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), 0.1, dtype=torch.float64))
     with pytest.raises(NotConvergedError):
         model(box.center)
-    found = verify(model, box, torch.eye(2, dtype=torch.float64).expand(2, -1, -1), seconds=20)
-    assert found.status == ["unknown"] * 2 and not (found.lower > 0).any()
+    result = verify(model, box, torch.eye(2, dtype=torch.float64).expand(2, -1, -1), seconds=20)
+    assert result.status == ["unknown"] * 2 and not (result.lower > 0).any()
+
+
+def queries_with_minimum(value, units):
+    """Yield arguments of `verify`: random layers, the box [-1, 1]^3 and one row, whose minimum has this value."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weight, u, b = random_monotone(rng, units), rng.normal(size=(units, 3)), rng.normal(size=units)
+        row = rng.normal(size=(1, units))
+        (minimum,) = exact_minima(weight, u, b, row, -np.ones(3), np.ones(3))
+        box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+        model = network(weight, u, b, row, np.array([value - minimum]))
+        yield model, box, torch.ones(1, 1, 1, dtype=torch.float64)
 
 
 def test_a_spent_budget_is_a_timeout_as_in_other_searches():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        weight, u, b, c = random_monotone(rng, 8), rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=(1, 8))
-        (minimum,) = exact_minima(weight, u, b, c, -np.ones(3), np.ones(3))
-        model = network(weight, u, b, c, np.array([1e-3 - minimum]))
-        box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
-        found = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), branches=0)
-        assert found.status[0] in ("certified", "timeout")
-        if found.status == ["timeout"]:
+    for query in queries_with_minimum(1e-3, units=8):
+        result = verify(*query, branches=0)
+        assert result.status[0] in ("certified", "timeout")
+        if result.status == ["timeout"]:
             return
     raise AssertionError("no case needs a split")
 
@@ -194,13 +201,8 @@ def test_a_linear_program_that_ran_out_of_time_is_a_timeout(monkeypatch):
         return OptimizeResult(status=1)
 
     monkeypatch.setattr("scipy.optimize.linprog", stopped)
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        weight, u, b, c = random_monotone(rng, 4), rng.normal(size=(4, 3)), rng.normal(size=4), rng.normal(size=(1, 4))
-        (minimum,) = exact_minima(weight, u, b, c, -np.ones(3), np.ones(3))
-        model = network(weight, u, b, c, np.array([1e-6 - minimum]))
-        box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
-        result = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=2)
+    for query in queries_with_minimum(1e-6, units=4):
+        result = verify(*query, seconds=2)
         if calls:
             assert result.status == ["timeout"]
             return
