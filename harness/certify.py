@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
-    from harness.tune.certify import certify_jobs, finished_trials, make_jobs
+    from harness.tune.certification_jobs import certify_jobs, finished_trials, make_jobs
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])

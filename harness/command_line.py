@@ -11,10 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import InputError
+from harness.common.errors import InputError, Stopped
 from harness.common.masking import mask_secrets
 from harness.common.terminal import say
-from harness.machine.clock import Stopped
 from harness.storage.files import refuse_links
 
 OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
-from harness.common.errors import require
+from harness.common.errors import Stopped, require
 from harness.common.terminal import new_console
-from harness.machine.clock import Stopped
 from harness.sweep.file import check_keys
 
 
@@ -58,9 +57,9 @@ def main(options: argparse.Namespace) -> int:
     from harness.machine.environment import data_directory
     from harness.storage import folder
     from harness.storage.lock import lock_directory
+    from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked, machines_at
+    from harness.tune.run_sweep import run_search, run_sweep
     from harness.tune.status import print_header, print_plan
-    from harness.tune.sweep import run_search, run_sweep
-    from harness.tune.sweep_run import SweepRun, check_owner, check_reserved, load_checked, machines_at
     from harness.tune.workers import RayOptions
 
     console = new_console()
@@ -87,13 +86,13 @@ def main(options: argparse.Namespace) -> int:
         if winners is None:
             return OK if options.dry_run else FAILED
         sweep, lacks_candidates = winners
-    run = SweepRun.of(sweep, data, sweep_dir, options.only)
+    plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
     if options.dry_run:
-        print_header(run, ray.gpu, options.profile, console)
-        print_plan(run, options.retry_failed, options.ray_address, console)
+        print_header(plan, ray.gpu, options.profile, console)
+        print_plan(plan, options.retry_failed, options.ray_address, console)
         return OK
     with lock_directory(sweep_dir):
-        outcome = run_sweep(run, ray, options, console)
+        outcome = run_sweep(plan, ray, options, console)
         page = sweep_dir / folder.REPORT
         if outcome.has_changed or not page.exists():
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures

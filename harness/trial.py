@@ -49,11 +49,11 @@ def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, fold
 
     file = check_keys(path, options.profile, options.set)  # wrong keys fail before seconds of imports
     from harness.machine.device import best_device
-    from harness.tune.sweep_run import SweepRun, load_checked
+    from harness.tune.planned_sweep import PlannedSweep, load_checked
 
     sweep, data = load_checked(file, best_device().type == "cuda", options.data_dir, writes=True)
     require(f"{path}: search", "a search", sweep.search is None, "none: only harness.run can search")
-    run = SweepRun.of(sweep, data, options.results_dir / sweep.name, options.only)
+    run = PlannedSweep.of(sweep, data, options.results_dir / sweep.name, options.only)
     trials = {run.labels[trial.key]: trial for trial in run.trials}
     of_trials = {label: trial.config.checkpoint for label, trial in trials.items()}
     return trials, {label: sweep.checkpoints[of.sha256] for label, of in of_trials.items() if of}

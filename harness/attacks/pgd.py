@@ -16,7 +16,7 @@ from harness.machine.subnormals import without_subnormals
 from harness.settings import EvaluationSettings
 
 _AT_ONCE = {"cpu": 32}  # examples, by device: more of them leave a CPU's cache and take longer
-_NOISE = 1e-2  # of the span of an example's logits: ten times the error of `follow`; float32's is far smaller
+_ROUNDING = 1e-2  # of the span of an example's logits: ten times the error of `follow`; float32's is far smaller
 
 
 def last_point(
@@ -60,7 +60,7 @@ def worst_point(
         group = ascents[done : done + max(1, min(done, at_once // len(targets)))]
         done += len(group)
         for rows in targets.split(at_once):
-            starts = [noise((seed, *ascent), indices[rows], x.shape[1:]) for ascent in group]
+            starts = [random_starts((seed, *ascent), indices[rows], x.shape[1:]) for ascent in group]
             each = rows.repeat(len(group))
             climb = [functions[number] for _, number in group], x[each], labels[each], others[each]
             results = _ascend_many(model, *climb, eps, settings, torch.cat(starts).to(x, non_blocking=True))
@@ -70,7 +70,7 @@ def worst_point(
     return worst
 
 
-def noise(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) -> Tensor:
+def random_starts(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) -> Tensor:
     """Return uniform numbers in [0, 1), float32 [B, ...]; each example's depend on the seeds and its index alone."""
     numbers = [np.random.default_rng([*seeds, index]).random(tuple(shape), np.float32) for index in indices.tolist()]
     return torch.from_numpy(np.stack(numbers))
@@ -128,7 +128,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def _falsified(logits: Tensor, margin: Tensor) -> Tensor:
     """Return where the margin [B] is so far below 0 that the exact network's is too."""
-    return margin < -_NOISE * (logits.amax(1) - logits.amin(1))
+    return margin < -_ROUNDING * (logits.amax(1) - logits.amin(1))
 
 
 def _replace_worse(

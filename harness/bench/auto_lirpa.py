@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec
 from harness.bench.steps import median_seconds
-from harness.machine.memory import reuse_freed_memory
+from harness.machine.freed_memory import reuse_freed_memory
 
 _SHAPE, _CLASSES, _EPS = (1, 28, 28), 10, 8 / 255
 _ROUNDS = 5

@@ -14,7 +14,7 @@ from harness.bench.steps import Step, median_seconds
 from harness.common.errors import require
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
-from harness.machine.memory import reuse_freed_memory
+from harness.machine.freed_memory import reuse_freed_memory
 from harness.storage import folder
 from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for, require_trusted

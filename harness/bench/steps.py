@@ -19,7 +19,7 @@ from baselines import DATASETS, build
 from harness.common.errors import first_words
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
-from harness.machine.memory import reuse_freed_memory
+from harness.machine.freed_memory import reuse_freed_memory
 from harness.settings import Precision, Radius, TrainSettings
 from harness.sweep.trial_config import TrialConfig
 from harness.training.initialise import initialise

@@ -237,7 +237,7 @@ def check_checkpoint(stored: StoredResult) -> list[str]:
     import safetensors.torch  # imported late, as torch takes seconds
     import torch
 
-    from harness.sweep.checkpoint_weights import read_weights
+    from harness.sweep.imported_weights import read_weights
 
     weights = parse_file(trial_dir / folder.WEIGHTS, safetensors.torch.load)
     expected = read_weights(path, stored.config)

@@ -29,7 +29,7 @@ from harness.storage.instances import (
     read_record,
     results_text,
 )
-from harness.sweep.checkpoint_settings import digest_of
+from harness.sweep.imported_network import digest_of
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}

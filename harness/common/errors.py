@@ -1,4 +1,4 @@
-"""Errors of user input, and how errors are shown."""
+"""Errors of user input, how errors are shown, and a stop that is no error."""
 
 _MOST_WORDS = 40
 
@@ -21,6 +21,10 @@ class SettingsError(SettingError):
     def __init__(self, errors: list[SettingError]):
         super().__init__(errors[0].key, errors[0].found, errors[0].allowed)
         self.args, self.errors = ("\n".join(map(str, errors)),), errors
+
+
+class Stopped(BaseException):
+    """Trials were asked to stop, and what is done is saved: no error, and so no Exception."""
 
 
 class Requirements:

@@ -15,7 +15,7 @@ from cerdeq.onnx import load_content, read_content
 from harness.common.errors import InputError
 from harness.entries.manifest import EntryNetwork, Manifest
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 from harness.sweep.trial_config import TrialConfig
 
 NETWORK = "network."

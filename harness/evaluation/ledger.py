@@ -14,7 +14,7 @@ from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.common.errors import error_line
-from harness.machine.memory import free_memory
+from harness.machine.freed_memory import free_memory
 
 T = TypeVar("T")
 

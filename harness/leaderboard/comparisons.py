@@ -18,6 +18,9 @@ from harness.leaderboard.rows import LABEL
 from harness.leaderboard.table import Section
 from harness.storage.study_tables import read_stored_verdicts
 
+SIGNIFICANCE = 0.05
+"""The corrected p value below which two rows differ significantly."""
+
 ALL = "all"  # the column `seed` of the line for all seeds together
 METRICS = {  # the verdicts that count as errors
     "certified": (names.MISCLASSIFIED, names.FALSIFIED, *names.UNDECIDED),

@@ -12,7 +12,7 @@ from harness.common.terminal import printable_lines
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.settings import EvaluationSettings
 from harness.storage import certification, folder, study_tables
-from harness.sweep.checkpoint_settings import Source, without_source
+from harness.sweep.imported_network import Source, without_source
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 
 LABEL = ["model", "method", "options"]

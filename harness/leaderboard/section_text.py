@@ -10,7 +10,7 @@ from harness.common import names
 from harness.leaderboard.columns import INTEGER, Column
 from harness.leaderboard.rows import CHOSEN, LABEL
 from harness.settings import STAGES, describe_weak_attack
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 from harness.sweep.trial_config import value_text
 
 

@@ -12,14 +12,13 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.leaderboard.columns import TABLES, titles_of
-from harness.leaderboard.comparisons import ALL, compare, holm
+from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm
 from harness.leaderboard.table import FEWEST_SEEDS, Leaderboard, Section
 
 SUMMARY_LEGEND = (
     "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
-    "is chosen by the same errors; significant below .05."
+    f"is chosen by the same errors; significant below {str(SIGNIFICANCE)[1:]}."
 )
-_LEVEL = 0.05
 _MOST_NAMED = 3
 
 
@@ -74,7 +73,7 @@ def summarise(section: Section) -> Summary:
     tested = differences[differences["seeds"] >= FEWEST_SEEDS].index
     p = holm(differences.loc[tested, "t_p"], tests=comb(len(tested) + 1, 2))  # any pair could have had the best row
     differences["p"] = p.reindex(differences.index)
-    tied = tested[p >= _LEVEL].tolist()
+    tied = tested[p >= SIGNIFICANCE].tolist()
     left_out = [f"left out: {note}" for note in notes if " against " in note]
     sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
     answer = _answer_on_equilibria(section, differences)
@@ -88,7 +87,7 @@ def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
         return _too_few_seeds_sentence(differences["seeds"].max())
     p = differences.loc[~few, "p"]
     unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
-    differ, equal, untested = p[p < _LEVEL], p[p >= _LEVEL], p[p.isna()]
+    differ, equal, untested = p[p < SIGNIFICANCE], p[p >= SIGNIFICANCE], p[p.isna()]
     is_better = differences.loc[differ.index, "difference"] > 0
     better, worse = differ[is_better], differ[~is_better]
     parts = {
@@ -143,6 +142,6 @@ def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) ->
     if pd.isna(line["p"]):
         return f"Not known: {numbers}, the same at every seed, so that there is no t test."
     verdict = "No significant difference"
-    if line["p"] < _LEVEL:
+    if line["p"] < SIGNIFICANCE:
         verdict = "Yes" if points < 0 else "No"
     return f"{verdict}: {numbers} ({_p(line['p'])})."

@@ -20,7 +20,7 @@ from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
 from harness.settings import Radius
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 from harness.sweep.trial_config import FULL_PROFILE, is_of_training, label_settings, missing_text
 
 FEWEST_SEEDS = 3

@@ -23,7 +23,7 @@ from harness.settings import STAGES, Radius
 from harness.storage import artefacts, certification, entry_check, folder, study_tables
 from harness.storage.files import DamagedFileError
 from harness.storage.parquet import read_table
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 from harness.sweep.trial_config import TrialConfig
 
 OURS, ENTRY, PAPER = "ours", "entry", "paper"

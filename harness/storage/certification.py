@@ -25,7 +25,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_atomically, write_json
 from harness.storage.folder import Trial
 from harness.storage.parquet import read_table, write_table
-from harness.sweep.checkpoint_settings import digest_of
+from harness.sweep.imported_network import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -44,7 +44,7 @@ from harness.storage.files import (
     write_text,
 )
 from harness.storage.parquet import read_table
-from harness.sweep.checkpoint_settings import Checkpoint, digest_of, read_file
+from harness.sweep.imported_network import Checkpoint, digest_of, read_file
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from harness.methods import method_options
 from harness.settings import TrainSettings
 from harness.sweep import plugins
 from harness.sweep.buildable import check_buildable, ignored_evaluation, ignored_settings
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, digest_of, read_file
-from harness.sweep.checkpoint_weights import read_weights
 from harness.sweep.file import ASSIGNED, CPU_PROFILE, CheckedFile, Sweep, check_keys, parse_keys, with_location
 from harness.sweep.grid import LARGEST, expand, names_in
+from harness.sweep.imported_network import TRAINED_ELSEWHERE, Checkpoint, digest_of, read_file
+from harness.sweep.imported_weights import read_weights
 from harness.sweep.schema import SweepFile, TrialEntry, options_model, validate
 from harness.sweep.search import check_search, make_searched
 from harness.sweep.text import merge, nest, profile_mark

@@ -17,7 +17,7 @@ from baselines import network_names, options_of
 from harness.common.errors import require
 from harness.methods import METHODS, method_options
 from harness.settings import TrainSettings
-from harness.sweep.checkpoint_settings import Checkpoint, Source
+from harness.sweep.imported_network import Checkpoint, Source
 from harness.sweep.text import merge, nest
 
 ZIP = "zip"

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 from baselines import DATASETS, UnknownNameError, network_names, suggestion, unknown_network
 from harness.common.errors import InputError, SettingError, SettingsError, require
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
-from harness.sweep.checkpoint_settings import Checkpoint, Source
+from harness.sweep.imported_network import Checkpoint, Source
 from harness.sweep.search import SearchSettings, Space
 from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 

@@ -25,7 +25,7 @@ from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.typed import check_types
 from harness.settings import EvaluationSettings, Radius, TrainSettings
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
+from harness.sweep.imported_network import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
 
 RECIPE_VERSION = 7
 """Raise it whenever training or evaluation changes its numbers, through a default too (tests/harness/golden then

@@ -3,6 +3,6 @@
 from harness.storage.folder import TrialResult
 from harness.sweep.trial_config import TrialConfig
 from harness.training.loop import NonFiniteLossError
-from harness.training.run import load_network, run_folder, run_trial
+from harness.training.trial import load_network, run_folder, run_trial
 
 __all__ = ["NonFiniteLossError", "TrialConfig", "TrialResult", "load_network", "run_folder", "run_trial"]

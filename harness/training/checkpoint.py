@@ -1,9 +1,11 @@
-"""The checkpoint of a training in progress: replaced whole or not at all, read as tensors only."""
+"""The checkpoint of a training in progress: replaced whole or not at all, read as tensors only; when it is saved."""
 
 import copy
 import errno
 import logging
+import time
 import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,39 @@ from typing import Any
 import torch
 
 from cerdeq.errors import is_out_of_memory
-from harness.common.errors import first_words
+from harness.common.errors import Stopped, first_words
 from harness.storage.files import read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT
 
+SAVE_SECONDS = 30.0
+"""How long after a checkpoint the next one is saved, at the end of an epoch."""
+
 _log = logging.getLogger(__name__)
+
+
+class Clock:
+    """When to save and when to stop.
+
+    save_seconds: seconds between two saves.
+    asked: returns True once the trial is to stop.
+    """
+
+    def __init__(self, save_seconds: float = SAVE_SECONDS, asked: Callable[[], bool] = lambda: False):
+        self.save_seconds, self.asked = save_seconds, asked
+        self.saved = time.monotonic()
+
+    def check(self) -> None:
+        """Raise Stopped if the trial is to stop."""
+        if self.asked():
+            raise Stopped
+
+    def is_save_due(self) -> bool:
+        """Return True if it is time to save, and take it as done."""
+        now = time.monotonic()
+        if now - self.saved < self.save_seconds:
+            return False
+        self.saved = now
+        return True
 
 
 def save(trial_dir: Path, epoch: int, parts: dict[str, Any]) -> None:

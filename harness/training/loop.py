@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cerdeq.errors import is_out_of_memory
 from harness.common import names
+from harness.common.errors import Stopped
 from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
-from harness.machine.clock import Clock, Stopped
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
-from harness.machine.memory import free_memory
 from harness.storage.folder import (
     add_training_device,
     add_training_warnings,
@@ -28,6 +26,7 @@ from harness.storage.folder import (
 )
 from harness.sweep.trial_config import TrialConfig
 from harness.training import checkpoint
+from harness.training.checkpoint import Clock
 from harness.training.compilation import choose_compilation
 from harness.training.initialise import untrained_network
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
@@ -58,48 +57,25 @@ def train(
     images: Tensor,
     labels: Tensor,
     trial_dir: Path,
-    device: torch.device,
     report: Report,
     clock: Clock | None = None,
+    is_last_try: bool = True,
+    is_divided: bool = False,
 ) -> nn.Sequential:
     """Train `config`'s network, going on from the folder's checkpoint, and return it.
 
-    If memory runs out, training goes on from the checkpoint with each part of a batch divided by two.
-
     Args:
-        images, labels: uint8 [N, C, H, W] and [N].
+        images, labels: uint8 [N, C, H, W] and [N], on the device.
         report: called with each epoch's row after it is on disk; first with epoch 0, the untrained network's bounds.
         clock: after which epochs a checkpoint is saved, besides the last one, and when to stop.
+        is_last_try: as in `Stepper`.
+        is_divided: True if parts of batches are smaller than the recipe says; epochs' rows then say so.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
         Stopped: the clock says so.
     """
     clock = clock or Clock()
-    data = images.to(device), labels.to(device)
-    parts = 2 * config.train.accumulate
-    if not divided_batches(config, read_epochs(trial_dir)):
-        try:
-            return _train(config, *data, trial_dir, report, clock, is_divided=False)
-        except (RuntimeError, MemoryError) as error:
-            if not (config.train.can_accumulate(parts) and is_out_of_memory(error)):
-                raise
-        free_memory()  # here, where the error no longer holds the tensors
-    smaller = replace(config, train=replace(config.train, accumulate=parts))
-    return _train(smaller, *data, trial_dir, report, clock, is_divided=True)
-
-
-def divided_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
-    """Return a warning if epochs were trained with batches in more parts than the recipe says, else none."""
-    parts = [row[names.TRAIN_ACCUMULATE] for row in epochs if names.TRAIN_ACCUMULATE in row]
-    usual = config.train.accumulate
-    return [f"accumulate {parts[-1]} instead of {usual} after running out of memory"] if parts else []
-
-
-def _train(
-    config: TrialConfig, images: Tensor, labels: Tensor, trial_dir: Path, report: Report, clock: Clock, is_divided: bool
-) -> nn.Sequential:
-    """Train as `train` does. is_divided: True if parts of batches are smaller than asked; epochs' rows then say so."""
     device, last, asked = images.device, config.train.epochs, config.train.precision
     before = read_epochs(trial_dir)
     chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
@@ -107,7 +83,6 @@ def _train(
     config = replace(config, train=replace(config.train, precision=precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
-    is_last_try = is_divided or not config.train.can_accumulate(2 * config.train.accumulate)
     stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
@@ -134,7 +109,7 @@ def _train(
         add_training_warnings(trial_dir, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
         stop = epoch < last and clock.asked()
-        if epoch == last or stop or clock.due():
+        if epoch == last or stop or clock.is_save_due():
             checkpoint.save(trial_dir, epoch, parts)
         report(row)
         if stop:

@@ -3,16 +3,15 @@
 from pathlib import Path
 
 from harness.common import names
-from harness.common.errors import InputError
+from harness.common.errors import InputError, Stopped
 from harness.common.terminal import new_console, say
-from harness.machine.clock import Stopped
 from harness.machine.device import best_device
 from harness.machine.environment import device_name
 from harness.storage import folder
 from harness.storage.files import make_directory, refuse_links
-from harness.sweep.checkpoint_settings import Checkpoint, read_file
+from harness.sweep.imported_network import Checkpoint, read_file
 from harness.sweep.trial_config import labels
-from harness.training.run import Report, split_images
+from harness.training.trial import Report, split_images
 from harness.tune.progress import Callbacks, SweepProgress
 from harness.tune.stopping import Stopping
 from harness.tune.workers import load_data, run_here, train_item

@@ -65,7 +65,8 @@ _START_SECONDS = 300.0
 _LINES = 50  # of each log that are kept once Ray has died
 _ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
 _CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
-_PERIOD, _SILENCES = 2.0, 3  # seconds between two checks of a server, and how many must fail: 6 to 21 s
+_PERIOD = 2.0  # seconds between two checks of a server
+_FAILED_CHECKS = 3  # in a row: then Ray counts as dead, after 6 to 21 s
 
 
 class ResourceError(InputError):
@@ -110,15 +111,15 @@ def exit_if_ray_dies() -> Iterator[None]:
     }
 
     def watch() -> None:
-        silences = Counter[str]()
+        failed = Counter[str]()
         while not has_ended.wait(_PERIOD):
             for name, server in servers.items():
                 try:
                     socket.create_connection(server, _CONNECTION_SECONDS).close()
-                    del silences[name]
+                    del failed[name]
                 except OSError as error:
-                    silences[name] += 1
-                    if silences[name] == _SILENCES and not has_ended.is_set():
+                    failed[name] += 1
+                    if failed[name] == _FAILED_CHECKS and not has_ended.is_set():
                         cause = f"Ray has died: its {name} does not answer ({error}){copy_server_logs()}"
                         say(f"failed: {cause}; the same command continues", file=sys.stderr)
                         os._exit(1)

@@ -26,11 +26,10 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from harness.common.errors import error_line
-from harness.machine.clock import Stopped
+from harness.common.errors import Stopped, error_line
 from harness.machine.device import limit_gpu_memory
-from harness.machine.memory import free_memory
-from harness.training.run import NOT_RETRIED
+from harness.machine.freed_memory import free_memory
+from harness.training.trial import NOT_RETRIED
 from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, count_parallel_trials
 from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 

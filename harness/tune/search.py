@@ -23,15 +23,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from harness.common.errors import Stopped
 from harness.data import Data
-from harness.machine.clock import Stopped
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
 from harness.sweep.file import Sweep
 from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
-from harness.training.run import split_images
+from harness.training.trial import split_images
 from harness.tune.progress import read_outcome
 from harness.tune.stopping import Stopping
 from harness.tune.workers import RAY_STATE, RayOptions, train_item

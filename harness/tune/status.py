@@ -24,8 +24,8 @@ from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
 from harness.sweep.file import CPU_PROFILE
 from harness.sweep.trial_config import FULL_PROFILE, labels
+from harness.tune.planned_sweep import PlannedSweep
 from harness.tune.progress import minutes, percent
-from harness.tune.sweep_run import SweepRun
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 
@@ -109,14 +109,14 @@ def _span(since: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_header(run: SweepRun, gpus: float, asked_profile: str | None, console: Console) -> None:
+def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, console: Console) -> None:
     """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
-    sweep, data, trials = run.sweep, run.data, run.trials
+    sweep, data, trials = plan.sweep, plan.data, plan.trials
     config = sweep.trials[0]
     total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
     lines = [
         f"{sweep.name}: {data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
-        f"{len(trials)}{total} trials, {len(trials) - len(run.unfinished())} finished already",
+        f"{len(trials)}{total} trials, {len(trials) - len(plan.unfinished())} finished already",
         f"data: {data['train_images']:,} training and {data['test_images']:,} test images "
         f"from {data['directory'] or 'a package'}",
     ]
@@ -131,7 +131,7 @@ def print_header(run: SweepRun, gpus: float, asked_profile: str | None, console:
             f"profile '{sweep.profile}': width {widths}, {config.train_images or 'all'} training images, "
             f"{epochs} epochs; its numbers are not comparable with published ones"
         )
-    if changed := [trial for trial in trials if trial.key not in run.unchanged_keys]:
+    if changed := [trial for trial in trials if trial.key not in plan.unchanged_keys]:
         lines.append(
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
@@ -142,19 +142,19 @@ def print_header(run: SweepRun, gpus: float, asked_profile: str | None, console:
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def print_plan(run: SweepRun, retry_failed: bool, ray_address: str | None, console: Console) -> None:
+def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, console: Console) -> None:
     """Print a line for each trial, the resources and the time."""
-    to_run = {trial.key for trial in run.to_run(retry_failed)}
-    left = run.seconds_left([trial for trial in run.trials if trial.key in to_run])
+    to_run = {trial.key for trial in plan.to_run(retry_failed)}
+    left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
     rows = []
-    for trial in run.trials:
-        state = state_of(run.trial_dirs[trial.key], trial.config.epochs, holder(run.sweep_dir))
+    for trial in plan.trials:
+        state = state_of(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
-        rows.append([run.labels[trial.key], trial.key, *state, would_run, time])
+        rows.append([plan.labels[trial.key], trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    resources, cpus, gpus = run.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    resources, cpus, gpus = plan.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
     side_by_side = None
     if ray_address is None:
         side_by_side = cpus // resources.cpu

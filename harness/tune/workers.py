@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from harness.common.errors import InputError, error_line, require
+from harness.common.errors import InputError, Stopped, error_line, require
 from harness.data import Data, load
-from harness.evaluation.shards import certify_shard
-from harness.machine.clock import Clock, Stopped
-from harness.machine.memory import free_memory
+from harness.evaluation.certification_shards import certify_shard
+from harness.machine.freed_memory import free_memory
 from harness.storage import folder
 from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for
-from harness.training.run import Report, run_folder
+from harness.training.checkpoint import Clock
+from harness.training.trial import Report, run_folder
 
 Work = Callable[[Path, Report], None]
 OnReport = Callable[[Path, dict[str, Any]], None]

@@ -15,7 +15,7 @@ from cerdeq.onnx.packed import read_stored, unpack
 from harness.common.errors import InputError
 from harness.common.properties import Property
 from harness.storage.instances import Record
-from harness.sweep.checkpoint_settings import digest_of
+from harness.sweep.imported_network import digest_of
 from harness.vnnlib.cases import property_of
 from harness.vnnlib.expressions import parse, without_comments
 from harness.vnnlib.version2 import is_version2, property_of_version2

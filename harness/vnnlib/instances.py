@@ -26,7 +26,7 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
-from harness.sweep.checkpoint_settings import digest_of
+from harness.sweep.imported_network import digest_of
 from harness.tune.progress import Bars
 from harness.tune.workers import run_items
 

@@ -21,7 +21,7 @@ from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.common.errors import InputError
 from harness.common.properties import Case, Counterexample, Property
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
-from harness.sweep.checkpoint_settings import digest_of
+from harness.sweep.imported_network import digest_of
 from harness.vnnlib.counterexample import decimals_inside, exact_outputs, why_not_confirmed
 from harness.vnnlib.files import load_instance, read_network, read_vnnlib
 from harness.vnnlib.query import query_of_boxes, region_of, with_violations

@@ -11,9 +11,8 @@ import pytest
 import harness
 from harness import __main__ as entry
 from harness import command_line
-from harness.common.errors import InputError, SettingError
+from harness.common.errors import InputError, SettingError, Stopped
 from harness.common.patterns import select_by_pattern
-from harness.machine.clock import Stopped
 
 HARNESS = Path(harness.__file__).parent
 

@@ -74,7 +74,7 @@ NETWORKS = {
 @pytest.mark.parametrize("winner", NETWORKS)
 def test_each_objective_finds_a_counterexample_that_the_others_miss(winner, monkeypatch):
     network, start = NETWORKS[winner], torch.tensor([0.48, 0.46, 0.44]).view(1, 1, 1, 3)
-    monkeypatch.setattr(pgd, "noise", lambda seeds, indices, shape: start)
+    monkeypatch.setattr(pgd, "random_starts", lambda seeds, indices, shape: start)
     x, labels = torch.full((1, 1, 1, 3), 0.5), torch.tensor([0])
     winners = set()
     for number, objective in enumerate(objectives("all", network(x).shape[1])):

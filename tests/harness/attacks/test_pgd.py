@@ -13,7 +13,7 @@ from baselines import build
 from cerdeq.equilibrium import use_attack_solvers
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
-from harness.attacks.pgd import noise, worst_point
+from harness.attacks.pgd import random_starts, worst_point
 from harness.settings import EvaluationSettings
 
 EPS = Fraction(1, 10)
@@ -49,24 +49,24 @@ def margins_at(model, points, labels):
 
 def test_starts_depend_on_the_seeds_and_each_image_alone():
     shape, indices = torch.Size((1, 4, 4)), torch.tensor([7, 3, 1000])
-    starts = noise((5, 0, 0), indices, shape)
+    starts = random_starts((5, 0, 0), indices, shape)
     assert starts.shape == (3, 1, 4, 4) and starts.min() >= 0 and starts.max() < 1
     for row, index in enumerate(indices):
-        assert noise((5, 0, 0), index[None], shape).equal(starts[row : row + 1])
-    others = [noise(seeds, indices, shape) for seeds in [(6, 0, 0), (5, 1, 0), (5, 0, 1)]]
+        assert random_starts((5, 0, 0), index[None], shape).equal(starts[row : row + 1])
+    others = [random_starts(seeds, indices, shape) for seeds in [(6, 0, 0), (5, 1, 0), (5, 0, 1)]]
     drawn = torch.cat([starts, *others])
     assert len({tuple(start.flatten().tolist()) for start in drawn}) == len(drawn)
 
 
 def test_steps_fall_linearly_from_attack_step_times_eps(monkeypatch):
     points = []
-    monkeypatch.setattr(pgd, "noise", lambda seeds, indices, shape: torch.zeros(1, *shape))
+    monkeypatch.setattr(pgd, "random_starts", lambda seeds, indices, shape: torch.zeros(1, *shape))
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).double()
     model[1].weight.data, model[1].bias.data = torch.tensor([[-1.0], [0.0]]).double(), torch.tensor([9.0, 0.0]).double()
     model.register_forward_pre_hook(lambda _, inputs: points.append(inputs[0].item()))
     x, labels = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
     attack_points(model, x, labels, attack="margin", attack_steps=4, attack_step=0.25, attack_restarts=1)
-    assert points == pytest.approx([0.5, 0.4, 0.425, 0.44375, 0.45625, 0.4625])  # from the lower end, which noise 0 is
+    assert points == pytest.approx([0.5, 0.4, 0.425, 0.44375, 0.45625, 0.4625])  # from the lower end, which start 0 is
 
 
 @pytest.mark.parametrize("attack", ["margin", "all"])
@@ -112,7 +112,7 @@ def test_leaving_early_loses_no_falsified_example_and_saves_steps(seed, attack, 
     labels, settings = predicted(model, x), {"attack": attack, "attack_steps": 10, "attack_restarts": 2}
     model.count = 0
     early, early_count = margins_at(model, attack_points(model, x, labels, **settings), labels), model.count
-    monkeypatch.setattr(pgd, "_NOISE", torch.inf)
+    monkeypatch.setattr(pgd, "_ROUNDING", torch.inf)
     model.count = 0
     full, full_count = margins_at(model, attack_points(model, x, labels, **settings), labels), model.count
     assert 0 < (full < 0).sum() < 60

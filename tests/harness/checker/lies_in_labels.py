@@ -6,7 +6,7 @@ from lies_in_folders import Lie
 from lying_sweep import CHECKPOINT, Change, change_config, change_metrics
 
 from harness.storage import folder
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 
 LABELS = "harness.checker.verdicts.check_labels"
 

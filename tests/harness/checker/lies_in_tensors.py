@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.attacks.counterexamples import pack, unpack
 from harness.storage import folder
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE
+from harness.sweep.imported_network import TRAINED_ELSEWHERE
 
 TENSORS, FINITE, CONTRACTION = (
     "harness.evaluation.network.check_tensors",

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from baselines import build
 from harness.common import names
 from harness.data import load
+from harness.evaluation.certification_shards import certification_of, certify_shard, finish_certification
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.parts import evaluate_in_parts, merge_parts
-from harness.evaluation.shards import certification_of, certify_shard, finish_certification
 from harness.evaluation.verdicts import Evaluation
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import certification, folder

@@ -8,9 +8,9 @@ import pytest
 
 from harness.checker.verdicts import _evaluated_images
 from harness.data import load
-from harness.evaluation.shards import certified_images
-from harness.training.run import split_images
-from harness.tune.certify import _certification_config
+from harness.evaluation.certification_shards import certified_images
+from harness.training.trial import split_images
+from harness.tune.certification_jobs import _certification_config
 
 TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
 

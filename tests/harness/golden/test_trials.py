@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from harness.common import names
 from harness.data import load
@@ -92,7 +91,7 @@ def test_training_has_not_changed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Stepper, "__call__", in_the_first_epoch)
     images = load(config.dataset).train
-    train(config, images.images, images.labels, tmp_path, torch.device("cpu"), rows.append)
+    train(config, images.images, images.labels, tmp_path, rows.append)
     for schedule in (names.EPOCH, names.TRAIN_EPS, names.TRAIN_LEARNING_RATE):
         assert [row.get(schedule) for row in rows] == [row.get(schedule) for row in recorded]
     assert all(row.keys() >= old.keys() for row, old in zip(rows, recorded, strict=True)), (

@@ -209,7 +209,7 @@ def test_the_loss_is_one_graph_for_the_compiler(method):
 def test_training_on_digits_learns_to_certify(tmp_path, options):
     config, rows, digits = config_of(**options, latent_steps=2), [], load("digits")
     data = digits.train.images[:640], digits.train.labels[:640]
-    network = train(config, *data, tmp_path, torch.device("cpu"), rows.append)
+    network = train(config, *data, tmp_path, rows.append)
     images, labels = digits.test.images[:200].float() / 255, digits.test.labels[:200]
 
     def certified(model):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from harness.data import load
-from harness.evaluation import shards
+from harness.evaluation import certification_shards
+from harness.evaluation.certification_shards import certification_of, certify_shard
 from harness.evaluation.parts import merge_parts
-from harness.evaluation.shards import certification_of, certify_shard
 from harness.storage import certification, folder, lock
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
 from harness.training import run_trial
@@ -93,14 +93,14 @@ def certified(tiny_trial, tmp_path):
 
 def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, monkeypatch):
     """The file is exchanged after it was read."""
-    path, load_network = certification.trial_of(certified) / folder.WEIGHTS, shards.load_network
+    path, load_network = certification.trial_of(certified) / folder.WEIGHTS, certification_shards.load_network
 
     def exchange(*arguments):
         path.write_bytes(b"other weights")
         return load_network(*arguments)
 
-    monkeypatch.setattr(shards, "load_network", exchange)
-    shards._load.cache_clear()
+    monkeypatch.setattr(certification_shards, "load_network", exchange)
+    certification_shards._load.cache_clear()
     certify_shard(certified, 0, lambda row: None, None)
     assert path.read_bytes() == b"other weights"
 

@@ -12,8 +12,8 @@ from harness.leaderboard.literature import read_literature
 from harness.storage import folder, lock
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
+from harness.storage.log import log_to_folder
 from harness.training.checkpoint import restore
-from harness.training.log import log_to_folder
 from harness.tune.search import JOURNAL, load_studies
 
 READERS = {

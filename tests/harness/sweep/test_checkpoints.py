@@ -14,9 +14,9 @@ from baselines import build
 from cerdeq import export_onnx
 from cerdeq.equilibrium import fold
 from harness.storage.folder import copy_checkpoint
-from harness.sweep.checkpoint_settings import digest_of
-from harness.sweep.checkpoint_weights import read_weights
 from harness.sweep.expansion import load_sweep
+from harness.sweep.imported_network import digest_of
+from harness.sweep.imported_weights import read_weights
 
 WIDTH = 0.1
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}

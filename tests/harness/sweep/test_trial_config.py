@@ -14,7 +14,7 @@ from harness.storage import folder
 from harness.storage.parquet import read_table
 from harness.sweep import trial_config
 from harness.sweep.buildable import check_buildable
-from harness.sweep.checkpoint_settings import TRAINED_ELSEWHERE, Checkpoint, Source
+from harness.sweep.imported_network import TRAINED_ELSEWHERE, Checkpoint, Source
 from harness.sweep.trial_config import TrialConfig, digest_content, from_dict, identity, labels, to_dict, trial_key
 
 PUBLISHED = sorted((Path(__file__).resolve().parents[3] / "results/published").glob("*/trials.parquet"))

@@ -13,11 +13,12 @@ from baselines import build
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.equilibrium import FixedPoint
 from harness.common import names
-from harness.machine.clock import Clock, Stopped
+from harness.common.errors import Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
 from harness.storage import folder
 from harness.training import precision, run_trial
+from harness.training.checkpoint import Clock
 from harness.training.initialise import initialise
 
 SAMPLE = [("cnn7", *BOUNDING[0]), ("cerdeq", *BOUNDING[1])]

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of
 
 from harness.common import names
-from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import loop, objective, run_trial
+from harness.training.checkpoint import Clock
 from harness.training.compilation import WORTH_COMPILING, choose_compilation
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -66,7 +66,7 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     config = tiny_trial("fc", options={"hidden": [8]}, method=method, train={"compile": "always"})
     run_trial(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
-        run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(keep_every=0))
+        run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(save_seconds=0))
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     run_trial(config, directory=tmp_path / "interrupted")
     run_trial(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")

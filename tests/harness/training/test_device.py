@@ -108,7 +108,7 @@ def test_only_steps_use_tf32(tiny_trial, tmp_path, monkeypatch, precision):
         monkeypatch.setattr(loop, name, recording(getattr(loop, name), others))
     train = {"epochs": 2, "precision": precision, "recompute_statistics": True, "compile": "never"}
     data, config = load("digits").train, tiny_trial(width=0.05, train=train)
-    loop.train(config, data.images[:320], data.labels[:320], tmp_path, torch.device("cpu"), lambda row: None)
+    loop.train(config, data.images[:320], data.labels[:320], tmp_path, lambda row: None)
     assert steps == [[precision == "tf32"]] * 10
     assert others == [[]] * 4, "untrained, two epochs, statistics"
 

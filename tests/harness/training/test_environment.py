@@ -10,10 +10,10 @@ import harness
 from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine import environment
-from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import run_folder
-from harness.training.run import NOT_RETRIED
+from harness.training.checkpoint import Clock
+from harness.training.trial import NOT_RETRIED
 
 
 def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):

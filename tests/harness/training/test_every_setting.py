@@ -71,9 +71,9 @@ def trained(tmp_path_factory):
     @cache
     def once(text):
         config = configs[text]
-        data, cpu = load(config.dataset).train, torch.device("cpu")
+        data = load(config.dataset).train
         trial_dir = tmp_path_factory.mktemp("trial")
-        network = train(config, data.images[:128], data.labels[:128], trial_dir, cpu, lambda row: None)
+        network = train(config, data.images[:128], data.labels[:128], trial_dir, lambda row: None)
         return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
     def train_once(config):

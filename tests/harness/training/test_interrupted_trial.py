@@ -9,15 +9,15 @@ from steppers import Killed, kill
 
 from harness.common import names
 from harness.data import load
-from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import checkpoint, run_trial
+from harness.training.checkpoint import Clock
 from harness.training.loop import train
 
 
 def saving_each_time():
     """A clock by which every epoch has its checkpoint, and every batch that is evaluated is saved."""
-    return Clock(keep_every=0)
+    return Clock(save_seconds=0)
 
 
 def images_of_320():
@@ -72,10 +72,10 @@ def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network
 
     config, images, labels = tiny_trial(), *images_of_320()
     with pytest.raises(Killed):
-        train(config, images, labels, tmp_path, torch.device("cpu"), kill)
+        train(config, images, labels, tmp_path, kill)
     (written,) = folder.read_epochs(tmp_path)
     rows = []
-    train(config, images, labels, tmp_path, torch.device("cpu"), rows.append)
+    train(config, images, labels, tmp_path, rows.append)
     assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
     assert folder.read_epochs(tmp_path) == [written, *rows]
 
@@ -114,7 +114,7 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
 def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_rows(tiny_trial, tmp_path, monkeypatch):
     """Here after the second epoch, whose checkpoint is the only one; a row of the third is there already."""
     config, clock = tiny_trial(width=0.05, train={"epochs": 4, "ema_decay": 0.9}), Clock()
-    monkeypatch.setattr(clock, "due", lambda: len(folder.read_epochs(tmp_path)) == 3)
+    monkeypatch.setattr(clock, "is_save_due", lambda: len(folder.read_epochs(tmp_path)) == 3)
 
     def kill(row):
         if row.get(names.EPOCH) == 3:
@@ -131,7 +131,7 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_row
 
 def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(tiny_trial, tmp_path, monkeypatch):
     saved, now, save = [], [0.0], checkpoint.save
-    monkeypatch.setattr("harness.machine.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.training.checkpoint.time.monotonic", lambda: now[0])
     monkeypatch.setattr(
         checkpoint, "save", lambda trial_dir, epoch, parts: (saved.append(epoch), save(trial_dir, epoch, parts))
     )
@@ -139,7 +139,7 @@ def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(ti
     def pass_time(row):
         now[0] += 12
 
-    train(tiny_trial(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, torch.device("cpu"), pass_time)
+    train(tiny_trial(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, pass_time)
     assert saved == [3, 6, 7], "after 36 s, and 36 s after those"
 
 

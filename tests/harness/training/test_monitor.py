@@ -29,7 +29,7 @@ def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
     options = {"parametrisation": name, "margin": 0.2, "margin_start": 0.9, "gain": 0.7}
     data, rows = load("digits").train, []
     config = tiny_trial("cerdeq", options=options)
-    train(config, data.images[:320], data.labels[:320], tmp_path, torch.device("cpu"), rows.append)
+    train(config, data.images[:320], data.labels[:320], tmp_path, rows.append)
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         rate, margin, gain = (row[names.in_training(key)] for key in (names.RHO_BOUND, names.MARGIN, names.GAIN))

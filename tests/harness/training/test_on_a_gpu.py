@@ -10,10 +10,10 @@ from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
-from harness.machine.clock import Clock
-from harness.machine.memory import free_memory
+from harness.machine.freed_memory import free_memory
 from harness.storage import folder
 from harness.training import load_network, run_trial
+from harness.training.checkpoint import Clock
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default"), pytest.mark.timeout(1200)]
 
@@ -48,7 +48,7 @@ def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp
     config = tiny_trial(model, width=0.1, train={"ema_decay": 0.9, "accumulate": 2})
     run_trial(config, tmp_path / "unbroken")
     with pytest.raises(Killed):
-        run_trial(config, tmp_path / "broken", kill, clock=Clock(keep_every=0))
+        run_trial(config, tmp_path / "broken", kill, clock=Clock(save_seconds=0))
     run_trial(config, tmp_path / "broken")
     unbroken, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken"))
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)

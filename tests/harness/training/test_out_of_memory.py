@@ -6,9 +6,9 @@ from steppers import Killed, kill
 
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
-from harness.machine.clock import Clock
 from harness.storage import folder
 from harness.training import run_trial
+from harness.training.checkpoint import Clock
 from harness.training.step import Stepper
 
 
@@ -37,7 +37,7 @@ def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_
     """Five steps an epoch: memory runs out in the second one. The rows say that the first is not trained again."""
     config, rows = tiny_trial(width=0.05, train={"compile": "never"}), []
     memory_for(2, after=7)
-    result = run_trial(config, tmp_path, rows.append, clock=Clock(keep_every=0))
+    result = run_trial(config, tmp_path, rows.append, clock=Clock(save_seconds=0))
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
     assert accumulated(tmp_path) == [None, None, 2, 2]
     assert result.warnings == ["accumulate 2 instead of 1 after running out of memory"]
@@ -49,7 +49,7 @@ def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for
     config = tiny_trial(width=0.05, train={"accumulate": 2, "compile": "never"})
     memory_for(4)
     with pytest.raises(Killed):
-        run_trial(config, tmp_path, kill, clock=Clock(keep_every=0))
+        run_trial(config, tmp_path, kill, clock=Clock(save_seconds=0))
     memory_for(1)
     result = run_trial(config, tmp_path)
     assert accumulated(tmp_path) == [None, 4, 4, 4]

@@ -29,7 +29,7 @@ def trained(config, folder):
     """The network that training ends with, the images, and the rows of all epochs."""
     data, rows = load(config.dataset), []
     images, labels = data.train.images[:320], data.train.labels[:320]
-    return train(config, images, labels, folder, torch.device("cpu"), rows.append), images, rows
+    return train(config, images, labels, folder, rows.append), images, rows
 
 
 def gradient_norm(stepper) -> float:

@@ -12,7 +12,7 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.storage import folder
-from harness.training import NonFiniteLossError, load_network, loop, run, run_trial
+from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
 
 
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
@@ -103,7 +103,7 @@ def test_a_collapsed_network_is_warned_about(tmp_path, tiny_trial):
 
 def test_the_log_has_epochs_evaluation_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
     config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
-    monkeypatch.setattr(run, "evaluate_in_parts", lambda *_: (_ for _ in ()).throw(ValueError("no bounds today")))
+    monkeypatch.setattr(trial, "evaluate_in_parts", lambda *_: (_ for _ in ()).throw(ValueError("no bounds today")))
     with pytest.raises(ValueError, match="no bounds"):
         run_trial(config, tmp_path)
     monkeypatch.undo()

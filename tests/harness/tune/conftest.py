@@ -17,7 +17,7 @@ from processes import descendants
 from study import POLITENESS, SETTINGS, TINY, Study
 
 from harness.report.figures import catalogue
-from harness.tracking.runs import Tracker
+from harness.tracking.upload import Tracker
 from harness.tune.ray_connection import patient_start, ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
@@ -111,7 +111,7 @@ def no_ray(monkeypatch):
 
 FIRST_USES = """
 import os, pathlib, sys, warnings
-from harness.tracking.runs import Tracker
+from harness.tracking.upload import Tracker
 warnings.filterwarnings("ignore", ".*fork")  # of later versions of Python
 for number in range(4):
     if not os.fork():

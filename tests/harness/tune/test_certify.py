@@ -18,8 +18,8 @@ from harness.checker.bounds import operators
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
+from harness.evaluation import certification_shards as work
 from harness.evaluation import parts, stages
-from harness.evaluation import shards as work
 from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
@@ -42,7 +42,7 @@ def run(*arguments, stages=STAGES):
 def _three_shards():
     """Ten images a shard, five a part, and no Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "_PER_SHARD", 10)
+        patch.setattr(work, "IMAGES_PER_SHARD", 10)
         patch.setattr(parts, "images_per_part", lambda *_: 5)
         patch.setitem(sys.modules, "harness.tune.ray_tune", None)
         yield
@@ -146,8 +146,8 @@ def printed(capsys):
 
 def test_networks_that_recheck_cannot_read_are_named(sweep_dir, monkeypatch, capsys):
     monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
-    monkeypatch.setattr("harness.tune.certify._certify", lambda *_: {})
-    monkeypatch.setattr("harness.tune.certify._describe_outcome", lambda *_: [])
+    monkeypatch.setattr("harness.tune.certification_jobs._certify", lambda *_: {})
+    monkeypatch.setattr("harness.tune.certification_jobs._describe_outcome", lambda *_: [])
     run(sweep_dir)
     printed = capsys.readouterr().out
     assert printed.count("warning: cnn5: harness.recheck will confirm no verdict: it has no rule for ReLU()") == 1

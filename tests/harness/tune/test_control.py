@@ -13,8 +13,8 @@ from study import TINY, Study, snapshot
 from harness.checker.bounds import operators
 from harness.common import names
 from harness.storage import folder
-from harness.tracking.mlflow_sync import MlflowSync
-from harness.tracking.runs import Tracker
+from harness.tracking.outages import PatientTracker
+from harness.tracking.upload import Tracker
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -230,7 +230,7 @@ def test_a_second_ctrl_c_stops_and_the_runs_go_on_when_the_trials_do(unfinished,
 
 
 def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace_ray, monkeypatch):
-    sync, written = MlflowSync.sync, []
+    sync, written = PatientTracker.sync, []
 
     def interrupted_sync(mirror, trial_dir, running=True):
         if not written:
@@ -243,7 +243,7 @@ def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace
         on_report(folders[0], folder.read_epochs(folders[0])[-1])
         pytest.fail("went on")
 
-    monkeypatch.setattr(MlflowSync, "sync", interrupted_sync)
+    monkeypatch.setattr(PatientTracker, "sync", interrupted_sync)
     replace_ray(act)
     assert unfinished.main() == 130
     first, *others = written

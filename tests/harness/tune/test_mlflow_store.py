@@ -13,7 +13,7 @@ from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finis
 from harness.storage import files, folder
 from harness.sweep.trial_config import RECIPE_VERSION
 from harness.tracking import TrackingError, view
-from harness.tracking.runs import Tracker
+from harness.tracking.upload import Tracker
 
 
 class CountingClient:
@@ -136,7 +136,7 @@ KILLED_BEFORE = [1, 2, 4, 7, 10, 13, 16, 19, 22]  # the calls of one sync; all o
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opened_store, tmp_path, monkeypatch, every):
-    monkeypatch.setattr("harness.tracking.runs.LARGEST_BATCH", 4)  # two epochs a batch
+    monkeypatch.setattr("harness.tracking.upload.LARGEST_BATCH", 4)  # two epochs a batch
     trial_dir = make_folder(tmp_path)
     train(trial_dir, 1, 4)
     finish(trial_dir)

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from harness.common import names
 from harness.data import load
 from harness.storage import folder
-from harness.tracking.runs import Tracker
+from harness.tracking.upload import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 

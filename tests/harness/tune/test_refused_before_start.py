@@ -43,7 +43,7 @@ def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tm
 
 def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_path, monkeypatch):
     machines = [{"CPU": 32, "GPU": 0}, {"CPU": 2, "GPU": 1}]
-    monkeypatch.setattr("harness.tune.sweep_run.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.tune.planned_sweep.machines_at", lambda address: machines)
     path = write(tmp_path, changed(("resources", {"cpu": 8, "gpu": 1})))
     expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU (profile full)"
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 
 from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
 from harness.common import names
+from harness.common.errors import Stopped
 from harness.data import load
 from harness.evaluation import parts
-from harness.machine.clock import Clock, Stopped
 from harness.storage import files, folder
 from harness.storage.folder import make_trial, trial_json
 from harness.training import run_trial
+from harness.training.checkpoint import Clock
 from harness.tune.progress import SweepProgress
 
 
@@ -41,7 +42,7 @@ class StopAfter(Clock):
     """A clock that stops a trial at the question after so many."""
 
     def __init__(self, questions):
-        super().__init__(keep_every=1e9, asked=self.count)
+        super().__init__(save_seconds=1e9, asked=self.count)
         self.questions = questions
 
     def count(self):

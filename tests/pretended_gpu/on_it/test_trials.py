@@ -7,8 +7,8 @@ from values import Values
 
 from harness.common import names
 from harness.storage import folder
-from harness.training import run as trial_module
 from harness.training import run_trial
+from harness.training import trial as trial_module
 
 pytestmark = pytest.mark.filterwarnings("default")
 NOT_COMPILED = {"compile": "never"}  # compiled kernels and graphs have no values here

@@ -13,7 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-CALLS = {"harness.training.run": ["run_trial", "run_folder"], "harness.evaluation.shards": ["certify_shard"]}
+CALLS = {
+    "harness.training.trial": ["run_trial", "run_folder"],
+    "harness.evaluation.certification_shards": ["certify_shard"],
+}
 
 
 class _Wrapping(importlib.abc.Loader, importlib.abc.MetaPathFinder):

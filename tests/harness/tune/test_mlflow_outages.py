@@ -10,7 +10,7 @@ from servers import free_port, running
 
 from harness.leaderboard.files import write_leaderboard
 from harness.tracking import TrackingError
-from harness.tracking.mlflow_sync import MlflowSync
+from harness.tracking.outages import PatientTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -43,7 +43,7 @@ class StubTracker:
 def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tmp_path, capsys):
     trial_dirs = [make_folder(tmp_path, seed) for seed in range(2)]
     table, _ = write_leaderboard(tmp_path)
-    mlflow = MlflowSync(StubTracker(), {trial_dirs[0].name: "a row"}, Console(width=200))
+    mlflow = PatientTracker(StubTracker(), {trial_dirs[0].name: "a row"}, Console(width=200))
     mlflow.sync(trial_dirs[0])
     mlflow.tracker.away = True
     for trial_dir in trial_dirs:
@@ -81,7 +81,7 @@ def test_a_real_server_that_was_away_has_each_point_once(tmp_path, monkeypatch):
 
     trial_dir = make_folder(tmp_path)
     with server():
-        mlflow = MlflowSync.open("study", f"http://127.0.0.1:{port}", {}, Console())
+        mlflow = PatientTracker.open("study", f"http://127.0.0.1:{port}", {}, Console())
         train(trial_dir, 1, 2)
         mlflow.sync(trial_dir)
     train(trial_dir, 3, 4)

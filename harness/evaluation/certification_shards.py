@@ -20,7 +20,7 @@ from harness.evaluation.network import PreparedNetwork, load_network, prepare_ne
 from harness.evaluation.parts import evaluate_in_parts, merge_parts
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
-from harness.machine.memory import reuse_freed_memory
+from harness.machine.freed_memory import reuse_freed_memory
 from harness.settings import STAGES
 from harness.storage import certification, folder
 from harness.storage.certification import Certification
@@ -30,7 +30,7 @@ from harness.storage.parquet import write_table
 from harness.sweep.plugins import load_for
 from harness.sweep.trial_config import TrialConfig, digest_content
 
-_PER_SHARD, _PER_SLOW_SHARD = 200, 20  # images
+IMAGES_PER_SHARD, IMAGES_PER_SLOW_SHARD = 200, 20  # images
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -52,7 +52,8 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data, weights: 
     input_digest = hashlib.sha256(weights + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
-    per_shard = _PER_SLOW_SHARD if any(STAGES[stage].slow for stage in config.evaluation.stages) else _PER_SHARD
+    is_slow = any(STAGES[stage].slow for stage in config.evaluation.stages)
+    per_shard = IMAGES_PER_SLOW_SHARD if is_slow else IMAGES_PER_SHARD
     return trial, Certification(len(certified_images(data, config)), per_shard, input_digest, digest)
 
 

@@ -10,7 +10,7 @@ import pytest
 _PROGRAM = """
 from pathlib import Path
 import torch
-from harness.machine.memory import reuse_freed_memory
+from harness.machine.freed_memory import reuse_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

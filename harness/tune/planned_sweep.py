@@ -24,12 +24,12 @@ from harness.storage.folder import Trial
 from harness.sweep.expansion import expand_file
 from harness.sweep.file import CheckedFile, Sweep
 from harness.sweep.trial_config import identity, labels, rows
-from harness.training.run import split_images
+from harness.training.trial import split_images
 from harness.tune.workers import check_fits
 
 
 @dataclass(frozen=True)
-class SweepRun:
+class PlannedSweep:
     """The trials of a sweep that a command runs or reports.
 
     data: the data set's summary, and its `title`.
@@ -46,7 +46,7 @@ class SweepRun:
 
     @classmethod
     def of(cls, sweep: Sweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
-        """Return the run of the trials whose label or key matches a pattern, of all without patterns.
+        """Return the plan of the trials whose label or key matches a pattern, of all without patterns.
 
         Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
         """
@@ -54,10 +54,10 @@ class SweepRun:
         by_key = dict(zip(trials, labels(sweep.trials), strict=True))
         names_of = {key: (label, key) for key, label in by_key.items()}
         keys = select_by_pattern("--only", patterns, names_of) if patterns else list(trials)
-        run = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
-        for key, trial_dir in run.trial_dirs.items():
+        plan = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
+        for key, trial_dir in plan.trial_dirs.items():
             folder.refuse_another(trial_dir, trials[key])
-        return run
+        return plan
 
     @cached_property
     def trial_dirs(self) -> dict[str, Path]:

@@ -17,10 +17,10 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.tracking import TrackingError
 from harness.tracking.notes import describe_experiment
-from harness.tracking.runs import Tracker
+from harness.tracking.upload import Tracker
 
 
-class MlflowSync:
+class PatientTracker:
     """Logs trial folders while MLflow answers. `is_away` is True once it has not.
 
     rows: the name of each trial's row, by the trial's key.
@@ -30,7 +30,7 @@ class MlflowSync:
         self.tracker, self.rows, self.console, self.is_away = tracker, rows, console, False
 
     @classmethod
-    def open(cls, sweep: str, uri: str | None, rows: dict[str, str], console: Console) -> "MlflowSync":
+    def open(cls, sweep: str, uri: str | None, rows: dict[str, str], console: Console) -> "PatientTracker":
         """Connect to the store, as `Tracker.open` does. Raises InputError if it cannot be used."""
         return cls(Tracker.open(sweep, uri), rows, console)
 

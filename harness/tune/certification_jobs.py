@@ -16,8 +16,8 @@ from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.common.terminal import one_line, say
 from harness.data import Data
+from harness.evaluation.certification_shards import certification_of, certified_images, finish_certification
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.shards import certification_of, certified_images, finish_certification
 from harness.machine.device import best_device
 from harness.machine.environment import data_directory, device_name
 from harness.storage import certification, folder

@@ -22,18 +22,19 @@ from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.parts import evaluate_in_parts, merge_parts
-from harness.machine.clock import Clock
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
-from harness.machine.memory import free_memory, reuse_freed_memory
+from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
-from harness.sweep.checkpoint_weights import read_weights
+from harness.storage.log import log_to_folder
+from harness.sweep.imported_weights import read_weights
 from harness.sweep.plugins import load_for
 from harness.sweep.trial_config import TrialConfig
-from harness.training.log import log_to_folder
-from harness.training.loop import NonFiniteLossError, Report, divided_batches, train
+from harness.training.checkpoint import Clock
+from harness.training.loop import NonFiniteLossError, Report
 from harness.training.monitor import parametrisation_metrics
+from harness.training.smaller_batches import describe_smaller_batches, train_within_memory
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def _train(
         _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
         report(row)
 
-    trained = train(config, images.images, images.labels, trial_dir, device, log_and_report, clock)
+    trained = train_within_memory(config, images.images, images.labels, trial_dir, device, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
@@ -223,7 +224,7 @@ def _evaluate(
     finite = finite_or_none(metrics)
     messages = [
         *warnings(evaluation, finite),
-        *divided_batches(config, epochs),
+        *describe_smaller_batches(config, epochs),
         *folder.read_training_warnings(trial_dir),
     ]
     for message in messages:

@@ -16,7 +16,7 @@ from baselines.registry import options_of
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
 from harness.common.errors import InputError, error_line, require
-from harness.sweep.checkpoint_settings import Checkpoint, read_file
+from harness.sweep.imported_network import Checkpoint, read_file
 from harness.sweep.mondeq_files import is_matlab, network_tensors, read_matlab
 from harness.sweep.trial_config import TrialConfig
 
