@@ -31,6 +31,9 @@ from harness.tracking.client import (
 )
 from harness.tracking.model import log_network, register_best
 
+UPLOADED_FILES = (folder.VERDICTS, folder.WEIGHTS, folder.RESULT, folder.CHOSEN)
+"""Files of a finished trial; trial.json is uploaded when its run is created."""
+
 ERROR_TAG, RESULT_TAG, TABLES_TAG, WARNINGS_TAG = "error", "result", "tables", "warnings"
 LARGEST_BATCH = 1000  # metrics in one call
 LOCAL_PAGE = "http://127.0.0.1:5000"
@@ -184,8 +187,7 @@ class Tracker:
         """Log final metrics that the run does not have, and the files behind them."""
         new = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
         self.client.log_batch(run.info.run_id, _metrics(new, _FINAL_STEP))
-        files = (folder.VERDICTS, folder.WEIGHTS, folder.RESULT, folder.CHOSEN)
-        self._log_files(run, [trial_dir / name for name in files])
+        self._log_files(run, [trial_dir / name for name in UPLOADED_FILES])
 
     def _log_files(self, run: entities.Run, paths: list[Path], under: str | None = None) -> None:
         for path in paths:
