@@ -32,7 +32,7 @@ def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: 
 
     rows = [_row(constraint, outputs) for case in cases for constraint in case.constraints]
     weight, bias = np.array([weight for weight, _ in rows]), np.array([bias for _, bias in rows])
-    values = add(maps.product(weight, bias), add(maps.flatten(1, -1), len(steps)))
+    values = add(maps.product(weight, bias), add(maps.move(lambda x: x.flatten(1), "flatten"), len(steps)))
     counts, level = [len(case.constraints) for case in cases], 0
     while max(counts) > 1:
         a, b = _pairs(counts)

@@ -86,15 +86,6 @@ def relu(x: Box) -> Box:
     return Box(np.where(positive, x.center, half), np.where(positive, x.radius, half))
 
 
-def normalise(x: Box, mean: Array, variance: Array, eps: float, weight: Array, bias: Array) -> Box:
-    """Return the box of (x - mean) / sqrt(variance + eps) * weight + bias. The factor may underflow."""
-    factor, distance = weight / np.sqrt(variance + eps), x.center - mean
-    product = distance * factor
-    center = product + bias
-    radius = x.radius * np.abs(factor) + TINY * (np.abs(distance) + x.radius)
-    return widen_for_rounding(center, radius, np.abs(product) + np.abs(center))
-
-
 def intersect(a: Box, b: Box) -> Box:
     """Return the intersection of two boxes; `a` if rounding leaves it empty."""
     lower, upper = np.maximum(a.lower, b.lower), np.minimum(a.upper, b.upper)

@@ -90,9 +90,9 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
     boxes = [region.values[source] for source in step.sources]
     if isinstance(step.operation, Map):
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
-        if step.operation.size is None:
-            return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
         size = step.operation.size(*[magnitude(box) for box in boxes])
+        if size is None:
+            return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
         part, size = used_part(a), np.broadcast_to(size, (1, *a.shape[1:]))
         return Pulled(back, dot(a, step.operation.offset(a.shape)), rounding_loss(a[part], size[part]))
     weight = step.operation.weight

@@ -2,13 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from math import prod
 
 import numpy as np
 import torch
 
-from harness.checker.bounds.boxes import Array, Box, affine, convolve, convolve_back, normalise, widen_for_rounding
-from harness.common.errors import InputError
+from harness.checker.bounds.boxes import (
+    TINY,
+    Array,
+    Box,
+    U,
+    affine,
+    convolve,
+    convolve_back,
+    magnitude,
+    widen_for_rounding,
+)
+from harness.common.errors import InputError, first_words
 
 Shape = tuple[int, ...]
 
@@ -31,7 +42,7 @@ class Map:
     box: from boxes of x to the box of y.
     back: from coefficients A [K, *shape of y] and the shapes of x to about A W, [K, *shape of x] for each.
     size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from; what
-        takes no rounding may be left out, and None if nothing does.
+        takes no rounding may be left out; None if nothing does.
     offset: from the shape of y to about b, to be broadcast.
 
     An element of A W is a sum of at most as many products as y has elements. Beside that sum, it and b take up to six
@@ -40,7 +51,7 @@ class Map:
 
     box: Callable[..., Box]
     back: Callable[[Array, list[Shape]], tuple[Array, ...]]
-    size: Callable[..., Array] | None
+    size: Callable[..., Array | None]
     offset: Callable[[Shape], Array] = lambda shape: np.zeros(())
 
 
@@ -97,166 +108,117 @@ def convolution(weight: Array, bias: Array, stride: int, padding: int, groups: i
     )
 
 
-def batch_norm(mean: Array, variance: Array, weight: Array, bias: Array, eps: float) -> Map:
-    """Return the map of batch norm with running statistics: of dimension 1, whatever dimensions come after it.
+def elementwise(scale: Array, offset: Array, size: Array | None = None, per_channel: bool = False) -> Map:
+    """Return the map scale * x + offset, element by element.
 
-    mean, variance, weight, bias: [C].
+    scale, offset: broadcast to x; each comes from up to five roundings.
+    size: the magnitudes of all that the offset was computed from; default: its own.
+    per_channel: whether they are [C], of dimension 1, whatever dimensions come after it.
     """
-    factor = weight / np.sqrt(variance + eps)
+    size = np.abs(offset) if size is None else size
+    reach = np.abs(scale) + TINY / U  # a scale that underflows is off by up to TINY
+
+    def fit(constant: Array, shape: Shape) -> Array:
+        constant = constant.reshape(-1, *[1] * (len(shape) - 2)) if per_channel else constant
+        same_for_all = constant.ndim < len(shape) or constant.shape[0] == 1
+        if not same_for_all or np.broadcast_shapes(constant.shape, (1, *shape[1:])) != (1, *shape[1:]):
+            what = f"a constant of shape {list(constant.shape)} beside a value of {list(shape[1:])}"
+            raise UnknownLayerError(what)
+        return constant
 
     def box(x: Box) -> Box:
-        mu, var, scale, shift = (_per_channel(values, x.center.shape) for values in (mean, variance, weight, bias))
-        return normalise(x, mu, var, eps, scale, shift)
-
-    def size(m: Array) -> Array:
-        mu, scale, shift = (_per_channel(np.abs(values), m.shape) for values in (mean, factor, bias))
-        return (m + mu) * scale + shift
+        factor, added, large, sizes = (fit(constant, x.center.shape) for constant in (scale, offset, reach, size))
+        center = x.center * factor + added
+        return widen_for_rounding(center, x.radius * np.abs(factor), magnitude(x) * large + sizes + np.abs(center))
 
     return Map(
         box,
-        lambda a, shapes: (a * _per_channel(factor, a.shape),),
-        size,
-        lambda shape: _per_channel(bias - mean * factor, shape),
+        lambda a, shapes: (a * fit(scale, a.shape),),
+        lambda m: m * fit(reach, m.shape) + fit(size, m.shape),
+        lambda shape: fit(offset, shape),
     )
 
 
+def batch_norm(mean: Array, variance: Array, weight: Array, bias: Array, eps: float) -> Map:
+    """Return the map (x - mean) / sqrt(variance + eps) * weight + bias. All but eps are [C]."""
+    factor = weight / np.sqrt(variance + eps)
+    size = np.abs(mean) * (np.abs(factor) + TINY / U) + np.abs(bias)
+    return elementwise(factor, bias - mean * factor, size, per_channel=True)
+
+
 def pool(size: int) -> Map:
-    """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns."""
+    """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns.
+
+    Each channel is an image of its own for a convolution.
+    """
     weight = np.full((1, 1, size, size), 1 / size**2)
 
     def apply(kernel: Array, values: Array) -> Array:
         _require_images("average pooling", values)
-        rows, columns = (side // size * size for side in values.shape[2:])
-        flatten = values[:, :, :rows, :columns].reshape(-1, 1, rows, columns)
-        return convolve(kernel, flatten, size, 0).reshape(*values.shape[:2], rows // size, columns // size)
+        pooled = convolve(kernel, values.reshape(-1, 1, *values.shape[2:]), size, 0)
+        return pooled.reshape(*values.shape[:2], *pooled.shape[2:])
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
-        spread = (a / size**2).repeat(size, axis=2).repeat(size, axis=3)
-        left = [(0, concatenated - part) for concatenated, part in zip(shapes[0][1:], spread.shape[2:], strict=True)]
-        return (np.pad(spread, ((0, 0), (0, 0), *left)),)
+        spread = convolve_back(weight, a.reshape(-1, 1, *a.shape[2:]), (1, *shapes[0][1:]), size, 0)
+        return (spread.reshape(len(a), *shapes[0]),)
 
     return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m))
 
 
-def _moving(move: Callable[..., Array], back: Callable[[Array, list[Shape]], tuple[Array, ...]]) -> Map:
-    """Return the map of a function that moves or copies numbers, or puts zeros beside them."""
-    return Map(lambda *xs: Box(move(*[x.center for x in xs]), move(*[x.radius for x in xs])), back, None)
+def move(function: Callable[..., torch.Tensor], name: str) -> Map:
+    """Return the map of a function that moves or copies the numbers of its arguments, or puts zeros beside them.
 
-
-def _reshaping(move: Callable[[Array], Array]) -> Map:
-    return _moving(move, lambda a, shapes: (a.reshape(len(a), *shapes[0]),))
-
-
-def flatten(first: int, last: int) -> Map:
-    """Return the map that flattens the dimensions from `first` to `last`; dimension 0, the batch, is not among them."""
-
-    def flattened(values: Array) -> Array:
-        start, end = first % values.ndim, last % values.ndim
-        if start == 0:
-            raise UnknownLayerError("flattening of the batch")
-        return values.reshape(*values.shape[:start], -1, *values.shape[end + 1 :])
-
-    return _reshaping(flattened)
-
-
-def reshape(sizes: tuple[int, ...]) -> Map:
-    """Return the map that reshapes each example to `sizes`, one of which may be -1."""
-
-    def to_sizes(values: Array) -> Array:
-        size, count = values[0].size, int(np.prod([size for size in sizes if size != -1]))
-        if size % count if -1 in sizes else size != count:
-            raise UnknownLayerError(f"examples of shape {list(values.shape[1:])} reshaped to {list(sizes)}")
-        return values.reshape(len(values), *sizes)
-
-    return _reshaping(to_sizes)
-
-
-def permute(order: tuple[int, ...]) -> Map:
-    """Return the map that reorders dimensions; dimension 0, the batch, is the first."""
-
-    def order_of(values: Array) -> tuple[int, ...]:
-        dims = tuple(dim % values.ndim for dim in order)
-        if sorted(dims) != list(range(values.ndim)) or dims[0] != 0:
-            raise UnknownLayerError(f"dimensions of {list(values.shape[1:])} in the order {list(order)}")
-        return dims
-
-    return _moving(lambda x: x.transpose(order_of(x)), lambda a, shapes: (a.transpose(np.argsort(order_of(a))),))
-
-
-def transpose(first: int, second: int) -> Map:
-    """Return the map that exchanges two dimensions; neither is dimension 0, the batch."""
-
-    def exchanged(values: Array) -> Array:
-        if 0 in (first % values.ndim, second % values.ndim):
-            raise UnknownLayerError("an exchange with the batch")
-        return values.swapaxes(first, second)
-
-    return _moving(exchanged, lambda a, shapes: (exchanged(a),))
-
-
-def pad(sizes: tuple[int, ...]) -> Map:
-    """Return the map that puts zeros around a value. sizes: before and after, of the last dimension first."""
-    ends = list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
-
-    def padded(values: Array) -> Array:
-        if min(sizes) < 0 or len(ends) >= values.ndim:
-            raise UnknownLayerError(f"padding {list(sizes)} of a value of shape {list(values.shape[1:])}")
-        return np.pad(values, [(0, 0)] * (values.ndim - len(ends)) + ends)
-
-    def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
-        outer = [(0, 0)] * (a.ndim - len(ends)) + ends
-        inner = [slice(before, size - after) for size, (before, after) in zip(a.shape, outer, strict=True)]
-        return (a[tuple(inner)],)
-
-    return _moving(padded, back)
-
-
-def _with_constant(
-    constant: Array, center: Callable[[Array], Array], scale: Callable[[Array], Array], back: Callable[[Array], Array],
-    size: Callable[[Array], Array], offset: Array | None = None,
-) -> Map:  # fmt: skip
-    """Return a map of each element and a constant. center, scale: of a box's centre and radius. back, size: as Map's.
-
-    offset: the constant, if it is added. Raises UnknownLayerError, when called, for a constant that changes the shape.
+    It is called with the numbers' positions in place of the numbers, of two and of three images. Raises
+    UnknownLayerError, when the map is used, if it does anything else with them, or moves them between images.
     """
 
-    def box(x: Box) -> Box:
-        same_for_all = constant.ndim < x.center.ndim or constant.shape[0] == 1
-        if not same_for_all or np.broadcast_shapes(constant.shape, x.center.shape) != x.center.shape:
-            shape = list(x.center.shape[1:])
-            raise UnknownLayerError(f"a constant of shape {list(constant.shape)} beside a value of {shape}")
-        return widen_for_rounding(center(x.center), scale(x.radius))
+    @cache
+    def sources(*shapes: Shape) -> tuple[Array, bool]:
+        """Return for each element of the result its position in an example, and whether there are copies."""
+        try:
+            source, again = (_positions(function, shapes, images) for images in (2, 3))
+        except Exception as error:  # whatever torch says of shapes that do not fit
+            what = f"{name} of values of the shapes {[*map(list, shapes)]}"
+            raise UnknownLayerError(f"{what}: {first_words(error)}") from None
+        if not np.array_equal(source, again):
+            raise UnknownLayerError(f"{name} that depends on the number of images")
+        moved = source[source > 0]
+        return source.astype(int), len(np.unique(moved)) < len(moved)
 
-    added = np.zeros(()) if offset is None else offset
-    return Map(box, lambda a, shapes: (back(a),), size, lambda shape: added)
+    def apply(*values: Array) -> Array:
+        source, _ = sources(*(value.shape[1:] for value in values))
+        zeros = np.zeros((len(values[0]), 1))
+        return np.concatenate([zeros, *(value.reshape(len(value), -1) for value in values)], 1)[:, source]
+
+    def back(a: Array, shapes: list[Shape]) -> tuple[Array, ...]:
+        source, has_copies = sources(*shapes)
+        counts = [prod(shape) for shape in shapes]
+        total, rows, columns = np.zeros((len(a), 1 + sum(counts))), a.reshape(len(a), -1), source.ravel()
+        if has_copies:
+            np.add.at(total.T, columns, rows.T)
+        else:
+            total[:, columns] = rows
+        parts = np.split(total[:, 1:], np.cumsum(counts)[:-1], axis=1)
+        return tuple(part.reshape(len(a), *shape) for part, shape in zip(parts, shapes, strict=True))
+
+    def size(*m: Array) -> Array | None:
+        _, has_copies = sources(*(values.shape[1:] for values in m))
+        return apply(*m) if has_copies else None
+
+    return Map(lambda *xs: Box(apply(*(x.center for x in xs)), apply(*(x.radius for x in xs))), back, size)
 
 
-def add_constant(constant: Array) -> Map:
-    """Return the map x + constant."""
-    size = np.abs(constant)
-    return _with_constant(constant, lambda x: x + constant, lambda r: r, lambda a: a, lambda m: size, constant)
-
-
-def subtract_from_constant(constant: Array) -> Map:
-    """Return the map constant - x."""
-    size = np.abs(constant)
-    return _with_constant(constant, lambda x: constant - x, lambda r: r, lambda a: -a, lambda m: size, constant)
-
-
-def multiply_by_constant(constant: Array) -> Map:
-    """Return the map x * constant."""
-    size = np.abs(constant)
-    return _with_constant(
-        constant, lambda x: x * constant, lambda r: r * size, lambda a: a * constant, lambda m: m * size
-    )
-
-
-def divide_by_constant(constant: Array) -> Map:
-    """Return the map x / constant."""
-    size = np.abs(constant)
-    return _with_constant(
-        constant, lambda x: x / constant, lambda r: r / size, lambda a: a / constant, lambda m: m / size
-    )
+def _positions(function: Callable[..., torch.Tensor], shapes: tuple[Shape, ...], images: int) -> Array:
+    """Return for each element of a function's result its position in an example, from 1 on; 0 for a zero."""
+    counts = [prod(shape) for shape in shapes]
+    last, positions = sum(counts), torch.arange(1, sum(counts) + 1, dtype=torch.float64)
+    parts = torch.stack([positions, -positions, positions + last])[:images].split(counts, 1)
+    result = function(*(part.reshape(images, *shape) for part, shape in zip(parts, shapes, strict=True))).numpy()
+    source: Array = np.atleast_1d(result[0])
+    expected = [source, -source, np.where(source == 0, 0, source + last)]
+    if not (np.array_equal(result, expected[:images]) and ((source >= 0) & (source <= last)).all()):
+        raise ValueError("it mixes images or changes numbers")
+    return source
 
 
 def add_values(sign: int = 1) -> Map:
@@ -267,7 +229,7 @@ def add_values(sign: int = 1) -> Map:
             raise UnknownLayerError(f"a sum of shapes {list(a.center.shape[1:])} and {list(b.center.shape[1:])}")
         return widen_for_rounding(a.center + sign * b.center, a.radius + b.radius)
 
-    return Map(box, lambda a, shapes: (a, sign * a), None)
+    return Map(box, lambda a, shapes: (a, sign * a), lambda a, b: None)
 
 
 def absolute() -> Map:
@@ -280,47 +242,7 @@ def absolute() -> Map:
     return Map(box, lambda a, shapes: (2 * a, -a), lambda relu, x: 2 * relu + x)
 
 
-def index(items: tuple[Any, ...]) -> Map:
-    """Return the map x[items]: integers, slices, None and ..., or one list of integers beside slices; the batch first.
-
-    An element may be taken several times; its coefficients are added up.
-    """
-    kinds = [type(item) for item in items]
-    ends = [end for item in items if isinstance(item, slice) for end in (item.start, item.stop, item.step)]
-    is_known = all(kind in (int, slice, list, type(None), type(Ellipsis)) for kind in kinds)
-    is_known &= all(end is None or type(end) is int for end in ends)
-    if items[0] != slice(None) or not is_known or (list in kinds and kinds.count(list) + kinds.count(int) > 1):
-        raise UnknownLayerError(f"the index {items}")
-
-    def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
-        total = np.zeros((len(a), *shapes[0]))
-        np.add.at(total, items, a)
-        return (total,)
-
-    return Map(lambda x: Box(x.center[items], x.radius[items]), back, lambda m: m[items])
-
-
-def concatenate(dim: int) -> Map:
-    """Return the map that concatenates values along `dim`; dimension 0 is the batch."""
-
-    def back(a: Array, shapes: list[Shape]) -> tuple[Array, ...]:
-        ends = np.cumsum([shape[dim % a.ndim - 1] for shape in shapes])
-        return tuple(np.split(a, ends[:-1], axis=dim))
-
-    def concatenated(*parts: Array) -> Array:
-        if dim % parts[0].ndim == 0:
-            raise UnknownLayerError("a concatenation of batches")
-        return np.concatenate(parts, dim)
-
-    return _moving(concatenated, back)
-
-
 def _require_images(what: str, values: Array) -> None:
     """Raise UnknownLayerError for a value of other dimensions than [B, C, H, W]."""
     if values.ndim != 4:
         raise UnknownLayerError(f"{what} of a value of shape {list(values.shape[1:])}")
-
-
-def _per_channel(values: Array, shape: Shape) -> Array:
-    """Return values [C] so that they are broadcast along dimension 1 of a value of this shape, [B, C, ...]."""
-    return values.reshape(-1, *[1] * (len(shape) - 2))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from cerdeq import bounds
 from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_calls, refuse_other_precision, trace
@@ -117,7 +118,8 @@ def read_steps(model: nn.Module) -> list[Step]:
             if step.record is None:
                 stands[number] = _constant_of(step, stands)
                 continue
-            operation = operation_of(step.target, _replaced(step.args, stands), _replaced(step.kwargs, stands))
+            args, kwargs = map_aggregate((step.args, step.kwargs), partial(_stand_for, stands=stands))
+            operation = operation_of(step.target, args, kwargs)
             sources = tuple(numbers[source] for source in step.sources)
             steps.append(Step(step.name, operation, sources))
             if step.record.name == ABSOLUTE:
@@ -171,14 +173,10 @@ def _constant_of(step: bounds.Step, stands: dict[int, Any]) -> Any:
     return BATCH if call in ((Tensor.size, VALUE, 0), (operator.getitem, SHAPE, 0)) else None
 
 
-def _replaced(argument: Any, stands: dict[int, Any]) -> Any:
-    """Return arguments with what stands for earlier steps. Raises UnknownLayerError for numbers that were computed."""
-    if isinstance(argument, dict):
-        return {name: _replaced(value, stands) for name, value in argument.items()}
-    if isinstance(argument, list | tuple):
-        return [_replaced(value, stands) for value in argument]
-    if not isinstance(argument, Reference):
-        return argument
-    if stands.get(argument.index) is None:
+def _stand_for(part: Any, stands: dict[int, Any]) -> Any:
+    """Return a part of arguments, or what stands for an earlier step. Raises UnknownLayerError for computed numbers."""
+    if not isinstance(part, Reference):
+        return part
+    if stands.get(part.index) is None:
         raise UnknownLayerError("a constant that the network computes")
-    return stands[argument.index]
+    return stands[part.index]

@@ -9,12 +9,14 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.layer import SPLITTING
@@ -33,6 +35,7 @@ class Stand(Enum):
 
 VALUE, SHAPE, BATCH = Stand
 ABSOLUTE = "absolute"
+MOVES = None
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,23 @@ class Activation:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator's rule, the functions that it is for, and modules with the attributes that are its arguments."""
+    """An operator's rule, the functions that it is for, and modules with the attributes that are its arguments.
 
-    rule: Callable[..., Map | Activation]
+    rule: from the arguments of torch's function; MOVES if this only moves numbers: torch itself says where to.
+    """
+
+    rule: Callable[..., Map | Activation] | None
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], tuple[str, ...]] = field(default_factory=dict)
 
 
-def operation_of(target: Any, args: list[Any], kwargs: dict[str, Any]) -> Map | Activation:
+def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | Activation:
     """Return what a function, or a module called with VALUE, does. Raises UnknownLayerError if there is no rule."""
     if isinstance(target, nn.Module):
         return operation_of_module(target)
     if target not in _FUNCTIONS:
         raise UnknownLayerError(getattr(target, "__name__", str(target)))
-    rule = _FUNCTIONS[target].rule
+    rule = _FUNCTIONS[target].rule or partial(_move, target)
     try:
         inspect.signature(rule).bind(*args, **kwargs)
     except TypeError as error:
@@ -75,7 +81,8 @@ def operation_of_module(module: nn.Module) -> Map | Activation:
         raise UnknownLayerError(str(module))
     arguments = {name: getattr(module, name) for name in record.modules[type(module)]}
     constants = {name: array(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    return record.rule(VALUE, **constants)
+    rule = record.rule or partial(_move, record.functions[0])
+    return rule(VALUE, **constants)
 
 
 def _linear(x: Any, weight: Array, bias: Array | None = None) -> Map:
@@ -120,70 +127,33 @@ def _absolute(input: Any) -> Activation:
     return Activation(None)
 
 
-def _index(x: Any, index: Any) -> Map:
-    items = index if isinstance(index, list) else [index]
-    return maps.index((slice(None), *items) if items[0] is Ellipsis else tuple(items))  # the batch stays
-
-
-def _narrow(input: Any, dim: int, start: int, length: int) -> Map:
-    _require_integers(dim, start, length)
-    return _along(dim, slice(start, start + length or None if start < 0 else start + length))
-
-
-def _select(input: Any, dim: int, index: int) -> Map:
-    _require_integers(dim, index)
-    return _along(dim, index)
-
-
-def _along(dim: int, part: Any) -> Map:
-    """Return the map that takes an index or a slice of one dimension, which is not the batch."""
-    if dim == 0:
-        raise UnknownLayerError("a part of the batch")
-    return maps.index(
-        (slice(None),) * dim + (part,) if dim > 0 else (slice(None), ..., part, *[slice(None)] * (-dim - 1))
-    )
-
-
-def _require_integers(*numbers: Any) -> None:
-    if any(type(number) is not int for number in numbers):
-        raise UnknownLayerError("a part of a size that is computed")
-
-
-def _add(input: Any, other: Any, *, alpha: Any = 1) -> Map:
-    if input is VALUE and other is VALUE and alpha == 1:
-        return maps.add_values()
-    return maps.add_constant(_constant_of(input, other, alpha))
-
-
-def _subtract(input: Any, other: Any, *, alpha: Any = 1) -> Map:
-    if input is VALUE and other is VALUE and alpha == 1:
-        return maps.add_values(-1)
-    constant = _constant_of(input, other, alpha)
-    return maps.add_constant(-constant) if input is VALUE else maps.subtract_from_constant(constant)
+def _add(input: Any, other: Any, *, alpha: Any = 1, sign: int = 1) -> Map:
+    if alpha != 1:
+        raise UnknownLayerError(f"{alpha=}")
+    if input is VALUE and other is VALUE:
+        return maps.add_values(sign)
+    if input is VALUE:
+        return maps.elementwise(np.ones(()), sign * _constant(other))
+    return maps.elementwise(np.array(float(sign)), _constant(input))
 
 
 def _multiply(input: Any, other: Any) -> Map:
-    return maps.multiply_by_constant(_constant_of(input, other))
+    return maps.elementwise(_constant(other if input is VALUE else input), np.zeros(()))
 
 
 def _divide(input: Any, other: Any) -> Map:
     if input is not VALUE:
         raise UnknownLayerError("a division by a value")
-    return maps.divide_by_constant(_constant_of(input, other))
+    return maps.elementwise(1 / _constant(other), np.zeros(()))
 
 
-def _constant_of(input: Any, other: Any, alpha: Any = 1) -> Array:
-    """Return the constant among two operands. Raises UnknownLayerError if it is another kind of number."""
-    constant = other if input is VALUE else input
-    if type(constant) in (int, float) and float(constant) == constant:
-        constant = np.array(float(constant))
-    if not isinstance(constant, np.ndarray) or alpha != 1:
-        raise UnknownLayerError(f"{constant} as an operand" if alpha == 1 else f"alpha={alpha}")
-    return constant
-
-
-def _negative(input: Any) -> Map:
-    return maps.multiply_by_constant(np.array(-1.0))
+def _constant(operand: Any) -> Array:
+    """Return an operand that is a constant. Raises UnknownLayerError if it is another kind of number."""
+    if type(operand) in (int, float) and float(operand) == operand:
+        operand = np.array(float(operand))
+    if not isinstance(operand, np.ndarray):
+        raise UnknownLayerError(f"{operand} as an operand")
+    return operand
 
 
 def _pair(setting: Any) -> tuple[Any, Any]:
@@ -203,46 +173,37 @@ def _avg_pool2d(
     return maps.pool(size[0])
 
 
-def _concatenate(tensors: Any, dim: int = 0) -> Map:
-    if any(part is not VALUE for part in tensors):
-        raise UnknownLayerError("a concatenation with a constant")
-    return maps.concatenate(dim)
-
-
-def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Map:
-    return maps.flatten(start_dim, end_dim)
-
-
-def _reshape(input: Any, *shape: Any) -> Map:
-    batch, *sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
-    has_one_size = batch is BATCH or (type(batch) is int and batch == -1 and -1 not in sizes)
-    if (
-        not has_one_size
-        or any(type(size) is not int or (size < 1 and size != -1) for size in sizes)
-        or sizes.count(-1) > 1
-    ):
-        raise UnknownLayerError("sizes other than -1 or the number of images, then integers")
-    return maps.reshape(tuple(sizes))
-
-
-def _permute(input: Any, *dims: Any) -> Map:
-    return maps.permute(tuple(dims[0] if isinstance(dims[0], tuple | list) else dims))
-
-
-def _transpose(input: Any, dim0: int, dim1: int) -> Map:
-    return maps.transpose(dim0, dim1)
-
-
-def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Map:
-    if mode != "constant" or value not in (None, 0) or min(pad) < 0:
-        raise UnknownLayerError(f"padding that is not by zeros: {pad=}, {mode=}, {value=}")
-    return maps.pad(tuple(pad))
-
-
 def _identity(input: Any, p: float = 0.5, training: bool = False, inplace: bool = False) -> Map:
     if training:
         raise UnknownLayerError("dropout in training")
-    return maps.add_constant(np.zeros(()))
+    return maps.move(lambda x: x, "dropout")
+
+
+def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Map:
+    if mode != "constant" or value not in (None, 0):
+        raise UnknownLayerError(f"padding that is not by zeros: {pad=}, {mode=}, {value=}")
+    return _move(F.pad, input, pad)
+
+
+def _move(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
+    """Return the map of torch's function, which moves numbers, with these arguments."""
+    name = target.__name__
+
+    def refuse_computed(part: Any) -> None:
+        if part is SHAPE or not isinstance(part, int | float | str | type(None) | type(Ellipsis) | Stand):
+            raise UnknownLayerError(f"{name} with a constant or a size that is computed")
+
+    def call(*values: Tensor) -> Tensor:
+        left = iter(values)
+        stands = {VALUE: lambda: next(left), BATCH: lambda: len(values[0])}
+        arguments, options = map_aggregate(
+            (args, kwargs), lambda part: stands[part]() if isinstance(part, Stand) else part
+        )
+        result: Tensor = target(*arguments, **options)
+        return result
+
+    map_aggregate((args, kwargs), refuse_computed)
+    return maps.move(call, name)
 
 
 def _equilibrium(x: Any, weight: Array, solver: str) -> Activation:
@@ -264,7 +225,7 @@ OPERATORS = {
     ABSOLUTE: Operator(_absolute, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
     "add": Operator(_add, (operator.add, operator.iadd, torch.add, Tensor.add)),
     "subtract": Operator(
-        _subtract, (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
+        partial(_add, sign=-1), (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
     ),
     "multiply": Operator(
         _multiply, (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply)
@@ -272,20 +233,22 @@ OPERATORS = {
     "divide": Operator(
         _divide, (operator.truediv, operator.itruediv, torch.div, torch.divide, Tensor.div, Tensor.divide)
     ),
-    "negative": Operator(_negative, (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative)),
+    "negative": Operator(
+        partial(_multiply, -1), (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative)
+    ),
     "avg_pool2d": Operator(
         _avg_pool2d, (F.avg_pool2d,),
         {nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")},
     ),
-    "concatenate": Operator(_concatenate, (torch.cat, torch.concat, torch.concatenate)),
-    "flatten": Operator(_flatten, (torch.flatten, Tensor.flatten), {nn.Flatten: ("start_dim", "end_dim")}),
-    "reshape": Operator(_reshape, (torch.reshape, Tensor.reshape, Tensor.view)),
-    "permute": Operator(_permute, (torch.permute, Tensor.permute)),
-    "transpose": Operator(_transpose, (torch.transpose, Tensor.transpose)),
+    "concatenate": Operator(MOVES, (torch.cat, torch.concat, torch.concatenate)),
+    "flatten": Operator(MOVES, (torch.flatten, Tensor.flatten), {nn.Flatten: ("start_dim", "end_dim")}),
+    "reshape": Operator(MOVES, (torch.reshape, Tensor.reshape, Tensor.view)),
+    "permute": Operator(MOVES, (torch.permute, Tensor.permute)),
+    "transpose": Operator(MOVES, (torch.transpose, Tensor.transpose)),
     "pad": Operator(_pad, (F.pad,)),
-    "index": Operator(_index, (operator.getitem,)),
-    "narrow": Operator(_narrow, (torch.narrow, Tensor.narrow)),
-    "select": Operator(_select, (torch.select, Tensor.select)),
+    "index": Operator(MOVES, (operator.getitem,)),
+    "narrow": Operator(MOVES, (torch.narrow, Tensor.narrow)),
+    "select": Operator(MOVES, (torch.select, Tensor.select)),
     "identity": Operator(_identity, (), {nn.Identity: ()}),
     "dropout": Operator(
         _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}

@@ -104,10 +104,11 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
         boxes = [values[earlier] for earlier in step.sources]
         assert isinstance(step.operation, Map), "there is one activation"
         back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
-        if step.operation.size is not None:
+        size = step.operation.size(*[magnitude(box) for box in boxes])
+        if size is not None:
             shift = np.broadcast_to(step.operation.offset(a.shape), a.shape)
             offset = offset + (a * shift).reshape(len(a), -1).sum(1)
-            error = error + rounding_loss(a, step.operation.size(*[magnitude(box) for box in boxes]))
+            error = error + rounding_loss(a, size)
             count += 1
         for earlier, coefficients in zip(step.sources, back, strict=True):
             if earlier in pending:

@@ -11,7 +11,7 @@ from test_readings import EPS, margins_by_checker
 from torch import nn
 
 from cerdeq.operators.table import TABLE
-from harness.checker.bounds.maps import UnknownLayerError
+from harness.checker.bounds.maps import UnknownLayerError, move
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.operators import OPERATORS
 
@@ -33,7 +33,7 @@ UNKNOWN = {
     **{name: {case.name for case in CASES[name]} for name in ("parts", "part", "sigmoid", "tanh", "sign")},
     "conv_transpose2d": {case.name for case in CASES["conv_transpose2d"]},
     "index": {"computed", "a mask"},
-    "pad": {"a number", "channels", "cropped"},
+    "pad": {"a number", "channels"},
 }
 """The cases of each operator that the checker refuses."""
 
@@ -70,6 +70,29 @@ def test_the_documentation_lists_what_is_unknown():
     rows = [(name, forms) for names, forms in lines for name in re.findall(r"\w+", names)]
     assert dict(rows).keys() == UNKNOWN.keys()
     assert {record.name for record in TABLE} - OPERATORS.keys() == {name for name, forms in rows if forms == "all"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: 2 * x,
+        lambda x: x + 1,
+        lambda x: x[:, 1:] - 1,
+        lambda x: x.abs(),
+        lambda x: 2 * x[:, :2],
+        torch.ones_like,
+        lambda x: x.flip(0),
+        lambda x: x[:1],
+        lambda x: x[3:],
+        lambda x: x.sum(),
+        lambda x: x[:, : len(x)],
+        lambda x: x.view(2, -1),
+        lambda x: torch.cat([x[:, :1], x[:1, 1:].expand(len(x), -1)], 1),
+    ],
+)
+def test_what_changes_numbers_or_mixes_images_is_no_move(function):
+    with pytest.raises(UnknownLayerError, match=r"it (of values|that depends)"):
+        move(function, "it").back(np.ones((1, 4)), [(4,)])
 
 
 class SeveralUnknown(nn.Module):

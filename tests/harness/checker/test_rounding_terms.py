@@ -3,6 +3,7 @@
 If one is dropped from the code, a test of this module fails.
 """
 
+import operator
 from fractions import Fraction
 from math import isqrt
 
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 
 from harness.checker.bounds import boxes, equilibrium, linear, maps
-from harness.checker.bounds.boxes import TINY, Box, U, affine, ball, between, inside, normalise, widen_for_rounding
+from harness.checker.bounds.boxes import TINY, Box, U, affine, ball, between, inside, widen_for_rounding
 from harness.checker.bounds.equilibrium import NotProvedError
 from harness.checker.bounds.linear import Region, minimum_over_box, pull_back, sum_rounded_down
 from harness.checker.bounds.network import Activation, Step, read_network
-from harness.checker.bounds.operators import operation_of_module
+from harness.checker.bounds.operators import VALUE, operation_of, operation_of_module
 from harness.checker.bounds.relaxation import LARGEST, Leaves, lines, rounding_loss
 
 SMALLEST = 2.0**-1074
@@ -75,14 +76,15 @@ def test_what_widens_covers_its_centre_its_radius_and_underflow():
     a, b = random(1, 200), random(1, 200, seed=1)
     zeros, wide = np.zeros_like(a), np.abs(b)
     assert holds(sum_of(Box(a, zeros), Box(b, zeros)), exact(a) + exact(b), exact(a) + exact(b))
-    assert holds(maps.add_constant(b).box(Box(a, zeros)), exact(a) + exact(b), exact(a) + exact(b))
+    one, zero = np.ones(()), np.zeros(())
+    assert holds(maps.elementwise(one, b).box(Box(a, zeros)), exact(a) + exact(b), exact(a) + exact(b))
     assert holds(affine(point(1.0), a.T * U / 8, b[0], maps.matrix, 1), *[exact(a[0] * U / 8) + exact(b[0])] * 2)
     reach = exact(np.abs(a)) + exact(wide)
     assert holds(sum_of(Box(zeros, np.abs(a)), Box(zeros, wide)), -reach, reach)
-    assert holds(maps.subtract_from_constant(b).box(Box(a, zeros)), exact(b) - exact(a), exact(b) - exact(a))
-    for half in (maps.divide_by_constant(np.array(2.0)), maps.multiply_by_constant(np.array(0.5))):
-        assert holds(half.box(point(3 * SMALLEST)), [Fraction(3 * SMALLEST) / 2], [Fraction(3 * SMALLEST) / 2])
-    products, size = maps.multiply_by_constant(b).box, exact(np.abs(a)) * exact(np.abs(b))
+    assert holds(maps.elementwise(-one, b).box(Box(a, zeros)), exact(b) - exact(a), exact(b) - exact(a))
+    half, value = maps.elementwise(one / 2, zero), [Fraction(3 * SMALLEST) / 2]
+    assert holds(half.box(point(3 * SMALLEST)), value, value)
+    products, size = maps.elementwise(b, zero).box, exact(np.abs(a)) * exact(np.abs(b))
     assert holds(products(Box(a, zeros)), exact(a) * exact(b), exact(a) * exact(b))
     assert holds(products(Box(zeros, np.abs(a))), -size, size)
     assert widen_for_rounding(np.ones(1), np.zeros(1), np.full(1, 1e9)).radius[0] >= 1e9 * U
@@ -121,7 +123,7 @@ def test_a_factor_of_batch_norm_that_underflows_is_counted(weight):
     large, zero, one = np.full((1, 1), 1e250), np.zeros(1), np.ones(1)
     variance = np.full(1, 1e256 if weight == 1e-200 else 3.0)
     for x in (Box(large, 0 * large), Box(0 * large, large)):
-        box = normalise(x, zero, variance, 0.0, weight * one, zero)
+        box = maps.batch_norm(zero, variance, weight * one, zero, 0.0).box(x)
         root = Fraction(isqrt(int(Fraction(variance[0]) * 2**400)), 2**200)
         high = Fraction(float(large[0, 0])) * Fraction(weight) / root
         assert holds(box, [high if x.radius[0, 0] == 0 else -high], [high])
@@ -134,7 +136,7 @@ def test_batch_norm_counts_every_rounding():
     product = (x[0] - mean) * weight / 2
     for bias in (-product, 1e9 * random(count, seed=3)):
         value = (exact(x[0]) - exact(mean)) / 2 * exact(weight) + exact(bias)
-        assert holds(normalise(Box(x, 0 * x), mean, np.full(count, 3.75), 0.25, weight, bias), value, value)
+        assert holds(maps.batch_norm(mean, np.full(count, 3.75), weight, bias, 0.25).box(Box(x, 0 * x)), value, value)
 
 
 def test_inclusion_counts_the_rounding_of_its_own_sum():
@@ -236,9 +238,9 @@ def test_constants_of_maps_are_counted_where_images_are_zero(kind):
         case "mean of a norm":
             operation, value = operation_of_module(norm_of(b, np.zeros(size))), exact(-b) / 2
         case "constant":
-            operation = maps.add_constant(b.reshape(shape))
+            operation = maps.elementwise(np.ones(()), b.reshape(shape))
         case "difference":
-            operation = maps.subtract_from_constant(b.reshape(shape))
+            operation = maps.elementwise(-np.ones(()), b.reshape(shape))
     rows = random(40, size, seed=3)
     rows -= (rows @ b)[:, None] * b / (b @ b)  # all that is left is rounding
     assert_below(pulled_through(operation, rows.reshape(-1, *shape), zero), rows, value, exact(np.zeros(size)))
@@ -259,8 +261,8 @@ def test_products_with_values_are_counted(kind):
         "linear": (operation_of_module(layer), exact(weight) @ exact(x)),
         "convolution": (operation_of_module(conv), exact(weight) @ exact(x)),
         "norm": (operation_of_module(norm), exact(factor) / 2 * exact(x)),
-        "quotient": (maps.divide_by_constant(factor.reshape(-1, 1, 1)), exact(x) / exact(factor)),
-        "product": (maps.multiply_by_constant(factor.reshape(-1, 1, 1)), exact(x) * exact(factor)),
+        "quotient": (operation_of(operator.truediv, (VALUE, factor.reshape(-1, 1, 1)), {}), exact(x) / exact(factor)),
+        "product": (operation_of(operator.mul, (VALUE, factor.reshape(-1, 1, 1)), {}), exact(x) * exact(factor)),
     }[kind]
     shape = (size,) if kind == "linear" else (size, 1, 1)
     box = Box(x.reshape(1, *shape), np.zeros((1, *shape)))
