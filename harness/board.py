@@ -21,7 +21,7 @@ from harness.common.errors import require
 from harness.common.terminal import say
 
 if TYPE_CHECKING:
-    from harness.storage.entry_check import EntryCheck, Step
+    from harness.storage.entry_check import CheckStep, EntryCheck
 
 # Torch takes seconds to import: what needs it is imported late.
 _LONGEST = 1e6  # seconds of a step
@@ -116,7 +116,7 @@ def _page(options: argparse.Namespace) -> int:
     return OK
 
 
-def _print_step(step: "Step") -> None:
+def _print_step(step: "CheckStep") -> None:
     say(f"{step.name:10} {_RESULTS[step.passed]:9} {step.message}")
 
 

@@ -30,7 +30,7 @@ Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Kind:
+class StepKind:
     """A kind of step. method, options: of training; the method is empty for torch's own step without bounds."""
 
     method: str
@@ -49,11 +49,11 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _PRECISIONS: dict[str, Precision] = {"": "tf32", " bf16": "bf16"}
 KINDS = {
-    f"{title}{suffix} {ending}": Kind(method, options, precision, compiled)
+    f"{title}{suffix} {ending}": StepKind(method, options, precision, compiled)
     for ending, compiled in (("eager", False), ("compiled", True))
     for suffix, precision in _PRECISIONS.items()
     for title, (method, options) in _METHODS.items()
-} | {f"{method} eager": Kind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+} | {f"{method} eager": StepKind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
 """All kinds, by name. Whole steps are captured in a CUDA graph on a GPU, compiled or not; torch's own are not."""
 _EPS, _RATE = 0.01, 5e-4
 _IMAGES = 4096
@@ -115,13 +115,13 @@ class TimedNetworks:
         self.labels = torch.randint(0, dataset.classes, (_IMAGES,), generator=generator).to(device)
         self.batch = draw(_IMAGES, dataset.crop_padding, dataset.flip, 0, 1, device).batch(0, options.batch_size)
 
-    def step(self, name: str, kind: Kind) -> Step:
+    def step(self, name: str, kind: StepKind) -> Step:
         """Return a step of one kind of the network called `name`."""
         if not kind.method:
             return self._plain_step(name, kind)
         return partial(self.stepper(name, kind), self.batch, _EPS, _RATE)
 
-    def stepper(self, name: str, kind: Kind) -> Stepper:
+    def stepper(self, name: str, kind: StepKind) -> Stepper:
         """Return a Stepper of the network called `name`; on a GPU it captures its steps in a CUDA graph."""
         train = TrainSettings(batch_size=self.options.batch_size, precision=kind.precision)
         config = TrialConfig(
@@ -130,7 +130,7 @@ class TimedNetworks:
         )  # fmt: skip
         return Stepper(config, self._model(name), self.images, self.labels, compiled=kind.compiled)
 
-    def _plain_step(self, name: str, kind: Kind) -> Step:
+    def _plain_step(self, name: str, kind: StepKind) -> Step:
         """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""
         model = self._model(name)
         optimiser = make_optimiser(model, self.device)

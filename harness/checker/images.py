@@ -18,10 +18,10 @@ from cerdeq.equilibrium import fold
 from harness.checker.bounds.boxes import Array, Box, ball
 from harness.checker.bounds.equilibrium import NotProvedError, check_unique, contraction
 from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.bounds.network import Activation, Network, read_network, result_box
+from harness.checker.bounds.network import Network, ReluStep, read_network, result_box
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.proofs.example import prove, why_not_falsified
-from harness.checker.records import describe
+from harness.checker.verdict_tables import describe
 from harness.common import names
 from harness.common.errors import InputError, error_line
 from harness.data import Split
@@ -141,7 +141,7 @@ def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
     values = [Box(image, image)]
     for step in network.steps[:-1]:
         sources = [values[source] for source in step.sources]
-        if isinstance(step.operation, Activation) and (weight := step.operation.weight) is not None:
+        if isinstance(step.operation, ReluStep) and (weight := step.operation.weight) is not None:
             try:
                 if step.operation.by_splitting:
                     check_unique(weight, sources[0].center.shape[1:])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.checker import folders, records
+from harness.checker import folders, verdict_tables
 from harness.checker.folders import StoredResult
 from harness.checker.images import (
     Checker,
@@ -96,7 +96,7 @@ def recheck(
     if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)
     stages, test = stored.config.evaluation.stages, _evaluated_images(data, stored)
-    verdicts = folder.read_verdicts(verdict_dir, records.columns_of(stages))
+    verdicts = folder.read_verdicts(verdict_dir, verdict_tables.columns_of(stages))
     if problems := _check_records(verdicts, test, stored):
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):
@@ -139,15 +139,15 @@ def _evaluated_images(data: Data, stored: StoredResult) -> Split:
 def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) -> list[str]:
     """Return the problems of the table of verdicts, and of the metrics that follow from it."""
     stages, metrics = stored.config.evaluation.stages, stored.result.metrics
-    if problems := records.check_index(verdicts, test):
+    if problems := verdict_tables.check_index(verdicts, test):
         return problems
     return [
-        *records.check_labels(verdicts, test),
-        *records.check_values(verdicts, stages),
-        *records.check_predictions(verdicts),
-        *records.check_signs(verdicts, stages),
-        *(f"{folder.RESULT}: {problem}" for problem in records.check_metrics(verdicts, metrics, stages)),
-        *(f"{folder.RESULT}: {problem}" for problem in records.check_other_stages(metrics, stages)),
-        *(f"{folder.RESULT}: {problem}" for problem in records.check_names(metrics)),
-        *(f"{folder.RESULT}: {problem}" for problem in records.check_ranges(metrics)),
+        *verdict_tables.check_labels(verdicts, test),
+        *verdict_tables.check_values(verdicts, stages),
+        *verdict_tables.check_predictions(verdicts),
+        *verdict_tables.check_signs(verdicts, stages),
+        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_metrics(verdicts, metrics, stages)),
+        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_other_stages(metrics, stages)),
+        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_names(metrics)),
+        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_ranges(metrics)),
     ]

@@ -15,7 +15,7 @@ import numpy as np
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, between
 from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.bounds.network import Activation, Network, Step
+from harness.checker.bounds.network import Network, ReluStep, Step
 from harness.common.properties import LARGEST, Case, Constraint, InputBox
 
 
@@ -26,7 +26,7 @@ def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: 
     """
     steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in network]
 
-    def add(operation: maps.Map | Activation, *sources: int, name: str = "") -> int:
+    def add(operation: maps.Map | ReluStep, *sources: int, name: str = "") -> int:
         steps.append(Step(name, operation, sources))
         return len(steps)
 
@@ -36,7 +36,7 @@ def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: 
     counts, level = [len(case.constraints) for case in cases], 0
     while max(counts) > 1:
         a, b = _pairs(counts)
-        larger_by = add(Activation(None), add(_sum(b - a), values), name=f"violations.relu.{level}")
+        larger_by = add(ReluStep(None), add(_sum(b - a), values), name=f"violations.relu.{level}")
         values = add(maps.add_values(), add(_sum(a), values), larger_by)
         counts, level = [(count + 1) // 2 for count in counts], level + 1
     add(_sum(np.eye(len(cases))), values)

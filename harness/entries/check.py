@@ -24,7 +24,7 @@ from harness.entries.network import load_entry_network, why_not_of_kind
 from harness.entries.proofs import ProverOf, check_proofs, in_random_order
 from harness.entries.table import read_entry_table
 from harness.machine.environment import code_version
-from harness.storage.entry_check import COLUMNS, STEPS, EntryCheck, Level, NetworkCheck, Reported, Status, Step
+from harness.storage.entry_check import COLUMNS, STEPS, CheckStep, EntryCheck, Level, NetworkCheck, Reported, Status
 
 _FEW = 20  # images on which networks are compared
 _NEEDED = ("schema", "hashes", "accuracy", "witnesses")  # by the steps after them
@@ -55,17 +55,17 @@ class EntryChecker:
         self.networks = list[CheckedNetwork]()
         self._manifest: Manifest | None = None
 
-    def check(self, report: Callable[[Step], None]) -> tuple[EntryCheck, pd.DataFrame | None]:
+    def check(self, report: Callable[[CheckStep], None]) -> tuple[EntryCheck, pd.DataFrame | None]:
         """Return the check, and the verdicts of all networks, None if they were not read.
 
         report: is called with each step. Raises NotAdversarialError, and InputError for a data set that is not here.
         """
-        steps = list[Step]()
+        steps = list[CheckStep]()
         with TemporaryDirectory() as files:
             self.files = Path(files)
             for name in STEPS:
                 is_over = any(not step.passed and (step.passed is False or step.name in _NEEDED) for step in steps)
-                steps.append(Step(name=name, passed=None, message="not run") if is_over else self._run(name))
+                steps.append(CheckStep(name=name, passed=None, message="not run") if is_over else self._run(name))
                 report(steps[-1])
                 if name == "schema" and steps[-1].passed:
                     data = self.tools.load_data(self.manifest.dataset)
@@ -79,7 +79,7 @@ class EntryChecker:
         assert self._manifest is not None
         return self._manifest
 
-    def _run(self, name: str) -> Step:
+    def _run(self, name: str) -> CheckStep:
         """Run a step: whatever the entry holds, it passes, fails or decides nothing."""
         functions: dict[str, Callable[[], Outcome]] = {
             "schema": self._check_schema,
@@ -101,7 +101,7 @@ class EntryChecker:
         except Exception as error:  # hostile files may raise anything
             passed, message = False, error_line(error)
         message = " ".join(message.replace(f"{self.files}/", "").split())
-        return Step(name=name, passed=passed, message=message[:1000])
+        return CheckStep(name=name, passed=passed, message=message[:1000])
 
     def _check_schema(self) -> Outcome:
         self._manifest, content = read_manifest(self.entry)
@@ -148,7 +148,7 @@ class EntryChecker:
             seeds = f"{other.entry.seed} and {each.entry.seed}"
             raise InputError(f"networks: the seeds {seeds} have the same logits, allowed: one network for each seed")
 
-    def _record(self, steps: list[Step]) -> EntryCheck:
+    def _record(self, steps: list[CheckStep]) -> EntryCheck:
         """Return the record of the check, and add the adversarial images of this check to those that stay."""
         for each in self.networks:
             each.record.refuted = len(each.hits)
@@ -164,7 +164,7 @@ class EntryChecker:
         )  # fmt: skip
 
 
-def _outcome(steps: list[Step], records: list[NetworkCheck]) -> tuple[Level, Status]:
+def _outcome(steps: list[CheckStep], records: list[NetworkCheck]) -> tuple[Level, Status]:
     """Return the level that a check came to, and the status of the entry."""
     level: Level = "none"
     for step in steps:

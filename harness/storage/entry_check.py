@@ -74,7 +74,7 @@ class NetworkCheck(BaseModel):
     unconfirmed: int = 0
 
 
-class Step(BaseModel):
+class CheckStep(BaseModel):
     """A step of the check. passed: None if it was not run, or decided nothing."""
 
     model_config = STRICT
@@ -114,7 +114,7 @@ class EntryCheck(BaseModel):
     networks: list[NetworkCheck] = Field(default_factory=list)
     level: Level = "none"
     status: Status
-    steps: list[Step]
+    steps: list[CheckStep]
     checker: str
     nonce: str = ""
     manifest: str = ""

@@ -16,8 +16,8 @@ from harness.common.errors import InputError
 from harness.common.properties import Property
 from harness.storage.instances import Record
 from harness.sweep.imported_network import digest_of
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import parse, without_comments
+from harness.vnnlib.brackets import parse, without_comments
+from harness.vnnlib.version1 import property_of
 from harness.vnnlib.version2 import is_version2, property_of_version2
 
 _LARGEST = 2**28  # bytes of a property

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.common.errors import InputError, shorten
 from harness.common.properties import Property
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import Expression, parse
+from harness.vnnlib.brackets import Expression, parse
+from harness.vnnlib.version1 import property_of
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -12,7 +12,7 @@ import os
 import torch
 from controls import counted, read_counters
 
-from harness.bench.steps import Kind, TimedNetworks
+from harness.bench.steps import StepKind, TimedNetworks
 
 EPS, RATE = 0.01, 5e-4
 NETWORKS = ("cnn7", "resnet9", "cerdeq", "mondeq")
@@ -33,7 +33,7 @@ def captured_kernels(stepper, choices) -> tuple[int, int, int]:
 
 def count_step(networks: TimedNetworks, network: str, method: str, compiles: bool) -> list[object]:
     """Return a row of the table: the counts of a network's step by a method, eager, captured and compiled."""
-    stepper = networks.stepper(network, Kind(method, {}))
+    stepper = networks.stepper(network, StepKind(method, {}))
     stepper.captured = False
     stepper(networks.batch, EPS, RATE)
     with counted() as counts:
@@ -43,7 +43,7 @@ def count_step(networks: TimedNetworks, network: str, method: str, compiles: boo
         del stepper  # its graph's memory is the host's here
         gc.collect()
         torch.cuda.empty_cache()
-        stepper = networks.stepper(network, Kind(method, {}, compiled=compiled))
+        stepper = networks.stepper(network, StepKind(method, {}, compiled=compiled))
         in_graph, launches, more_waits = captured_kernels(stepper, networks.batch)
         kernels.append(in_graph)
         host.append(launches)

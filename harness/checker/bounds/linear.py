@@ -18,7 +18,7 @@ from harness.checker.bounds.boxes import SLACK, Array, Box, U, intersect, magnit
 from harness.checker.bounds.equilibrium import apply_recurrence, apply_recurrence_back, preactivation
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, Step
-from harness.checker.bounds.relaxation import LARGEST, Leaves, Lines, dot, lines, rounding_loss
+from harness.checker.bounds.relu_lines import LARGEST, Leaves, Lines, dot, lines, rounding_loss
 
 _TOLERANCE, _LIMIT = 1e-5, 1000  # of the multiplier iteration
 _ELEMENTS = 2**19  # of a value's coefficients at once

@@ -23,7 +23,7 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, affine, relu
 from harness.checker.bounds.equilibrium import NotProvedError, equilibrium
 from harness.checker.bounds.maps import Map, Product, UnknownLayerError, array
-from harness.checker.bounds.operators import ABSOLUTE, BATCH, SHAPE, VALUE, Activation, Stand, operation_of
+from harness.checker.bounds.operators import ABSOLUTE, BATCH, SHAPE, VALUE, ReluStep, Stand, operation_of
 
 _AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
 
@@ -37,7 +37,7 @@ class Step:
     """
 
     name: str
-    operation: Map | Activation
+    operation: Map | ReluStep
     sources: tuple[int, ...]
 
 

@@ -39,10 +39,12 @@ MOVES = None
 
 
 @dataclass(frozen=True)
-class Activation:
+class ReluStep:
     """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h.
 
     by_splitting: whether the module solves it for any strongly monotone W; else rho(|W|) must be below 1.
+    Another activation needs a class of its own, its box in `network.result_box`, its lines in `relu_lines.py`, and its
+    case in `linear.pull_back` and `regions.tight_region`.
     """
 
     weight: Array | None
@@ -56,12 +58,12 @@ class Operator:
     rule: from the arguments of torch's function; MOVES if this only moves numbers: torch itself says where to.
     """
 
-    rule: Callable[..., Map | Activation] | None
+    rule: Callable[..., Map | ReluStep] | None
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], tuple[str, ...]] = field(default_factory=dict)
 
 
-def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | Activation:
+def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | ReluStep:
     """Return what a function, or a module called with VALUE, does. Raises UnknownLayerError if there is no rule."""
     if isinstance(target, nn.Module):
         return operation_of_module(target)
@@ -75,7 +77,7 @@ def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return rule(*args, **kwargs)
 
 
-def operation_of_module(module: nn.Module) -> Map | Activation:
+def operation_of_module(module: nn.Module) -> Map | ReluStep:
     """Return what a module does. Raises UnknownLayerError if there is no rule."""
     if (record := _MODULES.get(type(module))) is None:
         raise UnknownLayerError(str(module))
@@ -118,13 +120,13 @@ def _batch_norm(
     return maps.batch_norm(running_mean, running_var, scale, np.zeros_like(scale) if bias is None else bias, eps)
 
 
-def _relu(x: Any, inplace: bool = False) -> Activation:
-    return Activation(None)
+def _relu(x: Any, inplace: bool = False) -> ReluStep:
+    return ReluStep(None)
 
 
-def _absolute(input: Any) -> Activation:
+def _absolute(input: Any) -> ReluStep:
     """Return the ReLU from whose result `maps.absolute` makes the absolute value."""
-    return Activation(None)
+    return ReluStep(None)
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, sign: int = 1) -> Map:
@@ -206,8 +208,8 @@ def _move(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
     return maps.move(call, name)
 
 
-def _equilibrium(x: Any, weight: Array, solver: str) -> Activation:
-    return Activation(weight, solver == SPLITTING)
+def _equilibrium(x: Any, weight: Array, solver: str) -> ReluStep:
+    return ReluStep(weight, solver == SPLITTING)
 
 
 OPERATORS = {

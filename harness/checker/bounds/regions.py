@@ -5,7 +5,7 @@ import numpy as np
 from harness.checker.bounds.boxes import Array, Box, between, intersect, relu
 from harness.checker.bounds.equilibrium import apply_recurrence_back, preactivation, tighten_by_map
 from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
-from harness.checker.bounds.network import Activation, Network, result_box
+from harness.checker.bounds.network import Network, ReluStep, result_box
 from harness.checker.proofs.certificates import Certificate
 
 
@@ -13,7 +13,7 @@ def interval_region(network: Network, images: Box) -> Region:
     """Return boxes by intervals only."""
     region = Region(network.boxes(images), {})
     for number, step in enumerate(network.steps[:-1], start=1):
-        if isinstance(step.operation, Activation) and step.operation.weight is not None:
+        if isinstance(step.operation, ReluStep) and step.operation.weight is not None:
             h, z = region.values[step.sources[0]], region.values[number]
             region.preactivations[number] = preactivation(step.operation.weight, h, z)
     return region
@@ -34,7 +34,7 @@ def tight_region(
     region, tightened = Region([images], {}), {0}
     for number, step in enumerate(network.steps[:-1], start=1):
         boxes = [region.values[source] for source in step.sources]
-        if not isinstance(step.operation, Activation):
+        if not isinstance(step.operation, ReluStep):
             region.values.append(result_box(step, *boxes))
             continue
         (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
@@ -69,7 +69,7 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
 def activation_shapes(network: Network, region: Region) -> dict[str, tuple[int, ...]]:
     """Return the shape of each activation whose box the region has, by the step's name."""
     steps = zip(network.steps, region.values[1:], strict=False)
-    return {step.name: z.center.shape[1:] for step, z in steps if isinstance(step.operation, Activation)}
+    return {step.name: z.center.shape[1:] for step, z in steps if isinstance(step.operation, ReluStep)}
 
 
 def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:

@@ -12,7 +12,7 @@
 Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of this activation: row, here int32, is
 2 n for a lower bound of p_n, 2 n + 1 for one of -p_n. Signs and multipliers may be missing where nothing is split.
 
-An example that is proved over parts of its box has one tensor instead, `{index}/splits` (parts.py).
+An example that is proved over parts of its box has one tensor instead, `{index}/splits` (box_parts.py).
 
 The checker trusts none of them: any slope, line share and multiplier of at least 0 is sound, and it checks that the
 leaves of a row cover the whole box.
@@ -26,7 +26,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from harness.checker.bounds.boxes import Array
-from harness.checker.bounds.relaxation import Leaves
+from harness.checker.bounds.relu_lines import Leaves
 from harness.storage.files import parse_file
 
 ROW, NEURONS, SLOPES = "row", "neurons", "slopes"

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.maps import Product, Shape
-from harness.checker.bounds.network import Activation, Step
+from harness.checker.bounds.network import ReluStep, Step
 from harness.checker.proofs.certificates import (
     NEURONS,
     SIGNS,
@@ -116,4 +116,4 @@ def _is_equal(step: Step, other: Step, equal: list[int]) -> bool:
 
 
 def _is_relu(step: Step) -> bool:
-    return isinstance(step.operation, Activation) and step.operation.weight is None
+    return isinstance(step.operation, ReluStep) and step.operation.weight is None

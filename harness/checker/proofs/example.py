@@ -9,10 +9,10 @@ from harness.checker.bounds.boxes import Array, Box
 from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, tight_region
-from harness.checker.bounds.relaxation import Leaves
+from harness.checker.bounds.relu_lines import Leaves
+from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
-from harness.checker.proofs.parts import SPLITS, halves_of, parts_of
 from harness.checker.proofs.tree import is_tree, prove_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"

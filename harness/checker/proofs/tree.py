@@ -9,8 +9,8 @@ from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, prove
 from harness.checker.bounds.multipliers import EquilibriumBounds
-from harness.checker.bounds.network import Activation, Network
-from harness.checker.bounds.relaxation import LARGEST, rounding_loss
+from harness.checker.bounds.network import Network, ReluStep
+from harness.checker.bounds.relu_lines import LARGEST, rounding_loss
 from harness.checker.proofs.certificates import RefusedError, Tensors
 
 PREFIX = "equilibrium"
@@ -74,9 +74,9 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
 
     values: boxes of all values over the box of the example.
     """
-    places = [n for n, step in enumerate(network.steps, start=1) if isinstance(step.operation, Activation)]
+    places = [n for n, step in enumerate(network.steps, start=1) if isinstance(step.operation, ReluStep)]
     operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
-    weight = operation.weight if isinstance(operation, Activation) else None
+    weight = operation.weight if isinstance(operation, ReluStep) else None
     if weight is None:
         raise RefusedError("the network has not one equilibrium between affine layers")
     number = places[0]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.report.figures import error_figures, images, lengths, networks, searches
+from harness.report.figures import error_figures, images, lengths, networks, searches, training
 from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """A figure that a section may have.
 
     title: on a page.
@@ -40,21 +40,21 @@ class Kind:
 
 
 FIGURES = (
-    Kind("Certified against standard error", error_figures.tradeoff),
-    Kind("Errors of each trained network", error_figures.seeds),
-    Kind("What each stage decides", error_figures.stages),
-    Kind("Errors against the length of training", lengths.length, broad=True),
-    Kind("Bound width against depth", networks.depth, of_trials=True, broad=True),
-    Kind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
-    Kind("States of ReLUs", networks.relus, of_trials=True, broad=True),
-    Kind("Training", networks.curves, of_trials=True, broad=True),
-    Kind("What was searched", searches.search, of_trials=True, broad=True),
-    Kind("Which settings matter", searches.importance, of_trials=True),
-    Kind("Adversarial examples", images.counterexamples, of_trials=True, broad=True),
+    FigureKind("Certified against standard error", error_figures.tradeoff),
+    FigureKind("Errors of each trained network", error_figures.seeds),
+    FigureKind("What each stage decides", error_figures.stages),
+    FigureKind("Errors against the length of training", lengths.length, broad=True),
+    FigureKind("Bound width against depth", networks.depth, of_trials=True, broad=True),
+    FigureKind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
+    FigureKind("States of ReLUs", networks.relus, of_trials=True, broad=True),
+    FigureKind("Training", training.curves, of_trials=True, broad=True),
+    FigureKind("What was searched", searches.search, of_trials=True, broad=True),
+    FigureKind("Which settings matter", searches.importance, of_trials=True),
+    FigureKind("Adversarial examples", images.counterexamples, of_trials=True, broad=True),
 )
 
 
-def figures_of(data: SectionData) -> Iterator[tuple[Kind, Figure | str]]:
+def figures_of(data: SectionData) -> Iterator[tuple[FigureKind, Figure | str]]:
     """Yield the figures that the section has something for, in order; for one that cannot be drawn, the reason."""
     for kind in FIGURES:
         try:

@@ -44,7 +44,7 @@ class Lie:
     accept: Callable[..., Any] = lambda *_args, **_kwargs: []
 
 
-FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "records", "images"))
+FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "verdict_tables", "images"))
 ENTRIES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_entries", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
 UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
 METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"

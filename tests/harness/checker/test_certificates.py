@@ -14,7 +14,7 @@ from harness.checker.bounds.boxes import ball
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import interval_region, tight_region
-from harness.checker.bounds.relaxation import Leaves
+from harness.checker.bounds.relu_lines import Leaves
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.checker.proofs.example import CERTIFICATE, prove
 

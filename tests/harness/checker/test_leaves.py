@@ -10,7 +10,7 @@ from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import interval_region
-from harness.checker.bounds.relaxation import Leaves
+from harness.checker.bounds.relu_lines import Leaves
 
 OF_BOTH_SIGNS, ABOVE_0 = (0.0, 1.0), (0.15, 0.05)  # centre and radius: x_1 in [-1, 1], x_2 in [0.1, 0.2]
 

@@ -15,9 +15,9 @@ from cerdeq.equilibrium import FixedPoint
 from harness.checker.bounds import linear
 from harness.checker.bounds.boxes import Box, ball, convolve
 from harness.checker.bounds.linear import lower_bounds
-from harness.checker.bounds.network import Activation, read_network
+from harness.checker.bounds.network import ReluStep, read_network
 from harness.checker.bounds.regions import interval_region, tight_region
-from harness.checker.bounds.relaxation import Leaves, lines
+from harness.checker.bounds.relu_lines import Leaves, lines
 
 
 class Residual(nn.Module):
@@ -289,7 +289,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     number = next(
         n
         for n, s in enumerate(network.steps, 1)
-        if isinstance(s.operation, Activation) and s.operation.weight is not None
+        if isinstance(s.operation, ReluStep) and s.operation.weight is not None
     )
     x = torch.from_numpy(images.center + images.radius * np.sign(np.random.default_rng(0).normal(size=(60, 1, 4, 4))))
     layer = model[number - 1]

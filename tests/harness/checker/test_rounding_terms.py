@@ -16,9 +16,9 @@ from harness.checker.bounds import boxes, equilibrium, linear, maps
 from harness.checker.bounds.boxes import TINY, Box, U, affine, ball, between, inside, widen_for_rounding
 from harness.checker.bounds.equilibrium import NotProvedError
 from harness.checker.bounds.linear import Region, minimum_over_box, pull_back, sum_rounded_down
-from harness.checker.bounds.network import Activation, Step, read_network
+from harness.checker.bounds.network import ReluStep, Step, read_network
 from harness.checker.bounds.operators import VALUE, operation_of, operation_of_module
-from harness.checker.bounds.relaxation import LARGEST, Leaves, lines, rounding_loss
+from harness.checker.bounds.relu_lines import LARGEST, Leaves, lines, rounding_loss
 
 SMALLEST = 2.0**-1074
 COUNT = 64  # terms of a sum whose rounding SLACK alone does not cover
@@ -293,7 +293,7 @@ def test_coefficients_of_a_value_that_is_used_often_count_their_sum():
 def activation(weight, p, z, a, multiplier, monkeypatch, leaves=None):
     """Pull a back through z = relu(W z + h) with this multiplier, since any is sound."""
     monkeypatch.setattr(linear, "_find_multiplier", lambda *arguments: multiplier)
-    step = Step("it", Activation(weight), (0,))
+    step = Step("it", ReluStep(weight), (0,))
     return pull_back(step, a, Region([p, z], {1: p}), 1, leaves)
 
 

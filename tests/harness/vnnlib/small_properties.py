@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from harness.common.errors import InputError
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import parse
+from harness.vnnlib.brackets import parse
+from harness.vnnlib.version1 import property_of
 
 INPUTS, HIDDEN, OUTPUTS = 2, 6, 3
 

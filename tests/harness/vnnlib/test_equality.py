@@ -10,9 +10,9 @@ from torch import nn
 from cerdeq import Box, verify
 from harness.attacks.exact import exact_outputs_at
 from harness.checker.properties import confirm_sat
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import parse
+from harness.vnnlib.brackets import parse
 from harness.vnnlib.solve import solve
+from harness.vnnlib.version1 import property_of
 
 
 def network_of(kind):

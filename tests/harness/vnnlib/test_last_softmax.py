@@ -10,10 +10,10 @@ from small_properties import INPUTS, OUTPUTS, network_of
 from harness.checker.properties import NotConfirmedError, confirm_sat, refuse_other_than_order
 from harness.command_line import main
 from harness.common.errors import InputError
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import parse
+from harness.vnnlib.brackets import parse
 from harness.vnnlib.files import load_instance, read_property
 from harness.vnnlib.solve import solve_files
+from harness.vnnlib.version1 import property_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

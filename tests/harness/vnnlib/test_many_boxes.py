@@ -13,10 +13,10 @@ from cerdeq.deadline import DeadlineError, stop_at
 from harness.checker.properties import confirm_unsat
 from harness.common.properties import Constraint
 from harness.vnnlib import solve as solving
-from harness.vnnlib.cases import property_of
-from harness.vnnlib.expressions import parse
+from harness.vnnlib.brackets import parse
 from harness.vnnlib.query import Violations, query_of_boxes
 from harness.vnnlib.solve import solve, solve_files
+from harness.vnnlib.version1 import property_of
 
 DECLARED = "(declare-const X_0 Real) (declare-const Y_0 Real)"
 

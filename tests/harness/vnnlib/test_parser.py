@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cerdeq.deadline import DeadlineError, stop_at
 from harness.common.errors import InputError
-from harness.vnnlib import cases, files
-from harness.vnnlib.expressions import parse
+from harness.vnnlib import files, version1
+from harness.vnnlib.brackets import parse
 from harness.vnnlib.files import property_in, read_property
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
@@ -191,8 +191,8 @@ def test_what_cannot_be_read_is_refused(text, message):
 
 def test_too_many_cases_are_refused_while_they_are_read(monkeypatch):
     """A text of 154 kB took 1.9 GB once."""
-    read_atoms, original = [], cases._atom
-    monkeypatch.setattr(cases, "_atom", lambda *args: read_atoms.append(1) or original(*args))
+    read_atoms, original = [], version1._atom
+    monkeypatch.setattr(version1, "_atom", lambda *args: read_atoms.append(1) or original(*args))
     with pytest.raises(InputError, match="cases, allowed: up to 20000"):
         read(f"{BOX}{OUTPUTS}(assert (or {'(<= Y_0 0)' * 50_000}))")
     choice = f"(or {'(<= Y_0 0)' * 140})"
@@ -210,7 +210,7 @@ def test_cases_share_their_constraints():
 
 def test_reading_ends_at_the_deadline():
     expressions = parse(f"{BOX}{OUTPUTS}(assert (<= Y_0 0))")
-    for step in (lambda: parse("(assert)"), lambda: cases.property_of(expressions)):
+    for step in (lambda: parse("(assert)"), lambda: version1.property_of(expressions)):
         with stop_at(0.0), pytest.raises(DeadlineError):
             step()
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from small_results import TINY, proved_by, solved, tensors_of, with_bounds_raised
 
-from harness.checker.proofs.parts import SPLITS
+from harness.checker.proofs.box_parts import SPLITS
 
 BY_PARTS = (36, 44, 57, 67)  # seeds of results that need parts of the box
 

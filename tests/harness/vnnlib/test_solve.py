@@ -17,12 +17,12 @@ from torch import nn
 from harness.common.errors import InputError
 from harness.common.properties import Case, Constraint, InputBox, Property
 from harness.common.rounding import round_up
-from harness.vnnlib.cases import property_of
+from harness.vnnlib.brackets import parse
 from harness.vnnlib.counterexample import decimal_between, decimals_inside
-from harness.vnnlib.expressions import parse
 from harness.vnnlib.files import check_shapes
 from harness.vnnlib.query import Violations, region_of, with_violations
 from harness.vnnlib.solve import solve
+from harness.vnnlib.version1 import property_of
 
 SECONDS = 60
 

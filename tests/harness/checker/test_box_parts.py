@@ -13,9 +13,9 @@ from cerdeq import Box, verify
 from harness.bench.edge import edge_case
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
+from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
 from harness.checker.proofs.certificates import RefusedError
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
-from harness.checker.proofs.parts import SPLITS, halves_of, parts_of
 
 ROW = np.eye(1)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError, shorten
 from harness.common.properties import LARGEST, NUMBER, Case, Constraint, InputBox, Property
-from harness.vnnlib.expressions import Expression, to_text
+from harness.vnnlib.brackets import Expression, to_text
 
 MOST_CASES = 20_000
 MOST_CONSTRAINTS, MOST_OF_A_CASE = 1_000_000, 4000  # constraints on outputs
@@ -62,7 +62,7 @@ def property_of(expressions: Iterable[Expression]) -> Property:
     inputs, outputs = (_count(kind, declared) for kind in "XY")
     shared, choices, variables = list[_Conjunction](), list[_Disjunction](), {_CONSTANT, *declared}
     for assertion in assertions:
-        part = _disjunction(assertion, variables)
+        part = _read_assertion(assertion, variables)
         if len(part) == 1:
             shared += part
         else:
@@ -97,13 +97,13 @@ def _count(kind: str, declared: dict[Variable, None]) -> int:
     return len(numbers)
 
 
-def _disjunction(expression: Expression, variables: set[Variable]) -> _Disjunction:
+def _read_assertion(expression: Expression, variables: set[Variable]) -> _Disjunction:
     """Return an assertion as a disjunction of conjunctions. variables: the declared variables, and _CONSTANT."""
     match expression:
         case ["or", _, *_]:
             choices, sizes = _Disjunction(), (0, 0, 0)
             for each in expression[1:]:
-                part = _disjunction(each, variables)
+                part = _read_assertion(each, variables)
                 choices += part
                 sizes = tuple(map(sum, zip(sizes, _size_of_product([part]), strict=True)))  # type: ignore[assignment]
                 _refuse_large(*sizes, expression)
@@ -111,7 +111,7 @@ def _disjunction(expression: Expression, variables: set[Variable]) -> _Disjuncti
         case ["and", _, *_]:
             parts = list[_Disjunction]()
             for each in expression[1:]:
-                parts.append(_disjunction(each, variables))
+                parts.append(_read_assertion(each, variables))
                 if len(parts[-1]) > 1:
                     _refuse_large(*_size_of_product(parts), expression)
             _refuse_large(*_size_of_product(parts), expression)
