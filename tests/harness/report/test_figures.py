@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from harness.attacks.counterexamples import pack
 from harness.common import names
 from harness.leaderboard.table import build_leaderboard
-from harness.report.figures import error_figures, images, lengths, networks, style
+from harness.report.figures import error_figures, images, lengths, networks, style, training
 from harness.report.figures.catalogue import FIGURES, figures_of
 from harness.report.figures.section_data import SectionData
 from harness.settings import TrainSettings
@@ -115,7 +115,7 @@ def test_curves_are_those_of_the_best_rows_that_were_trained_here(tmp_path):
         path = add(tmp_path / "study", right(190 - number), model="cnn7", options={"depth": number + 2})
         (path / folder.EPOCHS).unlink()
     add(tmp_path / "study", right(20))
-    figure = networks.curves(section_of(tmp_path / "study"))
+    figure = training.curves(section_of(tmp_path / "study"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cnn5 ibp"]
 
 
