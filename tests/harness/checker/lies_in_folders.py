@@ -177,85 +177,49 @@ DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
     # A folder is what its path says.
-    "another trial's verdicts as a certification": Lie(
-        pose_as_certification, "certification.json does not belong in a trial's folder", ENTRIES
-    ),
+    "another trial's verdicts as a certification": Lie(pose_as_certification,
+        "certification.json does not belong in a trial's folder", ENTRIES),
     "a certification.json in a trial's folder": Lie(
         lambda sweep: shutil.copy(sweep.certified / certification.CERTIFICATION, sweep.cnn5),
-        "certification.json does not belong in a trial's folder",
-        ENTRIES,
-    ),
+        "certification.json does not belong in a trial's folder", ENTRIES),
     "a trial.json in a certification's folder": Lie(
         lambda sweep: shutil.copy(sweep.cnn5 / folder.TRIAL, sweep.certified),
-        "trial.json does not belong in a certification's folder",
-        ENTRIES,
-        "certified",
-    ),
-    "a file among trials": Lie(
-        lambda sweep: (sweep.root / "trials/notes.txt").write_text("fine"),
-        "trials/notes.txt is not a folder",
-        f"{FOLDERS}.check_strays",
-        "",
-    ),
-    "a pipe": Lie(
-        lay_pipe(folder.CERTIFICATES),
-        "certificates.safetensors is neither a file nor a folder",
-        ENTRIES,
-        accept=remove_pipes,
-    ),
-    "a pipe for a config": Lie(
-        lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key", accept=remove_pipes
-    ),
-    "a link into nothing": Lie(
-        lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"), "shards is neither a file nor a folder", ENTRIES
-    ),
+        "trial.json does not belong in a certification's folder", ENTRIES, "certified"),
+    "a file among trials": Lie(lambda sweep: (sweep.root / "trials/notes.txt").write_text("fine"),
+        "trials/notes.txt is not a folder", f"{FOLDERS}.check_strays", ""),
+    "a pipe": Lie(lay_pipe(folder.CERTIFICATES), "certificates.safetensors is neither a file nor a folder", ENTRIES,
+        accept=remove_pipes),
+    "a pipe for a config": Lie(lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key",
+        accept=remove_pipes),
+    "a link into nothing": Lie(lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"),
+        "shards is neither a file nor a folder", ENTRIES),
     "a copy of a trial under another name": Lie(
-        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")),
-        "trial.json belongs in the folder",
-        TRIAL,
-    ),
-    "a hidden copy of a trial": Lie(
-        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name(".copy")),
-        "trial.json belongs in the folder",
-        TRIAL,
-    ),
-    "a link to another trial": Lie(
-        lambda sweep: (sweep.root / "trials/0123456789abcdef").symlink_to(sweep.cerdeq),
-        "trial.json belongs in the folder",
-        TRIAL,
-        "cerdeq",
-    ),
+        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")), "trial.json belongs in the folder",
+        TRIAL),
+    "a hidden copy of a trial": Lie(lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name(".copy")),
+        "trial.json belongs in the folder", TRIAL),
+    "a link to another trial": Lie(lambda sweep: (sweep.root / "trials/0123456789abcdef").symlink_to(sweep.cerdeq),
+        "trial.json belongs in the folder", TRIAL, "cerdeq"),
     # Nothing is missing.
     "no result": Lie(hide(folder.RESULT), "missing: result.json", UNFINISHED),
-    "no result of a certification": Lie(
-        hide(folder.RESULT, "certified"), "missing: result.json", UNFINISHED, "certified"
-    ),
+    "no result of a certification": Lie(hide(folder.RESULT, "certified"), "missing: result.json", UNFINISHED,
+        "certified"),
     "no trial.json": Lie(hide(folder.TRIAL), "missing: trial.json", UNFINISHED, "key"),
-    "no certification.json": Lie(
-        hide(certification.CERTIFICATION, "certified"), "missing: certification.json", UNFINISHED, "certified"
-    ),
+    "no certification.json": Lie(hide(certification.CERTIFICATION, "certified"), "missing: certification.json",
+        UNFINISHED, "certified"),
     "a failure of a finished trial": Lie(
         lambda sweep: (hide(folder.RESULT)(sweep), folder.write_failure(sweep.cnn5, "loss is NaN")),
-        "missing: result.json (the trial failed: loss is NaN)",
-        UNFINISHED,
-    ),
+        "missing: result.json (the trial failed: loss is NaN)", UNFINISHED),
     "no weights": Lie(hide(folder.WEIGHTS), "weights.safetensors is not stored", f"{FOLDERS}.check_weights"),
     # Keys and configs.
-    "a result of another trial": Lie(
-        change_result(lambda content: content.update(key="0123456789abcdef")),
-        "result.json belongs to another trial",
-        RESULT,
-    ),
+    "a result of another trial": Lie(change_result(lambda content: content.update(key="0123456789abcdef")),
+        "result.json belongs to another trial", RESULT),
     "results swapped": Lie(swap_results, "result.json belongs to another trial", RESULT),
     "a certification's result of another trial": Lie(
         change_result(lambda content: content.update(key="f" * 16), "certified"),
-        "result.json belongs to another trial",
-        RESULT,
-        "certified",
-    ),
-    "another trial's certification": Lie(
-        move_certification, "certification.json describes another trial", CERTIFICATION, "cerdeq"
-    ),
+        "result.json belongs to another trial", RESULT, "certified"),
+    "another trial's certification": Lie(move_certification, "certification.json describes another trial",
+        CERTIFICATION, "cerdeq"),
     **{
         f"a certification with another {name}": Lie(
             change_certification(change), "certification.json describes another trial", CERTIFICATION, "certified"
@@ -267,45 +231,31 @@ LIES = {
             "fingerprint": lambda content: content.update(fingerprint="0123456789abcdef"),
         }.items()
     },
-    "a certification of more images by its name": Lie(
-        rename_certification, "certification.json belongs in the folder", f"{FOLDERS}.check_name", "certified"
-    ),
+    "a certification of more images by its name": Lie(rename_certification, "certification.json belongs in the folder",
+        f"{FOLDERS}.check_name", "certified"),
     "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
-    "a larger eps, with its key": Lie(
-        change_config(eps="89/1020"), "ibp's margin is recorded as", f"{IMAGES}.check_ibp_margin"
-    ),
-    "held-out images": Lie(
-        change_config(validation_images=40), "verdicts of 24 examples; there are 40", f"{RECORDS}.check_index"
-    ),
+    "a larger eps, with its key": Lie(change_config(eps="89/1020"), "ibp's margin is recorded as",
+        f"{IMAGES}.check_ibp_margin"),
+    "held-out images": Lie(change_config(validation_images=40), "verdicts of 24 examples; there are 40",
+        f"{RECORDS}.check_index"),
     # Data.
     "data of another fingerprint": Lie(set_fingerprint, "data: the fingerprint is", DATA),
-    "a changed image in the cache": Lie(
-        change_cached_data(lambda tensors: tensors["test_images"][0].fill(3)), "data: the fingerprint is", DATA
-    ),
+    "a changed image in the cache": Lie(change_cached_data(lambda tensors: tensors["test_images"][0].fill(3)),
+        "data: the fingerprint is", DATA),
     "a changed training image in the cache": Lie(
-        change_cached_data(lambda tensors: tensors["train_images"][5].fill(3)), "data: the fingerprint is", DATA
-    ),
-    "changed labels in the cache": Lie(
-        change_cached_data(lambda tensors: tensors["test_labels"][-1:].fill(0)), "data: the fingerprint is", DATA
-    ),
+        change_cached_data(lambda tensors: tensors["train_images"][5].fill(3)), "data: the fingerprint is", DATA),
+    "changed labels in the cache": Lie(change_cached_data(lambda tensors: tensors["test_labels"][-1:].fill(0)),
+        "data: the fingerprint is", DATA),
     # Metrics.
-    "a certified error of NaN": Lie(
-        change_metrics(certified_error=NAN),
-        "result.json cannot be read",
-        "harness.storage.files._refuse_number",
-        accept=float,
-    ),
+    "a certified error of NaN": Lie(change_metrics(certified_error=NAN), "result.json cannot be read",
+        "harness.storage.files._refuse_number", accept=float),
     "a certified error of infinity": Lie(
-        change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '),
-        "result.json cannot be read",
-        "harness.storage.files._finite",
-        accept=float,
-    ),
+        change_text_of_result('"certified_error": ', '"certified_error": 1e999, "": '), "result.json cannot be read",
+        "harness.storage.files._finite", accept=float),
     "no certified error": Lie(change_metrics(certified_error=None), "certified_error: recorded None, by", METRICS),
     "a lower certified error": Lie(change_metrics(certified_error=8.5), "certified_error: recorded 8.5, by", METRICS),
-    "a lower certified error of a certification": Lie(
-        change_metrics("certified", certified_error=8.5), "certified_error: recorded 8.5, by", METRICS, "certified"
-    ),
+    "a lower certified error of a certification": Lie(change_metrics("certified", certified_error=8.5),
+        "certified_error: recorded 8.5, by", METRICS, "certified"),
     "a lower standard error": Lie(change_metrics(standard_error=0.0), "standard_error: recorded 0.0, by", METRICS),
     "a lower attack error": Lie(change_metrics(attack_error=0.0), "attack_error: recorded 0.0, by", METRICS),
     "fewer undecided": Lie(change_metrics(undecided=0.0), "undecided: recorded 0.0, by", METRICS),
@@ -313,51 +263,29 @@ LIES = {
         change_result(
             lambda content: (content["metrics"].pop("undecided"), content["metrics"].update({"undecided/unknown": 0.0}))
         ),
-        "undecided/unknown: recorded 0.0, by",
-        METRICS,
-    ),
-    "a lower error by a stage": Lie(
-        change_metrics(**{"certified_error__crown-ibp": 1.0}), "certified_error/crown-ibp: recorded 1.0, by", METRICS
-    ),
-    "no error by a stage": Lie(
-        change_result(lambda content: content["metrics"].pop("certified_error/ibp")),
-        "certified_error/ibp: recorded None, by",
-        METRICS,
-    ),
-    "an error by a stage that did not run": Lie(
-        change_metrics(certified_error__bab=1.0), "certified_error/bab: recorded, but bab is not a stage", OTHER_METRICS
-    ),
-    "more images decided by a stage": Lie(
-        change_metrics(**{"stage_decided__alpha-crown": 20.0}), "stage_decided/alpha-crown: recorded 20.0, by", METRICS
-    ),
-    "fewer images left for a stage": Lie(
-        change_metrics(**{"stage_examples__crown-ibp": 2.0}), "stage_examples/crown-ibp: recorded 2.0, by", METRICS
-    ),
-    "an invented share of undecided": Lie(
-        change_metrics(undecided__none_at_all=0.0),
-        "'undecided/none_at_all': recorded, but no evaluation has such a metric",
-        f"{RECORDS}.check_names",
-    ),
-    "an invented metric": Lie(
-        change_metrics(certified_accuracy=100.0),
-        "'certified_accuracy': recorded, but no evaluation has such a metric",
-        f"{RECORDS}.check_names",
-    ),
-    "more units unstable than there are": Lie(
-        change_metrics(unstable__layer=101.0), "unstable/layer: recorded 101.0, expected 0 to 100", RANGES
-    ),
-    "a share of inactive units left out": Lie(
-        change_metrics(inactive__layer=None), "inactive/layer: recorded None, expected 0 to 100", RANGES
-    ),
-    "fewer errors with W = 0 than none": Lie(
-        change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0),
-        "_w0: recorded -1.0, expected 0",
-        RANGES,
-        "cerdeq",
-    ),
-    "a negative width": Lie(
-        change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0", RANGES
-    ),
+        "undecided/unknown: recorded 0.0, by", METRICS),
+    "a lower error by a stage": Lie(change_metrics(**{"certified_error__crown-ibp": 1.0}),
+        "certified_error/crown-ibp: recorded 1.0, by", METRICS),
+    "no error by a stage": Lie(change_result(lambda content: content["metrics"].pop("certified_error/ibp")),
+        "certified_error/ibp: recorded None, by", METRICS),
+    "an error by a stage that did not run": Lie(change_metrics(certified_error__bab=1.0),
+        "certified_error/bab: recorded, but bab is not a stage", OTHER_METRICS),
+    "more images decided by a stage": Lie(change_metrics(**{"stage_decided__alpha-crown": 20.0}),
+        "stage_decided/alpha-crown: recorded 20.0, by", METRICS),
+    "fewer images left for a stage": Lie(change_metrics(**{"stage_examples__crown-ibp": 2.0}),
+        "stage_examples/crown-ibp: recorded 2.0, by", METRICS),
+    "an invented share of undecided": Lie(change_metrics(undecided__none_at_all=0.0),
+        "'undecided/none_at_all': recorded, but no evaluation has such a metric", f"{RECORDS}.check_names"),
+    "an invented metric": Lie(change_metrics(certified_accuracy=100.0),
+        "'certified_accuracy': recorded, but no evaluation has such a metric", f"{RECORDS}.check_names"),
+    "more units unstable than there are": Lie(change_metrics(unstable__layer=101.0),
+        "unstable/layer: recorded 101.0, expected 0 to 100", RANGES),
+    "a share of inactive units left out": Lie(change_metrics(inactive__layer=None),
+        "inactive/layer: recorded None, expected 0 to 100", RANGES),
+    "fewer errors with W = 0 than none": Lie(change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0),
+        "_w0: recorded -1.0, expected 0", RANGES, "cerdeq"),
+    "a negative width": Lie(change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0",
+        RANGES),
     # Leaderboards.
     **{
         f"{what} leaderboard.{kind}": Lie(change, f"leaderboard.{kind} does not follow", LEADERBOARD, "")
@@ -377,14 +305,11 @@ LIES = {
             ],
         )
     },
-    "a text about no search": Lie(
-        choose("the best network in the world"), "chosen.json does not describe a search: found 'the best", CHOSEN
-    ),
+    "a text about no search": Lie(choose("the best network in the world"),
+        "chosen.json does not describe a search: found 'the best", CHOSEN),
     "a text about a search, and more": Lie(
         choose("tpe, 30 candidates, evaluated on 500 images held out of training (state of the art"),
-        "chosen.json does not describe a search",
-        CHOSEN,
-    ),
+        "chosen.json does not describe a search", CHOSEN),
     # User code.
     "code of the results": Lie(name_plugin, "names the plugin liar", PLUGINS),
-}
+}  # fmt: skip

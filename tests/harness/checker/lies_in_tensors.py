@@ -124,36 +124,25 @@ def next_number(tensor: torch.Tensor) -> None:
 COPIES = "harness.checker.folders.check_copies"
 LIES = {
     "a trial as another seed's": Lie(copy_as(seed=7), "nearly the same weights under seed ", COPIES, ""),
-    "a trial as another seed's, one weight changed": Lie(
-        copy_as(next_number, seed=7), "nearly the same weights under seed ", COPIES, ""
-    ),
-    "a trial as another seed's, a layer scaled": Lie(
-        copy_as(lambda tensor: tensor.mul_(1.0005), seed=7), "nearly the same weights under seed ", COPIES, ""
-    ),
+    "a trial as another seed's, one weight changed": Lie(copy_as(next_number, seed=7),
+        "nearly the same weights under seed ", COPIES, ""),
+    "a trial as another seed's, a layer scaled": Lie(copy_as(lambda tensor: tensor.mul_(1.0005), seed=7),
+        "nearly the same weights under seed ", COPIES, ""),
     "a trial as another seed's, its batches counted anew": Lie(
         copy_as(of="norm1.num_batches_tracked", change=lambda tensor: tensor.add_(1), seed=7),
-        "nearly the same weights under seed ",
-        COPIES,
-        "",
-    ),
+        "nearly the same weights under seed ", COPIES, ""),
     "a trial as another seed's, with noise instead of zeros": Lie(
         copy_as(of="norm1.bias", change=lambda tensor: tensor.fill_(1e-30), first=torch.Tensor.zero_, seed=7),
-        "nearly the same weights under seed ",
-        COPIES,
-        "",
-    ),
-    "a network trained elsewhere as five seeds": Lie(
-        copy_elsewhere, "a network trained elsewhere has one seed: trials ", COPIES, ""
-    ),
+        "nearly the same weights under seed ", COPIES, ""),
+    "a network trained elsewhere as five seeds": Lie(copy_elsewhere,
+        "a network trained elsewhere has one seed: trials ", COPIES, ""),
     "a trial as another method's": Lie(copy_as(method="plain"), "nearly the same weights under method ", COPIES, ""),
-    "a trial as another method's, one weight changed": Lie(
-        copy_as(next_number, method="pgd"), "nearly the same weights under method ", COPIES, ""
-    ),
+    "a trial as another method's, one weight changed": Lie(copy_as(next_number, method="pgd"),
+        "nearly the same weights under method ", COPIES, ""),
     "a certificate for no image": Lie(
         change_tensors(folder.CERTIFICATES, lambda tensors: tensors.update({"999/row": torch.zeros(1)})),
         "certificates.safetensors has a certificate for '999', but no image has this index",
-        "harness.checker.verdicts.check_certificates",
-    ),
+        "harness.checker.verdicts.check_certificates"),
     # Weights.
     **{
         f"weights as {dtype}": Lie(store_as(dtype), f"weights.safetensors: classifier.weight is {dtype}", TENSORS)
@@ -169,129 +158,70 @@ LIES = {
     },
     "float64 weights that round to the network": Lie(
         change_weights(
-            lambda state: state.update({"classifier.weight": state["classifier.weight"].double() * (1 + 1e-9)})
-        ),
-        "classifier.weight is torch.float64",
-        TENSORS,
-    ),
+            lambda state: state.update({"classifier.weight": state["classifier.weight"].double() * (1 + 1e-9)})),
+        "classifier.weight is torch.float64", TENSORS),
     "complex weights, their imaginary part dropped": Lie(
-        change_weights(
-            lambda state: state.update(
-                {"classifier.weight": torch.complex(state["classifier.weight"], state["classifier.weight"])}
-            )
-        ),
-        "classifier.weight is torch.complex64",
-        TENSORS,
-    ),
-    "a count as float32": Lie(
-        store_as(torch.float32, "norm1.num_batches_tracked"), "norm1.num_batches_tracked is torch.float32", TENSORS
-    ),
+        change_weights(lambda state: state.update(
+            {"classifier.weight": torch.complex(state["classifier.weight"], state["classifier.weight"])})),
+        "classifier.weight is torch.complex64", TENSORS),
+    "a count as float32": Lie(store_as(torch.float32, "norm1.num_batches_tracked"),
+        "norm1.num_batches_tracked is torch.float32", TENSORS),
     "a number as a vector": Lie(
         change_weights(lambda state: state.update({"norm1.num_batches_tracked": torch.ones(1, dtype=torch.int64)})),
-        "norm1.num_batches_tracked is torch.int64 [1], expected torch.int64 []",
-        TENSORS,
-    ),
-    "a tensor too many": Lie(
-        change_weights(lambda state: state.update(extra=torch.ones(3))),
-        "weights.safetensors: the tensor extra is not the network's",
-        TENSORS,
-    ),
-    "a tensor that is missing": Lie(
-        change_weights(lambda state: state.pop("norm1.running_var")),
-        "weights.safetensors: the tensor norm1.running_var is missing",
-        TENSORS,
-    ),
+        "norm1.num_batches_tracked is torch.int64 [1], expected torch.int64 []", TENSORS),
+    "a tensor too many": Lie(change_weights(lambda state: state.update(extra=torch.ones(3))),
+        "weights.safetensors: the tensor extra is not the network's", TENSORS),
+    "a tensor that is missing": Lie(change_weights(lambda state: state.pop("norm1.running_var")),
+        "weights.safetensors: the tensor norm1.running_var is missing", TENSORS),
     "a weight of NaN": Lie(set_weight(np.nan), "weights.safetensors: classifier.weight is not finite", FINITE),
     "an infinite weight": Lie(set_weight(np.inf), "weights.safetensors: classifier.weight is not finite", FINITE),
-    "a weight changed by a thousandth": Lie(
-        change_weights(lambda state: state["classifier.weight"][0].add_(1e-2)),
-        "ibp's margin is recorded as",
-        IBP_MARGIN,
-    ),
+    "a weight changed by a thousandth": Lie(change_weights(lambda state: state["classifier.weight"][0].add_(1e-2)),
+        "ibp's margin is recorded as", IBP_MARGIN),
     "two rows of a weight swapped": Lie(
         change_weights(
-            lambda state: state.update({"classifier.weight": state["classifier.weight"][[1, 0, *range(2, 10)]]})
-        ),
-        "recorded as right, but at the image",
-        PREDICTED,
-    ),
-    "two tensors swapped": Lie(
-        change_weights(swap("conv1.bias", "conv2.bias")), "ibp's margin is recorded as", IBP_MARGIN
-    ),
-    "another normalisation": Lie(
-        change_weights(lambda state: state["normalize.mean"].add_(0.2)), NOT_PROVED_BY_IBP, IBP
-    ),
-    "a W that does not contract": Lie(
-        change_weights(stop_contracting, "cerdeq"),
-        "equilibrium.recurrence: rho(|W|) < 1 is not proved",
-        CONTRACTION,
-        "cerdeq",
-    ),
+            lambda state: state.update({"classifier.weight": state["classifier.weight"][[1, 0, *range(2, 10)]]})),
+        "recorded as right, but at the image", PREDICTED),
+    "two tensors swapped": Lie(change_weights(swap("conv1.bias", "conv2.bias")), "ibp's margin is recorded as",
+        IBP_MARGIN),
+    "another normalisation": Lie(change_weights(lambda state: state["normalize.mean"].add_(0.2)), NOT_PROVED_BY_IBP,
+        IBP),
+    "a W that does not contract": Lie(change_weights(stop_contracting, "cerdeq"),
+        "equilibrium.recurrence: rho(|W|) < 1 is not proved", CONTRACTION, "cerdeq"),
     # Counterexamples.
     "no counterexample": Lie(
         change_tensors(folder.COUNTEREXAMPLES, lambda points: {"no": next(iter(points.values()))}),
-        "there is no counterexample",
-        FALSIFIED,
-    ),
-    "the image as its counterexample": Lie(
-        change_points(torch.zeros_like), "no margin is proved to be below 0", FALSIFIED
-    ),
-    "a counterexample beyond the ball": Lie(
-        change_points(lambda k: torch.full_like(k, -32768)), "outside of the ball", FALSIFIED
-    ),
+        "there is no counterexample", FALSIFIED),
+    "the image as its counterexample": Lie(change_points(torch.zeros_like), "no margin is proved to be below 0",
+        FALSIFIED),
+    "a counterexample beyond the ball": Lie(change_points(lambda k: torch.full_like(k, -32768)), "outside of the ball",
+        FALSIFIED),
     "counterexamples as int32": Lie(change_points(lambda k: k.int()), "the counterexample is int32", FALSIFIED),
     "counterexamples as float64": Lie(change_points(lambda k: k.double()), "the counterexample is float64", FALSIFIED),
-    "counterexamples of another shape": Lie(
-        change_points(lambda k: k[0]), "(8, 8), expected int16 (1, 8, 8)", FALSIFIED
-    ),
-    "signs of another shape": Lie(
-        change_points(lambda k: pack(k.sign() * 32767)[None]), "expected int16 (1, 8, 8) or uint8 (8,)", FALSIFIED
-    ),
-    "too few signs": Lie(
-        change_points(lambda k: pack(k.sign() * 32767)[:7]), "expected int16 (1, 8, 8) or uint8 (8,)", FALSIFIED
-    ),
-    "the opposite corner": Lie(
-        change_points(lambda k: pack(-32767 * k.sign().where(k != 0, k.new_ones(())))),
-        "no margin is proved to be below 0",
-        FALSIFIED,
-    ),
-    "counterexamples of other images": Lie(
-        change_tensors(folder.COUNTEREXAMPLES, rotate_points), "no margin is proved to be below 0", FALSIFIED
-    ),
+    "counterexamples of another shape": Lie(change_points(lambda k: k[0]), "(8, 8), expected int16 (1, 8, 8)",
+        FALSIFIED),
+    "signs of another shape": Lie(change_points(lambda k: pack(k.sign() * 32767)[None]),
+        "expected int16 (1, 8, 8) or uint8 (8,)", FALSIFIED),
+    "too few signs": Lie(change_points(lambda k: pack(k.sign() * 32767)[:7]), "expected int16 (1, 8, 8) or uint8 (8,)",
+        FALSIFIED),
+    "the opposite corner": Lie(change_points(lambda k: pack(-32767 * k.sign().where(k != 0, k.new_ones(())))),
+        "no margin is proved to be below 0", FALSIFIED),
+    "counterexamples of other images": Lie(change_tensors(folder.COUNTEREXAMPLES, rotate_points),
+        "no margin is proved to be below 0", FALSIFIED),
     # Certificates.
     "no certificates": Lie(hide_certificates, NOT_CONFIRMED + "the lower bound of a margin", PROVE, accept=proved),
-    "certificates of other images": Lie(
-        change_tensors(folder.CERTIFICATES, rotate_certificates), NOT_CONFIRMED, PROVE, accept=proved
-    ),
+    "certificates of other images": Lie(change_tensors(folder.CERTIFICATES, rotate_certificates), NOT_CONFIRMED, PROVE,
+        accept=proved),
     "slopes at random": Lie(change_certificates("slopes", randomise), NOT_CONFIRMED, PROVE, accept=proved),
-    "a negative multiplier": Lie(
-        change_certificates("multipliers", lambda t: t.fill_(-1)), REFUSED + "relu1: a multiplier is below 0", STEP
-    ),
-    "a multiplier of NaN": Lie(
-        change_certificates("multipliers", lambda t: t.fill_(torch.nan)),
-        REFUSED + "relu1: a multiplier is below 0 or not",
-        STEP,
-    ),
+    "a negative multiplier": Lie(change_certificates("multipliers", lambda t: t.fill_(-1)),
+        REFUSED + "relu1: a multiplier is below 0", STEP),
+    "a multiplier of NaN": Lie(change_certificates("multipliers", lambda t: t.fill_(torch.nan)),
+        REFUSED + "relu1: a multiplier is below 0 or not", STEP),
     "slopes as float32": Lie(change_certificates("slopes", lambda t: t.float()), REFUSED, PROVE, accept=proved),
     "a sign of 2": Lie(change_certificates("signs", lambda t: t.fill_(2)), REFUSED + "relu1: a sign is not", STEP),
-    "a row of no class": Lie(
-        change_certificates("row", lambda t: t + 9),
-        REFUSED + "a leaf has a row that is not in 0 to 8",
-        PROVE,
-        accept=proved,
-    ),
-    "leaves that are missing": Lie(
-        change_tensors(folder.CERTIFICATES, drop_leaves, "certified"),
-        "certified by bab, not confirmed: certificate refused",
-        COVER,
-        "certified",
-        accept=lambda splits: True,
-    ),
-    "leaves of one side only": Lie(
-        change_certificates("signs", torch.abs, "certified"),
-        "certified by bab, not confirmed: certificate refused",
-        COVER,
-        "certified",
-        accept=lambda splits: True,
-    ),
-}
+    "a row of no class": Lie(change_certificates("row", lambda t: t + 9),
+        REFUSED + "a leaf has a row that is not in 0 to 8", PROVE, accept=proved),
+    "leaves that are missing": Lie(change_tensors(folder.CERTIFICATES, drop_leaves, "certified"),
+        "certified by bab, not confirmed: certificate refused", COVER, "certified", accept=lambda splits: True),
+    "leaves of one side only": Lie(change_certificates("signs", torch.abs, "certified"),
+        "certified by bab, not confirmed: certificate refused", COVER, "certified", accept=lambda splits: True),
+}  # fmt: skip
