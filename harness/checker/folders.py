@@ -6,7 +6,7 @@ line for each problem.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,6 +18,7 @@ from harness.checker.bounds.boxes import Array
 from harness.checker.proofs.certificates import Tensors, read_tensors
 from harness.common.errors import InputError, shorten
 from harness.storage import certification, folder
+from harness.storage.certification import is_certification, trial_of
 from harness.storage.files import parse_file
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial_config import TrialConfig, identity
@@ -112,24 +113,15 @@ def _are_near(one: dict[str, Array], other: dict[str, Array], near: float) -> bo
     )
 
 
-def is_certification(verdict_dir: Path) -> bool:
-    """Return whether a folder is a certification's, by its path."""
-    return verdict_dir.parent.name == certification.FOLDER
-
-
-def trial_dir_of(verdict_dir: Path) -> Path:
-    """Return the folder of the trial that a folder of verdicts belongs to."""
-    return certification.trial_of(verdict_dir) if is_certification(verdict_dir) else verdict_dir
-
-
-def check_entries(verdict_dir: Path) -> list[str]:
+def check_entries(verdict_dir: Path) -> Iterator[str]:
     """Check that a folder, and its trial's, hold files and folders only, and no file of the other kind of folder."""
     foreign, kind = (
         (folder.TRIAL, "certification") if is_certification(verdict_dir) else (certification.CERTIFICATION, "trial")
     )
-    problems = [f"{foreign} does not belong in a {kind}'s folder"] if (verdict_dir / foreign).exists() else []
-    entries = {path for directory in (verdict_dir, trial_dir_of(verdict_dir)) for path in _entries(directory)}
-    return problems + [f"{path.name} is neither a file nor a folder" for path in sorted(entries) if is_special(path)]
+    if (verdict_dir / foreign).exists():
+        yield f"{foreign} does not belong in a {kind}'s folder"
+    entries = {path for directory in (verdict_dir, trial_of(verdict_dir)) for path in _entries(directory)}
+    yield from (f"{path.name} is neither a file nor a folder" for path in sorted(entries) if is_special(path))
 
 
 def is_special(path: Path) -> bool:
@@ -137,18 +129,17 @@ def is_special(path: Path) -> bool:
     return not (path.is_file() or path.is_dir())
 
 
-def check_finished(verdict_dir: Path) -> list[str]:
+def check_finished(verdict_dir: Path) -> Iterator[str]:
     """Check that a trial's or certification's config and result are there."""
     config = certification.CERTIFICATION if is_certification(verdict_dir) else folder.TRIAL
     if missing := [name for name in (config, folder.RESULT) if not (verdict_dir / name).is_file()]:
         failure = folder.read_failure(verdict_dir)
-        return [f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure['error']})" if failure else "")]
-    return []
+        yield f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure['error']})" if failure else "")
 
 
 def read_stored_result(verdict_dir: Path) -> StoredResult:
     """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
-    trained = evaluated = folder.read_trial(trial_dir_of(verdict_dir) / folder.TRIAL)
+    trained = evaluated = folder.read_trial(trial_of(verdict_dir) / folder.TRIAL)
     if is_certification(verdict_dir):
         certification.read_certification(verdict_dir)
         evaluated = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
@@ -158,48 +149,35 @@ def read_stored_result(verdict_dir: Path) -> StoredResult:
     return StoredResult(verdict_dir, trained, evaluated, result)
 
 
-def check_trial(stored: StoredResult) -> list[str]:
-    """Check that a trial lies in the folder that its key names."""
-    trial_dir, key = trial_dir_of(stored.verdict_dir), stored.trained.key
-    return [] if trial_dir.name == key else [f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"]
+def check_keys(stored: StoredResult) -> Iterator[str]:
+    """Check that trial, certification and result lie where their keys, stages and images say, and describe one trial.
+
+    A certification describes its trial in all but the evaluation.
+    """
+    trial_dir, key = trial_of(stored.verdict_dir), stored.trained.key
+    if trial_dir.name != key:
+        yield f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"
+    if stored.result.key != key:
+        yield f"{folder.RESULT} belongs to another trial, {stored.result.key}"
+    of_trial = replace(stored.trained, config=replace(stored.trained.config, evaluation=stored.config.evaluation))
+    name = certification.directory_of(trial_dir, stored.config.evaluation).name
+    if stored.evaluated != of_trial:
+        yield f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"
+    elif is_certification(stored.verdict_dir) and stored.verdict_dir.name != name:
+        yield f"{certification.CERTIFICATION} belongs in the folder {name}"
 
 
-def check_certification(stored: StoredResult) -> list[str]:
-    """Check that a certification describes its trial, in all but the evaluation."""
-    expected = replace(stored.trained, config=replace(stored.trained.config, evaluation=stored.config.evaluation))
-    if stored.evaluated == expected:
-        return []
-    return [f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"]
-
-
-def check_name(stored: StoredResult) -> list[str]:
-    """Check that a certification lies in the folder that its stages and images name."""
-    if not is_certification(stored.verdict_dir):
-        return []
-    expected = certification.directory_of(trial_dir_of(stored.verdict_dir), stored.config.evaluation).name
-    if stored.verdict_dir.name == expected:
-        return []
-    return [f"{certification.CERTIFICATION} belongs in the folder {expected}"]
-
-
-def check_result(stored: StoredResult) -> list[str]:
-    """Check that the result is the trial's."""
-    key = stored.result.key
-    return [] if key == stored.trained.key else [f"{folder.RESULT} belongs to another trial, {key}"]
-
-
-def check_chosen(stored: StoredResult) -> list[str]:
+def check_chosen(stored: StoredResult) -> Iterator[str]:
     """Check that the text about a search, which tables show, is of the form that searches write."""
-    chosen = folder.read_chosen(trial_dir_of(stored.verdict_dir))
-    if chosen is None or (chosen.keys() == _CHOSEN and re.fullmatch(_CHOICE, str(chosen["text"]))):
-        return []
-    return [f"{folder.CHOSEN} does not describe a search: found {shorten(chosen.get('text'))}"]
+    chosen = folder.read_chosen(trial_of(stored.verdict_dir))
+    if chosen is not None and not (chosen.keys() == _CHOSEN and re.fullmatch(_CHOICE, str(chosen["text"]))):
+        yield f"{folder.CHOSEN} does not describe a search: found {shorten(chosen.get('text'))}"
 
 
 def check_method(config: TrialConfig) -> list[str]:
     """Check the training method and its options as a sweep file's; plugins are loaded."""
-    from harness.methods import make_method, method_options
-    from harness.sweep.schema import options_model, validate  # imported late, as torch takes seconds
+    from harness.methods import make_method, method_options  # imported late, as torch takes seconds
+    from harness.sweep.schema import options_model, validate
 
     if config.is_trained_elsewhere and config.checkpoint is None:
         return [f"{folder.TRIAL}: the network is trained elsewhere, but there is no checkpoint"]
@@ -224,13 +202,13 @@ def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:
 
 def check_weights(verdict_dir: Path) -> list[str]:
     """Check that the trial's weights are stored."""
-    has_weights = (trial_dir_of(verdict_dir) / folder.WEIGHTS).is_file()
-    return [] if has_weights else [f"{folder.WEIGHTS} is not stored here"]
+    is_stored = (trial_of(verdict_dir) / folder.WEIGHTS).is_file()
+    return [] if is_stored else [f"{folder.WEIGHTS} is not stored here"]
 
 
 def check_checkpoint(stored: StoredResult) -> list[str]:
     """Check that the weights of a network trained elsewhere are those of its checkpoint, if that is stored."""
-    trial_dir = trial_dir_of(stored.verdict_dir)
+    trial_dir = trial_of(stored.verdict_dir)
     path = trial_dir / folder.IMPORTED
     if stored.config.checkpoint is None or not path.is_file():
         return []

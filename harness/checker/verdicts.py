@@ -21,7 +21,7 @@ from harness.checker.labels import check_labels
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
 from harness.data import Data, Split, fingerprint, load
-from harness.storage import folder
+from harness.storage import certification, folder
 from harness.sweep.plugins import load_for
 from harness.sweep.trial_config import TrialConfig
 
@@ -81,11 +81,10 @@ def recheck(
     Raises:
         InputError: for unreadable files, missing data, and plugins that differ.
     """
-    if problems := folders.check_entries(verdict_dir) or folders.check_finished(verdict_dir):
+    if problems := [*folders.check_entries(verdict_dir)] or [*folders.check_finished(verdict_dir)]:
         return RecheckResult(0, 0, problems)
     stored = folders.read_stored_result(verdict_dir)
-    problems = folders.check_trial(stored) + folders.check_result(stored) + folders.check_chosen(stored)
-    if problems := problems + (folders.check_certification(stored) or folders.check_name(stored)):
+    if problems := [*folders.check_keys(stored), *folders.check_chosen(stored)]:
         return RecheckResult(0, 0, problems)
     if problems := folders.check_plugins(stored, trusted):
         return RecheckResult(0, 0, problems)
@@ -103,13 +102,12 @@ def recheck(
         return RecheckResult(0, len(test), problems, has_weights=False)
     if problems := folders.check_checkpoint(stored):
         return RecheckResult(0, len(test), problems)
-    network = load_checked_network(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS, stored.config, test)
+    path = certification.trial_of(verdict_dir) / folder.WEIGHTS
+    network = load_checked_network(path, stored.config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
-    weights = read_tensors(folders.trial_dir_of(verdict_dir) / folder.WEIGHTS)
-    if problems := check_contraction(network, test.images.shape[1:]) or check_labels(
-        stored.config, weights, stored.result.metrics
-    ):
+    problems = check_contraction(network, test.images.shape[1:])
+    if problems := problems or check_labels(stored.config, read_tensors(path), stored.result.metrics):
         return RecheckResult(0, len(test), problems)
     checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
     checked = verdicts[:limit]
@@ -131,7 +129,7 @@ def check_data(data: Data, stored: StoredResult) -> list[str]:
 def _evaluated_images(data: Data, stored: StoredResult) -> Split:
     """Return the images of all verdicts."""
     config: TrialConfig = stored.config
-    is_certification = folders.is_certification(stored.verdict_dir)
+    is_certification = certification.is_certification(stored.verdict_dir)
     count = config.evaluation.test_images if is_certification else config.trial_image_count
     return data.evaluated_images(config.validation_images, count)
 

@@ -115,7 +115,7 @@ def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
     try:
         trial = (folder.read_certified_trial if is_certification else folder.read_trial)(file)
         row |= _settings(trial, describe_evaluation(trial.config, is_certification))
-        if chosen := folder.read_chosen(certification.trial_of(path) if is_certification else path):
+        if chosen := folder.read_chosen(certification.trial_of(path)):
             row[CHOSEN] = chosen["text"]
         return row | (_other_version(trial) or _outcome(path, trial))
     except (OSError, ValueError, KeyError) as error:

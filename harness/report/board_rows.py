@@ -180,8 +180,7 @@ class _StudyFiles:
         """Return the commands that make a row again, from git's history where its trials' folders are missing."""
         commit = None if paths[0].exists() else artefacts.commit_of(self.study)
         lines = [f"git archive {commit} {shlex.quote(str(self.study))} | tar x"] if commit else []
-        is_certified = paths[0].parent.name == certification.FOLDER
-        training = commands(paths, self._configs) if is_certified else commands(paths)
+        training = commands(paths, self._configs) if certification.is_certification(paths[0]) else commands(paths)
         return "\n".join([*lines, training, recheck_command(self.study, paths)])
 
     def _read(self, path: Path) -> pd.DataFrame:

@@ -111,11 +111,10 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, TrialConfig] = Mappin
 
     stored: the configs of certifications whose folders are missing.
     """
-    is_certified = trial_dirs[0].parent.name == certification.FOLDER
-    trials = [certification.trial_of(path) if is_certified else path for path in trial_dirs]
+    trials = [certification.trial_of(path) for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
     lines = [_command("trial", *files, "--results-dir", "again")]
-    if is_certified:
+    if certification.is_certification(trial_dirs[0]):
         file = trial_dirs[0] / certification.CERTIFICATION
         config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config
         trusted = [word for name in config.plugins for word in ("--plugin", name)]
@@ -147,9 +146,7 @@ def _recheck_command(sweep_dir: Path) -> str:
 
 def recheck_command(sweep_dir: Path, trial_dirs: list[Path]) -> str:
     """Return the command that proves verdicts again, of these trials and certifications, or of all if none is named."""
-    is_certified = [path.parent.name == certification.FOLDER for path in trial_dirs]
-    trials = [certification.trial_of(path) if its else path for path, its in zip(trial_dirs, is_certified, strict=True)]
-    only = [word for trial in trials for word in ("--only", trial.name)]
+    only = [word for path in trial_dirs for word in ("--only", certification.trial_of(path).name)]
     return _command("recheck", str(_relative(sweep_dir, 2)), *only)
 
 

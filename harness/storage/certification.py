@@ -97,9 +97,14 @@ def folders(trial_dir: Path) -> list[Path]:
     return sorted(path.parent for path in trial_dir.glob(f"{FOLDER}/*/{CERTIFICATION}"))
 
 
+def is_certification(directory: Path) -> bool:
+    """Return whether a folder of verdicts is a certification's, by its path; else it is a trial's."""
+    return directory.parent.name == FOLDER
+
+
 def trial_of(directory: Path) -> Path:
-    """Return the folder of the trial that a certification belongs to."""
-    return directory.parent.parent
+    """Return the folder of the trial that a folder of verdicts belongs to; a trial's is its own."""
+    return directory.parent.parent if is_certification(directory) else directory
 
 
 def take_over(directory: Path, trial: Trial, certification: Certification) -> str:

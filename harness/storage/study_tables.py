@@ -74,7 +74,7 @@ def read_stored_trials(study: Path) -> list[StoredTrial]:
 
 
 def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
-    is_certification = Path(row[FOLDER]).parent.name == certification.FOLDER
+    is_certification = certification.is_certification(Path(row[FOLDER]))
     parse = folder.parse_certified_trial if is_certification else folder.parse_trial
     chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
     result = folder.parse_result(_json(row["result"]))

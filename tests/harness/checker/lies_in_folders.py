@@ -45,8 +45,7 @@ class Lie:
 
 
 FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "verdict_tables", "images"))
-ENTRIES, TRIAL, CERTIFICATION = f"{FOLDERS}.check_entries", f"{FOLDERS}.check_trial", f"{FOLDERS}.check_certification"
-UNFINISHED, RESULT = f"{FOLDERS}.check_finished", f"{FOLDERS}.check_result"
+ENTRIES, KEYS, UNFINISHED = (f"{FOLDERS}.check_{name}" for name in ("entries", "keys", "finished"))
 METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
 CHOSEN, RANGES = f"{FOLDERS}.check_chosen", f"{RECORDS}.check_ranges"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
@@ -195,11 +194,11 @@ LIES = {
         "shards is neither a file nor a folder", ENTRIES),
     "a copy of a trial under another name": Lie(
         lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")), "trial.json belongs in the folder",
-        TRIAL),
+        KEYS),
     "a hidden copy of a trial": Lie(lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name(".copy")),
-        "trial.json belongs in the folder", TRIAL),
+        "trial.json belongs in the folder", KEYS),
     "a link to another trial": Lie(lambda sweep: (sweep.root / "trials/0123456789abcdef").symlink_to(sweep.cerdeq),
-        "trial.json belongs in the folder", TRIAL, "cerdeq"),
+        "trial.json belongs in the folder", KEYS, "cerdeq"),
     # Nothing is missing.
     "no result": Lie(hide(folder.RESULT), "missing: result.json", UNFINISHED),
     "no result of a certification": Lie(hide(folder.RESULT, "certified"), "missing: result.json", UNFINISHED,
@@ -213,16 +212,16 @@ LIES = {
     "no weights": Lie(hide(folder.WEIGHTS), "weights.safetensors is not stored", f"{FOLDERS}.check_weights"),
     # Keys and configs.
     "a result of another trial": Lie(change_result(lambda content: content.update(key="0123456789abcdef")),
-        "result.json belongs to another trial", RESULT),
-    "results swapped": Lie(swap_results, "result.json belongs to another trial", RESULT),
+        "result.json belongs to another trial", KEYS),
+    "results swapped": Lie(swap_results, "result.json belongs to another trial", KEYS),
     "a certification's result of another trial": Lie(
         change_result(lambda content: content.update(key="f" * 16), "certified"),
-        "result.json belongs to another trial", RESULT, "certified"),
+        "result.json belongs to another trial", KEYS, "certified"),
     "another trial's certification": Lie(move_certification, "certification.json describes another trial",
-        CERTIFICATION, "cerdeq"),
+        KEYS, "cerdeq"),
     **{
         f"a certification with another {name}": Lie(
-            change_certification(change), "certification.json describes another trial", CERTIFICATION, "certified"
+            change_certification(change), "certification.json describes another trial", KEYS, "certified"
         )
         for name, change in {
             "seed": lambda content: content["config"].update(seed=5),
@@ -232,7 +231,7 @@ LIES = {
         }.items()
     },
     "a certification of more images by its name": Lie(rename_certification, "certification.json belongs in the folder",
-        f"{FOLDERS}.check_name", "certified"),
+        KEYS, "certified"),
     "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
     "a larger eps, with its key": Lie(change_config(eps="89/1020"), "ibp's margin is recorded as",
         f"{IMAGES}.check_ibp_margin"),

@@ -212,6 +212,14 @@ def test_the_sum_over_many_outputs_is_counted():
         assert_below(pulled_through(operation_of_module(layer), -a, point(1.0)), -a, exact(np.ones(size)), exact([1.0]))
 
 
+def test_the_sum_over_copies_is_counted():
+    size = 4096
+    copies = operation_of(operator.getitem, (VALUE, (slice(None), [0] * size)), {})
+    a = np.array([[-1.0, *[-U] * (size - 1)]])
+    for rows in (a, -a):
+        assert_below(pulled_through(copies, rows, point(1.0)), rows, exact(np.ones(size)), exact([1.0]))
+
+
 def norm_of(mean, bias):
     layer = nn.BatchNorm2d(len(mean), eps=0.25).double()
     layer.running_mean, layer.running_var = torch.from_numpy(mean), torch.full((len(mean),), 3.75).double()
