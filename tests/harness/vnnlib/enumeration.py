@@ -15,8 +15,10 @@ def smallest_violation(weights, case):
     low, high = ([float(end) for end in ends] for ends in (case.box.lower, case.box.upper))
     matrix = np.array([[float(c.coefficients.get(n, 0)) for n in range(len(out))] for c in case.constraints])
     bounds = np.array([float(c.bound) for c in case.constraints])
+    center, radius = bias + hidden @ np.add(low, high) / 2, abs(hidden) @ np.subtract(high, low) / 2
+    possible = np.stack([radius - center, radius + center], 1) > -1e-6  # off and on, by interval arithmetic
     violations = []
-    for pattern in itertools.product((0.0, 1.0), repeat=len(bias)):
+    for pattern in itertools.product(*(np.flatnonzero(states) for states in possible)):
         active = np.array(pattern)
         slopes = matrix @ out @ (active[:, None] * hidden)
         constants = matrix @ (out @ (active * bias) + offset) - bounds

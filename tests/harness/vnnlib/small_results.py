@@ -55,17 +55,20 @@ def with_bounds_raised(property_, by):
     return replace(property_, cases=cases)
 
 
-def certified_results():
-    """Yield network, property, tensors and exact smallest violation of results that need leaves.
+@functools.cache
+def certified_result(seed):
+    """Return network, property, tensors and exact smallest violation of a result that needs leaves.
 
     Bounds are moved until the smallest violation is about 0.01.
     """
-    for seed in filter(solved, range(14)):
-        network, _, property_, _, violation = solved(seed)
-        by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
-        property_ = with_bounds_raised(property_, by)
-        tensors = tensors_of(solve_small(property_, network))
-        is_split = any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
-        if is_split and not proved_by(network, property_, {}):
-            assert proved_by(network, property_, tensors) == "certificate"
-            yield network, property_, tensors, violation - float(by)
+    network, _, property_, _, violation = solved(seed)
+    by = Fraction(round(violation, 6)).limit_denominator(10**6) - Fraction(1, 100)
+    property_ = with_bounds_raised(property_, by)
+    tensors = tensors_of(solve_small(property_, network))
+    assert any(name.endswith("/signs") and tensor.any() for name, tensor in tensors.items())
+    assert not proved_by(network, property_, {}) and proved_by(network, property_, tensors) == "certificate"
+    return network, property_, tensors, violation - float(by)
+
+
+def certified_results():
+    return [certified_result(seed) for seed in (0, 1, 4, 5, 8)]  # others need no leaves

@@ -214,17 +214,21 @@ def test_an_environment_that_reduces_precision_is_refused_before_anything_starts
 
 
 def test_the_scripts_of_the_competition(files):
-    environment = os.environ | {"VNNCOMP_PYTHON": sys.executable}
+    """In place of Python: what prepares prints the program that it would run, what fails leaves no answer."""
 
-    def call(script, *arguments):
+    def call(script, *arguments, python="false"):
         command = ["bash", str(SCRIPTS / script), *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=files, capture_output=True, check=False).returncode
+        environment = os.environ | {"VNNCOMP_PYTHON": python}
+        done = subprocess.run(command, env=environment, cwd=files, stdout=subprocess.PIPE, text=True, check=False)
+        return done.returncode, done.stdout
 
-    answer = files / "answer.txt"
-    for name in ("sat", "no"):
-        instance = "v1", "tiny", files / "net.onnx", files / f"{name}.vnnlib"
-        assert call("prepare_instance.sh", *instance) == (1 if name == "no" else 0)
-        assert call("run_instance.sh", *instance, answer, 60) == 0
-        assert answer.read_text().splitlines()[0] == ("error" if name == "no" else name)
+    answer, arguments = files / "answer.txt", ("v1", "tiny", files / "net.onnx")
+    status, program = call("prepare_instance.sh", *arguments, files / "sat.vnnlib", python="echo")
+    assert status == 0
+    exec(program.removeprefix("-c "))
+    assert call("prepare_instance.sh", *arguments, files / "no.vnnlib", python="echo") == (1, "")
+    for python, expected in (("false", "error"), (sys.executable, "sat")):
+        assert call("run_instance.sh", *arguments, files / "sat.vnnlib", answer, 60, python=python)[0] == 0
+        assert answer.read_text().splitlines()[0] == expected
     for script in ("install_tool.sh", "prepare_instance.sh", "run_instance.sh"):
-        assert call(script, "v2") == 1
+        assert call(script, "v2")[0] == 1

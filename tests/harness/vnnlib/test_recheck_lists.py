@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, OUTPUTS
-from small_results import certified_results
+from small_results import certified_result
 from torch import nn
 
 from harness.command_line import main
@@ -57,7 +57,7 @@ def answered_list(tmp_path_factory):
     for layer in network[::2]:
         layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
     export_onnx(network, directory / "net.onnx", (2,))
-    network, property_, *_ = next(certified_results())
+    network, property_, *_ = certified_result(0)
     export_onnx(network, directory / "random.onnx", (INPUTS,))
     (directory / "sat.vnnlib").write_text(BOX + DECLARED + SAT)
     (directory / "easy.vnnlib").write_text(BOX + DECLARED + UNSAT)

@@ -1,6 +1,5 @@
 """Results of small properties are exact; the checker confirms them, and never what exact arithmetic contradicts."""
 
-import functools
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -12,7 +11,7 @@ from enumeration import smallest_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_properties import INPUTS, OUTPUTS, run
-from small_results import TINY, certified_results, proved_by, solved, tensors_of, with_bounds_raised
+from small_results import TINY, certified_result, certified_results, proved_by, solved, tensors_of, with_bounds_raised
 from torch import nn
 
 from cerdeq.onnx.layers import Apply
@@ -81,16 +80,9 @@ def test_two_hundred_results_are_the_exact_ones():
     check_seeds(range(100, 300))
 
 
-@functools.cache
-def certified():
-    results = [*certified_results()]
-    assert len(results) > 3
-    return results
-
-
 def test_incomplete_and_malformed_certificates_confirm_nothing():
     refused = []
-    for network, property_, tensors, _ in certified()[:3]:
+    for network, property_, tensors, _ in certified_results()[:3]:
         for name, tensor in tensors.items():
             faulty = [{k: v for k, v in tensors.items() if k != name}]
             field = name.rpartition("/")[2]
@@ -110,7 +102,7 @@ def test_incomplete_and_malformed_certificates_confirm_nothing():
 @given(st.integers(0, 10**6))
 def test_other_numbers_in_a_certificate_never_prove_a_property_that_an_input_satisfies(seed):
     random = np.random.default_rng(seed)
-    network, property_, tensors, violation = certified()[seed % len(certified())]
+    network, property_, tensors, violation = certified_results()[seed % len(certified_results())]
     by = Fraction(violation) + random.choice([TINY, Fraction(1, 10)])
     for name, tensor in tensors.items():
         if random.integers(2):
@@ -124,7 +116,7 @@ def test_other_numbers_in_a_certificate_never_prove_a_property_that_an_input_sat
 
 def test_a_larger_box_that_holds_a_counterexample_is_not_proved():
     larger_ones = 0
-    for network, property_, tensors, _ in certified():
+    for network, property_, tensors, _ in certified_results():
         weights = [p.detach().double().numpy() for p in network.parameters()]
         for by in (Fraction(1, 5), Fraction(1), Fraction(4)):
             boxes = {id(c.box): InputBox(tuple(x - by for x in c.box.lower), tuple(x + by for x in c.box.upper))
@@ -137,7 +129,7 @@ def test_a_larger_box_that_holds_a_counterexample_is_not_proved():
 
 
 def test_a_case_without_constraints_is_never_proved():
-    network, property_, tensors, _ = certified()[0]
+    network, property_, tensors, _ = certified_result(0)
     cases = (*property_.cases, Case(property_.cases[0].box, ()))
     assert not proved_by(network, replace(property_, cases=cases), tensors)
     assert not proved_by(network, Property(INPUTS, OUTPUTS, cases[-1:]), tensors)
@@ -177,7 +169,7 @@ def test_the_box_contains_the_exact_one(low, width):
 @pytest.mark.parametrize("constraint", [({0: 10**400}, 0), ({0: 1}, 10**400), ({0: 1}, 10**39)])
 def test_numbers_beyond_those_of_floats_are_refused(constraint):
     """float32 holds numbers up to 3.4e38, float64 up to 1.8e308."""
-    network, property_, *_ = certified()[0]
+    network, property_, *_ = certified_result(0)
     coefficients = {number: Fraction(value) for number, value in constraint[0].items()}
     case = Case(property_.cases[0].box, (Constraint(coefficients, Fraction(constraint[1])),))
     with pytest.raises(UnknownLayerError):
@@ -186,7 +178,7 @@ def test_numbers_beyond_those_of_floats_are_refused(constraint):
 
 def test_another_runtime_is_noticed():
     """Also one that differs only between the two corners where all inputs are lowest or highest."""
-    network, property_, tensors, _ = certified()[0]
+    network, property_, tensors, _ = certified_result(0)
     corners = np.concatenate([[case.box.lower, case.box.upper] for case in property_.cases]).astype(np.float64)
 
     def differ_inside(points):
@@ -241,7 +233,7 @@ def test_a_counterexample_must_hold_in_both_arithmetics():
 
 
 def test_a_refused_certificate_is_said_to_be_refused():
-    network, property_, tensors, _ = certified()[0]
+    network, property_, tensors, _ = certified_result(0)
     faulty = tensors | {next(iter(tensors)).partition("/")[0] + "/unknown/slopes": np.zeros((1, 1), np.uint8)}
     with pytest.raises(NotConfirmedError, match="certificate refused: unknown/slopes names no activation"):
         confirm_unsat(property_, network, partial(run, network), faulty)
