@@ -20,6 +20,7 @@ from harness import tables
 from harness.command_line import COMMANDS, main, parser_of
 from harness.common.patterns import select_by_pattern
 from harness.leaderboard import comparisons
+from harness.report.figures import catalogue
 from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
 from harness.sweep.expansion import load_sweep
@@ -127,6 +128,7 @@ def directory(tmp_path_factory):
             for trial in ("cnn5", "cerdeq"):
                 shutil.copytree(GOLDEN / trial, directory / study / "trials" / trial)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "FIGURES", [])  # drawn in tests/harness/report
         patch.setattr(tables, "build_leaderboard", functools.cache(tables.build_leaderboard))
         patch.setattr(comparisons, "_read_right", functools.cache(comparisons._read_right))
         yield directory

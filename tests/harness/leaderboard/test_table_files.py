@@ -1,7 +1,5 @@
 """`python -m harness.tables`: what the files and the terminal show."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -160,24 +158,3 @@ def test_a_directory_without_readable_trials_is_refused_in_a_line(tmp_path, caps
     error = capsys.readouterr().err
     assert error.startswith(f"error: {directory} {what}") and len(error.splitlines()) == 1
     assert not list(tmp_path.rglob("leaderboard.*"))
-
-
-WITHOUT_PACKAGES = """
-import runpy, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "mlflow"):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-runpy.run_module("harness.tables", run_name="__main__", alter_sys=True)
-"""
-
-
-def test_the_command_runs_without_ray_and_mlflow(sweep):
-    add(sweep, metrics())
-    command = [sys.executable, "-c", WITHOUT_PACKAGES, str(sweep)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "65.00" in done.stdout and str(sweep / "leaderboard.json") in done.stdout

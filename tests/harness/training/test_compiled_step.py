@@ -10,9 +10,10 @@ from steppers import BOUNDING, stepper_of, take_step, take_steps
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
-SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack; compiling takes seconds
+SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; compiling takes seconds
 TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
 FEW = {"cerdeq": {"iterations": 2, "backward_iterations": 1}}  # compiling takes as long as there are iterations
+WARM = {"parametrisation": "monotone", "warm_start": True}
 
 
 def on_a_gpu(test):
@@ -42,7 +43,8 @@ def assert_compiled_steps_are_eager_ones(config, count: int, backend: str, first
 def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, options):
     """An equilibrium's crown-ibp has every rule, so that only its gradients are compiled, too."""
     backend = "aot_eager" if (model, method) == ("cerdeq", "crown-ibp") else "eager"
-    config = tiny_trial(model, method=method, method_options=options, options=FEW.get(model, {}))
+    own = FEW.get(model, {}) | (WARM if (model, method, options) in SAMPLE else {})
+    config = tiny_trial(model, method=method, method_options=options, options=own)
     assert_compiled_steps_are_eager_ones(config, 4, backend)
 
 
@@ -61,15 +63,16 @@ def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method
     assert_compiled_steps_are_eager_ones(config, 2, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"parametrisation": "nonnegative"}, marks=pytest.mark.slow),
-        {"parametrisation": "monotone", "warm_start": True},
-        pytest.param({"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"}, marks=pytest.mark.slow),
+        {"parametrisation": "nonnegative"},
+        WARM,
+        {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"},
     ],
 )
-@pytest.mark.parametrize("method", ["ibp", pytest.param("crown-ibp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 def test_the_compiled_loss_of_every_kind_of_equilibrium_is_the_eager_one(method, options, tiny_trial):
     config = tiny_trial("cerdeq", method=method, width=0.05, options=FEW["cerdeq"] | options)
     assert_compiled_steps_are_eager_ones(config, 1, "eager")

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from mlflow_folders import finish, make_folder
@@ -29,10 +30,11 @@ STORED_PATHS = (  # where MLflow's tables say where files lie
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
     """Of commands in this process; figures are drawn in tests/harness/report and by commands in their own."""
-    monkeypatch.setattr(catalogue, "FIGURES", [])
+    with patch.object(catalogue, "FIGURES", []):
+        yield
 
 
 @pytest.fixture(autouse=True)
