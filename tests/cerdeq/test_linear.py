@@ -41,7 +41,9 @@ def check_exact(graph, shape, box):
         lower, upper = bound(graph, box, method, spec)
         assert (lower <= minima + tolerance).all() and (maxima - tolerance <= upper).all(), method
         assert_contains(lower, upper, values)
-        assert previous is None or ((previous[0] <= lower).all() and (upper <= previous[1]).all()), method
+        below, above = previous or (lower, upper)
+        rounding = 1e-6 * tolerance
+        assert (below <= lower + rounding).all() and (upper <= above + rounding).all(), method
         previous = lower, upper
 
 
