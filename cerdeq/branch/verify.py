@@ -149,7 +149,7 @@ def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Pro
         except ValueError as error:
             raise UnsupportedOperator(f"a float32 model is proved in float64, where it fails: {error}") from error
         check_columns(spec, output)
-        program = with_constants_of(own, program)
+        program = with_constants_of(own, program, torch.float64)
     refuse_other_precision(own, program, region.center.new_zeros(1, *region.center.shape[1:]))
     return program, float32
 

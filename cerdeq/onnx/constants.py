@@ -30,7 +30,7 @@ def fold(node: onnx.NodeProto, inputs: list[np.ndarray | None], model: onnx.Mode
     inputs: None for an optional one that is left out. model: that the node belongs to.
     """
     arrays = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
-    if node.op_type not in _MOVES:
+    if node.op_type not in _MOVES | SHAPES:
         _refuse_inexact(node, list(arrays.values()))
     _refuse_large(node.op_type, list(arrays.values()))
     feeds = [

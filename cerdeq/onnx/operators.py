@@ -331,6 +331,7 @@ LAYERS: dict[str, Layer] = {
     "Gather": lambda node: _index(node, node.attribute("axis", 0), node.required(1).tolist()),
     "Split": _split,
     "Abs": lambda node: Apply(torch.abs),
+    "Neg": lambda node: Apply(torch.neg),
     "Clip": _clip,
     "Dropout": _dropout,
     "Identity": lambda node: None,

@@ -12,7 +12,7 @@ from cerdeq.onnx.node import Node, Value
 
 PARTS = {"Slice", "Gather", "Split"}
 MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "Abs", "Sigmoid", "Tanh", "Sign", "Clip"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "Abs", "Neg", "Sigmoid", "Tanh", "Sign", "Clip"}
 _OF_ANY_RANK = _ELEMENTWISE | PARTS | {"MatMul", "Identity", "Dropout"}
 Sizes = tuple[int, ...]
 

@@ -107,8 +107,8 @@ def _as_tensor(item: Any) -> Tensor | int | None:
     return item if isinstance(item, Tensor | int) else None
 
 
-def with_constants_of(own: Program, program: Program) -> Program:
-    """Return a float64 program with the numbers that the program `own` of the same module in float32 computes.
+def with_constants_of(own: Program, program: Program, dtype: torch.dtype) -> Program:
+    """Return a program, of this precision, with the numbers that the program `own` of the same module computes.
 
     These are constants that do not depend on the input, and parametrised tensors of layers.
     """
@@ -116,18 +116,18 @@ def with_constants_of(own: Program, program: Program) -> Program:
     for a, b in zip(own.steps, program.steps, strict=False):
         values.append(value_of(a, values))
         if a.record is None and b.record is None and values[-1] is not UNKNOWN:
-            b = Step(b.name, None, partial(_constant, _in_float64(values[-1])), line=b.line)
+            b = Step(b.name, None, partial(_constant, _in_precision(values[-1], dtype)), line=b.line)
         elif isinstance(a.target, nn.Module) and parametrize.is_parametrized(a.target):
-            b = replace(b, target=_without_parametrisation(a.target))
+            b = replace(b, target=_without_parametrisation(a.target).to(dtype))
         steps.append(b)
     return Program((*steps, *program.steps[len(steps) :]), program.output)
 
 
-def _in_float64(value: Any) -> Any:
-    """Return a constant with its floating-point tensors in float64."""
+def _in_precision(value: Any, dtype: torch.dtype) -> Any:
+    """Return a constant with its floating-point tensors in this precision."""
     if isinstance(value, list | tuple):
-        return tuple(map(_in_float64, value))
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return tuple(_in_precision(item, dtype) for item in value)
+    return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _constant(value: Any) -> Any:
@@ -135,7 +135,7 @@ def _constant(value: Any) -> Any:
 
 
 def _without_parametrisation(module: nn.Module) -> nn.Module:
-    """Return a copy of a layer in float64 whose parametrised tensors are parameters, as they are now.
+    """Return a copy of a layer whose parametrised tensors are parameters, as they are now.
 
     Torch's `remove_parametrizations` would change the class, which the layer shares with its copies.
     """
@@ -145,7 +145,7 @@ def _without_parametrisation(module: nn.Module) -> nn.Module:
     del plain.parametrizations
     for name, tensor in tensors.items():
         plain.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
-    return plain.double()
+    return plain
 
 
 def refuse_other_precision(one: Program, other: Program, inputs: Any = UNKNOWN) -> None:

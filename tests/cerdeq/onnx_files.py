@@ -124,6 +124,7 @@ OPERATORS = [
     Net("Split", [("Split", ["x"], {"axis": 3, "num_outputs": 3}), ("Concat", ["y1_2", "y1"], {"axis": 3})]),
     Net("Split old", [("Split", ["x"], {"axis": -3, "split": [1, 3]}), ("Sub", ["y1_1", "y1"], {})], opset=11),
     one("Abs"),
+    one("Neg"),
     one("Clip", np.float32(-0.3), np.float32(0.7)),
     one("Clip", name="old, one limit", min=-np.inf, max=0.1, opset=9),
     one("Dropout"),
