@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import nn
 
+from baselines.layers import CNN7, Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 from baselines.registry import check_layers, register
-from cerdeq.layers import CNN7, Shape, add_extra_stride, add_head, convolutions, scale_channels, size_after
 
 
 @register("cnn")

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from baselines.layers import Named, Shape, add_head, scale_channels
 from baselines.registry import register
-from cerdeq.layers import Named, Shape, add_head, scale_channels
 
 _GROWTH = 32
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from baselines.layers import Shape, scale_channels
 from baselines.registry import register
 from cerdeq.equilibrium import FixedPoint
-from cerdeq.layers import Shape, scale_channels
 
 
 class MonotoneWeight(nn.Module):

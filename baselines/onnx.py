@@ -6,8 +6,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from baselines.layers import Shape
 from baselines.registry import register
-from cerdeq.layers import Shape
 from cerdeq.onnx import OnnxError, load_content, read_content
 from cerdeq.onnx.layers import Apply
 

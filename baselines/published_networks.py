@@ -1,12 +1,14 @@
-"""Small networks of the literature whose trained weights are published: no batch norm."""
+"""Small networks of the literature without batch norm, and CONV with an equilibrium."""
 
 import reprlib
 from collections import OrderedDict
 
 from torch import nn
 
-from baselines.registry import DEEPEST, register
-from cerdeq.layers import Named, Shape, scale_channels
+from baselines.equilibria import takes_equilibrium_options
+from baselines.layers import Named, Shape, scale_channels
+from baselines.registry import DEEPEST, check_layers, register
+from cerdeq.equilibrium import Equilibrium
 
 
 @register("fc")
@@ -62,3 +64,42 @@ def _network(
         layers += [(f"linear{number}", nn.Linear(features, units)), (f"relu_linear{number}", nn.ReLU())]
         features = units
     return nn.Sequential(OrderedDict([*layers, ("classifier", nn.Linear(features, classes))]))
+
+
+def _layers_before_last(shape: Shape, width: float, layers: int) -> tuple[Named, int, int]:
+    """Return a 4x4 convolution of 16 channels and stride 2, and all but the last of `layers` linear layers of 100.
+
+    Each has a ReLU. Also return the inputs and the outputs of the last linear layer.
+    """
+    check_layers("layers", layers, least=1)
+    channels, hidden = scale_channels(16, width), scale_channels(100, width)
+    convolution = nn.Conv2d(shape[0], channels, 4, stride=2, padding=1)
+    named: Named = [("conv", convolution), ("relu", nn.ReLU()), ("flatten", nn.Flatten())]
+    features = channels * (shape[1] // 2) * (shape[2] // 2)
+    for number in range(1, layers):
+        named += [(f"linear{number}", nn.Linear(features, hidden)), (f"relu{number}", nn.ReLU())]
+        features = hidden
+    return named, features, hidden
+
+
+@register("conv")
+def conv(shape: Shape, classes: int, width: float = 1.0, layers: int = 1) -> nn.Sequential:
+    """Return CONV: a 4x4 convolution of 16 channels and stride 2, a linear layer of 100, the classifier.
+
+    It is of Jovanović et al. (TMLR 2022). layers: the number of linear layers of 100.
+    """
+    named, features, hidden = _layers_before_last(shape, width, layers)
+    named += [(f"linear{layers}", nn.Linear(features, hidden)), (f"relu{layers}", nn.ReLU())]
+    return nn.Sequential(OrderedDict([*named, ("classifier", nn.Linear(hidden, classes))]))
+
+
+@register("convdeq")
+@takes_equilibrium_options("kernel_size")
+def convdeq(shape: Shape, classes: int, width: float = 1.0, layers: int = 1, **options) -> nn.Sequential:
+    """Return CONV with an Equilibrium of 100 units and a dense W for its last linear layer: CONV itself if W = 0.
+
+    layers: as in CONV. options: of `Equilibrium`.
+    """
+    named, features, hidden = _layers_before_last(shape, width, layers)
+    layer = Equilibrium(hidden, nn.Linear(features, hidden), kernel_size=None, **options)
+    return nn.Sequential(OrderedDict([*named, ("equilibrium", layer), ("classifier", nn.Linear(hidden, classes))]))

@@ -134,7 +134,7 @@ def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, 
     """
     from torch import nn
 
-    from baselines.normalize import Normalize
+    from baselines.layers import Normalize
 
     if dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))

@@ -1,12 +1,23 @@
-"""Residual networks of any depth, for the study of depth; not published ones."""
+"""Residual networks of any depth; Wide ResNet 8 and ResNeXt (Xu et al. 2020; with batch norm, Shi et al. 2021)."""
 
 from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 
+from baselines.layers import (
+    Plan,
+    Shape,
+    add_extra_stride,
+    add_head,
+    convolution,
+    extra_stride,
+    scale_channels,
+    size_after,
+)
 from baselines.registry import DEEPEST, register
-from cerdeq.layers import Plan, Shape, add_extra_stride, add_head, convolution, scale_channels, size_after
+
+_CARDINALITY = 2  # of ResNeXt
 
 
 class BasicBlock(nn.Module):
@@ -63,3 +74,52 @@ def resnet(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.
 
 
 register("resnet9")(partial(resnet, depth=9))
+
+
+@register("wideresnet8")
+def wideresnet8(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+    """Return a convolution of 16, BasicBlocks 128 256 512 with strides 1 2 2, linear 512, classifier.
+
+    For images larger than 32 pixels the widen factor is 10 in place of 8, channels 160 320 640, and nothing else
+    changes, so that the linear layer sees 16x16 pixels of Tiny ImageNet (Shi et al. 2021).
+    """
+    widen = 10 if extra_stride(shape) == 2 else 8
+    plan = [(16 * widen, 1), (32 * widen, 2), (64 * widen, 2)]
+    return residual(BasicBlock, 16, plan, shape, classes, width)
+
+
+class GroupedBlock(nn.Module):
+    """relu(shortcut(x) + norm(conv1x1(relu(norm(grouped3x3(relu(norm(conv1x1(x)))))))), inside of half the outputs."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        hidden = _CARDINALITY * max(1, round(outputs / 2 / _CARDINALITY))
+        self.conv1 = nn.Conv2d(inputs, hidden, 1)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=_CARDINALITY)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(hidden, outputs, 1)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut = shortcut(inputs, outputs, stride)
+        self.relu3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        hidden = self.relu1(self.norm1(self.conv1(x)))
+        hidden = self.relu2(self.norm2(self.conv2(hidden)))
+        return self.relu3(self.norm3(self.conv3(hidden)) + self.shortcut(x))
+
+
+@register("resnext")
+def resnext(shape: Shape, classes: int, width: float = 1.0) -> nn.Sequential:
+    """Return a convolution of 64, blocks (cardinality 2; 128 256 512; strides 1 2 2), linear 512, classifier.
+
+    For images larger than 32 pixels a convolution of 16 and two blocks each of 32 64 128, the linear layer seeing
+    16x16 pixels of Tiny ImageNet (Shi et al. 2021).
+    """
+    if extra_stride(shape) == 2:
+        plan = [(32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)]
+        return residual(GroupedBlock, 16, plan, shape, classes, width)
+    return residual(GroupedBlock, 64, [(128, 1), (256, 2), (512, 2)], shape, classes, width)

@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from baselines.layers import Shape, add_head, convolutions, extra_stride, scale_channels, size_after
 from baselines.registry import check_layers, register
-from cerdeq.layers import Shape, add_head, convolutions, extra_stride, scale_channels, size_after
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from baselines import build
-from baselines.normalize import Normalize
+from baselines.layers import Normalize
 from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
 from harness.sweep.trial_config import TrialConfig

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from baselines.normalize import Normalize
+from baselines.layers import Normalize
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.bounds import linear
 from harness.checker.bounds.boxes import Box, ball, convolve

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from baselines import build
-from baselines.normalize import Normalize
+from baselines.layers import Normalize
 from cerdeq import export_onnx, load_onnx
 from harness.command_line import main
 from harness.common.errors import InputError

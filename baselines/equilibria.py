@@ -1,14 +1,14 @@
-"""Networks with an equilibrium layer: CerDEQ, variants of CNN-7, and DEQ-7. Their inputs are normalised pixels."""
+"""Networks with an equilibrium layer: CerDEQ, variants of CNN-7, DEQ-7 and IBP-MonDEQ, the competing model."""
 
 import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from cerdeq.equilibrium import Equilibrium
-from cerdeq.layers import (
+from baselines.layers import (
     CNN7,
     Named,
     Plan,
@@ -21,6 +21,8 @@ from cerdeq.layers import (
     scale_channels,
     size_after,
 )
+from baselines.registry import register
+from cerdeq.equilibrium import Equilibrium
 
 Builder = Callable[..., nn.Sequential]
 
@@ -62,29 +64,37 @@ def equilibrium_layer(
     return [(name, Equilibrium(channels, inject, **options) if recurrent else nn.Sequential(inject, nn.ReLU()))]
 
 
-def _stem_and_equilibria(
-    stem: Plan, shape: Shape, classes: int, width: float,
-    equilibria: int, image: bool = False, **options,
+def _with_equilibria(
+    stem: Plan, equilibria: dict[str, tuple[int, int]], shape: Shape, classes: int, width: float,
+    image: bool = False, **options,
 ) -> nn.Sequential:  # fmt: skip
-    """Return a network: the convolutions of `stem`, one or two equilibria of 128 channels, the head.
+    """Return a network: the convolutions of `stem`, equilibria in a row, the head.
 
-    stem: (channels, stride) of each convolution. The others as in `cerdeq`.
+    stem: (channels, stride) of each convolution. equilibria: the same of each injection, by the equilibrium's name. The
+    others as in `cerdeq`.
     """
+    layers, inputs = convolutions(shape[0], stem, width), scale_channels(stem[-1][0], width)
+    for name, (base, stride) in equilibria.items():
+        channels = scale_channels(base, width)
+        conv: nn.Module = conv3(inputs, channels, stride)
+        if image:
+            conv_image = conv3(shape[0], channels, stride * math.prod(each for _, each in stem))
+            conv = ImageInjection(nn.Sequential(OrderedDict(layers)), conv, conv_image)
+            layers, image = [], False
+        layers += equilibrium_layer(name, conv, channels, **options)
+        inputs = channels
+    return add_head(layers, inputs, size_after(shape, [*stem, *equilibria.values()]), classes, width)
+
+
+def _one_or_two(equilibria: int, shape: Shape) -> dict[str, tuple[int, int]]:
+    """Return one or two equilibria of 128 channels, the first behind a stride for images larger than 32 pixels."""
     if equilibria not in (1, 2):
         raise ValueError(f"equilibria must be 1 or 2, found {equilibria}")
-    layers = convolutions(shape[0], stem, width)
-    inputs, channels, stride = scale_channels(stem[-1][0], width), scale_channels(128, width), extra_stride(shape)
-    conv: nn.Module = conv3(inputs, channels, stride)
-    if image:
-        all_strides = math.prod(each for _, each in stem) * stride
-        stem_of_injection = nn.Sequential(OrderedDict(layers))
-        layers, conv = [], ImageInjection(stem_of_injection, conv, conv3(shape[0], channels, all_strides))
-    layers += equilibrium_layer("equilibrium", conv, channels, **options)
-    if equilibria == 2:
-        layers += equilibrium_layer("equilibrium2", conv3(channels, channels), channels, **options)
-    return add_head(layers, channels, size_after(shape, [*stem, (128, stride)]), classes, width)
+    plans = {"equilibrium": (128, extra_stride(shape)), "equilibrium2": (128, 1)}
+    return dict(list(plans.items())[:equilibria])
 
 
+@register("cerdeq")
 @takes_equilibrium_options()
 def cerdeq(
     shape: Shape, classes: int, width: float = 1.0,
@@ -107,11 +117,11 @@ def cerdeq(
         recurrent: False for no recurrence (W = 0), which makes the network explicit.
         options: of `Equilibrium`.
     """
-    return _stem_and_equilibria(
-        CNN7[:3], shape, classes, width, equilibria, image, norm=norm, recurrent=recurrent, **options
-    )
+    options |= {"norm": norm, "recurrent": recurrent}
+    return _with_equilibria(CNN7[:3], _one_or_two(equilibria, shape), shape, classes, width, image, **options)
 
 
+@register("deqlate")
 @takes_equilibrium_options()
 def deqlate(
     shape: Shape, classes: int, width: float = 1.0,
@@ -121,9 +131,11 @@ def deqlate(
 
     With two equilibria, or without `norm`, no W makes it CNN-7.
     """
-    return _stem_and_equilibria(CNN7[:4], shape, classes, width, equilibria, norm=norm, recurrent=recurrent, **options)
+    options |= {"norm": norm, "recurrent": recurrent}
+    return _with_equilibria(CNN7[:4], _one_or_two(equilibria, shape), shape, classes, width, **options)
 
 
+@register("deqscales")
 @takes_equilibrium_options()
 def deqscales(
     shape: Shape, classes: int, width: float = 1.0,
@@ -135,16 +147,12 @@ def deqscales(
     solved one after the other. The network has about half of CerDEQ's parameters. For images larger than 32 pixels the
     second convolution has stride 2. Arguments as in `cerdeq`.
     """
-    stem, scales = [(64, 1), (64, extra_stride(shape))], [(128, 2), (256, 2)]
-    layers, inputs = convolutions(shape[0], stem, width), scale_channels(64, width)
-    for number, (outputs, stride) in enumerate(scales, start=1):
-        channels = scale_channels(outputs, width)
-        conv = conv3(inputs, channels, stride)
-        layers += equilibrium_layer(f"equilibrium{number}", conv, channels, norm=norm, recurrent=recurrent, **options)
-        inputs = channels
-    return add_head(layers, inputs, size_after(shape, [*stem, *scales]), classes, width)
+    options |= {"norm": norm, "recurrent": recurrent}
+    scales = {"equilibrium1": (128, 2), "equilibrium2": (256, 2)}
+    return _with_equilibria([(64, 1), (64, extra_stride(shape))], scales, shape, classes, width, **options)
 
 
+@register("deqdense")
 @takes_equilibrium_options("kernel_size")
 def deqdense(shape: Shape, classes: int, width: float = 1.0, **options) -> nn.Sequential:
     """Return CNN-7 with an Equilibrium for its linear layer of 512, W a dense matrix: CNN-7 itself if W = 0.
@@ -160,6 +168,7 @@ def deqdense(shape: Shape, classes: int, width: float = 1.0, **options) -> nn.Se
     return network
 
 
+@register("deq7")
 @takes_equilibrium_options()
 def deq7(
     shape: Shape, classes: int, width: float = 1.0,
@@ -173,12 +182,45 @@ def deq7(
     channels = scale_channels(64, width)
     conv = conv3(shape[0], channels)
     first = equilibrium_layer("equilibrium", conv, channels, norm=norm, recurrent=recurrent, **options)
-    return deq7_around(first, shape, classes, width)
+    return _deq7_around(first, shape, classes, width)
 
 
-def deq7_around(first: Named, shape: Shape, classes: int, width: float) -> nn.Sequential:
+def _deq7_around(first: Named, shape: Shape, classes: int, width: float) -> nn.Sequential:
     """Return DEQ-7 with the layers `first` for its equilibrium."""
     inputs = scale_channels(64, width)
     plan = [(128, 2), (128, 1), (128, extra_stride(shape))]
     layers = [*first, ("norm_equilibrium", nn.BatchNorm2d(inputs)), *convolutions(inputs, plan, width)]
     return add_head(layers, scale_channels(128, width), size_after(shape, plan), classes, width)
+
+
+class Bias(nn.Module):
+    """x + b, b a number a channel, 0 at first."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + b, of the shape of x: [B, channels, H, W]."""
+        return x + self.bias
+
+
+@register("mondeq")
+def mondeq(
+    shape: Shape, classes: int, width: float = 1.0,
+    margin: float = 0.5, iterations: int = 16, backward_iterations: int = 16,
+) -> nn.Sequential:  # fmt: skip
+    """Return DEQ-7 as published: a monotone W without gain, the injection relu(norm(U x)) + b.
+
+    Wei and Kolter (ICLR 2022) have D of zero-padded sums for each pixel; here it is one number a channel, which bounds
+    W a little more at the image's border. Published solves go to a residual of 1e-5; with rho(|W|) <= 1 / 2 so do 16
+    iterations.
+    """
+    channels = scale_channels(64, width)
+    conv = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
+    inject = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(), Bias(channels))
+    layer = Equilibrium(
+        channels, inject, parametrisation="monotone", margin=margin, gain=None,
+        iterations=iterations, backward_iterations=backward_iterations,
+    )  # fmt: skip
+    return _deq7_around([("equilibrium", layer)], shape, classes, width)

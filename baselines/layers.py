@@ -1,9 +1,10 @@
-"""Layers that explicit and equilibrium networks share, as (name, module) pairs for an nn.Sequential."""
+"""Layers that networks share; most are (name, module) pairs for an nn.Sequential."""
 
 import math
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Named = list[tuple[str, nn.Module]]
 Plan = list[tuple[int, int]]  # (channels at width 1, stride) of each convolution or block
@@ -11,6 +12,22 @@ Shape = tuple[int, int, int]  # (channels, height, width)
 
 CNN7: Plan = [(64, 1), (64, 1), (128, 2), (128, 1), (128, 1)]
 """The convolutions of CNN-7 (Shi et al. 2021), of which other networks keep the first ones."""
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, the first layer of every network, so that eps is in pixel units."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pixels x [B, C, H, W], normalised."""
+        return (x - self.mean) / self.std
 
 
 def scale_channels(channels: int, width: float) -> int:
