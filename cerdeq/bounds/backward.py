@@ -31,9 +31,27 @@ def linear_lower_bound(
 
 def joint_lower_bound(program: Program, values: list[Any], functional: Functional, ctx: Backward) -> Tensor:
     """Return `linear_lower_bound` of a sum of functionals of several values."""
-    pending = dict(functional)
-    constants = []
-    for number in range(max(pending), 0, -1):
+    pending, constants = pull_back(program, values, functional, ctx)
+    x, last = values[0], dense(pending[0])
+    if ctx.relaxations is not None:
+        ctx.relaxations[""] = last
+    if not ctx.sound:
+        return sum([*constants, dot(ctx, last, x.center)], -dot(ctx, last.abs(), x.radius))
+    ctx.step = ""
+    costs, rest = ctx.constant("costs", lambda: rounding_costs(magnitude(x), 1))
+    radius = ctx.constant("radius", lambda: x.radius + costs)
+    constants.append(rounded_constant(ctx, last, (radius, rest), x.center))
+    terms = torch.stack([constant.double() for constant in constants])
+    total = terms.sum(0) - 2 * (len(constants) + 2) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
+    return torch.where(total.isfinite(), total, -torch.inf)
+
+
+def pull_back(
+    program: Program, values: list[Any], functional: Functional, ctx: Backward, last: int = 0
+) -> tuple[Functional, list[Tensor]]:
+    """Return a functional of values up to number `last`, and constants [B, K], whose sum bounds another from below."""
+    pending, constants = dict(functional), list[Tensor]()
+    for number in range(max(pending), last, -1):
         if number not in pending:
             continue
         check()
@@ -51,18 +69,7 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
                 part = add_coefficients(pending[source], part)
                 constants.append(-rounding(ctx, part, values[source]))
             pending[source] = part
-    x, last = values[0], dense(pending[0])
-    if ctx.relaxations is not None:
-        ctx.relaxations[""] = last
-    if not ctx.sound:
-        return sum([*constants, dot(ctx, last, x.center)], -dot(ctx, last.abs(), x.radius))
-    ctx.step = ""
-    costs, rest = ctx.constant("costs", lambda: rounding_costs(magnitude(x), 1))
-    radius = ctx.constant("radius", lambda: x.radius + costs)
-    constants.append(rounded_constant(ctx, last, (radius, rest), x.center))
-    terms = torch.stack([constant.double() for constant in constants])
-    total = terms.sum(0) - 2 * (len(constants) + 2) * torch.finfo(torch.float64).eps * terms.abs().sum(0)
-    return torch.where(total.isfinite(), total, -torch.inf)
+    return pending, constants
 
 
 def in_chunks(rows: int, largest: int) -> Iterator[tuple[int, int]]:

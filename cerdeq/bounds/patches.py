@@ -220,7 +220,7 @@ def _pull_windows(
     if ctx.sound:
         options = stride, padding, dilation, groups
         constant = conv2d_constant(_over_windows(ctx, patches), rows, x, weight, bias, *options)
-        pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, stride, 0, 0, groups, dilation)
+        pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, None, stride, 0, 0, groups, dilation)
     else:
         part = record.backward(
             replace(ctx, constants={}), rows, _under(below, x), weight, bias, stride, 0, dilation, groups

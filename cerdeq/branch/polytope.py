@@ -4,7 +4,7 @@ Such a leaf is a polytope of inputs. The dual variables of the linear program ar
 bound exact.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,48 +12,9 @@ import torch
 from torch import Tensor
 
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery
-from cerdeq.deadline import check, seconds_left
+from cerdeq.linear_program import minimise
 
 _LARGEST = 10**7  # numbers in a program
-_SOLVED, _INFEASIBLE = 0, 2  # of linprog
-
-
-@dataclass(frozen=True)
-class _LinearProgram:
-    """The minimum of slope . x + constant over a box of inputs x [n] with rows [m, n] . x <= limits [m]."""
-
-    slope: np.ndarray
-    constant: float
-    rows: np.ndarray
-    limits: np.ndarray
-    center: np.ndarray
-    radius: np.ndarray
-
-    @property
-    def box(self) -> np.ndarray:
-        """The ends of the inputs, [n, 2]."""
-        return np.stack([self.center - self.radius, self.center + self.radius], axis=1)
-
-    def solve(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the input of the minimum and the multipliers [m] of the rows; None if it was not solved.
-
-        If there is no such input, the multipliers prove that, and the input is the one that violates the rows least.
-        """
-        status, _, x, multipliers = _minimise(self.slope, self.rows, self.limits, self.box)
-        if status == _INFEASIBLE:
-            return self._prove_empty()
-        return (x, multipliers) if status == _SOLVED else None
-
-    def _prove_empty(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return what `solve` does if there is no input: multipliers may be scaled up without limit."""
-        count = len(self.center)
-        rows = np.hstack([self.rows, -np.ones((len(self.rows), 1))])  # one more variable: the largest violation
-        box = np.vstack([self.box, [0, np.inf]])
-        status, violation, x, multipliers = _minimise(np.eye(1, count + 1, count)[0], rows, self.limits, box)
-        if status != _SOLVED or not violation > 0:
-            return None
-        minimum = self.constant + self.slope @ self.center - np.abs(self.slope) @ self.radius
-        return x[:count], multipliers * (2 * (abs(minimum) + 1) / violation)
 
 
 def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int) -> tuple[Leaves, Tensor] | None:
@@ -66,15 +27,22 @@ def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int
     if not 0 < len(columns) * box.center.numel() <= _LARGEST:
         return None
     leaf = _through_lines(layout, leaf)
-    program = _linear_program(query, layout, leaf, batch_size)
-    solution = None if program is None else program.solve()
+    slopes, constants = _bounds_by_multiplier(query, layout, leaf, batch_size)
+    if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
+        return None
+    center, radius = (end.flatten().double().cpu().numpy() for end in (box.center, box.radius))
+    ends = np.stack([center - radius, center + radius], axis=1)
+    solution = minimise(slopes[0], slopes[1:] - slopes[0], constants[0] - constants[1:], ends)
     if solution is None:
         return None
-    x, multipliers = solution
+    multipliers = solution.multipliers
+    if solution.violation:  # they may be scaled up without limit
+        minimum = constants[0] + slopes[0] @ center - np.abs(slopes[0]) @ radius
+        multipliers = multipliers * (2 * (abs(minimum) + 1) / solution.violation)
     choices = leaf.choices.double().clone()
     choices[:, columns] = torch.from_numpy(np.maximum(multipliers, 0)).to(choices)
     leaf = replace(leaf, choices=choices.to(leaf.choices))
-    point = torch.from_numpy(x).to(box.center).view_as(box.center)
+    point = torch.from_numpy(solution.x).to(box.center).view_as(box.center)
     return replace(leaf, lower=query.lower(leaf, layout, sound=False)), point
 
 
@@ -87,30 +55,17 @@ def _through_lines(layout: Layout, leaf: Leaves) -> Leaves:
     return leaf
 
 
-def _linear_program(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int) -> _LinearProgram | None:
-    """Return the program of the leaf; None if its numbers are not finite.
+def _bounds_by_multiplier(
+    query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the leaf's linear bound without multipliers, then with each of them 1: slopes [m + 1, n], constants.
 
-    Its linear bound is affine in the multipliers: a multiplier of 1 adds its row -s p, which is at most 0.
+    The bound is affine in the multipliers: a multiplier of 1 adds its row -s p, which is at most 0.
     """
-    cases, box = _with_multipliers(leaf, layout.multiplier_columns), query.values[0]
+    cases = _with_multipliers(leaf, layout.multiplier_columns)
     parts = [_affine(query, layout, cases.of(slice(s, s + batch_size))) for s in range(0, len(cases.row), batch_size)]
     slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-    if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
-        return None
-    center, radius = (end.flatten().double().cpu().numpy() for end in (box.center, box.radius))
-    return _LinearProgram(slopes[0], constants[0], slopes[1:] - slopes[0], constants[0] - constants[1:], center, radius)
-
-
-def _minimise(
-    slope: np.ndarray, rows: np.ndarray, limits: np.ndarray, box: np.ndarray
-) -> tuple[int, Any, np.ndarray, np.ndarray]:
-    """Return status, minimum, its input and the multipliers of the rows; end at the deadline."""
-    from scipy.optimize import linprog  # imported here, since bounds must work without scipy
-
-    check()
-    options = {"time_limit": seconds_left()}
-    result = linprog(slope, A_ub=rows, b_ub=limits, bounds=box, method="highs", options=options)
-    return result.status, result.fun, result.x, -result.ineqlin.marginals if result.status == _SOLVED else slope
+    return slopes, constants
 
 
 def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:

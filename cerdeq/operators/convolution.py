@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.errors import UnsupportedOperator
-from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
+from cerdeq.operators.backward import Backward, Pulled, affine, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval, center_and_clean, widen_sum, widen_terms
 from cerdeq.operators.record import Operator, options
 
@@ -31,13 +31,14 @@ def conv2d(
 
 
 def conv_transpose2d(
-    x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
-    dilation: Any = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    """torch.nn.functional.conv_transpose2d of x [B, C, H, W], without a bias."""
+    """torch.nn.functional.conv_transpose2d of x [B, C, H, W]."""
     if not _image_by_image(x):
-        return F.conv_transpose2d(x, weight, None, stride, padding, output_padding, groups, dilation)
-    return conv_transpose2d_by_products(x, weight, stride, padding, output_padding, groups, dilation)
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    result = conv_transpose2d_by_products(x, weight, stride, padding, output_padding, groups, dilation)
+    return result if bias is None else result + bias.view(-1, 1, 1)
 
 
 def _image_by_image(x: Tensor) -> bool:
@@ -131,19 +132,13 @@ def conv2d_interval(
 def conv_transpose2d_interval(
     ctx: Context, x: Interval, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ) -> Interval:
-    """2-d transposed"""
+    """2-d transposed convolution; no padding modes."""
     shape = {"stride": stride, "padding": padding, "output_padding": output_padding}
     shape |= {"groups": groups, "dilation": dilation}
-    offset = None if bias is None else bias[:, None, None]
-
-    def apply(value: Tensor) -> Tensor:
-        result = conv_transpose2d(value, weight, **shape)
-        return result if offset is None else result + offset
-
-    center, clean = center_and_clean(x, apply)
+    center, clean = center_and_clean(x, lambda value: conv_transpose2d(value, weight, bias, **shape))
     terms = weight[:, 0].numel() // groups + 1
     radius = conv_transpose2d(widen_terms(ctx, x.center, x.radius, terms), weight.abs(), **shape)
-    return Interval(center, widen_sum(ctx, radius, terms, offset), clean)
+    return Interval(center, widen_sum(ctx, radius, terms, None if bias is None else bias[:, None, None]), clean)
 
 
 def conv2d_backward(
@@ -156,7 +151,7 @@ def conv2d_backward(
     rest = [size - ((n - 1) * s + d * (k - 1) + 1 - 2 * p) for size, n, s, d, k, p in axes]
     unreached = [max(0, missing) for missing in rest]
     rows = coefficients.flatten(0, 1)
-    pulled = conv_transpose2d(rows, weight, stride, before, unreached, groups, dilation)
+    pulled = conv_transpose2d(rows, weight, None, stride, before, unreached, groups, dilation)
     if min(rest) < 0:
         pulled = F.pad(pulled, (0, min(0, rest[1]), 0, min(0, rest[0])))  # the odd row of 'same'
     pulled = pulled.unflatten(0, coefficients.shape[:2])
@@ -184,26 +179,8 @@ def conv2d_constant(
     return rounded_constant(ctx, coefficients, (each, rest), offset)
 
 
-def conv_transpose2d_backward(
-    ctx: Backward, coefficients: Tensor, x: Interval, weight, bias=None, stride=1, padding=0, output_padding=0,
-    groups=1, dilation=1,
-) -> Pulled:  # fmt: skip
-    """2-d transposed convolution: the convolution of the coefficients, cut where output_padding adds a window."""
-    height, width = x.center.shape[2:]
-    rows = conv2d(coefficients.flatten(0, 1), weight, None, stride, padding, dilation, groups)
-    pulled = rows[..., :height, :width].unflatten(0, coefficients.shape[:2])
-
-    def costs() -> tuple[Tensor, Tensor]:
-        shape = stride, padding, output_padding, groups, dilation
-        result = conv_transpose2d(magnitude(x), weight.abs(), *shape)
-        result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
-        return rounding_costs(result, weight[0].numel() + weight[:, 0].numel() // groups)
-
-    offset = None if bias is None else bias.view(1, -1, 1, 1).expand(1, *coefficients.shape[2:])
-    if ctx.sound:
-        return Pulled((pulled,), rounded_constant(ctx, coefficients, ctx.constant("costs", costs), offset))
-    constant = coefficients.new_zeros(coefficients.shape[:2]) if offset is None else dot(ctx, coefficients, offset)
-    return Pulled((pulled,), constant)
+def _transposed_fan_out(coefficients: Tensor, x: Any, weight: Tensor, *args: Any, **kwargs: Any) -> int:
+    return weight[0].numel()
 
 
 def _conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
@@ -224,6 +201,6 @@ RECORDS = (
                 "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"
             )
         },
-        conv_transpose2d_backward, affine="sums",
+        affine(conv_transpose2d, conv_transpose2d_interval, _transposed_fan_out), affine="sums",
     ),
 )  # fmt: skip

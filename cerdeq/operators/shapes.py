@@ -43,30 +43,19 @@ def reshape_interval(ctx: Context, x: Interval, *shape: Any) -> Interval:
 
 
 def permute_interval(ctx: Context, x: Interval, *dims: Any) -> Interval:
-    """Permuted dimensions; no arithmetic."""
-    order = permutation(x, *dims)
+    """Permuted dimensions; no arithmetic. The batch must stay first."""
+    order = dims[0] if isinstance(dims[0], list | tuple) else dims
+    if order[0] % x.center.dim() != 0:
+        raise ValueError(f"no bound rule for permute to {list(order)}: dimension 0, the batch, must stay first")
     return rearrange(x, lambda value: value.permute(order))
 
 
-def permutation(x: Interval, *dims: Any) -> tuple[int, ...]:
-    """Return the dimensions in their new order, from the arguments of `permute`. The batch must stay first."""
-    order = dims[0] if isinstance(dims[0], list | tuple) else dims
-    order = tuple(dim % x.center.dim() for dim in order)
-    if order[0] != 0:
-        raise ValueError(f"no bound rule for permute to {list(order)}: dimension 0, the batch, must stay first")
-    return order
-
-
 def transpose_interval(ctx: Context, x: Interval, dim0: int, dim1: int) -> Interval:
-    """Two exchanged dimensions; no arithmetic."""
-    return permute_interval(ctx, x, exchange(x, dim0, dim1))
-
-
-def exchange(x: Interval, dim0: int, dim1: int) -> list[int]:
-    """Return the dimensions of x in order, but for these two, which are exchanged."""
-    order = list(range(x.center.dim()))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return order
+    """Two exchanged dimensions; no arithmetic. The batch must stay first."""
+    dims = {dim0 % x.center.dim(), dim1 % x.center.dim()}
+    if 0 in dims and len(dims) > 1:
+        raise ValueError(f"no bound rule for transpose of {dim0} and {dim1}: dimension 0, the batch, must stay first")
+    return rearrange(x, lambda value: value.transpose(dim0, dim1))
 
 
 def pad_interval(
@@ -150,19 +139,6 @@ def reshape_backward(ctx: Backward, coefficients: Tensor, x: Interval, *args: An
     return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
 
 
-def permute_backward(ctx: Backward, coefficients: Tensor, x: Interval, *dims: Any) -> Pulled:
-    """Permuted dimensions: no arithmetic."""
-    order = permutation(x, *dims)
-    back = sorted(range(1, len(order)), key=order.__getitem__)  # where each dimension went
-    pulled = coefficients.permute(0, 1, *[dim + 1 for dim in back])
-    return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
-
-
-def transpose_backward(ctx: Backward, coefficients: Tensor, x: Interval, dim0: int, dim1: int) -> Pulled:
-    """Two exchanged dimensions: no arithmetic."""
-    return permute_backward(ctx, coefficients, x, exchange(x, dim0, dim1))
-
-
 def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
     """Return the fan-out of an operator that only moves elements."""
     return 1
@@ -200,9 +176,13 @@ RECORDS = (
     Operator(
         "reshape", reshape_interval, (torch.reshape, Tensor.reshape, Tensor.view), {}, reshape_backward, affine="view"
     ),
-    Operator("permute", permute_interval, (torch.permute, Tensor.permute), {}, permute_backward, affine="view"),
     Operator(
-        "transpose", transpose_interval, (torch.transpose, Tensor.transpose), {}, transpose_backward, affine="view"
+        "permute", permute_interval, (torch.permute, Tensor.permute), {}, _moves(Tensor.permute, permute_interval),
+        affine="view",
+    ),
+    Operator(
+        "transpose", transpose_interval, (torch.transpose, Tensor.transpose), {},
+        _moves(torch.transpose, transpose_interval), affine="view",
     ),
     Operator("pad", pad_interval, (F.pad,), {}, _moves(F.pad, pad_interval), affine="single"),
     Operator(

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.patches import dense, pull
+from cerdeq.bounds.backward import Functional, pull_back
+from cerdeq.bounds.patches import dense
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.monotone.box import AffineMap, first_box
@@ -96,27 +97,16 @@ def _pull_rows(program: Program, values: list[Any], rows: Tensor, at: int, sourc
 
     v is value number `at`, u value number `source`. None if v also depends on earlier values.
     """
-    ctx, constants = Backward(sound=True), [rows.new_zeros(1, len(rows))]
-    pending = {at: rows.view(1, len(rows), *values[at].center.shape[1:])}
-    underflow = 0.0  # what products of coefficients that underflow could change, in units of the smallest normal number
-    for number in range(at, source, -1):
-        if number not in pending:
-            continue
-        step = program.steps[number - 1]
-        assert step.record is not None, "its value depends on the input"
-        ctx.step, ctx.output = step.name, values[number]
-        arguments, options = step.call(values)
-        inputs = sum(float((values[i].center.abs() + values[i].radius).sum()) for i in step.sources)
-        underflow += pending[number][0, 0].numel() * (1 + inputs)
-        pulled = pull(ctx, step.record, pending.pop(number), arguments, options)
-        constants.append(pulled.constant)
-        for earlier, part in zip(step.sources, pulled.coefficients, strict=True):
-            if earlier in pending:
-                return None  # a sum of branches: their coefficients would be rounded once more
-            pending[earlier] = dense(part)
+    functional: Functional = {at: rows.view(1, len(rows), *values[at].center.shape[1:])}
+    pending, constants = pull_back(program, values, functional, Backward(sound=True), source)
     if pending.keys() != {source}:
         return None
-    terms = torch.stack([constant[0].double() for constant in constants])
+    underflow = 0.0  # what products of coefficients that underflow could change, in units of the smallest normal number
+    for step, value in zip(program.steps[source:at], values[source + 1 : at + 1], strict=True):
+        if step.record is not None:
+            inputs = sum(float((values[i].center.abs() + values[i].radius).sum()) for i in step.sources)
+            underflow += value.center[0].numel() * (1 + inputs)
+    terms = torch.stack([rows.new_zeros(len(rows)), *[constant[0].double() for constant in constants]])
     limits = torch.finfo(torch.float64)
-    lost = 2 * (len(constants) + 2) * limits.eps * terms.abs().sum(0) + 8 * underflow * limits.tiny
-    return pending[source][0].flatten(1), terms.sum(0) - lost
+    lost = 2 * (len(terms) + 2) * limits.eps * terms.abs().sum(0) + 8 * underflow * limits.tiny
+    return dense(pending[source])[0].flatten(1), terms.sum(0) - lost

@@ -16,9 +16,9 @@ from cerdeq.deadline import DeadlineError, check
 from cerdeq.equilibrium.monotone.ascent import MultiplierAscent, Multipliers
 from cerdeq.equilibrium.monotone.attack import attack
 from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, Leaf, TighteningStep
-from cerdeq.equilibrium.monotone.linear_program import solve_linear_program
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
 from cerdeq.equilibrium.monotone.tree import Node, certificate
+from cerdeq.linear_program import minimise
 
 _ROOT_PHASES = (25, 50, 100)  # steps of gradient ascent before float64 proves what they found
 _FIRST_ROW_PHASES = (50,)  # of the rows alone, which is cheap
@@ -173,7 +173,7 @@ class TreeSearch:
 
     def _solve(self, node: _OpenNode) -> bool:
         """Return whether a leaf without unstable units is closed by its linear program; a point may falsify instead."""
-        solved = solve_linear_program(self.bounds, node.leaf)
+        solved = _solve_affine(self.bounds, node.leaf)
         if solved is None:
             return False
         step, point = solved
@@ -202,6 +202,26 @@ def _unstable_units(leaves: Leaf) -> Tensor:
     """Return the unstable units of L leaves, filled up with others to one number: [L, U]."""
     unstable = leaves.is_unstable.int()
     return unstable.argsort(dim=1, descending=True, stable=True)[:, : max(1, int(unstable.sum(1).max()))]
+
+
+def _solve_affine(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep, Tensor | None] | None:
+    """Return the best multipliers of the assumed row in a leaf without an unstable unit, and the input [d] there.
+
+    If the leaf is empty, the multipliers show that, and there is no input. None if the program was not solved.
+    """
+    low, high, x, divisor = leaf.low, leaf.high, layer.x, layer.divisor[:, None]
+    active = (low >= 0).to(low)
+    of_q = layer.off_diagonal / divisor * active - torch.eye(len(low)).to(low)
+    rows, limits = torch.cat([of_q, layer.inject.matrix / divisor], dim=1), -layer.inject.offset / layer.divisor
+    ends = torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])
+    cost = torch.cat([leaf.row * active, torch.zeros_like(x.center)])
+    solution = minimise(*(t.cpu().numpy() for t in (cost, rows, limits, torch.stack(ends, dim=1))), is_equation=True)
+    if solution is None:
+        return None
+    none, one = torch.zeros(1, dtype=torch.long, device=low.device), torch.ones(1).to(low)
+    a = torch.from_numpy(solution.multipliers).to(low)[None]
+    step = TighteningStep(none, none, a, one, 0 * one if solution.violation else one)
+    return step, None if solution.violation else torch.from_numpy(solution.x[len(low) :]).to(low)
 
 
 def row_bounds(network: EquilibriumNetwork) -> Tensor:
