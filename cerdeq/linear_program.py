@@ -23,7 +23,7 @@ class Solution:
 
 
 def minimise(
-    cost: np.ndarray, rows: np.ndarray, limits: np.ndarray, ends: np.ndarray, is_equation: bool = False
+    cost: np.ndarray, rows: np.ndarray, limits: np.ndarray, ends: np.ndarray, *, is_equation: bool = False
 ) -> Solution | None:
     """Minimise cost . x over a box of x [n] with rows [m, n] . x <= limits [m]; None if that is not solved in time.
 

@@ -3,6 +3,7 @@
 Any slope between the two extremes is sound, so the search runs without outward rounding; its result is proved after.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,59 +67,72 @@ def _with_optimised_slopes(query: Query) -> Tensor:
 def optimise_slopes(program: Program, values: list[Any], spec: Tensor, target: float | None) -> dict[str, Tensor]:
     """Return the slopes [B, K, *shape] with each row's best bound, for each relaxation of the program by step name.
 
-    values: of a forward pass; spec: [B, K, N] of the output. Each row has slopes of its own. With a `target`, rows
-    above it are not improved, and an example leaves when all of its rows are above it. Adam with a falling rate.
+    values: of a forward pass; spec: [B, K, N] of the output. Each row has slopes of its own.
     """
     start = Backward(sound=False, choices={})
     lower = linear_lower_bound(program, values, spec, program.output, start)
-    if not start.choices:
-        return {}
     shape = spec.shape[:2]
-    best = {name: slope.expand(*shape, *slope.shape[2:]).clone() for name, slope in start.choices.items()}
-    active = torch.arange(len(spec), device=spec.device)
-    slopes = {name: slope.clone() for name, slope in best.items()}
-    moments = {name: (torch.zeros_like(slope), torch.zeros_like(slope)) for name, slope in best.items()}
-    for iteration in range(ITERATIONS):
+
+    def evaluate(examples: Tensor, slopes: dict[str, Tensor]) -> Tensor:
+        boxes, ctx = examples_of(program, values, examples), Backward(sound=False, slopes=slopes)
+        return linear_lower_bound(program, boxes, spec[examples], program.output, ctx)
+
+    slopes = {name: slope.expand(*shape, *slope.shape[2:]) for name, slope in (start.choices or {}).items()}
+    best, _ = ascend(evaluate, slopes, lower, target, ITERATIONS)
+    return best
+
+
+def ascend(
+    evaluate: Callable[[Tensor, dict[str, Tensor]], Tensor], choices: dict[str, Tensor], lower: Tensor,
+    target: float | None, steps: int, rate: Callable[[Tensor], Tensor | float] = lambda examples: 1.0,
+    largest: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """Return the choices [B, K, *shape] with each row's best bound, and the bounds [B, K], by Adam with a falling rate.
+
+    With a target, rows above it are not improved, and an example leaves when all of its rows are above it.
+
+    Args:
+        evaluate: returns the bounds of these examples, by their numbers, with these choices; differentiable.
+        choices, lower: where to start.
+        rate: of examples, a factor of the usual one.
+        largest: the largest allowed value of each choice, by default 1; the smallest is 0.
+    """
+    best = {name: choice.clone() for name, choice in choices.items()}
+    choices = {name: choice.clone() for name, choice in choices.items()}
+    moments = {name: (torch.zeros_like(choice), torch.zeros_like(choice)) for name, choice in choices.items()}
+    lower, active = lower.clone(), torch.arange(len(lower), device=lower.device)
+    for iteration in range(steps if choices else 0):
         undecided = torch.ones_like(active, dtype=torch.bool)
         if target is not None:
             undecided = ~(lower[active] > target).all(1)
             if is_host_reading(iteration, active.device) and len(stay := undecided.nonzero()[:, 0]) < len(active):
                 active, undecided = active[stay], undecided[stay]
-                slopes = {name: slope[stay] for name, slope in slopes.items()}
+                choices = {name: choice[stay] for name, choice in choices.items()}
                 moments = {name: (m[stay], v[stay]) for name, (m, v) in moments.items()}
         if not len(active):
             break
-        lower_now, gradients = _evaluate(program, examples_of(program, values, active), spec[active], target, slopes)
-        better = (lower_now > lower[active]) & undecided[:, None]
-        lower[active] = torch.where(better, lower_now, lower[active])
-        for name, slope in slopes.items():
-            before = best[name][active]
-            best[name][active] = torch.where(better.view(*better.shape, *[1] * (slope.dim() - 2)), slope, before)
-            adam_step(slope, gradients[name], moments[name], iteration, 1.0, slope.new_ones(()))
-    return best
-
-
-def _evaluate(
-    program: Program, values: list[Any], spec: Tensor, target: float | None, slopes: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the bounds [B, K] at these slopes and their gradients, 0 for rows above the target."""
-    leaves = {name: slope.detach().requires_grad_() for name, slope in slopes.items()}
-    with torch.enable_grad(), uncounted_rounding():
-        lower = linear_lower_bound(program, values, spec, program.output, Backward(sound=False, slopes=leaves))
-        objective = lower if target is None else lower.clamp(max=target)
-        gradients = torch.autograd.grad(objective.sum(), list(leaves.values()))
-    return lower.detach(), dict(zip(leaves, gradients, strict=True))
+        free = {name: choice.detach().requires_grad_() for name, choice in choices.items()}
+        with torch.enable_grad(), uncounted_rounding():
+            now = evaluate(active, free)
+            objective = now if target is None else now.clamp(max=target)
+            gradients = torch.autograd.grad(objective.sum(), list(free.values()))
+        now = now.detach().to(lower)
+        better = (now > lower[active]) & undecided[:, None]
+        lower[active] = torch.where(better, now, lower[active])
+        for (name, choice), gradient in zip(choices.items(), gradients, strict=True):
+            before, is_better = best[name][active], better.view(*better.shape, *[1] * (choice.dim() - 2))
+            best[name][active] = torch.where(is_better, choice, before)
+            end = choice.new_ones(()) if largest is None else largest
+            _adam_step(choice, gradient, moments[name], iteration, rate(active), end)
+    return best, lower
 
 
 @torch.no_grad()
-def adam_step(
+def _adam_step(
     choices: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], iteration: int, rate: float | Tensor,
     largest: Tensor,
 ) -> None:  # fmt: skip
-    """Take one step of Adam upwards, in place, within 0 and `largest`.
-
-    iteration: counted from 0; the step falls with it. rate: a factor of the usual one.
-    """
+    """Take one step of Adam upwards, in place, within 0 and `largest`. iteration: counted from 0."""
     first, second = moments
     first.lerp_(gradient, 1 - _MOMENTS[0])
     second.lerp_(gradient.square(), 1 - _MOMENTS[1])

@@ -101,9 +101,9 @@ def one_hot(index: Tensor, sign: Tensor, shape: torch.Size) -> Coefficients:
 
 
 def pull(ctx: Backward, record: Operator, coefficients: Coefficients, arguments: list[Any], options: Any) -> Any:
-    """Return the result of the record's backward rule; coefficients stay windows if they can."""
+    """Return the result of the record's backward rule; in a sound pass windows stay windows if they can."""
     assert record.backward is not None, "trace has checked it"
-    if isinstance(coefficients, Patches):
+    if isinstance(coefficients, Patches) and ctx.sound:
         if record.is_pointwise and _alike(coefficients, arguments):
             return _pull_pixels(ctx, record, coefficients, arguments, options)
         if record.windows == "convolution":
@@ -129,7 +129,7 @@ def dense(coefficients: Coefficients) -> Tensor:
 
 def rounding(ctx: Backward, coefficients: Coefficients, x: Interval) -> Tensor:
     """Return what rounding each coefficient of x once may cost, [B, K]; 0 if it is not counted."""
-    if not (ctx.sound and isinstance(coefficients, Patches)):
+    if not isinstance(coefficients, Patches):
         return slack(ctx, dense(coefficients), magnitude(x), 1)
     rows = coefficients.values.flatten(0, 1).unsqueeze(1)
     return slack(ctx, rows, magnitude(_under(coefficients, x)), 1).view(coefficients.values.shape[:2])
@@ -180,18 +180,14 @@ class _OverWindows(Backward):
         )
 
 
-def _over_windows(ctx: Backward, patches: Patches) -> Backward:
-    return _OverWindows(**vars(ctx), patches=patches)
-
-
 def _under(patches: Patches, x: Interval) -> Interval:
     return Interval(patches.under(x.center), patches.under(x.radius))
 
 
 def _pull_pixels(ctx: Backward, record: Operator, patches: Patches, arguments: list[Any], options: Any) -> Any:
     """Apply the rule of an operator that treats each pixel alike."""
-    if ctx.sound and record.windows == "constants":
-        ctx = _over_windows(ctx, patches)
+    if record.windows == "constants":
+        ctx = _OverWindows(**vars(ctx), patches=patches)
     else:
         ctx = replace(ctx, constants={})  # each row has boxes of its own
         arguments = [_under(patches, arg) if isinstance(arg, Interval) else arg for arg in arguments]
@@ -217,15 +213,9 @@ def _pull_windows(
     top, left = patches.top * stride[0] - before[0], patches.left * stride[1] - before[1]
     below = Patches(empty, top, left, (image[0], image[1]))
     rows = patches.values.flatten(0, 1).unsqueeze(1)
-    if ctx.sound:
-        options = stride, padding, dilation, groups
-        constant = conv2d_constant(_over_windows(ctx, patches), rows, x, weight, bias, *options)
-        pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, None, stride, 0, 0, groups, dilation)
-    else:
-        part = record.backward(
-            replace(ctx, constants={}), rows, _under(below, x), weight, bias, stride, 0, dilation, groups
-        )
-        pulled, constant = part.coefficients[0].squeeze(1), part.constant
+    options = stride, padding, dilation, groups
+    constant = conv2d_constant(_OverWindows(**vars(ctx), patches=patches), rows, x, weight, bias, *options)
+    pulled = convolution.conv_transpose2d(rows.squeeze(1), weight, None, stride, 0, 0, groups, dilation)
     values = pulled.unflatten(0, shape) * below.inside()
     return Pulled((replace(below, values=values),), constant.view(shape))  # type: ignore[arg-type]
 

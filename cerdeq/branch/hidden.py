@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.decision import Budget
-from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, root_leaves
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.parallel import activation_inputs
 from cerdeq.branch.split import Candidates, no_candidates, split
-from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.relu import is_unstable
@@ -91,7 +89,7 @@ class HiddenBounds:
 
         values = values_of(program, exact.values[0], Context(sound=True), before, after)
         tight = replace(exact, values=values)
-        return tight, tight if self._fast is exact else replace(self._fast, values=self._cast_values(values))
+        return tight, tight.in_float32(None if self._fast is exact else self._fast.program)
 
     def certificate(self) -> dict[str, Tensor]:
         """Return the tensors "hidden/<step>/<name>", for names as in `certificate_tensors`, by the activation's step.
@@ -111,20 +109,13 @@ class HiddenBounds:
             tensors |= {f"{HIDDEN}/{steps[number]}/{name}": tensor for name, tensor in stored.items()}
         return tensors
 
-    def _cast_values(self, values: list[Any]) -> list[Any]:
-        """Return the first values of a pass for the search."""
-        return values if self._fast is self._exact else cast_to_float32(self._fast.program, values)
-
     def _tighten_layer(self, number: int, values: list[Any], leaves_each: int, budget: Budget) -> Interval:
         """Return the box of a value, tightened by its rows. values: all up to it."""
         units, box = self._units[number], values[number].box
         spec = torch.zeros(2 * len(units), box.center.numel(), dtype=box.center.dtype, device=box.center.device)
         spec[torch.arange(len(spec)), units.repeat_interleave(2)] = spec.new_tensor([1.0, -1.0]).repeat(len(units))
         exact = SearchQuery(_up_to(self._exact.program, number), values[: number + 1], spec)
-        fast = exact
-        if self._fast is not self._exact:
-            program = _up_to(self._fast.program, number)
-            fast = SearchQuery(program, cast_to_float32(program, exact.values), spec.float())
+        fast = exact.in_float32(None if self._fast is self._exact else _up_to(self._fast.program, number))
         if not budget.is_exhausted:
             rows = self._grow(number, exact, fast, leaves_each, budget)
             self._rows[number] = replace(rows, leaves=rows.layout.round_choices(rows.leaves))

@@ -15,10 +15,9 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.memory import bytes_per_example, examples_at_once
 from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
-from cerdeq.branch.counterexample import find_counterexample
+from cerdeq.branch.attack import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
-from cerdeq.branch.leaves import SearchQuery
-from cerdeq.branch.tensor_rows import TensorRows, concatenate
+from cerdeq.branch.leaves import SearchQuery, TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval

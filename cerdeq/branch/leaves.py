@@ -5,21 +5,39 @@ multipliers of its linear bound. Only unstable units of the root are stored, tho
 numbers a leaf, instead of tensors as large as the values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.query import with_boxes
 from cerdeq.branch.parallel import ParallelUnits, parallel_units
-from cerdeq.branch.tensor_rows import TensorRows
 from cerdeq.deadline import check
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval
 from cerdeq.operators.relu import Relaxation, line_share_name, split_name
 from cerdeq.tracing.program import Program
+
+
+@dataclass(frozen=True)
+class TensorRows:
+    """The base of dataclasses with a row for each of D things, such as leaves: every field is a tensor [D, ...]."""
+
+    def of(self: "Rows", numbers: Tensor | slice) -> "Rows":
+        """Return the rows with these numbers, in this order."""
+        return replace(self, **{name: tensor[numbers] for name, tensor in vars(self).items()})
+
+
+Rows = TypeVar("Rows", bound=TensorRows)
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """Return all rows of the parts."""
+    return replace(parts[0], **{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,12 @@ class SearchQuery:
     program: Program
     values: list[Any]
     spec: Tensor
+
+    def in_float32(self, program: Program | None) -> "SearchQuery":
+        """Return the query for a search with the program in float32, the query itself if there is none."""
+        if program is None:
+            return self
+        return SearchQuery(program, cast_to_float32(program, self.values), self.spec.float())
 
     def repeat_values(self, count: int) -> list[Any]:
         """Return the values expanded to `count` examples."""

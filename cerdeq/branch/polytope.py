@@ -62,25 +62,15 @@ def _bounds_by_multiplier(
 
     The bound is affine in the multipliers: a multiplier of 1 adds its row -s p, which is at most 0.
     """
-    cases = _with_multipliers(leaf, layout.multiplier_columns)
-    parts = [_affine(query, layout, cases.of(slice(s, s + batch_size))) for s in range(0, len(cases.row), batch_size)]
-    slopes, constants = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-    return slopes, constants
-
-
-def _with_multipliers(leaf: Leaves, multiplier_columns: Tensor) -> Leaves:
-    """Return the leaf without multipliers, then for each of these columns with that multiplier 1 and the others 0."""
-    count = len(multiplier_columns) + 1
+    columns, box = layout.multiplier_columns, query.values[0]
+    count = len(columns) + 1
     choices = leaf.choices.double().repeat(count, 1)
-    choices[:, multiplier_columns] = torch.cat(
-        [choices.new_zeros(1, len(multiplier_columns)), torch.eye(len(multiplier_columns)).to(choices)]
-    )
-    return Leaves(leaf.row.repeat(count), leaf.signs.repeat(count, 1), choices, leaf.lower.repeat(count))
-
-
-def _affine(query: SearchQuery, layout: Layout, leaves: Leaves) -> tuple[Tensor, Tensor]:
-    """Return the linear bounds as coefficients of the inputs [D, n] and constants [D]."""
-    relaxations: dict[str, Any] = {}
-    lower = query.lower(leaves, layout, sound=False, relaxations=relaxations)
-    box, slopes = query.values[0], relaxations[""][:, 0].flatten(1)
-    return slopes, lower - slopes @ box.center.flatten() + slopes.abs() @ box.radius.flatten()
+    choices[:, columns] = torch.eye(count).to(choices)[:, 1:]
+    cases = Leaves(leaf.row.repeat(count), leaf.signs.repeat(count, 1), choices, leaf.lower.repeat(count))
+    slopes, constants = [], []
+    for start in range(0, count, batch_size):
+        relaxations: dict[str, Any] = {}
+        lower = query.lower(cases.of(slice(start, start + batch_size)), layout, sound=False, relaxations=relaxations)
+        slopes.append(relaxations[""][:, 0].flatten(1))
+        constants.append(lower - slopes[-1] @ box.center.flatten() + slopes[-1].abs() @ box.radius.flatten())
+    return torch.cat(slopes).double().cpu().numpy(), torch.cat(constants).double().cpu().numpy()

@@ -23,15 +23,14 @@ from torch import Tensor
 
 from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
-from cerdeq.branch.counterexample import find_counterexample, prove_point
+from cerdeq.branch.attack import find_counterexample, prove_point
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden import HiddenBounds
 from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
 from cerdeq.branch.integer_program import solve_integer_program
-from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, root_leaves
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, split
-from cerdeq.branch.tensor_rows import concatenate
 from cerdeq.branch.threads import map_parts, slices
 
 _CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, unstable_units
-from cerdeq.branch.tensor_rows import TensorRows, concatenate
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, TensorRows, concatenate, unstable_units
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.precision import uncounted_rounding
 

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from cerdeq.bounds import check_arguments, check_columns, trace
 from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
 from cerdeq.bounds.crown import linear_bounds, tighten
-from cerdeq.bounds.float32 import cast_to_float32, in_float32
+from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.memory import default_memory
 from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
-from cerdeq.branch.attack import first_attack
-from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.attack import first_attack, prove_point
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.branch.search import Search
@@ -87,31 +86,37 @@ def verify(
     with torch.inference_mode(False), torch.no_grad():  # copies: the caller may have made them in inference mode
         region, spec = Box(region.center.clone(), region.radius.clone()), spec.clone().double()
         x = Interval(*(end.double() for end in (region.center, region.radius)))
-        status = [CERTIFIED] * len(spec)
-        points, closest = torch.full_like(x.center, torch.nan), torch.full_like(x.center, torch.nan)
-        branches_used = torch.zeros(len(spec), dtype=torch.long)
-        tensors: list[dict[str, Tensor]] = [{} for _ in status]
         lower = torch.full_like(spec[:, :, 0], -torch.inf)
-        deadline = began + seconds * len(spec)
+        budgets = [Budget(branches) for _ in spec]
         try:
-            with stop_at(deadline):
+            with stop_at(began + seconds * len(spec)):
                 program, float32 = _programs(model, region, spec)
-            lower = _first_bounds(program, float32, x, spec, deadline)
+                lower = lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
         except (DeadlineError, NotConvergedError) as error:
-            status = [TIMEOUT if isinstance(error, DeadlineError) else UNKNOWN] * len(spec)
-            return Verification(status, lower, points, closest, branches_used, tensors)
+            status = TIMEOUT if isinstance(error, DeadlineError) else UNKNOWN
+            return _verification(x, lower, [Decision(status, rows) for rows in lower], budgets)
+        decisions = [Decision(CERTIFIED, rows) for rows in lower]
         left = seconds - (time.monotonic() - began) / max(1, len(spec))
         for example in (~(lower > 0).all(1)).nonzero()[:, 0].tolist():
-            one, budget = slice(example, example + 1), Budget(branches)
+            one, budget = slice(example, example + 1), budgets[example]
             with stop_at(time.monotonic() + left):
-                decision = _decide_one(program, float32, x.of(one), spec[one], lower[example], budget, certificates)
-            status[example], lower[example], branches_used[example] = decision.status, decision.lower, budget.used
-            tensors[example] = decision.certificate
-            if decision.point is not None:
-                points[example] = decision.point[0]
-            elif decision.status != CERTIFIED and decision.closest is not None:
-                closest[example] = decision.closest.view_as(closest[example])
-        return Verification(status, lower, points, closest, branches_used, tensors)
+                decisions[example] = _decide_one(
+                    program, float32, x.of(one), spec[one], lower[example], budget, certificates
+                )
+        return _verification(x, lower, decisions, budgets)
+
+
+def _verification(x: Interval, lower: Tensor, decisions: list[Decision], budgets: list[Budget]) -> Verification:
+    points, closest = torch.full_like(x.center, torch.nan), torch.full_like(x.center, torch.nan)
+    for example, decision in enumerate(decisions):
+        if decision.point is not None:
+            points[example] = decision.point[0]
+        elif decision.status != CERTIFIED and decision.closest is not None:
+            closest[example] = decision.closest.view_as(closest[example])
+    lower = torch.cat([lower[:0], *[decision.lower[None] for decision in decisions]])
+    branches = torch.tensor([budget.used for budget in budgets], dtype=torch.long)
+    status, certificates = [d.status for d in decisions], [d.certificate for d in decisions]
+    return Verification(status, lower, points, closest, branches, certificates)
 
 
 def _check_limits(seconds: float | None, branches: int | None) -> None:
@@ -121,15 +126,6 @@ def _check_limits(seconds: float | None, branches: int | None) -> None:
     for name, limit, kinds in (("seconds", seconds, (int, float)), ("branches", branches, (int,))):
         if limit is not None and not (type(limit) in kinds and limit >= 0):
             raise ValueError(f"{name} must be None or a number of at least 0, found {limit!r}")
-
-
-def _first_bounds(program: Program, float32: Program | None, x: Interval, spec: Tensor, deadline: float) -> Tensor:
-    """Return linear bounds [B, K] over the boxes of IBP, -inf if the deadline passes before."""
-    try:
-        with stop_at(deadline):
-            return lower_bounds(program, x, spec, "crown-ibp", target=0.0, float32=float32)
-    except DeadlineError:
-        return torch.full_like(spec[:, :, 0], -torch.inf)
 
 
 def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Program | None]:
@@ -166,17 +162,18 @@ def _decide_one(
     try:
         with counted_rounding(x.center.device.type):
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
+            exact = SearchQuery(program, query.values, spec[0])
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
-                exact = SearchQuery(program, query.values, spec[0])
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
-            exact, fast = _search_queries(query)
+            fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]
             closest, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
                 return Decision(FALSIFIED, lower, closest)
             query = tighten(query, program if float32 is None else float32)
             lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
-            search = Search(*_search_queries(query), lower, budget, memory, certificates)
+            exact = replace(exact, values=query.values)
+            search = Search(exact, exact.in_float32(float32), lower, budget, memory, certificates)
             return replace(search.decide(), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)
@@ -190,12 +187,3 @@ def _decide_one(
             return Decision(OUT_OF_MEMORY, lower, closest=closest)
         raise
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32
-
-
-def _search_queries(query: Query) -> tuple[SearchQuery, SearchQuery]:
-    """Return a query about one example for proofs, and for the search: in float32 if it may."""
-    exact = SearchQuery(query.program, query.values, query.spec[0])
-    if query.float32 is None:
-        return exact, exact
-    values = cast_to_float32(query.float32, query.values)
-    return exact, SearchQuery(query.float32, values, query.spec[0].float())

@@ -65,7 +65,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
             multiplier = _iterate(lambda m: step(_lower_slopes(relaxation, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
-        multiplier = step(pull_through_lines(ctx, relaxation, multiplier)[0])
+        multiplier = step(pull_through_lines(relaxation, multiplier)[0])
     if ctx.relaxations is not None:
         ctx.relaxations[ctx.step] = multiplier, relaxation
     return _bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
@@ -119,20 +119,13 @@ def _bound(
     ctx: Backward, coefficients: Tensor, multiplier: Tensor, relaxation: Relaxation, weight: Tensor, z: Interval,
     preactivation: Box, splits: Tensor | None = None,
 ) -> Pulled:  # fmt: skip
-    if ctx.sound:
-        return _sound_bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
-    pulled, constant = pull_through_lines(ctx, relaxation, multiplier)
-    pulled = pulled if splits is None else pulled - splits
-    residual = coefficients + transpose_product(weight, pulled) - multiplier
-    constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
-    return Pulled((pulled,), constant)
-
-
-def _sound_bound(
-    ctx: Backward, coefficients: Tensor, multiplier: Tensor, relaxation: Relaxation, weight: Tensor, z: Interval,
-    preactivation: Box, splits: Tensor | None,
-) -> Pulled:  # fmt: skip
-    """Return what `_bound` does, the constant less the costs of rounding."""
+    """Return the bound that a multiplier gives; if `ctx.sound`, its constant less the costs of rounding."""
+    if not ctx.sound:
+        pulled, constant = pull_through_lines(relaxation, multiplier)
+        pulled = pulled if splits is None else pulled - splits
+        residual = coefficients + transpose_product(weight, pulled) - multiplier
+        constant = constant + dot(ctx, residual, z.center) - dot(ctx, residual.abs(), z.radius)
+        return Pulled((pulled,), constant)
 
     def costs() -> dict[str, tuple[Tensor, Tensor]]:
         size, terms = magnitude(z), weight[0].numel() + 8

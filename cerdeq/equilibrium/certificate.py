@@ -14,8 +14,7 @@ from torch import Tensor
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
-from cerdeq.equilibrium.refine import near_equilibrium
-from cerdeq.equilibrium.solver import solve_to_tolerance
+from cerdeq.equilibrium.solver import near_equilibrium, solve_to_tolerance
 from cerdeq.host import is_host_reading
 from cerdeq.operators.interval import Context, widen_sum, widen_terms
 from cerdeq.operators.relu import relu_box

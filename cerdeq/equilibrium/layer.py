@@ -14,8 +14,7 @@ from cerdeq.equilibrium.implicit import with_implicit_gradient
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
 from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
 from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
-from cerdeq.equilibrium.refine import near_equilibrium
-from cerdeq.equilibrium.solver import NotConvergedError, Solution, picard_steps, solve_to_tolerance
+from cerdeq.equilibrium.solver import NotConvergedError, Solution, near_equilibrium, picard_steps, solve_to_tolerance
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -4,23 +4,28 @@ Anderson acceleration (Walker and Ni 2011) steps to the mix of recent images who
 safe as in Zhang, O'Donoghue and Boyd (2020): an accelerated iterate is accepted only while its residual is below a
 bound that shrinks by a constant factor with each acceptance. Either infinitely many are accepted, and residuals go to
 0, or all later steps are Picard's: it converges wherever Picard does.
+
+Equilibria in float64 do most of the work in float32: Newton's steps, their linear systems solved to a few digits.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cerdeq.deadline import check
-from cerdeq.equilibrium.recurrence import per_example
+from cerdeq.equilibrium.recurrence import apply_weight, fixed_point_step, per_example
 from cerdeq.host import is_host_reading
 
 _MEMORY = 5
 _RIDGE = 100  # in units of the precision, on a Gram matrix of unit diagonal
 _GROWTH = 100.0
 _DECAY = 0.99
+_ROUNDS, _CORRECTION = 2, 1e-4  # each correction leaves this much of the error, unless units turn on or off
+_FIRST_TOLERANCE, _LIMIT = 1e-5, 1000
 
 
 class NotConvergedError(RuntimeError):
@@ -174,3 +179,32 @@ class _Anderson:
 
 
 SOLVERS: dict[str, Callable[[Tensor], Proposer]] = {"picard": _Picard, "anderson": _Anderson}
+
+
+def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
+    """Return about the z [B, ...] with z = relu(W z + h), in float64; relu(h) where that is not finite. No proof."""
+    step, start = partial(fixed_point_step, weight.float()), torch.relu(h)
+    guess = solve_to_tolerance(step, start.float(), h.float(), _FIRST_TOLERANCE, _LIMIT, "anderson").value
+    z = refine(weight, h, guess.double())
+    return torch.where(per_example(z.flatten(1).isfinite().all(1), h), z, start)
+
+
+def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
+    """Return z [B, ...] moved nearer to the solution of z = relu(W z + h), all float64. No proof.
+
+    A correction d solves d = f(z) - z + D W d, D the derivative of the ReLU at z; its right side is float64.
+    """
+    step = partial(_correction_step, weight.float())
+    for _ in range(_ROUNDS):
+        image = fixed_point_step(weight, z, h)
+        residual, active = image - z, (image > 0).float()
+        size = per_example(residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(z.dtype).tiny), z)
+        start = (residual / size).float()
+        correction = solve_to_tolerance(step, start, torch.cat([start, active], dim=1), _CORRECTION, _LIMIT, "anderson")
+        z = z + size * correction.value
+    return z
+
+
+def _correction_step(weight: Tensor, correction: Tensor, residual_and_active: Tensor) -> Tensor:
+    residual, active = residual_and_active.chunk(2, dim=1)
+    return residual + active * apply_weight(weight, correction)

@@ -33,8 +33,8 @@ class Operator:
         those in the first argument.
     affine: of an affine operator of one bounded argument, whether each element of the result "sums" elements of the
         argument, is made of a "single" one, or is one, in a "view" that may share memory; None where none is known.
-    windows: how the backward rule takes windows of an image: as a "convolution" does, or pixel by pixel, by the "boxes"
-        under a window, or by what `Backward.constant` returns, a tuple, if the pass is sound ("constants"). None where
+    windows: how the backward rule takes windows of an image in a sound pass: as a "convolution" does, or pixel by
+        pixel, by the "boxes" under a window, or by what `Backward.constant` returns, a tuple ("constants"). None where
         it cannot.
 
     An argument of the interval rule that is annotated with a Literal takes these values alone.

@@ -195,17 +195,13 @@ def line_share_name(step: str) -> str:
     return f"{step}/line_share"
 
 
-def pull_through_lines(ctx: Backward, relaxation: Relaxation, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below.
+def pull_through_lines(relaxation: Relaxation, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coefficients on p, and their constant [B, K], that bound coefficients . f(p) from below, but for rounding.
 
     Positive ones take the lower line, negative ones the upper: the lines' mean times the coefficients, and half their
     difference times the magnitudes.
     """
-    if not ctx.sound:
-        return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.side)
-    sizes = coefficients.abs()
-    constant = dot(ctx, coefficients, relaxation.half) + relaxation.side * dot(ctx, sizes, relaxation.half)
-    return (coefficients * relaxation.mean).addcmul_(sizes, relaxation.gap), constant
+    return _Through.apply(coefficients, relaxation.mean, relaxation.gap, relaxation.half, relaxation.side)
 
 
 class _Through(torch.autograd.Function):
@@ -300,7 +296,7 @@ def leaky_relu_backward(
     if ctx.sound:
         pulled, constant = _sound_through(ctx, relaxation, coefficients, x)
     else:
-        pulled, constant = pull_through_lines(ctx, relaxation, coefficients)
+        pulled, constant = pull_through_lines(relaxation, coefficients)
     if (splits := split_terms(ctx)) is not None:
         pulled, constant = pulled - splits, constant - slack(ctx, splits, _magnitude_on_lines(relaxation, x), 4)
     return Pulled((pulled,), constant)

@@ -20,7 +20,7 @@ from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rounding
 from cerdeq.bounds.query import larger
 from cerdeq.boxes import outward_ends, smaller_box
-from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.attack import prove_point
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up

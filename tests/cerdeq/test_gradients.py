@@ -130,7 +130,7 @@ def test_linear_functionals_through_lines(negative_slope):
     coefficients = torch.randn(2, 5, 3, 4).double()
 
     def written(a, c, r):
-        return pull_through_lines(ctx, relaxation_of(ctx, Box(c, r), negative_slope), a)
+        return pull_through_lines(relaxation_of(ctx, Box(c, r), negative_slope), a)
 
     def textbook(a, c, r):
         low, high = c - r, c + r

@@ -13,7 +13,7 @@ from cerdeq import Box, verify
 from cerdeq.bounds import trace
 from cerdeq.bounds.ibp import values_of
 from cerdeq.branch import search
-from cerdeq.branch.counterexample import prove_point
+from cerdeq.branch.attack import prove_point
 from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.equilibrium import FixedPoint

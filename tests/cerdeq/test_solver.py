@@ -20,8 +20,7 @@ from pairs import every_pair
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.refine import near_equilibrium, refine
-from cerdeq.equilibrium.solver import SOLVERS, solve_to_tolerance
+from cerdeq.equilibrium.solver import SOLVERS, near_equilibrium, refine, solve_to_tolerance
 from cerdeq.host import is_host_reading
 
 SOLVER_RHOS = [*RHOS, 0.99]

@@ -6,7 +6,7 @@ shrinks by what float64 proves with them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from cerdeq.equilibrium.monotone.ascent import MultiplierAscent, Multipliers
 from cerdeq.equilibrium.monotone.attack import attack
 from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, Leaf, TighteningStep
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
-from cerdeq.equilibrium.monotone.tree import Node, certificate
 from cerdeq.linear_program import minimise
 
 _ROOT_PHASES = (25, 50, 100)  # steps of gradient ascent before float64 proves what they found
@@ -27,6 +26,25 @@ _LEAF_PHASES = (40,)
 _MOVED = 0.02  # a phase that shrinks the boxes by less than this share is the last
 _BATCH = 16  # leaves that are split together
 _POSITIVE = 2.0**-30  # what is proved of a certified row, in units of its size: that it is above this
+
+NODES, ROWS, MULTIPLIERS, SCALES, BETAS, EXACT = "nodes", "rows", "multipliers", "scales", "betas", "exact"
+PREFIX = "equilibrium/"
+
+
+@dataclass
+class Node:
+    """A leaf of the tree: its parent's box with one more assumption.
+
+    parent: its number, -1 of the root. row: the row of the spec that is assumed not to be positive, -1 of the root.
+    unit, sign: the split that made it, -1 and 0 where there was none: z_unit = q_unit >= 0 (1) or q_unit <= 0 (-1).
+    steps: those that tightened it.
+    """
+
+    parent: int
+    row: int
+    unit: int
+    sign: int
+    steps: list[TighteningStep] = field(default_factory=list)
 
 
 @dataclass
@@ -215,7 +233,8 @@ def _solve_affine(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep,
     rows, limits = torch.cat([of_q, layer.inject.matrix / divisor], dim=1), -layer.inject.offset / layer.divisor
     ends = torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])
     cost = torch.cat([leaf.row * active, torch.zeros_like(x.center)])
-    solution = minimise(*(t.cpu().numpy() for t in (cost, rows, limits, torch.stack(ends, dim=1))), is_equation=True)
+    program = cost, rows, limits, torch.stack(ends, dim=1)
+    solution = minimise(*map(Tensor.numpy, map(Tensor.cpu, program)), is_equation=True)
     if solution is None:
         return None
     none, one = torch.zeros(1, dtype=torch.long, device=low.device), torch.ones(1).to(low)
@@ -252,3 +271,26 @@ def decide_rows(
     lower[proved] = torch.maximum(lower[proved], search.limits[proved] / 2)  # half: offsets less limits are rounded
     tensors = certificate(search.nodes) if certificates and status == CERTIFIED else {}
     return Decision(status, lower, search.point, search.closest, tensors)
+
+
+def certificate(nodes: list[Node]) -> dict[str, Tensor]:
+    """Return the tensors of a tree; docs/certificates.md describes them."""
+    tree = torch.tensor([[node.parent, node.row, node.unit, node.sign] for node in nodes], dtype=torch.int32)
+    parts, multipliers, scales, betas, exact = [], [], [], [], []
+    for number, node in enumerate(nodes):
+        for order, step in enumerate(node.steps):
+            place = torch.tensor([number, order]).expand(len(step.units), 2)
+            parts.append(torch.cat([place, step.units.cpu()[:, None], step.signs.cpu()[:, None]], dim=1).int())
+            multipliers.append(torch.zeros_like(step.multipliers).half() if step.is_exact else step.multipliers)
+            scales.append(torch.zeros_like(step.scales) if step.is_exact else step.scales)
+            betas.append(step.betas)
+            if step.is_exact:
+                exact.append(step.multipliers)
+    if not parts:
+        return {}
+    none = multipliers[0].new_zeros(0, multipliers[0].shape[1]).double()
+    tensors = {
+        NODES: tree, ROWS: torch.cat(parts), MULTIPLIERS: torch.cat(multipliers), SCALES: torch.cat(scales).float(),
+        BETAS: torch.cat(betas).float(), EXACT: torch.cat([none, *exact]),
+    }  # fmt: skip
+    return {PREFIX + name: tensor.cpu() for name, tensor in tensors.items()}
