@@ -1,4 +1,4 @@
-"""UnsupportedOperator, and what errors of torch mean: arguments that do not fit, or memory that ran out."""
+"""Errors of networks, and what errors of torch mean: arguments that do not fit, or memory that ran out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +14,10 @@ _OUT_OF_MEMORY = (
 
 class UnsupportedOperator(TypeError):  # noqa: N818
     """An operation of the model has no bound rule; the message names its node and the user's line of code."""
+
+
+class OnnxError(ValueError):
+    """An ONNX file that cannot be read, or a network that cannot be written as one; the message says what is wrong."""
 
 
 @contextmanager

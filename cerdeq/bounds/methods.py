@@ -29,13 +29,11 @@ class Bound:
     linear: whether it needs backward rules.
     lower: Query -> sound lower bounds [B, K], at least those of every bound before it in BOUNDS. Called within
         `counted_rounding`, as `lower_bounds` does.
-    ends: what `both_ends` returns, if that is not made from `lower`.
     """
 
     name: str
     linear: bool
     lower: Callable[[Query], Tensor]
-    ends: Callable[[Program, Interval, Tensor | None], Ends] | None = None
 
 
 def bound_named(name: str) -> Bound:
@@ -100,37 +98,30 @@ def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -
 
     Raises ValueError for an unknown method.
     """
-    record = bound_named(method)
-    if record.ends is not None:
-        return record.ends(program, x, spec)
+    if not bound_named(method).linear:
+        return _interval_ends(program, x, spec)  # differentiable, all examples at once
+    rows = spec
+    if rows is None:
+        memory = default_memory(x.center.device)
+        parts = in_chunks(len(x.center), examples_at_once(program, x, 1, memory)) if len(x.center) else [(0, 0)]
+        with torch.no_grad():
+            ends = [_interval_ends(program, x.of(slice(*part)), None) for part in parts]
+        lower, upper = map(torch.cat, zip(*ends, strict=True))
+        rows = torch.eye(lower.shape[1:].numel()).to(lower).expand(len(lower), -1, -1)
+    below, above = lower_bounds(program, x, torch.cat([rows, -rows], dim=1).to(x.center), method).chunk(2, dim=1)
     if spec is not None:
-        below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1).to(x.center), method).chunk(2, dim=1)
         return below, -above
-    lower, upper = _interval_ends_in_batches(program, x)
-    spec = torch.eye(lower.shape[1:].numel()).to(lower).expand(len(lower), -1, -1)
-    below, above = lower_bounds(program, x, torch.cat([spec, -spec], dim=1), method).chunk(2, dim=1)
     return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
 
 
-def _interval_ends(program: Program, x: Interval, spec: Tensor | None = None) -> Ends:
-    """Return both ends by IBP, differentiable, all examples at once."""
+def _interval_ends(program: Program, x: Interval, spec: Tensor | None) -> Ends:
     return outward_ends(propagate(program, x, Context(sound=True), spec).box)
-
-
-@torch.no_grad()
-def _interval_ends_in_batches(program: Program, x: Interval) -> Ends:
-    if not len(x.center):
-        return _interval_ends(program, x)
-    parts = in_chunks(len(x.center), examples_at_once(program, x, 1, default_memory(x.center.device)))
-    ends = [_interval_ends(program, x.of(slice(*part))) for part in parts]
-    lower, upper = zip(*ends, strict=True)
-    return torch.cat(lower), torch.cat(upper)
 
 
 BOUNDS = {
     record.name: record
     for record in (
-        Bound("ibp", linear=False, lower=ibp, ends=_interval_ends),
+        Bound("ibp", linear=False, lower=ibp),
         Bound("crown-ibp", linear=True, lower=crown_ibp),
         Bound("crown", linear=True, lower=crown),
         Bound("alpha-crown", linear=True, lower=alpha_crown),

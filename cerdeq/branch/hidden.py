@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.crown import is_exact
 from cerdeq.bounds.ibp import values_of
-from cerdeq.bounds.tighten import is_exact
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.decision import Budget

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown import tighten_boxes
 from cerdeq.bounds.memory import bytes_per_example, examples_at_once
-from cerdeq.bounds.tighten import tighten_boxes
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.attack import find_counterexample
 from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision

@@ -26,7 +26,9 @@ def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int
     box, columns = query.values[0], layout.multiplier_columns
     if not 0 < len(columns) * box.center.numel() <= _LARGEST:
         return None
-    leaf = _through_lines(layout, leaf)
+    leaf = replace(leaf, choices=leaf.choices.clone())
+    for line_shares in (part for part in layout.choices if part.elsewhere == 1):
+        leaf.choices[:, line_shares.start : line_shares.stop] = 1  # lines are exact here
     slopes, constants = _bounds_by_multiplier(query, layout, leaf, batch_size)
     if not (np.isfinite(slopes).all() and np.isfinite(constants).all()):
         return None
@@ -44,15 +46,6 @@ def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int
     leaf = replace(leaf, choices=choices.to(leaf.choices))
     point = torch.from_numpy(solution.x).to(box.center).view_as(box.center)
     return replace(leaf, lower=query.lower(leaf, layout, sound=False)), point
-
-
-def _through_lines(layout: Layout, leaf: Leaves) -> Leaves:
-    """Return the leaf with all of an equilibrium's coefficients through the lines, which are exact here."""
-    leaf = replace(leaf, choices=leaf.choices.clone())
-    for columns in layout.choices:
-        if columns.elsewhere == 1:
-            leaf.choices[:, columns.start : columns.stop] = 1
-    return leaf
 
 
 def _bounds_by_multiplier(

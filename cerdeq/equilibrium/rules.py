@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.crown import Tighter
 from cerdeq.bounds.patches import Coefficients, dense
-from cerdeq.bounds.tighten import Tighter
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.adjoint import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (

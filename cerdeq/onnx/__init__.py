@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.file import File
 from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
 

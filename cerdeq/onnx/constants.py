@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.file import MOST_VALUES
 
 _GROWING = {"ConstantOfShape", "Expand", "Tile"}  # the last input says how many numbers the result has

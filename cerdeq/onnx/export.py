@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cerdeq.errors import UnsupportedOperator
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError, UnsupportedOperator
 from cerdeq.tracing.precisions import with_constants_of
 from cerdeq.tracing.program import Program
 from cerdeq.tracing.refusals import refuse_training

@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.packed import read_stored, refuse_size, unpack
 
 LARGEST_FILE = 500_000_000  # bytes, unpacked, with external data

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.constants import FOLDED, SHAPES, fold
-from cerdeq.onnx.errors import OnnxError
 from cerdeq.onnx.file import MOST_VALUES, File, array_of
 from cerdeq.onnx.layers import OnnxNetwork, window_of
 from cerdeq.onnx.node import Argument, Node, Value

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.layers import Apply, Concatenate, WithConstant
 from cerdeq.onnx.node import Node, Value
 from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer

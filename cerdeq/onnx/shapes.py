@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cerdeq.onnx.errors import OnnxError
+from cerdeq.errors import OnnxError
 from cerdeq.onnx.layers import Apply
 from cerdeq.onnx.node import Node, Value
 

@@ -67,10 +67,6 @@ def reciprocal(constant: Any, like: Tensor) -> Tensor:
     return 1 / tensor_like(constant, like, torch.float64)
 
 
-def _product(x: Any, y: Any) -> list[tuple[Any, Any]]:
-    return [(x, y)] if isinstance(x, Interval) else [(y, x)]
-
-
 _POINTWISE: dict[str, Any] = {"affine": "single", "windows": "boxes"}
 RECORDS = (
     Operator(
@@ -86,7 +82,8 @@ RECORDS = (
     Operator(
         "multiply", multiply_interval,
         (operator.mul, operator.imul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), {},
-        combination(_product, multiply_interval), bounded="one", **_POINTWISE,
+        combination(lambda x, y: [(x, y) if isinstance(x, Interval) else (y, x)], multiply_interval), bounded="one",
+        **_POINTWISE,
     ),
     Operator(
         "divide", divide_interval,

@@ -179,10 +179,6 @@ def conv2d_constant(
     return rounded_constant(ctx, coefficients, (each, rest), offset)
 
 
-def _transposed_fan_out(coefficients: Tensor, x: Any, weight: Tensor, *args: Any, **kwargs: Any) -> int:
-    return weight[0].numel()
-
-
 def _conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
     if module.padding_mode != "zeros":
         raise UnsupportedOperator(f"no bound rule for Conv2d with padding_mode={module.padding_mode!r}")
@@ -201,6 +197,7 @@ RECORDS = (
                 "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"
             )
         },
-        affine(conv_transpose2d, conv_transpose2d_interval, _transposed_fan_out), affine="sums",
+        affine(conv_transpose2d, conv_transpose2d_interval, lambda a, x, weight, *args, **kwargs: weight[0].numel()),
+        affine="sums",
     ),
 )  # fmt: skip

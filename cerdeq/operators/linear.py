@@ -51,11 +51,6 @@ def linear_backward(ctx: Backward, coefficients: Tensor, x: Interval, weight, bi
     )
 
 
-def matmul_backward(ctx: Backward, coefficients: Tensor, x: Interval, weight) -> Pulled:
-    """Product of rows and a constant matrix."""
-    return linear_backward(ctx, coefficients, x, weight.T)
-
-
 def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
     """`spec` [B, K, N] merged into a last linear layer [N, M] before its weights are taken absolutely: [B, K]."""
     spec = spec.to(weight)
@@ -98,6 +93,11 @@ RECORDS = (
         "linear", linear_interval, (F.linear,), {nn.Linear: options("weight", "bias")}, linear_backward, affine="sums"
     ),
     Operator(
-        "matmul", matmul_interval, (operator.matmul, torch.matmul, Tensor.matmul), {}, matmul_backward, affine="sums"
+        "matmul",
+        matmul_interval,
+        (operator.matmul, torch.matmul, Tensor.matmul),
+        {},
+        lambda ctx, a, x, weight: linear_backward(ctx, a, x, weight.T),
+        affine="sums",
     ),
 )

@@ -98,10 +98,6 @@ def adaptive_avg_pool2d_interval(ctx: Context, x: Interval, output_size) -> Inte
     return Interval(center, widen_sum(ctx, radius, terms), clean)
 
 
-def _window(coefficients: Tensor, x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
-    return math.prod(pair(kernel_size))
-
-
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 
 
@@ -113,7 +109,8 @@ RECORDS = (
     Operator(
         "avg_pool2d", avg_pool2d_interval, (F.avg_pool2d,),
         {nn.AvgPool2d: options(*_POOL, "count_include_pad", "divisor_override")},
-        affine(F.avg_pool2d, avg_pool2d_interval, _window), affine="sums",
+        affine(F.avg_pool2d, avg_pool2d_interval, lambda a, x, kernel_size, *_, **others: math.prod(pair(kernel_size))),
+        affine="sums",
     ),
     Operator(
         "adaptive_avg_pool2d", adaptive_avg_pool2d_interval, (F.adaptive_avg_pool2d,),

@@ -21,7 +21,7 @@ class Operator:
         operator. Without it only IBP can bound the operator.
     needs_tighter_box: Optional. (Box, **options) -> a mask of the inputs whose tighter box makes the relaxation
         tighter. Affine operators have none.
-    refine: Optional. (tighten.Tighter, result, *args, **kwargs) -> the result over tightened pre-activations, of an
+    refine: Optional. (crown.Tighter, result, *args, **kwargs) -> the result over tightened pre-activations, of an
         operator that has its own.
     preactivation: Optional. (result, *args, **kwargs) -> Tensor, of points: an activation's values whose sign may be
         split on.

@@ -144,7 +144,10 @@ def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relax
     slope lies between `negative_slope` and 1: as ctx.slopes says, else at the end with the smaller enclosed area.
     Offsets are rounded away from the function if `ctx.sound`; slopes may be rounded, an error for `slack`.
     """
-    low, high = _clip_by_sign(ctx, *(outward_ends(box) if ctx.sound else (box.lower, box.upper)))
+    low, high = outward_ends(box) if ctx.sound else (box.lower, box.upper)
+    if (sign := ctx.splits.get(ctx.step)) is not None:
+        low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
+        high = torch.where(sign > 0, high.clamp(min=0), torch.where(sign < 0, high.clamp(max=0), high))
     # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
     below, above = low.clamp(max=0), high.clamp(min=0)
     crossing = torch.sign(above) * torch.sign(-below)
@@ -164,14 +167,6 @@ def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relax
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
     mean, gap = (free + per_row(slope)) / 2, (per_row(slope) - free) * ((-1 if convex else 1) / 2)
     return Relaxation(slope, offset, free, convex, low, high, negative_slope, mean, gap)
-
-
-def _clip_by_sign(ctx: Backward, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of intervals of p, clipped at 0 where `ctx.splits` fixes the sign of p."""
-    if (sign := ctx.splits.get(ctx.step)) is None:
-        return low, high
-    low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
-    return low, torch.where(sign > 0, high.clamp(min=0), torch.where(sign < 0, high.clamp(max=0), high))
 
 
 def split_terms(ctx: Backward) -> Tensor | None:
@@ -338,12 +333,11 @@ def _magnitude_on_lines(relaxation: Relaxation, x: Interval) -> Tensor:
     return magnitude(x) * max(1.0, abs(relaxation.negative_slope)) + relaxation.offset.abs()
 
 
-def _argument(result: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return the argument of an activation."""
-    return x
-
-
-_ACTIVATION: dict[str, Any] = {"needs_tighter_box": is_unstable, "preactivation": _argument, "windows": "constants"}
+_ACTIVATION: dict[str, Any] = {
+    "needs_tighter_box": is_unstable,
+    "preactivation": lambda result, x, *args, **kwargs: x,
+    "windows": "constants",
+}
 RECORDS = (
     Operator(
         "relu", relu_interval, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: options()}, relu_backward, **_ACTIVATION

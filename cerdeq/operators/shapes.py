@@ -31,15 +31,9 @@ def concatenate_interval(ctx: Context, tensors: Any, dim: int = 0) -> Interval:
     return Interval(center, radius, clean)
 
 
-def flatten_interval(ctx: Context, x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:
-    """Flatten; no arithmetic."""
-    return rearrange(x, lambda value: value.flatten(start_dim, end_dim))
-
-
-def reshape_interval(ctx: Context, x: Interval, *shape: Any) -> Interval:
-    """Reshape and view; no arithmetic."""
-    sizes = shape[0] if isinstance(shape[0], list | tuple) else shape
-    return rearrange(x, lambda value: value.reshape(sizes))
+def moved(function: Callable[..., Tensor]) -> Callable[..., Interval]:
+    """Return the rule of a function that only moves numbers."""
+    return lambda ctx, x, *args, **kwargs: rearrange(x, lambda value: function(value, *args, **kwargs))
 
 
 def permute_interval(ctx: Context, x: Interval, *dims: Any) -> Interval:
@@ -77,7 +71,9 @@ def index_interval(ctx: Context, x: Interval, index: Any) -> Interval:
     lists = sum(isinstance(item, list | tuple | Tensor) for item in items)
     numbers = sum(isinstance(item, int) for item in items)
     takes_batch = items[0] is Ellipsis and sum(isinstance(item, int | slice) for item in items) == x.center.dim()
-    if not _is_full(items[0]) and (items[0] is not Ellipsis or takes_batch or lists):
+    if not (isinstance(items[0], slice) and items[0] == slice(None)) and (
+        items[0] is not Ellipsis or takes_batch or lists
+    ):
         raise ValueError(f"no bound rule for an index of dimension 0, the batch; found {index}, allowed: x[:, ...]")
     if (lists and lists + numbers > 1) or any(isinstance(item, bool) for item in items):
         raise ValueError(
@@ -87,10 +83,6 @@ def index_interval(ctx: Context, x: Interval, index: Any) -> Interval:
     if result.center.dim() < 2:
         raise ValueError(f"the index {index} leaves no dimension but the batch; keep one, as in x[:, -1:]")
     return result
-
-
-def _is_full(item: Any) -> bool:
-    return isinstance(item, slice) and item == slice(None)
 
 
 def along(function: Callable[..., Tensor]) -> Callable[..., Interval]:
@@ -139,11 +131,6 @@ def reshape_backward(ctx: Backward, coefficients: Tensor, x: Interval, *args: An
     return Pulled((pulled,), coefficients.new_zeros(coefficients.shape[:2]))
 
 
-def _once(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Return the fan-out of an operator that only moves elements."""
-    return 1
-
-
 def take_part(parts: Any, number: int, *args: Any, **kwargs: Any) -> Tensor:
     """Return one of several results; the other arguments, a function and its own, tell the rules what they are."""
     return parts[number]
@@ -158,7 +145,8 @@ def _part(x: Tensor, number: int, function: Callable[..., Any], *args: Any, **kw
 
 
 def _moves(function: Callable[..., Any], interval: Callable[..., Interval]) -> Rule:
-    return affine(function, interval, _once)
+    """Return the backward rule of an operator that only moves elements."""
+    return affine(function, interval, lambda *args, **kwargs: 1)
 
 
 PARTS = Operator(
@@ -170,11 +158,12 @@ RECORDS = (
         _moves(torch.cat, concatenate_interval), bounded="list",
     ),
     Operator(
-        "flatten", flatten_interval, (torch.flatten, Tensor.flatten), {nn.Flatten: options("start_dim", "end_dim")},
+        "flatten", moved(torch.flatten), (torch.flatten, Tensor.flatten), {nn.Flatten: options("start_dim", "end_dim")},
         reshape_backward, affine="view",
     ),
     Operator(
-        "reshape", reshape_interval, (torch.reshape, Tensor.reshape, Tensor.view), {}, reshape_backward, affine="view"
+        "reshape", moved(Tensor.reshape), (torch.reshape, Tensor.reshape, Tensor.view), {}, reshape_backward,
+        affine="view",
     ),
     Operator(
         "permute", permute_interval, (torch.permute, Tensor.permute), {}, _moves(Tensor.permute, permute_interval),

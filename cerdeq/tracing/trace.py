@@ -169,29 +169,22 @@ def _step(
         return Step(name, None, target, tuple(args), dict(kwargs), line=line)
     args, kwargs = positional(args, kwargs)
     whole = node.args[0] if node.args else None
-    if target is operator.getitem and isinstance(whole, torch.fx.Node) and _has_parts(whole, model):
+    maker = target_of(whole, model) if isinstance(whole, torch.fx.Node) and whole.op.startswith("call_") else None
+    if target is operator.getitem and of_function(maker) is PARTS:
+        assert isinstance(whole, torch.fx.Node), "it has a maker"
         own = torch.fx.node.map_arg((whole.args[1:], whole.kwargs), lambda arg: Reference(index[arg]))  # type: ignore
-        target, args, kwargs = take_part, (*args, target_of(whole, model), *own[0]), dict(own[1])
+        target, args, kwargs = take_part, (*args, maker, *own[0]), dict(own[1])
     record = of_module(target) if isinstance(target, nn.Module) else of_function(target)
     if record is None:
         what = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", target)
         raise UnsupportedOperator(f"no bound rule for {what} at node '{name}'{line}")
-    if record is PARTS and not all(_takes_part(user) for user in node.users):
+    if record is PARTS and not all(n.target is operator.getitem and type(n.args[1]) is int for n in node.users):
         raise UnsupportedOperator(f"node '{name}'{line} has several results; use them one by one, by constant numbers")
     reached = {index[n] for n in bounded}
     sources = tuple(number for number in _indices(args) if number in reached)
     step = Step(name, record, target, args, kwargs, sources, line)
     _check_arguments(step, reached)
     return step
-
-
-def _has_parts(node: torch.fx.Node, model: nn.Module) -> bool:
-    """Return whether a node calls a function with several results, such as torch.chunk."""
-    return node.op.startswith("call_") and of_function(target_of(node, model)) is PARTS
-
-
-def _takes_part(node: torch.fx.Node) -> bool:
-    return node.target is operator.getitem and type(node.args[1]) is int
 
 
 def _unused(name: str, used_names: set[str]) -> str:

@@ -59,7 +59,7 @@ def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:
     change = Enclosure(change.value, rounded_up(change.error + inject.error, 2))  # the error may differ between inputs
     k = Enclosure.exact(proof.root)
     spread = (k.mT @ Enclosure.exact(inject.matrix)).scaled(x.radius)
-    at_center = k.mT @ _column(change)
+    at_center = k.mT @ Enclosure(change.value[:, None], change.error[:, None])
     norm = _largest_norm(spread) + _norm(at_center.magnitude[:, 0])
     shift, reach = k @ at_center, sum_rounded_up((k @ spread).magnitude)
     linear = Enclosure(shift.value[:, 0], rounded_up(shift.error[:, 0] + reach, 2))
@@ -123,7 +123,3 @@ def _input_weights(matrix: Tensor) -> Tensor:
 def _norm(rows: Tensor) -> Tensor:
     """Return at least the Euclidean norms of rows [..., N] of numbers of at least 0."""
     return rounded_up(sum_rounded_up(rows * rows).sqrt(), 2)
-
-
-def _column(vector: Enclosure) -> Enclosure:
-    return Enclosure(vector.value[:, None], vector.error[:, None])

@@ -90,7 +90,7 @@ class TreeSearch:
         try:
             root = self.root()
             nodes = [self._assume(root, row) for row in rows.tolist()]
-            self._tighten(nodes, _FIRST_ROW_PHASES, _no_units)
+            self._tighten(nodes, _FIRST_ROW_PHASES, lambda leaves: _all_units(leaves)[:, :0])
             for units_of in (_unstable_units, _all_units):  # the cheaper one closes most of them
                 self._tighten([node for node in nodes if not node.is_closed], _ROW_PHASES, units_of)
             is_open = torch.tensor([not node.is_closed for node in nodes])
@@ -209,11 +209,6 @@ class TreeSearch:
 def _all_units(leaves: Leaf) -> Tensor:
     """Return all units of L leaves: [L, N]."""
     return torch.arange(leaves.low.shape[1], device=leaves.low.device).expand(leaves.low.shape)
-
-
-def _no_units(leaves: Leaf) -> Tensor:
-    """Return no units of L leaves, [L, 0]: the bound of the assumed row alone ascends."""
-    return _all_units(leaves)[:, :0]
 
 
 def _unstable_units(leaves: Leaf) -> Tensor:
