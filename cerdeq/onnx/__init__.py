@@ -1,6 +1,7 @@
 """Networks in ONNX files: read as modules that `bound` and `verify` take, and written. Needs the extra `onnx`."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,9 +80,9 @@ def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequ
         input_shape: of one input, such as (3, 32, 32).
 
     Raises OnnxError for a network in another precision or in training mode, for an operator that ONNX files here do not
-    have, such as an equilibrium, and if the packages `onnx` and `onnxruntime` are missing.
+    have, such as an equilibrium, and if the packages `onnx`, `onnxruntime` and `onnxscript` are missing.
     """
-    _require_packages()
+    _require_packages("onnxscript")
     from cerdeq.onnx.compare import refuse_another_network
     from cerdeq.onnx.export import write_file
 
@@ -97,12 +98,11 @@ def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequ
         draft.unlink(missing_ok=True)
 
 
-def _require_packages() -> None:
+def _require_packages(*further: str) -> None:
     """Raise OnnxError if a package of the extra is missing."""
     try:
-        import onnx
-        import onnxruntime
+        for name in ("onnx", "onnxruntime", *further):
+            import_module(name)
     except ImportError as error:
-        raise OnnxError(
-            f"ONNX files need the packages onnx and onnxruntime: install the extra `onnx` ({error})"
-        ) from None
+        names = "onnx, onnxruntime and, to write them, onnxscript"
+        raise OnnxError(f"ONNX files need the packages {names}: install the extra `onnx` ({error})") from None

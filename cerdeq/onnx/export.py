@@ -1,9 +1,9 @@
 """A network written as an ONNX file: torch's exporter, on the steps that bounds see."""
 
-import warnings
 from pathlib import Path
 
 import torch
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from cerdeq.errors import OnnxError, UnsupportedOperator
@@ -12,7 +12,7 @@ from cerdeq.tracing.program import Program
 from cerdeq.tracing.refusals import refuse_training
 from cerdeq.tracing.trace import trace
 
-_OPSET = 18  # of 2022: tools of that year read it
+_OPSET, _IR_VERSION = 18, 8  # of 2022 and 2021: tools of these years read them
 _EXAMPLES = 2  # of the batch that torch traces
 
 
@@ -51,14 +51,16 @@ def write_file(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> 
     for step in program.steps:
         if step.record is not None and step.record.refine is not None:  # an equation is solved
             raise OnnxError(f"no ONNX operator for {step.where}")
-    names = ["input", "output"]
+    example = torch.zeros(_EXAMPLES, *input_shape, dtype=torch.float32)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch prefers another exporter, which needs further packages
-            torch.onnx.export(
-                steps, (torch.zeros(_EXAMPLES, *input_shape, dtype=torch.float32),), path, dynamo=False,
-                opset_version=_OPSET, training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would merge batch norm
-                input_names=names[:1], output_names=names[1:], dynamic_axes={name: {0: "batch"} for name in names},
-            )  # fmt: skip
+        written = torch.onnx.export(
+            steps, (example,), dynamo=True, opset_version=_OPSET, input_names=["input"], output_names=["output"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},), optimize=False, verbose=False,
+        )  # fmt: skip
+        assert written is not None
+        optimizer.fold_constants(written.model)
+        optimizer.remove_unused_nodes(written.model)
+        written.model.ir_version = _IR_VERSION
+        written.save(path)
     except RuntimeError as error:
         raise OnnxError(f"the network cannot be written: {' '.join(str(error).split())[:300]}") from None

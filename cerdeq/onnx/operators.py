@@ -203,6 +203,15 @@ def _global_average_pool(node: Node) -> nn.Module:
     return nn.AvgPool2d(height) if height == width else nn.AdaptiveAvgPool2d(1)
 
 
+def _reduce_mean(node: Node) -> nn.Module:
+    """Return the mean of height and width, as torch writes adaptive pooling to one pixel."""
+    axes = node.attribute("axes", None) if node.opset < 18 else node.constant(1)
+    node.allow("keepdims", 1, 1)
+    if axes is None or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
+        raise OnnxError(f"found axes {axes}, allowed: those of height and width")
+    return _global_average_pool(node)
+
+
 def _transpose(node: Node) -> nn.Module | None:
     rank = len(node.value.shape) + 1
     order = tuple(node.attribute("perm", range(rank)[::-1]))
@@ -324,6 +333,7 @@ LAYERS: dict[str, Layer] = {
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
     "GlobalAveragePool": _global_average_pool,
+    "ReduceMean": _reduce_mean,
     "Transpose": _transpose,
     "Pad": _pad,
     "Concat": _concat,

@@ -104,6 +104,8 @@ OPERATORS = [
     one("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
     one("MaxPool", name="padded", kernel_shape=[3, 2], pads=[1, 1, 1, 1], strides=[2, 1]),
     one("GlobalAveragePool"),
+    one("ReduceMean", integers(-1, -2)),
+    one("ReduceMean", name="of opset 13", opset=13, axes=[2, 3]),
     one("Flatten"),
     one("Flatten", name="from the end", axis=-3),
     one("Reshape", integers(-1, 120)),
