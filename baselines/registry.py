@@ -3,18 +3,18 @@
 Torch and this folder's networks are imported when a network is first looked up: commands start without them.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baselines.datasets import DATASETS
+from baselines.unknown_names import UnknownNameError, refuse_unknown_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,41 +31,6 @@ def check_layers(name: str, found: int, least: int) -> None:
     """Raise ValueError if an option asks for fewer layers than `least`, or more than DEEPEST."""
     if not least <= found <= DEEPEST:
         raise ValueError(f"{name} must be from {least} to {DEEPEST:,}, found {found}")
-
-
-def suggestion(name: object, names: list[str]) -> str:
-    """Return the end of a message that suggests the nearest of the names, or "" if none is near."""
-    near = difflib.get_close_matches(str(name).lower(), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-class UnknownNameError(ValueError):
-    """A name that is not registered; the message says what to write instead, or the nearest name and all names.
-
-    hint: what to write instead, where that is certain. allowed: the names and the hint, as one text.
-    """
-
-    def __init__(self, kind: str, name: object, names: list[str], hint: str = ""):
-        hint = f"; {hint}" if hint else suggestion(name, names)
-        end = "" if hint.endswith("?") else "."
-        super().__init__(f"unknown {kind} {name!r}{hint}{end} Known: {', '.join(names)}")
-        self.allowed = f"{', '.join(names)}{hint}"
-
-
-class UnknownOptionError(TypeError):
-    """An option that its owner does not have; the message lists those it has. option: its name."""
-
-    def __init__(self, option: str, owner: str, names: Iterable[str]):
-        allowed = f"{', '.join(names) or 'none'}{suggestion(option, [*names])}"
-        super().__init__(f"unknown option {option!r} of {owner}; allowed: {allowed}")
-        self.option = option
-
-
-def refuse_unknown_options(owner: str, options: Iterable[str], allowed: Mapping[str, inspect.Parameter]) -> None:
-    """Raise UnknownOptionError for the first of the `options` of `owner` that is not allowed."""
-    for option in options:
-        if option not in allowed:
-            raise UnknownOptionError(option, owner, allowed)
 
 
 def register(name: str) -> Callable[[Builder], Builder]:

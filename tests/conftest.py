@@ -121,5 +121,5 @@ def tiny_trial():
 @pytest.fixture(scope="module")
 def leaves_alone():
     """Let branch and bound search leaves alone, however few inputs a network has."""
-    with patch("cerdeq.branch.inputs._MOST_INPUTS", -1):
+    with patch("cerdeq.branch.input_search._MOST_INPUTS", -1):
         yield

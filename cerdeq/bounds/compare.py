@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cerdeq.bounds.batch_sizes import refuse_mixed_examples
 from cerdeq.bounds.ibp import values_of
-from cerdeq.bounds.memory import refuse_mixed_examples
 from cerdeq.boxes import Box
 from cerdeq.errors import UnsupportedOperator, explained_errors
 from cerdeq.operators.backward import nested_items

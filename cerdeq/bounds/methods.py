@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cerdeq.bounds.alpha_crown import alpha_crown
 from cerdeq.bounds.backward import in_chunks
+from cerdeq.bounds.batch_sizes import default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.crown import crown, crown_ibp
 from cerdeq.bounds.float32 import float32_box_around
 from cerdeq.bounds.ibp import ibp, propagate, values_of
-from cerdeq.bounds.memory import default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.query import Query
 from cerdeq.boxes import outward_ends
 from cerdeq.operators.interval import Context, Interval, PrecisionError

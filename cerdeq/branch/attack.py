@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.batch_sizes import bytes_per_example
 from cerdeq.bounds.ibp import propagate
-from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.operators.interval import Context, Interval

@@ -3,8 +3,8 @@
 At the input that minimises a leaf's linear bound, the row's value exceeds the bound by a sum over units: the size of
 the coefficient times the distance of the line from the activation. The cost of a unit is that term plus the largest
 cost of its chord, at 0, as in BaBSR (Bunel et al. 2020). The first is better in small networks, the second in larger
-ones. Among the few units with the highest cost, the one is split whose worse case has the best bound, as in filtered
-smart branching (De Palma et al. 2021).
+ones. The eight units of the highest cost are remembered. The first three of these are sorted again, by the bound of the
+worse case, as in filtered smart branching (De Palma et al. 2021), and the first one is split.
 """
 
 import math

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds import check_arguments, check_columns, trace
+from cerdeq.bounds.batch_sizes import default_memory
 from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
 from cerdeq.bounds.crown import linear_bounds, tighten
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.ibp import values_of
-from cerdeq.bounds.memory import default_memory
 from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack, prove_point
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.leaf_search import Search
 from cerdeq.branch.leaves import SearchQuery
-from cerdeq.branch.search import Search
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import equilibrium_network
-from cerdeq.equilibrium.monotone.search import decide_rows
+from cerdeq.equilibrium.monotone.tree_search import decide_rows
 from cerdeq.equilibrium.solver import NotConvergedError
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError

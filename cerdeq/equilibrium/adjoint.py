@@ -21,15 +21,15 @@ from cerdeq.boxes import Box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.certificate import reachable_preactivation
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_transposed, apply_weight
-from cerdeq.host import is_host_reading
+from cerdeq.gpu_readings import is_host_reading
 from cerdeq.operators.backward import Backward, Pulled, dot, free_choice, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Interval
 from cerdeq.operators.relu import Relaxation, line_share_name, pull_through_lines, relaxation_of, split_terms
 from cerdeq.precision import uncounted_rounding
 
-_TOLERANCE = 1e-4
-_LEAF_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # with splits little is left that is not exact
-_LIMIT = 1000
+_ADJOINT_TOLERANCE = 1e-4
+_ADJOINT_LEAF_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # with splits little is left that is not exact
+_ADJOINT_LIMIT = 1000
 _SPARE = 0.05  # the largest share of its multiplier that a unit may leave to the box: more made the search slower
 _SEARCH_STEPS = 3  # that the search for better slopes and multipliers differentiates, at the end of the others
 
@@ -61,7 +61,7 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     multiplier, steps = coefficients, iterations
     if steps is None:
         with torch.no_grad(), uncounted_rounding():
-            tolerance = _LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _TOLERANCE
+            tolerance = _ADJOINT_LEAF_TOLERANCE[z.radius.dtype] if ctx.splits else _ADJOINT_TOLERANCE
             multiplier = _iterate(lambda m: step(_lower_slopes(relaxation, m)), coefficients, z.radius, tolerance)
         steps = 0 if ctx.sound else _SEARCH_STEPS
     for _ in range(steps):
@@ -100,7 +100,7 @@ def _iterate(step: Callable[[Tensor], Tensor], coefficients: Tensor, radius: Ten
     multiplier = coefficients
     allowed = tolerance * _cost(coefficients, radius)
     moving = multiplier.new_ones(multiplier.shape[:2], dtype=torch.bool)
-    for count in range(1, _LIMIT + 1):
+    for count in range(1, _ADJOINT_LIMIT + 1):
         check()
         following = step(multiplier)
         moving = moving & (_cost(following - multiplier, radius) > allowed)

@@ -15,7 +15,7 @@ from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
 from cerdeq.equilibrium.solver import near_equilibrium, solve_to_tolerance
-from cerdeq.host import is_host_reading
+from cerdeq.gpu_readings import is_host_reading
 from cerdeq.operators.interval import Context, widen_sum, widen_terms
 from cerdeq.operators.relu import relu_box
 from cerdeq.precision import counted_rounding, uncounted_rounding
@@ -23,9 +23,9 @@ from cerdeq.precision import counted_rounding, uncounted_rounding
 _POWER_ITERATIONS = 500
 _SMALL = 256  # channels up to which thousands of little products take longer to launch on a GPU than to do on a CPU
 _FLOORS, _AS_GOOD = (1e-6, 1e-12, 1e-18), 1e-5
-_SOLVER_TOLERANCE = 1e-6
-_SOLVER_LIMIT = 1000
-_SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
+_INTERVAL_TOLERANCE = 1e-6
+_INTERVAL_LIMIT = 1000
+_INTERVAL_SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
 _POINTS = 1e-9  # largest radius of a point, in units of its centre
 
@@ -207,7 +207,9 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
         return torch.cat(relu_box(ctx, *apply_lifted(small, (c, torch.relu(r)), (h_c, h_r))), dim=1)
 
     with uncounted_rounding():
-        solution = solve_to_tolerance(step, torch.zeros_like(ends), ends, _SOLVER_TOLERANCE, _SOLVER_LIMIT, _SOLVER)
+        solution = solve_to_tolerance(
+            step, torch.zeros_like(ends), ends, _INTERVAL_TOLERANCE, _INTERVAL_LIMIT, _INTERVAL_SOLVER
+        )
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)
 

@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction
 from cerdeq.equilibrium.implicit import with_implicit_gradient
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
-from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
+from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
 from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
 from cerdeq.equilibrium.solver import NotConvergedError, Solution, near_equilibrium, picard_steps, solve_to_tolerance
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
-_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_LIMIT = 20_000
+_FORWARD_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_FORWARD_LIMIT = 20_000
 _ATTACK_TOLERANCE, _ATTACK_LIMIT = 1e-3, 100
 _ATTACK_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
 _SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
@@ -140,9 +140,9 @@ class FixedPoint(nn.Module):
             return replace(solution, value=solution.value.to(h).view_as(h), residual=solution.residual.to(h))
         step = partial(fixed_point_step, weight)
         start = torch.relu(h) if start is None else start
-        tolerance = _TOLERANCE[h.dtype] if tolerance is None else tolerance
+        tolerance = _FORWARD_TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return solve_to_tolerance(step, start, h, tolerance, _LIMIT, solver)
+            return solve_to_tolerance(step, start, h, tolerance, _FORWARD_LIMIT, solver)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -170,14 +170,16 @@ class FixedPoint(nn.Module):
         return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
 
     def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
-        if h.dtype not in _TOLERANCE:  # as autocast leaves it
+        if h.dtype not in _FORWARD_TOLERANCE:  # as autocast leaves it
             return self._converged(weight.float(), h.float()).to(h.dtype)
         start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
         solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
             solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
             if missed := int((~solution.converged).sum()):
-                raise NotConvergedError(f"{missed} of {len(h)} equilibria missed the tolerance in {_LIMIT} iterations")
+                raise NotConvergedError(
+                    f"{missed} of {len(h)} equilibria missed the tolerance in {_FORWARD_LIMIT} iterations"
+                )
         return solution.value
 
 

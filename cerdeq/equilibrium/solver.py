@@ -18,14 +18,14 @@ from torch import Tensor
 
 from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import apply_weight, fixed_point_step, per_example
-from cerdeq.host import is_host_reading
+from cerdeq.gpu_readings import is_host_reading
 
 _MEMORY = 5
 _RIDGE = 100  # in units of the precision, on a Gram matrix of unit diagonal
 _GROWTH = 100.0
 _DECAY = 0.99
-_ROUNDS, _CORRECTION = 2, 1e-4  # each correction leaves this much of the error, unless units turn on or off
-_FIRST_TOLERANCE, _LIMIT = 1e-5, 1000
+_NEWTON_STEPS, _NEWTON_TOLERANCE = 2, 1e-4  # each correction leaves this much of the error, unless units turn on or off
+_NEWTON_START_TOLERANCE, _NEWTON_LIMIT = 1e-5, 1000
 
 
 class NotConvergedError(RuntimeError):
@@ -184,7 +184,7 @@ SOLVERS: dict[str, Callable[[Tensor], Proposer]] = {"picard": _Picard, "anderson
 def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
     """Return about the z [B, ...] with z = relu(W z + h), in float64; relu(h) where that is not finite. No proof."""
     step, start = partial(fixed_point_step, weight.float()), torch.relu(h)
-    guess = solve_to_tolerance(step, start.float(), h.float(), _FIRST_TOLERANCE, _LIMIT, "anderson").value
+    guess = solve_to_tolerance(step, start.float(), h.float(), _NEWTON_START_TOLERANCE, _NEWTON_LIMIT, "anderson").value
     z = refine(weight, h, guess.double())
     return torch.where(per_example(z.flatten(1).isfinite().all(1), h), z, start)
 
@@ -195,12 +195,14 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
     A correction d solves d = f(z) - z + D W d, D the derivative of the ReLU at z; its right side is float64.
     """
     step = partial(_correction_step, weight.float())
-    for _ in range(_ROUNDS):
+    for _ in range(_NEWTON_STEPS):
         image = fixed_point_step(weight, z, h)
         residual, active = image - z, (image > 0).float()
         size = per_example(residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(z.dtype).tiny), z)
         start = (residual / size).float()
-        correction = solve_to_tolerance(step, start, torch.cat([start, active], dim=1), _CORRECTION, _LIMIT, "anderson")
+        correction = solve_to_tolerance(
+            step, start, torch.cat([start, active], dim=1), _NEWTON_TOLERANCE, _NEWTON_LIMIT, "anderson"
+        )
         z = z + size * correction.value
     return z
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cerdeq.deadline import check
 from cerdeq.equilibrium import restrict_solutions
-from cerdeq.host import is_host_reading
+from cerdeq.gpu_readings import is_host_reading
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.machine.subnormals import without_subnormals
 from harness.settings import EvaluationSettings

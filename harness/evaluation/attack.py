@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate
-from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.bounds.batch_sizes import examples_in_cache
 from cerdeq.boxes import outward_ends
 from harness.attacks.counterexamples import corners, decode, encode, pack
 from harness.attacks.objectives import margins

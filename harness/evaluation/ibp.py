@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate, trace
-from cerdeq.bounds.memory import examples_in_cache
+from cerdeq.bounds.batch_sizes import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
 from harness.common import names
 from harness.evaluation.ledger import Ledger, add_seconds

@@ -21,8 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from cerdeq.bounds.batch_sizes import bytes_per_example
 from cerdeq.bounds.ibp import values_of
-from cerdeq.bounds.memory import bytes_per_example
 from cerdeq.operators.interval import Context, Interval
 from harness.common import names
 from harness.data import Split

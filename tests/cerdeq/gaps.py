@@ -66,7 +66,7 @@ def gaps(problem: Problem, method: str) -> Tensor:
 @contextmanager
 def adjoint_steps(count: int) -> Iterator[None]:
     """Stop the adjoint after exactly so many iterations."""
-    with patch.multiple(adjoint, _LIMIT=count, _TOLERANCE=0.0):
+    with patch.multiple(adjoint, _ADJOINT_LIMIT=count, _ADJOINT_TOLERANCE=0.0):
         yield
 
 

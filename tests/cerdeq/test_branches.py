@@ -21,10 +21,10 @@ from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.decision import Budget
-from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.budget_and_decision import Budget
+from cerdeq.branch.hidden_boxes import HiddenBounds
+from cerdeq.branch.leaf_search import _ROOT_STEPS, Search
 from cerdeq.branch.leaves import SearchQuery, root_leaves
-from cerdeq.branch.search import _ROOT_STEPS, Search
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -140,7 +140,7 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
     with torch.no_grad():
         graph.nodes[-1].apply.bias += (offset - minimum) / 2
-    with patch("cerdeq.branch.search._FIRST_TURN", 1e-3):  # hidden boxes at once
+    with patch("cerdeq.branch.leaf_search._FIRST_TURN", 1e-3):  # hidden boxes at once
         result = verify(graph, region, spec, seconds=60)
     assert result.status == ["certified" if offset > 0 else "falsified"]
     assert float(result.lower) <= offset + 1e-7
@@ -221,7 +221,7 @@ def test_threads_change_no_number(kind):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            with patch("cerdeq.branch.search._MOST_AT_ONCE", 16):
+            with patch("cerdeq.branch.leaf_search._MOST_AT_ONCE", 16):
                 results.append(search._bound_leaves(layout, replace(leaves, signs=signs), Steps(3)))
             assert torch.get_num_threads() == count
     finally:

@@ -9,8 +9,8 @@ from test_verify import NEAREST, ONE, cases_of, graph_case, near_the_edge, probl
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
-from cerdeq.branch.inputs import SPLITS, InputSearch, is_searched_by_parts
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
+from cerdeq.branch.input_search import SPLITS, InputSearch, is_searched_by_parts
 
 UNPROVED = torch.full((1,), -torch.inf, dtype=torch.float64)
 

@@ -17,7 +17,7 @@ from cerdeq.equilibrium.monotone.box import AffineMap, equilibrium_boxes, first_
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, equilibrium_network
 from cerdeq.equilibrium.monotone.proof import check_root, monotonicity
-from cerdeq.equilibrium.monotone.solver import Splitting, equilibrium_with_gradient
+from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
 
 F = torch.float64
 

@@ -11,7 +11,7 @@ from scipy.optimize import OptimizeResult
 from cerdeq import Box, verify
 from cerdeq.equilibrium import NotConvergedError, layer
 from cerdeq.equilibrium.monotone.proof import monotonicity
-from cerdeq.equilibrium.monotone.solver import Splitting
+from cerdeq.equilibrium.monotone.splitting import Splitting
 
 CLOSE = 1e-6
 

@@ -21,7 +21,7 @@ from pairs import every_pair
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
 from cerdeq.equilibrium.solver import SOLVERS, near_equilibrium, refine, solve_to_tolerance
-from cerdeq.host import is_host_reading
+from cerdeq.gpu_readings import is_host_reading
 
 SOLVER_RHOS = [*RHOS, 0.99]
 LIMIT = 5000
@@ -119,7 +119,7 @@ def test_what_is_no_contraction_is_not_converged(solver, weight):
 
 
 def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
-    monkeypatch.setattr(layer, "_LIMIT", 2)
+    monkeypatch.setattr(layer, "_FORWARD_LIMIT", 2)
     weight = torch.tensor([[0.9]], dtype=torch.float64)
     point = FixedPoint(weight, 5, 5).eval()
     h = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)

@@ -6,7 +6,7 @@ from torch import Tensor
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork
 
 _STARTS, _STEPS = 6, 20
-_TOLERANCE = 1e-6  # of equilibria in the attack
+_ATTACK_TOLERANCE = 1e-6  # of equilibria in the attack
 _LAST_STEP = 0.02  # in units of the box's radius
 
 
@@ -23,7 +23,7 @@ def attack(network: EquilibriumNetwork, rows: Tensor) -> tuple[Tensor, Tensor]:
     points = torch.zeros_like(shift)
     for step in range(_STEPS + 1):
         x = box.center + box.radius * shift
-        z = splitting.solve(x @ network.inject.matrix.mT + network.inject.offset, _TOLERANCE).value
+        z = splitting.solve(x @ network.inject.matrix.mT + network.inject.offset, _ATTACK_TOLERANCE).value
         value = (z * c).sum(1) + offset
         is_lower = value < lowest
         lowest, points = torch.where(is_lower, value, lowest), torch.where(is_lower[:, None], x, points)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, gamma, largest_eigenvalue, sum_rounded_up
-from cerdeq.equilibrium.monotone.solver import Splitting
+from cerdeq.equilibrium.monotone.splitting import Splitting
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import nn
 
 from cerdeq import Box, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.decision import Budget
-from cerdeq.branch.hidden import HiddenBounds
+from cerdeq.branch.budget_and_decision import Budget
+from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaves import SearchQuery
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
@@ -87,7 +87,7 @@ def proved():
         spec = margin_spec(torch.tensor([1]), 3).double()
         model[-1].bias[1] += 0.05 * float(model(points).std()) - (model(points) @ spec[0].T).amin()
         region = Box(x, torch.full_like(x, RADIUS))
-        with patch("cerdeq.branch.search._FIRST_TURN", 1e-3):  # hidden layers at once
+        with patch("cerdeq.branch.leaf_search._FIRST_TURN", 1e-3):  # hidden layers at once
             result = verify(model, region, spec, seconds=60, certificates=True)
         tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
         if result.status == ["certified"] and any(name.startswith("hidden/") for name in tensors):

@@ -65,7 +65,7 @@ def attack(margins_of, x, steps=5):
 
 @pytest.mark.parametrize(("name", "options"), sample_networks())
 def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(monkeypatch, name, options):
-    monkeypatch.setattr(adjoint, "_TOLERANCE", 1e-6)  # at its 1e-4, CROWN alone stops that far from its limit
+    monkeypatch.setattr(adjoint, "_ADJOINT_TOLERANCE", 1e-6)  # at its 1e-4, CROWN alone stops that far from its limit
     """Two derivations of each bound. Tighter boxes are no looser."""
     model = network_of(name, **options)
     pixels, labels = torch.randint(0, 256, (2, 1, 8, 8)), torch.tensor([3, 0])

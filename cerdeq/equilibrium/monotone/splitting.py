@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from cerdeq.deadline import check
 from cerdeq.equilibrium.solver import NotConvergedError, Solution
 
-_TOLERANCE, _LIMIT = 1e-13, 5000  # of the last step, in units of z
+_SPLITTING_TOLERANCE, _SPLITTING_LIMIT = 1e-13, 5000  # of the last step, in units of z
 _SOLVED = 1e-9  # residual of a solution, in units of z
 _MOST_ENTRIES = 2**22  # of the linear systems that are solved together
 _NORM_STEPS = 30
@@ -39,13 +39,13 @@ class Splitting:
         return step, torch.linalg.inv_ex(self.identity + step * gap).inverse.mT
 
     @torch.no_grad()
-    def solve(self, h: Tensor, tolerance: float = _TOLERANCE) -> Solution:
+    def solve(self, h: Tensor, tolerance: float = _SPLITTING_TOLERANCE) -> Solution:
         """Return about the equilibria of h [B, N] in float64, at least to `tolerance`."""
         h = h.double()
         u, z = torch.zeros_like(h), torch.zeros_like(h)
         step, inverse = self._step_and_inverse
         change, iterations = h.new_full((len(h),), torch.inf), 0
-        while iterations < _LIMIT:
+        while iterations < _SPLITTING_LIMIT:
             check()
             # z may stay at 0 for some steps while u moves, so that its change alone says nothing
             if not bool((change > tolerance).any()) and bool(self._is_solved(h, z, tolerance).all()):

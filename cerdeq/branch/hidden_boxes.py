@@ -16,7 +16,7 @@ from cerdeq.bounds.crown import is_exact
 from cerdeq.bounds.ibp import values_of
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
-from cerdeq.branch.decision import Budget
+from cerdeq.branch.budget_and_decision import Budget
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.parallel import activation_inputs
 from cerdeq.branch.split import Candidates, no_candidates, split

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.deadline import DeadlineError, check
 from cerdeq.equilibrium.monotone.ascent import MultiplierAscent, Multipliers
 from cerdeq.equilibrium.monotone.attack import attack

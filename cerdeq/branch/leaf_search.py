@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.memory import SEARCH_COPIES, bytes_per_example
+from cerdeq.bounds.batch_sizes import SEARCH_COPIES, bytes_per_example
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.attack import find_counterexample, prove_point
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
-from cerdeq.branch.hidden import HiddenBounds
-from cerdeq.branch.inputs import InputSearch, is_searched_by_parts
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.hidden_boxes import HiddenBounds
+from cerdeq.branch.input_search import InputSearch, is_searched_by_parts
 from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf

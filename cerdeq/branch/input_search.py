@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
-from cerdeq.bounds.memory import bytes_per_example, examples_at_once
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.attack import find_counterexample
-from cerdeq.branch.decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.leaves import SearchQuery, TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
