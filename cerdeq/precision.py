@@ -85,22 +85,16 @@ def _flushes_to_zero() -> bool:
     return sys.float_info.min * half == 0
 
 
-class _Thread(threading.local):
-    """blocks: how many blocks of `counted_rounding` this thread is in."""
-
-    blocks = 0
-
-
 class _Switches:
     """Torch's switches of the process.
 
-    blocks: how many blocks of `counted_rounding` need them off, of all threads.
+    blocks: how many blocks of `counted_rounding` need them off, of all threads. own: `blocks` of this thread.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.blocks = 0
-        self.thread = _Thread()
+        self.own = threading.local()
         self.restore = ExitStack()
 
     @contextmanager
@@ -157,11 +151,11 @@ class _Switches:
 
     def _count(self, step: int) -> None:
         self.blocks += step
-        self.thread.blocks += step
+        self.own.blocks = getattr(self.own, "blocks", 0) + step
 
     def _is_alone(self) -> bool:
         """Return whether this thread is within `counted_rounding`, and no other one is."""
-        return self.thread.blocks > 0 and self.thread.blocks == self.blocks
+        return 0 < getattr(self.own, "blocks", 0) == self.blocks
 
 
 _switches = _Switches()

@@ -42,7 +42,9 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     is for each unit the share of its coefficient that goes through the lines; the box takes the rest.
     """
     assert ctx.output is not None, "the pass sets it"
-    z = _without_inactive(ctx, ctx.output)
+    z = ctx.output
+    if (sign := ctx.splits.get(ctx.step)) is not None:  # z is 0 where the pass fixes p not to be positive
+        z = Interval(torch.where(sign < 0, 0, z.center), torch.where(sign < 0, 0, z.radius))
 
     def preactivation_and_relaxation() -> tuple[Box, Relaxation]:
         if iterations is None:
@@ -69,13 +71,6 @@ def pull_back(ctx: Backward, coefficients: Tensor, h: Interval, weight: Tensor, 
     if ctx.relaxations is not None:
         ctx.relaxations[ctx.step] = multiplier, relaxation
     return _bound(ctx, coefficients, multiplier, relaxation, weight, z, preactivation, splits)
-
-
-def _without_inactive(ctx: Backward, z: Interval) -> Interval:
-    """Return z's box, 0 where the pass fixes the pre-activation not to be positive."""
-    if (sign := ctx.splits.get(ctx.step)) is None:
-        return z
-    return Interval(torch.where(sign < 0, 0, z.center), torch.where(sign < 0, 0, z.radius))
 
 
 def _line_share(ctx: Backward, coefficients: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.deadline import check
-from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_channel, per_example
+from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_example
 from cerdeq.equilibrium.solver import near_equilibrium, solve_to_tolerance
 from cerdeq.gpu_readings import is_host_reading
 from cerdeq.operators.interval import Context, widen_sum, widen_terms
@@ -137,7 +137,7 @@ def intersect_with_image(weight: Tensor, h: Box, z: Box) -> Box:
 
 def closed_form_box(weight: Tensor, h: Box, proof: Contraction) -> Box:
     """Return [0, t v] with t = max_i relu(h_u)_i / s_i: it contains every equilibrium, without any iteration."""
-    v = per_channel(proof.v, h.center)
+    v = proof.v.to(h.center).view(1, -1, *[1] * (h.center.dim() - 2))
     upper = torch.relu(h.center + h.radius)
     scale = (upper / (v * (1 - proof.rate))).flatten(1).amax(1) * (1 + 1e-6) + 1e-280
     half = (per_example(scale, h.center) * v / 2).expand_as(h.center)

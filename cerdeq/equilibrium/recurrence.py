@@ -47,11 +47,6 @@ def weight_gradient(weight: Tensor, z: Tensor, y: Tensor) -> Tensor:
     return conv2d_weight(z, weight.shape, y, padding=weight.shape[-1] // 2)
 
 
-def per_channel(v: Tensor, like: Tensor) -> Tensor:
-    """Return v [C] so that it broadcasts over [B, C, ...]."""
-    return v.to(like).view(1, -1, *[1] * (like.dim() - 2))
-
-
 def per_example(values: Tensor, like: Tensor) -> Tensor:
     """Return values [B] so that they broadcast over [B, ...]."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -75,14 +75,6 @@ def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
     return Box(z.center.view_as(h.center), z.radius.view_as(h.center))
 
 
-def _points(ctx: Context, h: Tensor, module: FixedPoint) -> Tensor:
-    return module.at(_weight(ctx, module), h)
-
-
-def _preactivation(z: Tensor, h: Tensor, module: FixedPoint) -> Tensor:
-    return apply_weight(module.weight, z) + h
-
-
 def _weight(ctx: Context, module: FixedPoint) -> Tensor:
     """Return the W that this context has saved: in training every reading moves the parametrisation on."""
     if ctx.step not in ctx.saved:
@@ -160,6 +152,8 @@ def _rounded_up(radius: Tensor, center: Tensor, like: Tensor) -> Tensor:
 register(
     Operator(
         "fixed_point", _interval, (), {FixedPoint: lambda module: {"module": module}}, backward=_backward,
-        needs_tighter_box=_alive, refine=_refine, preactivation=_preactivation, points=_points, row_bounds=_row_bounds,
+        needs_tighter_box=_alive, refine=_refine, row_bounds=_row_bounds,
+        preactivation=lambda z, h, module: apply_weight(module.weight, z) + h,
+        points=lambda ctx, h, module: module.at(_weight(ctx, module), h),
     )
 )  # fmt: skip

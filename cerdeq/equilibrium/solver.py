@@ -11,7 +11,6 @@ Equilibria in float64 do most of the work in float32: Newton's steps, their line
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -99,30 +98,21 @@ def _size(values: Tensor) -> Tensor:
     return values.flatten(1).abs().amax(1)
 
 
-class Proposer(Protocol):
-    """A method that proposes the next iterates of a batch from those before."""
-
-    def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next iterates [B, ...] after f(z), f(z) - z and its size [B], and which examples have one."""
-
-    def restrict(self, examples: Tensor) -> None:
-        """Forget all but these examples, by their numbers in the batch."""
-
-
 class _Picard:
-    """f(z) itself."""
+    """Proposes f(z) itself as the next iterates of a batch; other methods are subclasses."""
 
     def __init__(self, start: Tensor):
         pass
 
     def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next iterates [B, ...] after f(z), f(z) - z and its size [B], and which examples have one."""
         return next_z, distance.isfinite()
 
     def restrict(self, examples: Tensor) -> None:
-        pass
+        """Forget all but these examples, by their numbers in the batch."""
 
 
-class _Anderson:
+class _Anderson(_Picard):
     """f(z) minus a combination of its last changes: the one whose changes of f(z) - z best cancel f(z) - z.
 
     Histories are rings of _MEMORY slots, with one current slot for all examples; `valid` says which slots belong to an
@@ -178,7 +168,7 @@ class _Anderson:
             setattr(self, name, getattr(self, name)[examples])
 
 
-SOLVERS: dict[str, Callable[[Tensor], Proposer]] = {"picard": _Picard, "anderson": _Anderson}
+SOLVERS: dict[str, type[_Picard]] = {"picard": _Picard, "anderson": _Anderson}
 
 
 def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
@@ -194,7 +184,12 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
 
     A correction d solves d = f(z) - z + D W d, D the derivative of the ReLU at z; its right side is float64.
     """
-    step = partial(_correction_step, weight.float())
+    small = weight.float()
+
+    def step(correction: Tensor, residual_and_active: Tensor) -> Tensor:
+        residual, active = residual_and_active.chunk(2, dim=1)
+        return residual + active * apply_weight(small, correction)
+
     for _ in range(_NEWTON_STEPS):
         image = fixed_point_step(weight, z, h)
         residual, active = image - z, (image > 0).float()
@@ -205,8 +200,3 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
         )
         z = z + size * correction.value
     return z
-
-
-def _correction_step(weight: Tensor, correction: Tensor, residual_and_active: Tensor) -> Tensor:
-    residual, active = residual_and_active.chunk(2, dim=1)
-    return residual + active * apply_weight(weight, correction)

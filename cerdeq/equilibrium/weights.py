@@ -6,6 +6,7 @@ They are torch parametrisations (torch.nn.utils.parametrize): the module's `weig
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +89,8 @@ class Perron(Parametrisation):
     left: Tensor
     right: Tensor
 
-    def __init__(
-        self, channels: int, margin: float, gain: float | None, margin_start: float | None = None,
-        channel_gain: bool = False,
-    ):  # fmt: skip
-        super().__init__(channels, margin, gain, margin_start, channel_gain)
+    def __init__(self, channels: int, *args: Any, **options: Any):
+        super().__init__(channels, *args, **options)
         self.register_buffer("left", torch.ones(channels))
         self.register_buffer("right", torch.ones(channels))
 

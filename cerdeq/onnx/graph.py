@@ -1,4 +1,8 @@
-"""The nodes of an ONNX file as layers of a module."""
+"""The nodes of an ONNX file as layers of a module.
+
+Nodes whose inputs are all constant are computed by onnxruntime: moves of numbers, and arithmetic of shapes. Arithmetic
+of float32 is not done here: a rounded result would be another network in real arithmetic.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,12 +10,13 @@ from math import prod
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 from torch.func import functional_call
 
 from cerdeq.errors import OnnxError
-from cerdeq.onnx.constants import FOLDED, SHAPES, fold
 from cerdeq.onnx.file import MOST_VALUES, File, array_of
 from cerdeq.onnx.layers import OnnxNetwork, window_of
 from cerdeq.onnx.node import Argument, Node, Value
@@ -21,6 +26,15 @@ from cerdeq.onnx.shapes import result_has_batch, shape_of
 _EXAMPLES = 2  # that the shapes of results are computed for
 _MOST_PRODUCTS = 10**11  # for one example: minutes of one core
 _SHOWN = 3  # nodes of each operator in a message
+_GROWING = {"ConstantOfShape", "Expand", "Tile"}  # the last input says how many numbers the result has
+_CHOICES = {"Gather", "Where"}
+_JOINED = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+_MOVES = _JOINED | _CHOICES | _GROWING
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Min", "Max", "ReduceProd", "Cast", "Equal"}
+_LARGEST = 2**31  # an integer of arithmetic: results of 64 bits do not overflow
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
+_SHAPES = {"Shape", "Size"}  # of values, too
+_FOLDED = _MOVES | _ARITHMETIC | _SHAPES | {"Constant"}
 
 
 def network_of(file: File) -> OnnxNetwork:
@@ -37,8 +51,8 @@ def _refuse_missing(file: File) -> None:
     """Raise OnnxError with all operators that have no layer, or of constants are not computed."""
     missing, values = dict[str, list[str]](), {file.input}
     for position, node in enumerate(file.model.graph.node, start=1):
-        depends = node.op_type not in SHAPES and not values.isdisjoint(node.input)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in (LAYERS if depends else FOLDED):
+        depends = node.op_type not in _SHAPES and not values.isdisjoint(node.input)
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (LAYERS if depends else _FOLDED):
             operator = f"{node.domain}.{node.op_type}".lstrip(".") + ("" if depends else " of constants")
             missing.setdefault(operator, []).append(_name(node, position))
         if depends:
@@ -66,7 +80,7 @@ def _parts(proto: onnx.NodeProto) -> list[onnx.NodeProto]:
         part = onnx.NodeProto()
         part.CopyFrom(proto)
         part.output[:] = [output]
-        part.attribute.append(onnx.helper.make_attribute("part", [number, len(proto.output)]))
+        part.attribute.append(helper.make_attribute("part", [number, len(proto.output)]))
         parts.append(part)
     return parts
 
@@ -123,7 +137,7 @@ class _Reader:
             is_limit = proto.op_type == "Clip"  # an infinite one is none
             if np.isnan(numbers).any() or (np.isinf(numbers).any() and not is_limit):
                 raise OnnxError(f"attribute {attribute.name!r}: found NaN or infinity, allowed: finite numbers")
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+        attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
         for name, value in attributes.items():
             if isinstance(value, onnx.TensorProto):
                 attributes[name] = array_of(value, f"attribute {name!r}")
@@ -137,13 +151,13 @@ class _Reader:
         """Return the result of a node whose inputs are all constant."""
         if node.operator == "Constant":
             return constant_of(node)
-        result = fold(proto, node.inputs, self.file.model)  # type: ignore[arg-type]
+        result = _fold(proto, node.inputs, self.file.model)  # type: ignore[arg-type]
         self.count(result.size, 0)
         return result
 
     def value(self, name: str, node: Node, values: list[Value]) -> Argument:
         """Return the result of a node, whose layer is added; the value itself if the node does nothing."""
-        if node.operator in SHAPES:
+        if node.operator in _SHAPES:
             return shape_of(node)
         layer, has_batch = LAYERS[node.operator](node), result_has_batch(node, values)
         if layer is None:
@@ -175,3 +189,48 @@ class _Reader:
         if self.numbers > MOST_VALUES or self.products > _MOST_PRODUCTS:
             found = f"{self.numbers} numbers as results so far, and {self.products} products that they take"
             raise OnnxError(f"found {found}, allowed: up to {MOST_VALUES} and {_MOST_PRODUCTS} for one example")
+
+
+def _fold(node: onnx.NodeProto, inputs: list[np.ndarray | None], model: onnx.ModelProto) -> np.ndarray:
+    """Return the first result of a node of constants. Raises OnnxError for arithmetic of other numbers than integers.
+
+    inputs: None for an optional one that is left out. model: that the node belongs to.
+    """
+    arrays = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+    if node.op_type not in _MOVES | _SHAPES:
+        _refuse_inexact(node, list(arrays.values()))
+    _refuse_large(node.op_type, list(arrays.values()))
+    feeds = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in arrays.items()
+    ]
+    graph = helper.make_graph([node], "constants", feeds, [helper.make_empty_tensor_value_info(node.output[0])])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    small = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    try:
+        session = onnxruntime.InferenceSession(small.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(None, arrays)[0]
+    except Exception as error:  # onnxruntime's errors share no class
+        raise OnnxError(f"onnxruntime cannot compute it: {' '.join(str(error).split())[:300]}") from None
+
+
+def _refuse_inexact(node: onnx.NodeProto, arrays: list[np.ndarray]) -> None:
+    """Raise OnnxError unless a node of arithmetic is exact: its inputs and its result are integers."""
+    is_exact = node.op_type in _ARITHMETIC and all(
+        array.dtype.kind in "ib" and ((array > -_LARGEST) & (array < _LARGEST)).all() for array in arrays
+    )
+    to_other = [a.i for a in node.attribute if a.name == "to" and a.i not in _INTEGERS]
+    if not is_exact or to_other or (node.op_type == "Div" and not arrays[1].all()):
+        allowed = f"{', '.join(sorted(_MOVES))}; of integers also {', '.join(sorted(_ARITHMETIC))}"
+        raise OnnxError(f"found only constant inputs; of constants are allowed: {allowed}")
+
+
+def _refuse_large(operator: str, arrays: list[np.ndarray]) -> None:
+    """Raise OnnxError if a result may have too many numbers."""
+    sizes = [array.size for array in arrays]
+    if operator in _GROWING:
+        sizes[-1] = prod(max(1, int(size)) for size in arrays[-1].flat)
+    most = sum(sizes) if operator in _JOINED else prod(sizes)
+    if most > MOST_VALUES:
+        raise OnnxError(f"found constants of up to {most} numbers, allowed: up to {MOST_VALUES}")
