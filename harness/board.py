@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def _check(options: argparse.Namespace) -> int:
     from harness.checker.proofs.certificates import read_tensors
     from harness.checker.prover import prover_of
     from harness.checker.verdicts import load_hashed
-    from harness.entries.check import EntryChecker, Tools
+    from harness.entries.check import EntryChecker
     from harness.storage import entry_check
     from harness.storage.files import write_atomically
 
@@ -79,9 +80,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.witness is not None:
         require("--witness", str(options.witness), options.witness.is_file(), "a safetensors file")
         sent = read_tensors(options.witness)
-    tools = Tools(lambda dataset: load_hashed(dataset, options.data_dir), prover_of)
+    load_data = partial(load_hashed, data_dir=options.data_dir)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # that a step may add
-    checker = EntryChecker(entry, nonce, tools, seconds, memory, hits, sent)
+    checker = EntryChecker(entry, nonce, load_data, prover_of, seconds, memory, hits, sent)
     check, verdicts = checker.check(_print_step)
     if checker.hits:
         write_atomically(directory / entry_check.HITS, lambda path: save_file(checker.hits, path))

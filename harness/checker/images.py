@@ -16,7 +16,7 @@ from torch import nn
 from baselines import build
 from cerdeq.equilibrium import fold
 from harness.checker.bounds.boxes import Array, Box, ball
-from harness.checker.bounds.equilibrium import NotProvedError, check_unique, contraction
+from harness.checker.bounds.equilibrium import NotProvedError, contraction, prove_unique
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Network, ReluStep, read_network, result_box
 from harness.checker.proofs.certificates import Tensors
@@ -144,7 +144,7 @@ def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
         if isinstance(step.operation, ReluStep) and (weight := step.operation.weight) is not None:
             try:
                 if step.operation.by_splitting:
-                    check_unique(weight, sources[0].center.shape[1:])
+                    prove_unique(weight, sources[0].center.shape[1:])
                 else:
                     contraction(weight)
             except NotProvedError as error:

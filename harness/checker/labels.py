@@ -25,18 +25,14 @@ def check_labels(config: TrialConfig, weights: Mapping[str, Array], metrics: Map
     """Check a network's stored weights, by their names in the file, and its metrics against the trial's config."""
     model = build(config.model, config.dataset, config.width, **config.options)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FixedPoint)}
-    own = {name: layer for name, layer in layers.items() if parametrize.is_parametrized(layer, "weight")}
+    own = {name: own for name, layer in layers.items() if (own := _parametrisations(layer)) is not None}
     stored = {name: weights[f"{name}.weight"].astype(np.float64) for name in layers}
     problems = [
         f"{folder.WEIGHTS}: {name}.weight: {why}"
-        for name, layer in own.items()
-        if isinstance(_parametrisations(layer)[0], Parametrisation)
-        for why in _contradictions(_parametrisations(layer), stored[name])
+        for name, parametrisations in own.items()
+        for why in _contradictions(parametrisations, stored[name])
     ]
-    expected = dict[str, float]()
-    own = {name: layer for name, layer in own.items() if isinstance(_parametrisations(layer)[0], Parametrisation)}
-    if own:
-        expected[names.MARGIN] = min(_parametrisations(layer)[0].margins[1] for layer in own.values())
+    expected = {names.MARGIN: min(kind.margins[1] for kind, *_ in own.values())} if own else {}
     if layers:
         expected[names.RHO_BOUND] = max(rate(weight) for weight in stored.values())
     if config.is_trained_elsewhere:
@@ -51,7 +47,11 @@ def check_labels(config: TrialConfig, weights: Mapping[str, Array], metrics: Map
 
 
 def _parametrisations(layer: FixedPoint) -> Any:
-    return layer.parametrizations.weight  # type: ignore[union-attr]
+    """Return the parametrisations of an untrained layer's W; None if it has none of ours."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    own: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    return own if isinstance(own[0], Parametrisation) else None
 
 
 def _contradictions(parametrisations: Any, weight: Array) -> list[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,29 +30,24 @@ _NEEDED = ("schema", "hashes", "accuracy", "witnesses")  # by the steps after th
 _SHOWN = {*Manifest.model_fields} & {*EntryCheck.model_fields} - {"networks", "images", "eps"}
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What the check needs of other packages. load_data: returns a data set by its name."""
-
-    load_data: Callable[[str], Data]
-    prover_of: ProverOf
-
-
 class EntryChecker:
     """The check of the entry in a folder.
 
-    nonce: what the sample is drawn with. seconds, memory: limits of each step.
+    nonce: what the sample is drawn with. load_data: returns a data set by its name. seconds, memory: limits of a step.
     hits: adversarial images of earlier checks, by "<seed>/<image>"; `check` adds its own. sent: the same, from
     outside; each must refute a claim.
     """
 
+    manifest: Manifest  # from the step `schema` on, which sets the digest, too
+
     def __init__(
-        self, entry: Path, nonce: str, tools: Tools, seconds: float, memory: int, hits: Tensors, sent: Tensors
-    ):
-        self.entry, self.nonce, self.tools, self.seconds, self.memory = entry, nonce, tools, seconds, memory
+        self, entry: Path, nonce: str, load_data: Callable[[str], Data], prover_of: ProverOf, seconds: float,
+        memory: int, hits: Tensors, sent: Tensors,
+    ):  # fmt: skip
+        self.entry, self.nonce, self.seconds, self.memory = entry, nonce, seconds, memory
+        self.load_data, self.prover_of = load_data, prover_of
         self.hits, self.sent, self.digest = dict(hits), sent, ""
         self.networks = list[CheckedNetwork]()
-        self._manifest: Manifest | None = None
 
     def check(self, report: Callable[[CheckStep], None]) -> tuple[EntryCheck, pd.DataFrame | None]:
         """Return the check, and the verdicts of all networks, None if they were not read.
@@ -68,16 +62,10 @@ class EntryChecker:
                 steps.append(CheckStep(name=name, passed=None, message="not run") if is_over else self._run(name))
                 report(steps[-1])
                 if name == "schema" and steps[-1].passed:
-                    data = self.tools.load_data(self.manifest.dataset)
+                    data = self.load_data(self.manifest.dataset)
                     self.images: Split = data.test_images(self.manifest.images)
         tables = [each.verdicts.assign(seed=each.entry.seed) for each in self.networks]
         return self._record(steps), pd.concat(tables, ignore_index=True)[COLUMNS] if tables else None
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest, from the step `schema` on."""
-        assert self._manifest is not None
-        return self._manifest
 
     def _run(self, name: str) -> CheckStep:
         """Run a step: whatever the entry holds, it passes, fails or decides nothing."""
@@ -87,7 +75,7 @@ class EntryChecker:
             "accuracy": self._check_accuracy,
             "witnesses": lambda: check_witnesses(self.networks),
             "attack": lambda: check_attack(self.networks, self.hits, self.sent, self.seconds),
-            "proofs": lambda: check_proofs(self.networks, self.tools.prover_of, self.seconds),
+            "proofs": lambda: check_proofs(self.networks, self.prover_of, self.seconds),
         }
         try:
             with limits(self.seconds, self.memory):
@@ -104,7 +92,7 @@ class EntryChecker:
         return CheckStep(name=name, passed=passed, message=message[:1000])
 
     def _check_schema(self) -> Outcome:
-        self._manifest, content = read_manifest(self.entry)
+        self.manifest, content = read_manifest(self.entry)
         self.digest = hashlib.sha256(content).hexdigest()
         return True, f"{MANIFEST} is complete"
 
@@ -126,7 +114,7 @@ class EntryChecker:
     def _check_accuracy(self) -> Outcome:
         """Predict all images, and compare with the tables."""
         for number, each in enumerate(self.networks):
-            each.loaded = load_entry_network(self.manifest, each.entry, self.files)
+            each.network = load_entry_network(self.manifest, each.entry, self.files)
             if why := why_not_of_kind(each.network, self.manifest.network_kind):
                 raise InputError(why)
             predicted, recorded = each.network.predictions(self.images.images), each.verdicts["prediction"].to_numpy()
@@ -154,8 +142,8 @@ class EntryChecker:
             each.record.refuted = len(each.hits)
             self.hits |= {f"{each.entry.seed}/{index}": point for index, point in each.hits.items()}
         level, status = _outcome(steps, [each.record for each in self.networks])
-        manifest = self._manifest.model_dump(include=_SHOWN) if self._manifest else {}
-        if self._manifest:
+        manifest = self.manifest.model_dump(include=_SHOWN) if self.digest else {}
+        if self.digest:
             manifest |= {"eps": str(self.manifest.radius), "images": len(self.images)}
         return EntryCheck(
             **manifest, name=self.entry.name, networks=[each.record for each in self.networks], level=level,

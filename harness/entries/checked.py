@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class CheckedNetwork:
     """A network of an entry.
 
     files: the folder with the entry's files. record: is filled in. claims: the numbers of the certified images, in the
-    random order in which they are attacked and drawn. loaded: from the step `accuracy` on. hits: adversarial images of
+    random order in which they are attacked and drawn. network: from the step `accuracy` on. hits: adversarial images of
     claims, float64, by the image's number.
     """
 
@@ -43,14 +43,8 @@ class CheckedNetwork:
     eps: Radius
     record: NetworkCheck
     claims: list[int]
-    loaded: LoadedNetwork | None = None
+    network: LoadedNetwork = field(init=False)
     hits: Tensors = field(default_factory=dict)
-
-    @property
-    def network(self) -> LoadedNetwork:
-        """The network, from the step `accuracy` on."""
-        assert self.loaded is not None
-        return self.loaded
 
     def numbers(self, verdict: str) -> list[int]:
         """Return the numbers of the images with a verdict."""
@@ -69,13 +63,9 @@ class CheckedNetwork:
         """Return a number of images as a percentage."""
         return 100 * count / len(self.images)
 
-    @cached_property
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        return box_ends(self.eps)
-
     def box(self, index: int) -> list[np.ndarray]:
         """Return the smallest and the largest float64 of each pixel in an image's box, [C, H, W] each."""
-        return [ends[self.images.images[index].numpy()] for ends in self._ends]
+        return [ends[self.images.images[index].numpy()] for ends in box_ends(self.eps)]
 
     def why_not_adversarial(self, index: int, point: np.ndarray | None) -> str:
         """Return why a point is no adversarial image of an image, or "".
@@ -100,6 +90,7 @@ def numbers_of(verdicts: pd.DataFrame, verdict: str) -> list[int]:
     return verdicts["index"][verdicts["verdict"] == verdict].tolist()
 
 
+@cache
 def box_ends(eps: Fraction) -> tuple[np.ndarray, np.ndarray]:
     """Return the smallest and the largest float64 within eps of each grey level / 255 and within [0, 1], [256] each."""
     levels = [Fraction(level, 255) for level in range(256)]

@@ -36,13 +36,9 @@ def equilibrium(weight: Array, h: Box) -> Box:
 
     Raises NotProvedError if W has no proof of contraction, nor of strong monotonicity.
     """
-    try:
-        v, gap = contraction(weight)
-    except NotProvedError as error:
-        try:
-            return monotone.equilibrium_boxes(weight, h)
-        except monotone.NotMonotoneError as other:
-            raise NotProvedError(f"{error}; {other}") from None
+    if (norm := prove_unique(weight, h.center.shape[1:])) is None:
+        return monotone.equilibrium_boxes(weight, h)
+    v, gap = norm
     shape = (1, -1, *[1] * (h.center.ndim - 2))
     v, gap = v.reshape(shape), gap.reshape(shape)
     z = _guess(weight, h)
@@ -75,15 +71,19 @@ def rate(weight: Array) -> float:
     return float((image / v).max())
 
 
-def check_unique(weight: Array, shape: tuple[int, ...]) -> None:
-    """Raise NotProvedError if there is neither a proof of contraction nor of strong monotonicity. shape: of z."""
+def prove_unique(weight: Array, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+    """Return a proof as `contraction` does, None if W does not contract but is strongly monotone. shape: of z.
+
+    Raises NotProvedError if there is neither proof.
+    """
     try:
-        contraction(weight)
+        return contraction(weight)
     except NotProvedError as error:
         try:
             monotone.prove(monotone.dense(weight, shape))
         except monotone.NotMonotoneError as other:
             raise NotProvedError(f"{error}; {other}") from None
+        return None
 
 
 @monotone.once_a_weight

@@ -1,5 +1,7 @@
 """Boxes of every value of a network over a box of images: by intervals, or tightened by linear bounds."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box, between, intersect, relu
@@ -72,18 +74,33 @@ def activation_shapes(network: Network, region: Region) -> dict[str, tuple[int, 
     return {step.name: z.center.shape[1:] for step, z in steps if isinstance(step.operation, ReluStep)}
 
 
+def leaf_bounds(
+    network: Network, region: Region, value: int, rows_of: Callable[[Array], Array], certificate: Certificate,
+    leaves: Array,
+) -> Iterator[tuple[Array, Array]]:  # fmt: skip
+    """Yield some of these leaves of a certificate at a time, and the bounds of their rows.
+
+    rows_of: from the leaves' rows in the certificate to coefficients [K, *shape] of the value.
+    """
+    shapes, count = activation_shapes(network, region), rows_at_once(region)
+    for start in range(0, len(leaves), count):
+        batch = leaves[start : start + count]
+        choices = certificate.leaves(batch, shapes)
+        yield batch, lower_bounds(network, region, {value: rows_of(certificate.rows[batch])}, choices)
+
+
 def _tighten_by_leaves(network: Network, region: Region, source: int, certificate: Certificate) -> Box:
     """Return the box of a value, tightened to the smallest bounds of each row's leaves."""
-    box, shapes, count = region.values[source], activation_shapes(network, region), rows_at_once(region)
-    bounds, numbers = np.full(2 * box.center.size, np.inf), np.arange(len(certificate.rows))
-    for start in range(0, len(numbers), count):
-        leaves = numbers[start : start + count]
-        neurons, signs = certificate.rows[leaves] // 2, 1.0 - 2 * (certificate.rows[leaves] % 2)
-        rows = np.zeros((len(leaves), box.center.size))
-        rows[np.arange(len(leaves)), neurons] = signs
-        functional = {source: rows.reshape(-1, *box.center.shape[1:])}
-        low = lower_bounds(network, region, functional, certificate.leaves(leaves, shapes))
-        np.minimum.at(bounds, certificate.rows[leaves], low)
+    box = region.values[source]
+
+    def rows_of(numbers: Array) -> Array:
+        rows = np.zeros((len(numbers), box.center.size))
+        rows[np.arange(len(numbers)), numbers // 2] = 1.0 - 2 * (numbers % 2)
+        return rows.reshape(-1, *box.center.shape[1:])
+
+    bounds, leaves = np.full(2 * box.center.size, np.inf), np.arange(len(certificate.rows))
+    for batch, lower in leaf_bounds(network, region, source, rows_of, certificate, leaves):
+        np.minimum.at(bounds, certificate.rows[batch], lower)
     bounds = np.where(np.isfinite(bounds), bounds, -np.inf)
     low, high = (end.reshape(box.center.shape) for end in (bounds[::2], -bounds[1::2]))
     return intersect(box, between(np.maximum(box.lower, low), np.minimum(box.upper, high)))

@@ -96,14 +96,14 @@ def check_certificate(
     """
     rows = tensors.get(ROW, np.zeros(0))
     is_row = rows.dtype == row_type and rows.ndim == 1 and len(rows) > 0
-    _require(is_row, f"it has no tensor of rows, {np.dtype(row_type)} [L]")
-    _require(bool(((rows >= 0) & (rows < margins)).all()), f"a leaf has a row that is not in 0 to {margins - 1}")
+    require(is_row, f"it has no tensor of rows, {np.dtype(row_type)} [L]")
+    require(bool(((rows >= 0) & (rows < margins)).all()), f"a leaf has a row that is not in 0 to {margins - 1}")
     steps = defaultdict[str, Tensors](dict)
     for name, tensor in tensors.items():
         if name != ROW:
             step, _, field = name.rpartition("/")
-            _require(step in shapes and field in _TYPES, f"{name} names no activation of the network, or no field")
-            _require(tensor.dtype == _TYPES[field], f"{name} is {tensor.dtype}, expected {np.dtype(_TYPES[field])}")
+            require(step in shapes and field in _TYPES, f"{name} names no activation of the network, or no field")
+            require(tensor.dtype == _TYPES[field], f"{name} is {tensor.dtype}, expected {np.dtype(_TYPES[field])}")
             steps[step][field] = tensor
     for step, fields in steps.items():
         _check_step(step, fields, len(rows), int(np.prod(shapes[step])))
@@ -113,19 +113,19 @@ def check_certificate(
 def _check_step(step: str, fields: Tensors, leaves: int, size: int) -> None:
     neurons = fields.get(NEURONS, np.zeros(0))
     is_complete = {NEURONS, SLOPES} <= fields.keys() and (SIGNS in fields) == (MULTIPLIERS in fields)
-    _require(is_complete, f"{step}: a tensor is missing")
-    _require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step}: a neuron is listed twice")
-    _require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step}: a neuron is not in 0 to {size - 1}")
+    require(is_complete, f"{step}: a tensor is missing")
+    require(neurons.ndim == 1 and len(np.unique(neurons)) == len(neurons), f"{step}: a neuron is listed twice")
+    require(bool(((neurons >= 0) & (neurons < size)).all()), f"{step}: a neuron is not in 0 to {size - 1}")
     for field in {SLOPES, SIGNS, MULTIPLIERS} & fields.keys():
         expected = leaves, len(neurons)
-        _require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
+        require(fields[field].shape == expected, f"{step}: {field} have another shape than {expected}")
     shares_fit = LINE_SHARES not in fields or fields[LINE_SHARES].shape == (leaves, size)
-    _require(shares_fit, f"{step}: {LINE_SHARES} has another shape than {(leaves, size)}")
+    require(shares_fit, f"{step}: {LINE_SHARES} has another shape than {(leaves, size)}")
     if SIGNS not in fields:
         return
-    _require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
+    require(bool(np.isin(fields[SIGNS], (-1, 0, 1)).all()), f"{step}: a sign is not -1, 0 or 1")
     allowed = np.isfinite(fields[MULTIPLIERS]) & (fields[MULTIPLIERS] >= 0)
-    _require(bool(allowed.all()), f"{step}: a multiplier is below 0 or not finite")
+    require(bool(allowed.all()), f"{step}: a multiplier is below 0 or not finite")
 
 
 def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Leaves:
@@ -141,6 +141,7 @@ def _spread(fields: Tensors, leaf_numbers: Array, shape: tuple[int, ...]) -> Lea
     return Leaves(full(SLOPES, np.nan, 255), full(SIGNS, 0), full(MULTIPLIERS, 0), line_shares)
 
 
-def _require(holds: bool, why: str) -> None:
+def require(holds: bool, why: str) -> None:
+    """Raise RefusedError unless something holds."""
     if not holds:
         raise RefusedError(why)

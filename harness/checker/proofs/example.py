@@ -6,10 +6,9 @@ from fractions import Fraction
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box
-from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
+from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
-from harness.checker.bounds.regions import activation_shapes, interval_region, tight_region
-from harness.checker.bounds.relu_lines import Leaves
+from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
@@ -51,7 +50,8 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         region = region_of(network, images)
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
-            lower[unproved] = np.fmax(lower[unproved], _bounds(network, region, spec[unproved], {}))
+            bounds = lower_bounds(network, region, {len(network.steps): spec[unproved]}, {})
+            lower[unproved] = np.fmax(lower[unproved], bounds)
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     if tensors is None:
@@ -66,7 +66,12 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             certificate = check_leaves(split_by_layer(tensors)[0], network.steps, shapes, len(lower))
             region = region_with_hidden(network, images, tensors, region)
             for row in np.intersect1d(certificate.rows, unproved):
-                lower[row] = max(lower[row], _minimum_over_leaves(network, region, spec, row, certificate, shapes))
+                leaves, minimum = np.flatnonzero(certificate.rows == row), np.inf
+                for _, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, certificate, leaves):
+                    minimum = min(minimum, low.min())
+                    if not minimum > 0:
+                        break
+                lower[row] = max(lower[row], minimum)
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
@@ -83,28 +88,23 @@ def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors)
 
 
 def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array) -> Array:
-    """Return the smallest bounds of the rows over the parts of the box, up to the first part that is not proved."""
+    """Return the smallest bounds of the rows over the parts of the box, up to the first part that is not proved.
+
+    A part that is not proved is halved again, up to _MORE_SPLITS times.
+    """
     minima = np.full(len(spec), np.inf)
     for part in parts_of(images, splits):
-        minima = np.minimum(minima, _minima_over_part(network, part, images, spec, _MORE_SPLITS))
-        if not (minima > 0).all():
-            break
+        queue = [(part, _MORE_SPLITS)]
+        while queue:
+            box, left = queue.pop()
+            bounds = lower_bounds(network, tight_region(network, box, all_units=True), {len(network.steps): spec}, {})
+            if left and not (bounds > 0).all():
+                queue += [(half, left - 1) for half in halves_of(box, images)]
+                continue
+            minima = np.minimum(minima, bounds)
+            if not (minima > 0).all():
+                return minima
     return minima
-
-
-def _minima_over_part(network: Network, part: Box, images: Box, spec: Array, splits: int) -> Array:
-    """Return bounds of the rows over a part of the box, of its halves if that is needed, up to `splits` times.
-
-    It stops at the first part that is not proved.
-    """
-    minima = _bounds(network, tight_region(network, part, all_units=True), spec, {})
-    if (minima > 0).all() or not splits:
-        return minima
-    first, second = halves_of(part, images)
-    minima = _minima_over_part(network, first, images, spec, splits - 1)
-    if not (minima > 0).all():
-        return minima
-    return np.minimum(minima, _minima_over_part(network, second, images, spec, splits - 1))
 
 
 def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:
@@ -152,28 +152,3 @@ def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array
     if not (network.margins(values, np.array([label])).upper < 0).any():
         return "no margin is proved to be below 0 at the counterexample"
     return ""
-
-
-def _minimum_over_leaves(
-    network: Network,
-    region: Region,
-    spec: Array,
-    row: int,
-    certificate: Certificate,
-    shapes: dict[str, tuple[int, ...]],
-) -> float:
-    """Return the smallest bound of a row over the leaves of its row. It stops at the first bound not above 0."""
-    leaves, count = np.flatnonzero(certificate.rows == row), rows_at_once(region)
-    minimum = np.inf
-    for start in range(0, len(leaves), count):
-        batch = leaves[start : start + count]
-        choices = certificate.leaves(batch, shapes)
-        minimum = min(minimum, _bounds(network, region, spec[np.full(len(batch), row)], choices).min())
-        if not minimum > 0:
-            break
-    return minimum
-
-
-def _bounds(network: Network, region: Region, spec: Array, leaves: dict[str, Leaves]) -> Array:
-    """Return linear bounds of the rows of `spec`, over the region or each in its leaf."""
-    return lower_bounds(network, region, {len(network.steps): spec}, leaves)

@@ -11,7 +11,7 @@ from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, 
 from harness.checker.bounds.multipliers import EquilibriumBounds
 from harness.checker.bounds.network import Network, ReluStep
 from harness.checker.bounds.relu_lines import LARGEST, rounding_loss
-from harness.checker.proofs.certificates import RefusedError, Tensors
+from harness.checker.proofs.certificates import RefusedError, Tensors, require
 
 PREFIX = "equilibrium"
 _FIELDS = {
@@ -122,44 +122,44 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
 
 def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
     """Return the tensors by their fields. Raises RefusedError where they are no tree."""
-    _require(tensors.keys() == {f"{PREFIX}/{field}" for field in _FIELDS}, "its tensors are not those of a tree")
+    require(tensors.keys() == {f"{PREFIX}/{field}" for field in _FIELDS}, "its tensors are not those of a tree")
     tree = {field: tensors[f"{PREFIX}/{field}"] for field in _FIELDS}
     for field, kind in _FIELDS.items():
-        _require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
+        require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
     nodes, places = tree["nodes"], tree["rows"]
-    _require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
+    require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
     most = _MOST_NUMBERS // units
-    _require(len(nodes) <= most, f"there are {len(nodes):,} nodes, allowed: up to {most:,} of {units} units")
-    _require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
+    require(len(nodes) <= most, f"there are {len(nodes):,} nodes, allowed: up to {most:,} of {units} units")
+    require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
     count = len(places)
-    _require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
-    _require(tree["scales"].shape == tree["betas"].shape == (count,), "scales or betas are not [T]")
+    require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
+    require(tree["scales"].shape == tree["betas"].shape == (count,), "scales or betas are not [T]")
     is_exact = int((tree["scales"] == 0).sum())
-    _require(tree["exact"].shape == (is_exact, units), f"exact is not [{is_exact}, {units}]")
+    require(tree["exact"].shape == (is_exact, units), f"exact is not [{is_exact}, {units}]")
     finite = all(np.isfinite(tree[field]).all() for field in ("multipliers", "scales", "betas", "exact"))
-    _require(finite and bool((tree["betas"] >= 0).all()), "a number is not finite, or a beta is below 0")
+    require(finite and bool((tree["betas"] >= 0).all()), "a number is not finite, or a beta is below 0")
     _check_nodes(nodes, rows, units)
     number, order, unit, sign = places.T
-    _require(bool(((number >= 0) & (number < len(nodes)) & (order >= 0)).all()), "a row is of no node")
-    _require(bool(((unit >= 0) & (unit < units) & np.isin(sign, (-1, 0, 1))).all()), "a row bounds no unit")
+    require(bool(((number >= 0) & (number < len(nodes)) & (order >= 0)).all()), "a row is of no node")
+    require(bool(((unit >= 0) & (unit < units) & np.isin(sign, (-1, 0, 1))).all()), "a row bounds no unit")
     return tree
 
 
 def _check_nodes(nodes: Array, rows: int, units: int) -> None:
     """Raise RefusedError unless every node is the root, assumes a row, or is one half of its parent."""
-    _require(tuple(nodes[0]) == (-1, -1, -1, 0), "node 0 is not the root")
+    require(tuple(nodes[0]) == (-1, -1, -1, 0), "node 0 is not the root")
     halves = dict[int, list[tuple[int, int]]]()
     for number, (parent, row, unit, sign) in enumerate(nodes[1:].tolist(), start=1):
-        _require(0 <= parent < number and 0 <= row < rows, f"node {number} has no parent before it, or no row")
+        require(0 <= parent < number and 0 <= row < rows, f"node {number} has no parent before it, or no row")
         if parent == 0:
-            _require(unit == -1 and sign == 0, f"node {number} splits the root")
+            require(unit == -1 and sign == 0, f"node {number} splits the root")
             continue
-        _require(row == nodes[parent, 1], f"node {number} has another row than its parent")
-        _require(0 <= unit < units and sign in (-1, 1), f"node {number} splits no unit")
+        require(row == nodes[parent, 1], f"node {number} has another row than its parent")
+        require(0 <= unit < units and sign in (-1, 1), f"node {number} splits no unit")
         halves.setdefault(parent, []).append((unit, sign))
     for parent, pair in halves.items():
         (unit, *others), signs = {u for u, _ in pair}, sorted(s for _, s in pair)
-        _require(not others and signs == [-1, 1], f"the children of node {parent} are not its two halves")
+        require(not others and signs == [-1, 1], f"the children of node {parent} are not its two halves")
 
 
 def _steps_of(tree: Tensors) -> dict[int, list[Tensors]]:
@@ -175,8 +175,3 @@ def _steps_of(tree: Tensors) -> dict[int, list[Tensors]]:
             "multipliers": multipliers[rows], "betas": tree["betas"][rows].astype(np.float64),
         })  # fmt: skip
     return steps
-
-
-def _require(holds: bool, why: str) -> None:
-    if not holds:
-        raise RefusedError(why)

@@ -16,7 +16,7 @@ from cerdeq import verify
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.bounds import monotone, multipliers
 from harness.checker.bounds.boxes import Box
-from harness.checker.bounds.equilibrium import NotProvedError, check_unique
+from harness.checker.bounds.equilibrium import NotProvedError, prove_unique
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, first_box, multiply, prove
 from harness.checker.bounds.network import read_network
 from harness.checker.proofs import tree as trees
@@ -190,8 +190,8 @@ def test_layers_that_are_not_strongly_monotone_are_refused():
         with pytest.raises(NotMonotoneError):
             prove(weight)
         with pytest.raises(NotProvedError, match=r"rho\(\|W\|\) < 1 is not proved.*positive definite"):
-            check_unique(weight, weight.shape[:1])
-    check_unique(-3 * np.eye(2), (2,))
+            prove_unique(weight, weight.shape[:1])
+    prove_unique(-3 * np.eye(2), (2,))
 
 
 def convolution(rng, channels=2, size=3, shift=0.0):

@@ -1,10 +1,12 @@
 """Points that meet a constraint with equality: decided in exact arithmetic, without branches."""
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from small_properties import run, text_of
 from torch import nn
 
 from cerdeq import Box, verify
@@ -29,29 +31,20 @@ def network_of(kind):
     return network
 
 
-def text_of(radius, constraint):
-    lines = ["(declare-const X_0 Real) (declare-const X_1 Real) (declare-const Y_0 Real) (declare-const Y_1 Real)"]
-    lines += [f"(assert (>= X_{n} -{radius})) (assert (<= X_{n} {radius}))" for n in range(2)]
-    return "\n".join([*lines, f"(assert {constraint})"])
-
-
 CASES = [("fixed", "0.0", "(>= Y_0 0.5)"), ("fixed", "0.0", "(<= Y_1 0.5)"), ("zero", "1.0", "(>= Y_0 Y_1)")]
 
 
 @pytest.mark.parametrize(("kind", "radius", "constraint"), CASES)
 def test_equality_is_sat_at_once_and_is_confirmed_again(kind, radius, constraint):
-    network, property_ = network_of(kind), property_of(parse(text_of(radius, constraint)))
-
-    def run(points):
-        with torch.no_grad():
-            return network(torch.from_numpy(points)).numpy()
-
-    answer = solve(property_, network, run, seconds=60)
+    network, property_ = network_of(kind), property_of(parse(text_of(constraint, f"-{radius}", radius)))
+    ran = partial(run, network)
+    answer = solve(property_, network, ran, seconds=60)
     assert answer.status == "sat" and answer.branches < 100
-    confirm_sat(property_, network, run, answer.counterexample.to_text())
+    confirm_sat(property_, network, ran, answer.counterexample.to_text())
     if kind == "fixed":
         stricter = constraint.replace("0.5", "0.500001" if ">=" in constraint else "0.499999")
-        assert solve(property_of(parse(text_of(radius, stricter))), network, run, seconds=60).status == "unsat"
+        property_ = property_of(parse(text_of(stricter, f"-{radius}", radius)))
+        assert solve(property_, network, ran, seconds=60).status == "unsat"
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.0])

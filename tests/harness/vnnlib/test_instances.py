@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_properties import text_of, with_weights
 from torch import nn
 
 from harness.command_line import main
@@ -19,9 +20,7 @@ from harness.vnnlib import instances
 
 pytest.importorskip("onnxruntime")
 SCRIPTS = Path(__file__).parents[3] / "docs" / "vnncomp"
-BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 0.7))(assert (>= X_{n} 0.1))\n" for n in range(2))
-OUTPUTS = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
-SAT, UNSAT = "(assert (>= Y_0 0.6))", "(assert (and (>= Y_0 0.6) (<= Y_1 0.5)))"
+SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "(and (>= Y_0 0.6) (<= Y_1 0.5))"))
 
 
 @pytest.fixture
@@ -29,13 +28,11 @@ def files(tmp_path):
     """The folder of a network whose outputs are its two inputs, added and one by one, and of two properties."""
     from cerdeq import export_onnx
 
-    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
-    for layer in network[::2]:
-        layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
-    network[2].weight.data[1] = torch.tensor([1.0, 1.0])
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    network = with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
     export_onnx(network, tmp_path / "net.onnx", (2,))
     for name, text in (("sat", SAT), ("unsat", UNSAT)):
-        (tmp_path / f"{name}.vnnlib").write_text(BOX + OUTPUTS + text)
+        (tmp_path / f"{name}.vnnlib").write_text(text)
     (tmp_path / "list.csv").write_text("net.onnx,sat.vnnlib,60\n./net.onnx,unsat.vnnlib,60\n")
     return tmp_path
 
@@ -80,7 +77,7 @@ def test_a_list_continues_where_it_stopped(files, monkeypatch, capsys):
     assert run() == 0 and len(solved) == 2, "nothing is left to do"
     (directory / "instances" / "00002.json").write_text("{ half a file")
     assert run() == 0 and solved[2:] == ["00002.json"]
-    (files / "sat.vnnlib").write_text(BOX + OUTPUTS + UNSAT)
+    (files / "sat.vnnlib").write_text(UNSAT)
     assert run() == 0 and solved[3:] == ["00001.json"], "another property is another question"
     assert [row["result"] for row in rows_of(directory)] == ["unsat", "unsat"]
     assert run("--timeout", "30") == 0 and len(solved) == 6
@@ -113,7 +110,7 @@ def test_an_instance_that_fails_is_an_error_and_the_others_are_answered(files, c
     first, second = rows_of(files / "results")
     assert first["result"] == "error" and "sat.vnnlib: line 1: found an opening bracket" in first["detail"]
     assert second["result"] == "unsat"
-    (files / "sat.vnnlib").write_text(BOX + OUTPUTS + SAT)
+    (files / "sat.vnnlib").write_text(SAT)
     assert verify(*arguments) == 0
     assert [row["result"] for row in rows_of(files / "results")] == ["sat", "unsat"]
 
@@ -199,7 +196,7 @@ def test_outputs_are_compared_in_the_box_of_the_property(files, monkeypatch, cap
     export_onnx(network, files / "net.onnx", (2,))
     if end == "70":
         monkeypatch.setitem(LAYERS, "Relu", lambda node: nn.Hardtanh(0.0, 50.0))
-    (files / "sat.vnnlib").write_text(BOX.replace("0.7", end) + OUTPUTS + SAT)
+    (files / "sat.vnnlib").write_text(SAT.replace("0.7", end))
     assert verify(files / "net.onnx", files / "sat.vnnlib") == 2
     assert message in capsys.readouterr().err
 

@@ -1,11 +1,12 @@
 """Files that end in Softmax: answered by their logits where a property compares outputs, refused otherwise."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
-from enumeration import smallest_violation
-from small_properties import INPUTS, OUTPUTS, network_of
+import small_properties
+from small_properties import INPUTS, OUTPUTS, network_of, smallest_violation
 
 from harness.checker.properties import NotConfirmedError, confirm_sat, refuse_other_than_order
 from harness.command_line import main
@@ -18,14 +19,7 @@ from harness.vnnlib.version1 import property_of
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-DECLARED = "".join(
-    f"(declare-const {kind}_{n} Real)\n" for kind, count in (("X", INPUTS), ("Y", OUTPUTS)) for n in range(count)
-)
-
-
-def text_of(constraints):
-    box = "".join(f"(assert (<= X_{n} 1))(assert (>= X_{n} -1))\n" for n in range(INPUTS))
-    return f"{DECLARED}{box}(assert {constraints})"
+text_of = partial(small_properties.text_of, low=-1, high=1, inputs=INPUTS, outputs=OUTPUTS)
 
 
 def write_files(folder, seed, constraints, nodes=(("Softmax", {}),), scale=1):

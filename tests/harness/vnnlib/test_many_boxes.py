@@ -3,10 +3,12 @@
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
+from small_properties import declared, run, text_of
 from torch import nn
 
 from cerdeq.deadline import DeadlineError, stop_at
@@ -18,7 +20,7 @@ from harness.vnnlib.query import Violations, query_of_boxes
 from harness.vnnlib.solve import solve, solve_files
 from harness.vnnlib.version1 import property_of
 
-DECLARED = "(declare-const X_0 Real) (declare-const Y_0 Real)"
+DECLARED = declared(1, 1)
 
 
 def network_of():
@@ -29,14 +31,6 @@ def network_of():
         layer.weight.data *= 2.5
     network.input_shape = (1,)
     return network
-
-
-def run_of(network):
-    def run(points):
-        with torch.no_grad():
-            return network(torch.from_numpy(points)).numpy()
-
-    return run
 
 
 def property_of_boxes(network, count, error, width):
@@ -52,10 +46,10 @@ def property_of_boxes(network, count, error, width):
 
 def test_a_thousand_boxes_are_decided_together_and_confirmed():
     network = network_of()
-    answer = solve(property_of_boxes(network, 1000, 0.01, 1e-4), network, run_of(network), 120, certificates=True)
+    answer = solve(property_of_boxes(network, 1000, 0.01, 1e-4), network, partial(run, network), 120, certificates=True)
     assert (answer.status, answer.branches, answer.certificate) == ("unsat", 0, {})
     few = property_of_boxes(network, 20, 0.01, 1e-4)
-    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+    assert confirm_unsat(few, network, partial(run, network), {}) == "linear"
 
 
 def test_boxes_that_are_too_wide_for_linear_bounds_are_searched_and_their_certificates_are_theirs():
@@ -63,10 +57,10 @@ def test_boxes_that_are_too_wide_for_linear_bounds_are_searched_and_their_certif
     property_ = property_of_boxes(network, 6, 0.3, 0.2)
     undecided = solving._undecided_boxes(property_.groups, network, 1, time.monotonic() + 60)
     assert 0 < len(undecided) < 6
-    answer = solve(property_, network, run_of(network), 120, certificates=True)
+    answer = solve(property_, network, partial(run, network), 120, certificates=True)
     assert answer.status == "unsat" and {int(name.split("/")[0]) for name in answer.certificate} <= set(undecided)
     tensors = {name: tensor.numpy() for name, tensor in answer.certificate.items()}
-    assert confirm_unsat(property_, network, run_of(network), tensors) == "certificate"
+    assert confirm_unsat(property_, network, partial(run, network), tensors) == "certificate"
 
 
 def test_one_box_with_a_counterexample_among_many_is_found():
@@ -75,7 +69,7 @@ def test_one_box_with_a_counterexample_among_many_is_found():
     others = property_of_boxes(network, 300, 0.01, 1e-4)
     own = property_of(parse(f"{DECLARED} (assert (or {text} {text}))"))
     property_ = replace(others, cases=(*others.cases[:200], *own.cases, *others.cases[200:]))
-    assert solve(property_, network, run_of(network), 120).status == "sat"
+    assert solve(property_, network, partial(run, network), 120).status == "sat"
 
 
 def test_no_box_is_begun_after_the_limit():
@@ -84,7 +78,7 @@ def test_no_box_is_begun_after_the_limit():
     property_, numbers = property_of_boxes(network, 1000, 0.01, 1e-4), list(range(1000))
     all_undecided = patch.object(solving, "_undecided_boxes", return_value=numbers)
     with all_undecided, patch.object(solving, "_solve_box", wraps=solving._solve_box) as solve_box:
-        answer = solve(property_, network, run_of(network), 0.1)
+        answer = solve(property_, network, partial(run, network), 0.1)
     assert answer.status == "timeout" and solve_box.call_count < 500
 
 
@@ -100,7 +94,7 @@ def test_boxes_of_conjunctions_are_decided_together_and_confirmed():
     property_ = replace(property_, cases=tuple(cases))
     assert not solving._undecided_boxes(property_.groups, network, 1, time.monotonic() + 300)
     few = replace(property_, cases=property_.cases[:40])
-    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+    assert confirm_unsat(few, network, partial(run, network), {}) == "linear"
     alone = replace(property_, cases=tuple(replace(case, constraints=others_of(case)) for case in property_.cases[:40]))
     assert len(solving._undecided_boxes(alone.groups, network, 1, time.monotonic() + 300)) == 20
 
@@ -118,22 +112,20 @@ def case_texts(count, shift):
 def test_many_cases_of_one_box_are_decided_in_groups_and_confirmed():
     """10,000 cases in 348 kB took 8.4 GB once, then ended in a RuntimeError."""
     network = network_of()
-    box = f"{DECLARED} (assert (>= X_0 0.2)) (assert (<= X_0 0.3))"
-    property_ = property_of(parse(f"{box} (assert (or {' '.join(case_texts(3000, 0.5))}))"))
+    property_ = property_of(parse(text_of(f"(or {' '.join(case_texts(3000, 0.5))})", 0.2, 0.3, 1, 1)))
     assert [len(cases) for cases in property_.groups] == [500] * 6
-    answer = solve(property_, network, run_of(network), 120, certificates=True)
+    answer = solve(property_, network, partial(run, network), 120, certificates=True)
     assert answer.status == "unsat"
-    few = property_of(parse(f"{box} (assert (or {' '.join(case_texts(1200, 0.5))}))"))
-    assert confirm_unsat(few, network, run_of(network), {}) == "linear"
+    few = property_of(parse(text_of(f"(or {' '.join(case_texts(1200, 0.5))})", 0.2, 0.3, 1, 1)))
+    assert confirm_unsat(few, network, partial(run, network), {}) == "linear"
 
 
 def test_a_box_of_many_cases_ends_at_the_limit(tmp_path):
     """Without deadlines, building the constraints of 40 groups took longer than the limit."""
     network = network_of()
-    box = f"{DECLARED} (assert (>= X_0 0.0)) (assert (<= X_0 1.0))"
-    property_ = property_of(parse(f"{box} (assert (or {' '.join(case_texts(20_000, 1e-3))}))"))
+    property_ = property_of(parse(text_of(f"(or {' '.join(case_texts(20_000, 1e-3))})", 0.0, 1.0, 1, 1)))
     began = time.monotonic()
-    assert solve(property_, network, run_of(network), 0.5).status == "timeout"
+    assert solve(property_, network, partial(run, network), 0.5).status == "timeout"
     assert time.monotonic() - began < 10
     for late in (lambda: Violations(property_.groups[0], 1), lambda: query_of_boxes(property_.groups, (1,), 1)):
         with stop_at(0.0), pytest.raises(DeadlineError):
@@ -145,5 +137,5 @@ def test_files_that_take_too_long_to_read_are_a_timeout(tmp_path):
     from cerdeq import export_onnx
 
     export_onnx(network_of(), tmp_path / "net.onnx", (1,))
-    (tmp_path / "p.vnnlib").write_text(f"{DECLARED} (assert (>= X_0 0)) (assert (<= X_0 1)) (assert (<= Y_0 0))")
+    (tmp_path / "p.vnnlib").write_text(text_of("(<= Y_0 0)", 0, 1, 1, 1))
     assert solve_files(tmp_path / "net.onnx", tmp_path / "p.vnnlib", 1e-9).status == "timeout"

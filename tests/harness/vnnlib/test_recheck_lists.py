@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from small_properties import INPUTS, OUTPUTS
-from small_results import certified_result
+from small_properties import INPUTS, certified_result, declared, text_of, with_weights
 from torch import nn
 
 from harness.command_line import main
@@ -19,18 +18,11 @@ from harness.vnnlib.counterexample import decimal_between
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 
-BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 0.7))(assert (>= X_{n} 0.1))\n" for n in range(2))
-DECLARED = "(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
-SAT, UNSAT = "(assert (>= Y_0 0.6))", "(assert (and (<= Y_0 0.05) (>= Y_0 -0.5)))"
+SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "(and (<= Y_0 0.05) (>= Y_0 -0.5))"))
 
 
-def text_of(property_):
+def written(property_):
     """Return a property as a file of version 1.0. Its numbers are decimals."""
-    lines = [
-        f"(declare-const {kind}_{n} Real)"
-        for kind, count in zip("XY", (INPUTS, OUTPUTS), strict=True)
-        for n in range(count)
-    ]
     cases = []
     for case in property_.cases:
         ends = [("<=", case.box.upper), (">=", case.box.lower)]
@@ -39,7 +31,7 @@ def text_of(property_):
             terms = " ".join(f"(* {decimal(factor)} Y_{n})" for n, factor in c.coefficients.items())
             atoms.append(f"(<= (+ {terms}) {decimal(c.bound)})")
         cases.append(f"(and {' '.join(atoms)})")
-    return "\n".join([*lines, f"(assert (or {' '.join(cases)}))"])
+    return f"{declared()}(assert (or {' '.join(cases)}))"
 
 
 def decimal(number):
@@ -53,15 +45,13 @@ def answered_list(tmp_path_factory):
     from cerdeq import export_onnx
 
     directory = tmp_path_factory.mktemp("answers")
-    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
-    for layer in network[::2]:
-        layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
+    network = with_weights(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.eye(2), torch.eye(2))
     export_onnx(network, directory / "net.onnx", (2,))
     network, property_, *_ = certified_result(0)
     export_onnx(network, directory / "random.onnx", (INPUTS,))
-    (directory / "sat.vnnlib").write_text(BOX + DECLARED + SAT)
-    (directory / "easy.vnnlib").write_text(BOX + DECLARED + UNSAT)
-    (directory / "hard.vnnlib").write_text(text_of(property_))
+    (directory / "sat.vnnlib").write_text(SAT)
+    (directory / "easy.vnnlib").write_text(UNSAT)
+    (directory / "hard.vnnlib").write_text(written(property_))
     (directory / "list.csv").write_text("net.onnx,sat.vnnlib,60\nnet.onnx,easy.vnnlib,60\nrandom.onnx,hard.vnnlib,60\n")
     arguments = directory / "list.csv", "--results-dir", directory / "results", "--workers", "1"
     assert main("verify", list(map(str, arguments))) == 0
@@ -142,7 +132,7 @@ RECORDS = {
 }
 CHANGES = {
     "net.onnx has changed": lambda r: (r.parent / "net.onnx").write_bytes((r.parent / "net.onnx").read_bytes() + b"\0"),
-    "easy.vnnlib has changed": lambda r: (r.parent / "easy.vnnlib").write_text(BOX + DECLARED + SAT),
+    "easy.vnnlib has changed": lambda r: (r.parent / "easy.vnnlib").write_text(SAT),
     "hard.vnnlib is missing": lambda r: (r.parent / "hard.vnnlib").unlink(),
     "00003.safetensors is missing": lambda r: (r / "instances" / "00003.safetensors").unlink(),
     "00003.safetensors has changed": change_certificate,
@@ -193,7 +183,7 @@ def test_layers_without_a_rule_are_not_confirmed(results, capsys):
 
     network = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.1), nn.Linear(2, 2)).eval()
     export_onnx(network, results.parent / "leaky.onnx", (2,))
-    (results.parent / "far.vnnlib").write_text(BOX + DECLARED + "(assert (>= Y_0 1000.0))")
+    (results.parent / "far.vnnlib").write_text(text_of("(>= Y_0 1000.0)", 0.1, 0.7))
     directory = results.parent / "leaky"
     files = str(results.parent / "leaky.onnx"), str(results.parent / "far.vnnlib")
     assert main("verify", [*files, "--results-dir", str(directory)]) == 0
@@ -239,12 +229,10 @@ def external(tmp_path):
     onnx = pytest.importorskip("onnx")
     from cerdeq import export_onnx
 
-    network = nn.Sequential(nn.Linear(2, 2)).eval()
-    network[0].weight.data, network[0].bias.data = torch.eye(2), torch.zeros(2)
-    path = tmp_path / "net.onnx"
+    network, path = with_weights(nn.Sequential(nn.Linear(2, 2)), torch.eye(2)), tmp_path / "net.onnx"
     export_onnx(network, path, (2,))
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
-    (tmp_path / "p.vnnlib").write_text(BOX + DECLARED + "(assert (>= Y_0 1.0))")
+    (tmp_path / "p.vnnlib").write_text(text_of("(>= Y_0 1.0)", 0.1, 0.7))
     (tmp_path / "list.csv").write_text("net.onnx,p.vnnlib,60\n")
     return path
 

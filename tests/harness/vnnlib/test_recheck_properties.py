@@ -7,11 +7,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from enumeration import smallest_violation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_properties import INPUTS, OUTPUTS, run
-from small_results import TINY, certified_result, certified_results, proved_by, solved, tensors_of, with_bounds_raised
+from small_properties import (
+    INPUTS,
+    OUTPUTS,
+    TINY,
+    certified_result,
+    certified_results,
+    proved_by,
+    run,
+    smallest_violation,
+    solved,
+    tensors_of,
+    with_bounds_raised,
+    with_weights,
+)
 from torch import nn
 
 from cerdeq.onnx.layers import Apply
@@ -206,9 +217,8 @@ def test_batch_norm_of_sequences_is_that_of_torch():
 
 def test_a_counterexample_must_hold_in_both_arithmetics():
     """The exact first output is 0.5."""
-    network = nn.Sequential(nn.Linear(INPUTS, OUTPUTS)).eval()
-    network[0].weight.data, network[0].bias.data = torch.eye(OUTPUTS, INPUTS), torch.zeros(OUTPUTS)
-    network.input_shape, box = (INPUTS,), InputBox((Fraction(0),) * INPUTS, (Fraction(1),) * INPUTS)
+    network = with_weights(nn.Sequential(nn.Linear(INPUTS, OUTPUTS)), torch.eye(OUTPUTS, INPUTS))
+    box = InputBox((Fraction(0),) * INPUTS, (Fraction(1),) * INPUTS)
     text = "((X_0 0.5)\n(X_1 0.25)\n(Y_0 0.5)\n(Y_1 0.25)\n(Y_2 0.0))"
     no_case, other = (NotConfirmedError, "no case is proved"), (UnknownLayerError, "outputs in float32 differ")
     for bound, shift, refusal in [

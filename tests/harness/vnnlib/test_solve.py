@@ -10,9 +10,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_properties import INPUTS, OUTPUTS, network_of, property_of_seed, run
+from small_properties import (
+    INPUTS,
+    OUTPUTS,
+    SECONDS,
+    TINY,
+    network_of,
+    property_of_seed,
+    proved_by,
+    run,
+    solved,
+    tensors_of,
+    text_of,
+    with_bounds_raised,
+    with_weights,
+)
 from torch import nn
 
+from harness.checker.proofs.box_parts import SPLITS
 from harness.common.errors import InputError
 from harness.common.properties import Case, Constraint, InputBox, Property
 from harness.common.rounding import round_up
@@ -23,9 +38,6 @@ from harness.vnnlib.files import check_shapes
 from harness.vnnlib.query import Violations, region_of, with_violations
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of
-
-SECONDS = 60
-
 
 decimals = st.decimals(-10, 10, places=9).map(Fraction)
 
@@ -83,17 +95,12 @@ def test_violations_are_positive_only_where_a_constraint_is_violated(seed):
 
 
 def case_of(bound, coefficient=Fraction(1), low=Fraction(0), high=Fraction(1)):
-    text = "".join(f"(declare-const {kind}_{n} Real)" for kind, k in (("X", INPUTS), ("Y", OUTPUTS)) for n in range(k))
-    ends = "".join(f"(assert (>= X_{n} {low}))(assert (<= X_{n} {high}))" for n in range(INPUTS))
-    return property_of(parse(f"{text}{ends}(assert (<= (* {coefficient} Y_0) {bound}))"))
+    return property_of(parse(text_of(f"(<= (* {coefficient} Y_0) {bound})", low, high, INPUTS, OUTPUTS)))
 
 
 def identity():
     """Return the network whose first output is its first input."""
-    network = nn.Sequential(nn.Linear(INPUTS, OUTPUTS))
-    network[0].weight.data, network[0].bias.data = torch.eye(OUTPUTS, INPUTS), torch.zeros(OUTPUTS)
-    network.input_shape = (INPUTS,)
-    return network.eval()
+    return with_weights(nn.Sequential(nn.Linear(INPUTS, OUTPUTS)), torch.eye(OUTPUTS, INPUTS))
 
 
 def test_exactly_the_bound_is_a_counterexample_only_if_both_arithmetics_say_so():
@@ -151,3 +158,15 @@ def test_packages_are_loaded_before_the_time_of_an_instance_runs(monkeypatch):
     monkeypatch.setattr(solving, "time", SimpleNamespace(monotonic=lambda: pytest.fail(f"began with {loaded}")))
     with pytest.raises(pytest.fail.Exception, match=r"began with \['torch._dynamo'\]"):
         solving.solve_files("net.onnx", "property.vnnlib", 1)
+
+
+BY_PARTS = (36, 44, 57, 67)  # seeds of results that need parts of the box
+
+
+def test_results_by_parts_are_confirmed_and_prove_no_other_property():
+    for seed in BY_PARTS:
+        network, _, property_, result, violation = solved(seed)
+        tensors = tensors_of(result)
+        assert result.status == "unsat" and violation > -1e-9 and any(name.endswith(SPLITS) for name in tensors)
+        assert proved_by(network, property_, tensors), seed
+        assert not proved_by(network, with_bounds_raised(property_, Fraction(violation) + TINY), tensors), seed
