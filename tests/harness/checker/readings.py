@@ -215,9 +215,8 @@ READINGS = [
     Reading("own __call__ of a class", BOTH, lambda: OwnCall(2, 2, 1)),
     Reading("tensor of its own class", NOBODY, conv, with_doubling(False)),
     Reading("parameter of its own class", NOBODY, conv, with_doubling(True)),
-    Reading(
-        "parametrised", CERTIFIER, conv, lambda m: parametrize.register_parametrization(m, "weight", Doubled()).eval()
-    ),
+    Reading("parametrised", CERTIFIER, conv,
+        lambda m: parametrize.register_parametrization(m, "weight", Doubled()).eval()),
     Reading("branch on the type", NOBODY, calls(depending_on_the_type, layer=conv)),
     Reading("size changed in forward", NOBODY, calls(with_changed_size, pool=lambda: nn.AvgPool2d(2))),
     # Values and tensors changed in place
@@ -225,31 +224,21 @@ READINGS = [
     Reading("in-place ReLU", BOTH, lambda: nn.Sequential(conv(), nn.ReLU(inplace=True))),
     Reading("read after in-place ReLU", NOBODY, calls(lambda m, x: m.relu(x) + x, relu=lambda: nn.ReLU(inplace=True))),
     Reading("read by another name", NOBODY, calls(read_by_another_name, layer=nn.Identity)),
-    Reading(
-        "view read after a change",
-        NOBODY,
-        calls(lambda m, x: m.relu(x.flatten(1)) + x.flatten(1), relu=lambda: nn.ReLU(True)),
-    ),
+    Reading("view read after a change", NOBODY, calls(lambda m, x: m.relu(x.flatten(1)) + x.flatten(1),
+        relu=lambda: nn.ReLU(True))),
     Reading("relu_", NOBODY, calls(lambda m, x: F.relu_(x - 0.5) + x)),
     Reading("buffer changed", NOBODY, calls(counted, c=constant(2, 1, 1))),
     Reading("buffer changed by augmentation", NOBODY, calls(counted_by_augmentation, c=constant(2, 1, 1))),
     Reading("buffer that takes data", NOBODY, calls(with_data_in_a_buffer, c=constant(1, *IMAGE))),
-    Reading(
-        "attribute changed", NOBODY, lambda: Calls(counted_outside_of_buffers, torch.ones(2, 1, 1, dtype=torch.float64))
-    ),
+    Reading("attribute changed", NOBODY,
+        lambda: Calls(counted_outside_of_buffers, torch.ones(2, 1, 1, dtype=torch.float64))),
     # Constants, and arguments by name or position
     Reading("sum with a constant", BOTH, calls(lambda m, x: m.c + x, c=constant(2, 1, 1))),
-    Reading(
-        "difference with alpha",
-        CERTIFIER,
-        calls(lambda m, x: torch.sub(other=x, alpha=2, input=m.c), c=constant(*IMAGE)),
-    ),
+    Reading("difference with alpha", CERTIFIER, calls(lambda m, x: torch.sub(other=x, alpha=2, input=m.c),
+        c=constant(*IMAGE))),
     Reading("constant that is computed", CERTIFIER, calls(lambda m, x: x + 2 * m.c, c=constant(2, 1, 1))),
-    Reading(
-        "layer of a constant",
-        CERTIFIER,
-        calls(lambda m, x: x + m.layer(m.c), layer=lambda: conv(padding=1), c=constant(1, *IMAGE)),
-    ),
+    Reading("layer of a constant", CERTIFIER, calls(lambda m, x: x + m.layer(m.c), layer=lambda: conv(padding=1),
+        c=constant(1, *IMAGE))),
     Reading("integer constant", CERTIFIER, calls(lambda m, x: x + m.c, c=lambda: torch.arange(4))),
     Reading("constant that broadcasts", CERTIFIER, calls(lambda m, x: x + m.c, c=constant(3, 1, 1)), shape=(1, 4, 4)),
     Reading("complex constant", NOBODY, calls(lambda m, x: (x + 1j * m.c).real, c=constant(2, 1, 1))),
@@ -290,4 +279,4 @@ READINGS = [
     Reading("halved images", NOBODY, calls(lambda m, x: x.reshape(-1, 16))),
     Reading("size of the batch", NOBODY, calls(lambda m, x: x * x.shape[0])),
     Reading("constant for each image", NOBODY, calls(lambda m, x: x + m.c, c=constant(2, *IMAGE))),
-]
+]  # fmt: skip

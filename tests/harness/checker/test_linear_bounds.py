@@ -76,12 +76,7 @@ AFFINE = {
     "batch norm of rows": lambda: [nn.Flatten(), nn.Linear(18, 2), norm(1)],
     "batch norm of sequences": lambda: [Calls(lambda x, c: x.reshape(-1, 2, 9), 1), norm(1), nn.Flatten()],
     "batch norm of as many sequences as steps": lambda: [
-        nn.Flatten(),
-        nn.Linear(18, 4),
-        Calls(lambda x, c: x.reshape(-1, 2, 2), 1),
-        norm(1),
-        nn.Flatten(),
-    ],
+        nn.Flatten(), nn.Linear(18, 4), Calls(lambda x, c: x.reshape(-1, 2, 2), 1), norm(1), nn.Flatten()],
     "pooling": lambda: [nn.AvgPool2d(2), nn.Flatten()],
     "residual": lambda: [Residual(nn.Conv2d(2, 2, 3, padding=1)), nn.Flatten()],
     "concatenated": lambda: [Concatenated(nn.Conv2d(2, 1, 1)), nn.Flatten()],
@@ -92,27 +87,15 @@ AFFINE = {
     "matrix of the last dimension": lambda: [Calls(lambda x, c: x @ c, 3, 5), nn.Flatten()],
     "permuted": lambda: [
         Calls(lambda x, c: x.permute(0, 3, 1, 2), 1, exact_function=lambda x, c: x.transpose(0, 3, 1, 2)),
-        nn.Conv2d(3, 2, 2),
-        nn.Flatten(),
-    ],
+        nn.Conv2d(3, 2, 2), nn.Flatten()],
     "reshaped": lambda: [Calls(lambda x, c: x.reshape(-1, 3, 3, 2), 1), nn.Conv2d(3, 2, 2), nn.Flatten()],
     "padded": lambda: [
-        Calls(
-            lambda x, c: F.pad(x, (1, 0, 0, 2)),
-            1,
-            exact_function=lambda x, c: np.pad(x, ((0, 0), (0, 0), (0, 2), (1, 0)), constant_values=Fraction(0)),
-        ),
-        nn.Conv2d(2, 2, 2),
-        nn.Flatten(),
-    ],
+        Calls(lambda x, c: F.pad(x, (1, 0, 0, 2)), 1, exact_function=lambda x, c: np.pad(
+            x, ((0, 0), (0, 0), (0, 2), (1, 0)), constant_values=Fraction(0))),
+        nn.Conv2d(2, 2, 2), nn.Flatten()],
     "deep": lambda: [
-        nn.Conv2d(2, 2, 3, padding=1),
-        Residual(nn.Conv2d(2, 2, 1)),
-        nn.AvgPool2d(3),
-        norm(2),
-        nn.Flatten(),
-    ],
-}
+        nn.Conv2d(2, 2, 3, padding=1), Residual(nn.Conv2d(2, 2, 1)), nn.AvgPool2d(3), norm(2), nn.Flatten()],
+}  # fmt: skip
 
 
 def exact_numbers(values):
