@@ -15,8 +15,8 @@ from harness.checker.proofs.certificates import RefusedError, Tensors, require
 
 PREFIX = "equilibrium"
 _FIELDS = {
-    "nodes": np.int32, "rows": np.int32, "multipliers": np.float16,
-    "scales": np.float32, "betas": np.float32, "exact": np.float64,
+    "nodes": (np.int32, "M4"), "rows": (np.int32, "T4"), "multipliers": (np.float16, "TN"),
+    "scales": (np.float32, "T"), "betas": (np.float32, "T"), "exact": (np.float64, "EN"),
 }  # fmt: skip
 _MOST_NUMBERS = 2**26  # of all nodes' boxes; they take 1 GiB
 
@@ -124,23 +124,22 @@ def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
     """Return the tensors by their fields. Raises RefusedError where they are no tree."""
     require(tensors.keys() == {f"{PREFIX}/{field}" for field in _FIELDS}, "its tensors are not those of a tree")
     tree = {field: tensors[f"{PREFIX}/{field}"] for field in _FIELDS}
-    for field, kind in _FIELDS.items():
-        require(tree[field].dtype == kind, f"{field} is {tree[field].dtype}, expected {np.dtype(kind)}")
-    nodes, places = tree["nodes"], tree["rows"]
-    require(nodes.ndim == 2 and nodes.shape[1] == 4 and len(nodes) > 0, "nodes are not [M, 4]")
+    (nodes, *_), (places, *_) = ((*tree[field].shape, 0) for field in ("nodes", "rows"))
+    sizes = {"M": nodes, "T": places, "N": units, "E": np.count_nonzero(tree["scales"] == 0), "4": 4}
+    for field, (kind, dimensions) in _FIELDS.items():
+        tensor, shape = tree[field], tuple(sizes[dimension] for dimension in dimensions)
+        expected = f"expected {np.dtype(kind)} {list(shape)}"
+        require(
+            tensor.dtype == kind and tensor.shape == shape,
+            f"{field} is {tensor.dtype} {list(tensor.shape)}, {expected}",
+        )
     most = _MOST_NUMBERS // units
-    require(len(nodes) <= most, f"there are {len(nodes):,} nodes, allowed: up to {most:,} of {units} units")
-    require(places.ndim == 2 and places.shape[1] == 4, "rows are not [T, 4]")
-    count = len(places)
-    require(tree["multipliers"].shape == (count, units), f"multipliers are not [T, {units}]")
-    require(tree["scales"].shape == tree["betas"].shape == (count,), "scales or betas are not [T]")
-    is_exact = int((tree["scales"] == 0).sum())
-    require(tree["exact"].shape == (is_exact, units), f"exact is not [{is_exact}, {units}]")
-    finite = all(np.isfinite(tree[field]).all() for field in ("multipliers", "scales", "betas", "exact"))
+    require(0 < nodes <= most, f"there are {nodes:,} nodes, allowed: up to {most:,} of {units} units")
+    finite = all(np.isfinite(tensor).all() for tensor in tree.values())
     require(finite and bool((tree["betas"] >= 0).all()), "a number is not finite, or a beta is below 0")
-    _check_nodes(nodes, rows, units)
-    number, order, unit, sign = places.T
-    require(bool(((number >= 0) & (number < len(nodes)) & (order >= 0)).all()), "a row is of no node")
+    _check_nodes(tree["nodes"], rows, units)
+    number, order, unit, sign = tree["rows"].T
+    require(bool(((number >= 0) & (number < nodes) & (order >= 0)).all()), "a row is of no node")
     require(bool(((unit >= 0) & (unit < units) & np.isin(sign, (-1, 0, 1))).all()), "a row bounds no unit")
     return tree
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from harness.report.figures import error_figures, images, lengths, networks, searches, training
+from harness.report.figures import error_figures, images, networks, searches, training
 from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
@@ -43,7 +43,7 @@ FIGURES = (
     FigureKind("Certified against standard error", error_figures.tradeoff),
     FigureKind("Errors of each trained network", error_figures.seeds),
     FigureKind("What each stage decides", error_figures.stages),
-    FigureKind("Errors against the length of training", lengths.length, broad=True),
+    FigureKind("Errors against the length of training", error_figures.length, broad=True),
     FigureKind("Bound width against depth", networks.depth, of_trials=True, broad=True),
     FigureKind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
     FigureKind("States of ReLUs", networks.relus, of_trials=True, broad=True),

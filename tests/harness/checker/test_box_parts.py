@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cerdeq import Box, verify
-from harness.bench.edge import edge_case
+from harness.bench.verifier import edge_case
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of

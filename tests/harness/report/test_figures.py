@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from harness.attacks.counterexamples import pack
 from harness.common import names
 from harness.leaderboard.table import build_leaderboard
-from harness.report.figures import error_figures, images, lengths, networks, style, training
+from harness.report.figures import error_figures, images, networks, style, training
 from harness.report.figures.catalogue import FIGURES, figures_of
 from harness.report.figures.section_data import SectionData
 from harness.settings import TrainSettings
@@ -125,7 +125,7 @@ def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path
         train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,), clip_norm=clip_norm)
         add(tmp_path / "study", right(100 + epochs + 2 * seed), seed=seed, train=train)
     add(tmp_path / "study", right(90), model="cnn7", train=TrainSettings(epochs=10, ramp_epochs=5, decay_epochs=(8,)))
-    certified, standard = lengths.length(section_of(tmp_path / "study")).axes
+    certified, standard = error_figures.length(section_of(tmp_path / "study")).axes
     points = [[tuple(point) for point in line.get_xydata()] for line in certified.lines]
     assert np.concatenate(sorted(points)) == pytest.approx(np.array([(10, 44.5), (40, 29.5)] * 2 + [(10, 55.0)]))
     assert [label.get_text() for label in certified.get_xticklabels()] == ["10", "40"]
@@ -138,7 +138,7 @@ def test_length_joins_no_schedules_of_one_length(tmp_path):
     for epochs, ramp_epochs in ((10, 2), (40, 2), (40, 20)):
         train = TrainSettings(epochs=epochs, ramp_epochs=ramp_epochs, decay_epochs=(epochs - 2,))
         add(tmp_path / "study", right(100 + ramp_epochs), train=train)
-    certified, _ = lengths.length(section_of(tmp_path / "study")).axes
+    certified, _ = error_figures.length(section_of(tmp_path / "study")).axes
     (line,) = certified.lines
     assert list(line.get_xdata()) == [10, 40, 40] and line.get_linestyle() == "None"
 
