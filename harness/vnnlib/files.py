@@ -23,11 +23,6 @@ from harness.vnnlib.version2 import is_version2, property_of_version2
 _LARGEST = 2**28  # bytes of a property
 
 
-def read_property(path: Path) -> Property:
-    """Return the property of a VNN-LIB file of version 1.0 or 2.0, which may be packed by gzip. Raises InputError."""
-    return property_in(read_vnnlib(path), path)
-
-
 def read_vnnlib(path: Path) -> bytes:
     """Return the bytes of a VNN-LIB file as they are stored. Raises InputError if it cannot be read."""
     try:
@@ -39,7 +34,10 @@ def read_vnnlib(path: Path) -> bytes:
 
 
 def property_in(content: bytes, path: Path) -> Property:
-    """Return the property in the bytes of a file. path: for messages. Raises InputError."""
+    """Return the property in the bytes of a file of version 1.0 or 2.0, which may be packed by gzip.
+
+    path: for messages. Raises InputError.
+    """
     try:
         code = without_comments(unpack(content, _LARGEST))
         with _no_garbage_collection():

@@ -121,11 +121,7 @@ def _batch_norm(
 
 
 def _relu(x: Any, inplace: bool = False) -> ReluStep:
-    return ReluStep(None)
-
-
-def _absolute(input: Any) -> ReluStep:
-    """Return the ReLU from whose result `maps.absolute` makes the absolute value."""
+    """Return the step of a ReLU; from its result `maps.absolute` makes the absolute value."""
     return ReluStep(None)
 
 
@@ -224,7 +220,7 @@ OPERATORS = {
         dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), ("running_mean", "running_var", "weight", "bias", "eps")),
     ),
     "relu": Operator(_relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: ()}),
-    ABSOLUTE: Operator(_absolute, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
+    ABSOLUTE: Operator(_relu, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
     "add": Operator(_add, (operator.add, operator.iadd, torch.add, Tensor.add)),
     "subtract": Operator(
         partial(_add, sign=-1), (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)

@@ -12,7 +12,7 @@ from harness.checker.properties import NotConfirmedError, confirm_sat, refuse_ot
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.vnnlib.brackets import parse
-from harness.vnnlib.files import load_instance, read_property
+from harness.vnnlib.files import load_instance, property_in
 from harness.vnnlib.solve import solve_files
 from harness.vnnlib.version1 import property_of
 
@@ -65,7 +65,7 @@ def test_answers_are_those_of_the_logits_and_are_confirmed(tmp_path):
     for seed in range(8):
         constraints, scale = order_of(np.random.default_rng(seed)), 4096 if seed % 3 == 2 else 1
         network, text, weights = write_files(tmp_path, seed, constraints, endings[seed % 2], scale)
-        violation = min(smallest_violation(weights, case) for case in read_property(text).cases)
+        violation = min(smallest_violation(weights, case) for case in property_in(text.read_bytes(), text).cases)
         if abs(violation) > 1e-5:
             expected.append("sat" if violation < 0 else "unsat")
             rows.append(f"{network.name},{text.name},60\n")
@@ -91,7 +91,7 @@ def test_other_constraints_are_refused_by_reader_and_checker(constraint, tmp_pat
     ):
         solve_files(network, text, 10)
     with pytest.raises(NotConfirmedError, match="does not compare two outputs"):
-        refuse_other_than_order(read_property(text))
+        refuse_other_than_order(property_in(text.read_bytes(), text))
 
 
 def test_the_checker_allows_what_the_reader_drops():

@@ -13,7 +13,7 @@ from cerdeq.deadline import DeadlineError, stop_at
 from harness.common.errors import InputError
 from harness.vnnlib import files, version1
 from harness.vnnlib.brackets import parse
-from harness.vnnlib.files import property_in, read_property
+from harness.vnnlib.files import property_in, read_vnnlib
 
 BOX = "".join(f"(declare-const X_{n} Real)(assert (<= X_{n} 1))(assert (>= X_{n} -1.0))" for n in range(2))
 OUTPUTS = "".join(f"(declare-const Y_{n} Real)" for n in range(2))
@@ -24,6 +24,10 @@ CHOICES = f"(assert {CHOICE})" * 14
 
 def read(text):
     return property_in(text.encode(), Path("property.vnnlib"))
+
+
+def read_property(path):
+    return property_in(read_vnnlib(path), path)
 
 
 def value(term, point):
