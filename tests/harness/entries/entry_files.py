@@ -134,3 +134,8 @@ class Entry:
         assert check.status == ("refuted" if sum(each.refuted for each in check.networks) else "refused")
         assert check.level == ["none", *entry_check.STEPS][entry_check.STEPS.index(step.name)]
         return step.name, step.message
+
+    def assert_refused(self, step, message):
+        """Check; assert that this step fails, and that its message has this part."""
+        found = self.refused_at()
+        assert found[0] == step and message in found[1], found
