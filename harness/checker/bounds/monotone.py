@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, convolve, magnitude, widen_for_rounding
 
 _SPLITTING_STEPS, _NEWTON, _SOLVED = 3000, 1e-14, 1e-9
 _WEIGHT_STEPS, _NORM_STEPS = 30, 30
@@ -86,15 +86,12 @@ def dense(weight: Array, shape: tuple[int, ...]) -> Array:
     """
     if weight.ndim == 2:
         return weight
-    units, (channels, height, width), size = int(np.prod(shape)), shape, weight.shape[-1]
+    units = int(np.prod(shape))
     if units > _MOST_UNITS:
         raise NotMonotoneError(f"strong monotonicity of a convolution is checked up to {_MOST_UNITS} units")
-    matrix = np.zeros((channels, height, width, channels, height, width))
-    for row, column, i, j in np.ndindex(height, width, size, size):
-        y, x = row + i - size // 2, column + j - size // 2
-        if 0 <= y < height and 0 <= x < width:
-            matrix[:, row, column, :, y, x] = weight[:, :, i, j]
-    return matrix.reshape(units, units)
+    parts = np.array_split(np.eye(units).reshape(units, *shape), units // 64 + 1)  # together they need too much memory
+    columns = np.concatenate([convolve(weight, part, 1, weight.shape[-1] // 2) for part in parts])
+    return columns.reshape(units, units).T.copy()
 
 
 @once_a_weight

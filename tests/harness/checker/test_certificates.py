@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from cerdeq.equilibrium import FixedPoint
+from harness.checker.bounds import regions
 from harness.checker.bounds.boxes import ball
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import read_network
@@ -214,6 +215,17 @@ def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
     model[-1].weight[OTHERS] += 1e-3
     assert prove(read_network(model), BOX, LABEL, tensors).proved_by == ""
     model[-1].weight[OTHERS] -= 1e-3
+
+
+def test_every_leaf_counts_where_few_are_bounded_at_a_time(proved, monkeypatch):
+    """The leaf in which the row is not positive comes first in one of both orders at most."""
+    model, tensors = proved
+    monkeypatch.setattr(regions, "rows_at_once", lambda region: 1)
+    for order in (tensors, {name: t if name == "2/neurons" else t[::-1] for name, t in tensors.items()}):
+        assert prove(read_network(model), BOX, LABEL, order).proved_by == CERTIFICATE
+        model[-1].bias[OTHERS[0]] += 2e-4
+        assert prove(read_network(model), BOX, LABEL, order).proved_by == ""
+        model[-1].bias[OTHERS[0]] -= 2e-4
 
 
 def test_a_row_without_leaves_needs_a_proof_of_its_own(proved):
