@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from test_rounding_terms import exact as exact_numbers
 from torch import nn
 
 from baselines.layers import Normalize
@@ -96,12 +97,6 @@ AFFINE = {
     "deep": lambda: [
         nn.Conv2d(2, 2, 3, padding=1), Residual(nn.Conv2d(2, 2, 1)), nn.AvgPool2d(3), norm(2), nn.Flatten()],
 }  # fmt: skip
-
-
-def exact_numbers(values):
-    """Return a tensor or an array as an array of fractions."""
-    array = np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
-    return np.array([Fraction(float(v)) for v in array.ravel()], dtype=object).reshape(array.shape)
 
 
 def exact(layer, x):

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from test_rounding_terms import exact
 from torch import nn
 
 from cerdeq import Box as Region
@@ -23,11 +24,6 @@ from harness.checker.proofs import tree as trees
 from harness.checker.proofs.example import prove_rows
 
 UNITS, INPUTS = 6, 3
-
-
-def exact(values):
-    array = np.asarray(values, dtype=np.float64)
-    return np.array([Fraction(float(v)) for v in array.ravel()], dtype=object).reshape(array.shape)
 
 
 def random_weight(rng, units=UNITS, modulus=0.3):

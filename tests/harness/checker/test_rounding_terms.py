@@ -26,7 +26,8 @@ LOST = np.array([1.0, *[U] * (COUNT - 1)])  # summed from the left, only the 1 i
 
 
 def exact(values):
-    array = np.asarray(values, dtype=np.float64)
+    """Return a tensor or an array as an array of fractions."""
+    array = np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
     return np.array([Fraction(float(v)) for v in array.ravel()], dtype=object).reshape(array.shape)
 
 
