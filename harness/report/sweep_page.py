@@ -124,16 +124,12 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, TrialConfig] = Mappin
 
 
 def _certify_options(settings: EvaluationSettings) -> list[str]:
-    options = {"--stages": ",".join(settings.stages)}
-    if names.BAB in settings.stages and settings.bab_seconds:
-        options["--seconds"] = f"{settings.bab_seconds:g}"
-    if names.BAB in settings.stages and settings.bab_branches:
-        options["--branches"] = str(settings.bab_branches)
-    if settings.stage_seconds:
-        options["--stage-seconds"] = f"{settings.stage_seconds:g}"
-    if settings.test_images:
-        options["--images"] = str(settings.test_images)
-    words = [word for option in options.items() for word in option]
+    options = {"--stages": ",".join(settings.stages), "--stage-seconds": settings.stage_seconds}
+    if names.BAB in settings.stages:
+        options |= {"--seconds": settings.bab_seconds, "--branches": settings.bab_branches}
+    options["--images"] = settings.test_images
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items() if value}
+    words = [word for option in texts.items() for word in option]
     return [*words, "--certificates"] if settings.certificates else words
 
 
