@@ -1,5 +1,6 @@
 """Trace a torch module: torch.fx names the operations, the table of operators what bounds know of them."""
 
+import functools
 import inspect
 import itertools
 import linecache
@@ -214,6 +215,9 @@ def _reader(model: nn.Module, path: str, constants: dict[str, Any]) -> Callable[
     return lambda: getattr(module, attribute)
 
 
+_signature = functools.cache(inspect.signature)
+
+
 def _check_arguments(step: Step, reached: set[int]) -> None:
     """Raise UnsupportedOperator if the rule does not take these arguments, or not as bounded values."""
     record = step.record
@@ -224,7 +228,7 @@ def _check_arguments(step: Step, reached: set[int]) -> None:
         raise UnsupportedOperator(f"no bound rule for {record.name} with {', '.join(step.kwargs)} in the call {where}")
     try:
         options = module_arguments(record, step.target) if is_module else step.kwargs
-        call = inspect.signature(record.interval).bind(None, *step.args, **options)
+        call = _signature(record.interval).bind(None, *step.args, **options)
     except (TypeError, UnsupportedOperator) as error:
         raise UnsupportedOperator(f"{record.name} {where}: {error}") from None
     if any(isinstance(arg, torch.dtype) for arg in step.args):

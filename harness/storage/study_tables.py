@@ -9,6 +9,7 @@ If the trial folders exist, they are read instead.
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,12 @@ def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
     if study is None or (path / folder.VERDICTS).exists():
         return folder.read_verdicts(path, columns)
     name = path.relative_to(study).as_posix()
-    table = read_table(study / VERDICTS, [FOLDER, *columns])
-    rows = table.loc[table[FOLDER] == name, columns]
-    if rows.empty:
+    rows = _verdicts_by_folder(study / VERDICTS, (FOLDER, *columns), (study / VERDICTS).stat().st_mtime_ns).get(name)
+    if rows is None:
         raise DamagedFileError(f"{study / VERDICTS} has no verdicts of {name}")
-    return rows.reset_index(drop=True)
+    return rows[columns].reset_index(drop=True)
+
+
+@lru_cache(maxsize=1)  # a table for all trials of a study, which are read one after the other
+def _verdicts_by_folder(path: Path, columns: tuple[str, ...], changed_at: int) -> dict[Any, pd.DataFrame]:
+    return dict(iter(read_table(path, list(columns)).groupby(FOLDER, observed=True)))

@@ -16,7 +16,7 @@ from cerdeq.bounds import Interval
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from cerdeq.operators import record, table
 
-BOUNDS = ("ibp", "crown-ibp", "crown")
+BOUNDS = ("ibp", "crown")  # which is computed after crown-ibp, by the same rules
 OF_WEIGHTS = {"parametrisation", "gradient", "margin_start"}
 """Options that change which weights there are, or gradients: linear bounds of folded networks do not depend on them."""
 SHALLOW = [(name, "digits", {}) for name in NAMED]

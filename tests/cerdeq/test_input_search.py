@@ -12,6 +12,7 @@ from cerdeq import Box
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
 from cerdeq.branch.input_search import SPLITS, InputSearch, is_searched_by_parts
 
+SLOW = pytest.mark.slow  # other searches decide the same network in test_verify.py
 UNPROVED = torch.full((1,), -torch.inf, dtype=torch.float64)
 
 
@@ -32,12 +33,17 @@ def check_decided(graph, region, spec, minimum):
             assert (spec[0] @ shifted(decision.point).flatten()).item() < 0
 
 
-@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "residual", "leaky -0.5"])
+@pytest.mark.parametrize(
+    "name", ["deep", "residual", "leaky -0.5", *(pytest.param(n, marks=SLOW) for n in ("convolution padded", "dense"))]
+)
 def test_networks_near_the_edge_are_decided(name):
     check_decided(*graph_case(name, 0))
 
 
-@pytest.mark.parametrize(("kind", "w", "rho"), [("dense", "signed", 0.97), ("1 channel", "non-negative", 0.3)])
+@pytest.mark.parametrize(
+    ("kind", "w", "rho"),
+    [pytest.param("dense", "signed", 0.97, marks=SLOW), ("1 channel", "non-negative", 0.3)],
+)
 def test_equilibria_near_the_edge_are_decided(kind, w, rho):
     graph, region, minimum = list(cases_of(solved(kind, w, rho, seed=0, units=4)))[1]
     check_decided(graph, region, ONE, minimum)

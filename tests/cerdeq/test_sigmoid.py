@@ -1,5 +1,6 @@
 """Sigmoid and tanh: boxes and lines contain the exact curve, computed with sixty digits."""
 
+import functools
 import math
 from decimal import Decimal, localcontext
 from itertools import product
@@ -18,6 +19,7 @@ every_curve = pytest.mark.parametrize("name", CURVES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
+@functools.cache  # tests of other slopes ask at the same points
 def exact(name, p):
     """The curve at a Decimal; within `localcontext`."""
     if name == "sigmoid":

@@ -78,7 +78,7 @@ def graph_case(name, seed):
     return graph, region, spec, evaluated(graph, spec, points, shape).amin()  # a value of the network
 
 
-@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "leaky -0.5", "absolute", "parts"])
+@pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "absolute", "parts"])
 def test_what_lies_near_the_edge_is_decided(name):
     check_decided(*graph_case(name, 0), NEAREST)
 
