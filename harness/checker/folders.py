@@ -25,7 +25,7 @@ from harness.sweep.trial_config import TrialConfig, identity
 
 _NEAR, _SAME = 1e-3, 1e-6  # of weights of two seeds, which start from others; of one seed, relative to their size
 _CHOSEN = {"text", "search", "candidate", "validation"}
-_CHOICE = (  # see harness.tune.search
+_CHOICE = (  # see harness.tune.run_search
     r"[a-z0-9]+, \d+ candidates( with \d+ seeds each)?( \((\d+ ended early)?(, )?(\d+ failed)?\))?, "
     r"evaluated on [\d,]+ images held out of training"
 )

@@ -8,7 +8,7 @@ import pandas as pd
 from harness.common import names
 from harness.evaluation.verdicts import Evaluation
 
-_COLLAPSED = 0.99
+_COLLAPSED_SHARE = 0.99
 
 
 def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, float]:
@@ -56,7 +56,7 @@ def warnings(evaluation: Evaluation, metrics: dict[str, float | None]) -> list[s
     shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
     messages = []
-    if shares.iloc[0] >= _COLLAPSED:
+    if shares.iloc[0] >= _COLLAPSED_SHARE:
         messages.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
     failed = evaluation.verdicts[evaluation.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]
     for (verdict, stage), part in failed.groupby([names.VERDICT, names.STAGE]):

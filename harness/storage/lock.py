@@ -50,7 +50,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
         was_killed = is_locked and owner is not None and owner["host"] == socket.gethostname()
         is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
         # A holder with this process's own number is of before a restart of the machine.
-        is_held = owner is not None and owner["process"] != os.getpid() and _is_alive(owner)
+        is_held = owner is not None and owner["process"] != os.getpid() and _may_be_running(owner)
         if is_locked is False or is_removed or (is_held and not was_killed):
             name = f"process {owner['process']} on {owner['host']}" if owner else "no process yet"
             advice = "if that run is gone, delete the file"
@@ -71,7 +71,7 @@ def holder(directory: Path) -> Holder | None:
     """Return who holds a directory: `host`, `process` and `since` (seconds, as time.time); None if nobody does."""
     path = directory / LOCK
     owner = _parse(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
-    return owner if owner is not None and _is_alive(owner) else None
+    return owner if owner is not None and _may_be_running(owner) else None
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -105,7 +105,7 @@ def _try_lock(file: IO[bytes]) -> bool | None:
     return True
 
 
-def _is_alive(owner: Holder) -> bool:
+def _may_be_running(owner: Holder) -> bool:
     """Return False if the holder was a process of this machine that is gone."""
     if owner["host"] != socket.gethostname():
         return True

@@ -19,7 +19,7 @@ from harness.sweep.grid import LARGEST, expand, names_in
 from harness.sweep.imported_network import TRAINED_ELSEWHERE, Checkpoint, digest_of, read_file
 from harness.sweep.imported_weights import read_weights
 from harness.sweep.schema import SweepFile, TrialEntry, options_model, validate
-from harness.sweep.search import check_search, make_searched
+from harness.sweep.search_settings import check_search, make_searched
 from harness.sweep.text import merge, nest, profile_mark
 from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, identity
 

@@ -10,7 +10,7 @@ from harness.common.errors import InputError, SettingError
 from harness.settings import Radius, fit_to_epochs
 from harness.sweep import plugins
 from harness.sweep.schema import FIXED, Resources, SweepFile, validate
-from harness.sweep.search import Searched, SearchSettings
+from harness.sweep.search_settings import Searched, SearchSettings
 from harness.sweep.text import merge, parse_assignments, read
 from harness.sweep.trial_config import FULL_PROFILE, TrialConfig
 

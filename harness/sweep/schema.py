@@ -12,7 +12,7 @@ from baselines import DATASETS, UnknownNameError, network_names, suggestion, unk
 from harness.common.errors import InputError, SettingError, SettingsError, require
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.sweep.imported_network import Checkpoint, Source
-from harness.sweep.search import SearchSettings, Space
+from harness.sweep.search_settings import SearchSettings, Space
 from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 
 _MOST_PROBLEMS = 100  # in a message

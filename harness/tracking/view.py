@@ -15,7 +15,7 @@ KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
 ROW_TAG = "row"  # what the view groups runs by
 
-_EXPANDED: dict[str, list[dict[str, Any]]] = {
+_UNFOLDED: dict[str, list[dict[str, Any]]] = {
     "Final: of evaluated images": [
         {"type": "BAR", "metricKey": names.CERTIFIED_ERROR},
         {
@@ -36,7 +36,7 @@ _EXPANDED: dict[str, list[dict[str, Any]]] = {
         {"type": "LINE", "metricKey": names.TRAIN_EPS},
     ],
 }
-_COLLAPSED = (
+_FOLDED = (
     *("certified_error", "undecided", "bound_width", "unstable", "inactive", "equilibrium"),
     *("stage_examples", "stage_decided", "stage_seconds"),
     *("train", "train/bound_width", "train/equilibrium"),
@@ -59,7 +59,7 @@ def link(page: str, experiment_id: str) -> str:
 
 def _state() -> dict[str, Any]:
     """Return all keys that MLflow's page reads; version 3.5 has no defaults for missing ones."""
-    sections = [(name, True) for name in _EXPANDED] + [(name, False) for name in _COLLAPSED]
+    sections = [(name, True) for name in _UNFOLDED] + [(name, False) for name in _FOLDED]
     return {
         "searchFilter": "",
         "orderByKey": f"metrics.`{names.CERTIFIED_ERROR}`",
@@ -80,7 +80,7 @@ def _state() -> dict[str, Any]:
         "groupsExpanded": {},
         "useGroupedValuesInCharts": True,
         "compareRunCharts": [
-            _chart(name, number, own) for name in _EXPANDED for number, own in enumerate(_EXPANDED[name])
+            _chart(name, number, own) for name in _UNFOLDED for number, own in enumerate(_UNFOLDED[name])
         ],
         "compareRunSections": [
             {"uuid": name, "name": name, "display": opened, "isReordered": False, "deleted": False, "isGenerated": True}

@@ -15,7 +15,7 @@ from cerdeq.equilibrium import FixedPoint, fold
 from cerdeq.errors import is_out_of_memory
 from cerdeq.precision import counted_rounding
 from harness.common import names
-from harness.common.errors import InputError, require
+from harness.common.errors import require
 from harness.data import Data, Split, load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 """Errors of a trial itself: it would end with them on any machine."""
-NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)
-"""Errors after which Ray starts no other worker: those, and wrong input."""
 
 
 def run_trial(

@@ -26,14 +26,15 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from harness.common.errors import Stopped, error_line
+from harness.common.errors import InputError, Stopped, error_line
 from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
-from harness.training.trial import NOT_RETRIED
+from harness.training.trial import DETERMINISTIC_ERRORS
 from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, count_parallel_trials
 from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
 
 LOG = "ray.log"
+_NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 _ERROR = "error_of_item"
 
 
@@ -179,7 +180,7 @@ def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
         try:
             with suppress(Stopped):
                 work(Path(config["item"]), tune.report)
-        except NOT_RETRIED as error:
+        except _NOT_RETRIED as error:
             tune.report({_ERROR: error_line(error)})
         free_memory()
 

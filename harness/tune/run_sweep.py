@@ -48,7 +48,7 @@ def run_search(
 
     options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
     """
-    from harness.tune.search import Search  # here, since most sweeps need no Optuna
+    from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
 
     search = Search(sweep, load(sweep.dataset, options.data_dir, writes=not options.dry_run), sweep_dir, console)
     if options.dry_run:

@@ -14,7 +14,7 @@ from harness.storage import folder
 if TYPE_CHECKING:
     from optuna import Study
 
-# harness.tune.search is imported late: Optuna takes a second, and few sweeps are searched.
+# harness.tune.run_search is imported late: Optuna takes a second, and few sweeps are searched.
 _LEAST = 4
 """Importances are estimated from so many candidates, or more."""
 
@@ -72,7 +72,7 @@ def _objectives(data: SectionData) -> Iterator[tuple["Study", int, str]]:
     """Yield the objectives of the searches that chose rows of the section: study, number and name."""
     chosen = {path: mark["search"] for path in data.trials["trial_dir"] if (mark := folder.read_chosen(path))}
     for search_dir in sorted({path.parents[1] / "search" / name for path, name in chosen.items()}):
-        from harness.tune.search import OBJECTIVES, load_studies
+        from harness.tune.run_search import OBJECTIVES, load_studies
 
         for study in load_studies(search_dir):
             for number, name in enumerate(study.user_attrs.get(OBJECTIVES, ())):

@@ -13,7 +13,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.report.figures import searches
 from harness.report.figures.section_data import SectionData
 from harness.storage import folder
-from harness.tune.search import JOURNAL, OBJECTIVES
+from harness.tune.run_search import JOURNAL, OBJECTIVES
 
 TEXT = "tpe, 8 candidates, evaluated on 5,000 images held out of training"
 

@@ -14,7 +14,7 @@ from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
 from harness.storage.log import log_to_folder
 from harness.training.checkpoint import restore
-from harness.tune.search import JOURNAL, load_studies
+from harness.tune.run_search import JOURNAL, load_studies
 
 READERS = {
     LOCK: lock.holder,

@@ -15,7 +15,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.sweep.expansion import load_sweep
 from harness.tune import ray_tune
-from harness.tune.search import JOURNAL, Search, load_studies
+from harness.tune.run_search import JOURNAL, Search, load_studies
 from harness.tune.workers import RayOptions
 
 SEARCH = {
