@@ -1,7 +1,8 @@
 """`entry.yaml`: what an entry says of itself, checked to the last key."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,33 +31,23 @@ def check_text(key: str, text: str) -> str:
     return text
 
 
-def _check_plain(text: str) -> str:
-    return check_text("text", text)
+def _must_be(key: str, allowed: Sequence[Any], words: str) -> AfterValidator:
+    """Return the check that a key's value is one of these. words: what they are, for the message."""
 
+    def check(value: Any) -> Any:
+        require(key, value, value in allowed, words)
+        return value
 
-def _check_network(name: str) -> str:
-    names = [each for each in network_names() if each != "onnx"]  # that one reads any file that an option names
-    require("model", name, name in names, f"{', '.join(names)}; an ONNX file needs no `architecture`")
-    return name
-
-
-def _check_dataset(name: str) -> str:
-    require("dataset", name, name in DATASETS, ", ".join(DATASETS))
-    return name
-
-
-def _check_box(box: list[float]) -> list[float]:
-    require(
-        "box", box, box == [0, 1], "[0, 1]: pixels go from 0 to 1; say how the network scales them as normalisation"
-    )
-    return box
+    return AfterValidator(check)
 
 
 def _write_number(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Text = Annotated[str, AfterValidator(_check_plain)]
+_NETWORKS = [name for name in network_names() if name != "onnx"]  # that one reads any file that an option names
+_BOX = "[0, 1]: pixels go from 0 to 1; say how the network scales them as normalisation"
+Text = Annotated[str, AfterValidator(partial(check_text, "text"))]
 FileName = Annotated[str, Field(pattern=FILE_NAME)]
 
 
@@ -65,7 +56,7 @@ class Architecture(BaseModel):
 
     model_config = STRICT
 
-    model: Annotated[str, AfterValidator(_check_network)]
+    model: Annotated[str, _must_be("model", _NETWORKS, f"{', '.join(_NETWORKS)}; an ONNX file needs no `architecture`")]
     """Its name, as in `docs/networks.md`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Its options, where they differ from their defaults."""
@@ -117,7 +108,7 @@ class Manifest(BaseModel):
     """Who made it."""
     licence: Text
     """Of the entry's files, such as CC-BY-4.0."""
-    dataset: Annotated[str, AfterValidator(_check_dataset)]
+    dataset: Annotated[str, _must_be("dataset", list(DATASETS), ", ".join(DATASETS))]
     """The data set, by this project's name."""
     eps: Annotated[str, BeforeValidator(_write_number), Field(pattern=_EPS)]
     """The radius, exactly, in units of pixels from 0 to 1: 8/255 or 0.3."""
@@ -141,7 +132,7 @@ class Manifest(BaseModel):
     """Number of test images, from the first on; null for all."""
     norm: Literal["linf"] = "linf"
     """The norm of eps."""
-    box: Annotated[list[float], AfterValidator(_check_box)] = Field(default_factory=lambda: [0.0, 1.0])
+    box: Annotated[list[float], _must_be("box", [[0, 1]], _BOX)] = Field(default_factory=lambda: [0.0, 1.0])
     """Range of pixels: [0, 1] alone."""
     training_commit: Text | None = None
     """Git commit of the training code."""
