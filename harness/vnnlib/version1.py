@@ -146,7 +146,7 @@ def _refuse_large(cases: int, constraints: int, bounds: int, what: Expression) -
 
 def _atom(left: Expression, right: Expression, variables: set[Variable], expression: Expression) -> _Conjunction:
     """Return left <= right as a bound or constraint. Raises InputError if it is not on one input, or on outputs."""
-    difference = _difference(_linear(left, variables, expression), _linear(right, variables, expression))
+    difference = _sum((1, [_linear(left, variables, expression)]), (-1, [_linear(right, variables, expression)]))
     bound = -difference.pop(_CONSTANT, Fraction(0))
     kinds = {kind for kind, _ in difference}
     if len(kinds) != 1:
@@ -176,10 +176,10 @@ def _linear(term: Expression, variables: set[Variable], expression: Expression) 
         return form
     match term:
         case ["+", _, *_]:
-            return _sum(_linear(each, variables, expression) for each in term[1:])
+            return _sum((1, (_linear(each, variables, expression) for each in term[1:])))
         case ["-", _, *_]:
             first, *others = (_linear(each, variables, expression) for each in term[1:])
-            return _difference(first, _sum(others)) if others else _difference({}, first)
+            return _sum((1, [first]), (-1, others)) if others else _sum((-1, [first]))
         case ["*", left, right]:
             parts = [_linear(left, variables, expression), _linear(right, variables, expression)]
             for factor, other in (parts, parts[::-1]):
@@ -202,25 +202,20 @@ def _multiply(factor: Fraction, form: Form, expression: Expression) -> Form:
     most = max(map(_bits, form.values()), default=0)
     if _bits(factor) + most > _MOST_BITS:
         raise InputError(f"found a product with too many digits in {to_text(expression)}, allowed: up to 4,900")
-    return {variable: factor * value for variable, value in form.items() if factor}
+    return _sum((factor, [form]))
 
 
 def _bits(number: Fraction) -> int:
     return max(number.numerator.bit_length(), number.denominator.bit_length())
 
 
-def _sum(forms: Iterable[Form]) -> Form:
+def _sum(*terms: tuple[int | Fraction, Iterable[Form]]) -> Form:
+    """Return the sum of linear terms, each times its factor, without zeros."""
     total: Form = {}
-    for form in forms:
-        for variable, value in form.items():
-            total[variable] = total.get(variable, Fraction(0)) + value
-    return {variable: value for variable, value in total.items() if value}
-
-
-def _difference(left: Form, right: Form) -> Form:
-    total = dict(left)
-    for variable, value in right.items():
-        total[variable] = total[variable] - value if variable in total else -value
+    for factor, forms in terms:
+        for variable, value in chain.from_iterable(form.items() for form in forms):
+            product = value if factor == 1 else factor * value
+            total[variable] = total[variable] + product if variable in total else product
     return {variable: value for variable, value in total.items() if value}
 
 
