@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from harness.storage import entry_check
-from harness.storage.entry_check import EntryCheck, NetworkCheck, Reported, Step
+from harness.storage.entry_check import CheckStep, EntryCheck, NetworkCheck, Reported
 from harness.storage.files import DamagedFileError
 
 
@@ -11,7 +11,7 @@ def example() -> EntryCheck:
     network = NetworkCheck(seed=0, parameters=9, reported=reported, claimed=1, sample=1, confirmed_by_verifier=1)
     return EntryCheck(
         name="mine", eps="8/255", images=1, status="unconfirmed", level="verifier", checker="0.1.0", date="2026-11-28",
-        steps=[Step(name="schema", passed=True, message="entry.yaml is complete")],
+        steps=[CheckStep(name="schema", passed=True, message="entry.yaml is complete")],
         networks=[network],
     )  # fmt: skip
 
