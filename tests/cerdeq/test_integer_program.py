@@ -12,7 +12,7 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.bounds import trace
 from cerdeq.bounds.ibp import values_of
-from cerdeq.branch import search
+from cerdeq.branch import leaf_search
 from cerdeq.branch.attack import prove_point
 from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import SearchQuery
@@ -92,10 +92,10 @@ def test_verify_falsifies_by_the_program(monkeypatch):
 
     verifying = sys.modules["cerdeq.branch.verify"]
     monkeypatch.setattr(verifying, "first_attack", lambda exact, fast, rows: (exact.values[0].center, False))
-    monkeypatch.setattr(search, "find_counterexample", lambda *_: None)
-    monkeypatch.setattr(search, "is_searched_by_parts", lambda _: False)
-    monkeypatch.setattr(search, "_PROGRAM_AFTER", 1)
-    monkeypatch.setattr(search, "solve_integer_program", counted)
+    monkeypatch.setattr(leaf_search, "find_counterexample", lambda *_: None)
+    monkeypatch.setattr(leaf_search, "is_searched_by_parts", lambda _: False)
+    monkeypatch.setattr(leaf_search, "_PROGRAM_AFTER", 1)
+    monkeypatch.setattr(leaf_search, "solve_integer_program", counted)
     found = verify(model, box(), torch.ones(1, 1, 1, dtype=torch.float64), seconds=60)
     assert found.status == ["falsified"] and points and model(found.counterexample).item() < 0
 

@@ -16,7 +16,7 @@ from values import Values
 
 from cerdeq import Box, verify
 from cerdeq.bounds import alpha_crown, methods
-from cerdeq.branch import attack, hidden, search
+from cerdeq.branch import attack, hidden_boxes, leaf_search
 from cerdeq.branch.ascent import Steps
 from cerdeq.equilibrium import fold
 from harness.common import names
@@ -81,7 +81,7 @@ def counts_by_stage(monkeypatch):
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
     config, model, images, labels = trained(name)
     monkeypatch.setattr(alpha_crown, "ITERATIONS", ASCENT)
-    monkeypatch.setattr(search, "_ROOT_STEPS", replace(search._ROOT_STEPS, count=ASCENT))
+    monkeypatch.setattr(leaf_search, "_ROOT_STEPS", replace(leaf_search._ROOT_STEPS, count=ASCENT))
     expected = verdicts.evaluate_part(
         verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
     )
@@ -107,17 +107,17 @@ def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
         for layer in layers[::2]:
             layer.weight *= 2
         model[-1].bias += model(points).std() - model(points).min()
-    original = hidden.HiddenBounds._grow
+    original = hidden_boxes.HiddenBounds._grow
 
     def grow(*arguments):
         tightened.append(original(*arguments))
         return tightened[-1]
 
-    monkeypatch.setattr(hidden.HiddenBounds, "_grow", grow)
-    monkeypatch.setattr(search, "_FIRST_TURN", 1e-3)  # hidden layers at once
+    monkeypatch.setattr(hidden_boxes.HiddenBounds, "_grow", grow)
+    monkeypatch.setattr(leaf_search, "_FIRST_TURN", 1e-3)  # hidden layers at once
     monkeypatch.setattr(attack, "_DESCENDING", 1)
-    monkeypatch.setattr(hidden, "ROOT_STEPS", Steps(1))
-    monkeypatch.setattr(search, "_ROOT_STEPS", Steps(1))
+    monkeypatch.setattr(hidden_boxes, "ROOT_STEPS", Steps(1))
+    monkeypatch.setattr(leaf_search, "_ROOT_STEPS", Steps(1))
     with Values():
         center, spec = torch.zeros(1, 12, dtype=torch.float64).cuda(), torch.ones(1, 1, 1, dtype=torch.float64).cuda()
         verify(model.cuda(), Box(center, torch.ones_like(center)), spec, seconds=None, branches=20)
