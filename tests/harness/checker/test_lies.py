@@ -29,7 +29,7 @@ OFTEN |= {name for name, lie in LIES.items() if lie.check == KEYS}
 CONFIRMED = "every verdict is confirmed"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def honest(tmp_path_factory):
     """The sweep and the cache of its data."""
     load("digits")
@@ -48,7 +48,7 @@ def sweep(honest, tmp_path, monkeypatch):
     return copy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def results():
     """Results of folders in which nothing was changed, by their content."""
     return {}
