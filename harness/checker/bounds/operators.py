@@ -36,6 +36,7 @@ class Stand(Enum):
 VALUE, SHAPE, BATCH = Stand
 ABSOLUTE = "absolute"
 MOVES = None
+RESHAPES = torch.reshape, Tensor.reshape, Tensor.view
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,15 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Map
 
 
 def _move(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
-    """Return the map of torch's function, which moves numbers, with these arguments."""
+    """Return the map of torch's function, which moves numbers, with these arguments.
+
+    An index or a slice by the number of images may be another one for few images than for many.
+    """
     name = target.__name__
 
     def refuse_computed(part: Any) -> None:
-        if part is SHAPE or not isinstance(part, int | float | str | type(None) | type(Ellipsis) | Stand):
+        is_computed = part is SHAPE or (part is BATCH and target not in RESHAPES)
+        if is_computed or not isinstance(part, int | float | str | type(None) | type(Ellipsis) | Stand):
             raise UnknownLayerError(f"{name} with a constant or a size that is computed")
 
     def call(*values: Tensor) -> Tensor:
@@ -240,7 +245,7 @@ OPERATORS = {
     ),
     "concatenate": Operator(MOVES, (torch.cat, torch.concat, torch.concatenate)),
     "flatten": Operator(MOVES, (torch.flatten, Tensor.flatten), {nn.Flatten: ("start_dim", "end_dim")}),
-    "reshape": Operator(MOVES, (torch.reshape, Tensor.reshape, Tensor.view)),
+    "reshape": Operator(MOVES, RESHAPES),
     "permute": Operator(MOVES, (torch.permute, Tensor.permute)),
     "transpose": Operator(MOVES, (torch.transpose, Tensor.transpose)),
     "pad": Operator(_pad, (F.pad,)),

@@ -95,6 +95,23 @@ def test_what_changes_numbers_or_mixes_images_is_no_move(function):
         move(function, "it").back(np.ones((1, 4)), [(4,)])
 
 
+@pytest.mark.parametrize("last", ["slice", "pad", "transpose"])
+def test_moves_by_the_number_of_images_are_refused(last):
+    """Of two images the slices below swap nothing, of one image they swap its two numbers."""
+
+    def forward(x):
+        count = x.size(0)
+        parts = {
+            "slice": lambda: torch.cat([x[:, count:], x[:, :count]], 1),
+            "pad": lambda: nn.functional.pad(x, (0, count))[:, :2],
+            "transpose": lambda: x[:, None, None].transpose(1, count),
+        }
+        return parts[last]().flatten(1)
+
+    with pytest.raises(UnknownLayerError, match=r"(getitem|pad|transpose) with .* a size that is computed"):
+        read_network(nn.Sequential(function(forward)(), nn.Linear(2, 2)).eval())
+
+
 class SeveralUnknown(nn.Module):
     def __init__(self):
         super().__init__()
