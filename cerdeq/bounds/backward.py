@@ -13,7 +13,7 @@ from cerdeq.operators.interval import Interval
 from cerdeq.tracing.program import Program
 
 Functional = dict[int, Coefficients]  # by a value's number
-_CPU_CACHE = 2**24  # bytes of a thread, in which a pass runs a few times faster
+_COEFFICIENTS_CACHE = 2**24  # bytes of a thread, in which a pass runs a few times faster
 _WORKING_COPIES = 4  # of a step's coefficients: positive part, negative part, products
 
 
@@ -90,7 +90,7 @@ def chunked_lower_bound(
     each = bytes_per_row(program, values, at, are_units) * len(values[0].center)
     constants: dict[tuple[str, str], Any] = {}
     if not values[0].center.is_cuda:
-        memory = min(memory, _CPU_CACHE * torch.get_num_threads())
+        memory = min(memory, _COEFFICIENTS_CACHE * torch.get_num_threads())
     bounds = [
         joint_lower_bound(program, values, rows(start, stop), Backward(sound=True, constants=constants))
         for start, stop in in_chunks(count, memory // each)

@@ -14,7 +14,9 @@ from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
 
 SEARCH_COPIES = 12  # of a backward pass, when it is differentiated
-_CPU_MEMORY, _SMALLEST_MEMORY, _CPU_CACHE = 2**29, 2**20, 2**24
+_CPU_MEMORY, _SMALLEST_MEMORY = 2**29, 2**20
+_FORWARD_CACHE = 2**24  # bytes of values on a CPU in which a forward pass runs a few times faster
+_LEAVES_CACHE, _MOST_LEAVES = 2**26, 256  # bytes of the search of leaves on a CPU; leaves that are bounded together
 _VALUE_COPIES = 8  # of the values of a forward pass: boxes before and after tightening, and working memory of a rule
 
 
@@ -49,7 +51,14 @@ def examples_in_cache(program: Program, x: Interval) -> int:
         return max(1, len(x.center))
     with counted_rounding("cpu"):
         probe = values_of(program, x.of(slice(0, 1)), Context(sound=False))  # for the shapes alone
-    return max(1, _CPU_CACHE // bytes_per_example(probe))
+    return max(1, _FORWARD_CACHE // bytes_per_example(probe))
+
+
+def leaves_at_once(values: list[Any], memory: int) -> int:
+    """Return how many leaves of a search to bound together. values: of the search, over one image's box."""
+    on_cpu = values[0].center.device.type == "cpu"
+    memory = min(memory, _LEAVES_CACHE) if on_cpu else memory
+    return max(2, min(_MOST_LEAVES, memory // (SEARCH_COPIES * bytes_per_example(values))))
 
 
 def without_overrun(bounds: Callable[[int, int, int], Tensor], start: int, stop: int, memory: int) -> Tensor:

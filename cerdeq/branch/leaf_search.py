@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.batch_sizes import SEARCH_COPIES, bytes_per_example
+from cerdeq.bounds.batch_sizes import leaves_at_once
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.attack import find_counterexample, prove_point
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
@@ -33,7 +33,7 @@ from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.split import Candidates, split
 from cerdeq.branch.threads import map_parts, slices
 
-_CPU_CACHE, _MOST_AT_ONCE, _BATCHES = 2**26, 256, 4
+_BATCHES = 4  # of leaves, between two looks at the queue
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
 _STEPS = Steps(5)
 _FEWEST_LEAVES = 512  # of the first search
@@ -68,8 +68,7 @@ class Search:
     @property
     def batch_size(self) -> int:
         """How many leaves to bound together."""
-        memory = min(self.memory, _CPU_CACHE) if self.fast.spec.device.type == "cpu" else self.memory
-        return max(2, min(_MOST_AT_ONCE, memory // (SEARCH_COPIES * bytes_per_example(self.fast.values))))
+        return leaves_at_once(self.fast.values, self.memory)
 
     def _with_parts(self) -> Decision:
         """Return the decision of two searches in turn: over parts of the input box, and over leaves."""

@@ -17,8 +17,8 @@ from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
 from cerdeq.equilibrium.solver import NotConvergedError, Solution, near_equilibrium, picard_steps, solve_to_tolerance
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
-_FORWARD_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_FORWARD_LIMIT = 20_000
+_EVALUATION_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_EVALUATION_LIMIT = 20_000
 _ATTACK_TOLERANCE, _ATTACK_LIMIT = 1e-3, 100
 _ATTACK_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
 _SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
@@ -140,9 +140,9 @@ class FixedPoint(nn.Module):
             return replace(solution, value=solution.value.to(h).view_as(h), residual=solution.residual.to(h))
         step = partial(fixed_point_step, weight)
         start = torch.relu(h) if start is None else start
-        tolerance = _FORWARD_TOLERANCE[h.dtype] if tolerance is None else tolerance
+        tolerance = _EVALUATION_TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return solve_to_tolerance(step, start, h, tolerance, _FORWARD_LIMIT, solver)
+            return solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, solver)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -160,7 +160,7 @@ class FixedPoint(nn.Module):
         if self.training and self.unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():
-            z = self._iterated(weight, h) if self.training else self._converged(weight, h)
+            z = self._iterated(weight, h) if self.training else self._solved_to_tolerance(weight, h)
         return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.backward_iterations), h)
 
     def _splitting(self, weight: Tensor, shape: torch.Size) -> Splitting:
@@ -169,16 +169,16 @@ class FixedPoint(nn.Module):
     def _iterated(self, weight: Tensor, h: Tensor) -> Tensor:
         return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
 
-    def _converged(self, weight: Tensor, h: Tensor) -> Tensor:
-        if h.dtype not in _FORWARD_TOLERANCE:  # as autocast leaves it
-            return self._converged(weight.float(), h.float()).to(h.dtype)
+    def _solved_to_tolerance(self, weight: Tensor, h: Tensor) -> Tensor:
+        if h.dtype not in _EVALUATION_TOLERANCE:  # as autocast leaves it
+            return self._solved_to_tolerance(weight.float(), h.float()).to(h.dtype)
         start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
         solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
             solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
             if missed := int((~solution.converged).sum()):
                 raise NotConvergedError(
-                    f"{missed} of {len(h)} equilibria missed the tolerance in {_FORWARD_LIMIT} iterations"
+                    f"{missed} of {len(h)} equilibria missed the tolerance in {_EVALUATION_LIMIT} iterations"
                 )
         return solution.value
 

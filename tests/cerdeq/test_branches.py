@@ -221,7 +221,7 @@ def test_threads_change_no_number(kind):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            with patch("cerdeq.branch.leaf_search._MOST_AT_ONCE", 16):
+            with patch("cerdeq.bounds.batch_sizes._MOST_LEAVES", 16):
                 results.append(search._bound_leaves(layout, replace(leaves, signs=signs), Steps(3)))
             assert torch.get_num_threads() == count
     finally:

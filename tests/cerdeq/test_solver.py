@@ -119,7 +119,7 @@ def test_what_is_no_contraction_is_not_converged(solver, weight):
 
 
 def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
-    monkeypatch.setattr(layer, "_FORWARD_LIMIT", 2)
+    monkeypatch.setattr(layer, "_EVALUATION_LIMIT", 2)
     weight = torch.tensor([[0.9]], dtype=torch.float64)
     point = FixedPoint(weight, 5, 5).eval()
     h = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
