@@ -226,12 +226,13 @@ def _run(program: Program, failure: tuple[str, type[Exception]], x: Tensor) -> T
 def points_of(region: Box | Interval) -> Tensor:
     """Return up to four finite points, the first and the last the same.
 
-    They are of one finite example the centre and another, of a second one the lowest corner, and the first again.
+    They are of one finite example any point and the centre, of a second one the lowest corner, and the first again. The
+    first is also computed alone: numbers that are alike, as at many centres, would hide that some are exchanged.
     """
     inside = torch.rand(region.radius[:1].shape, generator=torch.Generator().manual_seed(0)).to(region.radius) * 2 - 1
     finite = (region.center - region.radius).flatten(1).isfinite().all(1).nonzero()[:2, 0]
     center, radius = region.center[finite], region.radius[finite]
-    x = torch.cat([center[:1], center[:1] + inside * radius[:1], (center - radius)[-1:]])
+    x = torch.cat([center[:1] + inside * radius[:1], center[:1], (center - radius)[-1:]])
     return torch.cat([x, x[:1]])
 
 

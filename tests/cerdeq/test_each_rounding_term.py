@@ -25,10 +25,11 @@ from cerdeq.branch.leaves import SearchQuery
 from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.operators import arithmetic, convolution, interval, linear, pooling, relu
-from cerdeq.operators.backward import affine, combination, dot, slack
+from cerdeq.operators.backward import combination, dot, slack
 from cerdeq.operators.batch_norm import batch_norm_backward, batch_norm_interval
 from cerdeq.operators.pooling import max_pool2d_interval
 from cerdeq.operators.relu import leaky_relu_interval, relu_box
+from cerdeq.operators.table import of_function
 
 COUNT = 4096  # terms of a sum: more than lanes of a processor add up apart
 
@@ -77,6 +78,9 @@ def test_sums_count_all_of_their_terms_in_centre_and_radius(dtype):
         x, pixels = box_of(center, radius), box_of(center.view_as(image), radius.view_as(image))
         assert contains(linear.linear_interval(sound(), x, ones), [low], [total])
         assert contains(convolution.conv2d_interval(sound(), pixels, kernel), [low], [total])
+        channels = box_of(center.view(1, COUNT, 1, 1), radius.view(1, COUNT, 1, 1))
+        transposed = convolution.conv_transpose2d_interval(sound(), channels, ones.view(COUNT, 1, 1, 1))
+        assert contains(transposed, [low], [total])
         assert contains(linear.specified_linear(sound(), x, spec, ones), [low], [total])
         assert contains(linear.specified(sound(), x, ones[None]), [low], [total])
         assert contains(pooling.avg_pool2d_interval(sound(), pixels, 64), [low / COUNT], [total / COUNT])
@@ -93,6 +97,7 @@ def test_biases_are_counted(dtype):
     assert contains(linear.linear_interval(sound(), box_of(one), tiny, bias), value)
     pixel = box_of(one.view(1, 1, 1, 1))
     assert contains(convolution.conv2d_interval(sound(), pixel, tiny.view(50, 1, 1, 1), bias), value)
+    assert contains(convolution.conv_transpose2d_interval(sound(), pixel, tiny.view(1, 50, 1, 1), bias), value)
     statistics = torch.zeros(50, dtype=dtype), torch.full((50,), 0.75, dtype=dtype)
     normed = batch_norm_interval(sound(), box_of(tiny.T), *statistics, None, bias, eps=0.25)
     assert contains(normed, value)
@@ -349,11 +354,13 @@ def test_coefficients_count_all_outputs(dtype):
     pixel = box_of(one.center.view(1, 1, 1, 1))
     a_images, kernels = a.view(1, 2, COUNT, 1, 1), weight.view(COUNT, 1, 1, 1)
     assert_below(convolution.conv2d_backward(Backward(True), a_images, pixel, kernels), a, value, [1])
+    transposed = of_function(F.conv_transpose2d).backward
+    windows = a.view(1, 2, 1, 64, 64)
+    assert_below(transposed(Backward(True), windows, pixel, weight.view(1, 1, 64, 64)), a, value, [1])
     # An average pooling in which the pixel in the middle is one of the 256 of each of 256 windows.
     row, middle = a[..., :256].unsqueeze(2).unsqueeze(2), torch.zeros(1, 1, 1, 511, dtype=dtype)
     middle[..., 255] = 1
-    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 256)
-    pulled = pool(Backward(True), row, box_of(middle), (1, 256), 1)
+    pulled = of_function(F.avg_pool2d).backward(Backward(True), row, box_of(middle), (1, 256), 1)
     assert_below(pulled, row, [Fraction(1, 256)] * 256, fractions(middle.flatten()))
 
 
@@ -429,7 +436,7 @@ def test_scaled_and_pooled_coefficients_count_their_products(dtype):
     a, x = torch.randn(1, 60, 1, 2, 2, dtype=dtype), torch.randn(1, 1, 6, 6, dtype=dtype)
     rows = fractions(x[0, 0])
     windows = [sum(rows[3 * i + k][3 * j + m] for k in range(3) for m in range(3)) / 9 for i in (0, 1) for j in (0, 1)]
-    pool = affine(F.avg_pool2d, pooling.avg_pool2d_interval, lambda *arguments, **options: 9)
+    pool = of_function(F.avg_pool2d).backward
     assert_below(pool(Backward(True), a, box_of(x), 3), a, windows, fractions(x.flatten()))
     row, values = torch.randn(1, 200, 1, dtype=dtype), torch.randn(1, 1, dtype=dtype)
     times = combination(lambda x, y: [(x, y)], arithmetic.multiply_interval)

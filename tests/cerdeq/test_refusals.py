@@ -150,6 +150,7 @@ def test_values_that_mix_the_examples_of_a_batch_are_refused(method):
 
 REFUSED_ARGUMENTS = {
     "batch moved, from the end": (lambda module, x: x.transpose(-3, 1), "the batch, must stay first"),
+    "batch permuted": (lambda module, x: x.permute(1, 0, 2), "the batch, must stay first"),
     "batch padded": (lambda module, x: F.pad(x, (0, 0, 0, 0, 1, 0)), "the batch"),
     "reflected": (lambda module, x: F.pad(x, (1, 1), mode="reflect"), "mode='reflect'"),
     "matrices of a batch": (lambda module, x: x @ module.c, r"an example alone, but not \[4, 4, 4\].*matmul"),
@@ -189,6 +190,18 @@ def test_one_example_is_compared_at_another_point_of_its_box():
 
     box = Box(torch.full((1, 4), 0.5).double(), torch.ones(1, 4).double())
     with pytest.raises(UnsupportedOperator, match=r"misreads the model"):
+        bound(Lambda(forward).double().eval(), box, "ibp")
+
+
+def test_what_depends_on_the_number_of_examples_is_refused():
+    """Of one example this swaps two numbers, of more it does not; at the centre of this box both are alike."""
+
+    def forward(module, x):
+        count = x.size(0)
+        return x - torch.cat([x[:, count:], x[:, :count]], 1)
+
+    box = Box(torch.full((2, 2), 0.5).double(), torch.ones(2, 2).double())
+    with pytest.raises(UnsupportedOperator, match=r"depends on other images"):
         bound(Lambda(forward).double().eval(), box, "ibp")
 
 

@@ -120,8 +120,7 @@ def elementwise(scale: Array, offset: Array, size: Array | None = None, per_chan
 
     def fit(constant: Array, shape: Shape) -> Array:
         constant = constant.reshape(-1, *[1] * (len(shape) - 2)) if per_channel else constant
-        same_for_all = constant.ndim < len(shape) or constant.shape[0] == 1
-        if not same_for_all or np.broadcast_shapes(constant.shape, (1, *shape[1:])) != (1, *shape[1:]):
+        if np.broadcast_shapes(constant.shape, (1, *shape[1:])) != (1, *shape[1:]):
             what = f"a constant of shape {list(constant.shape)} beside a value of {list(shape[1:])}"
             raise UnknownLayerError(what)
         return constant

@@ -120,14 +120,14 @@ def test_inputs_so_small_that_the_share_of_their_rounding_underflows_are_counted
 
 @pytest.mark.parametrize("weight", [3.7 * SMALLEST, 1e-200])
 def test_a_factor_of_batch_norm_that_underflows_is_counted(weight):
-    """Beside a large value, and beside a large box."""
+    """Beside a large value, a large box, and a large mean."""
     large, zero, one = np.full((1, 1), 1e250), np.zeros(1), np.ones(1)
     variance = np.full(1, 1e256 if weight == 1e-200 else 3.0)
-    for x in (Box(large, 0 * large), Box(0 * large, large)):
-        box = maps.batch_norm(zero, variance, weight * one, zero, 0.0).box(x)
-        root = Fraction(isqrt(int(Fraction(variance[0]) * 2**400)), 2**200)
-        high = Fraction(float(large[0, 0])) * Fraction(weight) / root
-        assert holds(box, [high if x.radius[0, 0] == 0 else -high], [high])
+    root = Fraction(isqrt(int(Fraction(variance[0]) * 2**400)), 2**200)
+    high = Fraction(1e250) * Fraction(weight) / root
+    cases = (Box(large, 0 * large), zero, high), (Box(0 * large, large), zero, -high), (point(0.0), -large[0], high)
+    for x, mean, low in cases:
+        assert holds(maps.batch_norm(mean, variance, weight * one, zero, 0.0).box(x), [low], [high])
 
 
 def test_batch_norm_counts_every_rounding():
