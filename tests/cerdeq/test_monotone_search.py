@@ -7,6 +7,7 @@ import pytest
 import torch
 from monotone import equilibria, exact_minima, exact_minimum, network, random_monotone
 from scipy.optimize import OptimizeResult
+from torch import nn
 
 from cerdeq import Box, verify
 from cerdeq.equilibrium import NotConvergedError, layer
@@ -41,14 +42,31 @@ def case(rng, units, inputs, kind):
     return weight, u, b
 
 
-def check(seed, units, inputs, kind):
+class WithBranches(nn.Module):
+    """A network with a second linear layer beside each of its two: the same function."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.first, self.equilibrium, self.last = model
+        self.beside, self.after = (nn.Linear(*layer.weight.shape[::-1]).double() for layer in (self.first, self.last))
+        with torch.no_grad():
+            for layer, branch in ((self.first, self.beside), (self.last, self.after)):
+                layer.weight -= branch.weight
+                layer.bias -= branch.bias
+
+    def forward(self, x):
+        z = self.equilibrium(self.first(x) + self.beside(x))
+        return self.last(z) + self.after(z)
+
+
+def check(seed, units, inputs, kind, change=lambda model: model):
     rng = np.random.default_rng(seed)
     weight, u, b = case(rng, units, inputs, kind)
     rows, center, radius = rng.normal(size=(2, units)), rng.normal(size=inputs), rng.uniform(0, 1.5, size=inputs)
     minima = exact_minima(weight, u, b, rows, center - radius, center + radius)
     assert np.isfinite(minima).all()
     offset = -minima + rng.choice([0.01, 0.05, -0.01, 0.5, -0.5]) * np.array([1, 1.5])
-    model = network(weight, u, b, rows, offset)
+    model = change(network(weight, u, b, rows, offset))
     minima = minima + offset
     box = Box(torch.tensor(center)[None], torch.tensor(radius)[None])
     result = verify(model, box, torch.eye(2, dtype=torch.float64)[None], seconds=30)
@@ -75,6 +93,11 @@ def test_vertices_have_the_minima_of_linear_programs(kind):
 @pytest.mark.parametrize("seed", range(4))
 def test_verdicts_equal_enumeration(kind, seed):
     check(seed, units=2 + seed % 4, inputs=1 + seed % 3, kind=kind)
+
+
+@pytest.mark.parametrize("seed", range(10, 16))
+def test_verdicts_with_affine_branches_equal_enumeration(seed):
+    check(seed, units=2 + seed % 4, inputs=1 + seed % 3, kind="plain", change=lambda model: WithBranches(model).eval())
 
 
 @pytest.mark.slow
