@@ -112,6 +112,15 @@ def test_moves_by_the_number_of_images_are_refused(last):
         read_network(nn.Sequential(function(forward)(), nn.Linear(2, 2)).eval())
 
 
+@pytest.mark.parametrize(
+    "options", [{"ceil_mode": True}, {"divisor_override": 3}, {"padding": 1}, {"stride": 1}, {"kernel_size": (2, 1)}]
+)
+def test_other_average_pooling_is_refused(options):
+    pool = nn.AvgPool2d(**{"kernel_size": 2, **options})
+    with pytest.raises(UnknownLayerError, match=next(iter(options))):
+        read_network(nn.Sequential(pool, nn.Flatten(), nn.Linear(4, 2)).eval())
+
+
 class SeveralUnknown(nn.Module):
     def __init__(self):
         super().__init__()
