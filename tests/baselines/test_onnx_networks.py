@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx_writer import export_onnx
 from torch import nn
 
 from baselines import build
 from baselines.contract import check_network
-from cerdeq import OnnxError, export_onnx
+from cerdeq import OnnxError
 from cerdeq.onnx.layers import Apply
 from harness.checker.bounds.network import read_network
 

@@ -1,17 +1,15 @@
 """Networks written as ONNX files and read again: the same outputs, and the same bounds but for rounding."""
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx_writer import export_onnx
 from oracles import Lambda
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from baselines import build, network_names, required_options
 from baselines.contract import with_statistics
-from cerdeq import LinfBall, OnnxError, bound, export_onnx, load_onnx
+from cerdeq import LinfBall, OnnxError, bound, load_onnx
 from cerdeq.equilibrium import FixedPoint
 
 
@@ -23,7 +21,6 @@ def explicit_networks():
 
 
 NETWORKS = explicit_networks()
-OPERATORS = functools.cache(ONNXRegistry.from_torchlib)
 LAYERS = {
     "leaky, max pooling": nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.LeakyReLU(0.3), nn.MaxPool2d(2, 1, 1)),
     "pools": nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Dropout(), nn.AdaptiveAvgPool2d(1)),
@@ -45,12 +42,6 @@ LAYERS = {
         nn.utils.parametrizations.weight_norm(nn.Linear(8, 2)), Lambda(lambda m, x: x * (m.c / 3), c=torch.rand(2))
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def operators_of_torch(monkeypatch):
-    """Torch lists its operators anew at each export, which takes most of the time: here once."""
-    monkeypatch.setattr(ONNXRegistry, "from_torchlib", staticmethod(OPERATORS))
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *LAYERS])

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from onnx_writer import export_onnx
 from torch import nn
-
-from cerdeq import export_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted((ROOT / "results" / "published" / "competitions").glob("*.csv"))

@@ -11,12 +11,13 @@ import pytest
 import torch
 from entry_files import EPS, Entry
 from fetched_checkpoints import SWEEPS
+from onnx_writer import export_onnx
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from baselines import build
 from baselines.layers import Normalize
-from cerdeq import export_onnx, load_onnx
+from cerdeq import load_onnx
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.data import load

@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from onnx_writer import export_onnx
 from safetensors.torch import save_file
 from small_sweep import changed, refusal, trials_of, write
 
 from baselines import build
-from cerdeq import export_onnx
 from cerdeq.equilibrium import fold
 from harness.storage.folder import copy_checkpoint
 from harness.sweep.expansion import load_sweep

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx_writer import export_onnx
 from small_properties import text_of, with_weights
 from torch import nn
 
@@ -26,7 +27,6 @@ SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "
 @pytest.fixture
 def files(tmp_path):
     """The folder of a network whose outputs are its two inputs, added and one by one, and of two properties."""
-    from cerdeq import export_onnx
 
     layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     network = with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
@@ -188,7 +188,6 @@ def test_wrong_requests_are_refused(files, monkeypatch, capsys, change, argument
 @pytest.mark.parametrize(("end", "message"), [("70", "other outputs than onnxruntime"), ("1e30", "infinite or no num")])
 def test_outputs_are_compared_in_the_box_of_the_property(files, monkeypatch, capsys, end, message):
     """Random points alone lie near 0."""
-    from cerdeq import export_onnx
     from cerdeq.onnx.operators import LAYERS
 
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import small_properties
+from onnx_writer import export_onnx
 from small_properties import INPUTS, OUTPUTS, network_of, smallest_violation
 
 from harness.checker.properties import NotConfirmedError, confirm_sat, refuse_other_than_order
@@ -24,7 +25,6 @@ text_of = partial(small_properties.text_of, low=-1, high=1, inputs=INPUTS, outpu
 
 def write_files(folder, seed, constraints, nodes=(("Softmax", {}),), scale=1):
     """Write a network, whose last layer is scaled, with these nodes behind it, and a property; return their paths."""
-    from cerdeq import export_onnx
 
     network, weights = network_of(seed)
     for numbers, parameter in zip(weights[2:], list(network[2].parameters()), strict=True):

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from onnx_writer import export_onnx
 from small_properties import declared, run, text_of
 from torch import nn
 
@@ -134,7 +135,6 @@ def test_a_box_of_many_cases_ends_at_the_limit(tmp_path):
 
 def test_files_that_take_too_long_to_read_are_a_timeout(tmp_path):
     pytest.importorskip("onnxruntime")
-    from cerdeq import export_onnx
 
     export_onnx(network_of(), tmp_path / "net.onnx", (1,))
     (tmp_path / "p.vnnlib").write_text(text_of("(<= Y_0 0)", 0, 1, 1, 1))

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from onnx_writer import export_onnx
 from safetensors.numpy import load_file, save_file
 from small_properties import INPUTS, certified_result, declared, text_of, with_weights
 from torch import nn
@@ -42,7 +43,6 @@ def decimal(number):
 def answered_list(tmp_path_factory):
     """The answers to three instances: sat, unsat by linear bounds, and unsat by splits. No test may change them."""
     pytest.importorskip("onnxruntime")
-    from cerdeq import export_onnx
 
     directory = tmp_path_factory.mktemp("answers")
     network = with_weights(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.eye(2), torch.eye(2))
@@ -179,7 +179,6 @@ def test_one_property_with_a_results_directory_is_a_list_of_one(results, capsys)
 
 
 def test_layers_without_a_rule_are_not_confirmed(results, capsys):
-    from cerdeq import export_onnx
 
     network = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.1), nn.Linear(2, 2)).eval()
     export_onnx(network, results.parent / "leaky.onnx", (2,))
@@ -227,7 +226,6 @@ def test_an_input_outside_its_box_by_little_is_no_counterexample(results, capsys
 def external(tmp_path):
     """A network whose weights lie in another file, as torch's exporter stores them; its outputs are its inputs."""
     onnx = pytest.importorskip("onnx")
-    from cerdeq import export_onnx
 
     network, path = with_weights(nn.Sequential(nn.Linear(2, 2)), torch.eye(2)), tmp_path / "net.onnx"
     export_onnx(network, path, (2,))
