@@ -44,7 +44,12 @@ LAYERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *LAYERS])
+OFTEN = ("cnn5", "resnet9", *LAYERS)  # every network takes seconds
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in (*NETWORKS, *LAYERS)]
+)
 def test_networks_survive_being_written_and_read(name, tmp_path):
     if name in NETWORKS:
         network = with_statistics(NETWORKS[name].double(), "digits").float()

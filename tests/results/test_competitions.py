@@ -50,6 +50,7 @@ def test_contradictions_are_counted(tmp_path, answer, status):
     assert table["published"].tolist() == ["unsat", "disputed"] and table["tools"].tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_lists_are_solved_and_wrong_answers_counted(tmp_path):
     pytest.importorskip("onnxruntime")
     export_onnx(nn.Linear(1, 1).eval(), tmp_path / "net.onnx", input_shape=(1,))

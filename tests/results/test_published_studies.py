@@ -131,7 +131,10 @@ def test_a_study_comes_back_as_its_line_and_its_tables_say(study, tmp_path):
         pd.testing.assert_frame_equal(read_table(tmp_path / file), read_table(study / file))
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=name)
+@pytest.mark.parametrize(
+    "study", [pytest.param(path, marks=pytest.mark.slow if number % 3 else ()) for number, path in enumerate(STUDIES)],
+    ids=name,
+)  # fmt: skip
 def test_tables_and_results_match_the_verdicts(study, monkeypatch):
     leaderboard = build_leaderboard(study)
     monkeypatch.setattr(changed, "build_leaderboard", lambda _: leaderboard)

@@ -205,7 +205,10 @@ def test_the_loss_is_one_graph_for_the_compiler(method):
     torch.testing.assert_close(compiled(batch.x, batch.adversary), loss(batch.x, batch.adversary))
 
 
-@pytest.mark.parametrize("options", [{"method": "taps"}, {"method": "staps", "attack_steps": 1, "attack_step": 2.0}])
+STAPS_OPTIONS = {"method": "staps", "attack_steps": 1, "attack_step": 2.0}
+
+
+@pytest.mark.parametrize("options", [{"method": "taps"}, pytest.param(STAPS_OPTIONS, marks=pytest.mark.slow)])
 def test_training_on_digits_learns_to_certify(tmp_path, options):
     config, rows, digits = config_of(**options, latent_steps=2), [], load("digits")
     data = digits.train.images[:640], digits.train.labels[:640]

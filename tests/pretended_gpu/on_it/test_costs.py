@@ -20,6 +20,7 @@ def counts_of(tiny_trial, network, method="ibp", compiled=False, **options):
     return captured_kernels(stepper, choices_of(stepper))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "method"), MOST)
 def test_a_captured_step_has_few_kernels(tiny_trial, network, method):
     kernels, launches, waits = counts_of(tiny_trial, network, method)
@@ -28,6 +29,7 @@ def test_a_captured_step_has_few_kernels(tiny_trial, network, method):
     assert kernels <= MOST[network, method]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", MOST_AN_ITERATION)
 def test_an_iteration_of_an_equilibrium_has_few_kernels(tiny_trial, counts):
     few, many = ({"iterations": 4, "backward_iterations": 4} | {counts: count} for count in (4, 14))
