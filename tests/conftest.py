@@ -1,4 +1,4 @@
-"""Configure all tests: processes with one thread each, fixed seeds, tiny trials."""
+"""Configure all tests: one process a core with one thread each, fixed seeds, tiny trials."""
 
 import dataclasses
 import gc
@@ -23,15 +23,12 @@ LAUNCH = SLOWEST_FIRST[0]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Spread the whole suite over the cores; tests selected by name or marker, or run in a debugger, are not spread.
-
-    One process more than cores: a sixth of the time is spent waiting, for Ray and for killed processes.
-    """
+    """Spread the whole suite over the cores; tests selected by name or marker, or run in a debugger, are not spread."""
     is_whole_suite = config.args_source is config.ArgsSource.TESTPATHS and "not gpu" in config.option.markexpr
     is_free = getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb  # 0: without xdist
-    cores = len(os.sched_getaffinity(0))
+    cores = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if is_whole_suite and is_free and cores > 1 and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.loadscopereorder = min(MOST_PROCESSES, cores + 1), False
+        config.option.numprocesses, config.option.loadscopereorder = cores, False
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -44,6 +44,7 @@ def test_the_real_mnist_has_its_published_labels_and_means():
     assert_channel_means(data.train.images, [0.1307], 1e-4)
 
 
+@pytest.mark.slow
 def test_the_real_tiny_imagenet_has_its_published_counts_and_means():
     data = real("tiny-imagenet")
     assert data.test.labels.bincount().tolist() == [50] * 200
