@@ -5,7 +5,7 @@ What divides images, from the largest to the smallest:
 - a shard, the job of a worker of `harness.certify`: `IMAGES_PER_SHARD` in certification_shards.py; a trial has none;
 - a part, after which a stop, a save and a report of progress come: what takes about ten seconds, `images_per_part`;
 - single images, after an error or a timeout that the images of a part would share (`Ledger.answers`);
-- what fits into the cache or the memory, in each bound (cerdeq/bounds/memory.py).
+- what fits into the cache or the memory, in each bound (cerdeq/bounds/batch_sizes.py).
 
 Numbers of an image depend on the other images of its part by rounding alone.
 """
