@@ -4,7 +4,7 @@ steps: training steps of every kind beside plain training of the same network (t
 Adam), which is always measured. Figures are medians. On a GPU each kind compiles for minutes; --kinds selects some.
 bounds: how tight each bound is on the trained networks of --trained, what it certifies and takes.
 evaluation: what evaluating these networks takes, beside the first of them.
-auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported.
+auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported; its training steps are kinds of the section steps.
 verifier: small networks near the edge of robustness, decided by branch and bound.
 """
 
@@ -97,6 +97,8 @@ def main(options: argparse.Namespace) -> int:
     if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
+    if not is_installed():
+        options.kinds = [kind for kind in options.kinds if not KINDS[kind].by_auto_lirpa]
     measure = {
         "bounds": measure_bounds,
         "evaluation": measure_evaluation,

@@ -50,7 +50,7 @@ def pull_back(
     program: Program, values: list[Any], functional: Functional, ctx: Backward, last: int = 0
 ) -> tuple[Functional, list[Tensor]]:
     """Return a functional of values up to number `last`, and constants [B, K], whose sum bounds another from below."""
-    pending, constants = dict(functional), list[Tensor]()
+    pending, constants = dict(functional), []  # Dynamo cannot trace `list[Tensor]()` on Python 3.11
     for number in range(max(pending), last, -1):
         if number not in pending:
             continue

@@ -63,9 +63,13 @@ class _ReLUBox(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_center: Tensor, of_radius: Tensor) -> tuple[Tensor, Tensor, None]:
-        always, shared = relu_box_slopes(ctx.saved_tensors, ctx.shrinkage)
+        center, radius, of_center, of_radius = (
+            tensor.movedim(1, -1) for tensor in (*ctx.saved_tensors, of_center, of_radius)
+        )
+        always, shared = relu_box_slopes((center, radius), ctx.shrinkage)
         mixed = shared * (of_center + of_radius)
-        return torch.addcmul(mixed, always, of_center), torch.addcmul(mixed, always, of_radius), None
+        of_center, of_radius = torch.addcmul(mixed, always, of_center), torch.addcmul(mixed, always, of_radius)
+        return of_center.movedim(-1, 1), of_radius.movedim(-1, 1), None
 
 
 def relu_box_slopes(after: tuple[Tensor, Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:

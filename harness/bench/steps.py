@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from baselines import DATASETS, build
+from harness.bench.auto_lirpa_step import auto_lirpa_step
 from harness.common.errors import first_words
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
@@ -31,12 +33,16 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class StepKind:
-    """A kind of step. method, options: of training; the method is empty for torch's own step without bounds."""
+    """A kind of step. method, options: of training; the method is empty for torch's own step without bounds.
+
+    by_auto_lirpa: whether auto_LiRPA bounds, if it can be imported.
+    """
 
     method: str
     options: dict[str, Any]
     precision: Precision = "tf32"
     compiled: bool = False
+    by_auto_lirpa: bool = False
 
 
 PLAIN = "plain eager"
@@ -53,11 +59,17 @@ KINDS = {
     for ending, compiled in (("eager", False), ("compiled", True))
     for suffix, precision in _PRECISIONS.items()
     for title, (method, options) in _METHODS.items()
-} | {f"{method} eager": StepKind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+}
+KINDS |= {f"{method} eager": StepKind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+KINDS |= {
+    f"{title} auto_LiRPA": StepKind(*_METHODS[title], by_auto_lirpa=True) for title in ("ibp", "crown-ibp unfused")
+}
 """All kinds, by name. Whole steps are captured in a CUDA graph on a GPU, compiled or not; torch's own are not."""
 _EPS, _RATE = 0.01, 5e-4
 _IMAGES = 4096
 _WARM_UP = 2  # rounds that are not counted
+_PRODUCTS = ("conv", "mm", "linear", "gemm", "cudnn", "xmma", "cutlass")
+_REST = ("adam", "norm", "foreach", "Memcpy", "Memset", "ProfilerStep")
 
 
 def compiler_problem(device: str) -> str | None:
@@ -78,11 +90,33 @@ def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dic
             with tf32(device, enabled=True):
                 median_seconds(steps, _WARM_UP, device)
                 medians = median_seconds(steps, options.rounds, device)
+                shares = {kind: shares_of_time(step, device) for kind, step in steps.items()}
             for kind, seconds in medians.items():
                 speed, cost = options.batch_size / seconds, seconds / medians[PLAIN]
                 numbers = {"ms": 1000 * seconds, "examples/s": speed, "cost over plain": cost}
-                rows.append({"network": name, "step": kind, **numbers})
+                rows.append({"network": name, "step": kind, **numbers, **shares[kind]})
     return rows
+
+
+def shares_of_time(step: Step, device: torch.device) -> dict[str, float]:
+    """Return the percentages of a step's time that products, element-wise work and the rest take.
+
+    Products are convolutions and matrix products; element-wise work is torch's other operators and compiled loops; the
+    rest is the optimiser, the clipping of gradients, copies from the host, and Python.
+    """
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        total = seconds_of(step, device)
+    seconds = {"products %": 0.0, "element-wise %": 0.0}
+    for event in profiler.key_averages():
+        own = (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e6
+        is_work = device.type == "cuda" or event.key.startswith(("aten::", "## Call CompiledFxGraph"))
+        if not is_work or any(word in event.key for word in _REST):
+            continue
+        is_product = any(word in event.key for word in _PRODUCTS)
+        seconds["products %" if is_product else "element-wise %"] += own
+    shares = {name: 100 * value / total for name, value in seconds.items()}
+    return shares | {"rest %": 100 - sum(shares.values())}
 
 
 def median_seconds(steps: dict[K, Step], rounds: int, device: torch.device) -> dict[K, float]:
@@ -119,6 +153,9 @@ class TimedNetworks:
         """Return a step of one kind of the network called `name`."""
         if not kind.method:
             return self._plain_step(name, kind)
+        if kind.by_auto_lirpa:
+            data = self.images, self.labels, DATASETS[self.options.dataset].classes
+            return auto_lirpa_step(self._model(name), kind.method, *data, _EPS, _RATE, self.batch)
         return partial(self.stepper(name, kind), self.batch, _EPS, _RATE)
 
     def stepper(self, name: str, kind: StepKind) -> Stepper:

@@ -127,12 +127,12 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        center, radius = ctx.saved_tensors
+        center, radius = (tensor.movedim(1, -1) for tensor in ctx.saved_tensors)
         active, inactive = (
             mask * (of_total + 2 * of_squares * center)
             for mask, (_, of_total, of_squares) in zip(_stable(center, radius), gradient, strict=True)
         )
-        return active + inactive, None
+        return (active + inactive).movedim(-1, 1), None
 
 
 def _stable(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,6 +91,7 @@ class SweepProgress(Bars):
         self.epochs = {trial.key: trial.config.epochs for trial in trials}
         self.rows = {trial.key: identity(trial.config) for trial in trials}
         self.known_rows = set[str]()
+        self.warned = set[tuple[str, str]]()
         self.done = dict.fromkeys(self.epochs, 0)  # epochs, and one for evaluation
         self.ended = 0
         self._move_all()
@@ -116,8 +117,14 @@ class SweepProgress(Bars):
         if unknown := self._unknown_rows():
             left = f", time left unknown: no trial of {len(unknown)} rows has finished"
         self._print("done", "green", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
-        for warning in result.warnings:
-            self._print("warning", "yellow", key, one_line(warning))
+        self.warn(key, result.warnings)
+
+    def warn(self, key: str, warnings: list[str]) -> None:
+        """Show the warnings of a trial that were not shown before."""
+        for warning in warnings:
+            if (key, warning) not in self.warned:
+                self.warned.add((key, warning))
+                self._print("warning", "yellow", key, one_line(warning))
 
     def failed(self, key: str, error: str) -> None:
         """Show that a trial has failed, after all retries."""
@@ -171,6 +178,8 @@ class Callbacks:
         if not trial_dir.is_dir():  # `on_end` reports it
             return
         self.progress.report(trial_dir.name, row)
+        if names.EPOCH in row:
+            self.progress.warn(trial_dir.name, folder.read_training_warnings(trial_dir))
         if names.EPOCH in row or trial_dir not in self.begun:  # a trial that is only evaluated reports no epoch
             with self.stopping.delayed():
                 self.log(trial_dir, True)

@@ -191,20 +191,6 @@ def test_bounds_train_while_eps_grows():
     assert STAPS(subselection=0.4).at(0.5) == SABR(subselection=0.4) and STAPS().at(1.0) == STAPS()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [TAPS(latent_steps=1), STAPS(latent_steps=1, attack_steps=1)])
-def test_the_loss_is_one_graph_for_the_compiler(method):
-    network, batch = network_of(), batch_of()
-    program = trace(network)
-    batch = attacked(method, program, batch)
-
-    def loss(x, adversary):
-        return method.loss(program, dataclasses.replace(batch, x=x, adversary=adversary)).robust
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
-    torch.testing.assert_close(compiled(batch.x, batch.adversary), loss(batch.x, batch.adversary))
-
-
 STAPS_OPTIONS = {"method": "staps", "attack_steps": 1, "attack_step": 2.0}
 
 

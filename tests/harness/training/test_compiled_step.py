@@ -1,11 +1,15 @@
 """The compiled, and on CUDA captured, training step against the eager one."""
 
 import copy
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from steppers import BOUNDING, stepper_of, take_step, take_steps
+from steppers import BOUNDING, choices_of, stepper_of, take_step, take_steps
+
+from cerdeq.equilibrium.weights import PARAMETRISATIONS
+from harness.training import objective
 
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
@@ -14,6 +18,27 @@ SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; c
 TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
 FEW = {"cerdeq": {"iterations": 2, "backward_iterations": 1}}  # compiling takes as long as there are iterations
 WARM = {"parametrisation": "monotone", "warm_start": True}
+
+
+LATENT = [("taps", {"latent_steps": 1}), ("staps", {"latent_steps": 1, "attack_steps": 1})]
+ATTACKED = [("sabr", {"attack_steps": 1}), ("mtl-ibp", {"attack_steps": 1})]
+EQUILIBRIA = [{"parametrisation": name} for name in PARAMETRISATIONS]
+EQUILIBRIA += [{"gradient": "unrolled"}, {"warm_start": True}]
+GIVES_NOTHING_UP = [("cnn5", method, {}, options) for method, options in [*BOUNDING, *ATTACKED, *LATENT]]
+GIVES_NOTHING_UP += [("cerdeq", "ibp", own, {}) for own in EQUILIBRIA] + [("cerdeq", "crown-ibp", {}, {})]
+
+
+@pytest.mark.parametrize(("model", "method", "own", "options"), GIVES_NOTHING_UP)
+def test_no_step_falls_back_to_eager_code(tiny_trial, monkeypatch, model, method, own, options):
+    """Each loss and each attack is one graph for Dynamo, on this Python. A type such as `list[Tensor]()` was not."""
+    torch.compiler.reset()
+    traced = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(objective, "compiled_loss", traced)
+    own = FEW.get(model, {}) | own
+    stepper = stepper_of(tiny_trial(model, method=method, method_options=options, options=own), compiled=True)
+    stepper(choices_of(stepper), 0.9 / 32, 5e-4)  # the loss while eps grows, and the one after that
+    stepper(choices_of(stepper), 1.0 / 32, 5e-4)
+    assert stepper.compiled and stepper.failed_optimisations == []
 
 
 def on_a_gpu(test):

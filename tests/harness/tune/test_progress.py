@@ -8,7 +8,8 @@ from rich.console import Console
 
 from harness.common import names
 from harness.storage import folder
-from harness.tune.progress import Bars, SweepProgress
+from harness.tune.progress import Bars, Callbacks, SweepProgress
+from harness.tune.stopping import Stopping
 
 ROW = {names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4}
 
@@ -52,6 +53,19 @@ def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has
         "done trial 1 groups=[2]: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1 of 3" in text
     )
     assert "warning trial 1 groups=[2]: odd [/x]" in text and "failed trial 2 groups=[2]: closing [/tag]" in text
+
+
+def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(tiny_trial, terminal, tmp_path):
+    progress, (key, *_) = sweep_of(tiny_trial, terminal)
+    (trial_dir := tmp_path / key).mkdir()
+    folder.add_training_warnings(trial_dir, ["compiled steps given up: no compiler"])
+    callbacks = Callbacks(progress, Stopping(None, progress.print_line))
+    callbacks.on_report(trial_dir, {**ROW, names.EPOCH: 1})
+    assert "warning trial 0 groups=[2]: compiled steps given up: no compiler" in terminal.file.getvalue()
+    callbacks.on_report(trial_dir, ROW)
+    errors = dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 10.0)
+    progress.finished(key, folder.TrialResult(key, errors, {}, {}, folder.read_training_warnings(trial_dir)))
+    assert terminal.file.getvalue().count("given up") == 1
 
 
 def test_the_time_left_is_estimated_from_all_parts(monkeypatch):
