@@ -85,6 +85,8 @@ def dot(ctx: Backward, coefficients: Tensor, value: Tensor) -> Tensor:
     """Return the sums [B, K] of coefficients [B, K, *shape] times value [B, *shape]; in float64 if `ctx.sound`."""
     if ctx.sound and coefficients.dtype != torch.float64:
         return (coefficients * per_row(value)).flatten(2).sum(2, dtype=torch.float64)
+    if torch.compiler.is_compiling():  # fused with what is around it; a product would copy channels-last coefficients
+        return (coefficients * per_row(value)).sum(tuple(range(2, coefficients.dim())))
     flat = value.expand(len(coefficients), *value.shape[1:]).flatten(1)
     if ctx.sound:  # the vector first: with the matrix first, CPUs take five times as long
         return torch.bmm(flat.unsqueeze(1), coefficients.flatten(2).mT).squeeze(1)

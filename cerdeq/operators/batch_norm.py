@@ -67,7 +67,8 @@ def batch_norm_backward(
         everywhere = offset.expand(len(coefficients), *coefficients.shape[2:])
         constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), everywhere)
     else:
-        constant = (coefficients.flatten(2).unflatten(2, (len(shift.flatten()), -1)).sum(3) * offset.flatten()).sum(2)
+        of_channels = coefficients if coefficients.dim() == 3 else coefficients.flatten(3).sum(3)
+        constant = (of_channels * offset.flatten()).sum(2)
     return Pulled((coefficients * per_row(scale),), constant)
 
 

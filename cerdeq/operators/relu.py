@@ -259,8 +259,8 @@ def _replaced(coefficients: Tensor, units: Tensor, values: Tensor) -> Tensor:
 
 def _pulled_through(a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return `_Through` without gradients."""
-    sizes, pass_back = a.abs(), Backward(sound=False)
-    constant = dot(pass_back, a, half) + side * dot(pass_back, sizes, half)
+    sizes = a.abs()
+    constant = dot(Backward(sound=False), a + side * sizes, half)
     return torch.addcmul(a * mean, sizes, gap), constant
 
 
