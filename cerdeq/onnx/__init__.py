@@ -72,21 +72,22 @@ def load_content(content: bytes, path: str | PathLike[str], drop_softmax: bool =
 
 
 def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:
-    """Write a network in float32 and evaluation mode to an ONNX file, for batches of any size.
+    """Write a network in evaluation mode to an ONNX file in float32, for batches of any size.
 
+    One in float64, such as `harness.load` returns, must have the numbers of float32: the file has the very same.
     The file is read again by `load_onnx`, which compares it with onnxruntime, and compared with the network.
 
     Args:
         input_shape: of one input, such as (3, 32, 32).
 
-    Raises OnnxError for a network in another precision or in training mode, for an operator that ONNX files here do not
-    have, such as an equilibrium, and if the packages `onnx`, `onnxruntime` and `onnxscript` are missing.
+    Raises OnnxError for other numbers than those of float32, in training mode, for an operator that ONNX files here do
+    not have, such as an equilibrium, and if the packages `onnx`, `onnxruntime` and `onnxscript` are missing.
     """
     _require_packages("onnxscript")
     from cerdeq.onnx.compare import refuse_another_network
-    from cerdeq.onnx.export import write_file
+    from cerdeq.onnx.export import in_float32, write_file
 
-    path, shape = Path(path), tuple(input_shape)
+    path, shape, network = Path(path), tuple(input_shape), in_float32(network)
     draft = path.with_name(f"{path.name}.part")
     try:
         write_file(network, draft, shape)

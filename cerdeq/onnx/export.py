@@ -1,5 +1,6 @@
 """A network written as an ONNX file: torch's exporter, on the steps that bounds see."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -7,8 +8,8 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from cerdeq.errors import OnnxError, UnsupportedOperator
-from cerdeq.tracing.precisions import with_constants_of
-from cerdeq.tracing.program import Program
+from cerdeq.tracing.precisions import differing_step, with_constants_of
+from cerdeq.tracing.program import Program, Step
 from cerdeq.tracing.refusals import refuse_training
 from cerdeq.tracing.trace import trace
 
@@ -31,6 +32,28 @@ class _Steps(nn.Module):
         for step in self.program.steps:
             values.append(step.run(values))
         return values[self.program.output]
+
+
+def in_float32(network: nn.Module) -> nn.Module:
+    """Return the network, or of one in float64 a copy with the same numbers in float32.
+
+    Raises OnnxError for a number that float32 does not hold, or that the network computes differently there.
+    """
+    if all(tensor.dtype != torch.float64 for tensor in network.state_dict().values()):
+        return network
+    rounded = copy.deepcopy(network).float()
+
+    def equal(step: Step, a: Tensor, b: Tensor) -> Tensor | bool:
+        return a.shape == b.shape and (a.double() == b.double()).all()
+
+    try:
+        step = differing_step(trace(network), trace(rounded), equal)
+    except (UnsupportedOperator, ValueError) as error:
+        raise OnnxError(f"the network cannot be written: {error}") from None
+    if step is not None:
+        found = f"{step.where}: found numbers in float64 that the file, in float32, would not have"
+        raise OnnxError(f"{found}; to write them rounded, call .float() first")
+    return rounded
 
 
 def write_file(network: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:

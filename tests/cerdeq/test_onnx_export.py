@@ -1,5 +1,7 @@
 """Networks written as ONNX files and read again: the same outputs, and the same bounds but for rounding."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,10 +69,34 @@ def test_networks_survive_being_written_and_read(name, tmp_path):
         torch.testing.assert_close(bound(loaded, LinfBall(x, 0.01), method), expected, rtol=1e-4, atol=1e-5)
 
 
+def in_float64(network, by=0.0):
+    """Return a network in float64, its first parameter changed by so much."""
+    network = network.double().eval()
+    with torch.no_grad():
+        next(network.parameters()).add_(by)
+    return network
+
+
+def test_a_network_in_float64_is_written_with_its_very_weights(tmp_path):
+    """As harness.load returns it: certified in float64, with weights of float32."""
+    network = with_statistics(build("conv", "digits", 0.25).double(), "digits").float()
+    in_float32 = copy.deepcopy(network).eval()
+    export_onnx(in_float64(network), tmp_path / "double.onnx", (1, 8, 8))
+    export_onnx(in_float32, tmp_path / "single.onnx", (1, 8, 8))
+    double, single = (load_onnx(tmp_path / f"{name}.onnx").state_dict() for name in ("double", "single"))
+    assert double.keys() == single.keys() and all(torch.equal(double[name], single[name]) for name in double)
+    weights = [parameter for parameter in in_float32.parameters() if parameter.dim() > 1]
+    assert len(weights) >= 3 and all(any(torch.equal(w, stored) for stored in double.values()) for w in weights)
+
+
 REFUSED = {
     "no ONNX operator for fixed_point": lambda: build("cerdeq", "digits", 0.1).eval(),
     "weight: found torch.float32 on meta": lambda: nn.Linear(8, 2, device="meta").eval(),
-    "weight: found torch.float64 on cpu, allowed: torch.float32": lambda: nn.Linear(8, 2).double().eval(),
+    "weight: found torch.float16 on cpu, allowed: torch.float32": lambda: nn.Linear(8, 2).half().eval(),
+    "linear at .*found numbers in float64 that the file": lambda: in_float64(nn.Linear(8, 2), by=1e-12),
+    "found numbers in float64 .*call .float.. first": lambda: Lambda(
+        lambda m, x: x * (m.c / 3), c=torch.tensor([0.1], dtype=torch.float64)
+    ).eval(),
     "in training mode": lambda: nn.Linear(8, 2),
     "no bound rule for erf": lambda: Lambda(lambda m, x: x.erf()).eval(),
     "found ceil_mode = 1": lambda: nn.MaxPool2d(2, ceil_mode=True).eval(),
