@@ -53,6 +53,11 @@ def print_table(
     console.print(make_table(titles, rows, styles))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts: "1 instance", "2 instances", "3 branches"."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
+
+
 def printable(text: str) -> str:
     """Return text of files that others wrote, with control characters escaped: they could hide what else is printed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from harness.common.errors import InputError, SettingError, error_line
+from harness.common.errors import InputError, error_line
 
 T = TypeVar("T")
 
@@ -182,8 +182,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and its parents. Raises SettingError if that fails."""
+    """Make a directory and its parents. Raises InputError if that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingError(str(directory), error.strerror, "a directory that can be made") from None
+        raise InputError(f"the directory {directory} cannot be made: {error.strerror}") from None

@@ -91,5 +91,5 @@ def test_the_time_left_is_unknown_until_a_trial_of_each_row_has_finished(tiny_tr
             assert " unknown " in all_trials
         assert " unknown " not in shown(progress)[0]
     lines = [line for line in terminal.file.getvalue().splitlines() if "done " in line]
-    assert "(1 of 4 trials, time left unknown: no trial of 1 rows has finished)" in lines[0]
+    assert "(1 of 4 trials, time left unknown: 1 row without a finished trial)" in lines[0]
     assert "unknown" not in lines[1]
