@@ -2,9 +2,10 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from os.path import exists, isfile  # also of names that are too long, unlike those of Path
 from pathlib import Path
@@ -12,8 +13,16 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.common.errors import InputError, require
-from harness.common.terminal import one_line, print_table, printable
-from harness.storage.files import DamagedFileError, read_bytes, remove_unfinished, write_bytes, write_json, write_text
+from harness.common.terminal import counted, one_line, print_table, printable
+from harness.storage.files import (
+    LARGEST_TEXT,
+    DamagedFileError,
+    read_bytes,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from harness.storage.folder import TRIALS
 from harness.storage.instances import (
     ERROR,
@@ -30,25 +39,33 @@ from harness.sweep.imported_network import digest_of
 from harness.tune.progress import Bars
 from harness.tune.workers import run_items
 
+_NETWORK = r"""\s*\(\s*(?:'\w+'|"\w+")\s*,\s*(?:'([^']*)'|"([^"]*)")\s*\)\s*"""
+_NETWORKS = re.compile(rf"\s*\[(?:{_NETWORK},)*(?:{_NETWORK})?\]\s*")
+
 
 @dataclass(frozen=True)
 class Instance:
-    """A row of the file. onnx, vnnlib: absolute paths. timeout: seconds."""
+    """A row of the file. onnx, vnnlib: absolute paths. timeout: seconds.
+
+    problem: why the row cannot be solved; then the others are as far as they are known.
+    """
 
     onnx: str
     vnnlib: str
     timeout: float
+    problem: str = ""
 
 
 def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
     """Return the instances of a CSV file without a header: onnx, vnnlib and timeout, paths relative to the file.
 
-    A file that is not there may lie there packed, under its name and `.gz`.
+    A file that is not there may lie there packed, under its name and `.gz`. A network may be a list of one pair of name
+    and path, as in VNN-COMP 2026.
 
-    seconds: replaces all timeouts. Raises InputError for a row that is malformed, or whose files do not exist.
+    seconds: replaces all timeouts. Raises InputError if no row can be solved, with the problem of the first.
     """
     try:
-        rows = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)))
+        rows = list(csv.reader(io.StringIO(read_bytes(path, LARGEST_TEXT).decode("utf-8-sig"), newline=None)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     instances = [
@@ -56,20 +73,41 @@ def read_instances(path: Path, seconds: float | None = None) -> list[Instance]:
     ]
     if not instances:
         raise InputError(f"{path} holds no instances: found no rows, allowed: onnx,vnnlib,timeout")
+    if all(instance.problem for instance in instances):
+        raise InputError(instances[0].problem)
     return instances
 
 
 def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -> Instance:
-    require(where, row, len(row) == 3, "onnx,vnnlib,timeout")
+    network, property_, timeout, *_ = (*map(str.strip, row), "", "")
     try:
-        timeout = float(row[2])
+        require(where, row, len(row) == 3, "onnx,vnnlib,timeout")
+        limit, names = _seconds_in(timeout, where), (_network_in(network, where), property_)
+        files = [_find((folder / name).absolute()) for name in names]
+        for name, file in zip(names, files, strict=True):
+            require(where, name, isfile(file), "a file, relative to the CSV file")
+    except InputError as error:
+        return Instance(network, property_, 0.0, str(error))
+    return Instance(*map(str, files), limit if seconds is None else seconds)
+
+
+def _network_in(text: str, where: str) -> str:
+    """Return the path of a network, which may be the only one of a list of pairs. Raises InputError for several."""
+    if not text.startswith("["):
+        return text
+    require(where, text, _NETWORKS.fullmatch(text) is not None, "a path, or [('name', 'path')]")
+    paths = [single or double for single, double in re.findall(_NETWORK, text)]
+    require(where, f"{len(paths)} networks", len(paths) == 1, "one: properties of several are not supported")
+    return paths[0]
+
+
+def _seconds_in(text: str, where: str) -> float:
+    try:
+        timeout = float(text)
     except ValueError:
         timeout = 0.0
-    require(f"{where}, timeout", row[2], 0 < timeout < float("inf"), "seconds above 0")
-    onnx, vnnlib = (_find((folder / name.strip()).absolute()) for name in row[:2])
-    for name, file in zip(row, (onnx, vnnlib), strict=False):
-        require(where, name, isfile(file), "a file, relative to the CSV file")
-    return Instance(str(onnx), str(vnnlib), timeout if seconds is None else seconds)
+    require(f"{where}, timeout", text, 0 < timeout < float("inf"), "seconds above 0")
+    return timeout
 
 
 def _find(path: Path) -> Path:
@@ -93,14 +131,17 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
         (directory / INSTANCES).mkdir(exist_ok=True)
         remove_unfinished(directory / INSTANCES)
         digest = cache(_digest)  # many instances share a network
-        queries: dict[Path, Record] = {
-            path: asdict(each) | {f"{kind}_sha256": digest(kind, getattr(each, kind)) for kind in ("onnx", "vnnlib")}
-            for path, each in zip(paths, instances, strict=True)
-        }
+        queries, problems = dict[Path, Record](), dict[Path, str]()
+        for path, each in zip(paths, instances, strict=True):
+            files = {"onnx": each.onnx, "vnnlib": each.vnnlib}
+            digests = {f"{kind}_sha256": digest(kind, file) for kind, file in files.items()}
+            queries[path] = {**files, "timeout": each.timeout, **digests}
+            if each.problem:
+                problems[path] = each.problem
         records = {path: _read(path, query) for path, query in queries.items()}
         todo = [path for path, record in records.items() if record is None]
-        console.print(f"{len(instances)} instances, {len(instances) - len(todo)} of them solved already")
-        _solve_missing(todo, queries, records, directory, workers, console)
+        console.print(f"{counted(len(instances), 'instance')}, {len(instances) - len(todo)} solved already")
+        _solve_missing(todo, problems, queries, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(queries), directory, console)
 
 
@@ -123,10 +164,13 @@ def _may_be_replaced(path: Path, pairs: Collection[tuple[str, str]]) -> bool:
 
 
 def _solve_missing(
-    todo: list[Path], queries: dict[Path, Record], records: dict[Path, Record | None], directory: Path,
-    workers: int | None, console: Console,
+    todo: list[Path], problems: dict[Path, str], queries: dict[Path, Record], records: dict[Path, Record | None],
+    directory: Path, workers: int | None, console: Console,
 ) -> None:  # fmt: skip
-    """Solve instances and put their records into `records`; results.csv is written again after each."""
+    """Solve instances and put their records into `records`; results.csv is written again after each.
+
+    problems: of those that are errors as they are.
+    """
 
     def on_end(path: Path, error: str | None) -> None:
         if error is not None:
@@ -139,12 +183,16 @@ def _solve_missing(
         if not console.is_terminal:
             name = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{name}: {record['result']}, {record['seconds']:.1f} s"
+            line += f": {record['detail']}" if record["result"] == ERROR else ""
             console.print(printable(line), soft_wrap=True)
 
     with Bars(console) as bars:
-        if todo:
-            work = partial(_solve_instance, queries={str(path): queries[path] for path in todo})
-            run_items(todo, work, on_end, "", workers)
+        for path in todo:
+            if path in problems:
+                on_end(path, problems[path])
+        if solvable := [path for path in todo if path not in problems]:
+            work = partial(_solve_instance, queries={str(path): queries[path] for path in solvable})
+            run_items(solvable, work, on_end, "", workers)
 
 
 def _solve_instance(path: Path, report: object, queries: dict[str, Record]) -> None:
