@@ -51,7 +51,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         if certificate is None and _is_refuted_by_single_constraints(steps, cases, box, property_.outputs):
             ways.append(LINEAR)
             continue
-        network = violations_network(steps, cases, property_.outputs)
+        network = violations_network(steps, box, cases, property_.outputs)
         proof = prove_rows(network, box, np.eye(len(cases)), certificate)
         if proof.refused:
             raise NotConfirmedError(f"certificate refused: {proof.refused}")
@@ -64,7 +64,7 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
 def _is_refuted_by_single_constraints(steps: Sequence[Step], cases: Sequence[Case], box: Box, outputs: int) -> bool:
     """Return whether linear bounds prove that in each case one constraint, the same at all inputs, is violated."""
     single = [Case(case.box, (constraint,)) for case in cases for constraint in case.constraints]
-    network = violations_network(steps, single, outputs)
+    network = violations_network(steps, box, single, outputs)
     lower = lower_bounds(network, tight_region(network, box), {len(network.steps): np.eye(len(single))}, {})
     parts = np.split(lower, np.cumsum([len(case.constraints) for case in cases])[:-1])
     return all((part > 0).any() for part in parts)
@@ -120,9 +120,14 @@ def _points_of(box: Box) -> Array:
 
 def _point(text: str, property_: Property) -> tuple[list[Fraction], list[Fraction]]:
     """Return the inputs and outputs of a counterexample, which has each once, in order, and nothing else."""
-    values = _VALUE.findall(str(text))
+    if property_.declared is None:
+        values = _VALUE.findall(str(text))
+    else:
+        lines = str(text).split("\n")
+        values = lines[1 : 1 + property_.inputs] + lines[2 + property_.inputs :]
     inputs, outputs = values[: property_.inputs], values[property_.inputs :]
-    is_complete = len(outputs) == property_.outputs and Counterexample(inputs, outputs).to_text() == text
+    expected = Counterexample(inputs, outputs, property_.declared).to_text()
+    is_complete = len(outputs) == property_.outputs and expected == text
     if not is_complete or not all(map(NUMBER.fullmatch, values)):
         counts = f"{property_.inputs} inputs and {property_.outputs} outputs"
         raise NotConfirmedError(f"the counterexample is malformed, allowed: the decimals of {counts} in order alone")

@@ -6,23 +6,23 @@ names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the
 otherwise its leaves would not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import lcm
+from functools import cache
 
 import numpy as np
 
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, between
 from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.bounds.network import Network, ReluStep, Step
+from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of
 from harness.common.properties import LARGEST, Case, Constraint, InputBox
 
 
-def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: int) -> Network:
-    """Return the network of the cases' largest values, [B, cases]. Every case has a constraint.
+def violations_network(network: Sequence[Step], box: Box, cases: Sequence[Case], outputs: int) -> Network:
+    """Return the network of the cases' largest values over the box, [B, cases], or less. Every case has a constraint.
 
-    network: its steps, which end in the outputs. Raises UnknownLayerError for a coefficient that float64 does not hold.
+    network: its steps, which end in the outputs. Raises UnknownLayerError for numbers that float64 does not hold.
     """
     steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in network]
 
@@ -30,7 +30,12 @@ def violations_network(network: Sequence[Step], cases: Sequence[Case], outputs: 
         steps.append(Step(name, operation, sources))
         return len(steps)
 
-    rows = [_row(constraint, outputs) for case in cases for constraint in case.constraints]
+    @cache
+    def largest() -> Array:
+        exact = boxes_of(network, box)[-1]
+        return np.maximum(np.abs(exact.lower), np.abs(exact.upper)).ravel()
+
+    rows = [_row(constraint, outputs, largest) for case in cases for constraint in case.constraints]
     weight, bias = np.array([weight for weight, _ in rows]), np.array([bias for _, bias in rows])
     values = add(maps.product(weight, bias), add(maps.move(lambda x: x.flatten(1), "flatten"), len(steps)))
     counts, level = [len(case.constraints) for case in cases], 0
@@ -56,18 +61,23 @@ def round_down(number: Fraction, kind: type[np.floating]) -> float:
     return float(nearest if Fraction(float(nearest)) <= number else np.nextafter(nearest, kind(-np.inf)))
 
 
-def _row(constraint: Constraint, outputs: int) -> tuple[Array, float]:
-    """Return a constraint's coefficients [outputs], scaled by a positive number, and at most its scaled -bound."""
-    scale = lcm(*(value.denominator for value in constraint.coefficients.values()))
-    scale = 1 if scale & (scale - 1) == 0 else scale  # powers of 2 are exact as they are
-    weight = np.zeros(outputs)
+def _row(constraint: Constraint, outputs: int, largest: Callable[[], Array]) -> tuple[Array, float]:
+    """Return a constraint's coefficients [outputs], scaled by a positive number, and at most its scaled -bound.
+
+    The second is lower by what rounding the coefficients changes. largest: returns bounds [outputs] of the outputs'
+    absolute values.
+    """
+    weight, constant, is_rounded = np.zeros(outputs), -constraint.bound * constraint.scale, False
     for number, value in constraint.coefficients.items():
-        if abs(value * scale) > LARGEST or Fraction(float(value * scale)) != value * scale:
-            raise UnknownLayerError(f"a coefficient of Y_{number} that float64 does not hold")
-        weight[number] = float(value * scale)
-    if abs(constraint.bound * scale) > LARGEST:
-        raise UnknownLayerError("a bound of a constraint above 1e30")
-    return weight, round_down(-constraint.bound * scale, np.float32)
+        exact = value * constraint.scale
+        weight[number] = float(exact) if abs(exact) * LARGEST >= 1 else 0.0
+        if Fraction(weight[number]) != exact:
+            is_rounded = True
+            if not largest()[number] <= LARGEST:
+                raise UnknownLayerError(f"a coefficient of Y_{number} that float64 does not hold")
+            constant -= abs(exact - Fraction(weight[number])) * Fraction(largest()[number])
+    is_float32 = not is_rounded and (weight.astype(np.float32) == weight).all()
+    return weight, round_down(constant, np.float32 if is_float32 else np.float64)
 
 
 def _sum(weight: Array) -> maps.Map:

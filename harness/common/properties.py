@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import isfinite
+from math import isfinite, lcm
 
-LARGEST = 10**30  # a number of a property
+LARGEST = 10**30  # an end of an input; the largest and, inversely, the smallest number of a scaled constraint
 NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)  # Python reads 4,300 digits
 MOST_TOGETHER = 1000  # constraints of the cases that are decided together
 
@@ -23,9 +23,28 @@ class Constraint:
     bound: Fraction
 
     @property
+    def scale(self) -> Fraction:
+        """A positive number: times it, coefficients of few digits are exact in float64.
+
+        If float64 cannot hold them, the largest one, or the bound if that is larger, is about 1 times it.
+        """
+        values = self.coefficients.values()
+        whole = lcm(*(value.denominator for value in values))
+        whole = 1 if whole & (whole - 1) == 0 else whole  # powers of 2 are exact as they are
+        if abs(self.bound) * whole <= LARGEST and all(is_exact_in_float64(value * whole) for value in values):
+            return Fraction(whole)
+        largest = max(abs(self.bound), *map(abs, values))
+        return Fraction(2) ** (largest.denominator.bit_length() - largest.numerator.bit_length())
+
+    @property
     def is_order(self) -> bool:
         """True if it says that one output is at most another."""
         return len(self.coefficients) == 2 and not self.bound and not sum(self.coefficients.values())
+
+
+def is_exact_in_float64(number: Fraction) -> bool:
+    """Return whether float64 holds a number that is not 0, with room for products."""
+    return Fraction(1, LARGEST) <= abs(number) <= LARGEST and Fraction(float(number)) == number
 
 
 @dataclass(frozen=True)
@@ -59,17 +78,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Declaration:
+    """A variable of a file of version 2.0. kind: its type, "float32" or "real"."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Property:
     """A property of a network. Cases with equal boxes hold the same InputBox.
 
     inputs, outputs: how many.
-    shapes: of the input and the output, as a file of version 2.0 declares them; None in version 1.0.
+    declared: the input and the output of a file of version 2.0; None in version 1.0.
     """
 
     inputs: int
     outputs: int
     cases: tuple[Case, ...]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, compare=False)
+    declared: tuple[Declaration, Declaration] | None = field(default=None, compare=False)
 
     @property
     def is_order(self) -> bool:
@@ -93,14 +121,20 @@ class Property:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """inputs: exact decimals. outputs: of onnxruntime at these inputs, rounded to float32."""
+    """inputs: exact decimals. outputs: of onnxruntime at these inputs, rounded to float32. declared: as in Property."""
 
     inputs: list[str]
     outputs: list[str]
+    declared: tuple[Declaration, Declaration] | None = None
 
     def to_text(self) -> str:
-        """Return the counterexample as the competition writes it."""
-        lines = [
-            f"({kind}_{n} {v})" for kind, vs in (("X", self.inputs), ("Y", self.outputs)) for n, v in enumerate(vs)
-        ]
-        return "(" + "\n".join(lines) + ")"
+        """Return the counterexample as the competition writes it for properties of this version.
+
+        Version 1.0: `(X_0 value)` and so on, in brackets. Version 2.0: a line `name type [sizes]`, then a value a line.
+        """
+        values = self.inputs, self.outputs
+        if self.declared is None:
+            lines = [f"({kind}_{n} {v})" for kind, vs in zip("XY", values, strict=True) for n, v in enumerate(vs)]
+            return "(" + "\n".join(lines) + ")"
+        headers = [f"{each.name} {each.kind} [{','.join(map(str, each.shape))}]" for each in self.declared]
+        return "\n".join(line for header, vs in zip(headers, values, strict=True) for line in (header, *vs))

@@ -1,8 +1,10 @@
 """Counterexamples: a point of exact decimals, confirmed in exact arithmetic and by onnxruntime in float32."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,33 +15,55 @@ from cerdeq.boxes import outward_ends
 from harness.common.properties import Case, InputBox
 from harness.common.rounding import round_up
 
+_NEAR = Fraction(1, 10**6)  # an end of the box, relative to 1 or the end
 
-def decimals_inside(point: Tensor, box: InputBox) -> list[str]:
-    """Return decimals inside the exact box, one near each element of the point [1, ...].
 
-    If a nearby float32 lies in the box, its shortest decimal is used. Raises ValueError if the box has an element
-    without any decimal, such as 1/3.
+class NoDecimalError(Exception):
+    """An interval holds no decimal; the message says which."""
+
+
+def decimals_inside(point: Tensor, box: InputBox) -> Iterator[list[str]]:
+    """Yield lists of decimals inside the exact box, one near each element of the point [1, ...].
+
+    First the shortest decimals of float32 numbers; then those at the ends of the box where an element is almost there;
+    then, elsewhere, all digits of float32 numbers: of 0.1 these are 0.100000001490116... Raises NoDecimalError if the
+    box has an element without any decimal, such as 1/3.
     """
-    elements = zip(point.flatten().tolist(), box.lower, box.upper, strict=True)
-    return [next(text for text in _candidates(*ends) if ends[1] <= Fraction(text) <= ends[2]) for ends in elements]
+    elements, lists = [*zip(point.flatten().tolist(), box.lower, box.upper, strict=True)], list[list[str]]()
+    for to_decimal in (_shortest, partial(_at_end, otherwise=_shortest), partial(_at_end, otherwise=_all_digits)):
+        texts = [to_decimal(*element) for element in elements]
+        if texts not in lists:
+            yield texts
+            lists.append(texts)
 
 
-def _candidates(value: float, low: Fraction, high: Fraction) -> Iterator[str]:
+def _shortest(value: float, low: Fraction, high: Fraction) -> str:
     nearest = np.float32(float(min(max(Fraction(value), low), high)))
-    for number in (nearest, np.nextafter(nearest, np.float32(-np.inf)), np.nextafter(nearest, np.float32(np.inf))):
-        yield str(number)
-    yield decimal_between(low, high)
+    numbers = nearest, np.nextafter(nearest, np.float32(-np.inf)), np.nextafter(nearest, np.float32(np.inf))
+    inside = (text for text in map(str, numbers) if low <= Fraction(text) <= high)
+    return next(inside, None) or decimal_between(low, high)
+
+
+def _at_end(value: float, low: Fraction, high: Fraction, otherwise: Callable[[float, Fraction, Fraction], str]) -> str:
+    end = min((low, high), key=lambda end: abs(Fraction(value) - end))
+    is_near = abs(Fraction(value) - end) <= _NEAR * max(1, abs(end))
+    return decimal_between(end, end) if is_near else otherwise(value, low, high)
+
+
+def _all_digits(value: float, low: Fraction, high: Fraction) -> str:
+    nearest = float(np.float32(value))
+    return format(Decimal(nearest), "f") if low <= nearest <= high else _shortest(value, low, high)
 
 
 def decimal_between(low: Fraction, high: Fraction) -> str:
-    """Return the decimal of the fewest digits from low to high. Raises ValueError if none has up to 1000 digits."""
+    """Return the decimal of the fewest digits from low to high. Raises NoDecimalError if none has up to 1000 digits."""
     for digits in range(1001):
         scaled = -(-low * 10**digits // 1)
         if scaled <= high * 10**digits:
             text = str(abs(scaled)).rjust(digits + 1, "0")
             split = len(text) - digits
             return f"{'-' if scaled < 0 else ''}{text[:split]}.{text[split:] or '0'}"
-    raise ValueError(f"there is no decimal from {low} to {high}")
+    raise NoDecimalError(f"there is no decimal from {low} to {high}")
 
 
 def exact_outputs(network: nn.Module, inputs: Sequence[str], shape: tuple[int, ...]) -> tuple[list[float], list[float]]:

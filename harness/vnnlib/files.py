@@ -12,7 +12,7 @@ import numpy as np
 from cerdeq import OnnxError
 from cerdeq.onnx import LoadedFile, OnnxNetwork, load_content, read_content
 from cerdeq.onnx.packed import read_stored, unpack
-from harness.common.errors import InputError
+from harness.common.errors import InputError, shorten
 from harness.common.properties import Property
 from harness.storage.instances import Record
 from harness.sweep.imported_network import digest_of
@@ -98,9 +98,10 @@ def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
     if found != allowed:
         sizes = f"{found[0]} inputs and {found[1]} outputs, allowed: {allowed[0]} and {allowed[1]}, as the network has"
         raise InputError(f"{where}: found {sizes}")
-    for declared, shape in zip(property_.shapes or (), shapes, strict=False):
-        if [size for size in declared if size > 1] != [size for size in shape if size > 1]:
-            raise InputError(f"{where}: found the shape {[*declared]}, allowed: {[1, *shape]}, as the network has")
+    for declared, shape in zip(property_.declared or (), shapes, strict=False):
+        if [size for size in declared.shape if size > 1] != [size for size in shape if size > 1]:
+            found = f"found the shape {[*declared.shape]} of {shorten(declared.name)}"
+            raise InputError(f"{where}: {found}, allowed: {[1, *shape]}, as the network has")
 
 
 def load_recorded(record: Record) -> tuple[Property, LoadedFile]:

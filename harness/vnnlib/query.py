@@ -9,34 +9,43 @@ make the bound of a conjunction exact.
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from decimal import Decimal
 from fractions import Fraction
-from math import lcm
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cerdeq import Box
+from cerdeq import Box, bound
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError
 from harness.common.properties import LARGEST, Case, Constraint, InputBox
 from harness.common.rounding import round_up
 
-_COEFFICIENTS = "coefficients of up to 15 digits, all of a constraint of about the same size"
+
+class _Row(NamedTuple):
+    """A constraint times a positive number: weight . outputs <= bound, up to the errors of the weights.
+
+    weight: [outputs], the coefficients rounded to float64. errors: of those that are not exact, by number.
+    """
+
+    weight: np.ndarray
+    bound: Fraction
+    errors: dict[int, Fraction]
 
 
 class Violations(nn.Module):
     """Outputs [B, N] -> for each case the largest value of its constraints, at least, [B, cases], in float64.
 
-    Bounds of constraints are rounded up to float32, so that values are rounded down; coefficients are exact. Each
-    constraint is scaled by a positive number. Raises InputError for a coefficient that is not exact in float64, and
+    Each constraint is scaled by a positive number. Its bound is rounded up, to float32 if the coefficients are float32,
+    too, so that values are rounded down. It is also raised by what rounded coefficients change: at most their error
+    times `largest`, bounds [outputs] of the outputs' absolute values. Raises InputError if that is no number, and
     DeadlineError. Layers are dense: a property's groups bound the number of constraints.
     """
 
-    def __init__(self, cases: Sequence[Case], outputs: int):
+    def __init__(self, cases: Sequence[Case], rows: Sequence[_Row], largest: Tensor):
         super().__init__()
-        weight, bias = zip(*(_scaled(c, outputs) for case in cases for c in case.constraints), strict=True)
+        weight, bias = [row.weight for row in rows], [_constant(row, largest) for row in rows]
         self.values = _linear(torch.from_numpy(np.stack(weight)), torch.tensor(bias, dtype=torch.float64))
         self.first, self.difference, self.relu = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         counts = [len(case.constraints) for case in cases]
@@ -56,31 +65,47 @@ class Violations(nn.Module):
         return values
 
 
-def with_violations(network: nn.Module, cases: Sequence[Case], outputs: int) -> nn.Module:
-    """Return the network in float64, then `Violations` of the cases. Raises InputError as these do.
+def with_violations(network: nn.Module, region: Box, cases: Sequence[Case], outputs: int) -> nn.Module:
+    """Return the network in float64, then `Violations` of the cases over the region. Raises InputError as these do.
 
     Certificates name its ReLUs `network.<path>` and `violations.relu.<level>`.
     """
-    inner, violations = copy.deepcopy(network).double(), Violations(cases, outputs)
-    layers = {"network": inner, "flatten": nn.Flatten(), "violations": violations}
+    flat = with_flat_outputs(network)
+    rows = _rows(cases, outputs)
+    (largest,) = _largest_outputs(flat, region, [rows], outputs)
+    layers = {"network": flat[0], "flatten": flat[1], "violations": Violations(cases, rows, largest)}
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
+def with_flat_outputs(network: nn.Module) -> nn.Sequential:
+    """Return a copy of the network in float64, with outputs [B, N]."""
+    return nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
+
+
 def query_of_boxes(
-    groups: Sequence[Sequence[Case]], shape: tuple[int, ...], outputs: int
+    model: nn.Module, groups: Sequence[Sequence[Case]], shape: tuple[int, ...], outputs: int
 ) -> tuple[Box, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return boxes, rows [B, R, outputs], numbers and cases [B, R]: no input meets a case if one of its rows is larger.
 
-    groups: the cases of each box, all with constraints. Raises InputError as `Violations` does.
+    model: from `with_flat_outputs`. groups: the cases of each box, all with constraints. Raises InputError as
+    `Violations` does.
     """
     regions = [region_of(cases[0].box, shape) for cases in groups]
     region = Box(torch.cat([each.center for each in regions]), torch.cat([each.radius for each in regions]))
-    scaled = [[(*_scaled(c, outputs), n) for n, case in enumerate(cases) for c in case.constraints] for cases in groups]
-    most = max(map(len, scaled))
-    padded = [[*rows, *[rows[-1]] * (most - len(rows))] for rows in scaled]
-    spec = torch.from_numpy(np.array([[weight for weight, _, _ in rows] for rows in padded]))
-    least = -torch.tensor([[bias for _, bias, _ in rows] for rows in padded], dtype=torch.float64)
-    return region, spec, least, torch.tensor([[number for _, _, number in rows] for rows in padded])
+    rows_of_boxes = [_rows(cases, outputs) for cases in groups]
+    numbers = [[number for number, case in enumerate(cases) for _ in case.constraints] for cases in groups]
+    bounds = [
+        [-_constant(row, largest) for row in rows]
+        for rows, largest in zip(rows_of_boxes, _largest_outputs(model, region, rows_of_boxes, outputs), strict=True)
+    ]
+    most = max(map(len, rows_of_boxes))
+
+    def padded(items: list[Any]) -> list[Any]:
+        return [*items, *[items[-1]] * (most - len(items))]
+
+    spec = torch.from_numpy(np.array([[row.weight for row in padded(rows)] for rows in rows_of_boxes]))
+    least = torch.tensor([*map(padded, bounds)], dtype=torch.float64)
+    return region, spec, least, torch.tensor([*map(padded, numbers)])
 
 
 def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
@@ -93,27 +118,40 @@ def region_of(box: InputBox, shape: tuple[int, ...]) -> Box:
     return Box(*(torch.tensor(ends, dtype=torch.float64).view(1, *shape) for ends in (centers, radii)))
 
 
-def _scaled(constraint: Constraint, outputs: int) -> tuple[np.ndarray, float]:
-    """Return coefficients [outputs] and constant of a constraint's value, scaled so that coefficients are exact."""
+def _rows(cases: Sequence[Case], outputs: int) -> list[_Row]:
+    return [_row(constraint, outputs) for case in cases for constraint in case.constraints]
+
+
+def _row(constraint: Constraint, outputs: int) -> _Row:
     check_deadline()
-    scale = lcm(*(value.denominator for value in constraint.coefficients.values()))
-    if scale & (scale - 1) == 0:
-        scale = 1  # powers of 2 are exact as they are
-    weight = np.zeros(outputs)
+    scale, weight, errors = constraint.scale, np.zeros(outputs), dict[int, Fraction]()
     for number, value in constraint.coefficients.items():
         scaled = value * scale
-        if abs(scaled) > LARGEST or Fraction(float(scaled)) != scaled:
-            raise InputError(f"found the coefficient {_short(value)} of Y_{number}, allowed: {_COEFFICIENTS}")
-        weight[number] = float(scaled)
-    bound = constraint.bound * scale
-    if abs(bound) > LARGEST:
-        raise InputError(f"found a constraint with the bound {_short(constraint.bound)}, allowed: up to 1e30")
-    return weight, -round_up(bound, np.float32)
+        weight[number] = float(scaled) if abs(scaled) * LARGEST >= 1 else 0.0
+        if error := abs(scaled - Fraction(weight[number])):
+            errors[number] = error
+    return _Row(weight, constraint.bound * scale, errors)
 
 
-def _short(number: Fraction) -> str:
-    """Return the number, up to 28 digits, for messages; it may be too large for a float."""
-    return str((Decimal(number.numerator) / number.denominator).normalize())
+def _largest_outputs(model: nn.Module, region: Box, rows_of_boxes: Sequence[Sequence[_Row]], outputs: int) -> Tensor:
+    """Return bounds [B, outputs] of the outputs' absolute values over each box; NaN if no row needs them."""
+    if not any(row.errors for rows in rows_of_boxes for row in rows):
+        return torch.full((len(rows_of_boxes), outputs), torch.nan)
+    lower, upper = bound(model, region, "ibp")
+    return torch.maximum(lower.abs(), upper.abs())
+
+
+def _constant(row: _Row, largest: Tensor) -> float:
+    """Return at most the negated bound of a row, less what the errors of its weights change."""
+    change = sum((error * _finite(largest[number].item()) for number, error in row.errors.items()), Fraction(0))
+    is_float32 = not row.errors and bool((row.weight == row.weight.astype(np.float32)).all())
+    return -round_up(row.bound + change, np.float32 if is_float32 else np.float64)
+
+
+def _finite(number: float) -> Fraction:
+    if not abs(number) <= LARGEST:
+        raise InputError(f"found outputs of up to {number:.3g} for rounded coefficients, allowed: up to 1e30")
+    return Fraction(number)
 
 
 def _pairs(counts: list[int]) -> tuple[nn.Linear, nn.Linear]:

@@ -1,12 +1,12 @@
 """Decide a property of a network: sat, unsat, unknown or timeout."""
 
-import copy
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,13 @@ from harness.common.errors import InputError
 from harness.common.properties import Case, Counterexample, Property
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
 from harness.sweep.imported_network import digest_of
-from harness.vnnlib.counterexample import decimals_inside, exact_outputs, why_not_confirmed
+from harness.vnnlib.boundary import likely_corners, likely_vertices
+from harness.vnnlib.counterexample import NoDecimalError, decimals_inside, exact_outputs, why_not_confirmed
 from harness.vnnlib.files import load_instance, read_network, read_vnnlib
-from harness.vnnlib.query import query_of_boxes, region_of, with_violations
+from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
 
 _BOXES_AT_ONCE, _ROWS_AT_ONCE = 1024, 2**14
-_STATUSES = {"certified": UNSAT, "unknown": UNKNOWN, "timeout": TIMEOUT, "out of memory": UNKNOWN}
+_REASONS = {"unknown": "nothing is left to split", "out of memory": "out of memory"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def solve(
             break
     worst, branches = min(results, key=_rank), sum(result.branches for result in results)
     certificate = certificate if worst.status == UNSAT else {}
-    return replace(worst, seconds=time.monotonic() - began, branches=branches, certificate=certificate)
+    found = worst.counterexample and replace(worst.counterexample, declared=property_.declared)
+    seconds = time.monotonic() - began
+    return replace(worst, seconds=seconds, branches=branches, counterexample=found, certificate=certificate)
 
 
 def _rank(result: Result) -> int:
@@ -122,14 +125,14 @@ def _undecided_boxes(
     constrained = [number for number, cases in enumerate(groups) if all(case.constraints for case in cases)]
     rows_of_a_box = max(sum(len(case.constraints) for case in cases) for cases in groups)
     count = max(1, min(_BOXES_AT_ONCE, _ROWS_AT_ONCE // max(1, rows_of_a_box)))
-    model = nn.Sequential(copy.deepcopy(network).double(), nn.Flatten()).eval()
+    model = with_flat_outputs(network)
     with suppress(DeadlineError), stop_at(deadline):
         for method in ("crown-ibp", "crown") if len(groups) > 1 else ():
             unproved = [number for number in constrained if not bounds[number] > 0]
             for start in range(0, len(unproved), count):
                 numbers = unproved[start : start + count]
                 boxes, shape = [groups[number] for number in numbers], network.input_shape
-                region, spec, least, rows = query_of_boxes(boxes, shape, outputs)  # type: ignore[arg-type]
+                region, spec, least, rows = query_of_boxes(model, boxes, shape, outputs)  # type: ignore[arg-type]
                 lower, _ = bound(model, region, method, spec)
                 of_cases = torch.full((len(boxes), int(rows.max()) + 1), torch.inf, dtype=torch.float64)
                 # a difference is rounded, but has the right sign
@@ -146,43 +149,60 @@ def _solve_box(
     began, region = time.monotonic(), region_of(cases[0].box, network.input_shape)  # type: ignore[arg-type]
     if not all(case.constraints for case in cases):  # every input of the box satisfies such a case
         return _confirm(cases, network, run, region.center, 0)
+    deadline = began + seconds
     try:
-        with stop_at(began + seconds):
-            extended = with_violations(network, cases, outputs)
+        with stop_at(deadline):
+            extended = with_violations(network, region, cases, outputs)
     except DeadlineError:
         return Result(TIMEOUT)
-    spec = torch.eye(len(cases), dtype=torch.float64)[None]
-    left = max(0.0, seconds - (time.monotonic() - began))
+    with suppress(DeadlineError), stop_at(began + seconds / 10):
+        for likely in chain(likely_corners(extended, region), likely_vertices(extended, cases, region, region.center)):
+            if (result := _confirm(cases, network, run, likely, 0)).status == SAT:
+                return result
+    spec, left = torch.eye(len(cases), dtype=torch.float64)[None], max(0.0, deadline - time.monotonic())
     outcome = verify(extended, region, spec, seconds=left, certificates=certificates)
-    branches = int(outcome.branches[0])
-    if outcome.status[0] == "falsified":
-        return _confirm(cases, network, run, outcome.counterexample, branches)
-    status = _STATUSES[outcome.status[0]]
-    if status != UNSAT and bool(outcome.closest.isfinite().all()):  # it may meet the constraints with equality
-        result = _confirm(cases, network, run, outcome.closest, branches)
-        if result.status == SAT:
-            return result
-    detail = outcome.status[0] if status == UNKNOWN else ""
-    return Result(status, branches=branches, detail=detail, certificate=outcome.certificates[0])
+    branches, status = int(outcome.branches[0]), outcome.status[0]
+    if status == "certified":
+        return Result(UNSAT, branches=branches, certificate=outcome.certificates[0])
+    is_falsified = status == "falsified"
+    result = Result(TIMEOUT if status == "timeout" else UNKNOWN, branches=branches, detail=_REASONS.get(status, ""))
+    point = outcome.counterexample if is_falsified else outcome.closest
+    if not bool(point.isfinite().all()):
+        return result
+    confirmed = _confirm(cases, network, run, point, branches)
+    with suppress(DeadlineError), stop_at(deadline):  # the point may meet the constraints with equality
+        for vertex in likely_vertices(extended, cases, region, point):
+            if confirmed.status == SAT:
+                break
+            confirmed = _confirm(cases, network, run, vertex, branches)
+    return confirmed if is_falsified or confirmed.status == SAT else result
 
 
 def _confirm(
     cases: Sequence[Case], network: nn.Module, run: RunInFloat32, point: torch.Tensor, branches: int
 ) -> Result:  # fmt: skip
-    """Return SAT with the counterexample near a point of the box, or UNKNOWN if it is not confirmed."""
-    shape = tuple(point.shape[1:])
+    """Return SAT with a counterexample near a point of the box, or UNKNOWN with the reason why the first is none."""
+    reasons, shape = list[str](), tuple(point.shape[1:])
     try:
-        inputs = decimals_inside(point, cases[0].box)
-    except ValueError as error:
-        return Result(UNKNOWN, branches=branches, detail=str(error))
-    rounded = np.array([np.float32(text) for text in inputs]).reshape(1, *shape)
-    float32 = run(rounded).ravel()
-    outputs: tuple[Sequence[float | Fraction], ...] = exact_outputs(network, inputs, shape)
-    if not any(case.holds(*outputs) for case in cases) and any(case.holds(*outputs[::-1]) for case in cases):
+        for inputs in decimals_inside(point, cases[0].box):
+            rounded = np.array([np.float32(text) for text in inputs]).reshape(1, *shape)
+            float32 = run(rounded).ravel()
+            reasons.append(why_not_confirmed(cases, _exact_outputs(cases, network, inputs, shape), float32.tolist()))
+            if not reasons[-1]:
+                found = Counterexample(inputs, [str(value) for value in float32])
+                return Result(SAT, branches=branches, counterexample=found)
+    except NoDecimalError as error:
+        reasons.append(str(error))
+    return Result(UNKNOWN, branches=branches, detail=reasons[0])
+
+
+def _exact_outputs(
+    cases: Sequence[Case], network: nn.Module, inputs: Sequence[str], shape: tuple[int, ...]
+) -> tuple[Sequence[float | Fraction], Sequence[float | Fraction]]:  # fmt: skip
+    """Return bounds of the outputs at these decimals in real arithmetic, equal ones if it depends on them."""
+    bounds = exact_outputs(network, inputs, shape)
+    if not any(case.holds(*bounds) for case in cases) and any(case.holds(*bounds[::-1]) for case in cases):
         with suppress(NoExactRuleError):
             exact = exact_outputs_at(network, [Fraction(text) for text in inputs], shape)
-            outputs = exact, exact
-    reason = why_not_confirmed(cases, outputs, float32.tolist())
-    if reason:
-        return Result(UNKNOWN, branches=branches, detail=reason)
-    return Result(SAT, branches=branches, counterexample=Counterexample(inputs, [str(value) for value in float32]))
+            return exact, exact
+    return bounds

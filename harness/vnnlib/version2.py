@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from harness.common.errors import InputError, shorten
-from harness.common.properties import Property
+from harness.common.properties import Declaration, Property
 from harness.vnnlib.brackets import Expression, parse
 from harness.vnnlib.version1 import property_of
 
@@ -19,7 +19,7 @@ _VERSION = re.compile(r"\s*\(\s*vnnlib-version\s*<\s*2\.0\s*>")
 _INDICES = re.compile(r"\s*\[([^()\[\]]*)\]")
 _NAME, _NUMBER = r"(declare-\w+|vnnlib-version|[a-zA-Z_]\w*)(\[(\d+(,\d+)*)?\])?", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
 _WORD = re.compile(rf"{_NAME}|{_NUMBER}|[-+*<>]|[<>=!]=|<2\.0>", re.ASCII)
-_TYPES = ("F32", "Real")  # whose numbers the network's float32 inputs and outputs are
+_TYPES = {"F32": "float32", "Real": "real"}  # whose numbers the network's float32 inputs and outputs are
 _MOST_VARIABLES = 1_000_000
 _SYMBOLS = {"And": "and", "Or": "or", "LessEqual": "<=", "GreaterEqual": ">=", "Plus": "+", "Multiply": "*"}
 
@@ -55,8 +55,9 @@ def property_of_version2(code: str) -> Property:
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         counts = f"{len(network.inputs)} inputs and {len(network.outputs)} outputs"
         raise InputError(f"found a network with {counts}, allowed: one of each")
-    shapes = {each.kind.name: _shape(each) for each in (network.inputs[0], network.outputs[0])}
-    return replace(property_of(_expressions(query.assertions, shapes)), shapes=(shapes["Input"], shapes["Output"]))
+    declared = _declaration(network.inputs[0]), _declaration(network.outputs[0])
+    shapes = {"Input": declared[0].shape, "Output": declared[1].shape}
+    return replace(property_of(_expressions(query.assertions, shapes)), declared=declared)
 
 
 def _refuse_other_words(code: str) -> None:
@@ -68,13 +69,13 @@ def _refuse_other_words(code: str) -> None:
             raise InputError(f"found {shorten(word)}, allowed: {allowed}")
 
 
-def _shape(declaration: Any) -> tuple[int, ...]:
-    """Return the declared shape. Raises InputError if the type is not the network's, or there are too many numbers."""
+def _declaration(declaration: Any) -> Declaration:
+    """Return what is declared. Raises InputError if the type is not the network's, or there are too many numbers."""
     if declaration.dtype.name not in _TYPES:
         raise InputError(f"found {shorten(str(declaration).strip())}, allowed: the types float32 and real")
     if prod(declaration.shape) > _MOST_VARIABLES:
         raise InputError(f"found {shorten(str(declaration).strip())}, allowed: up to {_MOST_VARIABLES} numbers")
-    return tuple(declaration.shape)
+    return Declaration(str(declaration.name), _TYPES[declaration.dtype.name], tuple(declaration.shape))
 
 
 def _expressions(assertions: Any, shapes: Shapes) -> Iterator[Expression]:

@@ -17,7 +17,7 @@ from harness.checker.properties import confirm_unsat
 from harness.common.properties import Constraint
 from harness.vnnlib import solve as solving
 from harness.vnnlib.brackets import parse
-from harness.vnnlib.query import Violations, query_of_boxes
+from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
 from harness.vnnlib.solve import solve, solve_files
 from harness.vnnlib.version1 import property_of
 
@@ -128,7 +128,11 @@ def test_a_box_of_many_cases_ends_at_the_limit(tmp_path):
     began = time.monotonic()
     assert solve(property_, network, partial(run, network), 0.5).status == "timeout"
     assert time.monotonic() - began < 10
-    for late in (lambda: Violations(property_.groups[0], 1), lambda: query_of_boxes(property_.groups, (1,), 1)):
+    region, model = region_of(property_.cases[0].box, (1,)), with_flat_outputs(network)
+    for late in (
+        lambda: with_violations(network, region, property_.groups[0], 1),
+        lambda: query_of_boxes(model, property_.groups, (1,), 1),
+    ):
         with stop_at(0.0), pytest.raises(DeadlineError):
             late()
 

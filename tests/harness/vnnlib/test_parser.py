@@ -336,7 +336,7 @@ def test_comments_of_version_2_end_with_their_lines(tmp_path):
     path.write_text(VERSION2)
     expected = read_property(path)
     path.write_bytes(VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode())
-    assert read_property(path) == expected and expected.shapes == ((1, 2), (2,))
+    assert read_property(path) == expected and [each.shape for each in expected.declared] == [(1, 2), (2,)]
 
 
 def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):

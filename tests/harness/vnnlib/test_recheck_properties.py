@@ -158,7 +158,7 @@ def test_values_of_cases_are_the_largest_exact_violations(seed):
             constraints.append(Constraint(factors, Fraction(int(random.integers(-20, 21)), 7)))
         cases.append(Case(InputBox((), ()), tuple(constraints)))
     outputs = random.integers(-16, 17, (50, OUTPUTS)) / 8
-    checked = violations_network(read_steps(network), cases, OUTPUTS)
+    checked = violations_network(read_steps(network), None, cases, OUTPUTS)
     box = checked.rows(checked.boxes(Box(outputs, np.zeros(outputs.shape))), np.eye(len(cases))[None])
     for lower, upper, y in zip(box.lower, box.upper, outputs, strict=True):
         for low, high, case in zip(lower, upper, cases, strict=True):
@@ -178,13 +178,17 @@ def test_the_box_contains_the_exact_one(low, width):
 
 
 @pytest.mark.parametrize("constraint", [({0: 10**400}, 0), ({0: 1}, 10**400), ({0: 1}, 10**39)])
-def test_numbers_beyond_those_of_floats_are_refused(constraint):
+def test_numbers_beyond_those_of_floats_are_those_of_scaled_constraints(constraint):
     """float32 holds numbers up to 3.4e38, float64 up to 1.8e308."""
     network, property_, *_ = certified_result(0)
     coefficients = {number: Fraction(value) for number, value in constraint[0].items()}
-    case = Case(property_.cases[0].box, (Constraint(coefficients, Fraction(constraint[1])),))
-    with pytest.raises(UnknownLayerError):
-        confirm_unsat(replace(property_, cases=(case,)), network, partial(run, network), {})
+    for factor in (1, -1):
+        scaled = {number: factor * value for number, value in coefficients.items()}
+        (value,), proofs = scaled.values(), []
+        for term, bound in ((scaled, Fraction(constraint[1])), ({0: value / abs(value)}, constraint[1] / abs(value))):
+            case = Case(property_.cases[0].box, (Constraint(term, bound),))
+            proofs.append(proved_by(network, replace(property_, cases=(case,)), {}))
+        assert (proofs[0] == proofs[1]) and not (proofs[0] and bound > 10**30)
 
 
 def test_another_runtime_is_noticed():
