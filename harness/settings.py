@@ -81,7 +81,7 @@ class Radius(Fraction):
         except (ValueError, ZeroDivisionError):
             raise SettingError("eps", value, "a number or a fraction such as 8/255") from None
         is_radius = 0 < fraction <= 1 and float(fraction) > 0
-        hint = f"; did you mean {value}/255?" if 1 < fraction <= 255 else ""
+        hint = f"; did you mean {fraction}/255?" if fraction.denominator == 1 < fraction <= 255 else ""
         require("eps", str(value), is_radius, f"a radius in pixel units, above 0 and at most 1{hint}")
         return super().__new__(cls, fraction)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
 
-from baselines import DATASETS, UnknownNameError, network_names, suggestion, unknown_network
+from baselines import DATASETS, UnknownNameError, network_names, options_of, suggestion, unknown_network
 from harness.common.errors import InputError, SettingError, SettingsError, require
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.sweep.imported_network import Checkpoint, Source
@@ -39,6 +39,11 @@ def _method_names() -> Iterable[str]:
 def _check_gpus(gpus: float) -> float:
     require("gpu", gpus, gpus <= 1 or gpus.is_integer(), "a fraction of one GPU, or a whole number of them")
     return gpus
+
+
+def _check_list(seeds: object) -> object:
+    require("seeds", seeds, isinstance(seeds, list), "a list, such as [0, 1, 2]")
+    return seeds
 
 
 def _check_seeds(seeds: list[int]) -> list[int]:
@@ -121,7 +126,7 @@ class SweepFile(BaseModel):
     """The data set to train and evaluate on."""
     eps: Radius
     """The exact l-inf radius of evaluation in pixel units, above 0 and at most 1: a number or a fraction like 8/255."""
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_seeds)]
+    seeds: Annotated[list[Seed], Field(min_length=1), BeforeValidator(_check_list), AfterValidator(_check_seeds)]
     """Seeds of initial weights, batches and attacks; each entry of `trials` is trained once with each."""
     train: TrainSettings = Field(default_factory=TrainSettings)
     """The recipe."""
@@ -208,10 +213,17 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         owner = [kind, *(_SECTIONS[part] for part in error["loc"][:-1] if part in _SECTIONS)][-1]
         names = list(signature(owner).parameters)
-        return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{suggestion(location[-1], names)}"
+        hint = suggestion(location[-1], names) or _owner_of_option(location)
+        return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{hint}"
     if isinstance(cause, UnknownNameError):
         return str(SettingError(key, error["input"], cause.allowed))
     return str(SettingError(key, error["input"], _allowed(error["msg"])))
+
+
+def _owner_of_option(location: list[str]) -> str:
+    """Return the end of a message that names a network with the unknown option; "" if there is none."""
+    owners = [name for name in network_names() if location[-2:-1] == ["options"] and location[-1] in options_of(name)]
+    return f"; `model: {owners[0]}` has {location[-1]}" if owners else ""
 
 
 def _allowed(message: str) -> str:

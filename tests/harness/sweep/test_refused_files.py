@@ -24,6 +24,7 @@ KEYS = [
     ("trials.0.method", "ibpp", "trials.0.method: found 'ibpp', allowed: ", "'ibp'?"),
     ("dataset", "cifar-10", "dataset: found 'cifar-10', allowed: ", "'cifar10'?"),
     ("trials.0.options", {"margin": 0.1}, "trials.0.options.margin: unknown key; allowed: none"),
+    ("trials.0.options", {"depth": 9}, "trials.0.options.depth: unknown key; allowed: none", "`model: cnn` has depth"),
     ("trials.0.method_options", {"alpha": 1}, "trials.0.method_options.alpha: unknown key; allowed: none"),
     ("trials.0.model", "cnn", "trials.0.options.depth: missing"),
     ("name", "../x", "name: found '../x'"),
@@ -52,6 +53,8 @@ TYPES = [
     ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
     ("trials.1.options", {"iterations": 1.5}, "trials.1.options.iterations: found 1.5", "integer"),
     ("eps", [8, 255], "eps: found [8, 255]", "fraction"),
+    ("eps", 8, "eps: found '8'", "did you mean 8/255?"),
+    ("seeds", "0,1", "seeds: found '0,1', allowed: a list, such as [0, 1, 2]"),
 ]
 RANGES = [
     ("train.epochs", 0, "at least 1"),
