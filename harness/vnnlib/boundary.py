@@ -15,12 +15,12 @@ from harness.common.properties import Case
 _MOST_FREE = 8  # inputs with more than one value
 _MOST_CORNERS = 8  # that are returned
 _AT_ONCE = 8  # corners: there may be no memory for more
-_ZERO = 1e-6  # a violation that may be 0
+_ZERO = 1e-6  # a violation that may be 0, relative to the largest coefficient
 _MOST_CASES, _MOST_NUMBERS = 4, 20_000  # of linear programs
 _ROUNDS = 3
 
 
-def likely_corners(extended: nn.Module, region: Box) -> list[Tensor]:
+def likely_corners(extended: nn.Sequential, region: Box) -> list[Tensor]:
     """Return the corners [1, ...] of a box of few inputs at which a case holds or almost holds, the best first.
 
     extended: from `with_violations`. Raises DeadlineError.
@@ -28,17 +28,25 @@ def likely_corners(extended: nn.Module, region: Box) -> list[Tensor]:
     free = region.radius.flatten().nonzero()[:, 0]
     if len(free) > _MOST_FREE:
         return []
-    signs = torch.zeros(2 ** len(free), region.center.numel(), dtype=torch.float64)
-    signs[:, free] = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(free))), dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(free))), dtype=torch.float64)
+
+    def corners(part: Tensor) -> Tensor:
+        points = region.center.flatten(1).repeat(len(part), 1)
+        points[:, free] += part * region.radius.flatten()[free]
+        return points.view(-1, *region.center.shape[1:])
+
     smallest = list[Tensor]()
     for part in signs.split(_AT_ONCE):
         check_deadline()
         with torch.no_grad():
-            smallest.append(extended(region.center + region.radius * part.view(-1, *region.center.shape[1:])).amin(1))
+            smallest.append(extended(corners(part)).amin(1))
     values = torch.cat(smallest)
     likely = values.argsort(stable=True)[:_MOST_CORNERS]
-    likely = likely[values[likely] <= _ZERO]
-    return [region.center + region.radius * signs[number].view_as(region.center) for number in likely.tolist()]
+    return [corners(signs[number][None]) for number in likely.tolist() if values[number] <= _nearly_zero(extended)]
+
+
+def _nearly_zero(extended: nn.Sequential) -> float:
+    return _ZERO * float(extended.violations.values.weight.detach().abs().max())
 
 
 def likely_vertices(extended: nn.Sequential, cases: Sequence[Case], region: Box, start: Tensor) -> Iterator[Tensor]:
@@ -57,7 +65,7 @@ def likely_vertices(extended: nn.Sequential, cases: Sequence[Case], region: Box,
             if vertex is None or torch.equal(vertex, point):
                 break
             with torch.no_grad():
-                is_likely = extended(vertex).amin() <= _ZERO
+                is_likely = extended(vertex).amin() <= _nearly_zero(extended)
             if is_likely:
                 yield vertex
             point = vertex
@@ -79,6 +87,8 @@ def _vertex(extended: nn.Sequential, rows: slice, region: Box, point: Tensor) ->
             slopes.append(torch.autograd.grad(value, x, retain_graph=True)[0].flatten().numpy())
     matrix = np.stack(slopes)
     at_0 = values.detach().numpy() - matrix @ point.flatten().numpy()
+    if not (np.isfinite(matrix).all() and np.isfinite(at_0).all()):
+        return None
     ends = zip(*[(region.center + sign * region.radius).flatten().tolist() for sign in (-1, 1)], strict=True)
     objective, left = np.r_[np.zeros(point.numel()), 1.0], np.c_[matrix, -np.ones(len(matrix))]
     program = linprog(objective, left, -at_0, bounds=[*ends, (None, None)], method="highs-ds")

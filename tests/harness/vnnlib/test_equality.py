@@ -100,7 +100,7 @@ def scaled_identity():
 IDENTITY = [[1.0], [-1.0]], [[1.0, -1.0]]
 PEAK = {"biases": [[0.3, -0.3], [1.0]]}  # y = 1 - |x - 0.3|, of the float32 0.3
 TWO_BOXES = "(or (and (>= X_0 0) (<= X_0 1)) (and (>= X_0 2) (<= X_0 3)))"
-UNIT = "(and (>= X_0 0) (<= X_0 1))"
+LONG, UNIT = "0.1815863597130689", "(and (>= X_0 0) (<= X_0 1))"
 SQUARE = f"(and {' '.join(f'(>= X_{n} 0.2) (<= X_{n} 0.7)' for n in range(2))})"
 ALONG = [[1.0, 1.0]], [[1.0], [3.0]]  # both outputs depend on the sum alone
 MANY = f"(and {' '.join(f'(>= X_{n} 0.25) (<= X_{n} 0.75)' for n in range(12))})"  # 4,096 corners
@@ -111,12 +111,13 @@ SIGNS = [[1.0 if n % 3 else -1.0 for n in range(12)]], [[1.0]]
     ("network", "box", "constraints", "stricter"),
     [
         (scaled_identity(), TWO_BOXES, "(and (>= Y_0 1.4) (<= Y_0 2.0))", "(and (>= Y_0 1.4) (<= Y_0 1.9999))"),
+        (scaled_identity(), UNIT, f"(>= (* {LONG} Y_0) {LONG})", f"(>= (* {LONG} Y_0) 0.18158635971307)"),
         (piecewise(*IDENTITY), TWO_BOXES, "(and (>= Y_0 1.4) (<= Y_0 2))", "(and (>= Y_0 1.4) (<= Y_0 1.9999))"),
         (piecewise([[-1.0], [1.0]], [[-1.0, -1.0]], **PEAK), UNIT, "(>= Y_0 1)", "(>= Y_0 1.0001)"),
         (piecewise(*ALONG), SQUARE, "(and (<= Y_0 1) (>= Y_1 3))", "(and (<= Y_0 0.9999) (>= Y_1 3))"),
         (piecewise(*SIGNS), MANY, "(>= Y_0 5)", "(>= Y_0 5.0001)"),
     ],
-    ids=["constants", "two boxes", "a peak inside", "a vertex", "a corner of many inputs"],
+    ids=["constants", "sixteen digits", "two boxes", "a peak inside", "a vertex", "a corner of many inputs"],
 )  # fmt: skip
 def test_counterexamples_on_the_boundary_alone_are_found(network, box, constraints, stricter):
     inputs, outputs = network.input_shape[0], 2 if "Y_1" in constraints else 1
