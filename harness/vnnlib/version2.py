@@ -21,6 +21,7 @@ _NAME, _NUMBER = r"(declare-\w+|vnnlib-version|[a-zA-Z_]\w*)(\[(\d+(,\d+)*)?\])?
 _WORD = re.compile(rf"{_NAME}|{_NUMBER}|[-+*<>]|[<>=!]=|<2\.0>", re.ASCII)
 _TYPES = {"F32": "float32", "Real": "real"}  # whose numbers the network's float32 inputs and outputs are
 _MOST_VARIABLES = 1_000_000
+_LARGEST = 2**24  # characters: the package takes up to 200 times their memory, and 6 s a million, whatever the deadline
 _SYMBOLS = {"And": "and", "Or": "or", "LessEqual": "<=", "GreaterEqual": ">=", "Plus": "+", "Multiply": "*"}
 
 
@@ -37,6 +38,8 @@ def property_of_version2(code: str) -> Property:
     """
     if not _VERSION.match(code):
         raise InputError(f"found {shorten(code.split(')')[0].strip())}, allowed: (vnnlib-version <2.0>)")
+    if len(code) > _LARGEST:
+        raise InputError(f"found {len(code):,} characters outside of comments, allowed: up to {_LARGEST:,}")
     parse(code)  # checks brackets: the package has no limit to their depth
     _refuse_other_words(code)
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cerdeq.deadline import DeadlineError, stop_at
 from harness.common.errors import InputError
-from harness.vnnlib import files, version1
+from harness.vnnlib import files, version1, version2
 from harness.vnnlib.brackets import parse
 from harness.vnnlib.files import property_in, read_vnnlib
 
@@ -337,6 +337,15 @@ def test_comments_of_version_2_end_with_their_lines(tmp_path):
     expected = read_property(path)
     path.write_bytes(VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode())
     assert read_property(path) == expected and [each.shape for each in expected.declared] == [(1, 2), (2,)]
+
+
+def test_long_texts_of_version_2_are_refused_before_its_package_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(version2, "_LARGEST", len(VERSION2) // 2)
+    monkeypatch.setitem(__import__("sys").modules, "vnnlib", None)
+    path = tmp_path / "2.vnnlib"
+    path.write_text(VERSION2)
+    with pytest.raises(InputError, match=r"found \d+ characters outside of comments, allowed: up to"):
+        read_property(path)
 
 
 def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):
