@@ -111,7 +111,7 @@ SIGNS = [[1.0 if n % 3 else -1.0 for n in range(12)]], [[1.0]]
     ("network", "box", "constraints", "stricter"),
     [
         (scaled_identity(), TWO_BOXES, "(and (>= Y_0 1.4) (<= Y_0 2.0))", "(and (>= Y_0 1.4) (<= Y_0 1.9999))"),
-        (scaled_identity(), UNIT, f"(>= (* {LONG} Y_0) {LONG})", f"(>= (* {LONG} Y_0) 0.18158635971307)"),
+        (scaled_identity(), UNIT, f"(>= (* {LONG} Y_0) {LONG})", f"(>= (* {LONG} Y_0) 0.18158636)"),
         (piecewise(*IDENTITY), TWO_BOXES, "(and (>= Y_0 1.4) (<= Y_0 2))", "(and (>= Y_0 1.4) (<= Y_0 1.9999))"),
         (piecewise([[-1.0], [1.0]], [[-1.0, -1.0]], **PEAK), UNIT, "(>= Y_0 1)", "(>= Y_0 1.0001)"),
         (piecewise(*ALONG), SQUARE, "(and (<= Y_0 1) (>= Y_1 3))", "(and (<= Y_0 0.9999) (>= Y_1 3))"),
