@@ -32,7 +32,7 @@ def violations_network(network: Sequence[Step], box: Box, cases: Sequence[Case],
 
     @cache
     def largest() -> Array:
-        exact = boxes_of(network, box)[-1]
+        exact = boxes_of([*network], box)[-1]
         return np.maximum(np.abs(exact.lower), np.abs(exact.upper)).ravel()
 
     rows = [_row(constraint, outputs, largest) for case in cases for constraint in case.constraints]

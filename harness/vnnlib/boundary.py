@@ -18,6 +18,7 @@ _AT_ONCE = 8  # corners: there may be no memory for more
 _ZERO = 1e-6  # a violation that may be 0, relative to the largest coefficient
 _MOST_CASES, _MOST_NUMBERS = 4, 20_000  # of linear programs
 _ROUNDS = 3
+_VALUES = "violations.values"  # the layer of the constraints' values
 
 
 def likely_corners(extended: nn.Sequential, region: Box) -> list[Tensor]:
@@ -46,7 +47,8 @@ def likely_corners(extended: nn.Sequential, region: Box) -> list[Tensor]:
 
 
 def _nearly_zero(extended: nn.Sequential) -> float:
-    return _ZERO * float(extended.violations.values.weight.detach().abs().max())
+    weight, _ = extended.get_submodule(_VALUES).parameters()
+    return _ZERO * float(weight.detach().abs().max())
 
 
 def likely_vertices(extended: nn.Sequential, cases: Sequence[Case], region: Box, start: Tensor) -> Iterator[Tensor]:
@@ -81,7 +83,7 @@ def _vertex(extended: nn.Sequential, rows: slice, region: Box, point: Tensor) ->
     slopes = list[np.ndarray]()
     with torch.enable_grad():
         x = point.clone().requires_grad_()
-        values = extended.violations.values(extended[:2](x))[0, rows]
+        values = extended.get_submodule(_VALUES)(extended[:2](x))[0, rows]
         for value in values:
             check_deadline()
             slopes.append(torch.autograd.grad(value, x, retain_graph=True)[0].flatten().numpy())

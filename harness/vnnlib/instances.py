@@ -83,12 +83,12 @@ def _instance(row: list[str], where: str, folder: Path, seconds: float | None) -
     try:
         require(where, row, len(row) == 3, "onnx,vnnlib,timeout")
         limit, names = _seconds_in(timeout, where), (_network_in(network, where), property_)
-        files = [_find((folder / name).absolute()) for name in names]
-        for name, file in zip(names, files, strict=True):
+        onnx, vnnlib = (_find((folder / name).absolute()) for name in names)
+        for name, file in zip(names, (onnx, vnnlib), strict=True):
             require(where, name, isfile(file), "a file, relative to the CSV file")
     except InputError as error:
         return Instance(network, property_, 0.0, str(error))
-    return Instance(*map(str, files), limit if seconds is None else seconds)
+    return Instance(str(onnx), str(vnnlib), limit if seconds is None else seconds)
 
 
 def _network_in(text: str, where: str) -> str:

@@ -65,7 +65,7 @@ class Violations(nn.Module):
         return values
 
 
-def with_violations(network: nn.Module, region: Box, cases: Sequence[Case], outputs: int) -> nn.Module:
+def with_violations(network: nn.Module, region: Box, cases: Sequence[Case], outputs: int) -> nn.Sequential:
     """Return the network in float64, then `Violations` of the cases over the region. Raises InputError as these do.
 
     Certificates name its ReLUs `network.<path>` and `violations.relu.<level>`.
