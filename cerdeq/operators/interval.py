@@ -1,7 +1,7 @@
 """Interval bound propagation (IBP; Gowal et al. 2018): one forward pass with a box and an optional clean value.
 
 Each rule maps Intervals to an Interval in centre-radius form: an affine layer is c' = W c + b, r' = |W| r.
-Clean value and centre go through each layer together, so that training costs two passes of the weights, not three.
+Training costs three passes of each layer, of clean value, centre and radius.
 
 With `sound` set the result contains the exact, real-arithmetic image of the box for the stored weights: every rule
 widens the radius by a bound on its own rounding error. A sum of n products in any order is off by at most
@@ -111,9 +111,11 @@ def widen_sum(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = 
 
 
 def center_and_clean(x: Interval, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return `function` of centre and clean value, in one call."""
+    """Return `function` of centre and clean value; on CUDA in one call, on CPUs without a copy of both in one tensor."""
     if x.clean is None:
         return function(x.center), None
+    if not x.center.is_cuda:
+        return function(x.center), function(x.clean)
     clean, center = function(torch.cat([x.clean, x.center])).chunk(2)
     return center, clean
 

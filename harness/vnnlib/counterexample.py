@@ -45,8 +45,8 @@ def _shortest(value: float, low: Fraction, high: Fraction) -> str:
 
 
 def _at_end(value: float, low: Fraction, high: Fraction, otherwise: Callable[[float, Fraction, Fraction], str]) -> str:
-    end = min((low, high), key=lambda end: abs(Fraction(value) - end))
-    is_near = abs(Fraction(value) - end) <= _NEAR * max(1, abs(end))
+    end = low if abs(Fraction(value) - low) <= abs(Fraction(value) - high) else high
+    is_near = abs(Fraction(value) - end) <= _NEAR * max(Fraction(1), abs(end))
     return decimal_between(end, end) if is_near else otherwise(value, low, high)
 
 

@@ -100,8 +100,8 @@ def check_shapes(property_: Property, network: OnnxNetwork, where: str) -> None:
         raise InputError(f"{where}: found {sizes}")
     for declared, shape in zip(property_.declared or (), shapes, strict=False):
         if [size for size in declared.shape if size > 1] != [size for size in shape if size > 1]:
-            found = f"found the shape {[*declared.shape]} of {shorten(declared.name)}"
-            raise InputError(f"{where}: {found}, allowed: {[1, *shape]}, as the network has")
+            shown = f"found the shape {[*declared.shape]} of {shorten(declared.name)}"
+            raise InputError(f"{where}: {shown}, allowed: {[1, *shape]}, as the network has")
 
 
 def load_recorded(record: Record) -> tuple[Property, LoadedFile]:
