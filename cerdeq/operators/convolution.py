@@ -179,15 +179,17 @@ def conv2d_constant(
     return rounded_constant(ctx, coefficients, (each, rest), offset)
 
 
-def _conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
+def arguments_of_module(module: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
+    """Return the arguments of a module's convolution. Raises UnsupportedOperator for other padding than by zeros."""
     if module.padding_mode != "zeros":
-        raise UnsupportedOperator(f"no bound rule for Conv2d with padding_mode={module.padding_mode!r}")
+        kind = type(module).__name__
+        raise UnsupportedOperator(f"no bound rule for {kind} with padding_mode={module.padding_mode!r}")
     return options("weight", "bias", "stride", "padding", "dilation", "groups")(module)
 
 
 RECORDS = (
     Operator(
-        "conv2d", conv2d_interval, (F.conv2d,), {nn.Conv2d: _conv2d_arguments}, conv2d_backward,
+        "conv2d", conv2d_interval, (F.conv2d,), {nn.Conv2d: arguments_of_module}, conv2d_backward,
         affine="sums", windows="convolution",
     ),
     Operator(

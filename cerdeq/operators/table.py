@@ -6,14 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.operators import arithmetic, batch_norm, clamp, convolution, linear, pooling, relu, shapes, sigmoid, sign
+from cerdeq.operators import (
+    arithmetic,
+    averages,
+    batch_norm,
+    clamp,
+    convolution,
+    hard_curves,
+    linear,
+    pooling,
+    relu,
+    sequences,
+    shapes,
+    sigmoid,
+    sign,
+)
 from cerdeq.operators.record import Operator
 
-TABLE = tuple(
-    record
-    for file in (convolution, linear, batch_norm, relu, clamp, pooling, sigmoid, sign, arithmetic, shapes)
-    for record in file.RECORDS
-)
+_FILES = (
+    convolution, linear, batch_norm, relu, clamp, hard_curves, pooling, averages, sequences, sigmoid, sign, arithmetic,
+    shapes,
+)  # fmt: skip
+TABLE = tuple(record for file in _FILES for record in file.RECORDS)
 _OWNERS = (torch, F, Tensor)
 AROUND_FORWARD = ("__call__", "_wrapped_call_impl", "_call_impl", "_compiled_call_impl")  # what a call runs first
 _FORWARD = ("forward", "_conv_forward", "_check_input_dim", "_output_padding")  # torch's, with what they call

@@ -66,7 +66,7 @@ def half_difference(x):
     return first - second
 
 
-IMAGE, VECTOR = (4, 7, 6), (5,)
+IMAGE, VECTOR, SEQUENCE = (4, 7, 6), (5,), (4, 9)
 AFFINE = {
     "conv2d": cases(IMAGE, {
         "padded": conv(3, padding=1), "stride": conv(3, stride=2, padding=1),
@@ -76,6 +76,11 @@ AFFINE = {
         "same": conv((3, 5), padding="same", dilation=(2, 1)), "valid": conv(3, padding="valid"),
         "function": function(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), w=(3, 4, 3, 3), b=(3,)),
         "function positional": function(lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2), w=(6, 2, 3, 3)),
+    }),
+    "conv1d": cases(SEQUENCE, {
+        "padded": lambda: nn.Conv1d(4, 6, 3, padding=2), "same": lambda: nn.Conv1d(4, 6, 5, padding="same"),
+        "all": lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2, bias=False),
+        "function": function(lambda x, w, b: F.conv1d(x, w, b, 2, padding="valid"), w=(3, 4, 2), b=(3,)),
     }),
     "conv_transpose2d": cases(IMAGE, {
         "module": transposed(3), "stride": transposed(3, stride=2, padding=1, output_padding=1, bias=False),
@@ -145,6 +150,21 @@ AFFINE = {
         "module": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1)),
         "uneven": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, None))),
         "function": function(lambda x: F.adaptive_avg_pool2d(x, (2, 5))),
+    }),
+    "avg_pool1d": cases(SEQUENCE, {
+        "module": lambda: nn.Sequential(nn.AvgPool1d(2)),
+        "padding not counted": lambda: nn.Sequential(nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False)),
+        "function": function(lambda x: F.avg_pool1d(x, 4, 3, padding=2)),
+    }),
+    "adaptive_avg_pool1d": cases(SEQUENCE, {
+        "module": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(4)), "function": function(lambda x: F.adaptive_avg_pool1d(x, 1)),
+    }),
+    "mean": cases(IMAGE, {
+        "method": function(lambda x: x.mean((2, 3))), "kept": function(lambda x: torch.mean(x, dim=[-1, 2], keepdim=True)),
+        "one dimension": function(lambda x: x.mean(1)),
+    }),
+    "sum": cases(IMAGE, {
+        "method": function(lambda x: x.sum(-2, True)), "function": function(lambda x: torch.sum(x, (3, 1))),
     }),
     "concatenate": cases(VECTOR, {
         "two values": function(lambda x, w: torch.cat([x - 1, F.linear(x, w)], 1), w=(3, 5)),
@@ -248,6 +268,14 @@ NOT_AFFINE = {
     }) +
     cases(VECTOR, {"function": function(lambda x: F.hardtanh(x, -0.1, 0.2))}, form=True),
     "relu6": cases(VECTOR, {"function": function(lambda x: F.relu6(6 * x) / 6)}),
+    "hardsigmoid": cases(IMAGE, {"module": lambda: nn.Sequential(nn.Hardsigmoid())}) +
+    cases(VECTOR, {"function": function(lambda x: F.hardsigmoid(2 * x, inplace=True))}, form=True),
+    "hardswish": cases(IMAGE, {"module": lambda: nn.Sequential(nn.Hardswish())}) +
+    cases(VECTOR, {"function": function(F.hardswish)}, form=True),
+    "max_pool1d": cases(SEQUENCE, {
+        "module": lambda: nn.Sequential(nn.MaxPool1d(3, 2, 1)), "function": function(lambda x: F.max_pool1d(x, 2)),
+        "torch function": function(lambda x: torch.max_pool1d(x, 3, 1, dilation=2, ceil_mode=True)),
+    }),
     "max_pool2d": cases(IMAGE, {
         "module": lambda: nn.Sequential(nn.MaxPool2d(2)),
         "overlapping": lambda: nn.Sequential(nn.MaxPool2d(3, stride=1)),

@@ -40,10 +40,11 @@ def test_affine_operators_have_their_exact_extremes(name, scale):
 @pytest.mark.parametrize("scale", LARGE_AND_SMALL)
 @pytest.mark.parametrize("name", NOT_AFFINE)
 def test_extremes_at_corners_and_kinks_are_exact(name, scale):
-    """Max pooling is monotone; leaky ReLU of any slope has its extremes at the ends, or at 0 where it lies inside."""
+    """At the ends, as of max pooling, which is monotone; at 0 of leaky ReLU of any slope; at -1.5 of hard swish."""
     for case in NOT_AFFINE[name]:
         model, box = build_model(case), random_box(3, *case.shape, scale=scale)
-        points = box.lower, box.upper, torch.zeros_like(box.center).clamp(box.lower, box.upper)
+        kink = torch.full_like(box.center, -1.5 if name == "hardswish" else 0.0)
+        points = box.lower, box.upper, kink.clamp(box.lower, box.upper)
         with torch.no_grad():
             values = torch.stack([model(point.clone()) for point in points])
         lower, upper = bound(model, box)

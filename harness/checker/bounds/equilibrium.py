@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from harness.checker.bounds import boxes, monotone
+from harness.checker.bounds import monotone
 from harness.checker.bounds.boxes import (
     SLACK,
     TINY,
@@ -22,6 +22,7 @@ from harness.checker.bounds.boxes import (
     relu,
     widen_for_rounding,
 )
+from harness.checker.bounds.windows import Windows, convolve, convolve_back
 
 _POWER, _GUESSES, _FINAL = 1000, 2000, 4
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}  # the relative change at which the iteration of a guess ends
@@ -114,12 +115,12 @@ def tighten_by_map(weight: Array, h: Box, z: Box) -> Box:
 
 def apply_recurrence(weight: Array, z: Array) -> Array:
     """Return W z for z [B, ...]."""
-    return z @ weight.T if weight.ndim == 2 else boxes.convolve(weight, z, 1, weight.shape[-1] // 2)
+    return z @ weight.T if weight.ndim == 2 else convolve(weight, z, Windows.around_each(weight))
 
 
 def apply_recurrence_back(weight: Array, a: Array) -> Array:
     """Return W^T a for coefficients a [K, ...] of W z."""
-    return a @ weight if weight.ndim == 2 else boxes.convolve_back(weight, a, a.shape[1:], 1, weight.shape[-1] // 2)
+    return a @ weight if weight.ndim == 2 else convolve_back(weight, a, a.shape[1:], Windows.around_each(weight))
 
 
 def _preactivation_box(weight: Array, h: Box, z: Box) -> Box:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, Array, Box, U, intersect, magnitude, used_part
+from harness.checker.bounds.boxes import SLACK, Array, Box, U, intersect, magnitude
 from harness.checker.bounds.equilibrium import apply_recurrence, apply_recurrence_back, preactivation
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, Step
+from harness.checker.bounds.relaxations import Relaxation
 from harness.checker.bounds.relu_lines import LARGEST, Leaves, Lines, dot, lines, rounding_loss
+from harness.checker.bounds.windows import used_part
 
 _TOLERANCE, _LIMIT = 1e-5, 1000  # of the multiplier iteration
 _ELEMENTS = 2**19  # of a value's coefficients at once
@@ -95,6 +97,9 @@ def pull_back(step: Step, a: Array, region: Region, number: int, leaves: Leaves 
             return Pulled(back, np.zeros(len(a)), np.zeros(len(a)))
         part, size = used_part(a), np.broadcast_to(size, (1, *a.shape[1:]))
         return Pulled(back, dot(a, step.operation.offset(a.shape)), rounding_loss(a[part], size[part]))
+    if isinstance(step.operation, Relaxation):
+        pulled, constant, size = step.operation.pull_back(a, boxes[0])
+        return Pulled((pulled,), constant, rounding_loss(a, size))
     weight = step.operation.weight
     if weight is None:
         return _pull_through_relu(a, boxes[0], leaves)

@@ -14,11 +14,11 @@ from harness.checker.bounds.boxes import (
     Box,
     U,
     affine,
-    convolve,
-    convolve_back,
     magnitude,
     widen_for_rounding,
 )
+from harness.checker.bounds.relaxations import leaky_relu
+from harness.checker.bounds.windows import Windows, convolve, convolve_back
 from harness.common.errors import InputError, first_words
 
 Shape = tuple[int, ...]
@@ -89,20 +89,16 @@ def product(weight: Array, bias: Array) -> Product:
     )
 
 
-def convolution(weight: Array, bias: Array, stride: int, padding: int, groups: int) -> Map:
-    """Return the map of a convolution with square windows of weight [O, C / groups, k, k] and zero padding.
-
-    bias: [O, 1, 1].
-    """
-    geometry = stride, padding, groups
+def convolution(weight: Array, bias: Array, windows: Windows) -> Map:
+    """Return the map of a convolution by weight [O, C / groups, *kernel], plus bias [O, 1, ...]."""
 
     def apply(w: Array, values: Array) -> Array:
-        _require_images("a convolution", values)
-        return convolve(w, values, *geometry)
+        require_dimensions("a convolution", values, weight.ndim)
+        return convolve(w, values, windows)
 
     return Map(
         lambda x: affine(x, weight, bias, apply, weight[0].size),
-        lambda a, shapes: (convolve_back(weight, a, shapes[0], *geometry),),
+        lambda a, shapes: (convolve_back(weight, a, shapes[0], windows),),
         lambda m: apply(np.abs(weight), m) + np.abs(bias),
         lambda shape: bias,
     )
@@ -145,23 +141,47 @@ def batch_norm(mean: Array, variance: Array, weight: Array, bias: Array, eps: fl
     return elementwise(factor, bias - mean * factor, size, per_channel=True)
 
 
-def pool(size: int) -> Map:
-    """Return the map of average pooling over squares that do not overlap; it drops odd rows and columns.
+def average(
+    windows_of: Callable[[Shape], dict[int, tuple[Array, Array]]], divisor: float | None = None, keep: bool = True
+) -> Map:
+    """Return the map of sums over windows along some dimensions, divided by a number.
 
-    Each channel is an image of its own for a convolution.
+    Args:
+        windows_of: from the shape of an example, for each of these dimensions of [B, *shape]: which elements each
+            window has, 0 or 1 [windows, elements], and how many it counts [windows].
+        divisor: the same for all windows; by default how many elements they count.
+        keep: False if the dimensions have one window each, and are left out of the result.
     """
-    weight = np.full((1, 1, size, size), 1 / size**2)
 
-    def apply(kernel: Array, values: Array) -> Array:
-        _require_images("average pooling", values)
-        pooled = convolve(kernel, values.reshape(-1, 1, *values.shape[2:]), size, 0)
-        return pooled.reshape(*values.shape[:2], *pooled.shape[2:])
+    @cache
+    def parts(shape: Shape) -> tuple[dict[int, Array], Array, int]:
+        """Return the elements of windows, a share for each of them, and the largest number of elements."""
+        windows, counts = windows_of(shape), np.ones(())
+        for axis, (_, counted) in windows.items():
+            counts = counts * counted.reshape(-1, *[1] * (len(shape) - axis))
+        members = {axis: inside for axis, (inside, _) in windows.items()}
+        terms = prod(int(inside.sum(1).max(initial=0)) for inside in members.values())
+        return members, 1 / counts if divisor is None else np.array(1 / divisor), terms
+
+    def apply(shares: Array, values: Array) -> Array:
+        members, _, _ = parts(values.shape[1:])
+        for axis, inside in members.items():
+            values = np.moveaxis(np.tensordot(values, inside, (axis, 1)), -1, axis)
+        values = values * shares
+        return values if keep else values.squeeze(tuple(members))
 
     def back(a: Array, shapes: list[Shape]) -> tuple[Array]:
-        spread = convolve_back(weight, a.reshape(-1, 1, *a.shape[2:]), (1, *shapes[0][1:]), size, 0)
-        return (spread.reshape(len(a), *shapes[0]),)
+        members, shares, _ = parts(shapes[0])
+        values = (a if keep else np.expand_dims(a, tuple(members))) * shares
+        for axis, inside in members.items():
+            values = np.moveaxis(np.tensordot(values, inside, (axis, 0)), -1, axis)
+        return (values,)
 
-    return Map(lambda x: affine(x, weight, None, apply, size**2), back, lambda m: apply(weight, m))
+    def box(x: Box) -> Box:
+        _, shares, terms = parts(x.center.shape[1:])
+        return affine(x, shares, None, apply, terms)
+
+    return Map(box, back, lambda m: apply(np.abs(parts(m.shape[1:])[1]), m))
 
 
 def move(function: Callable[..., torch.Tensor], name: str) -> Map:
@@ -231,17 +251,17 @@ def add_values(sign: int = 1) -> Map:
     return Map(box, lambda a, shapes: (a, sign * a), lambda a, b: None)
 
 
-def absolute() -> Map:
-    """Return the map of relu(x) and x to |x| = 2 relu(x) - x, so that leaves split the ReLU."""
+def leaky(negative_slope: float) -> Map:
+    """Return the map of relu(x) and x to (1 - s) relu(x) + s x, a leaky ReLU, so that leaves split the ReLU."""
+    of_relu, curve = 1 - negative_slope, leaky_relu(negative_slope)
+    return Map(
+        lambda relu, x: curve.box(x),
+        lambda a, shapes: (of_relu * a, negative_slope * a),
+        lambda relu, x: abs(of_relu) * relu + abs(negative_slope) * x,
+    )
 
-    def box(relu: Box, x: Box) -> Box:
-        low, high = np.maximum(np.abs(x.center) - x.radius, 0), np.abs(x.center) + x.radius
-        return widen_for_rounding((low + high) / 2, (high - low) / 2)
 
-    return Map(box, lambda a, shapes: (2 * a, -a), lambda relu, x: 2 * relu + x)
-
-
-def _require_images(what: str, values: Array) -> None:
-    """Raise UnknownLayerError for a value of other dimensions than [B, C, H, W]."""
-    if values.ndim != 4:
+def require_dimensions(what: str, values: Array, count: int) -> None:
+    """Raise UnknownLayerError for a value that has not `count` dimensions with the batch."""
+    if values.ndim != count:
         raise UnknownLayerError(f"{what} of a value of shape {list(values.shape[1:])}")

@@ -12,7 +12,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, convolve, magnitude, widen_for_rounding
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
+from harness.checker.bounds.windows import Windows, convolve
 
 _SPLITTING_STEPS, _NEWTON, _SOLVED = 3000, 1e-14, 1e-9
 _WEIGHT_STEPS, _NORM_STEPS = 30, 30
@@ -90,7 +91,7 @@ def dense(weight: Array, shape: tuple[int, ...]) -> Array:
     if units > _MOST_UNITS:
         raise NotMonotoneError(f"strong monotonicity of a convolution is checked up to {_MOST_UNITS} units")
     parts = np.array_split(np.eye(units).reshape(units, *shape), units // 64 + 1)  # together they need too much memory
-    columns = np.concatenate([convolve(weight, part, 1, weight.shape[-1] // 2) for part in parts])
+    columns = np.concatenate([convolve(weight, part, Windows.around_each(weight)) for part in parts])
     return columns.reshape(units, units).T.copy()
 
 

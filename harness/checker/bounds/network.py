@@ -23,7 +23,8 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, affine, relu
 from harness.checker.bounds.equilibrium import NotProvedError, equilibrium
 from harness.checker.bounds.maps import Map, Product, UnknownLayerError, array
-from harness.checker.bounds.operators import ABSOLUTE, BATCH, SHAPE, VALUE, ReluStep, Stand, operation_of
+from harness.checker.bounds.operators import BATCH, SHAPE, VALUE, ReluStep, Stand, operation_of
+from harness.checker.bounds.relaxations import Relaxation
 
 _AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
 
@@ -37,7 +38,7 @@ class Step:
     """
 
     name: str
-    operation: Map | ReluStep
+    operation: Map | ReluStep | Relaxation
     sources: tuple[int, ...]
 
 
@@ -122,8 +123,9 @@ def read_steps(model: nn.Module) -> list[Step]:
             operation = operation_of(step.target, args, kwargs)
             sources = tuple(numbers[source] for source in step.sources)
             steps.append(Step(step.name, operation, sources))
-            if step.record.name == ABSOLUTE:
-                steps.append(Step(f"{step.name}/{ABSOLUTE}", maps.absolute(), (len(steps), *sources)))
+            if isinstance(operation, ReluStep) and operation.negative_slope:
+                leaky = maps.leaky(operation.negative_slope)
+                steps.append(Step(f"{step.name}/leaky", leaky, (len(steps), *sources)))
         except UnknownLayerError as error:
             without_rule.append(f"{error.what} at node '{step.name}'{step.line}")
         numbers[number], stands[number] = len(steps), VALUE
@@ -144,7 +146,7 @@ def boxes_of(steps: list[Step], images: Box) -> list[Box]:
 
 def result_box(step: Step, *sources: Box) -> Box:
     """Return the box of a step's result from the boxes of its sources."""
-    if isinstance(step.operation, Map):
+    if isinstance(step.operation, Map | Relaxation):
         return step.operation.box(*sources)
     return relu(*sources) if step.operation.weight is None else equilibrium(step.operation.weight, *sources)
 

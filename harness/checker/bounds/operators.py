@@ -22,7 +22,9 @@ from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.layer import SPLITTING
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array
-from harness.checker.bounds.maps import Map, UnknownLayerError, array
+from harness.checker.bounds.maps import Map, Shape, UnknownLayerError, array
+from harness.checker.bounds.relaxations import HARDSIGMOID, HARDSWISH, MaxPool, Relaxation, clamp
+from harness.checker.bounds.windows import Windows, averaged, averaged_adaptively
 
 
 class Stand(Enum):
@@ -34,7 +36,6 @@ class Stand(Enum):
 
 
 VALUE, SHAPE, BATCH = Stand
-ABSOLUTE = "absolute"
 MOVES = None
 RESHAPES = torch.reshape, Tensor.reshape, Tensor.view
 
@@ -44,12 +45,15 @@ class ReluStep:
     """z = relu(W z + h). weight: W, or None for 0: an ordinary ReLU of h.
 
     by_splitting: whether the module solves it for any strongly monotone W; else rho(|W|) must be below 1.
-    Another activation needs a class of its own, its box in `network.result_box`, its lines in `relu_lines.py`, and its
-    case in `linear.pull_back` and `regions.tight_region`.
+    negative_slope: s of a leaky ReLU, which `maps.leaky` makes from z and h.
     """
 
     weight: Array | None
     by_splitting: bool = False
+    negative_slope: float = 0.0
+
+
+Operation = Map | ReluStep | Relaxation
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class Operator:
     rule: from the arguments of torch's function; MOVES if this only moves numbers: torch itself says where to.
     """
 
-    rule: Callable[..., Map | ReluStep] | None
+    rule: Callable[..., Operation] | None
     functions: tuple[Callable[..., Any], ...] = ()
     modules: dict[type[nn.Module], tuple[str, ...]] = field(default_factory=dict)
 
 
-def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | ReluStep:
+def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
     """Return what a function, or a module called with VALUE, does. Raises UnknownLayerError if there is no rule."""
     if isinstance(target, nn.Module):
         return operation_of_module(target)
@@ -78,7 +82,7 @@ def operation_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return rule(*args, **kwargs)
 
 
-def operation_of_module(module: nn.Module) -> Map | ReluStep:
+def operation_of_module(module: nn.Module) -> Operation:
     """Return what a module does. Raises UnknownLayerError if there is no rule."""
     if (record := _MODULES.get(type(module))) is None:
         raise UnknownLayerError(str(module))
@@ -98,17 +102,28 @@ def _matmul(x: Any, y: Any) -> Map:
     return maps.product(y.T, np.zeros(y.shape[-1]))
 
 
-def _conv2d(
+def _convolution(
     x: Any, weight: Array, bias: Array | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1, padding_mode: str = "zeros",
 ) -> Map:  # fmt: skip
-    settings = stride, 0 if padding == "valid" else padding, dilation, weight.shape[2:]
-    pairs = [_pair(setting) for setting in settings]
-    if any(first != second for first, second in pairs) or pairs[2] != (1, 1) or padding_mode != "zeros":
-        what = "a convolution that is not square and plain: kernel"
-        raise UnknownLayerError(f"{what} {weight.shape[2:]}, {stride=}, {padding=}, {dilation=}, {padding_mode=}")
-    shift = np.zeros((1, 1, 1)) if bias is None else bias.reshape(-1, 1, 1)
-    return maps.convolution(weight, shift, pairs[0][0], pairs[1][0], groups)
+    if padding_mode != "zeros":
+        raise UnknownLayerError(f"a convolution with {padding_mode=}")
+    kernel = weight.shape[2:]
+    strides, dilations = (_each(sizes, len(kernel)) for sizes in (stride, dilation))
+    if padding == "same":  # the odd zero comes last
+        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        pads = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        pads = tuple((size, size) for size in _each(0 if padding == "valid" else padding, len(kernel)))
+    ones = [1] * len(kernel)
+    shift = np.zeros((1, *ones)) if bias is None else bias.reshape(-1, *ones)
+    return maps.convolution(weight, shift, Windows(strides, pads, dilations, groups))
+
+
+def _each(sizes: Any, count: int) -> tuple[int, ...]:
+    """Return one size for each dimension, from a number or a sequence."""
+    each = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return each * count if len(each) == 1 else each
 
 
 def _batch_norm(
@@ -122,8 +137,45 @@ def _batch_norm(
 
 
 def _relu(x: Any, inplace: bool = False) -> ReluStep:
-    """Return the step of a ReLU; from its result `maps.absolute` makes the absolute value."""
     return ReluStep(None)
+
+
+def _leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> ReluStep:
+    return ReluStep(None, negative_slope=float(negative_slope))
+
+
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Relaxation:
+    low, high = (
+        infinity if limit is None else float(_constant(limit))
+        for limit, infinity in ((min, -np.inf), (max, np.inf))
+    )
+    return clamp(low, high)
+
+
+def _hardtanh(x: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Relaxation:
+    return _clamp(x, min_val, max_val)
+
+
+def _relu6(x: Any, inplace: bool = False) -> Relaxation:
+    return clamp(0.0, 6.0)
+
+
+def _hardsigmoid(x: Any, inplace: bool = False) -> Relaxation:
+    return HARDSIGMOID
+
+
+def _hardswish(x: Any, inplace: bool = False) -> Relaxation:
+    return HARDSWISH
+
+
+def _max_pool(
+    x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False, *, dimensions: int,
+) -> Relaxation:  # fmt: skip
+    if return_indices:
+        raise UnknownLayerError("max pooling that returns indices")
+    sizes = [_each(part, dimensions) for part in (kernel_size, stride or kernel_size, padding, dilation)]
+    return MaxPool(*sizes, ceil_mode)
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, sign: int = 1) -> Map:
@@ -155,21 +207,46 @@ def _constant(operand: Any) -> Array:
     return operand
 
 
-def _pair(setting: Any) -> tuple[Any, Any]:
-    """Return a setting of both dimensions of images. A text, such as a padding, is not the same for both."""
-    first, second = setting if isinstance(setting, tuple | list) else (setting, setting)
-    return (first, second) if not isinstance(setting, str) else (setting, "")
-
-
-def _avg_pool2d(
+def _avg_pool(
     x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor_override: int | None = None,
+    count_include_pad: bool = True, divisor_override: int | None = None, *, dimensions: int,
 ) -> Map:  # fmt: skip
-    size, step = _pair(kernel_size), _pair(stride or kernel_size)
-    if len({*size, *step}) > 1 or _pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
-        what = "average pooling over other windows than squares without overlap and padding: "
-        raise UnknownLayerError(f"{what}{kernel_size=}, {stride=}, {padding=}, {ceil_mode=}, {divisor_override=}")
-    return maps.pool(size[0])
+    each = [_each(sizes, dimensions) for sizes in (kernel_size, stride or kernel_size, padding)]
+
+    def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
+        axes = zip(_sizes(shape, dimensions), *each, strict=True)
+        return {n: averaged(*axis, ceil_mode, count_include_pad) for n, axis in enumerate(axes, start=2)}
+
+    return maps.average(windows, divisor_override)
+
+
+def _adaptive_avg_pool(x: Any, output_size: Any, *, dimensions: int) -> Map:
+    counts = _each(output_size, dimensions)
+
+    def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
+        axes = zip(_sizes(shape, dimensions), counts, strict=True)
+        return {n: averaged_adaptively(*axis) for n, axis in enumerate(axes, start=2)}
+
+    return maps.average(windows)
+
+
+def _sizes(shape: Shape, dimensions: int) -> Shape:
+    """Return the sizes of images or sequences. Raises UnknownLayerError for values of other dimensions."""
+    if len(shape) != 1 + dimensions:
+        raise UnknownLayerError(f"pooling of a value of shape {list(shape)}")
+    return shape[1:]
+
+
+def _mean(input: Any, dim: Any = None, keepdim: bool = False, *, divisor: float | None = None) -> Map:
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+
+    def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
+        axes = sorted(axis % (1 + len(shape)) for axis in dims)
+        if not axes or not axes[0]:
+            raise UnknownLayerError(f"sums over dimension 0, the batch: {dim=}")
+        return {axis: averaged_adaptively(shape[axis - 1], 1) for axis in axes}
+
+    return maps.average(windows, divisor, keepdim)
 
 
 def _identity(input: Any, p: float = 0.5, training: bool = False, inplace: bool = False) -> Map:
@@ -213,10 +290,12 @@ def _equilibrium(x: Any, weight: Array, solver: str) -> ReluStep:
     return ReluStep(weight, solver == SPLITTING)
 
 
+_CONVOLUTION = "weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode"
+_MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+_AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
 OPERATORS = {
-    "conv2d": Operator(
-        _conv2d, (F.conv2d,), {nn.Conv2d: ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")}
-    ),
+    "conv2d": Operator(_convolution, (F.conv2d,), {nn.Conv2d: _CONVOLUTION}),
+    "conv1d": Operator(_convolution, (F.conv1d,), {nn.Conv1d: _CONVOLUTION}),
     "linear": Operator(_linear, (F.linear,), {nn.Linear: ("weight", "bias")}),
     "matmul": Operator(_matmul, (operator.matmul, torch.matmul, Tensor.matmul)),
     "batch_norm": Operator(
@@ -225,7 +304,23 @@ OPERATORS = {
         dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), ("running_mean", "running_var", "weight", "bias", "eps")),
     ),
     "relu": Operator(_relu, (F.relu, torch.relu, Tensor.relu), {nn.ReLU: ()}),
-    ABSOLUTE: Operator(_relu, (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)),
+    "absolute": Operator(
+        partial(_leaky_relu, negative_slope=-1), (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute)
+    ),
+    "leaky_relu": Operator(_leaky_relu, (F.leaky_relu,), {nn.LeakyReLU: ("negative_slope",)}),
+    "clamp": Operator(_clamp, (torch.clamp, torch.clip, Tensor.clamp, Tensor.clip)),
+    "hardtanh": Operator(
+        _hardtanh, (F.hardtanh,), dict.fromkeys((nn.Hardtanh, nn.ReLU6), ("min_val", "max_val"))
+    ),
+    "relu6": Operator(_relu6, (F.relu6,)),
+    "hardsigmoid": Operator(_hardsigmoid, (F.hardsigmoid,), {nn.Hardsigmoid: ()}),
+    "hardswish": Operator(_hardswish, (F.hardswish,), {nn.Hardswish: ()}),
+    "max_pool2d": Operator(
+        partial(_max_pool, dimensions=2), (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _MAX_POOL}
+    ),
+    "max_pool1d": Operator(
+        partial(_max_pool, dimensions=1), (F.max_pool1d, torch.max_pool1d), {nn.MaxPool1d: _MAX_POOL}
+    ),
     "add": Operator(_add, (operator.add, operator.iadd, torch.add, Tensor.add)),
     "subtract": Operator(
         partial(_add, sign=-1), (operator.sub, operator.isub, torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
@@ -240,9 +335,17 @@ OPERATORS = {
         partial(_multiply, -1), (operator.neg, torch.neg, torch.negative, Tensor.neg, Tensor.negative)
     ),
     "avg_pool2d": Operator(
-        _avg_pool2d, (F.avg_pool2d,),
-        {nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")},
+        partial(_avg_pool, dimensions=2), (F.avg_pool2d,), {nn.AvgPool2d: (*_AVG_POOL, "divisor_override")}
     ),
+    "avg_pool1d": Operator(partial(_avg_pool, dimensions=1), (F.avg_pool1d,), {nn.AvgPool1d: _AVG_POOL}),
+    "adaptive_avg_pool2d": Operator(
+        partial(_adaptive_avg_pool, dimensions=2), (F.adaptive_avg_pool2d,), {nn.AdaptiveAvgPool2d: ("output_size",)}
+    ),
+    "adaptive_avg_pool1d": Operator(
+        partial(_adaptive_avg_pool, dimensions=1), (F.adaptive_avg_pool1d,), {nn.AdaptiveAvgPool1d: ("output_size",)}
+    ),
+    "mean": Operator(_mean, (torch.mean, Tensor.mean)),
+    "sum": Operator(partial(_mean, divisor=1.0), (torch.sum, Tensor.sum)),
     "concatenate": Operator(MOVES, (torch.cat, torch.concat, torch.concatenate)),
     "flatten": Operator(MOVES, (torch.flatten, Tensor.flatten), {nn.Flatten: ("start_dim", "end_dim")}),
     "reshape": Operator(MOVES, RESHAPES),

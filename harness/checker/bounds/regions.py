@@ -7,6 +7,7 @@ import numpy as np
 from harness.checker.bounds.boxes import Array, Box, between, intersect, relu
 from harness.checker.bounds.equilibrium import apply_recurrence_back, preactivation, tighten_by_map
 from harness.checker.bounds.linear import Region, lower_bounds, rows_at_once
+from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, ReluStep, result_box
 from harness.checker.proofs.certificates import Certificate
 
@@ -36,19 +37,21 @@ def tight_region(
     region, tightened = Region([images], {}), {0}
     for number, step in enumerate(network.steps[:-1], start=1):
         boxes = [region.values[source] for source in step.sources]
-        if not isinstance(step.operation, ReluStep):
+        if isinstance(step.operation, Map):
             region.values.append(result_box(step, *boxes))
             continue
         (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
-        if step.operation.weight is None:
-            if source not in tightened and not is_first:
-                mask = h.radius > 0 if all_units else _is_unstable(h)
+        if isinstance(step.operation, ReluStep) and step.operation.weight is not None:
+            region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
+        else:
+            is_computed = source > 0 and isinstance(network.steps[source - 1].operation, Map)
+            if is_computed and source not in tightened and not is_first:
+                is_loose = _is_unstable if isinstance(step.operation, ReluStep) else step.operation.is_loose
+                mask = h.radius > 0 if all_units else is_loose(h)
                 h = region.values[source] = _tighten(network, region, h, mask, {source: None})
             if source not in tightened and hidden and step.name in hidden:
                 h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
-            region.values.append(relu(h))
-        else:
-            region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
+            region.values.append(result_box(step, h))
         tightened.add(source)
     return region
 

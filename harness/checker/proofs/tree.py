@@ -74,7 +74,7 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
 
     values: boxes of all values over the box of the example.
     """
-    places = [n for n, step in enumerate(network.steps, start=1) if isinstance(step.operation, ReluStep)]
+    places = [n for n, step in enumerate(network.steps, start=1) if not isinstance(step.operation, Map)]
     operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
     weight = operation.weight if isinstance(operation, ReluStep) else None
     if weight is None:

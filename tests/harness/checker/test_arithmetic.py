@@ -13,8 +13,6 @@ from harness.checker.bounds.boxes import (
     affine,
     ball,
     between,
-    convolve,
-    convolve_back,
     inside,
     intersect,
     relu,
@@ -101,29 +99,3 @@ def test_what_is_not_finite_is_inside_nothing_and_bounds_nothing(spoiled):
     good, bad = Box(np.zeros((1, 2)), np.ones((1, 2))), Box(np.zeros((1, 2)), np.array([[1.0, spoiled]]))
     assert not inside(bad, good)[0] and not inside(good, bad)[0]
     assert bad.lower[0, 1] == -np.inf and bad.upper[0, 1] == np.inf
-
-
-@pytest.mark.parametrize(("stride", "padding", "groups"), [(1, 1, 1), (2, 1, 1), (1, 0, 2), (2, 2, 2)])
-@pytest.mark.parametrize("part", [(slice(1, 3), slice(2, 3)), (slice(0, 1), slice(-1, None)), (slice(0), slice(0))])
-def test_the_transpose_of_a_convolution_takes_all_pixels_that_are_not_0(stride, padding, groups, part):
-    """<A, W x> = <W^T A, x>, where A is 0 outside of a part, or everywhere."""
-    random = np.random.default_rng(0)
-    weight, x = random.normal(size=(4, 4 // groups, 3, 3)), random.normal(size=(1, 4, 8, 8))
-    result = convolve(weight, x, stride, padding, groups)
-    a = np.zeros((5, *result.shape[1:]))
-    a[(slice(None), slice(None), *part)] = random.normal(size=a[(slice(None), slice(None), *part)].shape)
-    back = convolve_back(weight, a, x.shape[1:], stride, padding, groups)
-    np.testing.assert_allclose((back * x).sum((1, 2, 3)), (a * result).sum((1, 2, 3)), atol=1e-12)
-
-
-@pytest.mark.parametrize(("stride", "padding", "groups"), [(1, 1, 1), (2, 1, 1), (1, 0, 2), (2, 2, 2)])
-def test_convolutions_are_sums_over_windows(stride, padding, groups):
-    random = np.random.default_rng(0)
-    weight, x = random.normal(size=(4, 4 // groups, 3, 3)), random.normal(size=(2, 4, 7, 7))
-    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    made = convolve(weight, x, stride, padding, groups)
-    size = 4 // groups
-    for (b, o, i, j), value in np.ndenumerate(made):
-        first = o // size * size
-        window = padded[b, first : first + size, i * stride : i * stride + 3, j * stride : j * stride + 3]
-        assert value == pytest.approx((weight[o] * window).sum(), abs=1e-12)

@@ -14,11 +14,12 @@ from torch import nn
 from baselines.layers import Normalize
 from cerdeq.equilibrium import FixedPoint
 from harness.checker.bounds import linear
-from harness.checker.bounds.boxes import Box, ball, convolve
+from harness.checker.bounds.boxes import Box, ball
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import ReluStep, read_network
 from harness.checker.bounds.regions import interval_region, tight_region
 from harness.checker.bounds.relu_lines import Leaves, lines
+from harness.checker.bounds.windows import Windows, convolve
 
 
 class Residual(nn.Module):
@@ -110,7 +111,8 @@ def exact(layer, x):
             return x @ exact_numbers(layer.weight).T + exact_numbers(layer.bias)
         case nn.Conv2d():
             bias = 0 if layer.bias is None else exact_numbers(layer.bias)[:, None, None]
-            return convolve(exact_numbers(layer.weight), x, layer.stride[0], layer.padding[0], layer.groups) + bias
+            windows = Windows(layer.stride, tuple((size, size) for size in layer.padding), layer.dilation, layer.groups)
+            return convolve(exact_numbers(layer.weight), x, windows) + bias
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             mean, root, weight, bias = (
                 exact_numbers(t).reshape(-1, *[1] * (x.ndim - 2))
