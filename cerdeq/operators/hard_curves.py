@@ -77,18 +77,18 @@ class HardCurve:
         """Return the smallest and the largest value of the curve less slope * p, rounded outwards if `sound`.
 
         They lie at the ends, at knots, and where the derivative is 0. That such a point is rounded costs the square of
-        a rounding error, which is less than one.
+        a rounding error, which is less than what is counted for the value there.
         """
-        points = [(low, 0.0), (high, 0.0), *((_clipped(knot, low, high), 0.0) for knot in _KNOTS)]
+        points = [low, high, *(_clipped(knot, low, high) for knot in _KNOTS)]
         _, b, a = self.pieces[1]
         if a:
             flat = ((6 * slope - b) / (2 * a)).clamp(*_KNOTS)
-            points.append((_clipped(flat, low, high), _LIMITS.eps))
+            points.append(_clipped(flat, low, high))
         smallest, largest = [], []
-        for p, error in points:
+        for p in points:
             value, size = self._at(p)
             difference = value - slope * p
-            rounding = (8 * _LIMITS.eps * (size + (slope * p).abs()) + error + 4 * _LIMITS.tiny) * sound
+            rounding = (8 * _LIMITS.eps * (size + (slope * p).abs()) + 4 * _LIMITS.tiny) * sound
             smallest.append(difference - rounding)
             largest.append(difference + rounding)
         return torch.stack(smallest).amin(0), torch.stack(largest).amax(0)

@@ -234,6 +234,14 @@ NETWORKS = {
         lambda: layers(nn.Conv2d(1, 1, 1), lambda n: pool(n, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4, 2)),
         (1, 3, 3),
     ),
+    "sequences": (
+        lambda: layers(
+            nn.Conv1d(2, 2, 2, stride=2, dilation=2, padding=1), relu, nn.AvgPool1d(2, 1, padding=1),
+            lambda n: Node(nn.MaxPool1d(2, stride=1), (n,), "max"), nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(4, 2),
+        ),
+        (2, 5),
+    ),
+    "sums": around(lambda x: x.mean(1, keepdim=True) - 0.5 * x.sum((2, 3))[:, :, None, None], SMALL, 8),
     "max pools": (
         lambda: layers(lambda n: pool(n, 2, stride=1), nn.Conv2d(1, 1, 1), lambda n: pool(n, 2, stride=1), nn.Flatten(),
                        nn.Linear(1, 2)),

@@ -24,7 +24,7 @@ from cerdeq.branch.attack import prove_point
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up
-from cerdeq.operators import arithmetic, convolution, interval, linear, pooling, relu
+from cerdeq.operators import arithmetic, averages, convolution, interval, linear, pooling, relu
 from cerdeq.operators.backward import combination, dot, slack
 from cerdeq.operators.batch_norm import batch_norm_backward, batch_norm_interval
 from cerdeq.operators.pooling import max_pool2d_interval
@@ -85,6 +85,9 @@ def test_sums_count_all_of_their_terms_in_centre_and_radius(dtype):
         assert contains(linear.specified(sound(), x, ones[None]), [low], [total])
         assert contains(pooling.avg_pool2d_interval(sound(), pixels, 64), [low / COUNT], [total / COUNT])
         assert contains(pooling.adaptive_avg_pool2d_interval(sound(), pixels, 1), [low / COUNT], [total / COUNT])
+        mean, add_up = (record.interval for record in averages.RECORDS)
+        assert contains(mean(sound(), pixels, (2, 3)), [low / COUNT], [total / COUNT])
+        assert contains(add_up(sound(), pixels, (2, 3)), [low], [total])
 
 
 @precisions
@@ -126,7 +129,8 @@ def test_products_that_underflow_are_counted():
     assert contains(linear.specified(sound(), box_of(x), tiny[None]), [product])
     pixels = torch.zeros(1, 1, 2, 2)
     pixels[..., 0, 0] = subnormal
-    for pool, size in ((pooling.avg_pool2d_interval, 2), (pooling.adaptive_avg_pool2d_interval, 1)):
+    mean = averages.RECORDS[0].interval
+    for pool, size in ((pooling.avg_pool2d_interval, 2), (pooling.adaptive_avg_pool2d_interval, 1), (mean, (2, 3))):
         assert contains(pool(sound(), box_of(pixels), size), [Fraction(subnormal) / 4])
     normed = batch_norm_interval(sound(), box_of(x), zero, torch.full((1,), 0.75), tiny[0], None, eps=0.25)
     assert contains(normed, [product])

@@ -96,16 +96,16 @@ class Curve(Relaxation):
         """Return at most the smallest and at least the largest f(p) - slope * p, p from low to high.
 
         They lie at the ends, at knots, or where the derivative of a piece is 0. That a point of this last kind is
-        rounded costs the square of a rounding error, less than U.
+        rounded costs the square of a rounding error, less than is counted for the value there.
         """
-        points = [(low, 0.0), (high, 0.0), *((np.clip(knot, low, high), 0.0) for knot in self.knots)]
+        points = [low, high, *(np.clip(knot, low, high) for knot in self.knots)]
         for (_, b, a), start, end in zip(self.pieces, (-np.inf, *self.knots), (*self.knots, np.inf), strict=True):
             if a:
-                points.append((np.clip(np.clip((slope * self.divisor - b) / (2 * a), start, end), low, high), U))
+                points.append(np.clip(np.clip((slope * self.divisor - b) / (2 * a), start, end), low, high))
         least, most = np.full_like(low, np.inf), np.full_like(low, -np.inf)
-        for p, error in points:
+        for p in points:
             value, size = self._at(p)
-            error = error + SLACK * U * (size + np.abs(slope * p)) + 4 * TINY
+            error = SLACK * U * (size + np.abs(slope * p)) + 4 * TINY
             least = np.minimum(least, value - slope * p - error)
             most = np.maximum(most, value - slope * p + error)
         return least, most

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_rounding_terms import assert_below, exact, holds, pulled_through
 
-from harness.checker.bounds.boxes import Box
-from harness.checker.bounds.relaxations import HARDSIGMOID, HARDSWISH, clamp, leaky_relu
+from harness.checker.bounds.boxes import Box, U
+from harness.checker.bounds.relaxations import HARDSIGMOID, HARDSWISH, MaxPool, clamp, leaky_relu
 
 CURVES = {
     "relu6": clamp(0.0, 6.0),
@@ -91,3 +91,32 @@ def test_lines_around_relu_6_are_those_of_its_kink():
     (slope, offset), (chord, height) = clamp(0.0, 6.0).lines(Box(np.array([[1.0, 5.0]]), np.array([[2.0, 4.0]])))
     np.testing.assert_allclose([*slope[0], *chord[0]], [1, 5 / 8, 3 / 4, 1], atol=1e-12)
     np.testing.assert_allclose([*offset[0], *height[0]], [0, 3 / 8, 3 / 4, 0], atol=1e-12)
+
+
+def test_extremes_count_the_product_with_the_slope():
+    """Where the curve is 0."""
+    p, slope = -6 - np.abs(np.random.default_rng(0).normal(size=200)), np.random.default_rng(1).normal(size=200)
+    least, most = HARDSIGMOID._extremes(slope, p, p)
+    value = -exact(slope) * exact(p)
+    assert all(exact(least) <= value) and all(value <= exact(most))
+
+
+def test_constants_count_their_sum():
+    """Of many numbers, each of which is lost beside the first one."""
+    a, ones = np.array([[-1.0, *[-U] * 4095]]), Box(np.full((1, 4096), 7.0), np.zeros((1, 4096)))
+    for rows in (a, -a):
+        pulled = pulled_through(HARDSIGMOID, rows, ones)
+        assert_below(pulled, rows, exact(np.ones(4096)), exact(ones.center.ravel()))
+
+
+@pytest.mark.parametrize("relaxation", [HARDSWISH, leaky_relu(-3.0), MaxPool((2,), (2,), (0,), (1,), False)])
+def test_magnitudes_are_of_all_that_is_multiplied(relaxation):
+    random = np.random.default_rng(0)
+    x = Box(5 * random.normal(size=(1, 1, 100)), np.abs(random.normal(size=(1, 1, 100))))
+    rows = np.ones_like(relaxation.box(x).center)
+    for a in (rows, -rows):
+        coefficients, _, size = relaxation.pull_back(a, x)
+        products = np.abs(coefficients) * (np.abs(x.center) + x.radius)
+        assert (size >= products.reshape(*size.shape, -1).max(-1)).all()
+    if isinstance(relaxation, MaxPool):
+        assert (size >= np.abs(relaxation.box(x).upper) * (1 - 1e-15)).all()

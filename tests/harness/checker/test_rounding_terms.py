@@ -156,7 +156,9 @@ def test_layers_say_how_many_terms_their_sums_have(monkeypatch):
     image = Box(LOST.reshape(1, 1, 8, 8), np.zeros((1, 1, 8, 8)))
     assert holds(operation_of_module(layer).box(point(*LOST)), value, value)
     assert holds(operation_of_module(conv).box(image), value, value)
-    assert holds(operation_of_module(nn.AvgPool2d(8)).box(image), [value[0] / 64], [value[0] / 64])
+    monkeypatch.setattr(np, "tensordot", lambda x, members, axes: from_the_left(members, x[0])[None])
+    sequence = Box(LOST.reshape(1, 1, COUNT), np.zeros((1, 1, COUNT)))
+    assert holds(operation_of_module(nn.AvgPool1d(COUNT)).box(sequence), [value[0] / COUNT], [value[0] / COUNT])
 
 
 def test_margins_say_how_many_terms_their_sums_have():
@@ -282,6 +284,16 @@ def test_pooling_counts_its_values():
     x, a = Box(random(1, 1, 6, 6), np.zeros((1, 1, 6, 6))), random(100, 1, 2, 2, seed=1)
     windows = exact(x.center).reshape(2, 3, 2, 3).sum((1, 3)).ravel() / 9
     assert_below(pulled_through(operation_of_module(nn.AvgPool2d(3)), a, x), a, windows, exact(x.center.ravel()))
+
+
+@pytest.mark.parametrize("point_of_relu", [0.0, 1.0])
+def test_a_leaky_relu_counts_both_of_its_products(point_of_relu):
+    slope, a = -1 / 3, random(100, 1)
+    pulled = pulled_through(maps.leaky(slope), a, point(point_of_relu), point(1 - point_of_relu))
+    value = (1 - Fraction(slope)) * Fraction(point_of_relu) + Fraction(slope) * Fraction(1 - point_of_relu)
+    of_relu, of_x = (exact(part)[:, 0] for part in pulled.coefficients)
+    total = of_relu * Fraction(point_of_relu) + of_x * Fraction(1 - point_of_relu) + exact(pulled.constant)
+    assert all(total - exact(pulled.rounding_loss) <= exact(a)[:, 0] * value)
 
 
 class Thrice(nn.Module):
