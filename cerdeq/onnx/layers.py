@@ -41,7 +41,7 @@ def window_of(layer: nn.Module) -> int:
     """Return how many products each number of a layer's result takes, at most."""
     if isinstance(layer, nn.Sequential):
         return max(map(window_of, layer))
-    if isinstance(layer, nn.Conv2d | nn.Linear):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
         return layer.weight[0].numel()
     size = getattr(layer, "kernel_size", 1)
     return prod(size) if isinstance(size, tuple) else size * size

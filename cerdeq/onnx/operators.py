@@ -19,6 +19,7 @@ from cerdeq.onnx.node import Node, Value
 from cerdeq.onnx.shapes import MOVES, pads_of, reshape_layer
 
 _LARGEST = torch.finfo(torch.float32).max  # a limit that large is none
+_IMAGES = "images, [channels, height, width]"
 Layer = Callable[[Node], nn.Module | None]
 
 
@@ -42,20 +43,21 @@ def _module(make: Callable[..., Any], options: dict[str, Any], **tensors: Tensor
 
 def _two_dimensional(node: Node) -> None:
     if len(node.value.shape) != 3:
-        raise OnnxError(f"found inputs of shape {list(node.value.shape)}, allowed: images, [channels, height, width]")
+        raise OnnxError(f"found inputs of shape {list(node.value.shape)}, allowed: {_IMAGES}")
 
 
 def _conv(node: Node) -> nn.Module:
-    weight, options = _convolution(node)
+    weight, options = _convolution(node, {3: "sequences, [channels, length]", 4: _IMAGES})
+    make = nn.Conv2d if weight.dim() == 4 else nn.Conv1d
     before, after = pads_of(node, options["kernel_size"], options["stride"], options["dilation"])
     sizes = {"in_channels": weight.shape[1] * options["groups"], "out_channels": len(weight)}
     padding = {"padding": before if before == after else 0}
-    conv = _module(nn.Conv2d, sizes | options | padding, weight=weight, bias=node.numbers(2))
+    conv = _module(make, sizes | options | padding, weight=weight, bias=node.numbers(2))
     return conv if before == after else _padded(before, after, conv)
 
 
 def _conv_transpose(node: Node) -> nn.Module:
-    weight, options = _convolution(node)
+    weight, options = _convolution(node, {4: _IMAGES})
     node.allow("auto_pad", "NOTSET", "NOTSET")
     if "output_shape" in node.attributes:
         raise OnnxError("found output_shape, allowed: pads and output_padding")
@@ -67,20 +69,23 @@ def _conv_transpose(node: Node) -> nn.Module:
     return _module(nn.ConvTranspose2d, sizes | options | padding, weight=weight, bias=node.numbers(2))
 
 
-def _convolution(node: Node) -> tuple[Tensor, dict[str, Any]]:
-    """Return the weight, and the options that all convolutions have."""
-    _two_dimensional(node)
-    weight = node.weight(1)
-    if weight.dim() != 4:
-        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: 2-d convolutions")
-    stride, dilation = (tuple(node.attribute(name, [1, 1])) for name in ("strides", "dilations"))
+def _convolution(node: Node, inputs: dict[int, str]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the weight, and the options that all convolutions have. inputs: by dimensions of the weight, the input."""
+    weight, shape = node.weight(1), list(node.value.shape)
+    if weight.dim() not in inputs:
+        raise OnnxError(f"found a kernel of shape {list(weight.shape)}, allowed: of {' or '.join(inputs.values())}")
+    if len(shape) != weight.dim() - 1:
+        raise OnnxError(f"found inputs of shape {shape}, allowed: {inputs[weight.dim()]}")
+    ones = [1] * (weight.dim() - 2)
+    stride, dilation = (tuple(node.attribute(name, ones)) for name in ("strides", "dilations"))
     sizes = {"kernel_size": tuple(weight.shape[2:]), "stride": stride, "dilation": dilation}
     return weight, sizes | {"groups": node.attribute("group", 1)}
 
 
 def _padded(before: tuple[int, ...], after: tuple[int, ...], layer: nn.Module) -> nn.Module:
-    """Return a layer behind zeros around an image."""
-    return nn.Sequential(Apply(F.pad, (before[1], after[1], before[0], after[0])), layer)
+    """Return a layer behind zeros around an image or a sequence."""
+    ends = zip(reversed(before), reversed(after), strict=True)
+    return nn.Sequential(Apply(F.pad, tuple(size for pair in ends for size in pair)), layer)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -155,9 +160,9 @@ def _arithmetic(function: Callable[[Any, Any], Any]) -> Layer:
 def _is_bias(node: Node, constant: Tensor) -> bool:
     """Return whether a constant could be made the bias of the layer that computes the value."""
     layer = node.makers[0] if node.makers else None
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.bias is not None:
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or layer.bias is not None:
         return False
-    channels, ones = len(layer.weight), (1, 1) if isinstance(layer, nn.Conv2d) else ()
+    channels, ones = len(layer.weight), (1,) * (layer.weight.dim() - 2)
     if constant.shape[-1 - len(ones) :] != (channels, *ones) or constant.numel() != channels:
         return False
     layer.bias = nn.Parameter(constant.flatten())
@@ -173,21 +178,16 @@ def _pool(node: Node) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...]]:
     return kernel, stride, *pads_of(node, kernel, stride, dilation)
 
 
-def _square(sizes: tuple[int, ...]) -> Any:
-    """Return one number for two equal ones: the checker knows these windows alone."""
-    return sizes[0] if sizes[0] == sizes[1] else sizes
-
-
 def _average_pool(node: Node) -> nn.Module:
     if any(size != 1 for size in node.attribute("dilations", [1, 1])):
         raise OnnxError("found dilations, allowed: none")
     kernel, stride, before, after = _pool(node)
     count = bool(node.attribute("count_include_pad", 0))
     if before == after:
-        return nn.AvgPool2d(_square(kernel), _square(stride), _square(before), count_include_pad=count)
+        return nn.AvgPool2d(kernel, stride, before, count_include_pad=count)
     if not count:
         raise OnnxError(f"found padding {before} before and {after} after, allowed: equal ones")
-    return _padded(before, after, nn.AvgPool2d(_square(kernel), _square(stride)))
+    return _padded(before, after, nn.AvgPool2d(kernel, stride))
 
 
 def _max_pool(node: Node) -> nn.Module:
@@ -199,8 +199,7 @@ def _max_pool(node: Node) -> nn.Module:
 
 def _global_average_pool(node: Node) -> nn.Module:
     _two_dimensional(node)
-    _, height, width = node.value.shape
-    return nn.AvgPool2d(height) if height == width else nn.AdaptiveAvgPool2d(1)
+    return nn.AdaptiveAvgPool2d(1)
 
 
 def _reduce_mean(node: Node) -> nn.Module:

@@ -69,13 +69,13 @@ def _shape_after(node: Node) -> Sizes:
 
 
 def pads_of(node: Node, kernel: Sizes, stride: Sizes, dilation: Sizes) -> tuple[Sizes, Sizes]:
-    """Return the padding before and after of a 2-d window, for height and width."""
+    """Return the padding of a window before and after, for each dimension."""
     kind = node.attribute("auto_pad", "NOTSET")
     if kind == "NOTSET":
-        pads = tuple(node.attribute("pads", [0, 0, 0, 0]))
-        return pads[:2], pads[2:]
+        pads = tuple(node.attribute("pads", [0] * 2 * len(kernel)))
+        return pads[: len(kernel)], pads[len(kernel) :]
     if kind == "VALID":
-        return (0, 0), (0, 0)
+        return (0,) * len(kernel), (0,) * len(kernel)
     if kind not in ("SAME_UPPER", "SAME_LOWER"):
         raise OnnxError(f"found auto_pad = {kind!r}, allowed: 'NOTSET', 'VALID', 'SAME_UPPER', 'SAME_LOWER'")
     sizes = zip(node.value.shape[1:], kernel, stride, dilation, strict=True)

@@ -70,7 +70,9 @@ class HardCurve:
         every, least, most = torch.stack(slopes), *(torch.stack(side) for side in zip(*ends, strict=True))
         below = (least + every * middle).argmax(0, keepdim=True)
         above = (most + every * middle).argmin(0, keepdim=True)
-        lines = [[part.gather(0, index)[0] for part in (every, side)] for index, side in ((below, least), (above, most))]
+        lines = [
+            [part.gather(0, index)[0] for part in (every, side)] for index, side in ((below, least), (above, most))
+        ]
         return (lines[0][0], lines[0][1]), (lines[1][0], lines[1][1])
 
     def _extremes(self, slope: Tensor, low: Tensor, high: Tensor, sound: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
 from harness.sweep.trial_config import TrialConfig
 
-_WEIGHTED = (nn.Conv2d, nn.Linear)
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def untrained_network(config: TrialConfig) -> nn.Sequential:

@@ -157,10 +157,12 @@ AFFINE = {
         "function": function(lambda x: F.avg_pool1d(x, 4, 3, padding=2)),
     }),
     "adaptive_avg_pool1d": cases(SEQUENCE, {
-        "module": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(4)), "function": function(lambda x: F.adaptive_avg_pool1d(x, 1)),
+        "module": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(4)),
+        "function": function(lambda x: F.adaptive_avg_pool1d(x, 1)),
     }),
     "mean": cases(IMAGE, {
-        "method": function(lambda x: x.mean((2, 3))), "kept": function(lambda x: torch.mean(x, dim=[-1, 2], keepdim=True)),
+        "method": function(lambda x: x.mean((2, 3))),
+        "kept": function(lambda x: torch.mean(x, dim=[-1, 2], keepdim=True)),
         "one dimension": function(lambda x: x.mean(1)),
     }),
     "sum": cases(IMAGE, {

@@ -237,7 +237,8 @@ NETWORKS = {
     "sequences": (
         lambda: layers(
             nn.Conv1d(2, 2, 2, stride=2, dilation=2, padding=1), relu, nn.AvgPool1d(2, 1, padding=1),
-            lambda n: Node(nn.MaxPool1d(2, stride=1), (n,), "max"), nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(4, 2),
+            lambda n: Node(nn.MaxPool1d(2, stride=1), (n,), "max"), nn.AdaptiveAvgPool1d(2), nn.Flatten(),
+            nn.Linear(4, 2),
         ),
         (2, 5),
     ),

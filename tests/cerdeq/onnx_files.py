@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-IMAGE, VECTOR = ("batch", 4, 6, 5), ("batch", 5)
+IMAGE, VECTOR, SEQUENCE = ("batch", 4, 6, 5), ("batch", 5), ("batch", 2, 9)
 RANDOM = np.random.default_rng(0)
 
 
@@ -77,6 +77,8 @@ OPERATORS = [
     one("Conv", KERNEL, BIAS, name="strides, pads", strides=[2, 1], pads=[1, 1, 1, 1]),
     one("Conv", KERNEL, BIAS, name="uneven pads", pads=[1, 0, 2, 1]),
     one("Conv", KERNEL, name="same, upper", auto_pad="SAME_UPPER", strides=[2, 2]),
+    one("Conv", numbers(3, 2, 3), BIAS, name="sequences", shape=SEQUENCE, pads=[2, 1], strides=[2], dilations=[2]),
+    one("Conv", numbers(6, 2, 2), name="sequences, same", shape=SEQUENCE, auto_pad="SAME_UPPER"),
     one("Conv", numbers(6, 2, 3, 3), name="groups", group=2, dilations=[2, 1], pads=[2, 1, 2, 1]),
     one("Gemm", MATRIX, BIAS, shape=VECTOR),
     one("Gemm", MATRIX.T.copy(), numbers(1, 3), name="transposed", transB=1, shape=VECTOR),

@@ -109,7 +109,7 @@ REFUSED = {
     ),
     "the same for all examples": one("Add", numbers(2, 4, 6, 5)),
     "times a constant matrix": one("MatMul", numbers(2, 6), "x", shape=("batch", 6, 5)),
-    "allowed: images": one("Conv", numbers(3, 4, 2), shape=("batch", 4, 6)),
+    "allowed: images": one("Conv", numbers(3, 4, 2, 2), shape=("batch", 4, 6)),
     r"found inputs of shape \[4, 5\]": Net(
         "", [("Reshape", ["x", "s"], {}), ("Gemm", ["y1", "w"], {})], (1, 20), {"s": integers(4, 5), "w": MATRIX}
     ),

@@ -146,8 +146,7 @@ def _leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> 
 
 def _clamp(x: Any, min: Any = None, max: Any = None) -> Relaxation:
     low, high = (
-        infinity if limit is None else float(_constant(limit))
-        for limit, infinity in ((min, -np.inf), (max, np.inf))
+        infinity if limit is None else float(_constant(limit)) for limit, infinity in ((min, -np.inf), (max, np.inf))
     )
     return clamp(low, high)
 

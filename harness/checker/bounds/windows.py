@@ -54,7 +54,8 @@ def convolve_back(weight: Array, a: Array, shape: Sizes, windows: Windows) -> Ar
     taps = taps.reshape(len(a), groups, -1, *kernel, *a.shape[2:])
     for tap in np.ndindex(kernel):
         starts = [
-            s * pixels.start + d * t for s, pixels, d, t in zip(windows.stride, part[2:], windows.dilation, tap, strict=True)
+            s * pixels.start + d * t
+            for s, pixels, d, t in zip(windows.stride, part[2:], windows.dilation, tap, strict=True)
         ]
         pixels = [slice(i, i + s * n, s) for i, s, n in zip(starts, windows.stride, a.shape[2:], strict=True)]
         image[:, :, :, *pixels] += taps[:, :, :, *tap]

@@ -33,7 +33,9 @@ def convolutions(draw):
     stride = 1 if padding == "same" else draw(each(SIZES, count))
     channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     torch.manual_seed(draw(seeds))
-    layer = make(*channels, draw(each(SIZES, count)), stride, padding, draw(each(SIZES, count)), groups, draw(st.booleans()))
+    layer = make(
+        *channels, draw(each(SIZES, count)), stride, padding, draw(each(SIZES, count)), groups, draw(st.booleans())
+    )
     return layer, (channels[0], *(draw(st.integers(1, 5)) for _ in range(count)))
 
 
@@ -52,7 +54,9 @@ def average_poolings(draw):
     if count == 2:
         options["divisor_override"] = draw(st.sampled_from([None, 3, -5]))
     make = {1: nn.AvgPool1d, 2: nn.AvgPool2d}[count]
-    return make(kernel, draw(st.one_of(st.none(), each(SIZES, count))), draw(st.integers(0, least // 2)), **options), shape
+    return make(
+        kernel, draw(st.one_of(st.none(), each(SIZES, count))), draw(st.integers(0, least // 2)), **options
+    ), shape
 
 
 def matrix_of(layer, shape):
@@ -76,13 +80,17 @@ def assert_sound(layer, shape, seed):
     layer, random = layer.double(), np.random.default_rng(seed)
     matrix, offset = matrix_of(layer, shape)
     operation = operation_of_module(layer)
-    x = Box(random.normal(size=(1, *shape)), np.abs(random.normal(size=(1, *shape))) * random.integers(0, 2, (1, *shape)))
+    x = Box(
+        random.normal(size=(1, *shape)), np.abs(random.normal(size=(1, *shape))) * random.integers(0, 2, (1, *shape))
+    )
     center, radius = exact(x.center.ravel()), exact(x.radius.ravel())
     y = operation.box(x)
     assert y.center.shape[1:] == layer(torch.zeros(1, *shape).double()).shape[1:]
     middle, reach = matrix @ center + offset, np.abs(matrix) @ radius
     assert holds(y, middle - reach, middle + reach)
-    assert (y.radius.ravel() <= reach.astype(float) + 1e-12 * (1 + np.abs(middle).astype(float) + reach.astype(float))).all()
+    assert (
+        y.radius.ravel() <= reach.astype(float) + 1e-12 * (1 + np.abs(middle).astype(float) + reach.astype(float))
+    ).all()
     a = random.normal(size=(2, *y.center.shape[1:]))
     pulled = pulled_through(operation, a, x)
     error = exact(pulled.coefficients[0].reshape(2, -1)) - exact(a.reshape(2, -1)) @ matrix
@@ -136,7 +144,10 @@ def max_poolings(draw):
 def test_max_poolings(layer_and_shape, seed, width):
     """At corners, where all numbers are exact: halves and quarters."""
     (layer, shape), random = layer_and_shape, np.random.default_rng(seed)
-    center, radius = np.round(8 * random.normal(size=(1, *shape))) / 4, np.round(8 * width * random.random((1, *shape))) / 4
+    center, radius = (
+        np.round(8 * random.normal(size=(1, *shape))) / 4,
+        np.round(8 * width * random.random((1, *shape))) / 4,
+    )
     corners = center + radius * random.integers(-1, 2, (30, *shape))
     try:
         values = layer(torch.from_numpy(corners)).numpy()
