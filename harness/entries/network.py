@@ -25,7 +25,10 @@ _AGREEMENT = 1e-3  # of margins of float32 and float64, relative to their size a
 _ROUNDING = 1e-4  # of float32, relative to the largest logit
 _FEW = 1000  # one image of so many may have another class in float64: its largest logits are nearly equal
 _BATCH = 100  # images
-_NOT_RELU = {"absolute", "clamp", "fixed_point", "hardtanh", "leaky_relu", "relu6", "sigmoid", "sign", "tanh"}
+_NOT_RELU = {
+    "absolute", "clamp", "fixed_point", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu6", "sigmoid",
+    "sign", "tanh",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
