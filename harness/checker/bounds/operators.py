@@ -155,18 +155,6 @@ def _hardtanh(x: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = F
     return _clamp(x, min_val, max_val)
 
 
-def _relu6(x: Any, inplace: bool = False) -> Relaxation:
-    return clamp(0.0, 6.0)
-
-
-def _hardsigmoid(x: Any, inplace: bool = False) -> Relaxation:
-    return HARDSIGMOID
-
-
-def _hardswish(x: Any, inplace: bool = False) -> Relaxation:
-    return HARDSWISH
-
-
 def _max_pool(
     x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
     return_indices: bool = False, *, dimensions: int,
@@ -311,9 +299,9 @@ OPERATORS = {
     "hardtanh": Operator(
         _hardtanh, (F.hardtanh,), dict.fromkeys((nn.Hardtanh, nn.ReLU6), ("min_val", "max_val"))
     ),
-    "relu6": Operator(_relu6, (F.relu6,)),
-    "hardsigmoid": Operator(_hardsigmoid, (F.hardsigmoid,), {nn.Hardsigmoid: ()}),
-    "hardswish": Operator(_hardswish, (F.hardswish,), {nn.Hardswish: ()}),
+    "relu6": Operator(lambda x, inplace=False: clamp(0.0, 6.0), (F.relu6,)),
+    "hardsigmoid": Operator(lambda x, inplace=False: HARDSIGMOID, (F.hardsigmoid,), {nn.Hardsigmoid: ()}),
+    "hardswish": Operator(lambda x, inplace=False: HARDSWISH, (F.hardswish,), {nn.Hardswish: ()}),
     "max_pool2d": Operator(
         partial(_max_pool, dimensions=2), (F.max_pool2d, torch.max_pool2d), {nn.MaxPool2d: _MAX_POOL}
     ),
