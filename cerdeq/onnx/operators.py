@@ -169,7 +169,7 @@ def _is_bias(node: Node, constant: Tensor) -> bool:
     return True
 
 
-def _pool(node: Node) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...]]:
+def _pool(node: Node) -> tuple[Any, Any, Any, Any]:
     """Return kernel, stride, and padding before and after."""
     _two_dimensional(node)
     node.allow("ceil_mode", 0, 0)

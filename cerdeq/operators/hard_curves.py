@@ -34,8 +34,9 @@ class HardCurve:
         """Return the box between the smallest and the largest value."""
         ctx.preactivations[ctx.step] = x.box
         low, high = _ends(x.box, ctx.sound)
-        ends = (end.to(x.center) for end in self._extremes(torch.zeros_like(low), low, high, ctx.sound))
-        return between(ctx, *ends, None if x.clean is None else self.function(x.clean))
+        least, most = self._extremes(torch.zeros_like(low), low, high, ctx.sound)
+        clean = None if x.clean is None else self.function(x.clean)
+        return between(ctx, least.to(x.center), most.to(x.center), clean)
 
     def backward(self, ctx: Backward, coefficients: Tensor, x: Interval, inplace: bool = False) -> Pulled:
         """Return the lower line times positive coefficients, and the upper one times negative ones."""

@@ -161,8 +161,8 @@ def _max_pool(
 ) -> Relaxation:  # fmt: skip
     if return_indices:
         raise UnknownLayerError("max pooling that returns indices")
-    sizes = [_each(part, dimensions) for part in (kernel_size, stride or kernel_size, padding, dilation)]
-    return MaxPool(*sizes, ceil_mode)
+    kernel, strides = _each(kernel_size, dimensions), _each(stride or kernel_size, dimensions)
+    return MaxPool(kernel, strides, _each(padding, dimensions), _each(dilation, dimensions), ceil_mode)
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, sign: int = 1) -> Map:
@@ -202,7 +202,10 @@ def _avg_pool(
 
     def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
         axes = zip(_sizes(shape, dimensions), *each, strict=True)
-        return {n: averaged(*axis, ceil_mode, count_include_pad) for n, axis in enumerate(axes, start=2)}
+        return {
+            axis: averaged(size, k, s, p, ceil_mode, count_include_pad)
+            for axis, (size, k, s, p) in enumerate(axes, start=2)
+        }
 
     return maps.average(windows, divisor_override)
 

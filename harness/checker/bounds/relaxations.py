@@ -200,8 +200,8 @@ def _elements_of_windows(pool: MaxPool, sizes: Sizes) -> Array:
     """Return the flat numbers of the elements of each window, -1 for padding: [*size, n]."""
     numbers, on_image = np.zeros((1,) * 2 * len(sizes), int), np.ones(1, bool)
     axes = zip(sizes, pool.kernel, pool.stride, pool.padding, pool.dilation, strict=True)
-    for axis, (size, *window) in enumerate(axes):
-        positions = pool_windows(size, *window, pool.ceil_mode)
+    for axis, (size, kernel, stride, padding, dilation) in enumerate(axes):
+        positions = pool_windows(size, kernel, stride, padding, dilation, pool.ceil_mode)
         shape = [1] * 2 * len(sizes)
         shape[axis], shape[axis + len(sizes)] = positions.shape
         positions = positions.reshape(shape)
