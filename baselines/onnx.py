@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from math import prod
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from baselines.layers import Shape
 from baselines.registry import register
 from cerdeq.onnx import OnnxError, load_content, read_content
 from cerdeq.onnx.layers import Apply
+
+BYTES_A_PIXEL = 2**18  # of a file, for each of the image's numbers: CNN-7 has a fourth, and a file of 500 MB is refused
 
 
 @register("onnx")
@@ -20,17 +23,16 @@ def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str, sha256: s
     [height, width, channels]; where there is one channel, pixels in any other shape, row by row.
     sha256: of the file; of one with external data, of one file that holds all of it. Empty for any file.
 
-    Raises OnnxError for a file that `cerdeq.load_onnx` refuses, other inputs or outputs, and another width than 1.
+    Raises OnnxError for a file that `cerdeq.load_onnx` refuses or that has more than BYTES_A_PIXEL, other inputs or
+    outputs, and another width than 1.
     """
     if width != 1:
         raise OnnxError(f"width: found {width}, allowed: 1, for the file has the width")
-    content = read_content(file)
+    content = read_content(file, BYTES_A_PIXEL * prod(shape))
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", digest):
         raise OnnxError(f"{file}: found the SHA-256 {digest}, allowed: {sha256}")
-    network = load_content(content, file).network
-    if network.output_shape != (classes,):
-        raise OnnxError(f"{file}: found outputs {list(network.output_shape)}, allowed: [{classes}], one for each class")
+    network = load_content(content, file, output_shape=(classes,)).network
     layout = _layout(network.input_shape, shape, file)
     return nn.Sequential(OrderedDict([*([] if layout is None else [("layout", layout)]), ("network", network)]))
 

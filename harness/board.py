@@ -122,7 +122,8 @@ def _print_step(step: "CheckStep") -> None:
 
 
 def _print_result(check: "EntryCheck") -> None:
-    say(f"{check.status}: {check.name}, checked up to {check.level}; nonce {check.nonce}")
+    unranked = f" on {check.images:,} test images alone, so it is not ranked" if check.status == "partial" else ""
+    say(f"{check.status}: {check.name}, checked up to {check.level}{unranked}; nonce {check.nonce}")
 
 
 if __name__ == "__main__":

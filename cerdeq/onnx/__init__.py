@@ -29,15 +29,16 @@ def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
     return load_content(read_content(path), path)[0]
 
 
-def read_content(path: str | PathLike[str]) -> bytes:
+def read_content(path: str | PathLike[str], largest: int | None = None) -> bytes:
     """Return all bytes that define the network of an ONNX file: of one with external data, a file with all of it.
 
-    The file may be packed by gzip. Raises OnnxError for a file that is not read, as `load_onnx` does.
+    The file may be packed by gzip. largest: how many bytes it may have, unpacked; none may have more than 500 MB.
+    Raises OnnxError for a file that is not read, as `load_onnx` does.
     """
     _require_packages()
-    from cerdeq.onnx.file import read_bytes
+    from cerdeq.onnx.file import LARGEST_FILE, read_bytes
 
-    return read_bytes(Path(path))
+    return read_bytes(Path(path), min(largest or LARGEST_FILE, LARGEST_FILE))
 
 
 class LoadedFile(NamedTuple):
@@ -48,20 +49,27 @@ class LoadedFile(NamedTuple):
     run_file: "Runtime"
 
 
-def load_content(content: bytes, path: str | PathLike[str], drop_softmax: bool = False) -> LoadedFile:
+def load_content(
+    content: bytes, path: str | PathLike[str], drop_softmax: bool = False, output_shape: tuple[int, ...] | None = None
+) -> LoadedFile:
     """Return the network in the bytes of an ONNX file.
 
     path: for messages. drop_softmax: read a file that ends in a Softmax over all outputs as the network of its logits.
+    output_shape: of one example; a file with another one is refused before it is run, None for any.
     Raises OnnxError as `load_onnx` does.
     """
     _require_packages()
     from cerdeq.onnx.compare import Runtime, refuse_other_outputs, refuse_other_softmax
-    from cerdeq.onnx.file import parse, without_last_softmax
+    from cerdeq.onnx.file import parse, refuse_another_shape, without_last_softmax
     from cerdeq.onnx.graph import network_of
 
-    whole = parse(content, Path(path))
+    whole = parse(content, Path(path), output_shape)
     file = without_last_softmax(whole) if drop_softmax else whole
     network = network_of(file)
+    try:
+        refuse_another_shape(network.output_shape, output_shape)
+    except OnnxError as error:
+        raise OnnxError(f"{path}: {error}") from None
     run = Runtime(file, network.output_shape)
     refuse_other_outputs(network, run, file.path)
     if file is whole:

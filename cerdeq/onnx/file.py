@@ -37,18 +37,19 @@ class File:
     last_softmax: onnx.NodeProto | None = None
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
     """Return all bytes that define the network of a file: its own, or, of one with external data, one file of all.
 
-    Raises OnnxError for a file that cannot be read, is too large, or has external data elsewhere than in its folder.
+    largest: how many there may be, unpacked. Raises OnnxError for a file that cannot be read, is too large, or has
+    external data elsewhere than in its folder.
     """
     try:
-        content = read_stored(path, LARGEST_FILE)
-        model = _parse(content)
+        content = read_stored(path, largest)
+        model = _parse(content, largest)
         tensors = [t for t in model.graph.initializer if external_data_helper.uses_external_data(t)]
         if not tensors:
             return content
-        _load_external_data(tensors, path.parent)
+        _load_external_data(tensors, path.parent, largest)
         return model.SerializeToString(deterministic=True)
     except OSError as error:
         raise OnnxError(f"{path}: cannot be read: {error.strerror}") from None
@@ -56,12 +57,24 @@ def read_bytes(path: Path) -> bytes:
         raise OnnxError(f"{path}: {error}") from None
 
 
-def parse(content: bytes, path: Path) -> File:
-    """Return the checked content of an ONNX file. path: for messages. Raises OnnxError as `load_onnx` says."""
+def parse(content: bytes, path: Path, output_shape: tuple[int, ...] | None = None) -> File:
+    """Return the checked content of an ONNX file.
+
+    path: for messages. output_shape: the only one allowed for one example, if the file says which it has. Raises
+    OnnxError as `load_onnx` says.
+    """
     try:
-        return _read(_parse(content), path)
+        model = _parse(content)
+        refuse_another_shape(_declared_output(model.graph), output_shape)
+        return _read(model, path)
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from None
+
+
+def refuse_another_shape(found: tuple[int, ...] | None, allowed: tuple[int, ...] | None) -> None:
+    """Raise OnnxError if the shape of the outputs is another one; None is any."""
+    if found is not None and allowed is not None and found != allowed:
+        raise OnnxError(f"found outputs {[*found]}, allowed: {[*allowed]}, one for each class")
 
 
 def without_last_softmax(file: File) -> File:
@@ -73,25 +86,32 @@ def without_last_softmax(file: File) -> File:
     return replace(file, last_softmax=makers[name]) if is_softmax else file
 
 
-def _parse(content: bytes) -> onnx.ModelProto:
+def _declared_output(graph: onnx.GraphProto) -> tuple[int, ...] | None:
+    """Return the output's shape without its batch, if the file says it. That may be wrong: nothing is computed."""
+    dimensions = graph.output[0].type.tensor_type.shape.dim[1:] if graph.output else []
+    sizes = tuple(dimension.dim_value for dimension in dimensions)
+    return sizes if sizes and all(size > 0 for size in sizes) else None
+
+
+def _parse(content: bytes, largest: int = LARGEST_FILE) -> onnx.ModelProto:
     try:
-        return onnx.load_model_from_string(unpack(content, LARGEST_FILE))
+        return onnx.load_model_from_string(unpack(content, largest))
     except DecodeError:
         raise OnnxError("not an ONNX file: it cannot be parsed") from None
     except ValueError as error:
         raise OnnxError(str(error)) from None
 
 
-def _load_external_data(tensors: list[TensorProto], folder: Path) -> None:
+def _load_external_data(tensors: list[TensorProto], folder: Path, largest: int) -> None:
     """Read numbers that are stored in files beside the model's; onnx refuses links, devices and other folders."""
     try:
         names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in tensors}
-        refuse_size(sum((folder / name).stat().st_size for name in names), LARGEST_FILE)
+        refuse_size(sum((folder / name).stat().st_size for name in names), largest)
         size = 0
         for tensor in tensors:
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             size += len(tensor.raw_data)
-            refuse_size(size, LARGEST_FILE)
+            refuse_size(size, largest)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise OnnxError(f"external data cannot be read: {error}") from None
 

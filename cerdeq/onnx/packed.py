@@ -35,7 +35,8 @@ def unpack(content: bytes, largest: int) -> bytes:
             unpacked = file.read(largest + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot be unpacked: {error}") from None
-    refuse_size(len(unpacked), largest)
+    if len(unpacked) > largest:
+        raise ValueError(f"found more than {largest / 1e6:.0f} MB, unpacked; allowed: up to that")
     return unpacked
 
 

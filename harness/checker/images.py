@@ -19,8 +19,9 @@ from harness.checker.bounds.boxes import Array, Box, ball
 from harness.checker.bounds.equilibrium import NotProvedError, contraction, prove_unique
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Network, ReluStep, read_network, result_box
+from harness.checker.bounds.regions import interval_region
 from harness.checker.proofs.certificates import Tensors
-from harness.checker.proofs.example import prove, why_not_falsified
+from harness.checker.proofs.example import prove, why_faulty, why_not_falsified
 from harness.checker.verdict_tables import describe
 from harness.common import names
 from harness.common.errors import InputError, error_line
@@ -62,9 +63,10 @@ class Checker:
             return f"image {index}: falsified, not confirmed: {why}" if why else "", ""
         if row[names.VERDICT] != names.CERTIFIED:
             return "", ""
-        if row[names.STAGE] == names.IBP or lower > 0:
+        certificate = self.certificates.get(index)
+        if lower > 0 and certificate is None:
             return "", names.IBP
-        proof = prove(self.network, ball(pixels[None], float(self.eps)), label, self.certificates.get(index))
+        proof = prove(self.network, ball(pixels[None], float(self.eps)), label, certificate)
         if proof.proved_by:
             return "", proof.proved_by
         why = (
@@ -113,11 +115,13 @@ def load_checked_network(path: Path, config: TrialConfig, test: Split) -> Networ
 
 def prover_of(
     model: nn.Module, eps: Fraction, images: Array
-) -> Callable[[Array, int, Tensors | None], tuple[bool, str]] | str:
-    """Return a function from an image [C, H, W], grey levels 0 to 255, its label and certificate to its proof.
+) -> tuple[Callable[[Array, int, Tensors | None], tuple[bool, str]], Callable[[Tensors], str]] | str:
+    """Return what proves single images, and what reads a certificate.
 
-    That is whether all margins are proved to be positive over the ball, and why not. A text is returned instead of the
-    function, and says why, if the network cannot be checked: layers without a rule, an equilibrium without a proof.
+    The first function takes an image [C, H, W], grey levels 0 to 255, its label and certificate, and returns whether
+    all margins are proved to be positive over the ball, and why not. The second one returns what is wrong with the form
+    of a certificate, or "". A text is returned instead, and says why, if the network cannot be checked: layers without
+    a rule, an equilibrium without a proof.
 
     model: float64, in evaluation mode. images: [B, C, H, W] in [0, 1], at which its logits are compared.
     """
@@ -134,7 +138,9 @@ def prover_of(
         refused = f"its certificate is refused: {proof.refused}"
         return bool(proof.proved_by), refused if proof.refused else f"a margin has the lower bound {proof.minimum:.3g}"
 
-    return prove_image
+    region = interval_region(network, Box(images[:1], np.zeros_like(images[:1])))
+    margins = region.values[-1].center.size - 1
+    return prove_image, lambda certificate: why_faulty(network, region, margins, certificate)
 
 
 def describe_unreadable(configs: Iterable[TrialConfig]) -> list[str]:

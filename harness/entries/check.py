@@ -17,6 +17,7 @@ from harness.common.errors import InputError, error_line
 from harness.data import Data, Split
 from harness.entries.attack import NotAdversarialError, check_attack, check_witnesses
 from harness.entries.checked import CheckedNetwork, Outcome, Tensors, numbers_of
+from harness.entries.copies import are_copies, margin_directions
 from harness.entries.files import OutOfTimeError, copy_files, limits
 from harness.entries.manifest import MANIFEST, EntryNetwork, Manifest, read_manifest
 from harness.entries.network import load_entry_network, why_not_of_kind
@@ -25,7 +26,6 @@ from harness.entries.table import read_entry_table
 from harness.machine.environment import code_version
 from harness.storage.entry_check import COLUMNS, STEPS, CheckStep, EntryCheck, Level, NetworkCheck, Reported, Status
 
-_FEW = 20  # images on which networks are compared
 _NEEDED = ("schema", "hashes", "accuracy", "witnesses")  # by the steps after them
 _SHOWN = {*Manifest.model_fields} & {*EntryCheck.model_fields} - {"networks", "images", "eps"}
 
@@ -113,28 +113,30 @@ class EntryChecker:
 
     def _check_accuracy(self) -> Outcome:
         """Predict all images, and compare with the tables."""
-        for number, each in enumerate(self.networks):
+        directions = list[np.ndarray]()
+        for each in self.networks:
             each.network = load_entry_network(self.manifest, each.entry, self.files)
             if why := why_not_of_kind(each.network, self.manifest.network_kind):
                 raise InputError(why)
-            predicted, recorded = each.network.predictions(self.images.images), each.verdicts["prediction"].to_numpy()
-            if len(others := np.flatnonzero(predicted != recorded)):
+            (predicted, logits), recorded = each.network.predictions(self.images.images), each.verdicts["prediction"]
+            if len(others := np.flatnonzero(predicted != recorded.to_numpy())):
                 index, runtime = int(others[0]), "onnxruntime" if each.network.run else "torch"
                 first = f"image {index}: found {recorded[index]}, {runtime} predicts {predicted[index]}"
                 raise InputError(f"{each.entry.verdicts}: {len(others)} predictions are not the network's; {first}")
-            for other in self.networks[:number]:
-                self._refuse_copy(each, other)
+            directions.append(margin_directions(logits))
+            self._refuse_copy(directions)
             each.record.parameters = each.network.parameters
             each.record.checked.standard_error = each.percent(len(each.numbers(names.MISCLASSIFIED)))
         return True, f"all {len(self.images)} predictions of each network are those of its table"
 
-    def _refuse_copy(self, each: CheckedNetwork, other: CheckedNetwork) -> None:
-        """Raise InputError if two networks have the same logits."""
-        few = self.images.images[:_FEW].double() / 255
-        own, others = each.network.logits(few)[1], other.network.logits(few)[1]
-        if np.allclose(own, others, rtol=1e-6, atol=1e-6 * np.ptp(own)):
-            seeds = f"{other.entry.seed} and {each.entry.seed}"
-            raise InputError(f"networks: the seeds {seeds} have the same logits, allowed: one network for each seed")
+    def _refuse_copy(self, directions: list[np.ndarray]) -> None:
+        """Raise InputError if the last of these networks is a copy of another. directions: of their margins."""
+        *earlier, last = directions
+        for number, each in enumerate(earlier):
+            if are_copies(each, last):
+                seeds = f"{self.networks[number].entry.seed} and {self.networks[len(earlier)].entry.seed}"
+                found = f"the seeds {seeds} have the same margins, up to a factor and rounding"
+                raise InputError(f"networks: {found}, allowed: a network trained with each seed")
 
     def _record(self, steps: list[CheckStep]) -> EntryCheck:
         """Return the record of the check, and add the adversarial images of this check to those that stay."""
@@ -142,6 +144,8 @@ class EntryChecker:
             each.record.refuted = len(each.hits)
             self.hits |= {f"{each.entry.seed}/{index}": point for index, point in each.hits.items()}
         level, status = _outcome(steps, [each.record for each in self.networks])
+        if status == "checked" and len(self.images) < DATASETS[self.manifest.dataset].test_size:
+            status = "partial"
         manifest = self.manifest.model_dump(include=_SHOWN) if self.digest else {}
         if self.digest:
             manifest |= {"eps": str(self.manifest.radius), "images": len(self.images)}

@@ -129,7 +129,7 @@ class Manifest(BaseModel):
     split: Literal["test"] = "test"
     """The images: those of the test split."""
     images: int | None = Field(None, ge=1)
-    """Number of test images, from the first on; null for all."""
+    """Number of test images, from the first on; null for all. Only entries of all are ranked."""
     norm: Literal["linf"] = "linf"
     """The norm of eps."""
     box: Annotated[list[float], _must_be("box", [[0, 1]], _BOX)] = Field(default_factory=lambda: [0.0, 1.0])

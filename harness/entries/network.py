@@ -48,8 +48,10 @@ class LoadedNetwork:
         """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.prepared.model.parameters())
 
-    def predictions(self, images: Tensor) -> np.ndarray:
-        """Return the predictions [N] of images uint8 [N, C, H, W]. Raises InputError as `logits` does.
+    def predictions(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predictions [N] of images uint8 [N, C, H, W], and their logits in float64 [N, K].
+
+        Raises InputError as `logits` does.
 
         Also for more than a thousandth of images that have another class in float64: proofs are about that network.
         And for other logits of images together: who uses the network so would have another one than was checked.
@@ -60,12 +62,12 @@ class LoadedNetwork:
             parts.append(self.logits(x))
             for count in (2, len(part)):
                 self._refuse_mixing(x[:count].float(), parts[-1][0][:count])
-        predicted, exact = (np.concatenate([part[i].argmax(1) for part in parts]) for i in (0, 1))
-        others = np.flatnonzero(predicted != exact)
+        predicted, exact = np.concatenate([run.argmax(1) for run, _ in parts]), np.concatenate([e for _, e in parts])
+        others = np.flatnonzero(predicted != exact.argmax(1))
         if len(others) > len(images) // _FEW:
             found = f"found {len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
             raise InputError(f"{found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
-        return predicted
+        return predicted, exact
 
     def _refuse_mixing(self, x: Tensor, alone: np.ndarray) -> None:
         """Raise InputError if images together have other logits than each alone. A file for one image passes."""

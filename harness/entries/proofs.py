@@ -10,7 +10,7 @@ from torch import nn
 
 from cerdeq import LinfBall, margin_spec, verify
 from cerdeq.bounds import UnsupportedOperator
-from harness.common.errors import InputError
+from harness.common.errors import InputError, shorten
 from harness.entries.checked import SHARE, CheckedNetwork, Outcome, Tensors, describe_hits
 from harness.entries.files import OutOfTimeError, limits
 from harness.entries.network import NETWORK
@@ -18,8 +18,9 @@ from harness.settings import Radius
 
 Prove = Callable[[np.ndarray, int, Tensors | None], tuple[bool, str]]
 """Grey levels [C, H, W], label, certificate -> whether all margins are proved over the ball, and why not."""
-ProverOf = Callable[[nn.Module, Radius, np.ndarray], Prove | str]
-"""Model, eps, some images -> what proves single images, or why the checker cannot read the network."""
+ProverOf = Callable[[nn.Module, Radius, np.ndarray], tuple[Prove, Callable[[Tensors], str]] | str]
+"""Model, eps, some images -> what proves single images, and what says why a certificate is malformed, "" if it is not;
+or why the checker cannot read the network."""
 
 SAMPLE = 300
 """Images whose proofs are checked. If a hundredth of the claims is false, all are proved with probability 0.05."""
@@ -52,15 +53,20 @@ def check_proofs(networks: Sequence[CheckedNetwork], prover_of: ProverOf, second
 
 
 def _prove_sample(each: CheckedNetwork, prover_of: ProverOf, seconds: float, notes: dict[str, None]) -> None:
-    """Prove a network's sample, up to the first hit.
+    """Read all certificates of a network, then prove its sample, up to the first hit.
 
     seconds: limit of each proof. notes: why nothing could be checked is added.
     """
     few, record = each.images.images[:10].double().numpy() / 255, each.record
-    prove = prover_of(each.network.prepared.model, each.eps, few)
-    if isinstance(prove, str):
-        notes[f"no certificate was checked: {prove}"] = None
-    certificates = _by_image(each.tensors(each.entry.certificates), NETWORK if each.network.run else "")
+    prover, prove = prover_of(each.network.prepared.model, each.eps, few), None
+    certificates = _read_certificates(each)
+    if isinstance(prover, str):
+        notes[f"no certificate was checked: {prover}"] = None
+    else:
+        prove, why_malformed = prover
+        for image, certificate in certificates.items():
+            if why := why_malformed(certificate):
+                raise InputError(f"image {image}: its certificate is refused: {why}")
     for index in each.claims[:SAMPLE]:
         is_proved, why = proves_certificate(prove, each, index, certificates.get(str(index)), seconds)
         if why and not is_proved:
@@ -74,13 +80,13 @@ def _prove_sample(each: CheckedNetwork, prover_of: ProverOf, seconds: float, not
 
 
 def proves_certificate(
-    prove: Prove | str, each: CheckedNetwork, index: int, certificate: Tensors | None, seconds: float
+    prove: Prove | None, each: CheckedNetwork, index: int, certificate: Tensors | None, seconds: float
 ) -> tuple[bool, str]:
     """Return whether the checker proves an image, by its certificate or without one, and why it refuses that.
 
-    No reason is returned if that is undecided: time ran out, or `prove` is a text.
+    No reason is returned if that is undecided: time ran out, or there is no `prove`.
     """
-    if isinstance(prove, str):
+    if prove is None:
         return False, ""
     pixels, label = each.images.images[index].double().numpy(), int(each.images.labels[index])
     try:
@@ -117,14 +123,21 @@ def _conclude(each: CheckedNetwork) -> None:
     record.checked.undecided = each.percent(undecided)
 
 
-def _by_image(tensors: Tensors, prefix: str) -> dict[str, Tensors]:
-    """Return the tensors of each image by the rest of their names, "<image>/<step>/<field>".
+def _read_certificates(each: CheckedNetwork) -> dict[str, Tensors]:
+    """Return the certificate of each image, by the rest of the tensors' names, "<image>/<step>/<field>".
 
-    prefix: that the names of steps have here; those of a network by `cerdeq.load_onnx` are without it.
+    Names of steps by `cerdeq.load_onnx` are without what they begin with here. Raises InputError for a certificate of
+    an image that is not claimed to be certified, and for a tensor that is there twice.
     """
-    images = defaultdict[str, Tensors](dict)
-    for key, tensor in tensors.items():
-        image, *steps, name = key.split("/")
-        steps = [each if each in _NO_STEPS or each.startswith(prefix) else prefix + each for each in steps]
-        images[image]["/".join([*steps, name])] = tensor
+    file, prefix = each.entry.certificates, NETWORK if each.network.run else ""
+    images, claimed = defaultdict[str, Tensors](dict), set(map(str, each.claims))
+    for key, tensor in each.tensors(file).items():
+        image, _, rest = key.partition("/")
+        if image not in claimed or not rest:
+            raise InputError(f"{file}: found {shorten(key)}, allowed: <image>/... of images that the table certifies")
+        *steps, field = rest.split("/")
+        name = "/".join([*(s if s in _NO_STEPS or s.startswith(prefix) else prefix + s for s in steps), field])
+        if name in images[image]:
+            raise InputError(f"{file}: found {shorten(key)} twice, with and without {prefix!r}, allowed: once")
+        images[image][name] = tensor
     return images

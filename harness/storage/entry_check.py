@@ -20,7 +20,7 @@ COLUMNS = ["index", "seed", "label", "prediction", "verdict", "margin", "stage",
 STEPS = ("schema", "hashes", "accuracy", "witnesses", "attack", "proofs")
 
 Level = Literal["none", "schema", "hashes", "accuracy", "witnesses", "attack", "verifier", "proofs"]
-Status = Literal["refused", "refuted", "unconfirmed", "checked"]
+Status = Literal["refused", "refuted", "unconfirmed", "partial", "checked"]
 NetworkKind = Literal["relu", "equilibrium", "lipschitz", "other"]
 VerifierKind = Literal["complete", "linear bounds", "IBP", "Lipschitz", "sampling"]
 ExtraData = Literal["no", "generated", "unlabelled", "other"]
@@ -90,7 +90,8 @@ class EntryCheck(BaseModel):
     name: of the entry's folder. eps: as text, such as "8/255", in units of pixels from 0 to 1. images: rows a seed.
     networks: one for each seed. level: the last step that passed; "verifier" is "proofs" without certificates.
     status: "refused" if a step failed, "refuted" if a claimed image has an adversarial image, "checked" if the
-    certificates of the sample are proved, else "unconfirmed". nonce: what the sample was drawn with. manifest: SHA-256.
+    certificates of the sample are proved, "partial" if they are, but the entry is not about all test images, else
+    "unconfirmed". nonce: what the sample was drawn with. manifest: SHA-256.
     """
 
     model_config = STRICT

@@ -8,7 +8,7 @@ from harness.checker.bounds.boxes import TINY, Array, Box, U, between
 from harness.checker.proofs.certificates import RefusedError
 
 SPLITS = "splits"
-_MOST_SPLITS = 2**20  # so that their parts fit into memory
+_MOST_SPLITS, _MOST_NUMBERS = 2**20, 2**26  # of parts, and of their lower ends: all ends take 1 GiB
 
 
 def parts_of(box: Box, splits: Array) -> Iterator[Box]:
@@ -21,8 +21,8 @@ def parts_of(box: Box, splits: Array) -> Iterator[Box]:
     """
     if splits.dtype != np.int32 or splits.ndim != 2 or splits.shape[1] != 2:
         raise RefusedError(f"{SPLITS} is {splits.dtype} {list(splits.shape)}, expected int32 [S, 2]")
-    if len(splits) > _MOST_SPLITS:
-        raise RefusedError(f"{SPLITS} has {len(splits):,} rows, allowed: up to {_MOST_SPLITS:,}")
+    if len(splits) > (most := min(_MOST_SPLITS, _MOST_NUMBERS // box.center.size)):
+        raise RefusedError(f"{SPLITS} has {len(splits):,} rows, allowed: up to {most:,} of {box.center.size} inputs")
     parts = {0: (box.lower, box.upper)}
     for split, (number, dimension) in enumerate(splits.tolist()):
         if number not in parts or not 0 <= dimension < box.center.size:

@@ -1,6 +1,7 @@
 """Prove one example: all margins, or other rows of outputs, positive; or one margin negative at a counterexample."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from harness.checker.bounds.regions import activation_shapes, interval_region, l
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
-from harness.checker.proofs.tree import is_tree, prove_tree
+from harness.checker.proofs.tree import is_tree, prove_tree, read_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
@@ -41,40 +42,86 @@ def prove(network: Network, images: Box, label: int, tensors: Tensors | None = N
 def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | None = None) -> Proof:
     """Return a proof of rows of outputs for all images in the box, the cheapest method first.
 
+    A certificate that is given is read first: a faulty one is refused, also if the rows are proved without it.
+
     spec: [R, K], as for `Network.rows`. tensors: of a certificate.
     """
     if tensors is not None and is_tree(tensors):
         return _prove_by_tree(network, images, spec, tensors)
-    lower = np.full(len(spec), -np.inf)
-    for region_of in (interval_region, tight_region):
-        region = region_of(network, images)
+    lower, intervals = np.full(len(spec), -np.inf), interval_region(network, images)
+    try:
+        certificate = _Read() if tensors is None else _read(network, intervals, len(spec), tensors)
+    except RefusedError as error:  # whatever else proves the rows
+        return Proof("", -np.inf, str(error))
+    for is_tight in (False, True):
+        region = tight_region(network, images) if is_tight else intervals
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
             bounds = lower_bounds(network, region, {len(network.steps): spec[unproved]}, {})
             lower[unproved] = np.fmax(lower[unproved], bounds)
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
-    if tensors is None:
-        return Proof("", float(lower.min()))
     unproved = np.flatnonzero(~(lower > 0))
-    try:
-        if tensors.keys() == {SPLITS}:
-            minima = _minima_over_parts(network, images, spec[unproved], tensors[SPLITS])
-            lower[unproved] = np.fmax(lower[unproved], minima)
-        else:
-            shapes = activation_shapes(network, region)
-            certificate = check_leaves(split_by_layer(tensors)[0], network.steps, shapes, len(lower))
-            region = region_with_hidden(network, images, tensors, region)
-            for row in np.intersect1d(certificate.rows, unproved):
-                leaves, minimum = np.flatnonzero(certificate.rows == row), np.inf
-                for _, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, certificate, leaves):
-                    minimum = min(minimum, low.min())
-                    if not minimum > 0:
-                        break
-                lower[row] = max(lower[row], minimum)
-    except RefusedError as error:
-        return Proof("", float(lower.min()), str(error))
+    if certificate.parts is not None:
+        lower[unproved] = np.fmax(
+            lower[unproved], _minima_over_parts(network, images, spec[unproved], certificate.parts)
+        )
+    elif certificate.margins is not None:
+        region = tight_region(network, images, certificate.hidden) if certificate.hidden else region
+        for row in np.intersect1d(certificate.margins.rows, unproved):
+            leaves, minimum = np.flatnonzero(certificate.margins.rows == row), np.inf
+            choices = certificate.margins, leaves
+            for _, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, *choices):
+                minimum = min(minimum, low.min())
+                if not minimum > 0:
+                    break
+            lower[row] = max(lower[row], minimum)
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A certificate without a fault in its form. margins, hidden: of leaves. parts: of the box, instead of these."""
+
+    margins: Certificate | None = None
+    hidden: dict[str, Certificate] = field(default_factory=dict)
+    parts: Iterator[Box] | None = None
+
+
+def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) -> str:
+    """Return what is wrong with the form of a certificate of so many rows, or "". region: by intervals, any image's."""
+    try:
+        if is_tree(tensors):
+            read_tree(network, region.values, rows, tensors)
+        else:
+            _read(network, region, rows, tensors)
+    except RefusedError as error:
+        return str(error)
+    return ""
+
+
+def _read(network: Network, region: Region, rows: int, tensors: Tensors) -> _Read:
+    """Read all tensors of a certificate. region: boxes of all values. Raises RefusedError."""
+    if tensors.keys() == {SPLITS}:
+        return _Read(parts=parts_of(region.values[0], tensors[SPLITS]))
+    margins = check_leaves(split_by_layer(tensors)[0], network.steps, activation_shapes(network, region), rows)
+    return _Read(margins, read_hidden(network, region, tensors))
+
+
+def read_hidden(network: Network, region: Region, tensors: Tensors) -> dict[str, Certificate]:
+    """Return the certificates of hidden layers, by the activation's name. region: boxes of all values.
+
+    Raises RefusedError.
+    """
+    layers, shapes = split_by_layer(tensors)[1], activation_shapes(network, region)
+    if unknown := sorted(layers.keys() - shapes.keys()):
+        raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
+    hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
+    for step, shape in shapes.items():  # a layer's leaves may name the layers before it alone
+        if step in layers:
+            hidden[step] = check_leaves(layers[step], network.steps, before, 2 * int(np.prod(shape)), np.int32)
+        before[step] = shape
+    return hidden
 
 
 def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> Proof:
@@ -87,13 +134,13 @@ def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors)
     return Proof(CERTIFICATE if is_proved.all() else "", float(lower.min()))
 
 
-def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array) -> Array:
-    """Return the smallest bounds of the rows over the parts of the box, up to the first part that is not proved.
+def _minima_over_parts(network: Network, images: Box, spec: Array, parts: Iterator[Box]) -> Array:
+    """Return the smallest bounds of the rows over these parts of the box, up to the first part that is not proved.
 
     A part that is not proved is halved again, up to _MORE_SPLITS times.
     """
     minima = np.full(len(spec), np.inf)
-    for part in parts_of(images, splits):
+    for part in parts:
         queue = [(part, _MORE_SPLITS)]
         while queue:
             box, left = queue.pop()
@@ -105,23 +152,6 @@ def _minima_over_parts(network: Network, images: Box, spec: Array, splits: Array
             if not (minima > 0).all():
                 return minima
     return minima
-
-
-def region_with_hidden(network: Network, images: Box, tensors: Tensors, region: Region | None = None) -> Region:
-    """Return boxes that a certificate's hidden layers tighten. region: as `tight_region` returns it without them.
-
-    Raises RefusedError.
-    """
-    region = region or tight_region(network, images)
-    layers, shapes = split_by_layer(tensors)[1], activation_shapes(network, region)
-    if unknown := sorted(layers.keys() - shapes.keys()):
-        raise RefusedError(f"{HIDDEN}/{unknown[0]} names no activation of the network")
-    hidden, before = dict[str, Certificate](), dict[str, tuple[int, ...]]()
-    for step, shape in shapes.items():  # a layer's leaves may name the layers before it alone
-        if step in layers:
-            hidden[step] = check_leaves(layers[step], network.steps, before, 2 * int(np.prod(shape)), np.int32)
-        before[step] = shape
-    return tight_region(network, images, hidden) if hidden else region
 
 
 def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array | None, eps: Fraction) -> str:

@@ -32,8 +32,8 @@ def prove_tree(network: Network, images: Box, spec: Array, tensors: Tensors) -> 
     Raises RefusedError.
     """
     values = network.boxes(images)
+    tree = read_tree(network, values, len(spec), tensors)
     layer, rows = equilibrium_bounds(network, values, spec)
-    tree = _read(tensors, len(spec), len(layer.loops))
     nodes, steps = tree["nodes"], _steps_of(tree)
     children, boxes = [list[int]() for _ in nodes], list[tuple[Array, Array] | None]()
     is_closed = np.zeros(len(nodes), bool)
@@ -74,12 +74,7 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
 
     values: boxes of all values over the box of the example.
     """
-    places = [n for n, step in enumerate(network.steps, start=1) if not isinstance(step.operation, Map)]
-    operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
-    weight = operation.weight if isinstance(operation, ReluStep) else None
-    if weight is None:
-        raise RefusedError("the network has not one equilibrium between affine layers")
-    number = places[0]
+    number, weight = _equilibrium(network)
     if not all((magnitude(box) <= LARGEST).all() for box in values):  # else underflow may count
         raise RefusedError(f"a value of the network may be above {LARGEST:g}")
     (source,) = network.steps[number - 1].sources
@@ -91,6 +86,16 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
         return EquilibriumBounds(proof, inject, x), rows
     except (NotMonotoneError, np.linalg.LinAlgError) as error:
         raise RefusedError(str(error)) from None
+
+
+def _equilibrium(network: Network) -> tuple[int, Array]:
+    """Return the number of the value that is the network's only equilibrium, and its weight. Raises RefusedError."""
+    places = [n for n, step in enumerate(network.steps, start=1) if not isinstance(step.operation, Map)]
+    operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
+    weight = operation.weight if isinstance(operation, ReluStep) else None
+    if weight is None:
+        raise RefusedError("the network has not one equilibrium between affine layers")
+    return places[0], weight
 
 
 def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:
@@ -120,8 +125,9 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
     return AffineMap(pending[source].reshape(len(rows), -1), offset, error)
 
 
-def _read(tensors: Tensors, rows: int, units: int) -> Tensors:
-    """Return the tensors by their fields. Raises RefusedError where they are no tree."""
+def read_tree(network: Network, values: list[Box], rows: int, tensors: Tensors) -> Tensors:
+    """Return the tensors by their fields. values: boxes of all values. Raises RefusedError where they are no tree."""
+    units = values[_equilibrium(network)[0]].center.size
     require(tensors.keys() == {f"{PREFIX}/{field}" for field in _FIELDS}, "its tensors are not those of a tree")
     tree = {field: tensors[f"{PREFIX}/{field}"] for field in _FIELDS}
     (nodes, *_), (places, *_) = ((*tree[field].shape, 0) for field in ("nodes", "rows"))

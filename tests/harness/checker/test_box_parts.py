@@ -81,6 +81,14 @@ def test_faulty_splits_are_refused(proved, splits, message):
         parts_of(checked(region), splits)
 
 
+def test_parts_that_do_not_fit_into_memory_are_refused():
+    """A file of 8 MB would become parts of 13 GB."""
+    image = np.zeros((1, 1, 28, 28))
+    splits = np.array([[2 * (number // 2), 0] for number in range(2**17)], np.int32)
+    with pytest.raises(RefusedError, match="131,072 rows, allowed: up to 85,598 of 784 inputs"):
+        parts_of(boxes.Box(image, image), splits)
+
+
 def contains(parts, point):
     """Return whether a part holds the exact point."""
     ends = ((part.center.ravel().tolist(), part.radius.ravel().tolist()) for part in parts)

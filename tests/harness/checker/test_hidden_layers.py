@@ -15,8 +15,8 @@ from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaves import SearchQuery
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
-from harness.checker.bounds.regions import tight_region
-from harness.checker.proofs.example import CERTIFICATE, prove, region_with_hidden
+from harness.checker.bounds.regions import interval_region, tight_region
+from harness.checker.proofs.example import CERTIFICATE, prove, read_hidden
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SIZES, RADIUS = (4, 8, 8, 8, 3), 0.5
@@ -34,6 +34,11 @@ def chain(seed):
 
 def checked(x):
     return boxes.Box(x.numpy(), np.full(x.shape, RADIUS))
+
+
+def region_with_hidden(network, images, tensors):
+    """Return boxes that a certificate's hidden layers tighten."""
+    return tight_region(network, images, read_hidden(network, interval_region(network, images), tensors))
 
 
 def hidden_bounds(model, x, leaves_each):

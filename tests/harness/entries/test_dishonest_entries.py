@@ -1,5 +1,6 @@
 """Entries that claim more than they show: each is refused, and the message says what is wrong."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -117,6 +118,56 @@ def test_certificates_of_another_eps(entry):
     entry.assert_refused("proofs", "is not proved at eps 1/12 by its certificate: a margin has the lower bound -")
 
 
+def add_a_faulty_certificate(entry, **tensors):
+    """Add a certificate of a claimed image that linear bounds prove; return the image."""
+    path, table = entry.folder / "certificates.safetensors", entry.table
+    stored = load_file(path)
+    needed = {int(name.split("/")[0]) for name in stored}
+    image = next(int(n) for n in table["index"][table["verdict"] == "certified"] if n not in needed)
+    save_file(stored | {f"{image}/{name}": tensor for name, tensor in tensors.items()}, path)
+    entry.sign()
+    return image
+
+
+@pytest.mark.parametrize("sample", [300, 0])  # 0: the image is not drawn
+def test_a_faulty_certificate_of_an_image_that_needs_none(entry, monkeypatch, sample):
+    monkeypatch.setattr("harness.entries.proofs.SAMPLE", sample)
+    row = np.zeros(1, np.int16)
+    image = add_a_faulty_certificate(entry, row=row, **{"nowhere/neurons": np.zeros(1, np.int32)})
+    why = "network.nowhere/neurons names no activation of the network, or no field"
+    assert entry.refused_at() == ("proofs", f"image {image}: its certificate is refused: {why}")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({"row": np.int16([9])}, "a leaf has a row that is not in 0 to 8"),
+        ({"row": np.int16([0, 0])}, "the leaves of row 0 do not cover it"),
+        ({"row": np.int16([0]), "relu3/neurons": np.int32([0])}, "network.relu3: a tensor is missing"),
+        ({"row": np.int16([0]), "hidden/nowhere/row": np.int32([0])}, "hidden/network.nowhere names no activation"),
+        ({"splits": np.int32([[0, 64]])}, "there is no part 0 with an input 64"),
+        ({"equilibrium/nodes": np.int32([[0, 0, 0, 0]])}, "the network has not one equilibrium"),
+    ],
+)
+def test_certificates_that_are_refused_whatever_else_proves_their_image(entry, tensors, why):
+    add_a_faulty_certificate(entry, **tensors)
+    entry.assert_refused("proofs", why)
+
+
+def test_certificates_of_no_claimed_image_and_twice(entry):
+    path, stored = entry.folder / "certificates.safetensors", load_file(entry.folder / "certificates.safetensors")
+    wrong, (first, tensor) = of_verdict(entry.table, "misclassified"), next(iter(stored.items()))
+    for name, message in (
+        (f"{wrong}/row", f"found '{wrong}/row', allowed: <image>/... of images that the table certifies"),
+        ("00/row", "found '00/row', allowed: <image>/... of images that the table certifies"),
+        ("row", "found 'row', allowed: <image>/..."),
+        (first.replace("relu3", "network.relu3"), "twice, with and without 'network.', allowed: once"),
+    ):
+        save_file(stored | {name: tensor}, path)
+        entry.sign()
+        entry.assert_refused("proofs", message)
+
+
 def test_weights_change_after_hashing(entry):
     path = entry.folder / "network.onnx"
     content = bytearray(path.read_bytes())
@@ -133,6 +184,31 @@ def test_a_zip_bomb(entry):
     entry.sign(networks=networks)
     step, message = entry.refused_at()
     assert step == "hashes" and message.startswith("verdicts.parquet: bytes, unpacked: found 10")
+
+
+@pytest.mark.parametrize(
+    ("classes", "of_file", "message"),
+    [
+        (2**20, 2**20, "found more than 17 MB, unpacked"),
+        (2**15, 2**15, "found outputs [32768], allowed: [10]"),
+        (10, 2**15, "found outputs [32768], allowed: [10]"),
+    ],
+)
+def test_a_network_s_size_and_shape_are_checked_before_it_is_run(entry, monkeypatch, classes, of_file, message):
+    """Of zeros, so that gzip makes them small. classes: those that the file says it has."""
+    monkeypatch.setattr("cerdeq.onnx.compare.Runtime", lambda *_: pytest.fail("it is run"))
+    if classes > 10:
+        monkeypatch.setattr("cerdeq.onnx.file.array_of", lambda *_: pytest.fail("numbers are read"))
+    model = onnx.load(entry.folder / "network.onnx")
+    graph = model.graph
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
+    weight, bias = ("weight", "bias")
+    graph.node[-1].input[1:] = [weight, bias]
+    for name, shape in ((weight, (of_file, 30)), (bias, (of_file,))):
+        graph.initializer.append(onnx.helper.make_tensor(name, 1, shape, bytes(4 * np.prod(shape)), raw=True))
+    (entry.folder / "network.onnx").write_bytes(gzip.compress(model.SerializeToString()))
+    entry.sign()
+    entry.assert_refused("accuracy", f"network.onnx: {message}")
 
 
 @pytest.mark.parametrize(
@@ -304,8 +380,10 @@ def test_a_copy_of_a_network_with_another_text(entry):
     onnx.save(model, entry.folder / "again.onnx")
     network = entry.manifest["networks"][0]
     entry.sign(networks=[network, network | {"seed": 1, "network": "again.onnx"}])
-    message = "networks: the seeds 0 and 1 have the same logits, allowed: one network for each seed"
-    assert entry.refused_at() == ("accuracy", message)
+    message = (
+        "networks: the seeds 0 and 1 have the same margins, up to a factor and rounding, allowed: a network trained"
+    )
+    assert entry.refused_at() == ("accuracy", f"{message} with each seed")
 
 
 def test_nothing_of_a_refused_manifest_is_written(entry):

@@ -29,8 +29,9 @@ from harness.storage import entry_check
 
 
 def test_a_network_of_plain_torch_with_certificates_is_checked(entry, capsys):
+    """On the first 50 of 360 test images: not ranked."""
     status, check = entry.check()
-    assert (status, check.status, check.level) == (0, "checked", "proofs")
+    assert (status, check.status, check.level) == (0, "partial", "proofs")
     (network,) = check.networks
     verdicts = entry.table["verdict"].value_counts()
     assert network.claimed == network.sample == network.confirmed_by_certificate == verdicts["certified"]
@@ -41,9 +42,17 @@ def test_a_network_of_plain_torch_with_certificates_is_checked(entry, capsys):
     assert (check.eps, check.dataset, check.images, check.authors) == (EPS, "digits", 50, ["Ä. Student"])
     rows = entry_check.read_checked_verdicts(entry_check.check_dir(entry.results, "mine"))
     assert len(rows) == 50 and rows["verdict"].value_counts().to_dict() == verdicts.to_dict()
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:6]] == [
-        [name, "passed"] for name in entry_check.STEPS
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:6]] == [[name, "passed"] for name in entry_check.STEPS]
+    assert lines[6] == "partial: mine, checked up to proofs on 50 test images alone, so it is not ranked; nonce later"
+
+
+def test_an_entry_of_one_image_is_not_ranked(entry):
+    entry.sign(
+        entry.table.head(1), images=1, networks=[{"seed": 0, "network": "network.onnx", "verdicts": "verdicts.csv"}]
+    )
+    status, check = entry.check()
+    assert (status, check.status, check.level, check.images) == (0, "partial", "proofs", 1)
 
 
 def test_the_same_as_parquet(entry):
@@ -51,7 +60,7 @@ def test_the_same_as_parquet(entry):
     (entry.folder / "verdicts.csv").unlink()
     table.to_parquet(entry.folder / "verdicts.parquet")
     entry.sign(networks=[entry.manifest["networks"][0] | {"verdicts": "verdicts.parquet"}])
-    assert entry.check()[1].status == "checked"
+    assert entry.check()[1].status == "partial"
 
 
 def test_without_certificates_our_verifier_proves_the_sample(entry):
@@ -144,7 +153,7 @@ def test_a_network_of_auto_lirpa_s_recipe_is_checked(tmp_path):
     assert (table["verdict"] == "certified").mean() > 0.6
     entry_files.write(folder, table, certificates, witnesses, eps=0.03)
     status, check = Entry(folder, tmp_path).check()
-    assert (status, check.status, check.eps) == (0, "checked", "3/100")
+    assert (status, check.status, check.eps) == (0, "partial", "3/100")
 
 
 def test_a_registered_network_with_two_seeds_is_checked(tmp_path):
@@ -167,7 +176,7 @@ def test_a_registered_network_with_two_seeds_is_checked(tmp_path):
     }  # fmt: skip
     entry_files.sign(folder, manifest)
     status, check = Entry(folder, tmp_path).check()
-    assert (status, check.status, [each.seed for each in check.networks]) == (0, "checked", [0, 1])
+    assert (status, check.status, [each.seed for each in check.networks]) == (0, "partial", [0, 1])
 
 
 def test_a_published_network_of_paradox_is_checked(tmp_path):
@@ -189,7 +198,7 @@ def test_a_published_network_of_paradox_is_checked(tmp_path):
     table, certificates, witnesses = entry_files.verdicts_of(network, "0.3", 20, 5, data)
     entry_files.write(folder, table, certificates, witnesses, eps=0.3, dataset="mnist", normalisation=outside)
     status, check = Entry(folder, tmp_path).check()
-    assert (status, check.status) == (0, "checked")
+    assert (status, check.status) == (0, "partial")
     assert check.networks[0].claimed > 10
 
 
