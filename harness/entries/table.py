@@ -1,6 +1,7 @@
 """The table of a network's verdicts, a row for each image: read, and compared with the data set's labels."""
 
 from collections.abc import Iterator
+from csv import reader
 from io import BytesIO
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from pyarrow import csv, parquet
 from torch import Tensor
 
 from harness.common import names
-from harness.common.errors import InputError, error_line, require
+from harness.common.errors import InputError, error_line, require, shorten
 from harness.entries.manifest import check_text
 from harness.storage.files import LARGEST_TEXT, read_bytes
+from harness.storage.parquet import unpack_table
 
 VERDICTS = (names.CERTIFIED, names.FALSIFIED, names.UNKNOWN, names.TIMEOUT, names.MISCLASSIFIED)
 _TEXTS = ("verdict", "stage", "verifier")
@@ -33,8 +35,6 @@ def read_entry_table(path: Path, labels: Tensor, classes: int) -> pd.DataFrame:
     content = read_bytes(path, LARGEST_TEXT)
     try:
         table = (_read_parquet if path.suffix == ".parquet" else _read_csv)(content, len(labels))
-        if set(table.column_names) != set(_COLUMNS.names):
-            raise InputError(f"found the columns {', '.join(table.column_names)}, allowed: {', '.join(_COLUMNS.names)}")
         rows = table.select(_COLUMNS.names).cast(_COLUMNS)
         if empty := [name for name in _COLUMNS.names[:4] if rows[name].null_count]:
             raise InputError(f"{empty[0]}: found an empty cell, allowed: a value for each image")
@@ -49,20 +49,27 @@ def read_entry_table(path: Path, labels: Tensor, classes: int) -> pd.DataFrame:
 
 
 def _read_parquet(content: bytes, images: int) -> pa.Table:
-    """Return a Parquet file's table; its sizes, unpacked, are checked before anything is unpacked."""
+    """Return a Parquet file's table; its columns and sizes are checked before anything is unpacked."""
     file = parquet.ParquetFile(BytesIO(content))
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    size, rows = sum(group.total_byte_size for group in groups), sum(group.num_rows for group in groups)
-    require("bytes, unpacked", size, size <= LARGEST_TEXT, f"at most {LARGEST_TEXT:,}")
+    _check_columns(file.schema_arrow.names)
+    rows = file.metadata.num_rows
     require("rows", rows, rows == images, f"{images}, one for each image")
-    return file.read(use_threads=False, use_pandas_metadata=False)
+    return unpack_table(content, largest=LARGEST_TEXT)
 
 
 def _read_csv(content: bytes, images: int) -> pa.Table:
+    """Return a CSV file's table; its columns are checked before the other lines are read."""
+    _check_columns(next(reader([content.partition(b"\n")[0].decode("utf-8-sig")]), []))
     options = csv.ConvertOptions(column_types=_COLUMNS, strings_can_be_null=True, null_values=[""])
     table = csv.read_csv(BytesIO(content), csv.ReadOptions(use_threads=False), convert_options=options)
     require("rows", table.num_rows, table.num_rows == images, f"{images}, one for each image")
     return table
+
+
+def _check_columns(found: list[str]) -> None:
+    """Raise InputError unless these are the columns, in any order."""
+    if sorted(found) != sorted(_COLUMNS.names):
+        raise InputError(f"found the columns {shorten(', '.join(found))}, allowed: {', '.join(_COLUMNS.names)}")
 
 
 def _problems(rows: pd.DataFrame, labels: np.ndarray, classes: int) -> Iterator[str]:

@@ -22,8 +22,10 @@ ALLOWED = {
     "extra_data": ("no", "generated", "unlabelled"),
     "verifier": (COMPLETE, IBP, LINEAR, "Lipschitz", "sampling"),
     "run": ("mean", "best"),
+    "tuned_on": ("test", "validation"),
 }
 """Columns with few values; a cell may also be empty, where the paper does not say it."""
+NOT_STATED = "not stated"
 _TEXTS = ("dataset", "eps", "model", "method", "options", "source", "url", *ALLOWED)
 
 
@@ -94,11 +96,19 @@ def _kind_of_number(row: dict[Any, Any]) -> str:
     notes += ["no ReLU network"] if row["relu"] == "no" else []
     notes += ["probabilistic"] if row["guarantee"] == "probabilistic" else []
     notes += [f"{row['extra_data']} data"] if row["extra_data"] in ALLOWED["extra_data"][1:] else []
+    notes += [f"tuned on the {row['tuned_on']} split"] if isinstance(row["tuned_on"], str) else []
     return f" ({', '.join(notes)})" if notes else ""
 
 
+def split_tuned_on(value: Any) -> str:
+    """Return the images that a row's settings were chosen on, as tables say it. value: a cell of `tuned_on`."""
+    return f"{value} split" if isinstance(value, str) and value else NOT_STATED
+
+
 def best_sentences(rows: "pd.DataFrame", kind: str, is_full_size: bool) -> list[str]:
-    """Return the best deterministic rows of papers, and which own rows compare with them: at most two sentences.
+    """Return the best deterministic rows of papers, and which own rows compare with them: at most three sentences.
+
+    One of them names the best by what rows were tuned on, if papers say it of some.
 
     rows: of `read_literature`, of one data set and eps.
     kind: COMPLETE, IBP or LINEAR, what verifies the own rows.
@@ -112,10 +122,24 @@ def best_sentences(rows: "pd.DataFrame", kind: str, is_full_size: bool) -> list[
     relu = rows[rows["relu"] == "yes"].head(1)
     if relu.empty or relu.index.equals(best.index):
         which = "The best number from papers" if relu.empty else "The best number from papers, of a ReLU network"
-        return [f"{which}: {_described(best)}.", _comparable(["it"], [best["verifier"].iloc[0]], kind, is_full_size)]
+        comparable = _comparable(["it"], [best["verifier"].iloc[0]], kind, is_full_size)
+        return [f"{which}: {_described(best)}.", *_best_by_split(rows), comparable]
     sentence = f"The best number of a ReLU network from papers: {_described(relu)}; of any network: {_described(best)}."
     verifiers = [relu["verifier"].iloc[0], best["verifier"].iloc[0]]
-    return [sentence, _comparable(["the first", "the second"], verifiers, kind, is_full_size)]
+    return [sentence, *_best_by_split(rows), _comparable(["the first", "the second"], verifiers, kind, is_full_size)]
+
+
+def _best_by_split(rows: "pd.DataFrame") -> list[str]:
+    """Return a sentence on the best ReLU network for each kind of images it was tuned on; none if no paper says it.
+
+    rows: best first.
+    """
+    rows = rows[rows["relu"] == "yes"]
+    if not rows["tuned_on"].notna().any():
+        return []
+    splits = rows["tuned_on"].map(split_tuned_on)
+    parts = [f"{split}: {_described(rows[splits == split].head(1))}" for split in splits.unique()]
+    return [f"The best ReLU network from papers by the images it was tuned on; {'; '.join(parts)}."]
 
 
 def _described(row: "pd.DataFrame") -> str:

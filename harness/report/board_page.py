@@ -47,7 +47,9 @@ def write_board(results_dir: Path, output: Path, data_dir: str | None = None) ->
 
 
 def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
-    """Return the best row of each group, of its ReLU networks and of ours, each row once with what it is the best of.
+    """Return the best row of each group, of its ReLU networks, of those tuned on a validation split, and of ours.
+
+    Each row is there once, with what it is the best of.
 
     Only rows on all test images count whose verifier is named. Rows of different groups are never compared.
     """
@@ -58,6 +60,7 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
         candidates = {
             "all": its,
             "ReLU": [r for r in its if r.relu == "yes"],
+            "validation": [r for r in its if r.tuned_on == "validation split"],
             "ours": [r for r in its if r.origin == OURS],
         }
         best: dict[int, tuple[Row, list[str]]] = {}

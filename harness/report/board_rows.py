@@ -16,7 +16,7 @@ from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
 from harness.leaderboard.columns import REPORTED
-from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, read_literature
+from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, split_tuned_on
 from harness.leaderboard.table import Section, build_leaderboard
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
@@ -83,7 +83,8 @@ class Row:
 
     source: the study, paper or authors. note: settings. seeds: their number, or which run a paper reports.
     reported, checked: certified errors, in which undecided images count as errors. undecided: their share.
-    verdicts: of all seeds. fingerprint, held_out: which images these are of. report: the study's page.
+    verdicts: of all seeds. fingerprint, held_out: which images these are of. report: the study's page. tuned_on: the
+    images that its settings were chosen on.
     """
 
     group: Group
@@ -106,6 +107,7 @@ class Row:
     fingerprint: str | None = None
     held_out: int = 0
     report: Path | None = None
+    tuned_on: str = NOT_STATED
 
     @property
     def certified(self) -> Number | None:
@@ -337,6 +339,7 @@ def _paper_row(row: dict[Any, Any]) -> Row:
         undecided=_mean([row.get(names.UNDECIDED_ERROR)]),
         details={"verifier": verifier, **{name.replace("_", " "): texts.get(name, "") for name in listed}},
         url=_address(texts.get("url")),
+        tuned_on=split_tuned_on(row["tuned_on"]),
     )
 
 

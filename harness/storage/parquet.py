@@ -7,15 +7,43 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
+from harness.common.errors import require
 from harness.storage.files import parse_file, write_atomically
+
+_LARGEST_TABLE = 2**30  # bytes, unpacked
 
 
 def read_table(path: Path, columns: list[str] | None = None, content: bytes | None = None) -> "pd.DataFrame":
     """Read a Parquet file, or these columns. content: of the file, if it has been read. Raises DamagedFileError."""
-    import pandas as pd  # imported late: most commands read no tables
+    return parse_file(path, lambda content: unpack_table(content, columns).to_pandas(), content)
 
-    return parse_file(path, lambda content: pd.read_parquet(BytesIO(content), columns=columns), content)
+
+def unpack_table(content: bytes, columns: list[str] | None = None, largest: int = _LARGEST_TABLE) -> "pa.Table":
+    """Return the table of a Parquet file, or these columns, of up to `largest` bytes.
+
+    Sizes are checked before anything is unpacked, and before texts that are stored once become texts of each row.
+    Raises InputError.
+    """
+    import pyarrow as pa  # imported late: most commands read no tables
+    from pyarrow import compute, parquet
+
+    file = parquet.ParquetFile(BytesIO(content))
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    size = max(sum(group.total_byte_size for group in groups), 8 * values)
+    require("bytes, unpacked", size, size <= largest, f"at most {largest:,}")
+    texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string(), pa.binary())]
+    table = parquet.read_table(BytesIO(content), columns=columns, read_dictionary=texts, use_threads=False)
+    for number, name in enumerate(table.column_names):
+        if name in texts:
+            chunks = [chunk for chunk in table[name].chunks if len(chunk.dictionary)]
+            longest = max((compute.max(compute.binary_length(chunk.dictionary)).as_py() for chunk in chunks), default=0)
+            size = longest * len(table)
+            require(f"bytes of {name}, unpacked", size, size <= largest, f"at most {largest:,}")
+            table = table.set_column(number, name, table[name].cast(table[name].type.value_type))
+    return table
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:

@@ -10,7 +10,6 @@ If the trial folders exist, they are read instead.
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from harness.common import names
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.folder import Trial, TrialResult
-from harness.storage.parquet import read_table, write_table
+from harness.storage.parquet import read_table, unpack_table, write_table
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
@@ -70,7 +69,7 @@ def read_stored_trials(study: Path) -> list[StoredTrial]:
     if not path.exists() or folder.trial_folders(study):
         return []
     return parse_file(
-        path, lambda content: [_parse(study, row) for row in pd.read_parquet(BytesIO(content)).to_dict("records")]
+        path, lambda content: [_parse(study, row) for row in unpack_table(content).to_pandas().to_dict("records")]
     )
 
 

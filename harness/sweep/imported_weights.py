@@ -3,7 +3,8 @@
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,12 @@ def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
         return read_matlab(content)
     allowed = "a safetensors file, or a torch file of tensors alone: torch.save(network.state_dict(), FILE)"
     try:
+        _refuse_packed(content)
         with warnings.catch_warnings(action="ignore"):  # such as that tensors are sparse
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return dict(_flatten(loaded, ""))
+        return dict(_flatten(loaded, "", set()))
+    except InputError:
+        raise
     except Exception as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = (
@@ -81,17 +85,27 @@ def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
         raise InputError(f"found {found}, allowed: {allowed}") from None
 
 
-def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in a value with their names; whatever is no tensor is left out."""
+def _refuse_packed(content: bytes) -> None:
+    """Raise InputError for a torch file that is packed, which torch.save never does: unpacked, it may have any size."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise InputError(f"found {packed[0]!r} packed by zip, allowed: a file as torch.save writes it")
+
+
+def _flatten(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a value with their names; whatever is no tensor is left out.
+
+    seen: the mappings and lists so far. Each is read once, since lists that hold each other have any number of tensors.
+    """
     if isinstance(value, Tensor):
         yield name, value.detach()
-    inside: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        inside = value.items()
-    elif isinstance(value, list | tuple):
-        inside = enumerate(value)
-    for key, inner in inside:
-        yield from _flatten(inner, f"{name}.{key}" if name else str(key))
+    if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
+        return
+    seen.add(id(value))
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _flatten(inner, f"{name}.{key}" if name else str(key), seen)
 
 
 def _select(tensors: Tensors, checkpoint: Checkpoint) -> Tensors:

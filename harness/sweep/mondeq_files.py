@@ -5,6 +5,7 @@ files of convolutional ones. All become the dense network `monotone`.
 """
 
 import io
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ Tensors = dict[str, Tensor]
 
 _MATLAB = b"MATLAB 5.0"
 _NAMES = {"A.weight": "A", "B.weight": "B", "U.weight": "U", "U.bias": "u", "Wout.weight": "C", "Wout.bias": "c"}
+_MOST_NUMBERS = 2**26  # of a file; they take 512 MB
 _STRIDE, _PAD, _POOL = 3, 1, 2
 
 
@@ -30,10 +32,14 @@ def is_matlab(content: bytes) -> bool:
 
 def read_matlab(content: bytes) -> Tensors:
     """Return the arrays of a MATLAB file. Raises InputError."""
-    from scipy.io import loadmat  # imported late, for it is slow
+    from scipy.io import loadmat, whosmat  # imported late, for they are slow
 
     try:
+        count = sum(prod(shape) for _, shape, _ in whosmat(io.BytesIO(content)))
+        require("numbers, unpacked", count, count <= _MOST_NUMBERS, f"at most {_MOST_NUMBERS:,}")
         arrays = loadmat(io.BytesIO(content))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"found a damaged MATLAB file ({error_line(error)}), allowed: an undamaged file") from None
     numbers = {name: value for name, value in arrays.items() if _has_numbers(value)}
@@ -79,6 +85,8 @@ def _by_letter(tensors: Tensors) -> Tensors:
         kind = f"{tensor.dtype} on {tensor.device.type}, {tensor.layout}".replace("torch.", "")
         is_real = is_dense(tensor) and tensor.device.type == "cpu" and not tensor.is_complex()
         require(name, kind, is_real, "a dense tensor of real numbers")
+        stored, size = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+        require(name, f"{stored:,} bytes", size <= stored, f"{size:,}: each number is stored")
         numbers = tensor.double()
         is_same = is_equal(named.setdefault(letter, numbers), numbers)
         require(name, f"another tensor than the first {letter}", is_same, "the same twice")

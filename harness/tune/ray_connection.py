@@ -6,6 +6,7 @@ This module sets Ray's environment variables before it imports `ray`: other modu
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -62,6 +63,8 @@ _LIMITS = {  # minutes, as on a machine with much other work; Ray's own are 5 to
     "RAY_health_check_failure_threshold": "10",
 }
 _START_SECONDS = 300.0
+_LONGEST_SOCKET = 107  # bytes of a path
+_SOCKET = "session_2026-11-28_12-00-00_000000_{}/sockets/plasma_store"  # of a process, below Ray's temporary files
 _LINES = 50  # of each log that are kept once Ray has died
 _ERROR = re.compile(r"(\[[^]]+ [EC] \d+ \d+\] .*)")  # a line of such a log
 _CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
@@ -134,6 +137,9 @@ def exit_if_ray_dies() -> Iterator[None]:
 def _connect(address: str | None, printed: Any) -> None:
     if address is not None:
         _check_port(address)
+    else:
+        _check_temporary_files()
+        _make_token()
     dashboard, begin = None if address else False, printed.seek(0, os.SEEK_END)
     ray_constants.ENABLE_RAY_CLUSTER = address is not None  # without, all of Ray listens on the loopback alone
     try:
@@ -151,6 +157,32 @@ def _connect(address: str | None, printed: Any) -> None:
         raise ResourceError(
             f"{problem}: {' '.join(str(error).split())}{'' if address else copy_server_logs()}"
         ) from error
+
+
+def _check_temporary_files() -> None:
+    """Raise ResourceError if the paths of Ray's sockets would be too long, or their folder is another user's."""
+    path, name = Path(get_default_ray_temp_dir()), "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    most = _LONGEST_SOCKET - len(f"/ray/{_SOCKET.format(os.getpid())}")
+    advice = "set RAY_TMPDIR to a short folder of your own, such as /tmp/$USER"
+    if len(os.fsencode(path.parent)) > most:
+        raise ResourceError(
+            f"{name}: found {str(path.parent)!r}, allowed: up to {most} bytes, as Ray's sockets lie there; {advice}"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{name}: {path} cannot be made: {error.strerror}; {advice}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ResourceError(f"{name}: found {path}, which another user has made; {advice}")
+
+
+def _make_token() -> None:
+    """Give Ray here a token of its own where it could not write ~/.ray/auth_token, as in containers."""
+    path = Path.home() / ".ray/auth_token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import shutil
 import entry_files
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from cerdeq import LinfBall, load_onnx, margin_spec, verify
@@ -184,6 +186,23 @@ def test_a_zip_bomb(entry):
     entry.sign(networks=networks)
     step, message = entry.refused_at()
     assert step == "hashes" and message.startswith("verdicts.parquet: bytes, unpacked: found 10")
+
+
+def test_a_text_that_is_stored_once_for_all_rows(entry):
+    """3 kB of Parquet would become 1.5 GB."""
+    table, path = pa.Table.from_pandas(entry.table), entry.folder / "verdicts.parquet"
+    stage = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), ["0" * 30 * 2**20])
+    table = table.set_column(table.column_names.index("stage"), "stage", stage)
+    parquet.write_table(table, path, store_schema=False, compression="zstd", dictionary_pagesize_limit=2**30)
+    assert path.stat().st_size < 10**4
+    entry.sign(networks=[entry.manifest["networks"][0] | {"verdicts": "verdicts.parquet"}])
+    entry.assert_refused("hashes", "verdicts.parquet: bytes of stage, unpacked: found 1572864000, allowed: at most")
+
+
+def test_a_million_columns(entry):
+    (entry.folder / "verdicts.csv").write_text("," * 10**6 + "\n")
+    entry.sign()
+    entry.assert_refused("hashes", "verdicts.csv: found the columns")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 def test_the_project_s_published_numbers_stand_beside_other_sweeps_and_can_be_right(tmp_path):
     add(tmp_path / "study", metrics())
     sources = build_leaderboard(tmp_path / "study").rows["source"].dropna()
-    assert len(sources) == 17 and "Shi et al. 2021 (IBP verifier)" in set(sources)
+    assert len(sources) == 21 and "Shi et al. 2021 (IBP verifier)" in set(sources)
     with (PROJECT / "results/published.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len({tuple(row.items()) for row in rows}) and {*ALLOWED} < {*rows[0]}
@@ -32,8 +32,8 @@ def test_the_project_s_published_numbers_stand_beside_other_sweeps_and_can_be_ri
 
 
 FIELD = {
-    ("cifar10", "2/255"): (33.96, 35.39),
-    ("cifar10", "8/255"): (58.22, 59.61, 59.94, 64.26, 64.51, 64.56),
+    ("cifar10", "2/255"): (33.96, 35.39, 36.77, 37.24, 40.32, 45.59),
+    ("cifar10", "8/255"): (58.22, 59.61, 59.94, 64.26, 64.51, 64.56, 65.00, 65.67, 65.75, 65.96),
     ("mnist", "0.1"): (1.57, 1.78, 1.86),
     ("mnist", "0.3"): (5.98, 6.10),
     ("tiny-imagenet", "1/255"): (69.33, 72.28, 73.61),
@@ -80,6 +80,33 @@ def test_the_best_rows_of_papers_are_named_with_what_compares(sweep):
     ]
     write_leaderboard(sweep)
     assert "\nThe best number of a ReLU network from papers: 64.00 %" in text(sweep, "md")
+
+
+def test_the_best_by_what_rows_were_tuned_on_are_named(sweep):
+    rows = (
+        "MTL-IBP,48,64,Palma,yes,test",
+        "IBP,50,66,Shi,yes,validation",
+        "SABR,50,67,M,yes,validation",
+        ",,58,Z,no,test",
+    )
+    publish(sweep, "".join(f"cifar10,8/255,CNN-7,{row}\n" for row in rows), "relu", "tuned_on")
+    add(sweep, metrics())
+    assert papers_sentences(sweep)[1] == (
+        "The best ReLU network from papers by the images it was tuned on; test split: 64.00 %, CNN-7 MTL-IBP P (tuned "
+        "on the test split); validation split: 66.00 %, CNN-7 IBP S (tuned on the validation split)."
+    )
+    (section,) = build_leaderboard(sweep).sections
+    assert sorted(section.cells["tuned on"]) == ["", "test split", "test split", "validation split", "validation split"]
+
+
+def test_ctrain_s_numbers_say_what_they_were_tuned_on(tmp_path):
+    rows = read_literature(tmp_path)
+    rows = rows[rows["dataset"] == "cifar10"].dropna(subset="tuned_on")
+    best = rows.groupby(["eps", "tuned_on"])["certified_error"].min().to_dict()
+    assert best == {
+        ("2/255", "test"): 33.96, ("2/255", "validation"): 36.77,
+        ("8/255", "test"): 64.26, ("8/255", "validation"): 65.00,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_the_first_screen_of_this_repository(published):
     shown = best["cifar10", Radius("8/255"), "complete", ""]
     assert shown[0][0] == "all, ReLU" and shown[0][1].certified.mean == pytest.approx(64.26)
     assert (shown[0][1].origin, shown[0][1].check, shown[0][1].relu) == (PAPER, "not checked", "yes")
+    tuned = {what: row.tuned_on for what, row in shown}
+    assert (tuned["all, ReLU"], tuned["validation"]) == ("test split", "validation split")
+    assert dict(shown)["validation"].certified.mean == pytest.approx(65.00)
     mnist = dict(best["mnist", Radius("0.3"), "complete", ""])
     assert mnist["all, ReLU"].certified.mean < mnist["ours"].certified.mean == pytest.approx(12.378)
     assert (mnist["ours"].check, mnist["ours"].seeds, mnist["ours"].kind) == ("proved here", "5", "plain CNN")

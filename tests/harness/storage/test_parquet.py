@@ -2,10 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
+from harness.common.errors import InputError
 from harness.storage.files import DamagedFileError
-from harness.storage.parquet import read_table, write_table
+from harness.storage.parquet import read_table, unpack_table, write_table
 
 ROWS = 4000
 
@@ -33,3 +36,17 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "table").write_text("junk")
     with pytest.raises(DamagedFileError, match="table cannot be read"):
         read_table(tmp_path / "table")
+
+
+def test_a_table_that_would_be_too_large_is_refused(tmp_path):
+    """Files of 10 kB: a text that is stored once for all rows, and zeros."""
+    path = tmp_path / "table"
+    texts = pa.table({"stage": pa.DictionaryArray.from_arrays(np.zeros(ROWS, np.int32), ["0" * 2**20])})
+    parquet.write_table(texts, path, store_schema=False, compression="zstd", dictionary_pagesize_limit=2**30)
+    with pytest.raises(DamagedFileError, match="bytes of stage, unpacked: found 4194304000, allowed: at most 1,073"):
+        read_table(path)
+    assert path.stat().st_size < 10**4
+    parquet.write_table(pa.table({"margin": np.zeros(2**20)}), path, compression="zstd")
+    with pytest.raises(InputError, match="bytes, unpacked: found 8388608, allowed: at most 1,000,000"):
+        unpack_table(path.read_bytes(), largest=10**6)
+    assert path.stat().st_size < 10**4

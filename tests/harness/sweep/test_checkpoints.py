@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import onnx
@@ -206,13 +207,33 @@ def loop(path, tensors):
     torch.save(content, path)
 
 
+def nest(path, tensors):
+    """Lists of which each holds the next one ten times: a billion tensors in 2 kB."""
+    content = [tensors]
+    for _ in range(9):
+        content = [content] * 10
+    torch.save(content, path)
+
+
+def pack(path, tensors):
+    """A file as torch saves it, packed by zip: a thousandth of its size, if it holds zeros."""
+    torch.save(tensors, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
 FILES = [
     (write_nothing, "found no file", "allowed: a path relative to the sweep file"),
     (write_code, "found a pickle that wants to run", "allowed: a safetensors file, or a torch file of tensors alone"),
     (write_zipped_code, "found a pickle that wants to run", "system", "tensors alone"),
     (write_part, "found a file that torch cannot read"),
     (write_text, "found a file that torch cannot read"),
-    (loop, "found a file that torch cannot read"),
+    (loop, "the file has no tensor conv.weight"),
+    (nest, "the file has no tensor conv.weight"),
+    (pack, "packed by zip, allowed: a file as torch.save writes it"),
     (write_damaged_safetensors, "found a damaged safetensors file", "allowed: an undamaged file"),
     (write_changed(linear1__bias=None), "the file has no tensor linear1.bias (float32 [10])", "it has conv.weight"),
     (write_changed(other=torch.ones(2)), "found the tensor other, allowed: ", "list a tensor that is not needed"),

@@ -117,6 +117,10 @@ def test_other_files_are_refused():
         network_tensors({"A": torch.ones(2, 2)}, MODULUS, SHAPE)
     with pytest.raises(InputError, match="damaged MATLAB file"):
         read_matlab(b"MATLAB 5.0 and nothing else")
+    savemat(file := io.BytesIO(), {"A": np.zeros(2**26 + 1, np.int8)}, do_compression=True)
+    assert len(file.getvalue()) < 10**5
+    with pytest.raises(InputError, match="numbers, unpacked: found 67108865, allowed: at most 67,108,864"):
+        read_matlab(file.getvalue())
 
 
 DENSE, CONVOLUTIONAL, PRE = dense_file(), convolutional_file(), "mon.linear_module."
@@ -132,6 +136,7 @@ WRONG = {
     "complex A": DENSE | {f"{PRE}A.weight": torch.ones(5, 5, dtype=torch.complex64)},
     "sparse A": DENSE | {f"{PRE}A.weight": torch.eye(5).to_sparse()},
     "A without values": DENSE | {f"{PRE}A.weight": torch.ones(5, 5, device="meta")},
+    "A of one number": DENSE | {f"{PRE}A.weight": torch.ones(1).expand(2**14, 2**14)},
     "two tensors A": DENSE | {"A": torch.ones(5, 5)},
 }
 

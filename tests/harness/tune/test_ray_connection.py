@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,3 +205,36 @@ def test_a_ray_of_this_machine_has_the_address_of_the_loopback(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *_, **__: addresses.append(services.get_node_ip_address()))
     ray_connection._connect(None, io.StringIO())
     assert addresses == ["127.0.0.1"]
+
+
+def refusal_of_a_start():
+    with pytest.raises(ResourceError) as caught, ray_connection.connected_to_ray(None):
+        pass
+    return str(caught.value)
+
+
+def test_a_folder_where_ray_s_sockets_cannot_lie_is_refused_with_what_to_set(no_cluster, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", long := str(tmp_path / ("x" * 95)))
+    message = refusal_of_a_start()
+    assert message.startswith(f"TMPDIR: found {long!r}, allowed: up to ") and "set RAY_TMPDIR to a short" in message
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/1")
+    assert refusal_of_a_start().startswith("RAY_TMPDIR: /proc/1/ray cannot be made: ")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("RAY_TMPDIR", short := f"/tmp/of-{os.getpid()}")
+    assert refusal_of_a_start().startswith(
+        f"RAY_TMPDIR: found {short}/ray, which another user has made; set RAY_TMPDIR"
+    )
+    shutil.rmtree(short)
+
+
+def test_ray_has_a_token_of_its_own_where_home_cannot_be_written(no_cluster, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    tokens = []
+    with ray_connection.connected_to_ray(None):
+        pass
+    assert len(tokens[0]) == 64
