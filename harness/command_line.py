@@ -5,6 +5,7 @@ exit status. The parser is argparse's, since `harness.trial` runs where nothing 
 """
 
 import argparse
+import os
 import re
 import sys
 from importlib import import_module
@@ -97,6 +98,10 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry in passwd, as in containers: libraries want one, written or not
+        os.environ["HOME"] = "/"
     options = parser_of(name).parse_args(arguments)
     try:
         _check_directories(options)

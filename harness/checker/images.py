@@ -139,8 +139,7 @@ def prover_of(
         return bool(proof.proved_by), refused if proof.refused else f"a margin has the lower bound {proof.minimum:.3g}"
 
     region = interval_region(network, Box(images[:1], np.zeros_like(images[:1])))
-    margins = region.values[-1].center.size - 1
-    return prove_image, lambda certificate: why_faulty(network, region, margins, certificate)
+    return prove_image, lambda certificate: why_faulty(network, region, len(network.bias) - 1, certificate)
 
 
 def describe_unreadable(configs: Iterable[TrialConfig]) -> list[str]:

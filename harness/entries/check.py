@@ -101,7 +101,10 @@ class EntryChecker:
         copy_files(self.entry, self.manifest.sha256, self.files, MANIFEST)
         self.networks = [self._read(entry) for entry in self.manifest.networks]
         rows = f"{len(self.images)} rows for each network, each image once, with the labels of {self.manifest.dataset}"
-        return True, f"{len(self.manifest.sha256)} files have their SHA-256; {rows}"
+        named = {name for entry in self.manifest.networks for name in entry.files}
+        others = [name for name in self.manifest.sha256 if name not in named]
+        unread = f"; no network names {', '.join(others[:3])}" if others else ""
+        return True, f"{len(self.manifest.sha256)} files have their SHA-256{unread}; {rows}"
 
     def _read(self, entry: EntryNetwork) -> CheckedNetwork:
         """Return a network with its table."""

@@ -179,9 +179,9 @@ def _check_temporary_files() -> None:
 def _make_token() -> None:
     """Give Ray here a token of its own where it could not write ~/.ray/auth_token, as in containers."""
     path = Path.home() / ".ray/auth_token"
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    if not path.exists() and not os.access(path.parent, os.W_OK):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

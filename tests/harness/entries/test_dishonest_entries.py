@@ -131,9 +131,7 @@ def add_a_faulty_certificate(entry, **tensors):
     return image
 
 
-@pytest.mark.parametrize("sample", [300, 0])  # 0: the image is not drawn
-def test_a_faulty_certificate_of_an_image_that_needs_none(entry, monkeypatch, sample):
-    monkeypatch.setattr("harness.entries.proofs.SAMPLE", sample)
+def test_a_faulty_certificate_of_an_image_that_needs_none(entry):
     row = np.zeros(1, np.int16)
     image = add_a_faulty_certificate(entry, row=row, **{"nowhere/neurons": np.zeros(1, np.int32)})
     why = "network.nowhere/neurons names no activation of the network, or no field"
@@ -151,7 +149,8 @@ def test_a_faulty_certificate_of_an_image_that_needs_none(entry, monkeypatch, sa
         ({"equilibrium/nodes": np.int32([[0, 0, 0, 0]])}, "the network has not one equilibrium"),
     ],
 )
-def test_certificates_that_are_refused_whatever_else_proves_their_image(entry, tensors, why):
+def test_certificates_that_are_refused_though_their_image_is_not_drawn(entry, monkeypatch, tensors, why):
+    monkeypatch.setattr("harness.entries.proofs.SAMPLE", 0)
     add_a_faulty_certificate(entry, **tensors)
     entry.assert_refused("proofs", why)
 

@@ -55,6 +55,13 @@ def test_an_entry_of_one_image_is_not_ranked(entry):
     assert (status, check.status, check.level, check.images) == (0, "partial", "proofs", 1)
 
 
+def test_a_file_that_no_network_names_is_said(entry):
+    (entry.folder / "notes.txt").write_text("nobody reads this")
+    entry.sign()
+    _, check = entry.check()
+    assert check.steps[1].message.startswith("5 files have their SHA-256; no network names notes.txt; 50 rows")
+
+
 def test_the_same_as_parquet(entry):
     table = entry.table
     (entry.folder / "verdicts.csv").unlink()
