@@ -16,7 +16,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.terminal import printable
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
-from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature, split_tuned_on
+from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
 from harness.settings import Radius
@@ -110,8 +110,6 @@ class Section:
         columns |= {"seeds": seeds.where(own), "source": rows["source"]}
         if CHOSEN in rows and rows[CHOSEN].notna().any():
             columns[CHOSEN] = rows[CHOSEN]
-        if "tuned_on" in rows and rows["tuned_on"].notna().any():
-            columns["tuned on"] = rows["tuned_on"].map(split_tuned_on).where(~own)
         return pd.DataFrame(columns | numbers).map(as_text)
 
     @cached_property

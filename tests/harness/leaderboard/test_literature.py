@@ -95,8 +95,6 @@ def test_the_best_by_what_rows_were_tuned_on_are_named(sweep):
         "The best ReLU network from papers by the images it was tuned on; test split: 64.00 %, CNN-7 MTL-IBP P (tuned "
         "on the test split); validation split: 66.00 %, CNN-7 IBP S (tuned on the validation split)."
     )
-    (section,) = build_leaderboard(sweep).sections
-    assert sorted(section.cells["tuned on"]) == ["", "test split", "test split", "validation split", "validation split"]
 
 
 def test_ctrain_s_numbers_say_what_they_were_tuned_on(tmp_path):
