@@ -111,7 +111,7 @@ def widen_sum(ctx: Context, radius: Tensor, terms: int, offset: Tensor | None = 
 
 
 def center_and_clean(x: Interval, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return `function` of centre and clean value; on CUDA in one call, on CPUs without a copy of both in one tensor."""
+    """Return `function` of centre and clean value: in one call on CUDA, without a copy of both on CPUs."""
     if x.clean is None:
         return function(x.center), None
     if not x.center.is_cuda:
