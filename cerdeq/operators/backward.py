@@ -7,7 +7,7 @@ wherever p lies in its box. Upper bounds are lower bounds of -A.
 With `sound` set, rounding is counted outwards. An affine rule that computes fl(A W) in place of A W is off, in the
 functional, by at most gamma_n |A| (|W| m + |b|), where m bounds |p| and n is the number of outputs that one input
 reaches; the sum over W is one forward pass of |W|, so that proving costs one inner product a rule. Constants are
-summed in float64.
+summed in float64. docs/developers/rounding.md has the proof.
 """
 
 from collections.abc import Callable
@@ -150,18 +150,40 @@ def affine(function: Callable[..., Tensor], interval: Callable[..., Interval], f
     """
 
     def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
-        at_zero = [torch.zeros_like(box.center) for box in _boxes(args)]
-
-        def apply(*values: Tensor) -> Tensor:
-            return function(*_with(args, iter(values), coefficients.dtype), **kwargs)
-
-        offset, pull = vjp(apply, *at_zero)  # type: ignore[misc]  # two of them without has_aux
+        offset, pull = _at_zero(function, args, kwargs, coefficients.dtype)
         pulled = vmap(pull, in_dims=1, out_dims=1)(coefficients)
-        terms = coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
+
+        def terms() -> int:
+            return coefficients[0, 0].numel() if fan_out is None else fan_out(coefficients, *args, **kwargs)
+
         rounding = _rounding(ctx, coefficients, interval, args, kwargs, terms)
         return Pulled(pulled, dot(ctx, coefficients, offset) - rounding)
 
     return rule
+
+
+def moving(function: Callable[..., Tensor], interval: Callable[..., Interval]) -> Rule:
+    """Return the backward rule of an operator that moves numbers, or makes copies of them, or leaves some out.
+
+    function, interval: as of `affine`.
+    """
+
+    def copies(coefficients: Tensor, *args: Any, **kwargs: Any) -> int:
+        offset, pull = _at_zero(function, args, kwargs, torch.float64)
+        return max(int(counts.max()) if counts.numel() else 0 for counts in pull(torch.ones_like(offset)))
+
+    return affine(function, interval, copies)
+
+
+def _at_zero(function: Callable[..., Tensor], args: Any, kwargs: Any, dtype: torch.dtype) -> tuple[Tensor, Callable]:
+    """Return an affine function's result at inputs of 0, and what pulls coefficients of its result back to inputs."""
+
+    def apply(*values: Tensor) -> Tensor:
+        return function(*_with(args, iter(values), dtype), **kwargs)
+
+    zeros = [torch.zeros_like(box.center, dtype=dtype) for box in _boxes(args)]
+    offset, pull = vjp(apply, *zeros)  # type: ignore[misc]  # two of them without has_aux
+    return offset, pull
 
 
 def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callable[..., Interval]) -> Rule:
@@ -172,16 +194,16 @@ def combination(weights: Callable[..., list[tuple[Any, Any]]], interval: Callabl
     """
 
     def rule(ctx: Backward, coefficients: Tensor, *args: Any, **kwargs: Any) -> Pulled:
-        pulled, constant, largest = [], coefficients.new_zeros(()), 1
+        pulled, constant, copies = [], coefficients.new_zeros(()), 1
         for summand, factor in weights(*args, **kwargs):
             weighted = coefficients * _constant_per_row(factor, coefficients)
             if isinstance(summand, Interval):
                 pulled.append(weighted.sum_to_size(*coefficients.shape[:2], *summand.center.shape[1:]))
-                largest = max(largest, coefficients[0, 0].numel() // summand.center[0].numel())
+                copies = max(copies, coefficients[0, 0].numel() // summand.center[0].numel())
             else:
                 products = weighted * _constant_per_row(summand, coefficients)
                 constant = constant + products.flatten(2).sum(2, dtype=torch.float64 if ctx.sound else None)
-        rounding = _rounding(ctx, coefficients, interval, args, kwargs, largest)
+        rounding = _rounding(ctx, coefficients, interval, args, kwargs, lambda: copies)
         return Pulled(tuple(pulled), (constant - rounding).expand(coefficients.shape[:2]))
 
     return rule
@@ -197,7 +219,9 @@ def _boxes(args: Any) -> list[Interval]:
     return [arg for arg in nested_items(args) if isinstance(arg, Interval)]
 
 
-def _rounding(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kwargs: Any, terms: int) -> Tensor:
+def _rounding(
+    ctx: Backward, coefficients: Tensor, interval: Callable, args: Any, kwargs: Any, terms: Callable[[], int]
+) -> Tensor:
     """Return what an affine rule's rounding may cost, by the interval rule at magnitudes in place of values."""
     if not ctx.sound:
         return coefficients.new_zeros(())
@@ -205,7 +229,7 @@ def _rounding(ctx: Backward, coefficients: Tensor, interval: Callable, args: Any
     def costs() -> tuple[Tensor, Tensor]:
         sizes = (Interval(torch.zeros_like(box.center), magnitude(box)) for box in _boxes(args))
         largest = magnitude(interval(Context(sound=True), *_with(args, sizes, coefficients.dtype), **kwargs))
-        return rounding_costs(largest.to(coefficients.dtype), terms)
+        return rounding_costs(largest.to(coefficients.dtype), terms())
 
     return -rounded_constant(ctx, coefficients, ctx.constant("costs", costs))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cerdeq.operators.backward import Backward, Pulled, Rule, affine, nested_items
+from cerdeq.operators.backward import Backward, Pulled, moving
 from cerdeq.operators.interval import (
     Context,
     Interval,
@@ -136,17 +136,8 @@ def take_part(parts: Any, number: int, *args: Any, **kwargs: Any) -> Tensor:
     return parts[number]
 
 
-def _index_fan_out(coefficients: Tensor, x: Any, index: Any) -> int:
-    return coefficients[0, 0].numel() if any(isinstance(item, list | Tensor) for item in nested_items([index])) else 1
-
-
 def _part(x: Tensor, number: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
     return function(x, *args, **kwargs)[number]
-
-
-def _moves(function: Callable[..., Any], interval: Callable[..., Interval]) -> Rule:
-    """Return the backward rule of an operator that only moves elements."""
-    return affine(function, interval, lambda *args, **kwargs: 1)
 
 
 PARTS = Operator(
@@ -155,7 +146,7 @@ PARTS = Operator(
 RECORDS = (
     Operator(
         "concatenate", concatenate_interval, (torch.cat, torch.concat, torch.concatenate), {},
-        _moves(torch.cat, concatenate_interval), bounded="list",
+        moving(torch.cat, concatenate_interval), bounded="list",
     ),
     Operator(
         "flatten", moved(torch.flatten), (torch.flatten, Tensor.flatten), {nn.Flatten: options("start_dim", "end_dim")},
@@ -166,32 +157,32 @@ RECORDS = (
         affine="view",
     ),
     Operator(
-        "permute", permute_interval, (torch.permute, Tensor.permute), {}, _moves(Tensor.permute, permute_interval),
+        "permute", permute_interval, (torch.permute, Tensor.permute), {}, moving(Tensor.permute, permute_interval),
         affine="view",
     ),
     Operator(
         "transpose", transpose_interval, (torch.transpose, Tensor.transpose), {},
-        _moves(torch.transpose, transpose_interval), affine="view",
+        moving(torch.transpose, transpose_interval), affine="view",
     ),
-    Operator("pad", pad_interval, (F.pad,), {}, _moves(F.pad, pad_interval), affine="single"),
+    Operator("pad", pad_interval, (F.pad,), {}, moving(F.pad, pad_interval), affine="single"),
     Operator(
-        "index", index_interval, (operator.getitem,), {}, affine(operator.getitem, index_interval, _index_fan_out),
+        "index", index_interval, (operator.getitem,), {}, moving(operator.getitem, index_interval),
         affine="view",
     ),
     Operator(
-        "narrow", along(torch.narrow), (torch.narrow, Tensor.narrow), {}, _moves(torch.narrow, along(torch.narrow)),
+        "narrow", along(torch.narrow), (torch.narrow, Tensor.narrow), {}, moving(torch.narrow, along(torch.narrow)),
         affine="view",
     ),
     Operator(
-        "select", along(torch.select), (torch.select, Tensor.select), {}, _moves(torch.select, along(torch.select)),
+        "select", along(torch.select), (torch.select, Tensor.select), {}, moving(torch.select, along(torch.select)),
         affine="view",
     ),
     Operator(
         "index_select", along(torch.index_select), (torch.index_select, Tensor.index_select), {},
-        affine(torch.index_select, along(torch.index_select)), affine="single",
+        moving(torch.index_select, along(torch.index_select)), affine="single",
     ),
     PARTS,
-    Operator("part", part_interval, (take_part,), {}, _moves(_part, part_interval), affine="view"),
+    Operator("part", part_interval, (take_part,), {}, moving(_part, part_interval), affine="view"),
     Operator(
         "identity", identity_interval, (), {nn.Identity: options()}, reshape_backward, affine="view", windows="boxes"
     ),

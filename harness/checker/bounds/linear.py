@@ -118,7 +118,7 @@ def _pull_through_relu(a: Array, p: Box, leaves: Leaves | None) -> Pulled:
 
 
 def _pull_through_equilibrium(weight: Array, a: Array, h: Box, p: Box, z: Box, leaves: Leaves | None) -> Pulled:
-    """Return a functional of h. docs/developers/mathematics.md proves that these costs cover every rounding.
+    """Return a functional of h. docs/developers/rounding.md proves that these costs cover every rounding.
 
     In a leaf, z = 0 where p <= 0 is fixed. This makes the boxes of z and of p = W z + h smaller.
     """

@@ -215,12 +215,20 @@ def test_the_sum_over_many_outputs_is_counted():
         assert_below(pulled_through(operation_of_module(layer), -a, point(1.0)), -a, exact(np.ones(size)), exact([1.0]))
 
 
-def test_the_sum_over_copies_is_counted():
+@pytest.mark.parametrize("kind", ["list", "tuple", "windows"])
+def test_the_sum_over_copies_is_counted(kind):
     size = 4096
-    copies = operation_of(operator.getitem, (VALUE, (slice(None), [0] * size)), {})
-    a = np.array([[-1.0, *[-U] * (size - 1)]])
+    conv = nn.Conv2d(1, 1, 64, padding=63, bias=False).double()
+    nn.init.ones_(conv.weight)
+    operation, shape, one = {
+        "list": (operation_of(operator.getitem, (VALUE, (slice(None), [0] * size)), {}), (size,), point(1.0)),
+        "tuple": (operation_of(operator.getitem, (VALUE, (slice(None), (0,) * size)), {}), (size,), point(1.0)),
+        "windows": (operation_of_module(conv), (1, 64, 64), Box(np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)))),
+    }[kind]
+    a = np.array([[-1.0, *[-U] * (size - 1)]]).reshape(1, *shape)
     for rows in (a, -a):
-        assert_below(pulled_through(copies, rows, point(1.0)), rows, exact(np.ones(size)), exact([1.0]))
+        pulled = pulled_through(operation, rows, one)
+        assert_below(pulled, rows, exact(np.ones(size)), exact([1.0]))
 
 
 def norm_of(mean, bias):
