@@ -102,19 +102,24 @@ def slack(ctx: Backward, coefficients: Tensor, magnitude: Tensor, terms: int, si
     return dot(ctx, coefficients.abs() if sizes is None else sizes, costs) + rest
 
 
-def rounding_costs(magnitude: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+def rounding_costs(magnitude: Tensor, terms: int, inner: int | None = None) -> tuple[Tensor, Tensor]:
     """Return costs [B, *shape] and a rest [B, 1] such that rounding costs at most |coefficients| . costs + rest.
 
     They cover coefficients made by sums of `terms` products and a sum over all of them, of values up to `magnitude`
-    [B, *shape]: twice gamma, for their own rounding. The rest, and as much of each cost, is for underflow. Raises
-    ValueError if there are too many terms for the precision.
+    [B, *shape]: twice gamma, for their own rounding, and twice that for what else a rule rounds. With `inner`, it
+    rounds nothing else, and each magnitude is a sum of so many products, of numbers of at least 0: then they are little
+    more than gamma. The rest, and as much of each cost, is for underflow. docs/developers/rounding.md has the proof.
+
+    Raises PrecisionError if there are too many terms for the precision.
     """
     limits, size = torch.finfo(magnitude.dtype), magnitude[0].numel()
-    factor = 2 * (terms + 8) * limits.eps + 2 * size * torch.finfo(torch.float64).eps
-    if factor > 0.25:
+    in_double = size * torch.finfo(torch.float64).eps
+    share = (terms + (inner or 0) + 8) * limits.eps + in_double
+    if share > 0.125:
         raise PrecisionError(f"{terms} terms are too many to round outwards in {magnitude.dtype}; use float64")
+    factor = 2 * share if inner is None else ((terms + 8) * limits.eps / 2 + in_double) * (1 + 2 * share)
     total = magnitude.double().flatten(1).sum(1)
-    rest = 8 * (terms + size) * limits.tiny * (1 + total)
+    rest = 8 * (terms + (inner or 0) + size) * limits.tiny * (1 + total)
     each = rest.view(-1, *[1] * (magnitude.dim() - 1))
     return (factor * magnitude + each).to(magnitude.dtype), rest[:, None]
 

@@ -172,7 +172,7 @@ def conv2d_constant(
         largest = F.pad(magnitude(x), (before[1], after[1], before[0], after[0]))
         result = conv2d(largest, weight.abs(), None, stride, 0, dilation, groups)
         result = result if bias is None else result + bias.abs().view(1, -1, 1, 1)
-        return rounding_costs(result, weight[:, 0].numel() // groups + weight[0].numel())
+        return rounding_costs(result, weight[:, 0].numel() // groups, weight[0].numel())
 
     each, rest = ctx.constant("costs", costs)
     offset = None if bias is None else bias.view(1, -1, 1, 1).expand_as(each)

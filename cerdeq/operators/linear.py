@@ -43,7 +43,7 @@ def linear_backward(ctx: Backward, coefficients: Tensor, x: Interval, weight, bi
 
     def costs() -> tuple[Tensor, Tensor]:
         result = F.linear(magnitude(x), weight.abs())
-        return rounding_costs(result if bias is None else result + bias.abs(), sum(weight.shape))
+        return rounding_costs(result if bias is None else result + bias.abs(), *weight.shape)
 
     each, rest = ctx.constant("costs", costs)
     return Pulled(
