@@ -29,8 +29,9 @@ _LABEL_TYPES = (torch.int64, torch.int32)  # as an index, uint8 and bool would b
 def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, for all inputs in `region`.
 
-    The bounds hold in real arithmetic for the stored weights: rounding is counted outwards. In float32 that costs
-    tightness in wide layers; prove in float64. Only "ibp" has a gradient.
+    The bounds hold in real arithmetic for the stored weights: rounding is counted outwards. Linear bounds are computed
+    in float64 on CPUs and on GPUs for data centres, whatever the model's precision. On other GPUs float32 costs
+    tightness in deep networks; prove in float64 there. Only "ibp" has a gradient.
 
     Args:
         region: a Box [B, ...], from LinfBall for instance.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.backward import Functional, chunked_lower_bound
-from cerdeq.bounds.float32 import cut_by_float32, float32_box_around
+from cerdeq.bounds.float32 import cut_by_float32, float32_box_around, has_fast_float64
 from cerdeq.bounds.ibp import ibp, values_of
 from cerdeq.bounds.patches import Coefficients, one_hot
 from cerdeq.bounds.query import Query, larger
@@ -40,10 +40,12 @@ def crown(query: Query) -> Tensor:
 def over_tighter_boxes(query: Query, lower: Tensor, improve: Callable[[Query, Tensor], Tensor]) -> Tensor:
     """Raise `lower` of undecided examples: by CROWN over boxes that CROWN has tightened, then by `improve`.
 
-    Float32 finds the boxes if it may. If that leaves an example close to the target, float64 finds them again.
+    Where float64 is slow, float32 finds the boxes if it may, wider ones by its rounding. If that leaves an example
+    close to the target, float64 finds them again.
     """
     undecided, before = query.undecided(lower), lower.clone()
-    if query.float32 is not None and query.target is not None and len(undecided):
+    is_slow = not has_fast_float64(lower.device)
+    if is_slow and query.float32 is not None and query.target is not None and len(undecided):
         lower = _raised_over(query, lower, improve, undecided, query.float32)
         is_close = query.target - lower.amin(1) <= _CLOSE * (query.target - before.amin(1))
         undecided = query.undecided(lower)

@@ -20,6 +20,15 @@ from cerdeq.tracing.precisions import differing_step
 from cerdeq.tracing.program import Program, Step
 from cerdeq.tracing.trace import trace
 
+_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # compute capabilities: half of float32's rate; others, 1/64
+
+
+def has_fast_float64(device: torch.device) -> bool:
+    """Return whether linear bounds in float64 take at most twice as long: on CPUs, and on GPUs for data centres."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    return torch.cuda.get_device_capability(device) in _FAST_FLOAT64
+
 
 def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
     """Return the program of a float64 model in float32, as `trace` makes it; None if it would be another function.

@@ -10,12 +10,13 @@ from cerdeq.bounds.alpha_crown import alpha_crown
 from cerdeq.bounds.backward import in_chunks
 from cerdeq.bounds.batch_sizes import default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.crown import crown, crown_ibp
-from cerdeq.bounds.float32 import float32_box_around
+from cerdeq.bounds.float32 import float32_box_around, has_fast_float64
 from cerdeq.bounds.ibp import ibp, propagate, values_of
-from cerdeq.bounds.query import Query
+from cerdeq.bounds.query import Query, larger
 from cerdeq.boxes import outward_ends
 from cerdeq.operators.interval import Context, Interval, PrecisionError
 from cerdeq.precision import counted_rounding
+from cerdeq.tracing.precisions import in_float64
 from cerdeq.tracing.program import Program
 
 Ends = tuple[Tensor, Tensor]
@@ -96,22 +97,39 @@ def _in_parts(
 def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
     """Return sound lower and upper bounds of `spec` [B, K, N] of the outputs, or of the outputs, over the boxes x.
 
-    Raises ValueError for an unknown method.
+    Linear bounds are computed in float64 where it is fast, whatever the precision of x, unless the program computes
+    numbers of the input's type. Raises ValueError for an unknown method.
     """
     if not bound_named(method).linear:
         return _interval_ends(program, x, spec)  # differentiable, all examples at once
+    is_narrow = x.center.dtype != torch.float64 and len(x.center) > 0 and has_fast_float64(x.center.device)
+    exact = in_float64(program, x.center[:1]) if is_narrow else None
+    if exact is None:
+        return _linear_ends(program, x, spec, method)
+    lower, upper = _interval_ends_in_parts(program, x, spec)
+    below, above = _linear_ends(exact, x.to(torch.float64), None if spec is None else spec.double(), method)
+    return larger(lower, below), -larger(-upper, -above)
+
+
+def _linear_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
     rows = spec
     if rows is None:
-        memory = default_memory(x.center.device)
-        parts = in_chunks(len(x.center), examples_at_once(program, x, 1, memory)) if len(x.center) else [(0, 0)]
-        with torch.no_grad():
-            ends = [_interval_ends(program, x.of(slice(*part)), None) for part in parts]
-        lower, upper = map(torch.cat, zip(*ends, strict=True))
+        lower, upper = _interval_ends_in_parts(program, x, None)
         rows = torch.eye(lower.shape[1:].numel()).to(lower).expand(len(lower), -1, -1)
     below, above = lower_bounds(program, x, torch.cat([rows, -rows], dim=1).to(x.center), method).chunk(2, dim=1)
     if spec is not None:
         return below, -above
     return torch.fmax(below.view_as(lower), lower), torch.fmin(-above.view_as(upper), upper)
+
+
+@torch.no_grad()
+def _interval_ends_in_parts(program: Program, x: Interval, spec: Tensor | None) -> Ends:
+    """Return `_interval_ends`, computed for as many examples at a time as the memory holds."""
+    memory, rows = default_memory(x.center.device), 1 if spec is None else spec.shape[1]
+    parts = in_chunks(len(x.center), examples_at_once(program, x, rows, memory)) if len(x.center) else [(0, 0)]
+    ends = [_interval_ends(program, x.of(slice(*part)), None if spec is None else spec[slice(*part)]) for part in parts]
+    lower, upper = map(torch.cat, zip(*ends, strict=True))
+    return lower, upper
 
 
 def _interval_ends(program: Program, x: Interval, spec: Tensor | None) -> Ends:

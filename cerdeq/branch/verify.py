@@ -170,7 +170,7 @@ def _decide_one(
             closest, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
                 return Decision(FALSIFIED, lower, closest)
-            query = tighten(query, program if float32 is None else float32)
+            query = tighten(query, program)  # in float64, also for the search: float32's are wider
             lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
             exact = replace(exact, values=query.values)
             search = Search(exact, exact.in_float32(float32), lower, budget, memory, certificates)

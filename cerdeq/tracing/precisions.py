@@ -118,15 +118,74 @@ def with_constants_of(own: Program, program: Program, dtype: torch.dtype) -> Pro
         if a.record is None and b.record is None and values[-1] is not UNKNOWN:
             b = Step(b.name, None, partial(_constant, _in_precision(values[-1], dtype)), line=b.line)
         elif isinstance(a.target, nn.Module) and parametrize.is_parametrized(a.target):
-            b = replace(b, target=_without_parametrisation(a.target).to(dtype))
+            b = replace(b, target=_layer_in_precision(a.target, dtype))
         steps.append(b)
     return Program((*steps, *program.steps[len(steps) :]), program.output)
 
 
+def in_float64(program: Program, x: Tensor) -> Program | None:
+    """Return a program with the same numbers in float64: those of layers, and what it computes in its own precision.
+
+    It is the same function in real arithmetic. None if a number depends on the input's type. x: an input [1, ...].
+    """
+    values, steps = [UNKNOWN], list[Step]()
+    for step in program.steps:
+        values.append(value_of(step, values))
+        if step.record is None and values[-1] is not UNKNOWN:
+            step = Step(step.name, None, partial(_constant, _in_precision(values[-1], torch.float64)), line=step.line)
+        else:
+            step = _step_in_precision(step, torch.float64)
+        steps.append(step)
+    exact = Program(tuple(steps), program.output)
+    depends = any(step.record is None and value is UNKNOWN for step, value in zip(steps, values[1:], strict=True))
+    return None if depends and _computes_other_numbers(program, exact, x) else exact
+
+
+def _step_in_precision(step: Step, dtype: torch.dtype) -> Step:
+    """Return a step with its numbers in this precision; a layer as its function, since any tensor may be its weight."""
+    target, kwargs = step.target, step.kwargs
+    if step.record is not None and isinstance(step.target, nn.Module):
+        if step.record.functions:
+            target, kwargs = step.record.functions[0], module_arguments(step.record, step.target)
+        else:
+            target = _layer_in_precision(step.target, dtype)
+    return replace(step, target=target, args=_in_precision(step.args, dtype), kwargs=_in_precision(kwargs, dtype))
+
+
+@torch.no_grad()
+def _computes_other_numbers(program: Program, exact: Program, x: Tensor) -> bool:
+    """Return whether what the programs compute of an input's shape and type differs, or is an error in the second."""
+    values: tuple[list[Any], list[Any]] = [x.clone()], [x.double()]  # operators may change them in place
+    for steps in zip(program.steps, exact.steps, strict=True):
+        try:
+            for step, computed in zip(steps, values, strict=True):
+                computed.append(value_of(step, computed))
+        except UnsupportedOperator:
+            return True
+        if steps[0].record is None and not same(_as_numbers(values[0][-1]), _as_numbers(values[1][-1])):
+            return True
+    return False
+
+
+def _as_numbers(value: Any) -> list[Any]:
+    """Return the numbers of a constant, those that may be rounded in float64; None for what is no number."""
+    return [_in_precision(_as_tensor(item), torch.float64) for item in nested_items([value])]
+
+
+def _layer_in_precision(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a layer in this precision; its parametrised tensors are parameters, as they are now."""
+    if parametrize.is_parametrized(layer):
+        return _without_parametrisation(layer).to(dtype)
+    return deepcopy(layer).to(dtype)
+
+
 def _in_precision(value: Any, dtype: torch.dtype) -> Any:
-    """Return a constant with its floating-point tensors in this precision."""
+    """Return a constant, or arguments, with floating-point tensors in this precision."""
+    if isinstance(value, dict):
+        return {name: _in_precision(item, dtype) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_in_precision(item, dtype) for item in value)
+        items = [_in_precision(item, dtype) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cerdeq.bounds import alpha_crown
+from cerdeq.bounds import alpha_crown, crown, methods
 from cerdeq.operators import table
 
 
@@ -17,3 +17,10 @@ def own_operators(monkeypatch):
 def short_searches(monkeypatch):
     """Search for slopes in few steps: the bounds of every step must be true."""
     monkeypatch.setattr(alpha_crown, "ITERATIONS", 4)
+
+
+@pytest.fixture
+def slow_float64(monkeypatch):
+    """Compute linear bounds in float32 as far as that may be, as on a GPU whose float64 is slow."""
+    for module in (crown, methods):
+        monkeypatch.setattr(module, "has_fast_float64", lambda device: False)

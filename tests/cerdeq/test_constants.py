@@ -55,6 +55,7 @@ class WithConstant(nn.Module):
         return self.function(x, self.constant)
 
 
+@pytest.mark.usefixtures("slow_float64")
 @pytest.mark.parametrize(("computed", "method", "dtype"), every_pair(ARITHMETIC | OPTIONS, METHODS, DTYPES))
 def test_a_constant_of_any_type_is_the_exact_number(computed, method, dtype):
     """Extremes lie at the ends of the box or at 0; bounds of points are close to them."""

@@ -19,6 +19,7 @@ from torch import nn
 from cerdeq import Box, Equilibrium, LinfBall, bound
 from cerdeq.bounds import BOUNDS
 
+pytestmark = pytest.mark.usefixtures("slow_float64")
 KERNELS, COUNTS = (None, 3), (1, 2)
 every_kind = pytest.mark.parametrize(
     ("kernel", "count", "dtype", "method"), every_pair(KERNELS, COUNTS, DTYPES, BOUNDS)

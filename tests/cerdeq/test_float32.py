@@ -14,7 +14,7 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.precision import counted_rounding
 
-pytestmark = pytest.mark.usefixtures("short_searches")
+pytestmark = pytest.mark.usefixtures("short_searches", "slow_float64")
 NAMES = ["deep", "residual", "convolution padded", "batch norm 2d", "leaky -0.5", "max pool"]
 PAIRS = [(name, method) for n, name in enumerate(NAMES) for m, method in enumerate(BOUNDS) if (n + m) % 2]
 

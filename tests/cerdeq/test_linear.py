@@ -13,7 +13,7 @@ from cerdeq.operators.table import TABLE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),  # with even kernels
-    pytest.mark.usefixtures("short_searches"),
+    pytest.mark.usefixtures("short_searches", "slow_float64"),
 ]
 
 SCALES = [1e-3, 0.7, 1e3]

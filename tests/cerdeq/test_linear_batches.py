@@ -14,7 +14,7 @@ from torch import nn
 from cerdeq import Box, bound, margin_spec
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds, trace
 
-pytestmark = pytest.mark.usefixtures("short_searches")
+pytestmark = pytest.mark.usefixtures("short_searches", "slow_float64")
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory and batches
 

@@ -44,6 +44,7 @@ def test_every_switch_is_off_within_and_as_it_was_after(name):
 
 @pytest.mark.parametrize("method", BOUNDS)
 @pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.usefixtures("slow_float64")
 def test_float32_bounds_hold_where_convolutions_would_run_in_bfloat16(method, images):
     """Also where torch cannot read both switches together, since they differ."""
     torch.backends.mkldnn.conv.fp32_precision = "bf16"

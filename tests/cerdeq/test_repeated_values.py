@@ -16,7 +16,7 @@ from torch import nn
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 
-pytestmark = pytest.mark.usefixtures("short_searches")
+pytestmark = pytest.mark.usefixtures("short_searches", "slow_float64")
 
 
 def side(n):

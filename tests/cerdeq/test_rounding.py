@@ -19,7 +19,7 @@ from cerdeq.boxes import outward_ends
 from cerdeq.operators.clamp import clamp_backward
 from cerdeq.operators.relu import leaky_relu_backward, relaxation_of
 
-pytestmark = pytest.mark.usefixtures("short_searches")
+pytestmark = pytest.mark.usefixtures("short_searches", "slow_float64")
 
 
 def exact_bounds(model: nn.Sequential, box: Box) -> Exact:
