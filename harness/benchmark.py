@@ -97,7 +97,8 @@ def main(options: argparse.Namespace) -> int:
     if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps, since compiling does not work here: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
-    if not is_installed():
+    if "steps" in sections and not is_installed() and any(KINDS[kind].by_auto_lirpa for kind in options.kinds):
+        console.print("no steps by auto_LiRPA, since it cannot be imported")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].by_auto_lirpa]
     measure = {
         "bounds": measure_bounds,

@@ -30,8 +30,9 @@ def bound(model: nn.Module, region: Box, method: str = "ibp", spec: Tensor | Non
     """Return lower and upper bounds, [B, K] each, of `spec` applied to the model's outputs, for all inputs in `region`.
 
     The bounds hold in real arithmetic for the stored weights: rounding is counted outwards. Linear bounds are computed
-    in float64 on CPUs and on GPUs for data centres, whatever the model's precision. On other GPUs float32 costs
-    tightness in deep networks; prove in float64 there. Only "ibp" has a gradient.
+    in float64 on CPUs and on GPUs with fast float64. They stay in the model's precision on other GPUs, and if its
+    forward computes constants in the input's dtype; then call `model.double()` for tight bounds. Only "ibp" has a
+    gradient.
 
     Args:
         region: a Box [B, ...], from LinfBall for instance.

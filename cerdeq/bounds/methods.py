@@ -97,13 +97,13 @@ def _in_parts(
 def both_ends(program: Program, x: Interval, spec: Tensor | None, method: str) -> Ends:
     """Return sound lower and upper bounds of `spec` [B, K, N] of the outputs, or of the outputs, over the boxes x.
 
-    Linear bounds are computed in float64 where it is fast, whatever the precision of x, unless the program computes
-    numbers of the input's type. Raises ValueError for an unknown method.
+    Linear bounds are computed in float64 where it is fast, whatever the precision of x, unless the model's forward
+    computes constants in the input's dtype. Raises ValueError for an unknown method.
     """
     if not bound_named(method).linear:
         return _interval_ends(program, x, spec)  # differentiable, all examples at once
-    is_narrow = x.center.dtype != torch.float64 and len(x.center) > 0 and has_fast_float64(x.center.device)
-    exact = in_float64(program, x.center[:1]) if is_narrow else None
+    try_float64 = x.center.dtype != torch.float64 and len(x.center) > 0 and has_fast_float64(x.center.device)
+    exact = in_float64(program, x.center[:1]) if try_float64 else None
     if exact is None:
         return _linear_ends(program, x, spec, method)
     lower, upper = _interval_ends_in_parts(program, x, spec)

@@ -63,6 +63,7 @@ class _ReLUBox(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_center: Tensor, of_radius: Tensor) -> tuple[Tensor, Tensor, None]:
+        # Channels last: torch's compiler stores what it sums next as contiguous, and would transpose it otherwise.
         center, radius, of_center, of_radius = (
             tensor.movedim(1, -1) for tensor in (*ctx.saved_tensors, of_center, of_radius)
         )

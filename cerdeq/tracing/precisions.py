@@ -126,7 +126,8 @@ def with_constants_of(own: Program, program: Program, dtype: torch.dtype) -> Pro
 def in_float64(program: Program, x: Tensor) -> Program | None:
     """Return a program with the same numbers in float64: those of layers, and what it computes in its own precision.
 
-    It is the same function in real arithmetic. None if a number depends on the input's type. x: an input [1, ...].
+    It is the same function in real arithmetic. None if the forward computes a constant that differs in float64, for
+    example by `dtype=x.dtype`. x: an input [1, ...].
     """
     values, steps = [UNKNOWN], list[Step]()
     for step in program.steps:
@@ -154,7 +155,7 @@ def _step_in_precision(step: Step, dtype: torch.dtype) -> Step:
 
 @torch.no_grad()
 def _computes_other_numbers(program: Program, exact: Program, x: Tensor) -> bool:
-    """Return whether what the programs compute of an input's shape and type differs, or is an error in the second."""
+    """Return whether a constant that depends on the input's shape or dtype differs, or fails in the second program."""
     values: tuple[list[Any], list[Any]] = [x.clone()], [x.double()]  # operators may change them in place
     for steps in zip(program.steps, exact.steps, strict=True):
         try:
@@ -168,7 +169,7 @@ def _computes_other_numbers(program: Program, exact: Program, x: Tensor) -> bool
 
 
 def _as_numbers(value: Any) -> list[Any]:
-    """Return the numbers of a constant, those that may be rounded in float64; None for what is no number."""
+    """Return a constant's numbers, floating-point ones in float64; None for each item that is no number."""
     return [_in_precision(_as_tensor(item), torch.float64) for item in nested_items([value])]
 
 

@@ -69,7 +69,9 @@ _EPS, _RATE = 0.01, 5e-4
 _IMAGES = 4096
 _WARM_UP = 2  # rounds that are not counted
 _PRODUCTS = ("conv", "mm", "linear", "gemm", "cudnn", "xmma", "cutlass")
-_REST = ("adam", "norm", "foreach", "Memcpy", "Memset", "ProfilerStep")
+_REST = ("adam", "vector_norm", "foreach", "multi_tensor_apply", "memcpy", "memset", "profilerstep")
+_FUSED = ("triton_poi", "triton_per", "triton_red")  # element-wise; their names list the products around them
+PRODUCTS, ELEMENT_WISE, REST = "products %", "element-wise %", "rest %"
 
 
 def compiler_problem(device: str) -> str | None:
@@ -107,16 +109,23 @@ def shares_of_time(step: Step, device: torch.device) -> dict[str, float]:
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiler:
         total = seconds_of(step, device)
-    seconds = {"products %": 0.0, "element-wise %": 0.0}
+    seconds = {PRODUCTS: 0.0, ELEMENT_WISE: 0.0}
     for event in profiler.key_averages():
         own = (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e6
         is_work = device.type == "cuda" or event.key.startswith(("aten::", "## Call CompiledFxGraph"))
-        if not is_work or any(word in event.key for word in _REST):
-            continue
-        is_product = any(word in event.key for word in _PRODUCTS)
-        seconds["products %" if is_product else "element-wise %"] += own
+        if is_work and (part := part_of(event.key)) != REST:
+            seconds[part] += own
     shares = {name: 100 * value / total for name, value in seconds.items()}
-    return shares | {"rest %": 100 - sum(shares.values())}
+    return shares | {REST: 100 - sum(shares.values())}
+
+
+def part_of(kernel: str) -> str:
+    """Return which part of a step a kernel or an operator belongs to, by its name."""
+    name = kernel.lower()
+    if any(word in name for word in _REST):
+        return REST
+    is_product = any(word in name for word in _PRODUCTS) and not name.startswith(_FUSED) and "bn_" not in name
+    return PRODUCTS if is_product else ELEMENT_WISE
 
 
 def median_seconds(steps: dict[K, Step], rounds: int, device: torch.device) -> dict[K, float]:

@@ -127,7 +127,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        center, radius = (tensor.movedim(1, -1) for tensor in ctx.saved_tensors)
+        center, radius = (tensor.movedim(1, -1) for tensor in ctx.saved_tensors)  # see `_ReLUBox` in cerdeq
         active, inactive = (
             mask * (of_total + 2 * of_squares * center)
             for mask, (_, of_total, of_squares) in zip(_stable(center, radius), gradient, strict=True)

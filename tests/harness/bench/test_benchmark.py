@@ -31,9 +31,28 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
     for kind, row in rows.items():
         assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
+        assert row[steps.PRODUCTS] > 0 and row[steps.ELEMENT_WISE] > 0, kind
     assert written["options"]["batch_size"] == 8
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in rows)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "part"),
+    [
+        ("aten::mkldnn_convolution", steps.PRODUCTS),
+        ("aten::addmm", steps.PRODUCTS),
+        ("sm90_xmma_gemm_f32f32_tf32f32_f32_tn_n", steps.PRODUCTS),
+        ("aten::native_batch_norm", steps.ELEMENT_WISE),
+        ("cudnn::bn_fw_tr_1C11_kernel_NCHW", steps.ELEMENT_WISE),
+        ("triton_poi_fused_addmm_relu_0", steps.ELEMENT_WISE),
+        ("## Call CompiledFxGraph f4x ##", steps.ELEMENT_WISE),
+        ("aten::linalg_vector_norm", steps.REST),
+        ("at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float>>", steps.REST),
+    ],
+)
+def test_a_kernel_counts_as_product_or_as_element_wise_work_by_its_name(kernel, part):
+    assert steps.part_of(kernel) == part
 
 
 def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
