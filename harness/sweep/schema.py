@@ -222,7 +222,9 @@ def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
 
 def _owner_of_option(location: list[str]) -> str:
     """Return the end of a message that names a network with the unknown option; "" if there is none."""
-    owners = [name for name in network_names() if location[-2:-1] == ["options"] and location[-1] in options_of(name)]
+    if location[-2:-1] != ["options"]:
+        return ""
+    owners = [name for name in network_names() if location[-1] in options_of(name)]  # this imports torch
     return f"; `model: {owners[0]}` has {location[-1]}" if owners else ""
 
 
