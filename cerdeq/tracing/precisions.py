@@ -169,8 +169,11 @@ def _computes_other_numbers(program: Program, exact: Program, x: Tensor) -> bool
 
 
 def _as_numbers(value: Any) -> list[Any]:
-    """Return a constant's numbers, floating-point ones in float64; None for each item that is no number."""
-    return [_in_precision(_as_tensor(item), torch.float64) for item in nested_items([value])]
+    """Return a constant's numbers, floating-point ones in float64, and texts; None for each other item."""
+    return [
+        item if isinstance(item, str) else _in_precision(_as_tensor(item), torch.float64)
+        for item in nested_items([value])
+    ]
 
 
 def _layer_in_precision(layer: nn.Module, dtype: torch.dtype) -> nn.Module:

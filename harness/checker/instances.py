@@ -85,11 +85,13 @@ def check_records(records: list[Path], load_files: Load) -> Iterator[CheckedResu
 
 
 def repeated_records(records: list[Path]) -> dict[Path, Path]:
-    """Return the records that repeat the network, the property and the result of an earlier one, with that one."""
+    """Return the records that claim what an earlier one claims, of the same network and property, with that one."""
     first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
     for path in records:
         with suppress(InputError, KeyError):  # the check of that record reports it
             record = read_record(path)
+            if record["result"] not in _CLAIMS:
+                continue
             result = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
             if (earlier := first.setdefault(result, path)) != path:
                 repeated[path] = earlier

@@ -24,8 +24,8 @@ _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": 
 
 
 def minutes(seconds: float) -> str:
-    """Return a text such as '12.3 min'."""
-    return f"{seconds / 60:.1f} min"
+    """Return a text such as '12.3 min', or '40 s' below a minute."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 class _TimeLeft(progress.TimeRemainingColumn):
