@@ -34,7 +34,10 @@ def unpack_table(content: bytes, columns: list[str] | None = None, largest: int 
     values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
     size = max(sum(group.total_byte_size for group in groups), 8 * values)
     require("bytes, unpacked", size, size <= largest, f"at most {largest:,}")
-    texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string(), pa.binary())]
+    texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string())]
+    for field in file.schema_arrow:
+        is_flat = field.name in texts or pa.types.is_primitive(field.type) or pa.types.is_null(field.type)
+        require(f"the type of {field.name}", str(field.type), is_flat, "numbers, truth values or texts")
     table = parquet.read_table(BytesIO(content), columns=columns, read_dictionary=texts, use_threads=False)
     for number, name in enumerate(table.column_names):
         if name in texts:

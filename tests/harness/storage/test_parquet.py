@@ -50,3 +50,21 @@ def test_a_table_that_would_be_too_large_is_refused(tmp_path):
     with pytest.raises(InputError, match="bytes, unpacked: found 8388608, allowed: at most 1,000,000"):
         unpack_table(path.read_bytes(), largest=10**6)
     assert path.stat().st_size < 10**4
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string()), pa.binary(64), pa.large_binary(), pa.binary(), pa.string_view()], ids=str
+)
+def test_a_column_of_a_type_whose_size_is_not_checked_is_refused(tmp_path, kind):
+    """A file of kilobytes can unpack to hundreds of megabytes of such values."""
+    value = ["0" * 64] if pa.types.is_list(kind) else "0" * 64
+    parquet.write_table(pa.table({"stage": pa.array([value] * ROWS, kind)}), path := tmp_path / "table")
+    with pytest.raises(InputError, match="the type of stage: found .*, allowed: numbers, truth values or texts"):
+        unpack_table(path.read_bytes())
+
+
+def test_texts_that_are_stored_as_a_dictionary_of_arrow_are_refused(tmp_path):
+    texts = pa.DictionaryArray.from_arrays(np.zeros(ROWS, np.int32), ["0" * 2**20])
+    parquet.write_table(pa.table({"stage": texts}), path := tmp_path / "table")
+    with pytest.raises(InputError, match="the type of stage: found 'dictionary<"):
+        unpack_table(path.read_bytes())
