@@ -67,9 +67,10 @@ def _row(constraint: Constraint, outputs: int, largest: Callable[[], Array]) -> 
     The second is lower by what rounding the coefficients changes. largest: returns bounds [outputs] of the outputs'
     absolute values.
     """
-    weight, constant, is_rounded = np.zeros(outputs), -constraint.bound * constraint.scale, False
+    scale, weight, is_rounded = constraint.scale, np.zeros(outputs), False
+    constant = -constraint.bound * scale
     for number, value in constraint.coefficients.items():
-        exact = value * constraint.scale
+        exact = value * scale
         weight[number] = float(exact) if abs(exact) * LARGEST >= 1 else 0.0
         if Fraction(weight[number]) != exact:
             is_rounded = True

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from math import isfinite, lcm
 
-LARGEST = 10**30  # an end of an input; the largest and, inversely, the smallest number of a scaled constraint
+LARGEST = 10**30  # of the ends of inputs and of numbers of scaled constraints, which are at least 1 / LARGEST
 NUMBER = re.compile(r"(?=.{1,4000}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)  # Python reads 4,300 digits
 MOST_TOGETHER = 1000  # constraints of the cases that are decided together
 
@@ -22,11 +23,12 @@ class Constraint:
     coefficients: dict[int, Fraction]
     bound: Fraction
 
-    @property
+    @cached_property
     def scale(self) -> Fraction:
-        """A positive number: times it, coefficients of few digits are exact in float64.
+        """A positive factor for the whole constraint.
 
-        If float64 cannot hold them, the largest one, or the bound if that is larger, is about 1 times it.
+        With it, float64 holds the coefficients exactly if they have few digits; else the largest number of the
+        constraint becomes about 1. Solver and checker both use it: any positive factor is sound.
         """
         values = self.coefficients.values()
         whole = lcm(*(value.denominator for value in values))

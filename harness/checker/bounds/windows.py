@@ -97,7 +97,9 @@ def averaged(
         but not with those beyond it, if `count_padding`.
     """
     elements = pool_windows(size, kernel, stride, padding, ceil_mode=ceil_mode)
-    inside = (elements[..., None] == np.arange(size)).any(1).astype(float)
+    inside = np.zeros((len(elements), size))
+    windows, columns = np.nonzero((elements >= 0) & (elements < size))
+    inside[windows, elements[windows, columns]] = 1
     return inside, (elements < size + padding).sum(1) if count_padding else inside.sum(1)
 
 
