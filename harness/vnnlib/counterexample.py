@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -46,8 +47,10 @@ def _shortest(value: float, low: Fraction, high: Fraction) -> str:
 
 def _at_end(value: float, low: Fraction, high: Fraction, otherwise: Callable[[float, Fraction, Fraction], str]) -> str:
     end = low if abs(Fraction(value) - low) <= abs(Fraction(value) - high) else high
-    is_near = abs(Fraction(value) - end) <= _NEAR * max(Fraction(1), abs(end))
-    return decimal_between(end, end) if is_near else otherwise(value, low, high)
+    if abs(Fraction(value) - end) <= _NEAR * max(Fraction(1), abs(end)):
+        with suppress(NoDecimalError):  # an end such as 1/3
+            return decimal_between(end, end)
+    return otherwise(value, low, high)
 
 
 def _all_digits(value: float, low: Fraction, high: Fraction) -> str:

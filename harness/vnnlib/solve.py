@@ -170,12 +170,13 @@ def _solve_box(
     if not bool(point.isfinite().all()):
         return result
     confirmed = _confirm(cases, network, run, point, branches)
+    if confirmed.status == SAT:
+        return confirmed
     with suppress(DeadlineError), stop_at(deadline):  # the point may meet the constraints with equality
         for vertex in likely_vertices(extended, cases, region, point):
-            if confirmed.status == SAT:
-                break
-            confirmed = _confirm(cases, network, run, vertex, branches)
-    return confirmed if is_falsified or confirmed.status == SAT else result
+            if (at_vertex := _confirm(cases, network, run, vertex, branches)).status == SAT:
+                return at_vertex
+    return confirmed if is_falsified else result
 
 
 def _confirm(

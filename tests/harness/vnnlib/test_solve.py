@@ -16,6 +16,7 @@ from small_properties import (
     OUTPUTS,
     SECONDS,
     TINY,
+    declared,
     network_of,
     property_of_seed,
     proved_by,
@@ -64,6 +65,14 @@ def test_decimals_of_boxes_without_a_float32():
     assert decimal_between(Fraction(3), Fraction(3)) == "3.0"
     with pytest.raises(NoDecimalError, match="no decimal from 1/3"):
         decimal_between(Fraction(1, 3), Fraction(1, 3))
+
+
+def test_an_end_that_is_no_decimal_leaves_decimals_beside_it():
+    text = f"{declared(1, 1)}(assert (>= (* 3 X_0) 1))(assert (<= X_0 0.5))(assert (<= Y_0 1))"
+    (case,) = property_of(parse(text)).cases
+    assert case.box.lower == (Fraction(1, 3),)
+    texts = [text for (text,) in decimals_inside(torch.tensor([[1 / 3]], dtype=torch.float64), case.box)]
+    assert texts == ["0.33333334", "0.3333333432674407958984375"]
 
 
 @given(st.fractions(-10, 10))
