@@ -100,7 +100,9 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
     try:
         Path.home()
-    except RuntimeError:  # neither HOME nor an entry in passwd, as in containers: libraries want one, written or not
+    except (
+        RuntimeError
+    ):  # a user without HOME and without an entry in passwd, as in containers: torch and Ray fail without a HOME
         os.environ["HOME"] = "/"
     options = parser_of(name).parse_args(arguments)
     try:

@@ -160,7 +160,7 @@ def _connect(address: str | None, printed: Any) -> None:
 
 
 def _check_temporary_files() -> None:
-    """Raise ResourceError if the paths of Ray's sockets would be too long, or their folder is another user's."""
+    """Raise ResourceError if the paths of Ray's sockets would be too long, or their folder cannot be written."""
     path, name = Path(get_default_ray_temp_dir()), "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     most = _LONGEST_SOCKET - len(f"/ray/{_SOCKET.format(os.getpid())}")
     advice = "set RAY_TMPDIR to a short folder of your own, such as /tmp/$USER"
@@ -173,7 +173,7 @@ def _check_temporary_files() -> None:
     except OSError as error:
         raise ResourceError(f"{name}: {path} cannot be made: {error.strerror}; {advice}") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ResourceError(f"{name}: found {path}, which another user has made; {advice}")
+        raise ResourceError(f"{name}: {path} cannot be written; {advice}")
 
 
 def _make_token() -> None:

@@ -1,5 +1,6 @@
 """`python -m harness`: every command is listed, is a module of its name, and ends in one of five ways."""
 
+import pwd
 import re
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert entry.main(["rnu"]) == 2
     assert "'rnu'" in (printed := capsys.readouterr()).err
     assert "run" in printed.out
+
+
+def test_a_user_without_a_home_gets_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])
+    with pytest.raises(RuntimeError, match="home"):
+        Path.home()
+    assert entry.main(["tables", str(tmp_path)]) == 2
+    assert "holds no trials" in capsys.readouterr().err and Path.home() == Path("/")
 
 
 def test_a_command_runs_by_its_name(tmp_path, capsys):
