@@ -12,7 +12,7 @@ from baselines.registry import register
 from cerdeq.onnx import OnnxError, load_content, read_content
 from cerdeq.onnx.layers import Apply
 
-BYTES_A_PIXEL = 2**18  # of a file, for each of the image's numbers: CNN-7 has a fourth, and a file of 500 MB is refused
+BYTES_A_NUMBER = 2**18  # of a file, for each number of an image; CNN-7 needs a quarter of that
 
 
 @register("onnx")
@@ -23,12 +23,12 @@ def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str, sha256: s
     [height, width, channels]; where there is one channel, pixels in any other shape, row by row.
     sha256: of the file; of one with external data, of one file that holds all of it. Empty for any file.
 
-    Raises OnnxError for a file that `cerdeq.load_onnx` refuses or that has more than BYTES_A_PIXEL, other inputs or
-    outputs, and another width than 1.
+    Raises OnnxError for a file that `cerdeq.load_onnx` refuses or that has more than BYTES_A_NUMBER for each number of
+    an image, other inputs or outputs, and another width than 1.
     """
     if width != 1:
         raise OnnxError(f"width: found {width}, allowed: 1, for the file has the width")
-    content = read_content(file, BYTES_A_PIXEL * prod(shape))
+    content = read_content(file, BYTES_A_NUMBER * prod(shape))
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", digest):
         raise OnnxError(f"{file}: found the SHA-256 {digest}, allowed: {sha256}")

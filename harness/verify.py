@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import command_line
 from harness.command_line import FAILED, OK
 from harness.common.errors import require
-from harness.common.terminal import counted, new_console, say
+from harness.common.terminal import new_console, say, with_plural
 from harness.storage.files import write_text
 
 # Torch and Ray take seconds to import: what needs them is imported late.
@@ -72,7 +72,7 @@ def _solve_one(network: Path, property_path: Path, seconds: float, output: Path 
     if output is not None:
         write_text(output, result.to_text())
     say(result.status if output is not None else result.to_text().rstrip())
-    details = [f"{result.seconds:.1f} s", counted(result.branches, "branch"), *filter(None, [result.detail])]
+    details = [f"{result.seconds:.1f} s", with_plural(result.branches, "branch"), *filter(None, [result.detail])]
     say(f"; {', '.join(details)}")
     return OK
 

@@ -82,7 +82,7 @@ def load_content(
 def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:
     """Write a network in evaluation mode to an ONNX file in float32, for batches of any size.
 
-    One in float64, such as `harness.load` returns, must have the numbers of float32: the file has the very same.
+    A float64 network, such as `harness.load` returns, is written only if float32 holds all of its numbers exactly.
     The file is read again by `load_onnx`, which compares it with onnxruntime, and compared with the network.
 
     Args:
@@ -93,9 +93,9 @@ def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequ
     """
     _require_packages("onnxscript")
     from cerdeq.onnx.compare import refuse_another_network
-    from cerdeq.onnx.export import in_float32, write_file
+    from cerdeq.onnx.export import exact_float32_copy, write_file
 
-    path, shape, network = Path(path), tuple(input_shape), in_float32(network)
+    path, shape, network = Path(path), tuple(input_shape), exact_float32_copy(network)
     draft = path.with_name(f"{path.name}.part")
     try:
         write_file(network, draft, shape)

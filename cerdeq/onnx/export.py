@@ -34,7 +34,7 @@ class _Steps(nn.Module):
         return values[self.program.output]
 
 
-def in_float32(network: nn.Module) -> nn.Module:
+def exact_float32_copy(network: nn.Module) -> nn.Module:
     """Return the network, or of one in float64 a copy with the same numbers in float32.
 
     Raises OnnxError for a number that float32 does not hold, or that the network computes differently there.

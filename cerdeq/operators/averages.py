@@ -20,7 +20,7 @@ def _over_dimensions(function: Callable[..., Tensor]) -> Callable[..., Interval]
         if 0 in dims or (len(dims) == rank - 1 and not keepdim):
             raise ValueError(
                 f"no bound rule for {function.__name__} over dimensions {sorted(dims)} of {rank}; "
-                "allowed: others than 0, the batch, one of which is left"
+                "allowed: dimensions from 1 on; at least one of them must remain, or keepdim=True"
             )
         over = sorted(dims)
         terms = torch.Size(x.center.shape[axis] for axis in over).numel() + 1

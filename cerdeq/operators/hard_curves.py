@@ -46,10 +46,10 @@ class HardCurve:
             size = torch.maximum(below[0].abs(), above[0].abs()) * magnitude(x)
             return *below, *above, size + torch.maximum(below[1].abs(), above[1].abs())
 
-        low_slope, low_offset, high_slope, high_offset, size = ctx.constant("lines", lines)
+        slope_below, offset_below, slope_above, offset_above, size = ctx.constant("lines", lines)
         positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
-        pulled = positive * per_row(low_slope).to(coefficients) + negative * per_row(high_slope).to(coefficients)
-        constant = dot(ctx, positive, low_offset) + dot(ctx, negative, high_offset)
+        pulled = positive * per_row(slope_below).to(coefficients) + negative * per_row(slope_above).to(coefficients)
+        constant = dot(ctx, positive, offset_below) + dot(ctx, negative, offset_above)
         return Pulled((pulled,), constant - slack(ctx, coefficients, size, 5))
 
     def _lines(

@@ -17,35 +17,39 @@ from cerdeq.operators.record import Operator, options
 _OF_IMAGES = {record.name: record for record in (*convolution.RECORDS, *pooling.RECORDS)}
 
 
-def _conv(ctx, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> dict[str, Any]:
-    padding = padding if isinstance(padding, str) else _in_row(padding, 0)
+def _conv_arguments(ctx, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> dict[str, Any]:
+    padding = padding if isinstance(padding, str) else _as_image_size(padding, 0)
     return {
-        "weight": weight.unsqueeze(2), "bias": bias, "stride": _in_row(stride), "padding": padding,
-        "dilation": _in_row(dilation), "groups": groups,
+        "weight": weight.unsqueeze(2), "bias": bias, "stride": _as_image_size(stride), "padding": padding,
+        "dilation": _as_image_size(dilation), "groups": groups,
     }  # fmt: skip
 
 
-def _avg_pool(ctx, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True) -> dict[str, Any]:
+def _avg_pool_arguments(
+    ctx, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True
+) -> dict[str, Any]:
     return {
-        "kernel_size": _in_row(kernel_size), "stride": _in_row(stride or kernel_size), "padding": _in_row(padding, 0),
+        "kernel_size": _as_image_size(kernel_size), "stride": _as_image_size(stride or kernel_size),
+        "padding": _as_image_size(padding, 0),
         "ceil_mode": ceil_mode, "count_include_pad": count_include_pad,
     }  # fmt: skip
 
 
-def _adaptive_avg_pool(ctx, x, output_size) -> dict[str, Any]:
-    return {"output_size": _in_row(output_size)}
+def _adaptive_avg_pool_arguments(ctx, x, output_size) -> dict[str, Any]:
+    return {"output_size": _as_image_size(output_size)}
 
 
-def _max_pool(
+def _max_pool_arguments(
     ctx, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices: Literal[False] = False
 ) -> dict[str, Any]:
     return {
-        "kernel_size": _in_row(kernel_size), "stride": _in_row(stride or kernel_size), "padding": _in_row(padding, 0),
-        "dilation": _in_row(dilation), "ceil_mode": ceil_mode,
+        "kernel_size": _as_image_size(kernel_size), "stride": _as_image_size(stride or kernel_size),
+        "padding": _as_image_size(padding, 0),
+        "dilation": _as_image_size(dilation), "ceil_mode": ceil_mode,
     }  # fmt: skip
 
 
-def _in_row(size: Any, of_rows: int = 1) -> tuple[int, Any]:
+def _as_image_size(size: Any, of_rows: int = 1) -> tuple[int, Any]:
     """Return a size of a sequence as one of an image's rows and columns."""
     return of_rows, size if isinstance(size, int) or size is None else size[0]
 
@@ -81,8 +85,8 @@ def _image(x: Interval) -> Interval:
 
 
 RECORDS = (
-    _record("conv1d", (F.conv1d,), nn.Conv1d, _conv, convolution.arguments_of_module),
-    _record("avg_pool1d", (F.avg_pool1d,), nn.AvgPool1d, _avg_pool),
-    _record("adaptive_avg_pool1d", (F.adaptive_avg_pool1d,), nn.AdaptiveAvgPool1d, _adaptive_avg_pool),
-    _record("max_pool1d", (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d, _max_pool),
+    _record("conv1d", (F.conv1d,), nn.Conv1d, _conv_arguments, convolution.arguments_of_module),
+    _record("avg_pool1d", (F.avg_pool1d,), nn.AvgPool1d, _avg_pool_arguments),
+    _record("adaptive_avg_pool1d", (F.adaptive_avg_pool1d,), nn.AdaptiveAvgPool1d, _adaptive_avg_pool_arguments),
+    _record("max_pool1d", (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d, _max_pool_arguments),
 )

@@ -53,7 +53,7 @@ def print_table(
     console.print(make_table(titles, rows, styles))
 
 
-def counted(count: int, noun: str) -> str:
+def with_plural(count: int, noun: str) -> str:
     """Return a number and what it counts: "1 instance", "2 instances", "3 branches"."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
 

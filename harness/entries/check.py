@@ -121,7 +121,7 @@ class EntryChecker:
             each.network = load_entry_network(self.manifest, each.entry, self.files)
             if why := why_not_of_kind(each.network, self.manifest.network_kind):
                 raise InputError(why)
-            (predicted, logits), recorded = each.network.predictions(self.images.images), each.verdicts["prediction"]
+            (predicted, logits), recorded = each.network.predict(self.images.images), each.verdicts["prediction"]
             if len(others := np.flatnonzero(predicted != recorded.to_numpy())):
                 index, runtime = int(others[0]), "onnxruntime" if each.network.run else "torch"
                 first = f"image {index}: found {recorded[index]}, {runtime} predicts {predicted[index]}"

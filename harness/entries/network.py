@@ -48,7 +48,7 @@ class LoadedNetwork:
         """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.prepared.model.parameters())
 
-    def predictions(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the predictions [N] of images uint8 [N, C, H, W], and their logits in float64 [N, K].
 
         Raises InputError as `logits` does.

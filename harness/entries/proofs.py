@@ -19,8 +19,10 @@ from harness.settings import Radius
 Prove = Callable[[np.ndarray, int, Tensors | None], tuple[bool, str]]
 """Grey levels [C, H, W], label, certificate -> whether all margins are proved over the ball, and why not."""
 ProverOf = Callable[[nn.Module, Radius, np.ndarray], tuple[Prove, Callable[[Tensors], str]] | str]
-"""Model, eps, some images -> what proves single images, and what says why a certificate is malformed, "" if it is not;
-or why the checker cannot read the network."""
+"""Model, eps, some images -> (prove, why_malformed); or a text: why the checker cannot read the network.
+
+`why_malformed` returns "" for a well-formed certificate.
+"""
 
 SAMPLE = 300
 """Images whose proofs are checked. If a hundredth of the claims is false, all are proved with probability 0.05."""

@@ -100,7 +100,7 @@ def _kind_of_number(row: dict[Any, Any]) -> str:
     return f" ({', '.join(notes)})" if notes else ""
 
 
-def split_tuned_on(value: Any) -> str:
+def tuning_split(value: Any) -> str:
     """Return the images that a row's settings were chosen on, as tables say it. value: a cell of `tuned_on`."""
     return f"{value} split" if isinstance(value, str) and value else NOT_STATED
 
@@ -137,7 +137,7 @@ def _best_by_split(rows: "pd.DataFrame") -> list[str]:
     rows = rows[rows["relu"] == "yes"]
     if not rows["tuned_on"].notna().any():
         return []
-    splits = rows["tuned_on"].map(split_tuned_on)
+    splits = rows["tuned_on"].map(tuning_split)
     parts = [f"{split}: {_described(rows[splits == split].head(1))}" for split in splits.unique()]
     return [f"The best ReLU network from papers by the images it was tuned on; {'; '.join(parts)}."]
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from baselines.datasets import DATASETS
 from harness.common import names
+from harness.leaderboard.literature import tuning_split
 from harness.report.board_figures import HEIGHT, UNDECIDED, WIDTH, Pictures, histogram
 from harness.report.board_rows import OURS, UNCONFIRMED, UNRANKED, Group, Number, Row, read_rows
 from harness.report.sweep_page import render
@@ -60,7 +61,7 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
         candidates = {
             "all": its,
             "ReLU": [r for r in its if r.relu == "yes"],
-            "validation": [r for r in its if r.tuned_on == "validation split"],
+            "validation": [r for r in its if r.tuned_on == tuning_split("validation")],
             "ours": [r for r in its if r.origin == OURS],
         }
         best: dict[int, tuple[Row, list[str]]] = {}

@@ -16,7 +16,7 @@ from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
 from harness.leaderboard.columns import REPORTED
-from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, split_tuned_on
+from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
 from harness.leaderboard.table import Section, build_leaderboard
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
@@ -339,7 +339,7 @@ def _paper_row(row: dict[Any, Any]) -> Row:
         undecided=_mean([row.get(names.UNDECIDED_ERROR)]),
         details={"verifier": verifier, **{name.replace("_", " "): texts.get(name, "") for name in listed}},
         url=_address(texts.get("url")),
-        tuned_on=split_tuned_on(row["tuned_on"]),
+        tuned_on=tuning_split(row["tuned_on"]),
     )
 
 

@@ -97,7 +97,7 @@ def _refuse_packed(content: bytes) -> None:
 def _flatten(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in a value with their names; whatever is no tensor is left out.
 
-    seen: the mappings and lists so far. Each is read once, since lists that hold each other have any number of tensors.
+    seen: the mappings and lists so far. Each is read once: a file of 2 kB can nest one list a billion times.
     """
     if isinstance(value, Tensor):
         yield name, value.detach()

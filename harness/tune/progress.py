@@ -13,7 +13,7 @@ from rich.text import Text
 
 from harness.common import names
 from harness.common.masking import mask_secrets
-from harness.common.terminal import counted, one_line, printable
+from harness.common.terminal import one_line, printable, with_plural
 from harness.storage import folder
 from harness.storage.folder import Trial, TrialResult
 from harness.sweep.trial_config import identity
@@ -115,7 +115,7 @@ class SweepProgress(Bars):
         seconds = next(task.time_remaining for task in self.bars.tasks if task.description == "all trials")
         left = f", about {minutes(seconds)} left" if seconds else ""
         if unknown := self._unknown_rows():
-            left = f", time left unknown: {counted(len(unknown), 'row')} without a finished trial"
+            left = f", time left unknown: {with_plural(len(unknown), 'row')} without a finished trial"
         self._print("done", "green", key, f"{', '.join(errors)} ({self.ended} of {len(self.done)} trials{left})")
         self.warn(key, result.warnings)
 

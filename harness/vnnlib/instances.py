@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.common.errors import InputError, require
-from harness.common.terminal import counted, one_line, print_table, printable
+from harness.common.terminal import one_line, print_table, printable, with_plural
 from harness.storage.files import (
     LARGEST_TEXT,
     DamagedFileError,
@@ -47,7 +47,7 @@ _NETWORKS = re.compile(rf"\s*\[(?:{_NETWORK},)*(?:{_NETWORK})?\]\s*")
 class Instance:
     """A row of the file. onnx, vnnlib: absolute paths. timeout: seconds.
 
-    problem: why the row cannot be solved; then the others are as far as they are known.
+    problem: why the row cannot be solved, or ''. Then the paths are as written in the file, and timeout is 0.
     """
 
     onnx: str
@@ -140,7 +140,7 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
                 problems[path] = each.problem
         records = {path: _read(path, query) for path, query in queries.items()}
         todo = [path for path, record in records.items() if record is None]
-        console.print(f"{counted(len(instances), 'instance')}, {len(instances) - len(todo)} solved already")
+        console.print(f"{with_plural(len(instances), 'instance')}, {len(instances) - len(todo)} solved already")
         _solve_missing(todo, problems, queries, records, directory, workers, console)
         return _report([record for record in records.values() if record], len(queries), directory, console)
 

@@ -39,8 +39,8 @@ class Violations(nn.Module):
 
     Each constraint is scaled by a positive number. Its bound is rounded up, to float32 if the coefficients are float32,
     too, so that values are rounded down. It is also raised by what rounded coefficients change: at most their error
-    times `largest`, bounds [outputs] of the outputs' absolute values. Raises InputError if that is no number, and
-    DeadlineError. Layers are dense: a property's groups bound the number of constraints.
+    times `largest`, bounds [outputs] of the outputs' absolute values. Raises InputError if such a bound is above
+    1e30, and DeadlineError. Layers are dense: a property's groups bound the number of constraints.
     """
 
     def __init__(self, cases: Sequence[Case], rows: Sequence[_Row], largest: Tensor):

@@ -93,7 +93,7 @@ def convolution(weight: Array, bias: Array, windows: Windows) -> Map:
     """Return the map of a convolution by weight [O, C / groups, *kernel], plus bias [O, 1, ...]."""
 
     def apply(w: Array, values: Array) -> Array:
-        require_dimensions("a convolution", values, weight.ndim)
+        sizes_of("a convolution", values.shape[1:], weight.ndim - 2)
         return convolve(w, values, windows)
 
     return Map(
@@ -261,7 +261,11 @@ def leaky(negative_slope: float) -> Map:
     )
 
 
-def require_dimensions(what: str, values: Array, count: int) -> None:
-    """Raise UnknownLayerError for a value that has not `count` dimensions with the batch."""
-    if values.ndim != count:
-        raise UnknownLayerError(f"{what} of a value of shape {list(values.shape[1:])}")
+def sizes_of(what: str, shape: Shape, dimensions: int) -> Shape:
+    """Return the sizes of images or sequences, of shape [C, *sizes].
+
+    Raises UnknownLayerError, which names `what` takes them, for values of other dimensions.
+    """
+    if len(shape) != 1 + dimensions:
+        raise UnknownLayerError(f"{what} of a value of shape {list(shape)}")
+    return shape[1:]

@@ -23,7 +23,7 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, affine, relu
 from harness.checker.bounds.equilibrium import NotProvedError, equilibrium
 from harness.checker.bounds.maps import Map, Product, UnknownLayerError, array
-from harness.checker.bounds.operators import BATCH, SHAPE, VALUE, ReluStep, Stand, operation_of
+from harness.checker.bounds.operators import BATCH, SHAPE, VALUE, Operation, ReluStep, Stand, operation_of
 from harness.checker.bounds.relaxations import Relaxation
 
 _AGREEMENT = 1e-6  # of logits, relative to 1 + their size, beside their proved boxes
@@ -38,7 +38,7 @@ class Step:
     """
 
     name: str
-    operation: Map | ReluStep | Relaxation
+    operation: Operation
     sources: tuple[int, ...]
 
 

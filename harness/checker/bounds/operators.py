@@ -24,7 +24,7 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.maps import Map, Shape, UnknownLayerError, array
 from harness.checker.bounds.relaxations import HARDSIGMOID, HARDSWISH, MaxPool, Relaxation, clamp
-from harness.checker.bounds.windows import Windows, averaged, averaged_adaptively
+from harness.checker.bounds.windows import Windows, adaptive_windows, average_windows
 
 
 class Stand(Enum):
@@ -201,9 +201,9 @@ def _avg_pool(
     each = [_each(sizes, dimensions) for sizes in (kernel_size, stride or kernel_size, padding)]
 
     def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
-        axes = zip(_sizes(shape, dimensions), *each, strict=True)
+        axes = zip(maps.sizes_of("pooling", shape, dimensions), *each, strict=True)
         return {
-            axis: averaged(size, k, s, p, ceil_mode, count_include_pad)
+            axis: average_windows(size, k, s, p, ceil_mode, count_include_pad)
             for axis, (size, k, s, p) in enumerate(axes, start=2)
         }
 
@@ -214,17 +214,10 @@ def _adaptive_avg_pool(x: Any, output_size: Any, *, dimensions: int) -> Map:
     counts = _each(output_size, dimensions)
 
     def windows(shape: Shape) -> dict[int, tuple[Array, Array]]:
-        axes = zip(_sizes(shape, dimensions), counts, strict=True)
-        return {n: averaged_adaptively(*axis) for n, axis in enumerate(axes, start=2)}
+        axes = zip(maps.sizes_of("pooling", shape, dimensions), counts, strict=True)
+        return {n: adaptive_windows(*axis) for n, axis in enumerate(axes, start=2)}
 
     return maps.average(windows)
-
-
-def _sizes(shape: Shape, dimensions: int) -> Shape:
-    """Return the sizes of images or sequences. Raises UnknownLayerError for values of other dimensions."""
-    if len(shape) != 1 + dimensions:
-        raise UnknownLayerError(f"pooling of a value of shape {list(shape)}")
-    return shape[1:]
 
 
 def _mean(input: Any, dim: Any = None, keepdim: bool = False, *, divisor: float | None = None) -> Map:
@@ -234,7 +227,7 @@ def _mean(input: Any, dim: Any = None, keepdim: bool = False, *, divisor: float 
         axes = sorted(axis % (1 + len(shape)) for axis in dims)
         if not axes or not axes[0]:
             raise UnknownLayerError(f"sums over dimension 0, the batch: {dim=}")
-        return {axis: averaged_adaptively(shape[axis - 1], 1) for axis in axes}
+        return {axis: adaptive_windows(shape[axis - 1], 1) for axis in axes}
 
     return maps.average(windows, divisor, keepdim)
 

@@ -44,8 +44,8 @@ def tight_region(
         if isinstance(step.operation, ReluStep) and step.operation.weight is not None:
             region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
         else:
-            is_computed = source > 0 and isinstance(network.steps[source - 1].operation, Map)
-            if is_computed and source not in tightened and not is_first:
+            is_after_map = source > 0 and isinstance(network.steps[source - 1].operation, Map)
+            if is_after_map and source not in tightened and not is_first:
                 is_loose = _is_unstable if isinstance(step.operation, ReluStep) else step.operation.is_loose
                 mask = h.radius > 0 if all_units else is_loose(h)
                 h = region.values[source] = _tighten(network, region, h, mask, {source: None})

@@ -87,7 +87,7 @@ def pool_windows(
     return elements
 
 
-def averaged(
+def average_windows(
     size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, count_padding: bool
 ) -> tuple[Array, Array]:
     """Return the windows of torch's average pooling along a dimension, and what their sums are divided by [windows].
@@ -103,8 +103,8 @@ def averaged(
     return inside, (elements < size + padding).sum(1) if count_padding else inside.sum(1)
 
 
-def averaged_adaptively(size: int, count: int | None) -> tuple[Array, Array]:
-    """Return the same of torch's adaptive average pooling to `count` elements; None: to as many as there are."""
+def adaptive_windows(size: int, count: int | None) -> tuple[Array, Array]:
+    """Return the same for torch's adaptive average pooling to `count` elements; None: to as many as there are."""
     numbers, elements = np.arange(size if count is None else count)[:, None], np.arange(size)
     starts, ends = numbers * size // len(numbers), -(-(numbers + 1) * size // len(numbers))
     inside = ((elements >= starts) & (elements < ends)).astype(float)

@@ -50,8 +50,8 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         return _prove_by_tree(network, images, spec, tensors)
     lower, intervals = np.full(len(spec), -np.inf), interval_region(network, images)
     try:
-        certificate = _Read() if tensors is None else _read(network, intervals, len(spec), tensors)
-    except RefusedError as error:  # whatever else proves the rows
+        certificate = _ParsedCertificate() if tensors is None else _parse(network, intervals, len(spec), tensors)
+    except RefusedError as error:  # a faulty certificate is refused even if the rows are proved without it
         return Proof("", -np.inf, str(error))
     for is_tight in (False, True):
         region = tight_region(network, images) if is_tight else intervals
@@ -80,7 +80,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
 
 
 @dataclass(frozen=True)
-class _Read:
+class _ParsedCertificate:
     """A certificate without a fault in its form. margins, hidden: of leaves. parts: of the box, instead of these."""
 
     margins: Certificate | None = None
@@ -94,18 +94,18 @@ def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) ->
         if is_tree(tensors):
             read_tree(network, region.values, rows, tensors)
         else:
-            _read(network, region, rows, tensors)
+            _parse(network, region, rows, tensors)
     except RefusedError as error:
         return str(error)
     return ""
 
 
-def _read(network: Network, region: Region, rows: int, tensors: Tensors) -> _Read:
+def _parse(network: Network, region: Region, rows: int, tensors: Tensors) -> _ParsedCertificate:
     """Read all tensors of a certificate. region: boxes of all values. Raises RefusedError."""
     if tensors.keys() == {SPLITS}:
-        return _Read(parts=parts_of(region.values[0], tensors[SPLITS]))
+        return _ParsedCertificate(parts=parts_of(region.values[0], tensors[SPLITS]))
     margins = check_leaves(split_by_layer(tensors)[0], network.steps, activation_shapes(network, region), rows)
-    return _Read(margins, read_hidden(network, region, tensors))
+    return _ParsedCertificate(margins, read_hidden(network, region, tensors))
 
 
 def read_hidden(network: Network, region: Region, tensors: Tensors) -> dict[str, Certificate]:

@@ -90,12 +90,12 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
 
 def _equilibrium(network: Network) -> tuple[int, Array]:
     """Return the number of the value that is the network's only equilibrium, and its weight. Raises RefusedError."""
-    places = [n for n, step in enumerate(network.steps, start=1) if not isinstance(step.operation, Map)]
-    operation = network.steps[places[0] - 1].operation if len(places) == 1 else None
+    numbers = [n for n, step in enumerate(network.steps, start=1) if not isinstance(step.operation, Map)]
+    operation = network.steps[numbers[0] - 1].operation if len(numbers) == 1 else None
     weight = operation.weight if isinstance(operation, ReluStep) else None
     if weight is None:
         raise RefusedError("the network has not one equilibrium between affine layers")
-    return places[0], weight
+    return numbers[0], weight
 
 
 def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:

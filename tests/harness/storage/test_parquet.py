@@ -59,7 +59,7 @@ def test_a_column_of_a_type_whose_size_is_not_checked_is_refused(tmp_path, kind)
     """A file of kilobytes can unpack to hundreds of megabytes of such values."""
     value = ["0" * 64] if pa.types.is_list(kind) else "0" * 64
     parquet.write_table(pa.table({"stage": pa.array([value] * ROWS, kind)}), path := tmp_path / "table")
-    with pytest.raises(InputError, match="the type of stage: found .*, allowed: numbers, truth values or texts"):
+    with pytest.raises(InputError, match=r"the type of stage: found .*, allowed: numbers, truth values or texts"):
         unpack_table(path.read_bytes())
 
 

@@ -155,8 +155,8 @@ def test_other_shapes_are_refused():
         network.input_shape, network.output_shape = (3,), (3,)
         check_shapes(case_of("1"), network, "p.vnnlib")
     network.input_shape = network.output_shape = (2, 3)
-    for declared, is_the_same in [((1, 2, 3), True), ((2, 3, 1), True), ((3, 2), False), ((6,), False)]:
-        property_ = Property(6, 6, (), declared=(Declaration("A", "real", declared),) * 2)
+    for shape, is_the_same in [((1, 2, 3), True), ((2, 3, 1), True), ((3, 2), False), ((6,), False)]:
+        property_ = Property(6, 6, (), declared=(Declaration("A", "real", shape),) * 2)
         with nullcontext() if is_the_same else pytest.raises(InputError, match=r"allowed: \[1, 2, 3\]"):
             check_shapes(property_, network, "p.vnnlib")
 
