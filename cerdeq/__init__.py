@@ -1,4 +1,4 @@
-"""Certified bounds of neural networks, explicit and equilibrium. Needs torch, and scipy for `verify`."""
+"""Certified bounds of neural networks, explicit and equilibrium. Needs torch, and scipy and highspy for `verify`."""
 
 from cerdeq.bounds import bound, margin_spec
 from cerdeq.boxes import Box, LinfBall

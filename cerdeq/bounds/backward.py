@@ -1,6 +1,6 @@
 """The backward pass: a linear functional of one value, pulled back to the input box (CROWN; Xu et al. 2020)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -47,12 +47,16 @@ def joint_lower_bound(program: Program, values: list[Any], functional: Functiona
 
 
 def pull_back(
-    program: Program, values: list[Any], functional: Functional, ctx: Backward, last: int = 0
-) -> tuple[Functional, list[Tensor]]:
-    """Return a functional of values up to number `last`, and constants [B, K], whose sum bounds another from below."""
+    program: Program, values: list[Any], functional: Functional, ctx: Backward, last: int = 0,
+    stops: Collection[int] = (),
+) -> tuple[Functional, list[Tensor]]:  # fmt: skip
+    """Return a functional of values up to number `last`, and constants [B, K], whose sum bounds another from below.
+
+    stops: numbers of values that are not pulled back further.
+    """
     pending, constants = dict(functional), []  # Dynamo cannot trace `list[Tensor]()` on Python 3.11
     for number in range(max(pending), last, -1):
-        if number not in pending:
+        if number not in pending or number in stops:
             continue
         check()
         step = program.steps[number - 1]

@@ -11,11 +11,14 @@ point whose value is proved.
 
 If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
 alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
-of the input box instead.
+of the input box instead. In every turn linear programs of leaves (`ProgramSearch`) get a share of the time, and all of
+it while they promise to end: they close more than the ascent where programs are small.
 """
 
 import heapq
 import itertools
+import math
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,16 +33,22 @@ from cerdeq.branch.input_search import InputSearch, is_searched_by_parts
 from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
+from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.branch.split import Candidates, split
 from cerdeq.branch.threads import map_parts, slices
+from cerdeq.deadline import seconds_left
 
 _BATCHES = 4  # of leaves, between two looks at the queue
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
 _STEPS = Steps(5)
-_FEWEST_LEAVES = 512  # of the first search
+_FEWEST_LEAVES = 512  # of the search over the first boxes
+_SHORT_TURN = 64  # leaves, before linear programs begin
 _PROGRAM_AFTER = 128  # leaves: most searches end before, and the integer program may take seconds
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
+_PROGRAMS_SHARE, _SHORTEST = 0.25, 0.5  # of a turn's seconds, for linear programs; fewest seconds
+_PATIENCE = 60.0  # seconds for which programs go on if they promise to end, where there is no deadline
+_FIRST_PARTS = 8  # leaves in the first turn beside parts of the input box
 _PARTS = 2  # of the input box for each leaf of a search
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
@@ -71,79 +80,130 @@ class Search:
         return leaves_at_once(self.fast.values, self.memory)
 
     def _with_parts(self) -> Decision:
-        """Return the decision of two searches in turn: over parts of the input box, and over leaves."""
-        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FEWEST_LEAVES
-        can_split_leaves = True
+        """Return the decision of searches in turn: over parts of the input box, by programs, and over leaves."""
+        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FIRST_PARTS
+        leaves, programs = _LeafSearch(self), _Programs(self)
         while True:
+            began = time.monotonic()
             decision = parts.run(budget, budget.used + _PARTS * turn)
             if decision.status == CERTIFIED and self.certificates:
                 return replace(decision, certificate=parts.certificate())
             if decision.status != TIMEOUT or budget.is_exhausted:
                 return decision
-            if can_split_leaves:
-                decision = self._over_leaves(budget.used + turn)
-                if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
-                    return decision
-                can_split_leaves = decision.status == TIMEOUT
+            decision = programs.run(time.monotonic() - began)
+            if decision.status in (TIMEOUT, UNKNOWN) and not budget.is_exhausted:
+                decision = leaves.run(budget.used + turn)
+            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
+                return decision
             turn *= 2
 
     def _with_hidden_boxes(self) -> Decision:
-        """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before."""
-        search, budget, leaves_each = self, self.budget, _FIRST_LEAVES
+        """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before.
+
+        Programs, over the first boxes, have turns between them.
+        """
+        budget, leaves, programs, leaves_each = self.budget, _LeafSearch(self), _Programs(self), _FIRST_LEAVES
         hidden = HiddenBounds(self.exact, self.fast, self.batch_size, self.memory)
-        turn = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count) if hidden.row_count else 0
+        first, can_tighten = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count), hidden.row_count > 0
+        turn: float = _SHORT_TURN
         while True:
-            decision = search._over_leaves(budget.used + turn if turn else None)
-            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted or not turn:
+            began = time.monotonic()
+            decision = leaves.run(budget.used + turn)
+            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
                 break
-            before = budget.used
-            exact, fast = hidden.tighten(leaves_each, budget)
-            search = replace(self, exact=exact, fast=fast)
-            leaves_each, turn = _GROWTH * leaves_each, max(2 * turn, _TURN * (budget.used - before))
-            if budget.used == before:  # nothing is left to split in hidden rows
-                turn = 0
+            is_over = decision.status == UNKNOWN and not can_tighten
+            by_programs = programs.run(math.inf if is_over else time.monotonic() - began)
+            if is_over or by_programs.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
+                return by_programs
+            turn, before = 2 * turn, budget.used
+            if can_tighten and turn > first:
+                exact, fast = hidden.tighten(leaves_each, budget)
+                leaves_each, can_tighten = _GROWTH * leaves_each, budget.used > before
+                turn = max(turn, _TURN * (budget.used - before))
+                if can_tighten:  # else nothing is left to split in hidden rows
+                    leaves = _LeafSearch(replace(self, exact=exact, fast=fast))
         if decision.status == CERTIFIED and decision.certificate:
             decision = replace(decision, certificate=decision.certificate | hidden.certificate())
         return decision
 
-    def _over_leaves(self, end: float | None) -> Decision:
-        """Return the decision over these boxes. It is TIMEOUT, too, if as many branches as `end` are used."""
-        layout, leaves = root_leaves(self.exact, self.fast, (~(self.lower > 0)).nonzero()[:, 0])
-        tree, steps = _Tree(leaves, len(self.lower), self.certificates), _ROOT_STEPS
-        is_programmed = False
-        while True:
-            ascents = self._bound_leaves(layout, leaves, steps)
+
+class _Programs:
+    """The turns of a `ProgramSearch`, which is made before the first one."""
+
+    def __init__(self, search: Search):
+        self._search, self._last = search, Decision(TIMEOUT, search.lower)
+        self._programs: ProgramSearch | None = None
+
+    def run(self, seconds: float) -> Decision:
+        """Return the decision after a share of these seconds, or of more while the end is near."""
+        search = self._search
+        if self._last.status != TIMEOUT:
+            return self._last
+        if self._programs is None:
+            self._programs = ProgramSearch(search.exact, search.lower, search.memory, search.certificates)
+        programs, turn = self._programs, max(_PROGRAMS_SHARE * seconds, _SHORTEST)
+        self._last = programs.run(search.budget, turn)
+        while self._last.status == TIMEOUT and not search.budget.is_exhausted:
+            if programs.seconds_to_go > min(seconds_left(), _PATIENCE):
+                break
+            self._last = programs.run(search.budget, turn)
+        return self._last
+
+
+class _LeafSearch:
+    """The leaves of one image that are not proved yet: fewer, or smaller ones, after each call of `run`."""
+
+    def __init__(self, search: Search):
+        rows = (~(search.lower > 0)).nonzero()[:, 0]
+        self._search, self._is_programmed = search, False
+        self._layout, self._roots = root_leaves(search.exact, search.fast, rows)
+        self._tree = _Tree(self._roots, len(search.lower), search.certificates)
+        self._is_new = True
+
+    def run(self, end: float) -> Decision:
+        """Bound and split leaves, the worst ones first.
+
+        The decision is TIMEOUT if the budget is exhausted, or if as many branches as `end` are used.
+        """
+        search, tree, layout, budget = self._search, self._tree, self._layout, self._search.budget
+        while tree.queue or self._is_new:
+            if self._is_new:
+                leaves, steps, self._is_new = self._roots, _ROOT_STEPS, False
+            else:
+                count = min(_BATCHES * search.batch_size, end - budget.used)
+                parents, candidates = tree.pop_worst(max(1, int(count) // 2))
+                leaves, steps = split(search.fast, layout, parents, candidates, search.batch_size), _STEPS
+            ascents = self._bound_leaves(leaves, steps)
             points = torch.cat([ascent.points for ascent in ascents])
             values = torch.cat([ascent.values for ascent in ascents])
-            self.budget.used += len(points)
-            if (point := find_counterexample(self.exact, self.fast, points, values)) is not None:
-                return Decision(FALSIFIED, self.lower, point)
+            budget.used += len(points)
+            if (point := find_counterexample(search.exact, search.fast, points, values)) is not None:
+                return Decision(FALSIFIED, search.lower, point)
             for ascent in ascents:
                 tree.add(ascent)
-            if not tree.queue and tree.has_unsplittable:
-                return Decision(UNKNOWN, self.lower)
             if not tree.queue:
-                lower = torch.where(self.lower > 0, self.lower, tree.row_bounds)
-                return Decision(CERTIFIED, lower, certificate=tree.certificate(layout))
-            if self.budget.is_exhausted or (end is not None and self.budget.used >= end):
-                return Decision(TIMEOUT, self.lower)
-            if not is_programmed and self.budget.used >= _PROGRAM_AFTER:
-                is_programmed, x = True, solve_integer_program(self.exact, tree.open_rows)
-                if x is not None and (point := prove_point(self.exact, x)) is not None:
-                    return Decision(FALSIFIED, self.lower, point)
-            if not tree.fits(self.memory):
-                return Decision(OUT_OF_MEMORY, self.lower)
-            parents, candidates = tree.pop_worst(max(1, _BATCHES * self.batch_size // 2))
-            leaves, steps = split(self.fast, layout, parents, candidates, self.batch_size), _STEPS
+                break
+            if budget.is_exhausted or budget.used >= end:
+                return Decision(TIMEOUT, search.lower)
+            if not self._is_programmed and budget.used >= _PROGRAM_AFTER:
+                self._is_programmed, x = True, solve_integer_program(search.exact, tree.open_rows)
+                if x is not None and (point := prove_point(search.exact, x)) is not None:
+                    return Decision(FALSIFIED, search.lower, point)
+            if not tree.fits(search.memory):
+                return Decision(OUT_OF_MEMORY, search.lower)
+        if tree.has_unsplittable:
+            return Decision(UNKNOWN, search.lower)
+        lower = torch.where(search.lower > 0, search.lower, tree.row_bounds)
+        return Decision(CERTIFIED, lower, certificate=tree.certificate(layout))
 
-    def _bound_leaves(self, layout: Layout, leaves: Leaves, steps: Steps) -> list[Ascent]:
+    def _bound_leaves(self, leaves: Leaves, steps: Steps) -> list[Ascent]:
         """Return the leaves in parts, their bounds improved and, where above 0, proved."""
-        batch_size = self.batch_size
+        search, layout, batch_size = self._search, self._layout, self._search.batch_size
 
         def bound(part: slice) -> Ascent:
-            ascent = ascend_leaves(self.fast, layout, leaves.of(part), steps)
-            ascent = _solve_unsplittable(self.exact, self.fast, layout, ascent, batch_size)
-            return replace(ascent, leaves=_prove_leaves(self.exact, layout, ascent.leaves))
+            ascent = ascend_leaves(search.fast, layout, leaves.of(part), steps)
+            ascent = _solve_unsplittable(search.exact, search.fast, layout, ascent, batch_size)
+            return replace(ascent, leaves=_prove_leaves(search.exact, layout, ascent.leaves))
 
         return map_parts(bound, slices(len(leaves.row), batch_size), leaves.row.device)
 

@@ -162,10 +162,18 @@ class Layout:
         return torch.cat(ends) if ends else like.new_zeros(0)
 
     @property
+    def slope_columns(self) -> Tensor:
+        """The column of each unit's slope among the choices, [units]."""
+        return self._columns_of({columns.name for columns in self.units})
+
+    @property
     def multiplier_columns(self) -> Tensor:
         """The column of each unit's multiplier among the choices, [units]."""
-        splits, device = {split_name(columns.name) for columns in self.units}, self.scales.device
-        numbers = [torch.arange(c.start, c.stop, device=device) for c in self.choices if c.name in splits]
+        return self._columns_of({split_name(columns.name) for columns in self.units})
+
+    def _columns_of(self, names: set[str]) -> Tensor:
+        device = self.scales.device
+        numbers = [torch.arange(c.start, c.stop, device=device) for c in self.choices if c.name in names]
         return torch.cat(numbers) if numbers else torch.arange(0, device=device)
 
     def round_choices(self, leaves: Leaves) -> Leaves:

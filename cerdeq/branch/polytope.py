@@ -37,10 +37,10 @@ def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int
     solution = minimise(slopes[0], slopes[1:] - slopes[0], constants[0] - constants[1:], ends)
     if solution is None:
         return None
-    multipliers = solution.multipliers
-    if solution.violation:  # they may be scaled up without limit
+    multipliers = -solution.multipliers
+    if solution.is_empty:  # they may be scaled up without limit
         minimum = constants[0] + slopes[0] @ center - np.abs(slopes[0]) @ radius
-        multipliers = multipliers * (2 * (abs(minimum) + 1) / solution.violation)
+        multipliers = multipliers * (2 * (abs(minimum) + 1) / solution.ray)
     choices = leaf.choices.double().clone()
     choices[:, columns] = torch.from_numpy(np.maximum(multipliers, 0)).to(choices)
     leaf = replace(leaf, choices=choices.to(leaf.choices))

@@ -8,4 +8,4 @@ for file in "$3" "$4"; do
 done
 root="$(dirname "$(realpath "$0")")/../.."
 export PYTHONPATH="$root"
-"${VNNCOMP_PYTHON:-$root/.venv/bin/python}" -c "import cerdeq, onnxruntime, scipy.optimize"
+"${VNNCOMP_PYTHON:-$root/.venv/bin/python}" -c "import cerdeq, highspy, onnxruntime, scipy.optimize"

@@ -23,7 +23,7 @@ from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.budget_and_decision import Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.leaf_search import _ROOT_STEPS, Search
+from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
@@ -140,7 +140,8 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
     with torch.no_grad():
         graph.nodes[-1].apply.bias += (offset - minimum) / 2
-    with patch("cerdeq.branch.leaf_search._FIRST_TURN", 1e-3):  # hidden boxes at once
+    at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _SHORT_TURN=1)  # hidden boxes
+    with at_once, patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last):
         result = verify(graph, region, spec, seconds=60)
     assert result.status == ["certified" if offset > 0 else "falsified"]
     assert float(result.lower) <= offset + 1e-7
@@ -214,15 +215,15 @@ def test_the_searchs_gradient_is_that_of_differences(kind):
 @torch.no_grad()
 def test_threads_change_no_number(kind):
     problem, before, results = small_problem(kind), torch.get_num_threads(), []
-    layout, root = root_leaves(problem, problem, torch.arange(3))
+    _, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(90) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
-    search = Search(problem, problem, root.lower, Budget(), 2**30)
+    search = _LeafSearch(Search(problem, problem, torch.full_like(root.lower, -1), Budget(), 2**30))
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             with patch("cerdeq.bounds.batch_sizes._MOST_LEAVES", 16):
-                results.append(search._bound_leaves(layout, replace(leaves, signs=signs), Steps(3)))
+                results.append(search._bound_leaves(replace(leaves, signs=signs), Steps(3)))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)

@@ -233,9 +233,9 @@ def _solve_affine(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep,
     if solution is None:
         return None
     none, one = torch.zeros(1, dtype=torch.long, device=low.device), torch.ones(1).to(low)
-    a = torch.from_numpy(solution.multipliers).to(low)[None]
-    step = TighteningStep(none, none, a, one, 0 * one if solution.violation else one)
-    return step, None if solution.violation else torch.from_numpy(solution.x[len(low) :]).to(low)
+    a = -torch.from_numpy(solution.multipliers).to(low)[None]
+    step = TighteningStep(none, none, a, one, 0 * one if solution.is_empty else one)
+    return step, None if solution.is_empty else torch.from_numpy(solution.x[len(low) :]).to(low)
 
 
 def row_bounds(network: EquilibriumNetwork) -> Tensor:

@@ -92,7 +92,9 @@ def proved():
         spec = margin_spec(torch.tensor([1]), 3).double()
         model[-1].bias[1] += 0.05 * float(model(points).std()) - (model(points) @ spec[0].T).amin()
         region = Box(x, torch.full_like(x, RADIUS))
-        with patch("cerdeq.branch.leaf_search._FIRST_TURN", 1e-3):  # hidden layers at once
+        at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _SHORT_TURN=1)  # hidden layers
+        stopped = patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last)
+        with at_once, stopped:
             result = verify(model, region, spec, seconds=60, certificates=True)
         tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
         if result.status == ["certified"] and any(name.startswith("hidden/") for name in tensors):
