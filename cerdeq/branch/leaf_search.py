@@ -11,8 +11,8 @@ point whose value is proved.
 
 If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
 alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
-of the input box instead. In every turn linear programs of leaves (`ProgramSearch`) get a share of the time, and all of
-it while they promise to end: they close more than the ascent where programs are small.
+of the input box instead. After the first second linear programs of leaves (`ProgramSearch`) get a share of the time,
+and all of it while they promise to end: they close more than the ascent where programs are small.
 """
 
 import heapq
@@ -42,13 +42,11 @@ _BATCHES = 4  # of leaves, between two looks at the queue
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
 _STEPS = Steps(5)
 _FEWEST_LEAVES = 512  # of the search over the first boxes
-_SHORT_TURN = 64  # leaves, before linear programs begin
 _PROGRAM_AFTER = 128  # leaves: most searches end before, and the integer program may take seconds
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
-_PROGRAMS_SHARE, _SHORTEST = 0.25, 0.5  # of a turn's seconds, for linear programs; fewest seconds
-_PATIENCE = 60.0  # seconds for which programs go on if they promise to end, where there is no deadline
-_FIRST_PARTS = 8  # leaves in the first turn beside parts of the input box
+_PROGRAMS_SHARE, _SHORTEST = 0.25, 0.05  # of a turn's seconds, for linear programs; fewest seconds
+_PROGRAMS_AFTER = 1.0  # seconds of the other searches: most images are decided before
 _PARTS = 2  # of the input box for each leaf of a search
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
@@ -81,7 +79,7 @@ class Search:
 
     def _with_parts(self) -> Decision:
         """Return the decision of searches in turn: over parts of the input box, by programs, and over leaves."""
-        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FIRST_PARTS
+        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FEWEST_LEAVES
         leaves, programs = _LeafSearch(self), _Programs(self)
         while True:
             began = time.monotonic()
@@ -104,8 +102,7 @@ class Search:
         """
         budget, leaves, programs, leaves_each = self.budget, _LeafSearch(self), _Programs(self), _FIRST_LEAVES
         hidden = HiddenBounds(self.exact, self.fast, self.batch_size, self.memory)
-        first, can_tighten = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count), hidden.row_count > 0
-        turn: float = _SHORT_TURN
+        turn, can_tighten = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count), hidden.row_count > 0
         while True:
             began = time.monotonic()
             decision = leaves.run(budget.used + turn)
@@ -116,7 +113,7 @@ class Search:
             if is_over or by_programs.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
                 return by_programs
             turn, before = 2 * turn, budget.used
-            if can_tighten and turn > first:
+            if can_tighten:
                 exact, fast = hidden.tighten(leaves_each, budget)
                 leaves_each, can_tighten = _GROWTH * leaves_each, budget.used > before
                 turn = max(turn, _TURN * (budget.used - before))
@@ -133,18 +130,23 @@ class _Programs:
     def __init__(self, search: Search):
         self._search, self._last = search, Decision(TIMEOUT, search.lower)
         self._programs: ProgramSearch | None = None
+        self._began = time.monotonic()
 
     def run(self, seconds: float) -> Decision:
-        """Return the decision after a share of these seconds, or of more while the end is near."""
+        """Return the decision after a share of these seconds, or at the end if that is near; TIMEOUT early in a search.
+
+        It is near if programs promise to take no longer than all searches have taken: that at most doubles the time.
+        """
         search = self._search
-        if self._last.status != TIMEOUT:
+        is_early = seconds < math.inf and time.monotonic() - self._began < _PROGRAMS_AFTER
+        if self._last.status != TIMEOUT or is_early:
             return self._last
         if self._programs is None:
             self._programs = ProgramSearch(search.exact, search.lower, search.memory, search.certificates)
         programs, turn = self._programs, max(_PROGRAMS_SHARE * seconds, _SHORTEST)
         self._last = programs.run(search.budget, turn)
         while self._last.status == TIMEOUT and not search.budget.is_exhausted:
-            if programs.seconds_to_go > min(seconds_left(), _PATIENCE):
+            if programs.seconds_to_go > min(seconds_left(), time.monotonic() - self._began):
                 break
             self._last = programs.run(search.budget, turn)
         return self._last

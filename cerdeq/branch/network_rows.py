@@ -25,7 +25,7 @@ from cerdeq.operators.backward import Backward
 
 _AFFINE = 1e-6  # largest difference of an affine map's two bounds, in units of its coefficients
 _ZERO = 1e-12  # coefficients below are none, in units of the largest
-_MOST_NONZEROS = 3 * 10**6
+_MOST_NONZEROS = 5 * 10**5
 _CHUNK = 2**24  # coefficients that are pulled back at a time
 
 

@@ -49,10 +49,10 @@ class _Worker:
     def __init__(self, program: SignProgram):
         self.program, self.queue = program, list[_Leaf]()
 
-    def solve(self, halves: "ProgramSearch") -> list[_Leaf]:
-        """Solve leaves, and halve those that are not above 0 at once; return the solved leaves."""
+    def solve(self, halves: "ProgramSearch", end: float) -> list[_Leaf]:
+        """Solve leaves until the time `end`, and halve those that are not above 0 at once; return the solved leaves."""
         solved = list[_Leaf]()
-        while self.queue and len(solved) < _LEAVES:
+        while self.queue and len(solved) < _LEAVES and (not solved or time.monotonic() < end):
             leaf = self.queue.pop()
             solution = self.program.solve(leaf.row, leaf.signs, leaf.parent)
             leaf = replace(leaf, solution=solution, unit=_unit_to_split(leaf, solution))
@@ -100,7 +100,7 @@ class ProgramSearch:
             while any(worker.queue for worker in self._workers):
                 self._share_leaves()
                 busy = [worker for worker in self._workers if worker.queue]
-                parts = map_parts(lambda worker: worker.solve(self), busy, torch.device("cpu"))
+                parts = map_parts(lambda worker: worker.solve(self, began + seconds), busy, torch.device("cpu"))
                 solved = [leaf for part in parts for leaf in part]
                 budget.used += len(solved)
                 if (point := self._counterexample(solved)) is not None:

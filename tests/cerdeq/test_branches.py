@@ -140,7 +140,7 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
     with torch.no_grad():
         graph.nodes[-1].apply.bias += (offset - minimum) / 2
-    at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _SHORT_TURN=1)  # hidden boxes
+    at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden boxes
     with at_once, patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last):
         result = verify(graph, region, spec, seconds=60)
     assert result.status == ["certified" if offset > 0 else "falsified"]

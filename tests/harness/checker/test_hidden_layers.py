@@ -92,7 +92,7 @@ def proved():
         spec = margin_spec(torch.tensor([1]), 3).double()
         model[-1].bias[1] += 0.05 * float(model(points).std()) - (model(points) @ spec[0].T).amin()
         region = Box(x, torch.full_like(x, RADIUS))
-        at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _SHORT_TURN=1)  # hidden layers
+        at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden layers
         stopped = patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last)
         with at_once, stopped:
             result = verify(model, region, spec, seconds=60, certificates=True)

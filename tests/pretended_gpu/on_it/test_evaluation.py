@@ -115,7 +115,7 @@ def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
 
     monkeypatch.setattr(hidden_boxes.HiddenBounds, "_grow", grow)
     monkeypatch.setattr(leaf_search, "_FIRST_TURN", 1e-3)  # hidden layers at once
-    monkeypatch.setattr(leaf_search, "_SHORT_TURN", 1)
+    monkeypatch.setattr(leaf_search, "_FEWEST_LEAVES", 1)
     monkeypatch.setattr(leaf_search._Programs, "run", lambda programs, seconds: programs._last)
     monkeypatch.setattr(attack, "_DESCENDING", 1)
     monkeypatch.setattr(hidden_boxes, "ROOT_STEPS", Steps(1))
