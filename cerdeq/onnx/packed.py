@@ -36,7 +36,7 @@ def unpack(content: bytes, largest: int) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot be unpacked: {error}") from None
     if len(unpacked) > largest:
-        raise ValueError(f"found more than the allowed {largest / 1e6:.0f} MB, unpacked")
+        raise ValueError(f"found more than {largest / 1e6:.0f} MB when unpacked; allowed: up to that")
     return unpacked
 
 
