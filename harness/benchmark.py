@@ -18,7 +18,7 @@ from baselines import DATASETS, network_names
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_plugins
 from harness.common import names
-from harness.common.errors import require
+from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table
 from harness.settings import STAGES
@@ -140,9 +140,15 @@ def _instances_of_families(options: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def _status_of(instance: Any) -> str:
+    from harness.storage.instances import ERROR
     from harness.vnnlib.solve import solve_files
 
-    return solve_files(Path(instance.onnx), Path(instance.vnnlib), instance.timeout).status
+    if instance.problem:
+        return ERROR
+    try:
+        return solve_files(Path(instance.onnx), Path(instance.vnnlib), instance.timeout).status
+    except InputError:
+        return ERROR
 
 
 def _format_cell(value: str | float) -> str:

@@ -100,9 +100,8 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
     try:
         Path.home()
-    except (
-        RuntimeError
-    ):  # a user without HOME and without an entry in passwd, as in containers: torch and Ray fail without a HOME
+    except RuntimeError:
+        # A user without HOME and without an entry in passwd, as in containers: torch and Ray fail without a HOME.
         os.environ["HOME"] = "/"
     options = parser_of(name).parse_args(arguments)
     try:

@@ -94,6 +94,12 @@ def test_the_verifier_on_families_of_instances(tmp_path):
     assert main("benchmark", options) == 0
     (row,) = json.loads((tmp_path / "figures.json").read_text())["verify"]
     assert (row["family"], row["instances"], row["decided"], row["sat"]) == ("family", 2, 2, 1)
+    (onnx_file.parent / "broken.vnnlib").write_text("(assert")
+    with (onnx_file.parent / "instances.csv").open("a") as file:
+        file.write("net.onnx,missing.vnnlib,60\nnet.onnx,broken.vnnlib,60\n")
+    assert main("benchmark", options) == 0
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["verify"]
+    assert (row["instances"], row["decided"], row["sat"]) == (4, 2, 1)
 
 
 @pytest.mark.parametrize(
