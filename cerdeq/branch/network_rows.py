@@ -8,6 +8,7 @@ The multipliers of p's equations are the coefficients of a linear bound on p. Th
 of splits with which `SearchQuery.lower` proves the program's value, if no bound on p itself is used.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,30 @@ class Network:
     inputs: int
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a program, `count`: of the input, then of z and n of each activation, by number of its value."""
+
+    query: SearchQuery
+    activations: dict[int, _Activation]
+    count: int
+
+    def of_value(self, number: int) -> Any:
+        """Return the input, or an activation's value, as rows of columns: sparse [elements, columns]."""
+        if number == 0:
+            inputs = np.arange(self.query.values[0].center.numel())
+            return _at_columns([(1.0, inputs)], self.count)
+        activation = self.activations[number]
+        return _at_columns([(1.0, activation.z), (-activation.slope, activation.n)], self.count)
+
+    def affine(self, at: int, rows: Tensor) -> tuple[Any, np.ndarray] | None:
+        """Return rows [K, N] of a value as rows of columns and offsets [K]; None if they are no affine map."""
+        parts = _affine_parts(self.query, rows, at, self.activations.keys())
+        if parts is None:
+            return None
+        return sum(matrix @ self.of_value(source) for source, matrix in parts[0].items()), parts[1]
+
+
 def network_rows(query: SearchQuery, layout: Layout) -> Network | None:
     """Return the rows of a query in float64.
 
@@ -80,12 +105,46 @@ def network_rows(query: SearchQuery, layout: Layout) -> Network | None:
     """
     from scipy import sparse
 
-    program, values = query.program, query.values
-    relaxations: dict[str, Any] = {}
+    if (columns_and_ends := _columns(query)) is None:
+        return None
+    columns, ends = columns_and_ends
+    if (equations := _equations(columns)) is None:
+        return None
+    blocks, offsets, numbers = equations
+    if (result := columns.affine(query.program.output, query.spec)) is None:
+        return None
+    row_count = sum(block.shape[0] for block in blocks)
+    by_unit = [np.zeros((6, 0))]  # z, n, equation, slope, weights of z and n
+    number_of = {step.name: number for number, step in enumerate(query.program.steps, start=1)}
+    for units in layout.units:
+        activation, elements = columns.activations[number_of[units.name]], units.elements.cpu().numpy()
+        low, high = activation.low[elements], activation.high[elements]
+        largest, slope = np.maximum(high, -low), np.full(len(elements), activation.slope)
+        of_columns = activation.z[elements], activation.n[elements], numbers[activation.number][elements]
+        by_unit.append(np.stack([*of_columns, slope, -low / largest, high / largest]))
+        offsets.append(-low * high / largest)
+    packed = np.concatenate(by_unit, axis=1)
+    z, n, at = packed[:3].astype(np.int32)
+    slopes, weights, of_n = packed[3:]
+    units_of = np.arange(len(z))
+    entry = np.concatenate([units_of, units_of]), np.concatenate([z, n])
+    chords = sparse.csr_matrix((np.concatenate([weights, of_n]), entry), (len(z), columns.count))
+    high = np.concatenate([np.zeros(0), *offsets])
+    low = np.where(np.arange(len(high)) < row_count, high, -np.inf)
+    return Network(
+        sparse.vstack([*blocks, chords], format="csr"), low, high, ends, result[0].toarray(), result[1],
+        z, n, at, row_count + units_of, slopes, weights, query.values[0].center.numel(),
+    )  # fmt: skip
+
+
+def _columns(query: SearchQuery) -> tuple[_Columns, tuple[np.ndarray, np.ndarray]] | None:
+    """Return the columns of a query's program and their ends; None if a box is not finite."""
+    program, relaxations = query.program, dict[str, Any]()
     first = torch.zeros(1, dtype=torch.long, device=query.spec.device)
-    linear_lower_bound(program, values, query.rows(first), program.output, Backward(True, relaxations=relaxations))
-    low, high = (end.flatten().cpu().numpy() for end in outward_ends(values[0].box))
-    ends, count, activations = [(low, high)], len(low), list[_Activation]()
+    pass_back = Backward(True, relaxations=relaxations)
+    linear_lower_bound(program, query.values, query.rows(first), program.output, pass_back)
+    low, high = (end.flatten().cpu().numpy() for end in outward_ends(query.values[0].box))
+    ends, count, activations = [(low, high)], len(low), dict[int, _Activation]()
     for number, step in enumerate(program.steps, start=1):
         if step.name not in relaxations:
             continue
@@ -94,92 +153,63 @@ def network_rows(query: SearchQuery, layout: Layout) -> Network | None:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return None
         is_unstable, slope = (low < 0) & (high > 0), relaxation.negative_slope
-        has_z, has_n = high > 0, is_unstable | ((high <= 0) & (slope != 0))
-        z, n = (np.where(has, np.cumsum(has) - 1, -1) for has in (has_z, has_n))
-        z, n = np.where(has_z, z + count, -1), np.where(has_n, n + count + has_z.sum(), -1)
-        count += int(has_z.sum() + has_n.sum())
-        for has in (has_z, has_n):
+        columns = list[np.ndarray]()
+        for has in (high > 0, is_unstable | ((high <= 0) & (slope != 0))):  # z, n
+            columns.append(np.where(has, np.cumsum(has) - 1 + count, -1))
+            count += int(has.sum())
             least = np.where(is_unstable[has], 0.0, -np.inf)
             ends.append((least, np.full(len(least), np.inf)))
-        activations.append(_Activation(number, step.sources[0], slope, low, high, z, n))
+        activations[number] = _Activation(number, step.sources[0], slope, low, high, *columns)
+    least, most = (np.concatenate(end) for end in zip(*ends, strict=True))
+    return _Columns(query, activations, count), (least, most)
 
-    def columns_of(number: int) -> Any:
-        """Return the value as rows of columns: sparse [elements, columns]."""
-        if number == 0:
-            return sparse.eye(values[0].center.numel(), count, format="csr")
-        (activation,) = (a for a in activations if a.number == number)
-        parts = [(1.0, activation.z), (-activation.slope, activation.n)]
-        entries = [(np.full((c >= 0).sum(), f), np.flatnonzero(c >= 0), c[c >= 0]) for f, c in parts if f]
-        data, i, j = (np.concatenate(part) for part in zip(*entries, strict=True))
-        return sparse.csr_matrix((data, (i, j)), (len(activation.z), count))
 
-    stops = {activation.number for activation in activations}
+def _equations(columns: _Columns) -> tuple[list[Any], list[np.ndarray], dict[int, np.ndarray]] | None:
+    """Return rows and offsets of the equations p = z - n, and the number of each unit's row by number of its value.
 
-    def affine(at: int, rows: Tensor) -> tuple[Any, np.ndarray] | None:
-        """Return rows [K, N] of a value as rows of columns and offsets [K]."""
-        parts = _affine_parts(query, rows, at, stops)
-        if parts is None:
-            return None
-        return sum(matrix @ columns_of(source) for source, matrix in parts[0].items()), parts[1]
+    None if a pre-activation is no affine map of the activations before it, or if there are too many coefficients.
+    """
+    from scipy import sparse
 
-    blocks, offsets, equations = list[Any](), list[np.ndarray](), dict[int, np.ndarray]()
+    blocks, offsets, numbers = list[Any](), list[np.ndarray](), dict[int, np.ndarray]()
     row_count = nonzeros = 0
-    for activation in activations:
+    device = columns.query.spec.device
+    for number, activation in columns.activations.items():
         elements, size = activation.elements, len(activation.low)
-        weight, before, total = _weight(query, activation.number), list[Any](), list[np.ndarray]()
+        parts = list[Any]()
         for start, stop in in_chunks(len(elements), _CHUNK // size):
-            chunk = torch.from_numpy(elements[start:stop]).to(query.spec.device)
-            part = affine(activation.source, torch.eye(size, dtype=torch.float64, device=query.spec.device)[chunk])
+            chunk = torch.from_numpy(elements[start:stop]).to(device)
+            part = columns.affine(activation.source, torch.eye(size, dtype=torch.float64, device=device)[chunk])
             if part is None:
                 return None
-            before.append(part[0])
-            total.append(part[1])
+            parts.append(part[0])
+            offsets.append(part[1])
             nonzeros += part[0].nnz
             if nonzeros > _MOST_NONZEROS:
                 return None
         if not len(elements):
             continue
-        matrix = sparse.vstack(before)
+        matrix, weight = sparse.vstack(parts), _weight(columns.query, number)
         if weight is not None:
-            matrix = matrix + sparse.csr_matrix(weight[elements]) @ columns_of(activation.number)
-        places = [(1.0, activation.z[elements]), (-1.0, activation.n[elements])]
-        entries = [(np.full((c >= 0).sum(), f), np.flatnonzero(c >= 0), c[c >= 0]) for f, c in places]
-        data, i, j = (np.concatenate(part) for part in zip(*entries, strict=True))
-        blocks.append(sparse.csr_matrix((data, (i, j)), (len(elements), count)) - matrix)
-        offsets.append(np.concatenate(total))
-        numbers = np.full(size, -1)
-        numbers[elements] = row_count + np.arange(len(elements))
-        equations[activation.number] = numbers
+            matrix = matrix + sparse.csr_matrix(weight[elements]) @ columns.of_value(number)
+        z_less_n = [(1.0, activation.z[elements]), (-1.0, activation.n[elements])]
+        blocks.append(_at_columns(z_less_n, columns.count) - matrix)
+        numbers[number] = np.full(size, -1)
+        numbers[number][elements] = row_count + np.arange(len(elements))
         row_count += len(elements)
-    result = affine(program.output, query.spec)
-    if result is None:
-        return None
-    columns_by_unit = [np.zeros((6, 0))]  # z, n, equation, slope, weights of z and n
-    number_of = {step.name: number for number, step in enumerate(program.steps, start=1)}
-    for columns in layout.units:
-        (activation,) = (a for a in activations if a.number == number_of[columns.name])
-        elements = columns.elements.cpu().numpy()
-        low, high = activation.low[elements], activation.high[elements]
-        largest = np.maximum(high, -low)
-        of_columns = [activation.z[elements], activation.n[elements], equations[activation.number][elements]]
-        columns_by_unit.append(
-            np.stack([*of_columns, np.full(len(elements), activation.slope), -low / largest, high / largest])
-        )
-        offsets.append(-low * high / largest)
-    packed = np.concatenate(columns_by_unit, axis=1)
-    z, n, at = packed[:3].astype(np.int32)
-    slopes, weights, of_n = packed[3:]
-    units = np.arange(len(z))
-    entry = np.concatenate([units, units]), np.concatenate([z, n])
-    chords = sparse.csr_matrix((np.concatenate([weights, of_n]), entry), (len(z), count))
-    ends_high = np.concatenate([np.zeros(0), *offsets])
-    ends_low = ends_high.copy()
-    ends_low[row_count:] = -np.inf
-    least, most = (np.concatenate(end) for end in zip(*ends, strict=True))
-    return Network(
-        sparse.vstack([*blocks, chords], format="csr"), ends_low, ends_high, (least, most), result[0].toarray(),
-        result[1], z, n, at, row_count + units, slopes, weights, values[0].center.numel(),
-    )  # fmt: skip
+    return blocks, offsets, numbers
+
+
+def _at_columns(parts: list[tuple[float, np.ndarray]], count: int) -> Any:
+    """Return a sparse matrix [K, count] of these factors, each at its columns [K]; none where a column is -1."""
+    from scipy import sparse
+
+    parts = [(factor, columns) for factor, columns in parts if factor]
+    rows = [np.flatnonzero(columns >= 0) for _, columns in parts]
+    data = [np.full(len(row), factor) for row, (factor, _) in zip(rows, parts, strict=True)]
+    at = [columns[row] for row, (_, columns) in zip(rows, parts, strict=True)]
+    entries = np.concatenate(data), (np.concatenate(rows), np.concatenate(at))
+    return sparse.csr_matrix(entries, (len(parts[0][1]), count))
 
 
 def _weight(query: SearchQuery, number: int) -> np.ndarray | None:
@@ -191,7 +221,7 @@ def _weight(query: SearchQuery, number: int) -> np.ndarray | None:
 
 
 def _affine_parts(
-    query: SearchQuery, rows: Tensor, at: int, stops: set[int]
+    query: SearchQuery, rows: Tensor, at: int, stops: Collection[int]
 ) -> tuple[dict[int, Any], np.ndarray] | None:  # fmt: skip
     """Return rows [K, N] of value number `at` as sparse matrices by number of a value, and offsets [K].
 
