@@ -77,7 +77,7 @@ def test_the_attack_does_not_depend_on_batches_and_slices(attack, monkeypatch):
     backwards = torch.arange(11, -1, -1)
     batches = [attack_points(model, x[rows], labels[rows], indices=rows, **settings) for rows in backwards.split(5)]
     torch.testing.assert_close(torch.cat(batches).flip(0), expected)
-    monkeypatch.setattr(pgd, "_AT_ONCE", {"cpu": 2})
+    monkeypatch.setattr(pgd, "_PIXELS_AT_ONCE", 2 * x[0, 0].numel())
     torch.testing.assert_close(attack_points(model, x, labels, **settings), expected)
 
 
