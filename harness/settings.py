@@ -20,11 +20,9 @@ class Stage:
 
     settings: the evaluation settings that it uses and not every stage does. A stage that uses `certificates` has proofs
     that only a certificate confirms for certain.
-    slow: whether one image may take minutes; then the shards of `harness.certify` are small.
     """
 
     settings: tuple[str, ...] = ()
-    slow: bool = False
 
 
 STAGES = {
@@ -32,7 +30,7 @@ STAGES = {
     names.CROWN_IBP: Stage(),
     names.CROWN: Stage(("certificates",)),
     names.ALPHA_CROWN: Stage(("certificates",)),
-    names.BAB: Stage(("bab_seconds", "bab_branches", "certificates"), slow=True),
+    names.BAB: Stage(("bab_seconds", "bab_branches", "certificates")),
 }
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""

@@ -21,7 +21,6 @@ from harness.evaluation.parts import evaluate_in_parts, merge_parts
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
 from harness.machine.freed_memory import reuse_freed_memory
-from harness.settings import STAGES
 from harness.storage import certification, folder
 from harness.storage.certification import Certification
 from harness.storage.files import read_bytes
@@ -30,7 +29,7 @@ from harness.storage.parquet import write_table
 from harness.sweep.plugins import load_for
 from harness.sweep.trial_config import TrialConfig, digest_content
 
-IMAGES_PER_SHARD, IMAGES_PER_SLOW_SHARD = 200, 20  # images
+FEWEST_PER_SHARD, MOST_PER_SHARD, SHARDS = 20, 200, 32
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -52,9 +51,9 @@ def certification_of(trial_dir: Path, config: TrialConfig, data: Data, weights: 
     input_digest = hashlib.sha256(weights + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
-    is_slow = any(STAGES[stage].slow for stage in config.evaluation.stages)
-    per_shard = IMAGES_PER_SLOW_SHARD if is_slow else IMAGES_PER_SHARD
-    return trial, Certification(len(certified_images(data, config)), per_shard, input_digest, digest)
+    images = len(certified_images(data, config))
+    per_shard = min(MOST_PER_SHARD, max(FEWEST_PER_SHARD, images // SHARDS))
+    return trial, Certification(images, per_shard, input_digest, digest)
 
 
 def certify_shard(directory: Path, number: int, report: Callable[[dict[str, Any]], None], data_dir: str | None) -> None:

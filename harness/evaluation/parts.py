@@ -3,7 +3,8 @@
 What divides images, from the largest to the smallest:
 
 - a shard, the job of a worker of `harness.certify`: `IMAGES_PER_SHARD` in certification_shards.py; a trial has none;
-- a part, after which a stop, a save and a report of progress come: what takes about ten seconds, `images_per_part`;
+- a part, after which a stop, a save and a report of progress come: what takes about ten seconds if each stage gets the
+  share of images that it got of earlier parts, `images_per_part`;
 - single images, after an error or a timeout that the images of a part would share (`Ledger.answers`);
 - what fits into the cache or the memory, in each bound (cerdeq/bounds/batch_sizes.py).
 
@@ -56,44 +57,70 @@ def evaluate_in_parts(
         SoundnessError: an example is both certified and falsified.
     """
     saved = certification.saved_parts(directory, first, first + len(images), digest)
-    done = sum(part.images for part in saved.values())
+    tables = [certification.read_content(directory, *item)[0] for item in saved.items()]
+    done = sum(map(len, tables))
     yield done
-    per_part = images_per_part(network, images, config.evaluation) if done < len(images) else 0
+    operations = operations_per_image(network, images, config.evaluation) if done < len(images) else {}
     while done < len(images):
+        per_part = images_per_part(operations, tables, config.evaluation, device_of(network))
         part = images.part(done, min(done + per_part, len(images)))
-        _evaluate_and_save(directory, network, part, first + done, config, digest)
+        tables.append(_evaluate_and_save(directory, network, part, first + done, config, digest))
         done += len(part)
         yield done
 
 
-def images_per_part(network: PreparedNetwork, images: Split, settings: EvaluationSettings) -> int:
-    """Return how many images to evaluate at a time: stops, saves and reports of progress wait for the end of a part.
+def device_of(network: PreparedNetwork) -> torch.device:
+    """Return where a network's parameters lie."""
+    return next(network.model.parameters()).device
 
-    It follows from the network, the stages and the kind of device, not from the speed of the machine.
-    """
-    device = next(network.model.parameters()).device
-    x = images.images[:1].to(device).float() / 255
+
+def operations_per_image(network: PreparedNetwork, images: Split, settings: EvaluationSettings) -> dict[str, float]:
+    """Return about how many operations each stage and the attack take for an image that reaches it."""
+    x = images.images[:1].to(device_of(network)).float() / 255
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.attack_model(x)
     point = Interval(x.double(), torch.zeros_like(x, dtype=torch.float64))
     values = bytes_per_example(values_of(network.program, point, Context(sound=False))) // x.double().element_size()
-    passes = 3.0 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
-    passes += values * sum(_PASSES.get(stage, 0.0) for stage in settings.stages)
-    most = _OPERATIONS[device.type] / (passes * max(1, counter.get_total_flops()))
+    passes = {names.ATTACK: 3.0 * settings.attack_steps * settings.attack_restarts}  # a gradient costs two
+    passes |= {stage: values * _PASSES.get(stage, 0.0) for stage in settings.stages}
+    return {stage: number * max(1, counter.get_total_flops()) for stage, number in passes.items()}
+
+
+def images_per_part(
+    operations: dict[str, float], tables: list[pd.DataFrame], settings: EvaluationSettings, device: torch.device
+) -> int:
+    """Return how many images to evaluate next: stops, saves and reports of progress wait for the end of a part.
+
+    It follows from the network, the stages, the kind of device and the verdicts of earlier parts, not from the speed of
+    the machine. operations: of each stage, as `operations_per_image` returns them. tables: verdicts of earlier parts.
+    """
+    share = {stage: _share_left_to(stage, tables, settings) for stage in operations}
+    most = _OPERATIONS[device.type] / sum(operations[stage] * share[stage] for stage in operations)
     if names.BAB in settings.stages and settings.bab_seconds is not None:
-        most = min(most, _BAB_SECONDS / settings.bab_seconds)
+        most = min(most, _BAB_SECONDS / (settings.bab_seconds * share[names.BAB]))
     return max(1, min(int(most), settings.batch_size))
+
+
+def _share_left_to(stage: str, tables: list[pd.DataFrame], settings: EvaluationSettings) -> float:
+    """Return the share of images that earlier stages left to this one, as if one more had come so far."""
+    if stage not in _PASSES:
+        return 1.0
+    later = settings.stages[settings.stages.index(stage) :]
+    left = [table[names.STAGE].isin(later) | table[names.VERDICT].isin(names.UNDECIDED) for table in tables]
+    return (1 + sum(int(each.sum()) for each in left)) / (1 + sum(map(len, left)))
 
 
 def _evaluate_and_save(
     directory: Path, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
-) -> None:
-    device = next(network.model.parameters()).device
+) -> pd.DataFrame:
+    """Evaluate a part, write its files and return its verdicts."""
+    device = device_of(network)
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
     save_proofs = partial(save_file, evaluation.proofs)
     certification.write_part(directory, first, evaluation.verdicts, save_proofs, digest=digest, **metrics)
+    return evaluation.verdicts
 
 
 def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:

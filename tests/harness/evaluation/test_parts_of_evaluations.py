@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ def evaluate(monkeypatch, tiny_trial, tmp_path):
 
     def evaluate(per_part, stop_after=40):
         monkeypatch.setattr(parts, "evaluate_part", evaluate_part)
+        monkeypatch.setattr(parts, "operations_per_image", lambda *_: {})
         monkeypatch.setattr(parts, "images_per_part", lambda *_: per_part)
         progress = []
         for done in parts.evaluate_in_parts(tmp_path, network, images, 0, tiny_trial(), DIGEST):
@@ -59,8 +61,21 @@ def test_an_evaluation_with_a_missing_part_is_not_merged(evaluate, tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "images"), [(60.0, 10), (30.0, 20), (None, 40), (5.0, 40)])
-def test_branch_and_bound_of_a_part_ends_within_ten_minutes(tiny_trial, seconds, images):
+def test_branch_and_bound_of_a_part_ends_within_ten_minutes(seconds, images):
+    assert size_of_part([], seconds) == images
+
+
+@pytest.mark.parametrize(("left", "images"), [(0, 100), (1, 50), (4, 20), (9, 10)])
+def test_parts_grow_where_few_images_reach_branch_and_bound(left, images):
+    """Of nine images so many are left to it, or to no stage."""
+    verdicts = [("certified", "ibp")] * (9 - left) + [("unknown", "none"), ("certified", "bab")] * left
+    assert size_of_part([pd.DataFrame(verdicts[:9], columns=["verdict", "stage"])], 60.0) == images
+
+
+def size_of_part(tables, seconds):
     network = prepare_network(build("cnn5", dataset="digits", width=0.1).double().eval(), ("ibp", "bab"))
     pixels = Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
-    settings = EvaluationSettings(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=40)
-    assert parts.images_per_part(network, pixels, settings) == images
+    size = 40 if not tables else 400
+    settings = EvaluationSettings(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=size)
+    operations = parts.operations_per_image(network, pixels, settings)
+    return parts.images_per_part(operations, tables, settings, torch.device("cpu"))

@@ -42,7 +42,7 @@ def run(*arguments, stages=STAGES):
 def _three_shards():
     """Ten images a shard, five a part, and no Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "IMAGES_PER_SHARD", 10)
+        patch.setattr(work, "FEWEST_PER_SHARD", 10)
         patch.setattr(parts, "images_per_part", lambda *_: 5)
         patch.setitem(sys.modules, "harness.tune.ray_tune", None)
         yield
