@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from baselines.layers import Shape, scale_channels
 from baselines.registry import register
-from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium import FixedPoint, PeacemanRachford
 
 
 class MonotoneWeight(nn.Module):
@@ -62,7 +62,7 @@ def monotone(
         count = count * image[0] * image[1]
     if not free.is_meta:
         free.normal_()
-    layer = FixedPoint(free / free[0, 0].numel() ** 0.5 / 2, solver="peaceman-rachford")
+    layer = FixedPoint(free / free[0, 0].numel() ** 0.5 / 2, PeacemanRachford())
     parametrize.register_parametrization(layer, "weight", form, unsafe=True)
     return nn.Sequential(OrderedDict([*before, ("equilibrium", layer), ("head", nn.Linear(count, classes))]))
 

@@ -18,4 +18,5 @@ from cerdeq.equilibrium.layer import (
     set_progress,
     use_attack_solvers,
 )
+from cerdeq.equilibrium.methods import Implicit, PeacemanRachford, Picard, Unrolled
 from cerdeq.equilibrium.solver import Solution

@@ -14,7 +14,7 @@ from torch import Tensor
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.deadline import check
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, per_example
-from cerdeq.equilibrium.solver import near_equilibrium, solve_to_tolerance
+from cerdeq.equilibrium.solver import AndersonSteps, near_equilibrium, solve_to_tolerance
 from cerdeq.gpu_readings import is_host_reading
 from cerdeq.operators.interval import Context, widen_sum, widen_terms
 from cerdeq.operators.relu import relu_box
@@ -25,7 +25,7 @@ _SMALL = 256  # channels up to which thousands of little products take longer to
 _FLOORS, _AS_GOOD = (1e-6, 1e-12, 1e-18), 1e-5
 _INTERVAL_TOLERANCE = 1e-6
 _INTERVAL_LIMIT = 1000
-_INTERVAL_SOLVER = "anderson"  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
+_INTERVAL_STEPS = AndersonSteps  # radii go by |W|, so rho(|W|) counts: Picard is several times slower near 1
 _FINAL_STEPS, _MOST_FINAL_STEPS = 2, 500
 _POINTS = 1e-9  # largest radius of a point, in units of its centre
 
@@ -208,7 +208,7 @@ def interval_equilibrium(weight: Tensor, h: Box) -> Box:
 
     with uncounted_rounding():
         solution = solve_to_tolerance(
-            step, torch.zeros_like(ends), ends, _INTERVAL_TOLERANCE, _INTERVAL_LIMIT, _INTERVAL_SOLVER
+            step, torch.zeros_like(ends), ends, _INTERVAL_TOLERANCE, _INTERVAL_LIMIT, _INTERVAL_STEPS
         )
     c, r = solution.value.double().chunk(2, dim=1)
     return Box(c, r)

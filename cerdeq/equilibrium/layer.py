@@ -11,20 +11,25 @@ from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction
 from cerdeq.equilibrium.implicit import with_implicit_gradient
+from cerdeq.equilibrium.methods import ADJOINTS, IMPLICIT, PICARD, Implicit, PeacemanRachford, Picard, Solver, Unrolled
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
 from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
 from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
-from cerdeq.equilibrium.solver import NotConvergedError, Solution, near_equilibrium, picard_steps, solve_to_tolerance
+from cerdeq.equilibrium.solver import (
+    AndersonSteps,
+    NotConvergedError,
+    PicardSteps,
+    Solution,
+    near_equilibrium,
+    picard_steps,
+    solve_to_tolerance,
+)
 from cerdeq.equilibrium.weights import PARAMETRISATIONS, Parametrisation
 
 _EVALUATION_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _EVALUATION_LIMIT = 20_000
 _ATTACK_TOLERANCE, _ATTACK_LIMIT = 1e-3, 100
 _ATTACK_PICARD_STEPS = 8  # mostly enough from the last solution, and a step takes a third of Anderson's time
-_SOLVER = "picard"  # where W has both signs, as many steps as Anderson, each at half the cost in a tenth of the memory
-GRADIENTS = ("implicit", "unrolled")
-SPLITTING = "peaceman-rachford"
-LAYER_SOLVERS = (_SOLVER, SPLITTING)
 
 
 class _SharedCache(dict[Any, tuple[Tensor, Any]]):
@@ -37,46 +42,34 @@ class _SharedCache(dict[Any, tuple[Tensor, Any]]):
 class FixedPoint(nn.Module):
     """The map from h to the z with z = relu(W z + h): the operator in the rule table.
 
-    In training both solves are Picard iterations of fixed counts, from relu(h). In evaluation the solve goes to a
-    tolerance (relative, per example: 1e-5 in float32, 1e-10 in float64) by Picard iteration. If rho(|W|) is so near 1
-    that 20,000 steps are not enough, Anderson's method goes on; NotConvergedError if that misses, too.
-
     weight: W, [C, C, k, k] or [N, N].
-    iterations, backward_iterations: the counts in training, of the solve and of its implicit gradient.
-    early_iterations: the solve's first count, from which `set_progress` raises it; None for `iterations` throughout.
-    gradient: "implicit", or "unrolled" for that of the iterations themselves.
+    solver: Picard(), which needs rho(|W|) < 1, or PeacemanRachford(), which needs I - W to be strongly monotone.
+    adjoint: Implicit() or Unrolled(), how z is differentiated.
     warm_start: the lifted solve starts from the clean equilibrium.
-    solver: "picard", which needs rho(|W|) < 1, or "peaceman-rachford", which needs I - W to be strongly monotone. The
-        latter ignores the counts: it solves to a tolerance, in float64, by inverses of dense matrices.
 
-    Raises ValueError for a count out of range, an unknown gradient and an unknown solver.
+    In evaluation the forward pass raises NotConvergedError if an example misses the solver's tolerance.
     """
 
     weight: Tensor
 
     def __init__(
-        self, weight: Tensor, iterations: int = 10, backward_iterations: int = 6, early_iterations: int | None = None,
-        gradient: str = "implicit", warm_start: bool = False, solver: str = _SOLVER,
+        self, weight: Tensor, solver: Solver = PICARD, adjoint: Implicit = IMPLICIT, warm_start: bool = False
     ):  # fmt: skip
         super().__init__()
-        early = iterations if early_iterations is None else early_iterations
-        for name, count in (("iterations", iterations), ("backward_iterations", backward_iterations)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, found {count}")
-        if not 1 <= early <= iterations:
-            raise ValueError(f"early_iterations must lie between 1 and iterations = {iterations}, found {early}")
-        if gradient not in GRADIENTS:
-            raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(GRADIENTS)}")
-        if solver not in LAYER_SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(LAYER_SOLVERS)}")
         self.weight = nn.Parameter(weight)
-        self.range = early, iterations
-        self.iterations = early
-        self.backward_iterations = backward_iterations
-        self.unrolled = gradient == "unrolled"
-        self.warm_start = warm_start
-        self.solver = solver
+        self.solver, self.adjoint, self.warm_start = solver, adjoint, warm_start
+        self.set_progress(0.0)
         self._of_weight = _SharedCache()
+
+    @property
+    def is_split(self) -> bool:
+        """True if the solver is Peaceman-Rachford splitting."""
+        return isinstance(self.solver, PeacemanRachford)
+
+    @property
+    def is_unrolled(self) -> bool:
+        """True if the gradient in training is that of the solver's steps themselves."""
+        return isinstance(self.adjoint, Unrolled)
 
     def contraction(self, weight: Tensor) -> Contraction:
         """Return `certificate.contraction` of a W, which is computed again only when W changes."""
@@ -109,40 +102,34 @@ class FixedPoint(nn.Module):
         return result
 
     def set_progress(self, progress: float) -> None:
-        """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target.
-
-        They grow in two steps, at a third and at two thirds, since each count is compiled anew.
-        """
-        early, late = self.range
-        self.iterations = (early, (early + late) // 2, late)[min(max(int(3 * progress), 0), 2)]
+        """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target."""
+        self.iterations = self.solver.iterations_at(progress) if isinstance(self.solver, Picard) else 0
 
     def without_parametrisation(self) -> "FixedPoint":
         """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""
-        early, late = self.range
-        gradient = GRADIENTS[self.unrolled]
-        counts = late, self.backward_iterations, early
-        copy = FixedPoint(self.weight.detach(), *counts, gradient, self.warm_start, self.solver)
+        copy = FixedPoint(self.weight.detach(), self.solver, self.adjoint, self.warm_start)
         copy.iterations = self.iterations
         return copy.train(self.training)
 
     def solve(
-        self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None, solver: str = _SOLVER,
-        weight: Tensor | None = None,
+        self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None,
+        steps: type[PicardSteps] = PicardSteps, weight: Tensor | None = None,
     ) -> Solution:  # fmt: skip
         """Return the equilibrium for h [B, ...], without gradient, with a report per example.
 
         start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default
-        evaluation's. solver: picard or anderson. weight: a W that was read before; by default it is read here.
+        evaluation's. steps: Picard's or Anderson's. weight: a W that was read before; by default it is read here.
+        Splitting has a start, a tolerance and steps of its own.
         """
         weight = self.weight if weight is None else weight
-        if self.solver == SPLITTING:
+        if self.is_split:
             solution = self._splitting(weight, h.shape[1:]).solve(h.flatten(1))
             return replace(solution, value=solution.value.to(h).view_as(h), residual=solution.residual.to(h))
         step = partial(fixed_point_step, weight)
         start = torch.relu(h) if start is None else start
         tolerance = _EVALUATION_TOLERANCE[h.dtype] if tolerance is None else tolerance
         with torch.no_grad():
-            return solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, solver)
+            return solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, steps)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -150,18 +137,18 @@ class FixedPoint(nn.Module):
 
     def at(self, weight: Tensor, h: Tensor) -> Tensor:
         """Return z for h under a W that was read before: in training every reading moves the parametrisation on."""
-        if self.solver == SPLITTING:
+        if self.is_split:
             matrix, splitting = dense_weight(weight, h.shape[1:]), self._splitting(weight, h.shape[1:])
             try:
                 return equilibrium_with_gradient(matrix, h.flatten(1), splitting).view_as(h)
             except NotConvergedError:
                 self.refuse_unproved(weight, h.shape[1:])
                 raise
-        if self.training and self.unrolled:
+        if self.training and self.is_unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():
             z = self._iterated(weight, h) if self.training else self._solved_to_tolerance(weight, h)
-        return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.backward_iterations), h)
+        return fixed_point_step(weight, with_implicit_gradient(weight, h, z, self.adjoint.iterations), h)
 
     def _splitting(self, weight: Tensor, shape: torch.Size) -> Splitting:
         return self._cached(("splitting", shape), weight.double(), lambda w: Splitting(dense_weight(w, shape)))
@@ -175,7 +162,7 @@ class FixedPoint(nn.Module):
         start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
         solution = self.solve(h, start, weight=weight)
         if not bool(solution.converged.all()):
-            solution = self.solve(h, start=solution.value, solver="anderson", weight=weight)
+            solution = self.solve(h, start=solution.value, steps=AndersonSteps, weight=weight)
             if missed := int((~solution.converged).sum()):
                 raise NotConvergedError(
                     f"{missed} of {len(h)} equilibria missed the tolerance in {_EVALUATION_LIMIT} iterations"
@@ -194,9 +181,10 @@ class Equilibrium(nn.Module):
     parametrisation: a name in PARAMETRISATIONS, which says how W is made.
     margin, gain, margin_start, channel_gain: of the parametrisation, as in `cerdeq.equilibrium.weights`.
     groups: for "orthogonal" alone, the number of blocks of channels that W does not connect.
-    The others as in `FixedPoint`.
+    iterations, early_iterations: of `Picard`. backward_iterations: of the adjoint, whose name is `gradient`: "implicit"
+    or "unrolled". warm_start: as in `FixedPoint`.
 
-    Raises ValueError for an unknown parametrisation, an even kernel, or a number out of range.
+    Raises ValueError for an unknown parametrisation or gradient, an even kernel, or a number out of range.
     """
 
     def __init__(
@@ -209,6 +197,8 @@ class Equilibrium(nn.Module):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
+        if gradient not in ADJOINTS:
+            raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(ADJOINTS)}")
         if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
             raise ValueError(f"kernel_size must be odd and at least 1, found {kernel_size}")
         if groups < 1 or channels % groups or (groups > 1 and parametrisation != "orthogonal"):
@@ -222,7 +212,8 @@ class Equilibrium(nn.Module):
                 free.normal_()
         free /= free[0].numel()
         self.inject = inject
-        self.recurrence = FixedPoint(free, iterations, backward_iterations, early_iterations, gradient, warm_start)
+        solver, adjoint = Picard(iterations, early_iterations), ADJOINTS[gradient](backward_iterations)
+        self.recurrence = FixedPoint(free, solver, adjoint, warm_start)
         shape = PARAMETRISATIONS[parametrisation](channels, margin, gain, margin_start, channel_gain)
         # unsafe: no trial run, which in training moves W on; on the device "meta" it would import torch's compiler, too
         parametrize.register_parametrization(self.recurrence, "weight", shape, unsafe=groups > 1 or free.is_meta)
@@ -271,7 +262,7 @@ class _AttackFixedPoint(nn.Module):
     def __init__(self, module: FixedPoint):
         super().__init__()
         self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
-        self.backward_iterations = module.backward_iterations
+        self.adjoint = module.adjoint
         self.last: Tensor | None = None
 
     def forward(self, h: Tensor) -> Tensor:
@@ -282,8 +273,8 @@ class _AttackFixedPoint(nn.Module):
             solution = solve(step, start, h, limit=_ATTACK_PICARD_STEPS)
             self.last, rest = solution.value, (~solution.converged).nonzero()[:, 0]
             if len(rest):
-                self.last[rest] = solve(step, self.last[rest], h[rest], limit=_ATTACK_LIMIT, solver="anderson").value
-        return step(with_implicit_gradient(self.weight, h, self.last, self.backward_iterations), h)
+                self.last[rest] = solve(step, self.last[rest], h[rest], limit=_ATTACK_LIMIT, steps=AndersonSteps).value
+        return step(with_implicit_gradient(self.weight, h, self.last, self.adjoint.iterations), h)
 
 
 def use_attack_solvers(model: nn.Module) -> None:
@@ -293,7 +284,7 @@ def use_attack_solvers(model: nn.Module) -> None:
     nothing is proved: check the result with the original network.
     """
     fold(model)
-    replace_fixed_points(model, lambda layer: layer if layer.solver == SPLITTING else _AttackFixedPoint(layer))
+    replace_fixed_points(model, lambda layer: layer if layer.is_split else _AttackFixedPoint(layer))
 
 
 def restrict_solutions(model: nn.Module, examples: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from cerdeq.equilibrium.certificate import (
     verified_box,
 )
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
-from cerdeq.equilibrium.layer import SPLITTING, FixedPoint
+from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.monotone.box import equilibrium_boxes
 from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.tree_search import row_bounds
@@ -36,12 +36,12 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     """Return a verified box if `ctx.sound`; else, for training, the lifted equilibrium by fixed counts."""
     weight = _weight(ctx, module)
     clean = None if x.clean is None else module.at(weight, x.clean)
-    if ctx.sound or (module.solver == SPLITTING and not module.training):
+    if ctx.sound or (module.is_split and not module.training):
         proved = _proved_box(weight, x.box, module)
         box = Box(proved.center.to(x.center), _rounded_up(proved.radius, proved.center, x.radius))
         ctx.preactivations[ctx.step] = preactivation_box(weight, x.box, box)
         return Interval(box.center, box.radius, clean)
-    if module.solver == SPLITTING:
+    if module.is_split:
         ctx.preactivations[ctx.step] = x.box
         return Interval(*_ball_in_training(weight, x, module), clean)
     h = (x.center, x.radius)
@@ -84,19 +84,19 @@ def _weight(ctx: Context, module: FixedPoint) -> Tensor:
 
 def _lifted(ctx: Context, module: FixedPoint, weight: Tensor, h: Ends, solution: Ends) -> Ends:
     """Return the lifted equilibrium after the module's iterations from `solution`, differentiable as it says."""
-    with torch.set_grad_enabled(module.unrolled and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(module.is_unrolled and torch.is_grad_enabled()):
         for _ in range(module.iterations):
             solution = relu_box(ctx, *apply_lifted(weight, solution, h))
-    if module.unrolled:
+    if module.is_unrolled:
         return solution
-    return box_with_implicit_gradient(weight, h, solution, module.backward_iterations, ctx.relu_shrinkage)
+    return box_with_implicit_gradient(weight, h, solution, module.adjoint.iterations, ctx.relu_shrinkage)
 
 
 def _backward(ctx: Backward, coefficients: Tensor, h: Interval, module: FixedPoint) -> Pulled:
     if not module.training and not module.contraction(module.weight).rate < 1:
         return _by_box(ctx, coefficients)
     if module.training:
-        return pull_back(ctx, coefficients, h, ctx.saved[ctx.step], module.backward_iterations)
+        return pull_back(ctx, coefficients, h, ctx.saved[ctx.step], module.adjoint.iterations)
     return pull_back(ctx, coefficients, h, module.weight, None)
 
 

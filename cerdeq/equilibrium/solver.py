@@ -55,50 +55,7 @@ def picard_steps(step: Callable[[Tensor], Tensor], start: Tensor, count: int) ->
     return z
 
 
-def solve_to_tolerance(
-    step: Callable[[Tensor, Tensor], Tensor], start: Tensor, h: Tensor, tolerance: float | Tensor, limit: int,
-    solver: str = "picard",
-) -> Solution:  # fmt: skip
-    """Iterate z [B, ...] = step(z, h [B, ...]) from `start` until each example meets its tolerance (one, or [B]).
-
-    An example also ends when its residual is not finite and there is no way back, or after `limit` iterations. So
-    neither its value nor its count depends on the others. It leaves the batch when the host reads next.
-    """
-    value, residual = start.clone(), start.new_full((len(start),), torch.inf)
-    iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
-    proposer = SOLVERS[solver](start)
-    ids, goals, z = torch.arange(len(start), device=start.device), tolerance, start
-    active = torch.ones_like(ids, dtype=torch.bool)
-    for count in range(1, limit + 1):
-        check()
-        if len(ids) == 0:
-            break
-        next_z = step(z, h)
-        difference = next_z - z
-        distance = _size(difference)
-        relative = distance / (_size(next_z) + torch.finfo(next_z.dtype).tiny)
-        z, possible = proposer.propose(next_z, difference, distance)
-        continues = active & possible & ~(relative <= goals) & (count < limit)
-        ended, active = active & ~continues, continues
-        remaining = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
-        if remaining is not None and len(remaining) == len(ids):
-            continue
-        value[ids] = torch.where(per_example(ended, z), next_z, value[ids])
-        residual[ids] = torch.where(ended, relative, residual[ids])
-        iterations[ids] = torch.where(ended, count, iterations[ids])
-        if remaining is not None:
-            ids, goals, z, h, active = (part[remaining] for part in (ids, goals, z, h, active))
-            proposer.restrict(remaining)
-    return Solution(value, residual, iterations, residual <= tolerance)
-
-
-def _size(values: Tensor) -> Tensor:
-    """Return the largest magnitude of each example, [B]."""
-    return values.flatten(1).abs().amax(1)
-
-
-class _Picard:
+class PicardSteps:
     """Proposes f(z) itself as the next iterates of a batch; other methods are subclasses."""
 
     def __init__(self, start: Tensor):
@@ -112,7 +69,7 @@ class _Picard:
         """Forget all but these examples, by their numbers in the batch."""
 
 
-class _Anderson(_Picard):
+class AndersonSteps(PicardSteps):
     """f(z) minus a combination of its last changes: the one whose changes of f(z) - z best cancel f(z) - z.
 
     Histories are rings of _MEMORY slots, with one current slot for all examples; `valid` says which slots belong to an
@@ -132,6 +89,7 @@ class _Anderson(_Picard):
         self.slot = 0
 
     def propose(self, next_z: Tensor, difference: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `PicardSteps.propose` does."""
         accepted = ~self.accelerated | (distance <= self.limit)
         self._remember(accepted, next_z.flatten(1), difference.flatten(1))
         tighter = torch.minimum(_DECAY * self.limit, _GROWTH * distance)
@@ -164,17 +122,60 @@ class _Anderson(_Picard):
         return (torch.linalg.solve_ex(gram / length / length.mT + ridge, target).result / length).mT.to(self.residuals)
 
     def restrict(self, examples: Tensor) -> None:
+        """Forget all but these examples, by their numbers in the batch."""
         for name in ("next_z", "changes", "residuals", "valid", "follows", "accelerated", "limit"):
             setattr(self, name, getattr(self, name)[examples])
 
 
-SOLVERS: dict[str, type[_Picard]] = {"picard": _Picard, "anderson": _Anderson}
+def solve_to_tolerance(
+    step: Callable[[Tensor, Tensor], Tensor], start: Tensor, h: Tensor, tolerance: float | Tensor, limit: int,
+    steps: type[PicardSteps] = PicardSteps,
+) -> Solution:  # fmt: skip
+    """Iterate z [B, ...] = step(z, h [B, ...]) from `start` until each example meets its tolerance (one, or [B]).
+
+    An example also ends when its residual is not finite and there is no way back, or after `limit` iterations. So
+    neither its value nor its count depends on the others. It leaves the batch when the host reads next.
+    """
+    value, residual = start.clone(), start.new_full((len(start),), torch.inf)
+    iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    tolerance = torch.as_tensor(tolerance, dtype=start.dtype, device=start.device).expand(len(start))
+    proposer = steps(start)
+    ids, goals, z = torch.arange(len(start), device=start.device), tolerance, start
+    active = torch.ones_like(ids, dtype=torch.bool)
+    for count in range(1, limit + 1):
+        check()
+        if len(ids) == 0:
+            break
+        next_z = step(z, h)
+        difference = next_z - z
+        distance = _size(difference)
+        relative = distance / (_size(next_z) + torch.finfo(next_z.dtype).tiny)
+        z, possible = proposer.propose(next_z, difference, distance)
+        continues = active & possible & ~(relative <= goals) & (count < limit)
+        ended, active = active & ~continues, continues
+        remaining = active.nonzero()[:, 0] if is_host_reading(count, z.device) else None
+        if remaining is not None and len(remaining) == len(ids):
+            continue
+        value[ids] = torch.where(per_example(ended, z), next_z, value[ids])
+        residual[ids] = torch.where(ended, relative, residual[ids])
+        iterations[ids] = torch.where(ended, count, iterations[ids])
+        if remaining is not None:
+            ids, goals, z, h, active = (part[remaining] for part in (ids, goals, z, h, active))
+            proposer.restrict(remaining)
+    return Solution(value, residual, iterations, residual <= tolerance)
+
+
+def _size(values: Tensor) -> Tensor:
+    """Return the largest magnitude of each example, [B]."""
+    return values.flatten(1).abs().amax(1)
 
 
 def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
     """Return about the z [B, ...] with z = relu(W z + h), in float64; relu(h) where that is not finite. No proof."""
     step, start = partial(fixed_point_step, weight.float()), torch.relu(h)
-    guess = solve_to_tolerance(step, start.float(), h.float(), _NEWTON_START_TOLERANCE, _NEWTON_LIMIT, "anderson").value
+    guess = solve_to_tolerance(
+        step, start.float(), h.float(), _NEWTON_START_TOLERANCE, _NEWTON_LIMIT, AndersonSteps
+    ).value
     z = refine(weight, h, guess.double())
     return torch.where(per_example(z.flatten(1).isfinite().all(1), h), z, start)
 
@@ -196,7 +197,7 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
         size = per_example(residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(z.dtype).tiny), z)
         start = (residual / size).float()
         correction = solve_to_tolerance(
-            step, start, torch.cat([start, active], dim=1), _NEWTON_TOLERANCE, _NEWTON_LIMIT, "anderson"
+            step, start, torch.cat([start, active], dim=1), _NEWTON_TOLERANCE, _NEWTON_LIMIT, AndersonSteps
         )
         z = z + size * correction.value
     return z

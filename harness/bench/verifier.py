@@ -102,7 +102,7 @@ def edge_case(depth: int, has_equilibrium: bool, seed: int, distance: float) -> 
     layers.pop()
     if has_equilibrium:
         weight = torch.randn(_UNITS, _UNITS, dtype=torch.float64, generator=generator)
-        layers[-2] = FixedPoint(weight * (_RHO / float(torch.linalg.eigvals(weight.abs()).abs().max())), 1, 1)
+        layers[-2] = FixedPoint(weight * (_RHO / float(torch.linalg.eigvals(weight.abs()).abs().max())))
     model = nn.Sequential(*layers).double().eval().requires_grad_(False)
     region = LinfBall(torch.rand(1, _INPUTS, dtype=torch.float64, generator=generator), _RADIUS)
     minimum = exact_minimum(model, region)

@@ -103,7 +103,7 @@ def ignored_settings(config: TrialConfig, network: nn.Module) -> dict[str, str]:
     }
     no_ramp = train.ramp_start == 1 and train.ramp_epochs == 0
     needs_ramp = "it matters only while eps grows, and there is no ramp"
-    unrolled = bool(equilibria) and all(module.unrolled for module in equilibria) and not method.linear
+    unrolled = bool(equilibria) and all(module.is_unrolled for module in equilibria) and not method.linear
     no_bounds = bool(equilibria) and "regularisation" in method.ignored()
     facts = [  # setting, whether it changes nothing, the reason; the first reason counts
         ("train.decay_factor", not train.decay_epochs, "there are no decay_epochs"),

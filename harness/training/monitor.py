@@ -9,7 +9,6 @@ from torch.nn.utils import parametrize
 from cerdeq import LinfBall, margin_spec
 from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
-from cerdeq.equilibrium.layer import SPLITTING
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.common import names
 from harness.sweep.trial_config import TrialConfig
@@ -36,7 +35,7 @@ def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels
     equilibria = [
         _recurrence_metrics(step.target, values[step.sources[0]], value)
         for step, value in zip(program.steps, values[1:], strict=True)
-        if isinstance(step.target, FixedPoint) and step.target.solver != SPLITTING
+        if isinstance(step.target, FixedPoint) and not step.target.is_split
     ]
     if equilibria:
         rates, missed = zip(*equilibria, strict=True)

@@ -85,7 +85,7 @@ def test_options_reach_the_equilibrium():
     model = build("deqlate", dataset="digits", width=0.05, **options)
     part = next(m for m in model.modules() if isinstance(m, Equilibrium)).recurrence
     weight = part.parametrizations.weight[0]
-    assert (part.iterations, part.backward_iterations, weight.margin) == (3, 4, 0.11)
+    assert (part.iterations, part.adjoint.iterations, weight.margin) == (3, 4, 0.11)
     assert weight.gain.item() == pytest.approx(0.77)
     assert build("deqlate", dataset="digits", width=0.05, gain=None) is not None
 

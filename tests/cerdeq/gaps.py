@@ -89,7 +89,7 @@ def _network(channels: int | None, units: int, rho: float, signed: bool) -> tupl
         shape, units = (1, side, side), channels * side * side
         first, inject = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, channels, 3, padding=1)
     weight = random_weight(channels or units, channels and 3, rho, signed)
-    made = [first, nn.LeakyReLU(0.1), inject, FixedPoint(weight, 1, 1), nn.Flatten(), nn.Linear(units, 1)]
+    made = [first, nn.LeakyReLU(0.1), inject, FixedPoint(weight), nn.Flatten(), nn.Linear(units, 1)]
     for layer in made:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.normal_(layer.weight, 0, 1.5 * layer.weight[0].numel() ** -0.5)

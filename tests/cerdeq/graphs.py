@@ -311,7 +311,7 @@ def evaluated(graph, spec, inputs, shape):
 
 def contractive(size, rate=0.7, kernel=None):
     """Return a FixedPoint whose channel matrix of |W| has the spectral radius `rate`."""
-    return FixedPoint(random_weight(size, kernel, rate), 30, 30).eval()
+    return FixedPoint(random_weight(size, kernel, rate)).eval()
 
 
 def wild_box(count, dtype):

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
-from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium import FixedPoint, PeacemanRachford
 
 
 def random_monotone(rng, units, modulus=0.5, size=1.0):
@@ -23,7 +23,7 @@ def network(weight, u, b, c, offset):
     with torch.no_grad():
         first.weight.copy_(tensors[1]), first.bias.copy_(tensors[2])
         last.weight.copy_(tensors[3]), last.bias.copy_(tensors[4])
-    return nn.Sequential(first, FixedPoint(tensors[0], solver="peaceman-rachford"), last).eval()
+    return nn.Sequential(first, FixedPoint(tensors[0], PeacemanRachford()), last).eval()
 
 
 def exact_minimum(weight, u, b, row, offset, low, high):

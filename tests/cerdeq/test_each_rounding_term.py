@@ -645,7 +645,7 @@ def test_counterexamples_lie_in_the_box(name):
 @pytest.mark.parametrize("weight", [0.3, 0.9])
 def test_boxes_of_equilibria_that_crown_tightens_are_rounded_up_to_float32(weight):
     """Of points, so that nothing but rounding is left after images in float64."""
-    point, h = FixedPoint(torch.tensor([[weight]]), 1, 1).eval(), box_of(1 + torch.rand(30, 1))
+    point, h = FixedPoint(torch.tensor([[weight]])).eval(), box_of(1 + torch.rand(30, 1))
     z = rules._interval(sound(), h, point)
     refined = rules._refine(lambda box, *arguments: box, z, h, point)
     for example, value in enumerate(fractions(h.center[:, 0])):

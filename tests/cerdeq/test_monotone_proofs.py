@@ -11,7 +11,7 @@ from monotone import equilibria, network, random_monotone
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval, trace
 from cerdeq.bounds.ibp import values_of
-from cerdeq.equilibrium import FixedPoint, NotContractiveError
+from cerdeq.equilibrium import FixedPoint, NotContractiveError, PeacemanRachford
 from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, TighteningStep
 from cerdeq.equilibrium.monotone.box import AffineMap, equilibrium_boxes, first_box
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
@@ -62,7 +62,7 @@ def test_a_layer_without_a_modulus_is_refused(excess):
     # I - (W + W^T) / 2 has the eigenvalue 1 - 1 - excess, in the direction (1, 1)
     weight = torch.tensor([[0.5, 0.5 + excess], [0.5, 0.5]], dtype=F)
     assert not monotonicity(weight).is_proved
-    layer = torch.nn.Sequential(FixedPoint(weight, solver="peaceman-rachford")).eval()
+    layer = torch.nn.Sequential(FixedPoint(weight, PeacemanRachford())).eval()
     with pytest.raises(NotContractiveError, match=r"rho\(\|W\|\) < 1, whose bound is .*, or .* eigenvalue is about"):
         bound(layer, Box(torch.ones(1, 2, dtype=F), torch.zeros(1, 2, dtype=F)))
 
@@ -116,7 +116,7 @@ def test_weights_whose_product_underflows_prove_nothing_false(outer):
     layers = [torch.nn.Linear(1, 1, dtype=F) for _ in range(3)]
     for layer, weight in zip(layers, (2.0**-660, 2.0**-460, -outer), strict=True):
         layer.weight.data.fill_(weight), layer.bias.data.zero_()
-    equilibrium = FixedPoint(torch.tensor([[-1.0]], dtype=F), solver="peaceman-rachford")
+    equilibrium = FixedPoint(torch.tensor([[-1.0]], dtype=F), PeacemanRachford())
     model = torch.nn.Sequential(*layers[:2], equilibrium, layers[2]).eval()
     layers[2].bias.data.fill_(outer * 2.0**-123)  # the row is outer (2^-123 - 2^-121) < 0
     x = torch.full((1, 1), 2.0**1000, dtype=F)
@@ -270,7 +270,7 @@ def test_convolutional_weights_are_made_dense():
     kernel = torch.randn(2, 2, 3, 3, dtype=F) * 0.3
     layer = FixedPoint(
         kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4),
-        solver="peaceman-rachford",
+        PeacemanRachford(),
     )
     stem, head = torch.nn.Conv2d(1, 2, 3, padding=1).double(), torch.nn.Linear(32, 2).double()
     model = torch.nn.Sequential(stem, layer, torch.nn.Flatten(), head).eval()

@@ -20,11 +20,12 @@ from pairs import every_pair
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, layer, solver, use_attack_solvers
 from cerdeq.equilibrium.recurrence import apply_weight
-from cerdeq.equilibrium.solver import SOLVERS, near_equilibrium, refine, solve_to_tolerance
+from cerdeq.equilibrium.solver import AndersonSteps, PicardSteps, near_equilibrium, refine, solve_to_tolerance
 from cerdeq.gpu_readings import is_host_reading
 
 SOLVER_RHOS = [*RHOS, 0.99]
 LIMIT = 5000
+SOLVERS = [PicardSteps, AndersonSteps]
 both = pytest.mark.parametrize("solver", SOLVERS)
 
 
@@ -32,7 +33,7 @@ def step_of(weight):
     return lambda z, h: torch.relu(apply_weight(weight, z) + h)
 
 
-def solve_weight(weight, h, tolerance=1e-12, solver="picard", start=None, limit=LIMIT):
+def solve_weight(weight, h, tolerance=1e-12, solver=PicardSteps, start=None, limit=LIMIT):
     return solve_to_tolerance(step_of(weight), torch.relu(h) if start is None else start, h, tolerance, limit, solver)
 
 
@@ -69,7 +70,7 @@ def test_an_answer_does_not_depend_on_the_batch(solver):
     assert together.converged.all() and len(together.iterations.unique()) > 1
     for i in range(9):
         alone = solve_to_tolerance(same_in_any_batch, torch.relu(h[i : i + 1]), h[i : i + 1], 1e-12, LIMIT, solver)
-        if solver == "picard":
+        if solver is PicardSteps:
             assert torch.equal(together.value[i], alone.value[0]) and together.iterations[i] == alone.iterations[0]
         torch.testing.assert_close(together.value[i], alone.value[0], rtol=1e-10, atol=0)
 
@@ -100,7 +101,7 @@ def test_anderson_takes_back_a_step_that_went_wrong(outside):
 
     h = torch.full((2, 3), 10.0, dtype=torch.float64)
     h[1] = 0.3
-    report = solve_to_tolerance(bent, torch.zeros_like(h), h, 1e-12, LIMIT, "anderson")
+    report = solve_to_tolerance(bent, torch.zeros_like(h), h, 1e-12, LIMIT, AndersonSteps)
     assert report.converged.all() and torch.equal(report.value, h)
     assert report.iterations[1] < 5 < report.iterations[0] < 100
     wrong = [k for k, z in enumerate(iterates) if (z > 11).any()]
@@ -121,7 +122,7 @@ def test_what_is_no_contraction_is_not_converged(solver, weight):
 def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
     monkeypatch.setattr(layer, "_EVALUATION_LIMIT", 2)
     weight = torch.tensor([[0.9]], dtype=torch.float64)
-    point = FixedPoint(weight, 5, 5).eval()
+    point = FixedPoint(weight).eval()
     h = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     report = point.solve(h)
     assert report.converged.tolist() == [True, False]
@@ -133,14 +134,14 @@ def test_a_limit_that_is_too_small_is_reported_and_raised(monkeypatch):
 @pytest.mark.parametrize("rate", [0.9999, pytest.param(-0.99999, marks=pytest.mark.slow)])
 def test_equilibria_that_picard_iteration_does_not_reach_are_found(rate):
     """rho(|W|) next to 1, as small margins allow: exactly h / (1 - w) for a positive h."""
-    layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64), 5, 5).eval()
+    layer = FixedPoint(torch.tensor([[rate]], dtype=torch.float64)).eval()
     h = torch.tensor([[1.0], [3.0], [-2.0]], dtype=torch.float64)
     assert not layer.solve(h).converged.all()
     torch.testing.assert_close(layer(h).detach(), torch.relu(h) / (1 - rate), rtol=1e-6, atol=0)
 
 
 def test_evaluation_in_bfloat16_solves_in_float32():
-    exact = FixedPoint(0.1 * torch.randn(4, 4), 5, 5).eval()
+    exact = FixedPoint(0.1 * torch.randn(4, 4)).eval()
     h = torch.randn(3, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = exact(h)
@@ -183,7 +184,7 @@ def read_as_on_a_gpu(monkeypatch, module):
     monkeypatch.setattr(module, "is_host_reading", lambda step, device: is_host_reading(step, CUDA))
 
 
-@pytest.mark.parametrize("name", solver.SOLVERS)
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("limit", [1000, 37])  # the latter is no step that is read
 def test_solutions_are_the_same_bit_by_bit(monkeypatch, name, limit):
     h = torch.randn(20, 6, dtype=torch.float64) * torch.logspace(-3, 3, 20, dtype=torch.float64)[:, None]

@@ -27,7 +27,9 @@ from pairs import every_pair
 from cerdeq import Box
 from cerdeq.equilibrium import (
     FixedPoint,
+    Implicit,
     NotContractiveError,
+    Picard,
     certificate,
     contraction,
     layer,
@@ -90,7 +92,7 @@ def test_a_w_that_is_no_contraction_has_no_box(rho, kernel):
 def test_a_proof_is_kept_for_as_long_as_w_stays_the_same(monkeypatch):
     weights = []
     monkeypatch.setattr(layer, "contraction", lambda weight: (weights.append(weight), contraction(weight))[1])
-    module = FixedPoint(0.1 * torch.eye(3), iterations=1, backward_iterations=1)
+    module = FixedPoint(0.1 * torch.eye(3), Picard(1), Implicit(1))
     first = module.contraction(module.weight)
     assert module.contraction(module.weight) is first and len(weights) == 1
     with torch.no_grad():

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from cerdeq.equilibrium import FixedPoint
-from cerdeq.equilibrium.layer import SPLITTING
 from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.maps import Map, Shape, UnknownLayerError, array
@@ -269,8 +268,8 @@ def _move(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
     return maps.move(call, name)
 
 
-def _equilibrium(x: Any, weight: Array, solver: str) -> ReluStep:
-    return ReluStep(weight, solver == SPLITTING)
+def _equilibrium(x: Any, weight: Array, is_split: bool) -> ReluStep:
+    return ReluStep(weight, is_split)
 
 
 _CONVOLUTION = "weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode"
@@ -342,7 +341,7 @@ OPERATORS = {
     "dropout": Operator(
         _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}
     ),
-    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight", "solver")}),
+    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight", "is_split")}),
 }  # fmt: skip
 _FUNCTIONS = {function: record for record in OPERATORS.values() for function in record.functions}
 _MODULES = {kind: record for record in OPERATORS.values() for kind in record.modules}

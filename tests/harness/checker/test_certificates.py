@@ -26,7 +26,7 @@ SHAPE = BOX.center.shape[1:]
 def recurrence(rho, *shape):
     weight = torch.randn(*shape).double()
     matrix = weight.abs().reshape(*shape[:2], -1).sum(2)
-    return FixedPoint(weight * rho / torch.linalg.eigvals(matrix).abs().max(), 1, 1)
+    return FixedPoint(weight * rho / torch.linalg.eigvals(matrix).abs().max())
 
 
 def linear(inputs, outputs):

@@ -25,7 +25,7 @@ def bound_in_leaf(recurrence, boxes, spec, signs=None):
     for layer in (inject, classifier):
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
-    activation = FixedPoint(weight, 1, 1) if recurrence else nn.ReLU()
+    activation = FixedPoint(weight) if recurrence else nn.ReLU()
     network = read_network(nn.Sequential(nn.Flatten(), inject, activation, classifier).eval())
     center, radius = np.array(boxes).T[:, None, None, None]
     region, leaf, one = interval_region(network, Box(center, radius)), {}, np.ones((1, 2))

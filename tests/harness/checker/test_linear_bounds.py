@@ -13,6 +13,7 @@ from torch import nn
 
 from baselines.layers import Normalize
 from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium.solver import AndersonSteps
 from harness.checker.bounds import linear
 from harness.checker.bounds.boxes import Box, ball
 from harness.checker.bounds.linear import lower_bounds
@@ -194,7 +195,7 @@ def test_equilibria_that_are_affine_are_bounded_by_their_exact_minima_less_round
     with torch.no_grad():
         inject.weight.abs_()
         inject.bias.abs_()
-    network = read_network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight, 1, 1), classifier).eval())
+    network = read_network(nn.Sequential(nn.Flatten(), inject, FixedPoint(weight), classifier).eval())
     box = exact_box(np.full((1, 1, 2, 2), 0.5), 0.25)
     spec = np.random.default_rng(0).normal(size=(20, 2))
     lowers = lower_bounds(network, interval_region(network, box), {4: spec}, {})
@@ -213,7 +214,7 @@ def test_rounding_in_w_is_counted_where_its_columns_cancel(monkeypatch):
     random, weight = np.random.default_rng(0), np.eye(4) / 1024
     weight[2, :2], scale = (1e4 * random.uniform(1, 2), -1e4 * random.uniform(1, 2)), random.uniform(1, 2)
     weight[3, :2] = scale * weight[2, :2]
-    model = nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight), 1, 1), nn.Linear(4, 2).double())
+    model = nn.Sequential(nn.Flatten(), FixedPoint(torch.from_numpy(weight)), nn.Linear(4, 2).double())
     network = read_network(model.eval())
     images = np.array([0.5, -0.5 * weight[2, 0] / weight[2, 1], 0.5, 0.5]).reshape(1, 1, 1, 4)
     last = random.normal(size=(60, 1))
@@ -264,7 +265,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     weight *= rho / torch.linalg.eigvals(weight.abs().reshape(4, 4, -1).sum(2)).abs().max()
     stem = [nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 4)]
     stem = stem if kernel is None else [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)]
-    model = with_classifier([*stem, FixedPoint(weight, 1, 1), nn.Flatten()], (1, 4, 4))
+    model = with_classifier([*stem, FixedPoint(weight), nn.Flatten()], (1, 4, 4))
     network, images = read_network(model), ball(np.full((1, 1, 4, 4), 128.0), 0.3)
     number = next(
         n
@@ -274,7 +275,7 @@ def test_regions_and_bounds_hold_equilibria(kernel, rho):
     x = torch.from_numpy(images.center + images.radius * np.sign(np.random.default_rng(0).normal(size=(60, 1, 4, 4))))
     layer = model[number - 1]
     h = model[: number - 1](x)
-    z = layer.solve(h, tolerance=1e-13, solver="anderson").value
+    z = layer.solve(h, tolerance=1e-13, steps=AndersonSteps).value
     p = (z @ weight.T if kernel is None else torch.conv2d(z, weight, padding=1)) + h
     spec = np.array([[1.0, -1, 0], [-1, 0, 1], [0, 1, -1]])
     outputs = model[number:](z).numpy() @ spec.T

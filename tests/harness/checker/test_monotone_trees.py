@@ -14,7 +14,7 @@ from torch import nn
 
 from cerdeq import Box as Region
 from cerdeq import verify
-from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium import FixedPoint, PeacemanRachford
 from harness.checker.bounds import monotone, multipliers
 from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.equilibrium import NotProvedError, prove_unique
@@ -39,7 +39,7 @@ def network(rng, shift=0.0):
         last.weight.copy_(torch.tensor(rng.normal(size=(2, UNITS))))
         first.bias.zero_()
         last.bias.copy_(torch.tensor([shift, 0.0]))
-    layer = FixedPoint(torch.tensor(random_weight(rng)), solver="peaceman-rachford")
+    layer = FixedPoint(torch.tensor(random_weight(rng)), PeacemanRachford())
     return nn.Sequential(first, layer, last).eval()
 
 
@@ -164,7 +164,7 @@ def test_values_so_large_that_products_of_weights_may_underflow_are_refused():
 
     head = linear(2, [-(2.0**100), 0.0])
     head.bias.data[0] = 1
-    equilibrium = FixedPoint(-torch.ones(1, 1).double(), solver="peaceman-rachford")
+    equilibrium = FixedPoint(-torch.ones(1, 1).double(), PeacemanRachford())
     model = nn.Sequential(
         *(linear(1, [weight]) for weight in [2.0**110] * 9 + [2.0**-120] * 9), equilibrium, head
     ).eval()
@@ -201,7 +201,7 @@ def convolution(rng, channels=2, size=3, shift=0.0):
         first.weight.copy_(torch.tensor(rng.normal(size=first.weight.shape)))
         last.weight.copy_(torch.tensor(rng.normal(size=last.weight.shape)))
         last.bias.copy_(torch.tensor([shift, 0.0]))
-    layer = FixedPoint(torch.tensor(kernel), solver="peaceman-rachford")
+    layer = FixedPoint(torch.tensor(kernel), PeacemanRachford())
     return nn.Sequential(first, layer, nn.Flatten(), last).eval()
 
 

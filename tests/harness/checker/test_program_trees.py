@@ -40,7 +40,7 @@ def chain(sizes, has_equilibria, seed):
         layers.append(layer)
         if has_equilibria and outputs != sizes[-1]:
             weight = normal(outputs, outputs)
-            layers.append(FixedPoint(weight * (0.6 / float(torch.linalg.eigvals(weight.abs()).abs().max())), 1, 1))
+            layers.append(FixedPoint(weight * (0.6 / float(torch.linalg.eigvals(weight.abs()).abs().max()))))
         else:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
