@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds import check_arguments, check_columns, trace
+from cerdeq.bounds.agreement import points_of, refuse_another_function, refuse_other_outputs
 from cerdeq.bounds.batch_sizes import default_memory
-from cerdeq.bounds.compare import points_of, refuse_another_function, refuse_other_calls
 from cerdeq.bounds.crown import linear_bounds, tighten
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.ibp import values_of
@@ -139,7 +139,8 @@ def _programs(model: nn.Module, region: Box, spec: Tensor) -> tuple[Program, Pro
     if region.center.dtype == torch.float64:
         check_columns(spec, refuse_another_function(model, own, region))
     else:
-        refuse_other_calls(model, own, points_of(region))
+        if len(x := points_of(region)):
+            refuse_other_outputs(model, own, x)
         try:
             output = refuse_another_function(exact, program, region.double())
         except ValueError as error:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from cerdeq.operators import (
     arithmetic,
@@ -28,13 +26,10 @@ _FILES = (
     shapes,
 )  # fmt: skip
 TABLE = tuple(record for file in _FILES for record in file.RECORDS)
-_OWNERS = (torch, F, Tensor)
 AROUND_FORWARD = ("__call__", "_wrapped_call_impl", "_call_impl", "_compiled_call_impl")  # what a call runs first
 _FORWARD = ("forward", "_conv_forward", "_check_input_dim", "_output_padding")  # torch's, with what they call
 _by_function: dict[Any, Operator] = {}
 _by_module: dict[type[nn.Module], Operator] = {}
-_originals: dict[tuple[Any, str], Any] = {(nn.Module, name): getattr(nn.Module, name) for name in AROUND_FORWARD}
-"""The code that rules know, by the class or package that holds it and its name."""
 
 
 def register(record: Operator, replace: bool = False) -> None:
@@ -49,17 +44,6 @@ def register(record: Operator, replace: bool = False) -> None:
         )
     _by_function.update(dict.fromkeys(record.functions, record))
     _by_module.update(dict.fromkeys(record.modules, record))
-    keys: list[tuple[Any, str]] = [(kind, name) for kind in record.modules for name in (*AROUND_FORWARD, *_FORWARD)]
-    names = {getattr(function, "__name__", "") for function in record.functions}
-    keys += [(owner, name) for name in names for owner in _OWNERS]
-    keys += [(Tensor, operation.format(name)) for name in names for operation in ("__{}__", "__r{}__")]
-    _originals.update({(owner, name): getattr(owner, name) for owner, name in keys if hasattr(owner, name)})
-
-
-def replaced_code() -> list[str]:
-    """Return the names of methods and functions that were replaced in torch since rules for them were registered."""
-    now = {key: getattr(*key, None) for key in _originals}
-    return [f"{owner.__name__}.{name}" for (owner, name), code in _originals.items() if now[owner, name] is not code]
 
 
 def of_function(function: Any) -> Operator | None:

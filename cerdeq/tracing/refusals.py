@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from cerdeq.errors import UnsupportedOperator
-from cerdeq.operators.table import AROUND_FORWARD, of_function, of_module, replaced_code, replaces
+from cerdeq.operators.table import AROUND_FORWARD, of_function, of_module, replaces
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
@@ -29,10 +29,8 @@ def refuse_training(model: nn.Module) -> None:
 def refuse_unseen_code(model: nn.Module) -> None:
     """Raise UnsupportedOperator for code that torch.fx does not see.
 
-    That is replaced code of torch, hooks, a replaced `__call__`, a forward of the instance, and tensor subclasses.
+    That is hooks, a replaced `__call__`, a forward of the instance, and tensor subclasses.
     """
-    if replaced := replaced_code():
-        raise UnsupportedOperator(f"{', '.join(replaced)} is not the code that bounds know; undo its replacement")
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         raise UnsupportedOperator("torch has global forward hooks, which bounds do not see; remove them")
     for name, module in model.named_modules():

@@ -39,7 +39,7 @@ from cerdeq.tracing.refusals import (
 
 _HERE = Path(__file__).parent
 _OWN_FOLDERS = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, _HERE, _HERE.parent / "bounds"))
-_WAY_OUT = (
+WAY_OUT = (
     "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
     "x.shape, x.size and x.dim"
 )
@@ -152,7 +152,7 @@ def _nodes(root: nn.Module) -> list[torch.fx.Node]:
         line = line_of(traceback.walk_tb(error.__traceback__))
         what = str(error) or type(error).__name__
         raise UnsupportedOperator(
-            f"torch.fx cannot trace the model, after node '{last}'{line}: {what}; {_WAY_OUT}"
+            f"torch.fx cannot trace the model, after node '{last}'{line}: {what}; {WAY_OUT}"
         ) from error
     return list(graph.nodes)
 

@@ -1,4 +1,4 @@
-"""Modules that torch.fx misreads, by accident or on purpose: bounds refuse them, or contain what they compute."""
+"""Modules that torch.fx misreads: bounds refuse them, or contain what they compute."""
 
 import contextlib
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import UnsupportedOperator
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.operators import table
 
 
 class Network(nn.Module):
@@ -49,22 +48,6 @@ def constant_shared_with_numpy(module, x):
     return y
 
 
-def weight_doubled_for_a_moment(module, x):
-    weight = module._buffers["scale"]
-    weight.data.mul_(1 + 1e-3)
-    y = x * weight
-    weight.data.div_(1 + 1e-3)
-    return y
-
-
-def layer_changed_for_a_moment(module, x):
-    weight = module.layer._parameters["weight"]
-    weight.data.mul_(2)
-    y = module.layer(x)
-    weight.data.mul_(0.5)
-    return y
-
-
 def buffer_counts(module, x):
     module._buffers["scale"].data.add_(1)
     return x * module.scale
@@ -85,14 +68,6 @@ def swallows_the_error(module, x):
     return x
 
 
-def forgets_an_error_of_its_own(module, x):
-    try:
-        x.new_thing()
-    except AttributeError:
-        return 2 * x
-    return x
-
-
 def detached_alias(module, x):
     y = x + 0
     if isinstance(x, Tensor):
@@ -110,32 +85,21 @@ class Doubling(Tensor):
 FORWARDS = {
     "constant changed after its use": constant_changed_after_use,
     "constant shared with numpy": constant_shared_with_numpy,
-    "weight changed for a moment": weight_doubled_for_a_moment,
-    "layer changed for a moment": layer_changed_for_a_moment,
     "buffer counts calls": buffer_counts,
     "counts calls": counts,
     "random": random,
     "try around a branch": swallows_the_error,
-    "missing method": forgets_an_error_of_its_own,
     "detached alias": detached_alias,
     "isinstance of a proxy": lambda m, x: x if is_traced(x) else x * (1 + 1e-5),
     "isinstance of a tensor": lambda m, x: F.relu(x) if isinstance(x, Tensor) else x,
-    "type": lambda m, x: 1.0001 * x if type(x) is Tensor else x,
-    "is_fx_tracing": lambda m, x: x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else x + 1e-5,
     "grad mode": lambda m, x: x if torch.is_grad_enabled() else x + 1,
     "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
     "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
-    "one example without gradients": (
-        lambda m, x: x + 1 if not is_traced(x) and x.shape[0] == 1 and not torch.is_grad_enabled() else x
-    ),
     "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
     "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
-    "value as a truth": lambda m, x: x + 1 if not is_traced(x) and bool((x[0, 0] == 0.75).any()) else x,
     "value by numpy": lambda m, x: x + 1 if not is_traced(x) and x.detach().numpy()[0, 0] == 0.75 else x,
-    "value by torch.equal": lambda m, x: x + 1 if not is_traced(x) and torch.equal(x, 0 * x) else x,
     "equal where it is tried": lambda m, x: x if is_traced(x) else torch.where(x.abs() < 1e3, x, 0 * x),
     "subclass of Tensor": lambda m, x: F.relu(x if is_traced(x) else x.as_subclass(Doubling)),
-    "another order": lambda m, x: (x + 1) * 2 if is_traced(x) else x * 2 + 2.0001,
     "in place and read again": lambda m, x: x.relu_() + x if is_traced(x) else 2.001 * x.relu(),
 }
 
@@ -214,30 +178,11 @@ def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name):
     try:
         lower, upper = bound(model, box)
     except UnsupportedOperator as error:
-        assert "allowed" in str(error) or "test_hostile_modules.py, line" in str(error), error
+        assert "allowed" in str(error) or "test_misread_modules.py, line" in str(error), error
         return
     for y in outputs(model, box):
         rounding = 4 * torch.finfo(y.dtype).eps * (1 + y.abs())
         assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()
-
-
-class WithProperty(nn.Linear):
-    """A layer whose weight is another at each second reading."""
-
-    readings = 0
-
-    @property
-    def weight(self):
-        WithProperty.readings += 1
-        return self._parameters["weight"] * (1 + WithProperty.readings % 2)
-
-
-class WithGetattr(nn.Linear):
-    """A layer whose weight depends on the mode of gradients."""
-
-    def __getattribute__(self, name):
-        value = super().__getattribute__(name)
-        return 2 * value if name == "bias" and torch.is_grad_enabled() else value
 
 
 class OwnForward(nn.Sequential):
@@ -245,70 +190,22 @@ class OwnForward(nn.Sequential):
         return -super().forward(x)
 
 
-def with_property():
-    layer = nn.Linear(4, 4)
-    layer.__class__ = WithProperty
-    return layer
-
-
-LAYERS = {
-    "property": with_property,
-    "getattr": lambda: WithGetattr(4, 4),
-    "Sequential with its own forward": lambda: OwnForward(nn.Linear(4, 4), nn.ReLU()),
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_of_somebodys_own_is_refused_or_bounded_rightly(name):
-    model = nn.Sequential(LAYERS[name](), nn.ReLU(), nn.Linear(4, 4)).double().eval()
+def test_a_sequential_with_its_own_forward_is_bounded_rightly():
+    model = nn.Sequential(OwnForward(nn.Linear(4, 4), nn.ReLU()), nn.ReLU(), nn.Linear(4, 4)).double().eval()
     box = Box(torch.full((3, 4), 0.5).double(), torch.full((3, 4), 0.5).double())
-    try:
-        lower, upper = bound(model, box)
-    except UnsupportedOperator as error:
-        assert name in ("property", "getattr"), error
-        return
+    lower, upper = bound(model, box)
     for y in outputs(model, box):
         assert (lower[: len(y)] <= y + 1e-12).all() and (y <= upper[: len(y)] + 1e-12).all()
 
 
-REPLACED = {
-    "forward of a class": (nn.Linear, "forward", lambda self, x: 2 * F.linear(x, self.weight, self.bias)),
-    "function": (F, "relu", lambda input, inplace=False: torch.relu(input) - 1),
-    "call of all modules": (nn.Module, "__call__", lambda self, x: 2 * self.forward(x)),
-    "call of a class": (nn.Linear, "__call__", lambda self, x: 2 * self.forward(x)),
-    "sum": (Tensor, "__add__", lambda self, other: 2 * torch.add(self, other)),
-    "reflected difference": (Tensor, "__rsub__", lambda self, other: 2 * torch.sub(other, self)),
-    "method": (Tensor, "flatten", lambda self, start_dim=0, end_dim=-1: 2 * self.view(len(self), -1)),
-}
-
-
-@pytest.mark.parametrize("name", REPLACED)
-def test_code_of_torch_that_was_replaced_is_refused(monkeypatch, name):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()).eval()
-    box = Box(torch.zeros(1, 4), torch.ones(1, 4))
-    bound(model, box)
-    monkeypatch.setattr(*REPLACED[name])
-    with pytest.raises(UnsupportedOperator, match="is not the code that bounds know"):
-        bound(model, box)
-
-
-def test_code_of_a_leaf_that_was_replaced_before_its_rules_were_known_is_refused(monkeypatch):
-    """Then only its outputs tell, each by itself: a large one hides no other."""
+def test_a_layer_whose_code_was_replaced_is_refused(monkeypatch):
+    """Its outputs tell, each by itself: a large one hides no other."""
     model = nn.Sequential(nn.Linear(4, 4)).double().eval()
     with torch.no_grad():
         model[0].bias[3] = 1e6
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: F.linear(x, self.weight * (1 + 1e-9), self.bias))
-    monkeypatch.setitem(table._originals, (nn.Linear, "forward"), nn.Linear.forward)
     with pytest.raises(UnsupportedOperator, match="layers that compute what torch's do"):
         bound(model, Box(torch.ones(1, 4).double(), torch.ones(1, 4).double()))
-
-
-def test_the_module_is_left_as_it_was():
-    model = Network(lambda m, x: F.relu(x)).eval()
-    before = {name: set(vars(module)) for name, module in model.named_modules()}
-    bound(model, Box(torch.zeros(1, 4), torch.ones(1, 4)))
-    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 class OwnSize(nn.Module):
