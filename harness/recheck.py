@@ -100,9 +100,7 @@ def _main(options: argparse.Namespace) -> int:
             images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
             rows.append([label, images, *errors, f"{time.monotonic() - started:.0f}"])
             lines += [f"{label}: {line}" for line in _describe(result)]
-    others = folders.check_copies(configs)
-    if not options.only:
-        others += folders.check_strays(options.directory) + check_leaderboard(options.directory)
+    others = [] if options.only else check_leaderboard(options.directory)
     console = new_console()
     print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
@@ -117,22 +115,20 @@ def _recheck_instances(options: argparse.Namespace, records: list[Path]) -> int:
     """Recheck a results directory of `harness.verify`; print a line for each result, then how many are confirmed."""
     for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
         require(option, value, value is None, "with a sweep's results only")
-    from harness.checker.instances import check_records, check_table, name_of, repeated_records
+    from harness.checker.instances import check_records, check_table, name_of
     from harness.vnnlib.files import load_recorded
 
     if options.only:
         records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
-    console, claims, repeated = new_console(), list["CheckedResult"](), repeated_records(records)
-    is_confirmed = True
-    for path, result in zip(records, check_records(records, load_recorded), strict=True):
+    console, claims, is_confirmed = new_console(), list["CheckedResult"](), True
+    for result in check_records(records, load_recorded):
         outcome = f"confirmed by {result.proved_by}" if result.proved_by else f"not confirmed: {result.problem}"
         line = f"{result.name}: {result.status}" + (f" {outcome}, {result.seconds:.1f} s" if result.is_claim else "")
         console.print(printable(line), soft_wrap=True)
-        claims += [result] if result.is_claim and path not in repeated else []
+        claims += [result] if result.is_claim else []
         is_confirmed = is_confirmed and (bool(result.proved_by) or not result.is_claim)
     others = [] if options.only else check_table(options.directory)
-    notes = [f"{path.name} repeats {first.name}: counted once" for path, first in repeated.items()]
-    for line in [*others, *notes, _count_results(claims, len(records) - len(repeated))]:
+    for line in [*others, _count_results(claims, len(records))]:
         console.print(printable(line), soft_wrap=True)
     return OK if not others and is_confirmed else FAILED
 

@@ -1,10 +1,9 @@
 """Prove the verdicts of images again, with the network of stored weights."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,11 @@ from harness.common import names
 from harness.common.errors import InputError, error_line
 from harness.data import Split
 from harness.evaluation.network import load_network
-from harness.settings import STAGES
 from harness.storage import folder
 from harness.sweep.trial_config import TrialConfig
 
 _BATCH = 20  # images
 _COMPARED = 10  # images whose logits are compared with the module's
-_HIGHER, _LOWER = 1e-4, 1e-3  # how far a recorded margin of IBP may differ, relative to 1 + the checker's size
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,19 @@ class Checker:
 
     network: Network
     eps: Fraction
-    stages: Sequence[str]
     counterexamples: Tensors
     certificates: Mapping[str, Tensors]
 
-    def check(self, row: dict[str, Any], pixels: Array, clean: tuple[float, float], lower: float) -> tuple[str, str]:
+    def check(self, row: dict[str, Any], pixels: Array, clean: float, lower: float) -> tuple[str, str]:
         """Check the verdict of one image [C, H, W].
 
-        clean: bounds by intervals of its smallest margin at the image. lower: a lower bound over its ball.
+        clean, lower: lower bounds by intervals of its smallest margin, at the image and over its ball.
 
         Returns:
             What is wrong or not confirmed, or ""; and what proved a certified image, or "".
         """
         index, label = str(row[names.INDEX]), int(row[names.LABEL])
-        problem = check_prediction(row, clean[0]) or check_ibp(row, lower) or check_ibp_margin(row, lower)
-        if problem := problem or check_other_margins(row, clean[1], self.stages):
+        if problem := check_prediction(row, clean) or check_ibp(row, lower):
             return f"image {index}: {problem}", ""
         if row[names.VERDICT] == names.FALSIFIED:
             why = why_not_falsified(self.network, pixels, label, self.counterexamples.get(index), self.eps)
@@ -88,8 +83,8 @@ class Checker:
             pixels = test.images[start : start + len(part)].numpy().astype(np.float64)
             labels = part[names.LABEL].to_numpy()
             clean = _smallest_margins(self.network, ball(pixels, 0.0), labels)
-            lower, _ = _smallest_margins(self.network, ball(pixels, float(self.eps)), labels)
-            rows = zip(part.to_dict("records"), pixels, zip(*clean, strict=True), lower, strict=True)
+            lower = _smallest_margins(self.network, ball(pixels, float(self.eps)), labels)
+            rows = zip(part.to_dict("records"), pixels, clean, lower, strict=True)
             for row, image, at_image, over_ball in rows:
                 problem, proved_by = self.check(row, image, at_image, over_ball)
                 problems += [problem] if problem else []
@@ -184,36 +179,12 @@ def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
     return []
 
 
-def check_counterexamples(verdicts: pd.DataFrame, counterexamples: Tensors) -> list[str]:
-    """Check that counterexamples are stored for falsified images only."""
-    verdict = dict(zip(verdicts[names.INDEX].astype(str), verdicts[names.VERDICT], strict=True))
-    others = {index: verdict.get(index) for index in counterexamples if verdict.get(index) != names.FALSIFIED}
-    return [
-        f"image {index}: {folder.COUNTEREXAMPLES} has a counterexample, but the verdict is {value}"
-        if value
-        else f"{folder.COUNTEREXAMPLES} has a counterexample for {index!r}, but no image has this index"
-        for index, value in others.items()
-    ]
-
-
-def check_certificates(verdicts: pd.DataFrame, certificates: Mapping[str, Tensors]) -> list[str]:
-    """Check that certificates are stored only for images that were certified by a stage which stores them."""
-    stages = [stage for stage, record in STAGES.items() if "certificates" in record.settings]
-    has_one = verdicts[verdicts[names.INDEX].astype(str).isin(certificates)]
-    others = has_one[(has_one[names.VERDICT] != names.CERTIFIED) | ~has_one[names.STAGE].isin(stages)]
-    strays = sorted(certificates.keys() - set(verdicts[names.INDEX].astype(str)))
-    return [
-        f"image {row[names.INDEX]}: {folder.CERTIFICATES} has a certificate, but the verdict is {describe(row)}"
-        for row in others.to_dict("records")
-    ] + [f"{folder.CERTIFICATES} has a certificate for {index!r}, but no image has this index" for index in strays]
-
-
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:
-    """Check that the prediction is right exactly where it is proved to be. lower: of the smallest margin there."""
-    is_right = row[names.PREDICTION] == row[names.LABEL]
-    if row[names.PREDICTION] == names.NO_PREDICTION:
-        problem = "no prediction is recorded, but the prediction is not proved to be right: the standard and the attack"
-        return "" if lower > 0 else f"{problem} error must count this image"
+    """Check that the image is misclassified exactly where it is not proved to be right. lower: of its smallest margin.
+
+    Other verdicts claim that the prediction is right: the standard and the attack error leave them out.
+    """
+    is_right = row[names.VERDICT] != names.MISCLASSIFIED
     if is_right == (lower > 0):
         return ""
     return f"recorded as {'right' if is_right else 'wrong'}, but at the image {_describe_bound(lower)}"
@@ -226,33 +197,9 @@ def check_ibp(row: Mapping[str, Any], lower: float) -> str:
     return ""
 
 
-def check_ibp_margin(row: Mapping[str, Any], lower: float) -> str:
-    """Check IBP's margin. One that is not recorded, NaN or -inf, claims that IBP does not certify the image.
-
-    A lower margin claims less than the checker proves. Evaluation starts from a float32 guess of an equilibrium's box,
-    so the box is wider: that lowers margins by up to 2e-4.
-    """
-    recorded = float(row[names.margin_column(names.IBP)])
-    if (np.isnan(recorded) or recorded == -np.inf) and lower <= _LOWER:
-        return ""
-    if isfinite(lower) and -_LOWER <= (recorded - lower) / (1 + abs(lower)) <= _HIGHER:
-        return ""
-    return f"{names.IBP}'s margin is recorded as {recorded:.6g}, but the checker's is {lower:.6g}"
-
-
-def check_other_margins(row: Mapping[str, Any], upper: float, stages: Sequence[str]) -> str:
-    """Check that no later stage's margin over the ball is above the margin at the image. upper: bound of that one."""
-    for stage in stages:
-        recorded = float(row[names.margin_column(stage)])
-        if recorded > upper:
-            return f"{stage}'s margin is recorded as {recorded:.6g}, but at the image it is at most {upper:.6g}"
-    return ""
-
-
-def _smallest_margins(network: Network, images: Box, labels: Array) -> tuple[Array, Array]:
-    """Return bounds [B] by intervals of the smallest margin of each image over its box; infinite ones say nothing."""
-    margins = network.margins(network.boxes(images), labels)
-    return margins.lower.min(1), margins.upper.min(1)
+def _smallest_margins(network: Network, images: Box, labels: Array) -> Array:
+    """Return lower bounds [B] by intervals of the smallest margin of each image over its box; -inf says nothing."""
+    return network.margins(network.boxes(images), labels).lower.min(1)
 
 
 def _describe_bound(lower: float) -> str:

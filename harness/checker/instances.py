@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from harness.storage.instances import (
     read_record,
     results_text,
 )
-from harness.sweep.imported_network import digest_of
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}
@@ -84,20 +82,6 @@ def check_records(records: list[Path], load_files: Load) -> Iterator[CheckedResu
             yield CheckedResult(name, status, problem=problem, seconds=time.monotonic() - began)
 
 
-def repeated_records(records: list[Path]) -> dict[Path, Path]:
-    """Return the records that claim what an earlier one claims, of the same network and property, with that one."""
-    first, repeated = dict[tuple[str, str, str], Path](), dict[Path, Path]()
-    for path in records:
-        with suppress(InputError, KeyError):  # the check of that record reports it
-            record = read_record(path)
-            if record["result"] not in _CLAIMS:
-                continue
-            result = str(record["onnx_sha256"]), str(record["vnnlib_sha256"]), str(record["result"])
-            if (earlier := first.setdefault(result, path)) != path:
-                repeated[path] = earlier
-    return repeated
-
-
 def check_table(directory: Path) -> list[str]:
     """Check that results.csv follows from the records."""
     try:
@@ -120,13 +104,10 @@ def _confirm(path: Path, record: Record, load_files: Load) -> str:
 
 
 def _certificate(path: Path, record: Record) -> Tensors:
-    """Return the tensors of a record's certificate. Raises NotConfirmedError if its file is missing or has changed."""
-    certificate, digest = certificate_path(path), record.get("certificate_sha256", "")
-    if not digest:
+    """Return the tensors of a record's certificate, if it has one. Raises NotConfirmedError for a missing file."""
+    certificate = certificate_path(path)
+    if not record.get("certificate_sha256"):
         return {}
     if not certificate.is_file():
         raise NotConfirmedError(f"{certificate.name} is missing")
-    content = read_bytes(certificate)
-    if digest_of(content) != digest:
-        raise NotConfirmedError(f"{certificate.name} has changed since it was written")
-    return parse_file(certificate, load, content)
+    return parse_file(certificate, load)

@@ -12,12 +12,9 @@ from harness.checker import folders, verdict_tables
 from harness.checker.folders import StoredResult
 from harness.checker.images import (
     Checker,
-    check_certificates,
     check_contraction,
-    check_counterexamples,
     load_checked_network,
 )
-from harness.checker.labels import check_labels
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
 from harness.data import Data, Split, fingerprint, load
@@ -84,35 +81,29 @@ def recheck(
     if problems := [*folders.check_entries(verdict_dir)] or [*folders.check_finished(verdict_dir)]:
         return RecheckResult(0, 0, problems)
     stored = folders.read_stored_result(verdict_dir)
-    if problems := [*folders.check_keys(stored), *folders.check_chosen(stored)]:
+    if problems := [*folders.check_keys(stored)]:
         return RecheckResult(0, 0, problems)
     if problems := folders.check_plugins(stored, trusted):
         return RecheckResult(0, 0, problems)
     load_for(stored.config)
-    if problems := folders.check_method(stored.config):
-        return RecheckResult(0, 0, problems)
     data = load_data(stored.config.dataset)
     if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)
-    stages, test = stored.config.evaluation.stages, _evaluated_images(data, stored)
-    verdicts = folder.read_verdicts(verdict_dir, verdict_tables.columns_of(stages))
+    test = _evaluated_images(data, stored)
+    verdicts = folder.read_verdicts(verdict_dir, verdict_tables.COLUMNS)
     if problems := _check_records(verdicts, test, stored):
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):
         return RecheckResult(0, len(test), problems, has_weights=False)
-    if problems := folders.check_checkpoint(stored):
-        return RecheckResult(0, len(test), problems)
     path = certification.trial_of(verdict_dir) / folder.WEIGHTS
     network = load_checked_network(path, stored.config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
-    problems = check_contraction(network, test.images.shape[1:])
-    if problems := problems or check_labels(stored.config, read_tensors(path), stored.result.metrics):
+    if problems := check_contraction(network, test.images.shape[1:]):
         return RecheckResult(0, len(test), problems)
-    checker = Checker(network, stored.config.eps, stages, counterexamples, certificates)
+    checker = Checker(network, stored.config.eps, counterexamples, certificates)
     checked = verdicts[:limit]
     problems, proofs = checker.check_all(test, checked)
-    problems = check_counterexamples(verdicts, counterexamples) + check_certificates(verdicts, certificates) + problems
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, proved_by), count in proofs.items() if proved_by)
     error = 100 * ((len(checked) - confirmed) / len(checked))  # rounded as `recorded` is
@@ -142,10 +133,5 @@ def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) ->
     return [
         *verdict_tables.check_labels(verdicts, test),
         *verdict_tables.check_values(verdicts, stages),
-        *verdict_tables.check_predictions(verdicts),
-        *verdict_tables.check_signs(verdicts, stages),
         *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_metrics(verdicts, metrics, stages)),
-        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_other_stages(metrics, stages)),
-        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_names(metrics)),
-        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_ranges(metrics)),
     ]

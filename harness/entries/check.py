@@ -17,7 +17,6 @@ from harness.common.errors import InputError, error_line
 from harness.data import Data, Split
 from harness.entries.attack import NotAdversarialError, check_attack, check_witnesses
 from harness.entries.checked import CheckedNetwork, Outcome, Tensors, numbers_of
-from harness.entries.copies import are_copies, margin_directions
 from harness.entries.files import OutOfTimeError, copy_files, limits
 from harness.entries.manifest import MANIFEST, EntryNetwork, Manifest, read_manifest
 from harness.entries.network import load_entry_network, why_not_of_kind
@@ -116,30 +115,18 @@ class EntryChecker:
 
     def _check_accuracy(self) -> Outcome:
         """Predict all images, and compare with the tables."""
-        directions = list[np.ndarray]()
         for each in self.networks:
             each.network = load_entry_network(self.manifest, each.entry, self.files)
             if why := why_not_of_kind(each.network, self.manifest.network_kind):
                 raise InputError(why)
-            (predicted, logits), recorded = each.network.predict(self.images.images), each.verdicts["prediction"]
+            predicted, recorded = each.network.predict(self.images.images), each.verdicts["prediction"]
             if len(others := np.flatnonzero(predicted != recorded.to_numpy())):
                 index, runtime = int(others[0]), "onnxruntime" if each.network.run else "torch"
                 first = f"image {index}: found {recorded[index]}, {runtime} predicts {predicted[index]}"
                 raise InputError(f"{each.entry.verdicts}: {len(others)} predictions are not the network's; {first}")
-            directions.append(margin_directions(logits))
-            self._refuse_copy(directions)
             each.record.parameters = each.network.parameters
             each.record.checked.standard_error = each.percent(len(each.numbers(names.MISCLASSIFIED)))
         return True, f"all {len(self.images)} predictions of each network are those of its table"
-
-    def _refuse_copy(self, directions: list[np.ndarray]) -> None:
-        """Raise InputError if the last of these networks is a copy of another. directions: of their margins."""
-        *earlier, last = directions
-        for number, each in enumerate(earlier):
-            if are_copies(each, last):
-                seeds = f"{self.networks[number].entry.seed} and {self.networks[len(earlier)].entry.seed}"
-                found = f"the seeds {seeds} have the same margins, up to a factor and rounding"
-                raise InputError(f"networks: {found}, allowed: a network trained with each seed")
 
     def _record(self, steps: list[CheckStep]) -> EntryCheck:
         """Return the record of the check, and add the adversarial images of this check to those that stay."""

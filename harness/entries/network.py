@@ -48,8 +48,8 @@ class LoadedNetwork:
         """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.prepared.model.parameters())
 
-    def predict(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predictions [N] of images uint8 [N, C, H, W], and their logits in float64 [N, K].
+    def predict(self, images: Tensor) -> np.ndarray:
+        """Return the predictions [N] of images uint8 [N, C, H, W].
 
         Raises InputError as `logits` does.
 
@@ -67,7 +67,7 @@ class LoadedNetwork:
         if len(others) > len(images) // _FEW:
             found = f"found {len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
             raise InputError(f"{found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
-        return predicted, exact
+        return predicted
 
     def _refuse_mixing(self, x: Tensor, alone: np.ndarray) -> None:
         """Raise InputError if images together have other logits than each alone. A file for one image passes."""

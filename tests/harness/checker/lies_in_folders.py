@@ -46,20 +46,8 @@ class Lie:
 
 FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "verdict_tables", "images"))
 ENTRIES, KEYS, UNFINISHED = (f"{FOLDERS}.check_{name}" for name in ("entries", "keys", "finished"))
-METRICS, OTHER_METRICS = f"{RECORDS}.check_metrics", f"{RECORDS}.check_other_stages"
-CHOSEN, RANGES = f"{FOLDERS}.check_chosen", f"{RECORDS}.check_ranges"
+METRICS = f"{RECORDS}.check_metrics"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
-
-
-def pose_as_certification(sweep: Sweep) -> None:
-    """Let CerDEQ's verdicts lie in the CNN's folder, to be proved with CerDEQ's weights above it."""
-    for name in (folder.TRIAL, folder.WEIGHTS):
-        shutil.copy(sweep.cerdeq / name, sweep.root / name)
-    for name in (folder.VERDICTS, folder.COUNTEREXAMPLES):
-        shutil.copy(sweep.cerdeq / name, sweep.cnn5 / name)
-    shutil.copy(sweep.cerdeq / folder.TRIAL, sweep.cnn5 / certification.CERTIFICATION)
-    metrics = folder.read_result(sweep.cerdeq).metrics
-    change_result(lambda content: content.update(metrics=metrics))(sweep)
 
 
 def move_certification(sweep: Sweep) -> None:
@@ -135,12 +123,6 @@ def drop_column(name: str, kind: str) -> Change:
     return damage
 
 
-def choose(text: str) -> Change:
-    """Let a search have chosen the CNN's settings."""
-    content = {"text": text, "search": "search", "candidate": 3, "validation": {"certified_error": 1.0}}
-    return lambda sweep: (sweep.cnn5 / folder.CHOSEN).write_text(json.dumps(content))
-
-
 def lay_pipe(name: str) -> Change:
     def damage(sweep: Sweep) -> None:
         (sweep.cnn5 / name).unlink()
@@ -176,16 +158,6 @@ DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
     # A folder is what its path says.
-    "another trial's verdicts as a certification": Lie(pose_as_certification,
-        "certification.json does not belong in a trial's folder", ENTRIES),
-    "a certification.json in a trial's folder": Lie(
-        lambda sweep: shutil.copy(sweep.certified / certification.CERTIFICATION, sweep.cnn5),
-        "certification.json does not belong in a trial's folder", ENTRIES),
-    "a trial.json in a certification's folder": Lie(
-        lambda sweep: shutil.copy(sweep.cnn5 / folder.TRIAL, sweep.certified),
-        "trial.json does not belong in a certification's folder", ENTRIES, "certified"),
-    "a file among trials": Lie(lambda sweep: (sweep.root / "trials/notes.txt").write_text("fine"),
-        "trials/notes.txt is not a folder", f"{FOLDERS}.check_strays", ""),
     "a pipe": Lie(lay_pipe(folder.CERTIFICATES), "certificates.safetensors is neither a file nor a folder", ENTRIES,
         accept=remove_pipes),
     "a pipe for a config": Lie(lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key",
@@ -233,8 +205,8 @@ LIES = {
     "a certification of more images by its name": Lie(rename_certification, "certification.json belongs in the folder",
         KEYS, "certified"),
     "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
-    "a larger eps, with its key": Lie(change_config(eps="89/1020"), "ibp's margin is recorded as",
-        f"{IMAGES}.check_ibp_margin"),
+    "a larger eps, with its key": Lie(change_config(eps="1/2"),
+        "certified by ibp, but the smallest margin is at least -", f"{IMAGES}.check_ibp"),
     "held-out images": Lie(change_config(validation_images=40), "verdicts of 24 examples; there are 40",
         f"{RECORDS}.check_index"),
     # Data.
@@ -267,24 +239,10 @@ LIES = {
         "certified_error/crown-ibp: recorded 1.0, by", METRICS),
     "no error by a stage": Lie(change_result(lambda content: content["metrics"].pop("certified_error/ibp")),
         "certified_error/ibp: recorded None, by", METRICS),
-    "an error by a stage that did not run": Lie(change_metrics(certified_error__bab=1.0),
-        "certified_error/bab: recorded, but bab is not a stage", OTHER_METRICS),
     "more images decided by a stage": Lie(change_metrics(**{"stage_decided__alpha-crown": 20.0}),
         "stage_decided/alpha-crown: recorded 20.0, by", METRICS),
     "fewer images left for a stage": Lie(change_metrics(**{"stage_examples__crown-ibp": 2.0}),
         "stage_examples/crown-ibp: recorded 2.0, by", METRICS),
-    "an invented share of undecided": Lie(change_metrics(undecided__none_at_all=0.0),
-        "'undecided/none_at_all': recorded, but no evaluation has such a metric", f"{RECORDS}.check_names"),
-    "an invented metric": Lie(change_metrics(certified_accuracy=100.0),
-        "'certified_accuracy': recorded, but no evaluation has such a metric", f"{RECORDS}.check_names"),
-    "more units unstable than there are": Lie(change_metrics(unstable__layer=101.0),
-        "unstable/layer: recorded 101.0, expected 0 to 100", RANGES),
-    "a share of inactive units left out": Lie(change_metrics(inactive__layer=None),
-        "inactive/layer: recorded None, expected 0 to 100", RANGES),
-    "fewer errors with W = 0 than none": Lie(change_metrics("cerdeq", equilibrium__certified_error_w0=-1.0),
-        "_w0: recorded -1.0, expected 0", RANGES, "cerdeq"),
-    "a negative width": Lie(change_metrics(bound_width=-1.0), "bound_width: recorded -1.0, expected at least 0",
-        RANGES),
     # Leaderboards.
     **{
         f"{what} leaderboard.{kind}": Lie(change, f"leaderboard.{kind} does not follow", LEADERBOARD, "")
@@ -304,11 +262,6 @@ LIES = {
             ],
         )
     },
-    "a text about no search": Lie(choose("the best network in the world"),
-        "chosen.json does not describe a search: found 'the best", CHOSEN),
-    "a text about a search, and more": Lie(
-        choose("tpe, 30 candidates, evaluated on 500 images held out of training (state of the art"),
-        "chosen.json does not describe a search", CHOSEN),
     # User code.
     "code of the results": Lie(name_plugin, "names the plugin liar", PLUGINS),
 }  # fmt: skip

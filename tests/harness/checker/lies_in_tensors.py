@@ -1,19 +1,16 @@
 """Lies in weights, counterexamples and certificates."""
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from lies_in_folders import IMAGES, Lie
-from lies_in_verdicts import IBP, IBP_MARGIN, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
-from lying_sweep import CHECKPOINT, Change, Sweep, change_config, change_tensors
-from safetensors.torch import load_file, save_file
+from lies_in_verdicts import IBP, NOT_CONFIRMED, NOT_PROVED_BY_IBP, PREDICTED, PROVE, proved
+from lying_sweep import Change, Sweep, change_tensors
 
 from harness.attacks.counterexamples import pack, unpack
 from harness.storage import folder
-from harness.sweep.imported_network import TRAINED_ELSEWHERE
 
 TENSORS, FINITE, CONTRACTION = (
     "harness.evaluation.network.check_tensors",
@@ -90,59 +87,7 @@ def hide_certificates(sweep: Sweep) -> None:
     (sweep.cnn5 / folder.CERTIFICATES).unlink()
 
 
-def copy_as(
-    change: Callable[[torch.Tensor], Any] = lambda tensor: None,
-    of: str = "classifier.weight",
-    first: Callable[[torch.Tensor], Any] = lambda tensor: None,
-    **config: Any,
-) -> Change:
-    """Let a copy of the CNN, a tensor changed, be another trial's. first: changes the tensor of the CNN itself."""
-
-    def copy(sweep: Sweep) -> None:
-        change_tensors(folder.WEIGHTS, lambda tensors: (first(tensors[of]), tensors)[1])(sweep)
-        shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy"))
-        path = sweep.cnn5.with_name("copy") / folder.WEIGHTS
-        state = load_file(path)
-        change(state[of])
-        save_file(state, path, {"format": "pt"})
-        change_config(**config)(Sweep(sweep.root, {"cnn5": "copy"}))
-
-    return copy
-
-
-def copy_elsewhere(sweep: Sweep) -> None:
-    """Let the CNN be trained elsewhere, with two seeds."""
-    change_config(method=TRAINED_ELSEWHERE, checkpoint=CHECKPOINT)(sweep)
-    copy_as(seed=7)(sweep)
-
-
-def next_number(tensor: torch.Tensor) -> None:
-    """Change one weight to the next number of its type."""
-    tensor[0, 0] = torch.nextafter(tensor[0, 0], tensor.new_tensor(torch.inf))
-
-
-COPIES = "harness.checker.folders.check_copies"
 LIES = {
-    "a trial as another seed's": Lie(copy_as(seed=7), "nearly the same weights under seed ", COPIES, ""),
-    "a trial as another seed's, one weight changed": Lie(copy_as(next_number, seed=7),
-        "nearly the same weights under seed ", COPIES, ""),
-    "a trial as another seed's, a layer scaled": Lie(copy_as(lambda tensor: tensor.mul_(1.0005), seed=7),
-        "nearly the same weights under seed ", COPIES, ""),
-    "a trial as another seed's, its batches counted anew": Lie(
-        copy_as(of="norm1.num_batches_tracked", change=lambda tensor: tensor.add_(1), seed=7),
-        "nearly the same weights under seed ", COPIES, ""),
-    "a trial as another seed's, with noise instead of zeros": Lie(
-        copy_as(of="norm1.bias", change=lambda tensor: tensor.fill_(1e-30), first=torch.Tensor.zero_, seed=7),
-        "nearly the same weights under seed ", COPIES, ""),
-    "a network trained elsewhere as five seeds": Lie(copy_elsewhere,
-        "a network trained elsewhere has one seed: trials ", COPIES, ""),
-    "a trial as another method's": Lie(copy_as(method="plain"), "nearly the same weights under method ", COPIES, ""),
-    "a trial as another method's, one weight changed": Lie(copy_as(next_number, method="pgd"),
-        "nearly the same weights under method ", COPIES, ""),
-    "a certificate for no image": Lie(
-        change_tensors(folder.CERTIFICATES, lambda tensors: tensors.update({"999/row": torch.zeros(1)})),
-        "certificates.safetensors has a certificate for '999', but no image has this index",
-        "harness.checker.verdicts.check_certificates"),
     # Weights.
     **{
         f"weights as {dtype}": Lie(store_as(dtype), f"weights.safetensors: classifier.weight is {dtype}", TENSORS)
@@ -175,14 +120,10 @@ LIES = {
         "weights.safetensors: the tensor norm1.running_var is missing", TENSORS),
     "a weight of NaN": Lie(set_weight(np.nan), "weights.safetensors: classifier.weight is not finite", FINITE),
     "an infinite weight": Lie(set_weight(np.inf), "weights.safetensors: classifier.weight is not finite", FINITE),
-    "a weight changed by a thousandth": Lie(change_weights(lambda state: state["classifier.weight"][0].add_(1e-2)),
-        "ibp's margin is recorded as", IBP_MARGIN),
     "two rows of a weight swapped": Lie(
         change_weights(
             lambda state: state.update({"classifier.weight": state["classifier.weight"][[1, 0, *range(2, 10)]]})),
         "recorded as right, but at the image", PREDICTED),
-    "two tensors swapped": Lie(change_weights(swap("conv1.bias", "conv2.bias")), "ibp's margin is recorded as",
-        IBP_MARGIN),
     "another normalisation": Lie(change_weights(lambda state: state["normalize.mean"].add_(0.2)), NOT_PROVED_BY_IBP,
         IBP),
     "a W that does not contract": Lie(change_weights(stop_contracting, "cerdeq"),

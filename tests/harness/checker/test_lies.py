@@ -5,7 +5,6 @@ import shutil
 from importlib import import_module
 
 import lies_in_folders
-import lies_in_labels
 import lies_in_tensors
 import lies_in_verdicts
 import numpy as np
@@ -22,7 +21,7 @@ from harness.leaderboard.files import leaderboard_files
 from harness.machine.environment import cache_directory
 from harness.storage import folder
 
-LIES = lies_in_folders.LIES | lies_in_verdicts.LIES | lies_in_tensors.LIES | lies_in_labels.LIES
+LIES = lies_in_folders.LIES | lies_in_verdicts.LIES | lies_in_tensors.LIES
 OFTEN = set({(lie.check, lie.of): name for name, lie in reversed(LIES.items())}.values())
 OFTEN |= {name for name, lie in LIES.items() if lie.check == KEYS}
 """The first lie at each check about each part of the sweep, and all about keys, whose check is several."""

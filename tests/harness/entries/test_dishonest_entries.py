@@ -391,19 +391,6 @@ def test_a_limit_that_no_timer_takes_is_a_wrong_request(entry, capsys):
     assert "--seconds: found 1e+300, allowed: above 0, at most 1e+06" in capsys.readouterr().err
 
 
-def test_a_copy_of_a_network_with_another_text(entry):
-    """Another text in the file makes another SHA-256."""
-    model = onnx.load(entry.folder / "network.onnx")
-    model.doc_string = "another"
-    onnx.save(model, entry.folder / "again.onnx")
-    network = entry.manifest["networks"][0]
-    entry.sign(networks=[network, network | {"seed": 1, "network": "again.onnx"}])
-    message = (
-        "networks: the seeds 0 and 1 have the same margins, up to a factor and rounding, allowed: a network trained"
-    )
-    assert entry.refused_at() == ("accuracy", f"{message} with each seed")
-
-
 def test_nothing_of_a_refused_manifest_is_written(entry):
     entry.check()
     entry.sign(title="<script>")
