@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baselines.datasets import DATASETS
+from baselines.datasets import DATASETS, Dataset
 from baselines.unknown_names import UnknownNameError, refuse_unknown_options
 
 if TYPE_CHECKING:
@@ -88,27 +88,30 @@ def required_options(network: str | Builder) -> list[str]:
     return [name for name, option in options_of(network).items() if option.default is option.empty]
 
 
-def build(network: str | Builder, dataset: str = "cifar10", width: float = 1.0, **options: Any) -> "nn.Sequential":
+def build(
+    network: str | Builder, dataset: str | Dataset = "cifar10", width: float = 1.0, **options: Any
+) -> "nn.Sequential":
     """Return a network for a data set: pixels in [0, 1] [B, C, H, W] to logits [B, K].
 
     Its first layer, `normalize`, is followed by the layers of an nn.Sequential, or by any other module as `network`.
 
-    network: its name, or a function as `register` takes. width: the factor of all channel counts. Raises
-    UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown option, ValueError for an
-    option out of range, TypeError for an option that is missing and for a function whose result is no nn.Module.
+    network: its name, or a function as `register` takes. dataset: a registered name, or an entry. width: the factor of
+    all channel counts. Raises UnknownNameError for an unknown network or data set, UnknownOptionError for an unknown
+    option, ValueError for an option out of range, TypeError for an option that is missing and for a function whose
+    result is no nn.Module.
     """
     from torch import nn
 
     from baselines.layers import Normalize
 
-    if dataset not in DATASETS:
+    if isinstance(dataset, str) and dataset not in DATASETS:
         raise UnknownNameError("data set", dataset, list(DATASETS))
     if not width > 0:
         raise ValueError(f"width must be positive, found {width}")
     refuse_unknown_options(str(network), options, options_of(network))
     if missing := [name for name in required_options(network) if name not in options]:
         raise TypeError(f"network {network!r}: missing option: {', '.join(missing)}")
-    data = DATASETS[dataset]
+    data = DATASETS[dataset] if isinstance(dataset, str) else dataset
     body = _builder(network)(shape=data.shape, classes=data.classes, width=width, **options)
     if not isinstance(body, nn.Module):
         raise TypeError(f"network {network!r}: found {type(body).__name__}, allowed: an nn.Module")

@@ -10,7 +10,8 @@ SUGGESTED = 1
 
 def suggestion(name: object, names: list[str]) -> str:
     """Return the end of a message that suggests the nearest of the names, or "" if none is near."""
-    near = difflib.get_close_matches(str(name).lower(), names, n=SUGGESTED)
+    by_lower = {each.lower(): each for each in names}
+    near = [by_lower[each] for each in difflib.get_close_matches(str(name).lower(), by_lower, n=SUGGESTED)]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -100,8 +100,8 @@ def _kind(value):
         return ", ".join(f"`{name}`" for name in value["enum"])
     if "$ref" in value:
         return "mapping, below"
-    if "anyOf" in value:
-        return " or ".join(_kind(kind) for kind in value["anyOf"])
+    if kinds := value.get("anyOf") or value.get("oneOf"):
+        return " or ".join(map(_kind, kinds))
     if "items" in value:
         return "list, below" if "$ref" in value["items"] else f"list of {_kind(value['items'])}"
     kinds = value["type"] if isinstance(value["type"], list) else [value["type"]]

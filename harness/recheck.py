@@ -37,6 +37,7 @@ from harness.command_line import (
 from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
+from harness.own_data import OwnData
 from harness.storage import folder, study_tables
 from harness.storage.files import unchanged_files
 from harness.storage.instances import find_records
@@ -175,32 +176,32 @@ def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[
     return configs, {path: texts.get(path, path.name) for path in trial_dirs}
 
 
-def _load_data_sets(configs: list[TrialConfig], data_dir: str | None) -> Callable[[str], "Data"]:
-    """Load the data sets of all trials; return a function from a name to one, which raises InputError for missing ones.
+def _load_data_sets(configs: list[TrialConfig], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
+    """Load the data sets of all trials; return a function from a source to them, which raises InputError without.
 
     Raises InputError if none can be loaded.
     """
     from harness.checker.verdicts import load_hashed
 
-    data_sets, errors = dict[str, "Data"](), dict[str, InputError]()
-    for name in dict.fromkeys(config.dataset for config in configs):
+    data_sets, errors = dict[str | OwnData, "Data"](), dict[str | OwnData, InputError]()
+    for source in dict.fromkeys(config.data_source for config in configs):
         try:
-            data_sets[name] = load_hashed(name, data_dir)
+            data_sets[source] = load_hashed(source, data_dir)
         except InputError as error:
-            errors[name] = error
+            errors[source] = error
     if errors and not data_sets:
         raise next(iter(errors.values()))
 
-    def data_of(name: str) -> "Data":
-        if name in errors:
-            raise errors[name]
-        return data_sets[name]
+    def data_of(source: str | OwnData) -> "Data":
+        if source in errors:
+            raise errors[source]
+        return data_sets[source]
 
     return data_of
 
 
 def _recheck(
-    verdict_dir: Path, load_data: Callable[[str], "Data"], limit: int | None, trusted: Collection[str]
+    verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None, trusted: Collection[str]
 ) -> "RecheckResult":
     """Recheck a folder; whatever its files hold, the others are checked after it."""
     from harness.checker.verdicts import RecheckResult, recheck

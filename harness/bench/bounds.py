@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines import DATASETS
 from cerdeq import LinfBall, bound, margin_spec
 from harness.bench.steps import Step, median_seconds
 from harness.common.errors import require
@@ -44,7 +43,7 @@ def measure_bounds(options: argparse.Namespace, device: torch.device) -> list[di
 
     for number, (_, model, config, images, classes) in enumerate(trained):
         x = images.double() / 255
-        spec = margin_spec(classes, DATASETS[config.dataset].classes).to(x)
+        spec = margin_spec(classes, config.data_info.classes).to(x)
         for name in options.bounds:
             ask = partial(bound, model, LinfBall(x, config.eps), name, spec)
             actions[number, name] = partial(measure, (number, name), ask)
@@ -95,7 +94,7 @@ def _trained_networks(options: argparse.Namespace, device: torch.device) -> list
         check_buildable(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)
-        test = load(config.dataset, options.data_dir).test_images(options.images)
+        test = load(config.data_source, options.data_dir).test_images(options.images)
         trained.append((label, model, config, test.images.to(device), test.labels.to(device)))
     return trained
 

@@ -143,7 +143,7 @@ def describe_unreadable(configs: Iterable[TrialConfig]) -> list[str]:
     networks = {(c.model, c.dataset, c.width, str(c.options)): c for c in configs}
     for config in networks.values():
         with torch.random.fork_rng(devices=[]):
-            model = build(config.model, config.dataset, config.width, **config.options)
+            model = build(config.model, config.data_info, config.width, **config.options)
         fold(model)
         try:
             read_network(model.eval())

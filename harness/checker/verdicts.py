@@ -18,6 +18,7 @@ from harness.checker.images import (
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
 from harness.data import Data, Split, fingerprint, load
+from harness.own_data import OwnData
 from harness.storage import certification, folder
 from harness.sweep.plugins import load_for
 from harness.sweep.trial_config import TrialConfig
@@ -53,25 +54,25 @@ class RecheckResult:
         return self.images == self.of
 
 
-def load_hashed(name: str, data_dir: str | None = None) -> Data:
+def load_hashed(source: str | OwnData, data_dir: str | None = None) -> Data:
     """Return a data set with the fingerprint of the tensors that were loaded, whatever its cache records.
 
     Raises InputError as `load` does.
     """
-    data = load(name, data_dir)
+    data = load(source, data_dir)
     return replace(data, fingerprint=fingerprint(data.train, data.test))
 
 
 def recheck(
     verdict_dir: Path,
-    load_data: Callable[[str], Data] = load_hashed,
+    load_data: Callable[[str | OwnData], Data] = load_hashed,
     limit: int | None = None,
     trusted: Collection[str] = (),
 ) -> RecheckResult:
     """Recheck the verdicts of a trial or certification in its folder.
 
     Args:
-        load_data: returns a data set by its name, with the fingerprint of its tensors.
+        load_data: returns a data set as `harness.data.load`, with the fingerprint of its tensors.
         limit: how many verdicts to check, from the first; default: all.
         trusted: the plugins that may be imported.
 
@@ -86,7 +87,7 @@ def recheck(
     if problems := folders.check_plugins(stored, trusted):
         return RecheckResult(0, 0, problems)
     load_for(stored.config)
-    data = load_data(stored.config.dataset)
+    data = load_data(stored.config.data_source)
     if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)
     test = _evaluated_images(data, stored)

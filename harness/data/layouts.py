@@ -8,8 +8,7 @@ folder of its entry. A data set that comes as Parquet needs no code here.
 import gzip
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,20 +21,10 @@ import numpy as np
 
 from baselines.datasets import Dataset
 from harness.common.errors import InputError
+from harness.data.reading import convert, name_errors, open_image, read_parquet
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-
-
-@contextmanager
-def name_errors(where: object) -> Iterator[None]:
-    """Turn any exception inside into an InputError that names `where`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ def _read_idx(path: Path) -> np.ndarray:
     with name_errors(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         content = file.read()
         if content[:3] != b"\0\0\x08":
-            raise InputError(f"{path}: not an idx file of unsigned bytes")
+            raise InputError(f"{path}: found {content[:4]!r}..., allowed: an idx file of unsigned bytes")
         shape = np.frombuffer(content, ">i4", content[3], offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
@@ -116,9 +105,12 @@ def mat_files(info: Dataset, folder: Path) -> Source | None:
         return None
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
 
         content = loadmat(path, variable_names=["X", "y"])
+        if missing := [name for name in ("X", "y") if name not in content]:
+            found = ", ".join(name for name, *_ in whosmat(path)) or "none"
+            raise InputError(f"{path}: variable {missing[0]!r}: found the variables {found}, allowed: X and y")
         return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"].reshape(-1) % 10
 
     train_shard, test_shard = (Shard((path,), partial(read, path)) for path in (train, test))
@@ -173,13 +165,8 @@ def _shards(info: Dataset, folder: Path, split: str) -> tuple[tuple[Shard, ...],
 
 
 def _read_parquet(info: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    encoded = pyarrow.compute.struct_field(table[info.image_column], "bytes").to_pylist()
-    images = _decode(info, [(f"{path}, row {row}", BytesIO(content)) for row, content in enumerate(encoded)])
-    return images, table["label"].to_numpy()
+    encoded, labels = read_parquet(path, info.image_column)
+    return _decode(info, encoded), labels
 
 
 def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> np.ndarray:
@@ -187,12 +174,10 @@ def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> 
     channels, height, width = info.shape
     images = np.empty((len(encoded), *info.shape), np.uint8)
     for index, (where, file) in enumerate(encoded):  # one thread: for such small images the GIL makes threads useless
-        from PIL import Image  # imported here, since machines that train single trials may lack it
-
-        with name_errors(where), Image.open(file) as image:
+        with open_image(where, file) as image:
             if image.size != (width, height):
                 raise InputError(f"{where}: {image.width} x {image.height} pixels, expected {width} x {height}")
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            pixels = convert(image, where, "L" if channels == 1 else "RGB")
             images[index] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     return images
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
 from harness.common.errors import InputError, SettingError, require
-from harness.data.layouts import Shard, Source, fetch, find, name_errors, not_found
+from harness.data import own
+from harness.data.layouts import Shard, Source, fetch, find, not_found
+from harness.data.reading import name_errors
 from harness.machine.environment import cache_directory, data_directory
+from harness.own_data import MeasuredData, OwnData
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 1
 """Increase it when the same files decode to something else."""
 
+_SHOWN_CLASSES = 10
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -109,11 +114,31 @@ class Data:
         files += f", {held_out:,} of them held out" if held_out else ""
         raise SettingError(key, count, f"1 to {available}; {self.info.title}: {files}")
 
+    def describe(self) -> str:
+        """Return how many images there are and where from and, of own data, what was measured, as a text."""
+        images = f"{len(self.train):,} training and {len(self.test):,} test images from {self.directory or 'a package'}"
+        if not (measured := self._measured()):
+            return images
+        shape = " x ".join(map(str, self.info.shape))
+        shown = ", ".join(self.info.class_names[:_SHOWN_CLASSES])
+        more = ", ..." if self.info.classes > _SHOWN_CLASSES else ""
+        mean, std = (" ".join(map(str, measured[name])) for name in ("mean", "std"))
+        classes = f"{self.info.classes} classes ({shown}{more})"
+        return f"{images}: {shape}, {classes}, mean {mean}, deviation {std}, fingerprint {self.fingerprint}"
+
+    def _measured(self) -> dict[str, Any]:
+        """Return what was measured of own data; of registered data nothing was."""
+        if self.info.name in DATASETS:
+            return {}
+        entry = json.loads(json.dumps(asdict(self.info)))
+        return {name: entry[name] for name in ("shape", "classes", "class_names", "mean", "std")}
+
     def summary(self) -> dict[str, Any]:
         """Return the data set's entry in results, ready for JSON. `complete`: no shard of either split is missing."""
         return {
             "name": self.info.name,
             "fingerprint": self.fingerprint,
+            **self._measured(),
             "directory": None if self.directory is None else str(self.directory.absolute()),
             "complete": self.train.is_complete and self.test.is_complete,
             "train_images": len(self.train),
@@ -125,11 +150,11 @@ class Data:
         }
 
 
-def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> Data:
-    """Return the data set called `name`, from the cache if its files were decoded before.
+def load(source: str | OwnData, data_dir: str | Path | None = None, writes: bool = True) -> Data:
+    """Return a data set, from the cache if its files were decoded before.
 
     Args:
-        name: a key of `DATASETS`.
+        source: a key of `DATASETS`, or own data.
         data_dir: where to look, as in `data_directory`. A missing data set is downloaded into it.
         writes: whether the function may download and write the cache.
 
@@ -137,31 +162,71 @@ def load(name: str, data_dir: str | Path | None = None, writes: bool = True) -> 
         InputError: if the name is unknown, if the data set cannot be found or downloaded, or if a file is unreadable or
             does not fit the data set's entry.
     """
-    require("dataset", name, name in DATASETS, ", ".join(DATASETS))
-    info, root = DATASETS[name], data_directory(data_dir)
-    source = find(info, root)
-    if source is None and not writes:
+    root = data_directory(data_dir)
+    if isinstance(source, OwnData):
+        return _load_own(source, root, writes)
+    require("dataset", source, source in DATASETS, ", ".join(DATASETS))
+    info = DATASETS[source]
+    files = find(info, root)
+    if files is None and not writes:
         raise not_found(info, root, "it would have to be downloaded")
-    source = source or fetch(info, root)
-    cache = _cache_path(info, source)
-    try:
-        with safe_open(cache, framework="pt") as file:  # its tensors are mapped into memory
-            tensors = {split: file.get_tensor(split) for split in _TENSORS}
-            recorded = file.metadata()["fingerprint"]
-    except (OSError, SafetensorError, KeyError, TypeError):  # there is none, or it is damaged
-        train = _read(info, source.train, source.train_total, info.train_size)
-        test = _read(info, source.test, source.test_total, info.test_size)
-        arrays = dict(zip(_TENSORS, train + test, strict=True))
-        tensors, recorded = {key: torch.from_numpy(array) for key, array in arrays.items()}, _hash(arrays)
-        if writes:
-            _write_cache(info, cache, arrays, recorded)
+    files = files or fetch(info, root)
+
+    def read() -> tuple[own.Arrays, None]:
+        train = _read(info, files.train, files.train_total, info.train_size)
+        return train + _read(info, files.test, files.test_total, info.test_size), None
+
+    cache = _cache_path(info, files)
+    tensors, recorded, _ = _read_cache(cache) or _decode(info.title, read, lambda: cache, writes)
     return Data(
         info,
-        Split(tensors["train_images"], tensors["train_labels"], len(source.train), source.train_total),
-        Split(tensors["test_images"], tensors["test_labels"], len(source.test), source.test_total),
+        Split(tensors["train_images"], tensors["train_labels"], len(files.train), files.train_total),
+        Split(tensors["test_images"], tensors["test_labels"], len(files.test), files.test_total),
         recorded,
-        source.directory,
+        files.directory,
     )
+
+
+def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
+    path = own.path_of(source, root)
+    content = [asdict(source), str(path.absolute())]
+
+    def cache() -> Path:
+        return _cache_at(source.title, content, own.files_of(path))
+
+    stored = _read_cache(cache()) or _decode(source.title, lambda: own.read(source, path, writes), cache, writes)
+    tensors, recorded, entry = stored
+    info = MeasuredData.from_dict({"source": asdict(source), "entry": entry}).entry
+    train, test = (Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in ("train", "test"))
+    return Data(info, train, test, recorded, path)
+
+
+Stored = tuple[dict[str, Tensor], str, dict[str, Any]]
+"""The tensors of a data set by the names of _TENSORS, their fingerprint, and of own data the entry as JSON."""
+
+
+def _read_cache(cache: Path) -> Stored | None:
+    """Return what a cache holds; None if there is none, or it is damaged."""
+    try:
+        with safe_open(cache, framework="pt") as file:  # its tensors are mapped into memory
+            metadata = file.metadata()
+            entry = json.loads(metadata.get("entry", "{}"))
+            return {split: file.get_tensor(split) for split in _TENSORS}, metadata["fingerprint"], entry
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _decode(
+    title: str, read: Callable[[], tuple[own.Arrays, Dataset | None]], cache: Callable[[], Path], writes: bool
+) -> Stored:
+    """Read a data set and write its cache. cache: returns its path, once the files are there."""
+    values, info = read()
+    arrays = dict(zip(_TENSORS, values, strict=True))
+    recorded, entry = _hash(arrays), {} if info is None else json.loads(json.dumps(asdict(info)))
+    if writes:
+        metadata = {"fingerprint": recorded} | ({"entry": json.dumps(entry)} if entry else {})
+        _write_cache(title, cache(), arrays, metadata)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, recorded, entry
 
 
 def fingerprint(train: Split, test: Split) -> str:
@@ -173,22 +238,26 @@ def fingerprint(train: Split, test: Split) -> str:
 def _cache_path(info: Dataset, source: Source) -> Path:
     """Return the cache's path, a hash of the entry and of its files' sizes and times: changed files have another."""
     entry = [info.shape, info.classes, info.train_size, info.test_size, info.image_column, info.test_split]
-    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, *entry]).encode())
-    for path in dict.fromkeys(path for shard in source.train + source.test for path in shard.files):
+    files = dict.fromkeys(path for shard in source.train + source.test for path in shard.files)
+    return _cache_at(info.name, entry, files)
+
+
+def _cache_at(name: str, content: list[Any], files: Iterable[Path]) -> Path:
+    """Return the cache's path, a hash of a content for JSON, and of the files' sizes and times."""
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, *content]).encode())
+    for path in files:
         with name_errors(path):
             stat = path.stat()
         digest.update(json.dumps([str(path.absolute()), stat.st_size, stat.st_mtime_ns]).encode())
-    return cache_directory() / f"{info.name}-{digest.hexdigest()[:16]}.safetensors"
+    return cache_directory() / f"{name}-{digest.hexdigest()[:16]}.safetensors"
 
 
-def _write_cache(info: Dataset, cache: Path, arrays: dict[str, np.ndarray], fingerprint: str) -> None:
+def _write_cache(title: str, cache: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write the cache; a failure is a warning."""
     try:
-        write_atomically(cache, lambda temporary: save_file(arrays, temporary, {"fingerprint": fingerprint}))
+        write_atomically(cache, lambda temporary: save_file(arrays, temporary, metadata))
     except (OSError, SafetensorError) as error:
-        warnings.warn(
-            f"{info.title} is decoded again each time, since {cache} cannot be written: {error}", stacklevel=3
-        )
+        warnings.warn(f"{title} is decoded again each time, since {cache} cannot be written: {error}", stacklevel=3)
 
 
 def _read(info: Dataset, shards: tuple[Shard, ...], total: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,7 +82,7 @@ def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConf
     """Return the config, the network and the images of a certification, after checking its digest."""
     config = folder.read_certified_trial(directory / certification.CERTIFICATION).config
     load_for(config)
-    trial_dir, data = certification.trial_of(directory), load(config.dataset, data_dir)
+    trial_dir, data = certification.trial_of(directory), load(config.data_source, data_dir)
     weights = read_bytes(trial_dir / folder.WEIGHTS)
     _, own = certification_of(trial_dir, config, data, weights)
     require(

@@ -39,7 +39,7 @@ def load_network(config: TrialConfig, weights: Path, content: bytes | None = Non
     round other types silently; and as `build_without_values` does, before it takes memory.
     """
     build_without_values(config)
-    model = build(config.model, config.dataset, config.width, **config.options)
+    model = build(config.model, config.data_info, config.width, **config.options)
     fold(model)
     state = parse_file(weights, load, content)
     if problems := check_tensors(state, model.state_dict()):

@@ -23,6 +23,7 @@ _NO_SETTINGS = (
     "row",
     "trial_dir",
     "is_certification",
+    "is_own_data",
     "evaluated_by",
     "result",
     "seed",
@@ -130,6 +131,7 @@ def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
     return {
         "row": json.dumps([all_but_seed, version, evaluation], sort_keys=True),
         "evaluated_by": evaluation,
+        "is_own_data": config.own_data is not None,
         "seed": config.seed,
         "model": config.model,
         "method": config.method,

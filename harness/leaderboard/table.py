@@ -207,7 +207,8 @@ def _section(
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
-    listed = literature[(literature["dataset"] == dataset) & (literature["exact"] == eps)]
+    is_published = (literature["dataset"] == dataset) & (literature["exact"] == eps)
+    listed = literature[is_published & (not trials["is_own_data"].any())]
     verifier = _kind_of_verifier(trials["evaluation.stages"].iloc[0])
     papers = best_sentences(listed, verifier, is_full_size)
     own = rows[rows.index.isin(trials["row"])]

@@ -153,10 +153,10 @@ def _require_name(key: str, what: str = "key") -> None:
 
 
 def take_over(directory: Path, trial: Trial) -> None:
-    """Make `directory` the trial's folder, with today's `source`. Raises SettingError if it is another trial's."""
+    """Make `directory` the trial's folder, with today's sources. Raises SettingError if it is another trial's."""
     refuse_another(directory, trial)
     path = directory / TRIAL
-    if not path.exists() or read_trial(path).config.source != trial.config.source:
+    if not path.exists() or trial_json(read_trial(path)) != trial_json(trial):
         write_json(path, trial_json(trial))
 
 

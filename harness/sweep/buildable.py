@@ -52,7 +52,7 @@ def build_without_values(config: TrialConfig) -> nn.Module:
     anything else that a user's network raises where tensors have no values.
     """
     with _input_errors(config), torch.device("meta"):
-        network = build(config.model, config.dataset, config.width, **config.options)
+        network = build(config.model, config.data_info, config.width, **config.options)
         count, most = sum(parameter.numel() for parameter in network.parameters()), MOST_PARAMETERS
         if count > most:
             advice = f"lower `width`, here {config.width:g}, or an option"

@@ -11,6 +11,7 @@ from typing import Any
 from baselines import options_of
 from harness.common.errors import InputError, require, shorten
 from harness.methods import method_options
+from harness.own_data import MeasuredData
 from harness.settings import TrainSettings
 from harness.sweep import plugins
 from harness.sweep.buildable import check_buildable, ignored_evaluation, ignored_settings
@@ -25,32 +26,33 @@ from harness.sweep.trial_config import FULL_PROFILE, TrialConfig, identity
 
 
 def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file, check it under each of its profiles, and expand it under one.
+    """Read a sweep file on registered data, check it under each of its profiles, and expand it under one.
 
     profile, assignments: as in `check_keys`. has_gpu: as in `expand_file`. Raises InputError.
     """
     return expand_file(check_keys(path, profile, assignments), has_gpu)
 
 
-def expand_file(file: CheckedFile, has_gpu: bool) -> Sweep:
+def expand_file(file: CheckedFile, has_gpu: bool, own_data: MeasuredData | None = None) -> Sweep:
     """Expand a sweep file under each of its profiles, and return its sweep under one, changed as `--set` says.
 
-    has_gpu: without, the profile is `cpu` if the file has it and no other one is asked for. Raises InputError, with a
-    line for each problem: the file or `--set`, the key, what was found, what is allowed.
+    has_gpu: without, the profile is `cpu` if the file has it and no other one is asked for. own_data: that of the
+    file, measured. Raises InputError, with a line for each problem: the file or `--set`, the key, what was found, what
+    is allowed.
     """
-    sweeps = expand_profiles(file)
+    sweeps = expand_profiles(file, own_data)
     profile = file.profile or (CPU_PROFILE if CPU_PROFILE in sweeps and not has_gpu else FULL_PROFILE)
     if not file.assignments:
         return sweeps[profile]
     content = merge(file.contents[profile], file.changes)
-    changed = _expand(file, profile, parse_keys(content, profile, ASSIGNED, file.note), content, ASSIGNED)
+    changed = _expand(file, profile, parse_keys(content, profile, ASSIGNED, file.note), content, ASSIGNED, own_data)
     return _mark_changed(changed, sweeps[profile].trials, profile_mark(file.changes))
 
 
-def expand_profiles(file: CheckedFile) -> dict[str, Sweep]:
+def expand_profiles(file: CheckedFile, own_data: MeasuredData | None = None) -> dict[str, Sweep]:
     """Return a file's sweep under each of its profiles, by name, without `--set`. Raises as `expand_file` does."""
     return {
-        profile: _expand(file, profile, file.keys[profile], content, file.path)
+        profile: _expand(file, profile, file.keys[profile], content, file.path, own_data)
         for profile, content in file.contents.items()
     }
 
@@ -71,12 +73,19 @@ def _mark_changed(sweep: Sweep, unchanged: list[TrialConfig], mark: str) -> Swee
     return replace(sweep, trials=trials, searched=searched, changed=mark)
 
 
-def _expand(file: CheckedFile, profile: str, keys: SweepFile, content: dict[str, Any], location: Path | str) -> Sweep:
+def _expand(
+    file: CheckedFile,
+    profile: str,
+    keys: SweepFile,
+    content: dict[str, Any],
+    location: Path | str,
+    own_data: MeasuredData | None,
+) -> Sweep:
     """Return the sweep that a content describes. Raises InputError, whose lines begin with `location`.
 
     keys: the content, checked.
     """
-    resolver = _Resolver(profile, keys, file.path.parent)
+    resolver = _Resolver(profile, keys, file.path.parent, own_data)
     try:
         expanded = resolver.expand_entries()
         _refuse(_ignored_by_all(keys, content, expanded))
@@ -98,7 +107,7 @@ def _expand(file: CheckedFile, profile: str, keys: SweepFile, content: dict[str,
     return Sweep(
         name=keys.name,
         profile=profile,
-        dataset=keys.dataset,
+        dataset=_name_of(keys),
         eps=keys.eps,
         resources=keys.resources,
         trials=trials,
@@ -116,12 +125,14 @@ Expanded = tuple[TrialConfig, dict[str, str], TrialEntry]
 class _Resolver:
     """Makes trials of the entries of a sweep file.
 
-    keys: of the file under a profile, checked. directory: of the file, to which checkpoints are relative.
+    keys: of the file under a profile, checked. directory: of the file, to which checkpoints are relative. own_data:
+    measured, if the file names no registered data.
     """
 
     profile: str
     keys: SweepFile
     directory: Path
+    own_data: MeasuredData | None
 
     def expand_entries(self) -> list[Expanded]:
         """Return all that `trials` stand for. Raises InputError with the first wrong trial of each entry."""
@@ -173,7 +184,8 @@ class _Resolver:
         trial = TrialConfig(
             sweep=keys.name,
             profile=self.profile,
-            dataset=keys.dataset,
+            dataset=_name_of(keys),
+            own_data=self.own_data,
             eps=keys.eps,
             seed=0,
             model=entry.model,
@@ -207,6 +219,11 @@ class _Resolver:
     def checkpoint_path(self, checkpoint: Checkpoint) -> Path:
         """Return the path of a checkpoint's file."""
         return Path(abspath(self.directory / checkpoint.file))
+
+
+def _name_of(keys: SweepFile) -> str:
+    """Return the name of the file's data set."""
+    return keys.dataset if isinstance(keys.dataset, str) else keys.dataset.title
 
 
 def _refuse(problems: list[str]) -> None:

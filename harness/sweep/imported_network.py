@@ -115,5 +115,5 @@ def _read_onnx(path: Path) -> bytes:
 
 
 def without_source(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's dictionary without `source`: published numbers change nothing in a trial."""
-    return {name: value for name, value in content.items() if name != "source"}
+    """Return a config's dictionary without what decides no number: where a network or own data comes from."""
+    return {name: value for name, value in content.items() if name not in ("source", "own_data")}

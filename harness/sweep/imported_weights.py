@@ -38,7 +38,7 @@ def read_weights(path: Path, config: TrialConfig) -> Tensors:
     assert checkpoint is not None
     content = read_file(path, checkpoint)
     with torch.random.fork_rng(devices=[]):
-        network = build(config.model, config.dataset, config.width, **config.options)
+        network = build(config.model, config.data_info, config.width, **config.options)
     fold(network)
     try:
         loaded = load_content(content, path).network.state_dict() if checkpoint.is_onnx else _load(content, checkpoint)

@@ -6,10 +6,21 @@ from functools import lru_cache
 from inspect import Parameter, signature
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from baselines import DATASETS, UnknownNameError, network_names, options_of, suggestion, unknown_network
 from harness.common.errors import InputError, SettingError, SettingsError, require
+from harness.own_data import OwnData
 from harness.settings import STRICT, EvaluationSettings, Radius, TrainSettings
 from harness.sweep.imported_network import Checkpoint, Source
 from harness.sweep.search_settings import SearchSettings, Space
@@ -55,6 +66,11 @@ def _name_file(checkpoint: object) -> object:
     return {"file": checkpoint} if isinstance(checkpoint, str) else checkpoint
 
 
+def _form_of(dataset: object) -> str:
+    return _FORMS[isinstance(dataset, dict | OwnData)]
+
+
+_FORMS = ("a registered name", "own data")  # pydantic puts these into the location of an error
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
@@ -122,8 +138,11 @@ class SweepFile(BaseModel):
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
     """Name of the folder under results/ and of the MLflow experiment."""
-    dataset: Annotated[str, _registered("data set", lambda: DATASETS)]
-    """The data set to train and evaluate on."""
+    dataset: Annotated[
+        Annotated[str, _registered("data set", lambda: DATASETS), Tag(_FORMS[0])] | Annotated[OwnData, Tag(_FORMS[1])],
+        Discriminator(_form_of),
+    ]
+    """The data set to train and evaluate on: a name, or a mapping, below, for images of your own."""
     eps: Radius
     """The exact l-inf radius of evaluation in pixel units, above 0 and at most 1: a number or a fraction like 8/255."""
     seeds: Annotated[list[Seed], Field(min_length=1), BeforeValidator(_check_list), AfterValidator(_check_seeds)]
@@ -167,6 +186,7 @@ _WORDS = {
 _SECTIONS: dict[Any, Any] = {
     "train": TrainSettings, "evaluation": EvaluationSettings, "resources": Resources, "search": SearchSettings,
     "spaces": Space, "checkpoint": Checkpoint, "source": Source,
+    _FORMS[1]: OwnData,
 }  # fmt: skip
 
 
@@ -201,7 +221,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _describe(error: Any, kind: Any, section: tuple[str, ...]) -> str:
-    location = [*section, *map(str, error["loc"])]
+    location = [*section, *(str(part) for part in error["loc"] if part not in _FORMS)]
     key, cause = ".".join(location), error.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
         causes = cause.errors if isinstance(cause, SettingsError) else [cause]

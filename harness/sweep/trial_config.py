@@ -5,9 +5,9 @@ A config is written in these ways:
 | as | by | left out |
 |---|---|---|
 | JSON, in trial.json | `to_dict`, `from_dict` | nothing |
-| the key of its folder | `trial_key` | settings at their defaults, `source` |
-| a digest, of a certification or a search | `digest_content` | `source`; younger settings at their defaults |
-| text to find trials of one row | `identity` | seed, `source` |
+| the key of its folder | `trial_key` | settings at their defaults, `source`, `own_data` |
+| a digest, of a certification or a search | `digest_content` | as `identity`, but seed; younger settings at defaults |
+| text to find trials of one row | `identity` | seed, `source`, `own_data` |
 | settings that tables compare | `flat_settings` | network, method, their options, seed |
 | the name of its row, in tables | `rows`, `labels` | settings in which no config differs |
 """
@@ -24,6 +24,7 @@ from baselines import DATASETS
 from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.typed import check_types
+from harness.own_data import MeasuredData, OwnData
 from harness.settings import EvaluationSettings, Radius, TrainSettings
 from harness.sweep.imported_network import TRAINED_ELSEWHERE, Checkpoint, Source, without_source
 
@@ -55,6 +56,8 @@ class TrialConfig:
     plugins: modules of users that the trial needs, each with the digest of its source (harness.sweep.plugins).
     checkpoint: the file with the weights of a network that was trained elsewhere; None trains the network.
     source: where a network trained elsewhere was published. It decides no number: equal configs may differ in it.
+    own_data: where data without a registered name is, and what was measured from it. Equal configs may differ in it:
+        the fingerprint decides.
     """
 
     sweep: str
@@ -74,6 +77,7 @@ class TrialConfig:
     plugins: dict[str, str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     source: Source | None = field(default=None, compare=False)
+    own_data: MeasuredData | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Radius(self.eps))
@@ -100,7 +104,12 @@ class TrialConfig:
     @property
     def data_info(self) -> Dataset:
         """The entry of the data set."""
-        return DATASETS[self.dataset]
+        return DATASETS[self.dataset] if self.own_data is None else self.own_data.entry
+
+    @property
+    def data_source(self) -> str | OwnData:
+        """What `harness.data.load` takes to load the data set."""
+        return self.dataset if self.own_data is None else self.own_data.source
 
     @property
     def epochs(self) -> int:
@@ -201,7 +210,7 @@ def flat_settings(config: TrialConfig) -> dict[str, Any]:
 
     Plugins are one text, empty where there are none. The recipe is None for a network trained elsewhere.
     """
-    left_out = ("model", "options", "method", "method_options", "seed", "plugins", "checkpoint", "source")
+    left_out = ("model", "options", "method", "method_options", "seed", "plugins", "checkpoint", "source", "own_data")
     plugins = " ".join(f"{name}@{digest}" for name, digest in sorted(config.plugins.items()))
     settings = {name: value for name, value in to_dict(config).items() if name not in left_out}
     flat = flatten(settings) | {"plugins": plugins}
@@ -226,7 +235,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_dict(config: TrialConfig) -> dict[str, Any]:
     """Return a JSON-ready dictionary that `from_dict` turns back into an equal config.
 
-    It has no `plugins`, `checkpoint` or `source` where there are none: keys and digests of trials are older than these.
+    Fields that are younger than the first keys and digests are left out where they are empty.
     """
     content = json.loads(json.dumps(dataclasses.asdict(config), default=_encode_radius))
     return {name: value for name, value in content.items() if value or name not in _YOUNGER_FIELDS}
@@ -244,7 +253,7 @@ def digest_content(config: TrialConfig) -> dict[str, Any]:
     return content
 
 
-_YOUNGER_FIELDS = ("plugins", "checkpoint", "source")
+_YOUNGER_FIELDS = ("plugins", "checkpoint", "source", "own_data")
 """Fields of a config that were added after the first keys."""
 
 _YOUNGER_SETTINGS = (
@@ -276,6 +285,8 @@ def from_dict(data: dict[str, Any]) -> TrialConfig:
     for name, kind in (("checkpoint", Checkpoint), ("source", Source)):
         if data.get(name) is not None:
             sections[name] = kind(**check_types(kind, data[name]))
+    if data.get("own_data") is not None:
+        sections["own_data"] = MeasuredData.from_dict(data["own_data"])
     return TrialConfig(**data | sections)
 
 

@@ -17,7 +17,7 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 def untrained_network(config: TrialConfig) -> nn.Sequential:
     """Return the network that training starts from, on the CPU; weights are drawn from the trial's seed."""
     torch.manual_seed(config.seed)
-    model = build(config.model, config.dataset, config.width, **config.options)
+    model = build(config.model, config.data_info, config.width, **config.options)
     data = config.data_info
     model.normalize = Normalize(config.train.mean or data.mean, config.train.std or data.std)
     if config.train.initialisation == "ibp":

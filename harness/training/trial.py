@@ -65,7 +65,7 @@ def run_trial(
         Stopped: the clock says so.
     """
     load_for(config)
-    folder.take_over(directory, folder.make_trial(config, load(config.dataset, data_dir).fingerprint))
+    folder.take_over(directory, folder.make_trial(config, load(config.data_source, data_dir).fingerprint))
     return run_folder(directory, report, data_dir, clock or Clock())
 
 
@@ -90,7 +90,7 @@ def run_folder(
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
         trial = folder.read_trial(directory / folder.TRIAL)
         load_for(trial.config)
-        data = load(trial.config.dataset, data_dir)
+        data = load(trial.config.data_source, data_dir)
         fits = data.fingerprint == trial.fingerprint
         require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
         remove_unfinished(directory)

@@ -72,7 +72,7 @@ def make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     jobs = []
     all_labels = labels([trial.config for trial in trials.values()])
     for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
-        config, data = trial.config, data_sets[trial.config.dataset]
+        config, data = trial.config, data_sets[trial.config.data_source]
         certified_images(data, config)
         jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
     return jobs

@@ -37,6 +37,7 @@ def run_trials(
         if (result := folder.read_result(trial_dirs[name])) is None:
             to_run[name] = trial
         else:
+            folder.take_over(trial_dirs[name], trial)
             error = f"{names.CERTIFIED_ERROR} {result.metrics[names.CERTIFIED_ERROR]}"
             say(f"{by_key[trial.key]} -> {trial_dirs[name]}: finished, {error}")
     sources = {
@@ -45,9 +46,11 @@ def run_trials(
         if (checkpoint := trial.config.checkpoint) is not None
     }
     data_sets = load_data(to_run, data_dir)
+    for data in data_sets.values():
+        say(f"data: {data.info.title}: {data.describe()}")
     for name, trial in to_run.items():
         try:
-            split_images(trial.config, data_sets[trial.config.dataset])
+            split_images(trial.config, data_sets[trial.config.data_source])
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     for name, trial in to_run.items():

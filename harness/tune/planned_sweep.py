@@ -18,12 +18,13 @@ from harness.common.patterns import select_by_pattern
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.machine.device import best_device
+from harness.own_data import MeasuredData, OwnData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import Trial
 from harness.sweep.expansion import expand_file
 from harness.sweep.file import CheckedFile, Sweep
-from harness.sweep.trial_config import identity, labels, rows
+from harness.sweep.trial_config import FULL_PROFILE, identity, labels, rows
 from harness.training.trial import split_images
 from harness.tune.workers import check_fits
 
@@ -32,7 +33,7 @@ from harness.tune.workers import check_fits
 class PlannedSweep:
     """The trials of a sweep that a command runs or reports.
 
-    data: the data set's summary, and its `title`.
+    data: the data set's summary, its `title` and `description`.
     trials: those that the command runs or reports.
     labels: of all trials of the sweep, by key.
     sweep_dir: the directory of the sweep's results.
@@ -160,14 +161,21 @@ def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes:
 
     data_dir, writes: as in `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    sweep = expand_file(file, has_gpu)
-    data = load(sweep.dataset, data_dir, writes)
+    dataset, measured = file.keys[FULL_PROFILE].dataset, None
+    if isinstance(dataset, OwnData):
+        dataset = dataset.relative_to(file.path.parent)
+        try:
+            measured = MeasuredData(dataset, load(dataset, data_dir, writes).info)
+        except InputError as error:
+            raise InputError(f"{file.path}: {error}") from None
+    sweep = expand_file(file, has_gpu, measured)
+    data = load(dataset, data_dir, writes)
     try:
         for config in sweep.trials:
             split_images(config, data)
     except InputError as error:
         raise file.with_location(error, sweep.profile) from None
-    return sweep, data.summary() | {"title": data.info.title}
+    return sweep, data.summary() | {"title": data.info.title, "description": data.describe()}
 
 
 def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], file: CheckedFile) -> None:

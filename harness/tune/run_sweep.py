@@ -50,7 +50,8 @@ def run_search(
     """
     from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
 
-    search = Search(sweep, load(sweep.dataset, options.data_dir, writes=not options.dry_run), sweep_dir, console)
+    data = load(sweep.trials[0].data_source, options.data_dir, writes=not options.dry_run)
+    search = Search(sweep, data, sweep_dir, console)
     if options.dry_run:
         search.show()
         search.say("its winners become the trials; a dry run: nothing was started or written")

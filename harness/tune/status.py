@@ -117,8 +117,7 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
     lines = [
         f"{sweep.name}: {data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
         f"{len(trials)}{total} trials, {len(trials) - len(plan.unfinished())} finished already",
-        f"data: {data['train_images']:,} training and {data['test_images']:,} test images "
-        f"from {data['directory'] or 'a package'}",
+        f"data: {data['description']}",
     ]
     if sweep.profile == CPU_PROFILE and asked_profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")

@@ -20,6 +20,7 @@ from harness.common.errors import InputError, Stopped, error_line, require
 from harness.data import Data, load
 from harness.evaluation.certification_shards import certify_shard
 from harness.machine.freed_memory import free_memory
+from harness.own_data import OwnData
 from harness.storage import folder
 from harness.sweep.buildable import check_buildable
 from harness.sweep.plugins import load_for
@@ -61,8 +62,8 @@ def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
     require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
 
 
-def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str, Data]:
-    """Return the data sets of trials, by name, after checking that this code can run the trials on them.
+def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str | OwnData, Data]:
+    """Return the data sets of trials, by their `data_source`, after checking that this code can run the trials on them.
 
     trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.
     """
@@ -72,9 +73,9 @@ def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str
             check_buildable(trial.config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    data_sets = {dataset: load(dataset, data_dir) for dataset in {trial.config.dataset for trial in trials.values()}}
+    data_sets = {source: load(source, data_dir) for source in {trial.config.data_source for trial in trials.values()}}
     for name, trial in trials.items():
-        own = data_sets[trial.config.dataset].fingerprint
+        own = data_sets[trial.config.data_source].fingerprint
         require(f"{name}: data", own, own == trial.fingerprint, f"the data it was made for, {trial.fingerprint}")
     return data_sets
 

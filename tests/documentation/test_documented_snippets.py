@@ -11,10 +11,12 @@ from itertools import groupby
 import pytest
 import torch
 import yaml
-from pages import ROOT, blocks, files
+from pages import ROOT, blocks, files, inline
 
 from baselines import build
+from harness.own_data import KINDS, OwnData
 from harness.sweep.expansion import load_sweep
+from harness.sweep.schema import validate
 
 PYTHON = blocks("python")
 RUN = {page: [*group] for page, group in groupby((block for block in PYTHON if block.run), lambda block: block.page)}
@@ -53,6 +55,12 @@ def test_sweep_files_are_read(block, tmp_path):
     path.write_text(block.text)
     torch.save({**build("conv", "mnist")[1:].state_dict()}, tmp_path / "net.pt")  # where the file names a checkpoint
     assert load_sweep(path, None, has_gpu=True).trials
+
+
+def test_data_of_one_s_own_is_named_in_every_form():
+    named = {text for page, text in inline() if page.startswith("docs/adding.md") and text.startswith("dataset: {")}
+    kinds = {validate(OwnData, yaml.safe_load(text)["dataset"], "dataset").kind for text in named}
+    assert kinds == set(KINDS)
 
 
 def test_files_for_clusters_can_be_parsed():

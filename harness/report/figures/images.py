@@ -27,7 +27,7 @@ def counterexamples(data: SectionData) -> Figure | None:
     if not (trial_dir / folder.COUNTEREXAMPLES).exists() or trial.config.plugins:  # reading results imports no plugins
         return None
     try:
-        dataset = load(trial.config.dataset, data.data_dir)
+        dataset = load(trial.config.data_source, data.data_dir)
     except InputError:  # the images are not here
         return None
     if dataset.fingerprint != trial.fingerprint:

@@ -1,0 +1,294 @@
+"""Images of a user's own, in each form from files to a leaderboard, and what is refused."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision.datasets
+import yaml
+from fake_data import encoded
+from PIL import Image
+from torchvision.datasets.vision import VisionDataset
+
+import harness
+from harness.command_line import main
+from harness.common.errors import InputError
+from harness.data import load
+from harness.leaderboard import table
+from harness.leaderboard.files import write_leaderboard
+from harness.leaderboard.literature import read_literature
+from harness.own_data import OwnData
+from harness.settings import Radius
+from harness.storage import folder
+
+CLASSES = ("cat", "dog", "owl")
+SWEEP = {
+    "name": "own",
+    "eps": "1/100",
+    "seeds": [0],
+    "width": 0.1,
+    "train": {"epochs": 1, "batch_size": 6, "ramp_epochs": 0, "decay_epochs": []},
+    "evaluation": {"stages": ["ibp"], "attack_steps": 1, "attack_restarts": 1},
+    "trials": [{"model": "cnn5", "method": "ibp"}],
+}
+
+
+def pictures(count, seed, size=8, channels=3):
+    """Images uint8 [count, size, size, channels], each brighter with its class, and the classes' numbers."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) * 3 // count
+    noise = rng.integers(0, 60, (count, size, size, channels))
+    return (noise + 80 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+TRAIN, TEST = pictures(18, 0), pictures(9, 1)
+
+
+def write_folder(path, images, labels, first=0):
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), start=first):
+        (path / CLASSES[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(path / CLASSES[label] / f"{number:03}.png")
+
+
+def folders(path):
+    write_folder(path / "my_images" / "train", *TRAIN)
+    write_folder(path / "my_images" / "test", *TEST)
+    return {"folder": "my_images"}
+
+
+def arrays(path, **changes):
+    content = {"x_train": TRAIN[0], "y_train": TRAIN[1][:, None], "x_test": TEST[0], "y_test": TEST[1]} | changes
+    np.savez(path / "my_arrays.npz", **{name: array for name, array in content.items() if array is not None})
+    return {"arrays": "my_arrays.npz"}
+
+
+def tables(path):
+    (path / "my_tables").mkdir()
+    for split, (images, labels) in (("train", TRAIN), ("test", TEST)):
+        column = [encoded(image.transpose(2, 0, 1)) for image in images]
+        if split == "test":
+            column = [{"bytes": each, "path": ""} for each in column]
+        names = [CLASSES[label] for label in labels]
+        pq.write_table(pa.table({"image": column, "label": names}), path / "my_tables" / f"{split}.parquet")
+    return {"parquet": "my_tables"}
+
+
+class Signs(VisionDataset):
+    """As GTSRB: a root and a split, and a download."""
+
+    downloads: ClassVar = []
+
+    def __init__(self, root, split="train", download=False):
+        super().__init__(root)
+        file = Path(root) / "signs.txt"
+        if download:
+            file.write_text("")
+            self.downloads.append(file)
+        if not file.exists():
+            raise RuntimeError("Dataset not found")
+        if split not in ("train", "test"):
+            raise ValueError(split)
+        self.images, self.labels = TRAIN if split == "train" else TEST
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, number):
+        return Image.fromarray(self.images[number]), int(self.labels[number])
+
+
+class Letters(Signs):
+    """As EMNIST: a split of another meaning, and train handed on."""
+
+    def __init__(self, root, split, train=True):
+        assert split == "letters"
+        super().__init__(root, "train" if train else "test")
+
+
+def signs(path):
+    return {"torchvision": "Signs"}
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "Signs", Signs, raising=False)
+    monkeypatch.setattr(torchvision.datasets, "Letters", Letters, raising=False)
+
+
+def run(path, dataset, **changes):
+    """Train the small sweep without Ray and write its leaderboard; return the sweep's directory."""
+    (path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": dataset} | changes))
+    results = path / "results"
+    assert main("trial", [str(path / "own.yaml"), "--results-dir", str(results)]) == 0
+    write_leaderboard(results / "own")
+    return results / "own"
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "classes"),
+    [
+        (folders, "my_images", CLASSES),
+        (arrays, "my_arrays", ("0", "1", "2")),
+        (tables, "my_tables", CLASSES),
+        (signs, "Signs", ("0", "1", "2")),
+    ],
+)
+def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, name, classes):
+    (tmp_path / "files").mkdir()
+    directory = run(tmp_path / "files", write(tmp_path / "files"))
+    out = capsys.readouterr().out
+    mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
+    shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
+    assert f"data: {name}: 18 training and 9 test images from" in out and shown in out
+    (trial_dir,) = folder.trial_folders(directory)
+    trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
+    assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
+    np.testing.assert_allclose(result.data["std"], std, atol=1e-4)
+    assert f"{name}, eps 1/100" in (directory / "leaderboard.md").read_text()
+    assert main("recheck", [str(directory)]) == 0
+    model = harness.load(trial_dir)
+    assert model.normalize.mean.flatten().tolist() == pytest.approx(mean, abs=1e-6)
+
+
+def test_the_fingerprint_and_the_key_are_of_the_content_and_not_of_path_or_file_names(tmp_path):
+    for number, place in enumerate(("a", "b")):
+        for split, (images, labels) in (("train", TRAIN), ("test", TEST)):
+            order = np.random.default_rng(number).permutation(len(labels))
+            write_folder(tmp_path / place / "my_images" / split, images[order], labels[order], first=100 * number)
+    source = OwnData(folder="my_images")
+    first, second = (load(source.relative_to(tmp_path / place)) for place in "ab")
+    assert first.fingerprint == second.fingerprint and first.info == second.info
+    (tmp_path / "a" / "my_images").rename(tmp_path / "my_images")
+    assert load(source.relative_to(tmp_path / "gone"), tmp_path).fingerprint == first.fingerprint, "found by --data-dir"
+    write_folder(tmp_path / "my_images" / "train", TRAIN[0][:1] + 1, [0], first=900)
+    assert load(source.relative_to(tmp_path)).fingerprint != first.fingerprint
+
+
+def test_a_moved_folder_is_found_again_by_the_same_trial(tmp_path):
+    (tmp_path / "old").mkdir()
+    directory = run(tmp_path / "old", folders(tmp_path / "old"))
+    (trial_dir,) = folder.trial_folders(directory)
+    (tmp_path / "old").rename(tmp_path / "new")
+    run(tmp_path / "new", {"folder": "my_images"})
+    (again,) = folder.trial_folders(tmp_path / "new" / "results" / "own")
+    assert again.name == trial_dir.name
+    assert folder.read_trial(again / folder.TRIAL).config.data_source.folder == str(tmp_path / "new" / "my_images")
+
+
+def test_one_folder_is_split_by_a_fixed_draw_and_mixed_before_a_share_is_taken(tmp_path):
+    write_folder(tmp_path / "all", *pictures(60, 2))
+    source = OwnData(folder="all", test_share=0.2).relative_to(tmp_path)
+    data, again = load(source), load(source, writes=False)
+    assert (len(data.train), len(data.test)) == (48, 12) and data.fingerprint == again.fingerprint
+    assert data.test_images(12).labels.unique().tolist() == [0, 1, 2], "not those of the first folder alone"
+    together = torch.cat([data.train.images, data.test.images]).flatten(1)
+    assert len(together.unique(dim=0)) == 60, "no image is on both sides"
+
+
+@pytest.mark.parametrize("axes", ["NHWC", "NCHW", "NHW"])
+def test_arrays_are_read_with_their_channels_first_last_or_missing(tmp_path, axes):
+    images = {split: part[0] for split, part in (("x_train", TRAIN), ("x_test", TEST))}
+    forms = {"NHWC": lambda x: x, "NCHW": lambda x: x.transpose(0, 3, 1, 2), "NHW": lambda x: x[..., 0]}
+    source = OwnData(**arrays(tmp_path, **{name: forms[axes](array) for name, array in images.items()}))
+    data = load(source.relative_to(tmp_path))
+    expected = TRAIN[0].transpose(0, 3, 1, 2)[:, : 1 if axes == "NHW" else 3]
+    assert data.info.shape == expected.shape[1:]
+    assert sorted(map(bytes, data.train.images.numpy())) == sorted(map(bytes, np.ascontiguousarray(expected)))
+
+
+def test_sizes_that_differ_are_refused_with_two_of_them_or_resized(tmp_path):
+    source = folders(tmp_path)
+    Image.new("L", (9, 7)).save(tmp_path / "my_images" / "test" / "owl" / "wide.png")
+    with pytest.raises(InputError, match=r"cat/000\.png: 8 x 8 pixels .*owl/wide\.png: 7 x 9; allowed: one size"):
+        load(OwnData(**source).relative_to(tmp_path))
+    data = load(OwnData(**source, size=[6, 5]).relative_to(tmp_path))
+    assert data.info.shape == (3, 6, 5), "grey became RGB beside colour"
+
+
+def test_a_class_of_torchvision_is_downloaded_into_the_data_directory_and_takes_options(pretended, tmp_path):
+    root = tmp_path / "data"
+    with pytest.raises(InputError, match=r"torchvision\.datasets\.Signs\(split='train'\): cannot be read: .*not found"):
+        load(OwnData(torchvision="Signs"), root, writes=False)
+    load(OwnData(torchvision="Signs"), root)
+    assert Signs.downloads[-2:] == [root / "signs.txt"] * 2 or Signs.downloads[-1:] == [root / "signs.txt"]
+    assert load(OwnData(torchvision="Letters", options={"split": "letters"}), root).info.classes == 3
+    with pytest.raises(InputError, match=r"Letters\(train=True\): cannot be read: TypeError"):
+        load(OwnData(torchvision="Letters"), root)
+
+
+def change(**content):
+    return lambda path: arrays(path, **content)
+
+
+WRONG = {  # what is written, further keys, the message
+    "no such folder": (lambda path: {"folder": "my_imgs"}, {}, "dataset.folder: found '.*my_imgs', allowed: a path"),
+    "no such class": (lambda path: {"torchvision": "GTSBR"}, {}, "torchvision: found 'GTSBR', .*did you mean 'GTSRB'"),
+    "no data set": (lambda path: {"torchvision": "ImageFolder"}, {}, "found 'ImageFolder', allowed: CIFAR10"),
+    "no test images": (change(x_test=None, y_test=None), {}, "found no test images, allowed: .*test_share"),
+    "two test splits": (folders, {"test_share": 0.5}, "test_share: found 0.5, allowed: nothing, for .* of their own"),
+    "no labels": (change(y_test=None), {}, "y_test: found the arrays x_train, y_train, x_test, allowed"),
+    "floats": (change(x_train=TRAIN[0] / 255), {}, r"x_train: found float64 \[18, 8, 8, 3\], allowed: uint8"),
+    "two axes of channels": (change(x_test=TEST[0][:, :3]), {}, r"x_test: found uint8 \[9, 3, 8, 3\], allowed"),
+    "float labels": (change(y_train=TRAIN[1] / 2), {}, r"y_train: found float64 \[18\], such as .*allowed: integers"),
+    "fewer labels": (change(y_train=TRAIN[1][1:]), {}, "x_train: found 18 images and 17 labels"),
+    "pickles": (change(y_test=np.array([{}] * 9)), {}, "cannot be read: ValueError: Object arrays cannot be loaded"),
+    "a new class": (change(y_test=TEST[1] + 1), {}, r"x_test\[\d\]: found the class 3, allowed: those of training"),
+    "one class": (change(y_train=0 * TRAIN[1], y_test=0 * TEST[1]), {}, "of the class 0 alone, allowed: 2 classes"),
+    "a resized array": (arrays, {"size": 4}, "allowed with `size`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_data_is_refused_by_file_and_what_was_found(pretended, tmp_path, capsys, case):
+    write, further, expected = WRONG[case]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": write(tmp_path) | further}))
+    assert main("trial", [str(tmp_path / "own.yaml"), "--results-dir", str(tmp_path / "results")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path}/own.yaml: ") and "Traceback" not in message
+    with pytest.raises(InputError, match=expected):
+        raise InputError(message)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({"folder": "a", "arrays": "b"}, "dataset: found ['folder', 'arrays'], allowed: one of folder, arrays"),
+        ({"folder": "cifar10"}, "dataset.name: found 'cifar10', allowed: letters"),
+        ({"folder": "a", "size": [0, 8]}, "dataset.size: found [0, 8], allowed"),
+        ({"folder": "a", "size": "8"}, "dataset.size"),
+        ({"folder": "a", "options": {"a": 1}}, "dataset.options: found {'a': 1}, allowed: nothing beside `folder`"),
+        ({"folder": "a", "test_shares": 0.2}, "dataset.test_shares: unknown key; allowed: folder, arrays, parquet"),
+        ({"folder": "a", "test_share": 1.5}, "dataset.test_share: found 1.5, allowed: null, or a share"),
+        (["cifar10"], "dataset: found ['cifar10'], allowed: "),
+    ],
+)
+def test_wrong_keys_are_refused_before_torch_is_imported(tmp_path, capsys, dataset, expected):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": dataset}))
+    assert main("run", [str(tmp_path / "own.yaml")]) == 2
+    assert f"own.yaml: {expected}" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_named(tmp_path):
+    source = OwnData(**folders(tmp_path)).relative_to(tmp_path)
+    path = tmp_path / "my_images" / "train" / "owl" / "deep.png"
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(path)
+    with pytest.raises(InputError, match=r"owl/deep\.png: found pixels of Pillow's mode I;16, allowed: 8 bits"):
+        load(source)
+    path.write_bytes(b"GIF")
+    with pytest.raises(InputError, match=r"owl/deep\.png: found b'GIF'\.\.\., allowed: an encoded image"):
+        load(source)
+    path.unlink()
+    (tmp_path / "my_images" / "test").rename(tmp_path / "my_images" / "val")
+    with pytest.raises(InputError, match=r"found train/ alone, allowed: train/ and test/, or neither"):
+        load(source)
+
+
+
+def test_published_numbers_do_not_stand_beside_own_data(tmp_path, monkeypatch):
+    papers = read_literature(tmp_path).assign(dataset="my_images", exact=Radius("1/100"))
+    monkeypatch.setattr(table, "read_literature", lambda _: papers)
+    directory = run(tmp_path, folders(tmp_path))
+    assert len(table.build_leaderboard(directory).sections[0].rows) == 1
