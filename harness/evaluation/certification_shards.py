@@ -119,7 +119,7 @@ def finish_certification(directory: Path, data: Data) -> None:
         }
     )
     metrics |= {name: value for name, value in (own.metrics if own else {}).items() if name in _NETWORK_METRICS}
-    messages = warnings(evaluation, metrics)
+    messages = warnings(evaluation, metrics, data.info)
     rows = [(first, stage, seconds) for first, part in parts.items() for stage, seconds in part.seconds.items()]
     timings = pd.DataFrame(rows, columns=["first_image", "stage", "seconds"])
     write_table(directory / certification.TIMINGS, timings)

@@ -1,14 +1,16 @@
 """The final metrics and warnings of a trial, from its verdicts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from baselines.datasets import Dataset
 from harness.common import names
 from harness.evaluation.verdicts import Evaluation
 
 _COLLAPSED_SHARE = 0.99
+_SHOWN = 5  # names of missing classes
 
 
 def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, float]:
@@ -51,11 +53,25 @@ def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def warnings(evaluation: Evaluation, metrics: dict[str, float | None]) -> list[str]:
-    """Return what a reader must know: a collapsed network, what failed, lacks a certificate or is not finite."""
+def missing_classes(labels: Iterable[int], kind: str, entry: Dataset) -> list[str]:
+    """Return a warning if images of some classes are missing. kind: of the images, for the text."""
+    labels = list(labels)
+    missing = sorted(set(range(entry.classes)) - set(labels))
+    if not missing:
+        return []
+    shown = ", ".join(entry.class_names[label] if entry.class_names else str(label) for label in missing[:_SHOWN])
+    more = ", ..." if len(missing) > _SHOWN else ""
+    return [f"{kind}: {len(missing)} of {entry.classes} classes are missing in {len(labels):,} images: {shown}{more}"]
+
+
+def warnings(evaluation: Evaluation, metrics: dict[str, float | None], entry: Dataset) -> list[str]:
+    """Return what a reader must know: missing classes, a collapsed network, what failed, has no proof or is infinite.
+
+    entry: of the data set.
+    """
     shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
-    messages = []
+    messages = missing_classes(evaluation.verdicts[names.LABEL], "evaluated images", entry)
     if shares.iloc[0] >= _COLLAPSED_SHARE:
         messages.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
     failed = evaluation.verdicts[evaluation.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]

@@ -37,10 +37,12 @@ class Summary:
 
 
 def full_table(section: Section, summary: Summary) -> pd.DataFrame:
-    """Return a section's cells with `row`, the label, and `~` at the ranks of rows as good as the best one."""
+    """Return a section's cells with `row`, the label, marked if it has warnings; `~` marks ranks like as the best."""
     ranks = zip(section.cells["#"], section.labels, strict=True)
     table = section.cells.assign(**{"#": [f"{rank} ~" if label in summary.tied else rank for rank, label in ranks]})
-    table.insert(1, "row", section.labels)
+    rows = zip(section.labels, section.rows["warnings"], section.is_literature, strict=True)
+    marked = [f"{label} (see warning)" if not is_paper and warnings else label for label, warnings, is_paper in rows]
+    table.insert(1, "row", marked)
     return table
 
 

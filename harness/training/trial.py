@@ -19,7 +19,7 @@ from harness.common.errors import require
 from harness.data import Data, Split, load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
+from harness.evaluation.metrics import final_metrics, finite_or_none, missing_classes, warnings
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.parts import evaluate_in_parts, merge_parts
 from harness.machine.device import best_device
@@ -152,6 +152,8 @@ def _train_and_evaluate(
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
     metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report, clock)
+    if len(training):
+        messages = missing_classes(training.labels.tolist(), "training images", data.info) + messages
     return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
 
 
@@ -221,7 +223,7 @@ def _evaluate(
     }
     finite = finite_or_none(metrics)
     messages = [
-        *warnings(evaluation, finite),
+        *warnings(evaluation, finite, config.data_info),
         *describe_smaller_batches(config, epochs),
         *folder.read_training_warnings(trial_dir),
     ]

@@ -286,6 +286,13 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
         load(source)
 
 
+def test_a_missing_class_is_a_warning_and_a_mark_on_the_row(tmp_path, capsys):
+    directory = run(tmp_path, folders(tmp_path), evaluation=SWEEP["evaluation"] | {"test_images": 1})
+    text = (directory / "leaderboard.md").read_text()
+    assert "cnn5 ibp (see warning)" in text
+    assert "Warning: cnn5 ibp: evaluated images: 2 of 3 classes are missing in 1 images: " in text
+    assert "classes are missing" in capsys.readouterr().out
+
 
 def test_published_numbers_do_not_stand_beside_own_data(tmp_path, monkeypatch):
     papers = read_literature(tmp_path).assign(dataset="my_images", exact=Radius("1/100"))

@@ -1,10 +1,12 @@
 """Final metrics and warnings of a table of verdicts."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from baselines import DATASETS
 from harness.common import names
 from harness.evaluation.metrics import final_metrics, warnings
 from harness.evaluation.verdicts import Evaluation
@@ -21,7 +23,8 @@ OUTCOMES = [  # verdict, stage that decided, width, prediction
     ("certified", "crown", 12.0, 3),
 ]
 TABLE = pd.DataFrame(10 * OUTCOMES, columns=[names.VERDICT, names.STAGE, names.WIDTH, names.PREDICTION])
-TABLE = TABLE.assign(**{names.INDEX: TABLE.index, names.REASON: ""})
+TABLE = TABLE.assign(**{names.INDEX: TABLE.index, names.REASON: "", names.LABEL: [0, 1, 2, 0] * 20})
+ENTRY = replace(DATASETS["digits"], classes=3, class_names=("cat", "dog", "owl"))
 
 
 def evaluation(table=TABLE, clean_spread=2.5, proofs=None):
@@ -55,11 +58,20 @@ def test_final_metrics_are_those_of_the_verdicts():
 
 
 def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
-    assert warnings(evaluation(), {"b": 0.0}) == []
+    assert warnings(evaluation(), {"b": 0.0}, ENTRY) == []
     table = TABLE.assign(**{names.PREDICTION: 3})
     table.loc[3, [names.VERDICT, names.STAGE, names.REASON]] = [names.FAILED, "bab", "ValueError: no"]
-    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}) == [
+    assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}, ENTRY) == [
         "collapsed: predicts class 3 for 100.0 % of the images",
         "failed in bab: 1 examples, such as 3 (ValueError: no)",
         "not finite: a, c",
+    ]
+
+
+def test_missing_classes_are_named_and_only_some_of_many():
+    table = TABLE.assign(**{names.LABEL: [0, 0, 1, 1] * 20})
+    assert warnings(evaluation(table), {}, ENTRY) == ["evaluated images: 1 of 3 classes are missing in 80 images: owl"]
+    many = replace(ENTRY, classes=200, class_names=())
+    assert warnings(evaluation(), {}, many) == [
+        "evaluated images: 197 of 200 classes are missing in 80 images: 3, 4, 5, 6, 7, ..."
     ]

@@ -88,7 +88,7 @@ def test_latex_escapes_everything_and_marks_the_best(sweep):
     add(sweep, metrics(70.0), model=r"\input{x} $5 & 50% #1 a_b ^ ~")
     write_leaderboard(sweep, latex=True)
     escaped = r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
-    assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
+    assert r"cnn5 ibp (see warning) & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
 
 
 def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided_all(sweep):
@@ -98,7 +98,7 @@ def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided
     add(sweep, metrics(90.0, **collapsed), model="cnn7", profile="cpu")
     write_leaderboard(sweep, latex=True)
     page = text(sweep, "tex")
-    assert r"cnn5 ibp & \textbf{60.00} & \textbf{57.00} & \textbf{46.00} & 3.00 & 1 \\" in page
+    assert r"cnn5 ibp (see warning) & \textbf{60.00} & \textbf{57.00} & \textbf{46.00} & 3.00 & 1 \\" in page
     assert r"cnn7 ibp & 90.00 & 90.00 & 90.00 & 0.00 & 1 \\" in page
     below = page.partition(r"\end{tabular}}")[2].partition(r"\end{table}")[0]
     assert "Warning: cnn5 ibp: 50\\% of the bounds are loose" in below and "not comparable with published" in below
