@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import InputError, Stopped
+from harness.common.errors import InputError, Stopped, require
 from harness.common.masking import mask_secrets
 from harness.common.terminal import say
 from harness.storage.files import refuse_links
@@ -124,8 +124,16 @@ def _module(name: str) -> Any:
 
 
 def _check_directories(options: argparse.Namespace) -> None:
-    """Raise InputError for an address instead of a directory, and for links that lead out of one that is read."""
+    """Raise InputError for an address instead of a directory, and for links that lead out of one that is read.
+
+    A directory of data sets that is named must be there: only the default one is made.
+    """
     given = vars(options)
+    if "data_dir" in given:
+        option = "--data-dir" if options.data_dir else "CERDEQ_DATA"
+        named = options.data_dir or os.environ.get("CERDEQ_DATA")
+        is_there = not named or Path(named).expanduser().is_dir()
+        require(option, named, is_there, "a directory that exists; without either it is ./data, which is made")
     read = [given[name] for name in ("directory",) if name in given] + given.get("directories", [])
     for path in [*read, *([results] if (results := given.get("results_dir")) else [])]:
         if re.match(r"\w+:/", str(path)):

@@ -299,3 +299,14 @@ def test_published_numbers_do_not_stand_beside_own_data(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "read_literature", lambda _: papers)
     directory = run(tmp_path, folders(tmp_path))
     assert len(table.build_leaderboard(directory).sections[0].rows) == 1
+
+
+def test_a_named_data_directory_must_be_there(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": "mnist"}))
+    missing = tmp_path / "mistyped"
+    assert main("trial", [str(tmp_path / "own.yaml"), "--data-dir", str(missing)]) == 2
+    assert f"--data-dir: found '{missing}', allowed: a directory that exists" in capsys.readouterr().err
+    monkeypatch.setenv("CERDEQ_DATA", str(missing))
+    assert main("tables", [str(tmp_path)]) == 2
+    assert f"CERDEQ_DATA: found '{missing}'" in capsys.readouterr().err
+    assert not missing.exists()
