@@ -67,6 +67,11 @@ class FixedPoint(nn.Module):
         return isinstance(self.solver, PeacemanRachford)
 
     @property
+    def range(self) -> tuple[int, int]:
+        """The iterations of the training solve at the start of eps's ramp and at its end."""
+        return self.solver.iterations_at(0.0), self.solver.iterations_at(1.0)
+
+    @property
     def is_unrolled(self) -> bool:
         """True if the gradient in training is that of the solver's steps themselves."""
         return isinstance(self.adjoint, Unrolled)
@@ -103,7 +108,7 @@ class FixedPoint(nn.Module):
 
     def set_progress(self, progress: float) -> None:
         """Set the iterations of the training solve for eps at `progress` (0 to 1) of its target."""
-        self.iterations = self.solver.iterations_at(progress) if isinstance(self.solver, Picard) else 0
+        self.iterations = self.solver.iterations_at(progress)
 
     def without_parametrisation(self) -> "FixedPoint":
         """Return a module of the same map whose W, as it is now, is a parameter without parametrisation."""

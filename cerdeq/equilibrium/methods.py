@@ -51,6 +51,10 @@ class PeacemanRachford:
     It always goes to a tolerance, and its gradient solves a linear system for each example: it uses no adjoint.
     """
 
+    def iterations_at(self, progress: float) -> int:
+        """Return 0: the solve has no fixed count of steps."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Implicit:
