@@ -88,7 +88,7 @@ def test_latex_escapes_everything_and_marks_the_best(sweep):
     add(sweep, metrics(70.0), model=r"\input{x} $5 & 50% #1 a_b ^ ~")
     write_leaderboard(sweep, latex=True)
     escaped = r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
-    assert r"cnn5 ibp (see warning) & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
+    assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
 
 
 def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided_all(sweep):

@@ -59,6 +59,7 @@ def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_pa
 
 def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
     message = refused(write(tmp_path, changed(("dataset", "cifar10"))), "--data-dir", str(tmp_path / "empty"))
     for part in (DATASETS["cifar10"].title, str(tmp_path / "empty"), "--data-dir", "CERDEQ_DATA"):
         assert part in message
