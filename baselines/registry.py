@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,13 +63,17 @@ def network_names() -> list[str]:
     return list(_BUILDERS)
 
 
-def unknown_network(name: object) -> UnknownNameError:
-    """Return the error for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now."""
+def unknown_network(name: object, networks: Mapping[str, Collection[str]]) -> UnknownNameError:
+    """Return the error for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now.
+
+    networks: the options of each network.
+    """
     family = str(name).rstrip("0123456789")
     depth = str(name).removeprefix(family)
-    is_depth = depth and family in network_names() and "depth" in options_of(family)
-    hint = f"write `model: {family}, options: {{depth: {depth}}}`" if is_depth else ""
-    return UnknownNameError("network", name, network_names(), hint)
+    hint = (
+        f"write `model: {family}, options: {{depth: {depth}}}`" if depth and "depth" in networks.get(family, ()) else ""
+    )
+    return UnknownNameError("network", name, list(networks), hint)
 
 
 def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
@@ -125,5 +129,5 @@ def _builder(network: str | Builder) -> Builder:
     if not isinstance(network, str):
         return network
     if network not in network_names():
-        raise unknown_network(network)
+        raise unknown_network(network, {name: options_of(name) for name in network_names()})
     return _BUILDERS[network]

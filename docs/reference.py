@@ -1,4 +1,4 @@
-"""Write the tables of keys, options and calls into docs/*.md: `uv run python docs/reference.py`; --check only compares.
+"""Write the tables of docs/*.md and the list of all names: `uv run python docs/reference.py`; --check only compares.
 
 A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
 
@@ -19,16 +19,17 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
+from harness.config import names
+from harness.config.sweep import Sweep, TrialEntry, options_model
 from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
-from harness.sweep.schema import SweepFile, TrialEntry, options_model
 
 DOCS = Path(__file__).parent
 
 
 def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
-    file, *others = [kind.model_json_schema() for kind in (SweepFile, TrialEntry, Manifest)]
+    file, *others = [kind.model_json_schema() for kind in (Sweep, TrialEntry, Manifest)]
     parts = file["$defs"] | {other["title"]: other for other in others}
     for other in others:
         parts |= other["$defs"]
@@ -69,10 +70,10 @@ def options_table(key):
         for option, value in options.items():
             owners.setdefault(json.dumps([option, value]), []).append(name)
     rows = []
-    for text, names in owners.items():
+    for text, sharing in owners.items():
         option, value = json.loads(text)
         kind, default, meaning = _typed(value, "default" not in value)
-        rows.append((f"`{option}`", kind, default, ", ".join(f"`{name}`" for name in names), meaning))
+        rows.append((f"`{option}`", kind, default, ", ".join(f"`{name}`" for name in sharing), meaning))
     titles = ["option", "type", "default", "of", "meaning"]
     return _table(titles, rows) if any(row[-1] for row in rows) else _table(titles[:-1], [row[:-1] for row in rows])
 
@@ -126,9 +127,16 @@ def with_tables(text):
     return re.sub(r"<!-- reference: ([^>]+?) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
+def listed_names():
+    """Return the list of all names that harness.config reads without importing torch."""
+    return json.dumps({kind: names.registered(kind) for kind in ("network", "training method")}, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     pages = {page: page.read_text() for page in sorted(DOCS.glob("*.md"))}
     stale = {page: new for page, text in pages.items() if (new := with_tables(text)) != text}
+    if names.LIST.read_text() != (listed := listed_names()):
+        stale[names.LIST] = listed
     if "--check" in sys.argv:
         sys.exit(f"run `uv run python docs/reference.py`: {', '.join(page.name for page in stale)}" if stale else 0)
     for page, text in stale.items():

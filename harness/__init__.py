@@ -24,9 +24,9 @@ def load(trial_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequential
     network's, and for a trial that needs another plugin, or other source of one.
     """
     from harness.common.errors import InputError, require
+    from harness.config.plugins import load_for
     from harness.evaluation.network import load_network
     from harness.storage import folder
-    from harness.sweep.plugins import load_for
 
     trial_dir = Path(trial_dir)
     if not (trial_dir / folder.TRIAL).is_file():

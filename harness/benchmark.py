@@ -21,10 +21,10 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table
+from harness.config import plugins
 from harness.settings import STAGES
 from harness.storage import folder
 from harness.storage.files import refuse_links, write_json
-from harness.sweep import plugins
 
 # What imports torch is imported late: it takes seconds.
 

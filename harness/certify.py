@@ -15,9 +15,9 @@ from harness.command_line import FAILED, OK, add_data_dir, add_plugins
 from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console
+from harness.config import plugins
 from harness.settings import STAGES, STAGES_BY_SETTING
 from harness.storage import folder
-from harness.sweep import plugins
 
 _DEFAULT_SECONDS = 60.0
 

@@ -2,14 +2,14 @@
 
 import os
 import re
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from baselines.datasets import DATASETS, Dataset
 from harness.common.errors import require
-from harness.common.typed import check_types
-from harness.settings import STRICT
+from harness.common.models import Integers, Model
 
 KINDS = ("folder", "arrays", "parquet", "torchvision")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -17,11 +17,8 @@ _LARGEST_SIZE = 4096
 LARGEST_CLASSES = 100_000
 
 
-@dataclass(frozen=True)
-class OwnData:
+class OwnData(Model):
     """Images of your own: one of `folder`, `arrays`, `parquet` and `torchvision`."""
-
-    __pydantic_config__: ClassVar = STRICT
 
     folder: str = ""
     """A folder with `train/<class>/*.png` and `test/<class>/*.png`, or with `<class>/*.png` beside `test_share`; paths
@@ -37,27 +34,33 @@ class OwnData:
     data directory."""
     name: str = ""
     """The data's name in tables; empty takes the last part of the path, without .npz, or the class."""
-    size: int | list[int] | None = field(default=None, hash=False)
+    size: int | Integers | None = None
     """Images are resized to [height, width], or to a square; null refuses images of several sizes."""
     test_share: float | None = None
     """The share of the images that become test images, where the files have none of their own: a fixed draw."""
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    options: dict[str, Any] = Field(default={})
     """Further arguments of the torchvision class, such as `{split: letters}` of EMNIST."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         named = [kind for kind in KINDS if getattr(self, kind)]
         require("dataset", named, len(named) == 1, f"one of {', '.join(KINDS)}")
         name = self.title
         is_free = re.fullmatch(_NAME, name) is not None and name not in DATASETS
         allowed = f"letters, digits, '_', '-' and '.', and none of {', '.join(DATASETS)}; `name:` sets it"
         require("name", name, is_free, allowed)
-        sizes = [self.size] if isinstance(self.size, int) else self.size
-        is_size = sizes is None or (len(sizes) in (1, 2) and all(1 <= size <= _LARGEST_SIZE for size in sizes))
-        require("size", self.size, is_size, f"null, a number or [height, width], from 1 to {_LARGEST_SIZE:,}")
+        sizes = [self.size] if isinstance(self.size, int) else list(self.size or ())
+        is_size = self.size is None or (len(sizes) in (1, 2) and all(1 <= size <= _LARGEST_SIZE for size in sizes))
+        require("size", sizes, is_size, f"null, a number or [height, width], from 1 to {_LARGEST_SIZE:,}")
         share = self.test_share
         require("test_share", share, share is None or 0 < share < 1, "null, or a share between 0 and 1")
         no_options = self.kind == "torchvision" or not self.options
         require("options", self.options, no_options, f"nothing beside `{self.kind}`")
+        return self
+
+    def __hash__(self) -> int:
+        """Return the hash of what names the data."""
+        return hash((self.kind, self.title, getattr(self, self.kind)))
 
     @property
     def kind(self) -> str:
@@ -83,20 +86,24 @@ class OwnData:
         if self.kind == "torchvision":
             return self
         changes: dict[str, Any] = {self.kind: os.path.abspath(directory / Path(getattr(self, self.kind)).expanduser())}
-        return replace(self, name=self.title, **changes)
+        return self.replace(name=self.title, **changes)
 
 
-@dataclass(frozen=True)
-class MeasuredData:
-    """Own data in a trial. Neither part is in the trial's key: the fingerprint of the images decides both.
+def _entry(value: object) -> object:
+    """Return what JSON has of an entry as one. Raises pydantic's ValidationError."""
+    return TypeAdapter(Dataset).validate_python(value)
 
-    source: where the images are. entry: what was measured from them; the network is built for it.
-    """
+
+class MeasuredData(Model):
+    """Own data in a trial. Neither part is in the trial's key: the fingerprint of the images decides both."""
 
     source: OwnData
-    entry: Dataset
+    """Where the images are."""
+    entry: Annotated[Dataset, BeforeValidator(_entry)]
+    """What was measured from them; the network is built for it."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         entry = self.entry
         is_shape = len(entry.shape) == 3 and all(1 <= size <= _LARGEST_SIZE for size in entry.shape)
         require("shape", entry.shape, is_shape, f"channels, height and width, from 1 to {_LARGEST_SIZE:,}")
@@ -107,12 +114,4 @@ class MeasuredData:
             is_right = len(values) == entry.shape[0] and all(0 <= value <= 1 for value in values)
             require(name, values, is_right, "a number from 0 to 1 for each channel")
         require("std", entry.std, min(entry.std) > 0, "numbers above 0")
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Return what `dataclasses.asdict` made a dictionary of. Raises SettingError or TypeError."""
-        check_types(cls, content)
-        source = OwnData(**check_types(OwnData, content["source"]))
-        entry = dict(check_types(Dataset, content["entry"]))
-        lists = [each.name for each in fields(Dataset) if isinstance(entry.get(each.name), list)]
-        return cls(source, Dataset(**entry | {name: tuple(entry[name]) for name in lists}))
+        return self

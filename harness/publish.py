@@ -23,10 +23,10 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
+from harness.config.trial import labels
 from harness.storage import artefacts, certification, folder, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
-from harness.sweep.trial_config import labels
 
 LIMIT_MIB = 120
 _TARGET = Path("results/published")

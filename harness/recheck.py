@@ -37,12 +37,12 @@ from harness.command_line import (
 from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
+from harness.config import plugins
+from harness.config.trial import Trial, labels
 from harness.own_data import OwnData
 from harness.storage import folder, study_tables
 from harness.storage.files import unchanged_files
 from harness.storage.instances import find_records
-from harness.sweep import plugins
-from harness.sweep.trial_config import TrialConfig, labels
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
         return [f"the leaderboard is not checked: {_message(error)}"]
 
 
-def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[Path, str]]:
+def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, Trial], dict[Path, str]]:
     """Return the configs that can be read, and all labels: where there is no config, the folder's name."""
     configs = {}
     for trial_dir in trial_dirs:
@@ -176,7 +176,7 @@ def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, TrialConfig], dict[
     return configs, {path: texts.get(path, path.name) for path in trial_dirs}
 
 
-def _load_data_sets(configs: list[TrialConfig], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
+def _load_data_sets(configs: list[Trial], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
     """Load the data sets of all trials; return a function from a source to them, which raises InputError without.
 
     Raises InputError if none can be loaded.

@@ -12,7 +12,7 @@ from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
 from harness.common.errors import Stopped, require
 from harness.common.terminal import new_console
-from harness.sweep.file import check_keys
+from harness.config.file import check_keys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +58,14 @@ def main(options: argparse.Namespace) -> int:
     from harness.storage import folder
     from harness.storage.lock import lock_directory
     from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked, machines_at
-    from harness.tune.run_sweep import run_search, run_sweep
     from harness.tune.status import print_header, print_plan
     from harness.tune.workers import RayOptions
 
     console = new_console()
     machines = machines_at(options.ray_address)
     has_gpu = any(machine["GPU"] for machine in machines)
-    sweep, data = load_checked(file, has_gpu, options.data_dir, writes=not options.dry_run)
-    for warning in describe_unreadable(sweep.trials):
+    sweep, data = load_checked(file, has_gpu, options.results_dir, options.data_dir, writes=not options.dry_run)
+    for warning in [*sweep.warnings, *describe_unreadable(sweep.trials)]:
         console.print(f"warning: {warning}", soft_wrap=True)
     gpu = sweep.resources.gpu if has_gpu else 0
     check_reserved(sweep, gpu, machines, file)
@@ -81,6 +80,8 @@ def main(options: argparse.Namespace) -> int:
     )
     lacks_candidates = False
     if sweep.search is not None:
+        from harness.tune.run_sweep import run_search
+
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
         winners = run_search(sweep, sweep_dir, ray, options, console)
         if winners is None:
@@ -91,6 +92,8 @@ def main(options: argparse.Namespace) -> int:
         print_header(plan, ray.gpu, options.profile, console)
         print_plan(plan, options.retry_failed, options.ray_address, console)
         return OK
+    from harness.tune.run_sweep import run_sweep  # here: it imports MLflow, which a dry run does without
+
     with lock_directory(sweep_dir):
         outcome = run_sweep(plan, ray, options, console)
         page = sweep_dir / folder.REPORT

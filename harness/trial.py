@@ -1,8 +1,8 @@
 """Train and certify trials without Ray and MLflow: those of a sweep file, or those that trial.json files describe.
 
 `python -m harness.trial sweeps/cifar10.yaml --only "cnn7 ibp *"` trains what `harness.run` would train. `python -m
-harness.trial results/cifar10/trials/KEY/trial.json --results-dir again` trains the trial of a result again; that needs
-no pydantic either. The folders are the same as those of `harness.run`, which finds the trials finished.
+harness.trial results/cifar10/trials/KEY/trial.json --results-dir again` trains the trial of a result again. The
+folders are the same as those of `harness.run`, which finds the trials finished.
 
 Trials run in order, those that failed before last. Finished trials stay as they are; the others go on from what is
 saved. SIGTERM or Ctrl-C stops a trial after its epoch; the same command then goes on.
@@ -14,9 +14,9 @@ from pathlib import Path
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, SettingError, require
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.sweep.trial_config import RECIPE_VERSION
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +43,15 @@ def main(options: argparse.Namespace) -> int:
     return OK if run_trials(trials, checkpoints, options.results_dir, options.data_dir) else FAILED
 
 
-def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.Trial], dict[str, Path]]:
+def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, folder.TrialRecord], dict[str, Path]]:
     """Return a sweep file's trials that --only selects, and where each one's checkpoint lies, both by its label."""
-    from harness.sweep.file import check_keys  # needs pydantic, which trial.json files do without
+    from harness.config.file import check_keys
 
     file = check_keys(path, options.profile, options.set)  # wrong keys fail before seconds of imports
     from harness.machine.device import best_device
     from harness.tune.planned_sweep import PlannedSweep, load_checked
 
-    sweep, data = load_checked(file, best_device().type == "cuda", options.data_dir, writes=True)
+    sweep, data = load_checked(file, best_device().type == "cuda", options.results_dir, options.data_dir, writes=True)
     require(f"{path}: search", "a search", sweep.search is None, "none: only harness.run can search")
     run = PlannedSweep.of(sweep, data, options.results_dir / sweep.name, options.only)
     trials = {run.labels[trial.key]: trial for trial in run.trials}
@@ -59,7 +59,7 @@ def _read_sweep(path: Path, options: argparse.Namespace) -> tuple[dict[str, fold
     return trials, {label: sweep.checkpoints[of.sha256] for label, of in of_trials.items() if of}
 
 
-def _load_trial(path: Path) -> folder.Trial:
+def _load_trial(path: Path) -> folder.TrialRecord:
     try:
         trial = folder.read_trial(path)
     except DamagedFileError as error:

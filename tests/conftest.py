@@ -1,6 +1,5 @@
 """Configure all tests: one process a core with one thread each, fixed seeds, tiny trials."""
 
-import dataclasses
 import gc
 import os
 from unittest.mock import patch
@@ -9,8 +8,8 @@ import pytest
 import torch
 
 from cerdeq.equilibrium import certificate
-from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial_config import TrialConfig
+from harness.config.trial import Trial
+from harness.settings import Evaluation, Recipe
 
 torch.set_num_threads(1)
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # other processes would import torch first
@@ -91,11 +90,11 @@ def _cache_perron_vectors():
 def tiny_trial():
     """Return a function that makes a trial of about a second on the digits, with changed fields."""
 
-    def make(model: str = "cnn5", **changes) -> TrialConfig:
+    def make(model: str = "cnn5", **changes) -> Trial:
         compiled = "auto" if torch.cuda.is_available() else "never"
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}
         train |= {"compile": compiled} | changes.pop("train", {})
-        config = TrialConfig(
+        config = Trial(
             sweep="tiny",
             profile="full",
             dataset="digits",
@@ -105,12 +104,12 @@ def tiny_trial():
             method="ibp",
             width=0.05,
             train_images=320,
-            train=TrainSettings(**train),
-            evaluation=EvaluationSettings(
+            train=Recipe(**train),
+            evaluation=Evaluation(
                 stages=("ibp", "crown-ibp"), test_images=60, attack_steps=2, attack_restarts=1, batch_size=40
             ),
         )
-        return dataclasses.replace(config, **changes)
+        return config.replace(**changes)
 
     return make
 

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from cerdeq import LinfBall, bound, margin_spec
 from harness.bench.steps import Step, median_seconds
 from harness.common.errors import require
+from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for, require_trusted
+from harness.config.trial import Trial, labels
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.machine.freed_memory import reuse_freed_memory
 from harness.storage import folder
-from harness.sweep.buildable import check_buildable
-from harness.sweep.plugins import load_for, require_trusted
-from harness.sweep.trial_config import TrialConfig, labels
 from harness.training import load_network
 
 _ROUNDS = 3
 _FIRST = "cost over the first network"
 
-Trained = tuple[str, nn.Module, TrialConfig, Tensor, Tensor]
+Trained = tuple[str, nn.Module, Trial, Tensor, Tensor]
 """A network's label, the network, its config, test images (uint8) and their labels."""
 
 

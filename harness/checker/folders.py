@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.common.errors import InputError
+from harness.config.trial import Trial
 from harness.storage import certification, folder
 from harness.storage.certification import is_certification, trial_of
-from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial_config import TrialConfig
+from harness.storage.folder import TrialRecord, TrialResult
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class StoredResult:
     """
 
     verdict_dir: Path
-    trained: Trial
-    evaluated: Trial
+    trained: TrialRecord
+    evaluated: TrialRecord
     result: TrialResult
 
     @property
-    def config(self) -> TrialConfig:
+    def config(self) -> Trial:
         """The config of the evaluation."""
         return self.evaluated.config
 
@@ -80,7 +80,7 @@ def check_keys(stored: StoredResult) -> Iterator[str]:
         yield f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"
     if stored.result.key != key:
         yield f"{folder.RESULT} belongs to another trial, {stored.result.key}"
-    of_trial = replace(stored.trained, config=replace(stored.trained.config, evaluation=stored.config.evaluation))
+    of_trial = replace(stored.trained, config=stored.trained.config.replace(evaluation=stored.config.evaluation))
     name = certification.directory_of(trial_dir, stored.config.evaluation).name
     if stored.evaluated != of_trial:
         yield f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"

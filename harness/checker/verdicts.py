@@ -17,11 +17,11 @@ from harness.checker.images import (
 )
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
+from harness.config.plugins import load_for
+from harness.config.trial import Trial
 from harness.data import Data, Split, fingerprint, load
 from harness.own_data import OwnData
 from harness.storage import certification, folder
-from harness.sweep.plugins import load_for
-from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass
@@ -120,7 +120,7 @@ def check_data(data: Data, stored: StoredResult) -> list[str]:
 
 def _evaluated_images(data: Data, stored: StoredResult) -> Split:
     """Return the images of all verdicts."""
-    config: TrialConfig = stored.config
+    config: Trial = stored.config
     is_certification = certification.is_certification(stored.verdict_dir)
     count = config.evaluation.test_images if is_certification else config.trial_image_count
     return data.evaluated_images(config.validation_images, count)

@@ -15,33 +15,8 @@ class SettingError(InputError):
         self.key, self.found, self.allowed = key, found, allowed
 
 
-class SettingsError(SettingError):
-    """Several settings that cannot be used; the message has a line for each. `errors`: one for each."""
-
-    def __init__(self, errors: list[SettingError]):
-        super().__init__(errors[0].key, errors[0].found, errors[0].allowed)
-        self.args, self.errors = ("\n".join(map(str, errors)),), errors
-
-
 class Stopped(BaseException):
     """Trials were asked to stop, and what is done is saved: no error, and so no Exception."""
-
-
-class Requirements:
-    """Checks settings like `require`, and raises what is wrong with all of them together."""
-
-    def __init__(self) -> None:
-        self.errors: list[SettingError] = []
-
-    def __call__(self, key: str, value: object, holds: bool, allowed: str) -> None:
-        """Note an error unless `holds`."""
-        if not holds:
-            self.errors.append(SettingError(key, value, allowed))
-
-    def raise_errors(self) -> None:
-        """Raise SettingError, or SettingsError if there are several; nothing without an error."""
-        if self.errors:
-            raise self.errors[0] if len(self.errors) == 1 else SettingsError(self.errors)
 
 
 def require(key: str, value: object, holds: bool, allowed: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baselines.datasets import DATASETS, Dataset
 from harness.common.errors import InputError, SettingError, require
+from harness.common.models import validate
 from harness.data import own
 from harness.data.layouts import Shard, Source, fetch, find, not_found
 from harness.data.reading import name_errors
@@ -189,14 +190,14 @@ def load(source: str | OwnData, data_dir: str | Path | None = None, writes: bool
 
 def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
     path = own.path_of(source, root)
-    content = [asdict(source), str(path.absolute())]
+    content = [source.model_dump(mode="json"), str(path.absolute())]
 
     def cache() -> Path:
         return _cache_at(source.title, content, own.files_of(path))
 
     stored = _read_cache(cache()) or _decode(source.title, lambda: own.read(source, path, writes), cache, writes)
     tensors, recorded, entry = stored
-    info = MeasuredData.from_dict({"source": asdict(source), "entry": entry}).entry
+    info = validate(MeasuredData, {"source": source, "entry": entry}).entry
     train, test = (Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in ("train", "test"))
     return Data(info, train, test, recorded, path)
 

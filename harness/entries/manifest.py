@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from baselines import DATASETS, network_names
 from harness.common.errors import InputError, require
+from harness.common.models import STRICT, validate
+from harness.config.text import MOST_CHARACTERS, parse_yaml
+from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH
 from harness.entries.files import FILE_NAME, read_bounded
-from harness.settings import STRICT, Radius
+from harness.settings import Radius
 from harness.storage.entry_check import ExtraData, NetworkKind, VerifierKind
-from harness.sweep.schema import validate
-from harness.sweep.text import MOST_CHARACTERS, parse_yaml
-from harness.sweep.trial_config import LARGEST_SEED, LARGEST_WIDTH
 
 MANIFEST = "entry.yaml"
 _LONGEST, _REFUSED = 200, '<>&"`\\{}$'  # of a text; what pages or shells might run

@@ -13,10 +13,10 @@ from baselines import DATASETS, build
 from cerdeq import OnnxError
 from cerdeq.onnx import load_content, read_content
 from harness.common.errors import InputError
+from harness.config.trial import Trial
 from harness.entries.manifest import EntryNetwork, Manifest
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
-from harness.sweep.imported_network import TRAINED_ELSEWHERE
-from harness.sweep.trial_config import TrialConfig
+from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 
 NETWORK = "network."
 """What the names of steps begin with that come from an ONNX file."""
@@ -108,9 +108,9 @@ def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> 
     """Return a network of an entry. files: the folder with its files. Raises InputError or OnnxError."""
     path, architecture = files / entry.network, manifest.architecture
     if architecture is not None:
-        config = TrialConfig(
-            "entry", "full", manifest.dataset, manifest.radius, 0, architecture.model, TRAINED_ELSEWHERE,
-            architecture.options, width=architecture.width,
+        config = Trial(
+            sweep="entry", profile="full", dataset=manifest.dataset, eps=manifest.radius, seed=0,
+            model=architecture.model, method=TRAINED_ELSEWHERE, options=architecture.options, width=architecture.width,
         )  # fmt: skip
         return LoadedNetwork(prepare_network(load_network(config, path), _STAGES))
     model = build("onnx", manifest.dataset, file=str(path))

@@ -1,7 +1,5 @@
 """The attack of an evaluation: a search in float32, whose points count only where float64 proves them adversarial."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from harness.attacks.pgd import worst_point
 from harness.common import names
 from harness.evaluation.batch import Batch, Proofs
 from harness.evaluation.network import PreparedNetwork
-from harness.settings import EvaluationSettings
+from harness.settings import Evaluation
 
 
 def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Proofs]:
@@ -28,11 +26,11 @@ def attack_batch(batch: Batch, proved: Tensor) -> tuple[Tensor, Proofs]:
         The margins [B] at the worst points, NaN for examples that were not attacked; and the counterexamples.
     """
     config, undecided = batch.config, batch.undecided
-    weakest = replace(config.evaluation, attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
+    weakest = config.evaluation.replace(attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
     attack_margin, k_of = batch.nan(), torch.zeros_like(batch.images, dtype=torch.int16)
     for targets, settings in ((undecided & ~proved, config.evaluation), (undecided & proved, weakest)):
 
-        def ask(examples: Tensor, settings: EvaluationSettings = settings) -> tuple[Tensor, Tensor]:
+        def ask(examples: Tensor, settings: Evaluation = settings) -> tuple[Tensor, Tensor]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cerdeq import Box, LinfBall, margin_spec
+from harness.config.trial import Trial
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
 from harness.storage import folder
 from harness.storage.files import write_atomically
-from harness.sweep.trial_config import TrialConfig
 
 Proofs = dict[str, Tensor]
 """What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""
@@ -31,7 +31,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     first: int
-    config: TrialConfig
+    config: Trial
     ledger: Ledger
     bounded: Tensor
 

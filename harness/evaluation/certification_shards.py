@@ -14,6 +14,8 @@ import torch
 
 from harness.common import names
 from harness.common.errors import require
+from harness.config.plugins import load_for
+from harness.config.trial import Trial
 from harness.data import Data, Split, load
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
@@ -24,10 +26,8 @@ from harness.machine.freed_memory import reuse_freed_memory
 from harness.storage import certification, folder
 from harness.storage.certification import Certification
 from harness.storage.files import read_bytes
-from harness.storage.folder import Trial, TrialResult
+from harness.storage.folder import TrialRecord, TrialResult
 from harness.storage.parquet import write_table
-from harness.sweep.plugins import load_for
-from harness.sweep.trial_config import TrialConfig, digest_content
 
 FEWEST_PER_SHARD, MOST_PER_SHARD, SHARDS = 20, 200, 32
 _NETWORK_METRICS = (  # which a certification copies from its trial
@@ -36,18 +36,18 @@ _NETWORK_METRICS = (  # which a certification copies from its trial
 )
 
 
-def certified_images(data: Data, config: TrialConfig) -> Split:
+def certified_images(data: Data, config: Trial) -> Split:
     """Return the images that a certification evaluates. Raises InputError if there are too few."""
     return data.evaluated_images(config.validation_images, config.evaluation.test_images)
 
 
-def certification_of(trial_dir: Path, config: TrialConfig, data: Data, weights: bytes) -> tuple[Trial, Certification]:
+def certification_of(trial_dir: Path, config: Trial, data: Data, weights: bytes) -> tuple[TrialRecord, Certification]:
     """Return a finished trial with another config, and the certification that evaluates it by that config.
 
     weights: the content of the trial's file.
     """
     trial = replace(folder.read_trial(trial_dir / folder.TRIAL), config=config)
-    content = json.dumps([digest_content(config), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
+    content = json.dumps([config.canonical(), data.fingerprint, trial.recipe_version, trial.key], sort_keys=True)
     input_digest = hashlib.sha256(weights + content.encode()).hexdigest()
     versions = {name: value for name, value in describe_environment(best_device()).items() if name != "threads"}
     digest = hashlib.sha256("\n".join([input_digest, *versions.values()]).encode()).hexdigest()
@@ -78,7 +78,7 @@ def certify_shard(directory: Path, number: int, report: Callable[[dict[str, Any]
 
 
 @lru_cache(maxsize=1)  # shards of one certification follow each other
-def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[TrialConfig, PreparedNetwork, Split]:
+def _load(directory: Path, digest: str, data_dir: str | None) -> tuple[Trial, PreparedNetwork, Split]:
     """Return the config, the network and the images of a certification, after checking its digest."""
     config = folder.read_certified_trial(directory / certification.CERTIFICATION).config
     load_for(config)

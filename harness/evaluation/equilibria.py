@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from cerdeq.equilibrium import FixedPoint, NotConvergedError, Solution, contraction, replace_fixed_points
 from harness.common import names
+from harness.config.trial import Trial
 from harness.evaluation.ibp import errors_without_attack
-from harness.sweep.trial_config import TrialConfig
 
 _SOLVED_IMAGES = 100  # to ten digits, which takes longer than bounds
 
 
-def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> dict[str, float]:
+def recurrence_report(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> dict[str, float]:
     """Return the bound on rho(|W|), how clean solves end, and the errors with every W set to zero.
 
     Of several equilibria, return the largest numbers. Without equilibria, return no metrics.

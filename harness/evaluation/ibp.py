@@ -11,8 +11,8 @@ from cerdeq.bounds import Context, Interval, Program, propagate, trace
 from cerdeq.bounds.batch_sizes import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
 from harness.common import names
+from harness.config.trial import Trial
 from harness.evaluation.ledger import Ledger, add_seconds
-from harness.sweep.trial_config import TrialConfig
 
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
 
@@ -40,9 +40,7 @@ class Bounds:
 
 
 @torch.no_grad()
-def bound_margins(
-    program: Program, x: Tensor, labels: Tensor, config: TrialConfig, seconds: dict[str, float]
-) -> Bounds:
+def bound_margins(program: Program, x: Tensor, labels: Tensor, config: Trial, seconds: dict[str, float]) -> Bounds:
     """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1].
 
     seconds: gets the time of IBP added.
@@ -53,7 +51,7 @@ def bound_margins(
 
 
 def bound_batch(
-    program: Program, images: Tensor, labels: Tensor, config: TrialConfig, ledger: Ledger
+    program: Program, images: Tensor, labels: Tensor, config: Trial, ledger: Ledger
 ) -> tuple[Bounds, Tensor]:
     """Return `bound_margins` of a batch, NaN for examples that cannot be bounded, and which can be: bool [B].
 
@@ -78,7 +76,7 @@ def bound_batch(
     return Bounds(**tensors, layers=layers), bounded
 
 
-def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> tuple[float, float]:
+def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> tuple[float, float]:
     """Return the standard and the IBP certified error of a float64 network, in percent."""
     program = trace(model)
     correct = certified = 0
@@ -105,7 +103,7 @@ def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dic
     return {key: sum(count / total * row[key] for row, count in weighted) for key in keys}
 
 
-def _bound_slice(program: Program, x: Tensor, labels: Tensor, config: TrialConfig, seconds: dict[str, float]) -> Bounds:
+def _bound_slice(program: Program, x: Tensor, labels: Tensor, config: Trial, seconds: dict[str, float]) -> Bounds:
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
     ball, ctx = LinfBall(x, config.eps), Context(sound=True)
     spec = margin_spec(labels, config.data_info.classes)

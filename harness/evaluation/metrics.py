@@ -7,13 +7,13 @@ import pandas as pd
 
 from baselines.datasets import Dataset
 from harness.common import names
-from harness.evaluation.verdicts import Evaluation
+from harness.evaluation.verdicts import EvaluationResult
 
 _COLLAPSED_SHARE = 0.99
 _SHOWN = 5  # names of missing classes
 
 
-def final_metrics(evaluation: Evaluation, stages: tuple[str, ...]) -> dict[str, float]:
+def final_metrics(evaluation: EvaluationResult, stages: tuple[str, ...]) -> dict[str, float]:
     """Return errors in percent, widths and seconds, by the names in harness.common.names."""
     verdict, decided_by = evaluation.verdicts[names.VERDICT], evaluation.verdicts[names.STAGE]
     certified = verdict == names.CERTIFIED
@@ -64,7 +64,7 @@ def missing_classes(labels: Iterable[int], kind: str, entry: Dataset) -> list[st
     return [f"{kind}: {len(missing)} of {entry.classes} classes are missing in {len(labels):,} images: {shown}{more}"]
 
 
-def warnings(evaluation: Evaluation, metrics: dict[str, float | None], entry: Dataset) -> list[str]:
+def warnings(evaluation: EvaluationResult, metrics: dict[str, float | None], entry: Dataset) -> list[str]:
     """Return what a reader must know: missing classes, a collapsed network, what failed, has no proof or is infinite.
 
     entry: of the data set.

@@ -13,9 +13,9 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import fold, use_attack_solvers
 from cerdeq.tracing.refusals import refuse_training
 from harness.common.errors import InputError
+from harness.config.buildable import build_without_values, needs_linear
+from harness.config.trial import Trial
 from harness.storage.files import parse_file
-from harness.sweep.buildable import build_without_values, needs_linear
-from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PreparedNetwork:
     attack_model: nn.Module
 
 
-def load_network(config: TrialConfig, weights: Path, content: bytes | None = None) -> nn.Sequential:
+def load_network(config: Trial, weights: Path, content: bytes | None = None) -> nn.Sequential:
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
     content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would

@@ -26,17 +26,17 @@ from cerdeq.bounds.batch_sizes import bytes_per_example
 from cerdeq.bounds.ibp import values_of
 from cerdeq.operators.interval import Context, Interval
 from harness.common import names
+from harness.config.trial import Trial
 from harness.data import Split
 from harness.evaluation.batch import write_proofs
 from harness.evaluation.ibp import average_rows
 from harness.evaluation.metrics import finite_or_none
 from harness.evaluation.network import PreparedNetwork
-from harness.evaluation.verdicts import Evaluation, evaluate_part
-from harness.settings import EvaluationSettings
+from harness.evaluation.verdicts import EvaluationResult, evaluate_part
+from harness.settings import Evaluation
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.parquet import write_table
-from harness.sweep.trial_config import TrialConfig
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a part: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
@@ -46,7 +46,7 @@ _BAB_SECONDS = 600.0  # that branch and bound takes of a part, at most; mostly f
 
 
 def evaluate_in_parts(
-    directory: Path, network: PreparedNetwork, images: Split, first: int, config: TrialConfig, digest: str
+    directory: Path, network: PreparedNetwork, images: Split, first: int, config: Trial, digest: str
 ) -> Iterator[int]:
     """Evaluate images, the first of which has the index `first`, and write each part once it is done.
 
@@ -74,7 +74,7 @@ def device_of(network: PreparedNetwork) -> torch.device:
     return next(network.model.parameters()).device
 
 
-def operations_per_image(network: PreparedNetwork, images: Split, settings: EvaluationSettings) -> dict[str, float]:
+def operations_per_image(network: PreparedNetwork, images: Split, settings: Evaluation) -> dict[str, float]:
     """Return about how many operations each stage and the attack take for an image that reaches it."""
     x = images.images[:1].to(device_of(network)).float() / 255
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -87,7 +87,7 @@ def operations_per_image(network: PreparedNetwork, images: Split, settings: Eval
 
 
 def images_per_part(
-    operations: dict[str, float], tables: list[pd.DataFrame], settings: EvaluationSettings, device: torch.device
+    operations: dict[str, float], tables: list[pd.DataFrame], settings: Evaluation, device: torch.device
 ) -> int:
     """Return how many images to evaluate next: stops, saves and reports of progress wait for the end of a part.
 
@@ -101,7 +101,7 @@ def images_per_part(
     return max(1, min(int(most), settings.batch_size))
 
 
-def _share_left_to(stage: str, tables: list[pd.DataFrame], settings: EvaluationSettings) -> float:
+def _share_left_to(stage: str, tables: list[pd.DataFrame], settings: Evaluation) -> float:
     """Return the share of images that earlier stages left to this one, as if one more had come so far."""
     if stage not in _PASSES:
         return 1.0
@@ -111,7 +111,7 @@ def _share_left_to(stage: str, tables: list[pd.DataFrame], settings: EvaluationS
 
 
 def _evaluate_and_save(
-    directory: Path, network: PreparedNetwork, part: Split, first: int, config: TrialConfig, digest: str
+    directory: Path, network: PreparedNetwork, part: Split, first: int, config: Trial, digest: str
 ) -> pd.DataFrame:
     """Evaluate a part, write its files and return its verdicts."""
     device = device_of(network)
@@ -123,7 +123,7 @@ def _evaluate_and_save(
     return evaluation.verdicts
 
 
-def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
+def merge_parts(directory: Path, images: int, digest: str) -> EvaluationResult:
     """Return the evaluation that all parts in a folder make up, and write its verdicts and proofs there.
 
     Raises:
@@ -146,7 +146,7 @@ def merge_parts(directory: Path, images: int, digest: str) -> Evaluation:
     write_proofs(directory, proofs)
     write_table(directory / folder.VERDICTS, verdicts)
     seconds = pd.DataFrame([part.seconds for part in parts.values()]).sum().to_dict()
-    return Evaluation(verdicts, average_rows(widths, counts), centre, spread, seconds, proofs)
+    return EvaluationResult(verdicts, average_rows(widths, counts), centre, spread, seconds, proofs)
 
 
 def _pool(moments: list[tuple[float | None, float | None]], images: list[int]) -> tuple[float, float]:

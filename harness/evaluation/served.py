@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from harness.config.plugins import load_for
 from harness.evaluation.network import load_network
 from harness.storage import folder
-from harness.sweep.plugins import load_for
 
 _BATCH_SIZE = 200
 

@@ -12,17 +12,17 @@ from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
+from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch, Proofs
 from harness.evaluation.ibp import bound_batch
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
-from harness.sweep.trial_config import TrialConfig
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The verdicts on a network and what they rest on.
 
     verdicts: a row for each example, columns as in harness.common.names.
@@ -40,14 +40,14 @@ class Evaluation:
     proofs: Proofs
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: TrialConfig) -> Evaluation:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> EvaluationResult:
     """Evaluate a float64 network in evaluation mode, as `evaluate_part` does."""
     return evaluate_part(prepare_network(model, config.evaluation.stages), images, labels, 0, config)
 
 
 def evaluate_part(
-    network: PreparedNetwork, images: Tensor, labels: Tensor, first: int, config: TrialConfig
-) -> Evaluation:
+    network: PreparedNetwork, images: Tensor, labels: Tensor, first: int, config: Trial
+) -> EvaluationResult:
     """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.
 
     Predictions and bounds are float64, bounds rounded outwards. The attack searches in float32, and a point counts as
@@ -100,7 +100,7 @@ def evaluate_part(
     _refuse_contradictions(table, config.evaluation.stages)
     clean = bounds.clean[~bounds.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
-    return Evaluation(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)
+    return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)
 
 
 def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:

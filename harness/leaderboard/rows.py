@@ -9,11 +9,11 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
+from harness.config.trial import RECIPE_VERSION, Trial
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
-from harness.settings import EvaluationSettings
+from harness.pretrained.checkpoint import Source
+from harness.settings import Evaluation
 from harness.storage import certification, folder, study_tables
-from harness.sweep.imported_network import Source, without_source
-from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, flat_settings, to_dict
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
@@ -33,7 +33,7 @@ _NO_SETTINGS = (
 )
 
 
-def describe_evaluation(config: TrialConfig, is_certification: bool) -> str:
+def describe_evaluation(config: Trial, is_certification: bool) -> str:
     """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
 
     is_certification: whether it is the evaluation of `harness.certify`.
@@ -49,7 +49,7 @@ def describe_evaluation(config: TrialConfig, is_certification: bool) -> str:
     return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if is_certification else [])])
 
 
-def _budget(settings: EvaluationSettings) -> str:
+def _budget(settings: Evaluation) -> str:
     seconds, branches = settings.bab_seconds, settings.bab_branches
     limits = [] if seconds is None else [f"{seconds:g} s"]
     limits += [] if branches is None else [f"{branches:,} branches"]
@@ -123,13 +123,12 @@ def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
         return row | {"problem": NOT_COUNTED + str(error).replace(f"{path}/", "")}
 
 
-def _settings(trial: folder.Trial, evaluation: str) -> dict[str, Any]:
+def _settings(trial: folder.TrialRecord, evaluation: str) -> dict[str, Any]:
     config = trial.config
     version = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint}
-    all_but_seed = {name: value for name, value in without_source(to_dict(config)).items() if name != "seed"}
-    flat = flat_settings(config) | version
+    flat = config.settings | version
     return {
-        "row": json.dumps([all_but_seed, version, evaluation], sort_keys=True),
+        "row": json.dumps([config.identity, version, evaluation], sort_keys=True),
         "evaluated_by": evaluation,
         "is_own_data": config.own_data is not None,
         "seed": config.seed,
@@ -150,7 +149,7 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
     return dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True))
 
 
-def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
+def _outcome(path: Path, trial: folder.TrialRecord) -> dict[str, Any]:
     """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
     result, failure = folder.read_result(path), folder.read_failure(path)
     if result is None:
@@ -159,14 +158,15 @@ def _outcome(path: Path, trial: folder.Trial) -> dict[str, Any]:
     return _numbers(result, trial)
 
 
-def _other_version(trial: folder.Trial) -> dict[str, Any]:
+def _other_version(trial: folder.TrialRecord) -> dict[str, Any]:
     """Return the problem of a trial of another recipe version; nothing for one of today's."""
     if trial.recipe_version == RECIPE_VERSION:
         return {}
-    return {"problem": f"{NOT_COUNTED}of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}"}
+    advice = f"older, of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}: run it again"
+    return {"problem": NOT_COUNTED + advice}
 
 
-def _numbers(result: folder.TrialResult, trial: folder.Trial) -> dict[str, Any]:
+def _numbers(result: folder.TrialResult, trial: folder.TrialRecord) -> dict[str, Any]:
     if result.key != trial.key:
         return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
     numbers = numbers_of(result)
@@ -179,7 +179,7 @@ def _numbers(result: folder.TrialResult, trial: folder.Trial) -> dict[str, Any]:
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
 
 
-def _progress(path: Path, trial: folder.Trial) -> str:
+def _progress(path: Path, trial: folder.TrialRecord) -> str:
     """Return how far a trial, or certification, without a result has come."""
     if (path / certification.CERTIFICATION).exists():
         shards = certification.read_certification(path).shards

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
+from harness.config.trial import value_text
 from harness.leaderboard.columns import INTEGER, Column
 from harness.leaderboard.rows import CHOSEN, LABEL
+from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.settings import STAGES, describe_weak_attack
-from harness.sweep.imported_network import TRAINED_ELSEWHERE
-from harness.sweep.trial_config import value_text
 
 
 def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:

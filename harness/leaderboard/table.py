@@ -15,13 +15,13 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.terminal import printable
+from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
+from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.settings import Radius
-from harness.sweep.imported_network import TRAINED_ELSEWHERE
-from harness.sweep.trial_config import FULL_PROFILE, is_of_training, label_settings, missing_text
 
 FEWEST_SEEDS = 3
 """The smallest number of seeds that ranks two rows."""

@@ -34,7 +34,7 @@ class Method(ABC):
     def ignored(self) -> dict[str, str]:
         """Return the recipe's settings and own options that change nothing here, each with the reason.
 
-        A sweep file that sets one of them is refused. Settings that depend on the network are checked elsewhere.
+        A sweep that sets one of them gets a warning. Settings that depend on the network: harness.config.buildable.
         """
         return {}
 

@@ -15,16 +15,16 @@ from baselines.datasets import DATASETS
 from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
+from harness.config.trial import Trial
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
 from harness.leaderboard.table import Section, build_leaderboard
+from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
 from harness.storage import artefacts, certification, entry_check, folder, study_tables
 from harness.storage.files import DamagedFileError
 from harness.storage.parquet import read_table
-from harness.sweep.imported_network import TRAINED_ELSEWHERE
-from harness.sweep.trial_config import TrialConfig
 
 OURS, ENTRY, PAPER = "ours", "entry", "paper"
 ALL_IMAGES = "all test images"
@@ -171,7 +171,7 @@ class _StudyFiles:
         return {self.study / str(name): part[_SHOWN] for name, part in table.groupby(study_tables.FOLDER)}
 
     @cached_property
-    def _configs(self) -> dict[Path, TrialConfig]:
+    def _configs(self) -> dict[Path, Trial]:
         return {row.path: row.trial.config for row in study_tables.read_stored_trials(self.study)}
 
     def verdicts(self, paths: list[Path]) -> pd.DataFrame:

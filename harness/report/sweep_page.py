@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from harness.common import names
+from harness.config.trial import Trial, missing_text
 from harness.leaderboard.columns import PAGE, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
 from harness.leaderboard.section_text import as_text, stages_table
@@ -18,10 +19,9 @@ from harness.leaderboard.table import Leaderboard, Section
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
-from harness.settings import EvaluationSettings
+from harness.settings import Evaluation
 from harness.storage import certification, folder
 from harness.storage.files import write_text
-from harness.sweep.trial_config import TrialConfig, missing_text
 
 _MAIN = titles_of(TABLES, PAGE)
 _TEMPLATES = jinja2.Environment(
@@ -106,7 +106,7 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
     return pictures
 
 
-def commands(trial_dirs: list[Path], stored: Mapping[Path, TrialConfig] = MappingProxyType({})) -> str:
+def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxyType({})) -> str:
     """Return the commands that train, and where that was done certify further, these trials of a row.
 
     stored: the configs of certifications whose folders are missing.
@@ -123,7 +123,7 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, TrialConfig] = Mappin
     return "\n".join(lines)
 
 
-def _certify_options(settings: EvaluationSettings) -> list[str]:
+def _certify_options(settings: Evaluation) -> list[str]:
     options = {"--stages": ",".join(settings.stages), "--stage-seconds": settings.stage_seconds}
     if names.BAB in settings.stages:
         options |= {"--seconds": settings.bab_seconds, "--branches": settings.bab_branches}

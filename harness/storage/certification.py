@@ -14,18 +14,18 @@ evaluated again. A shard is the images that one worker evaluates, in one part or
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.common import names
-from harness.common.typed import check_types
-from harness.settings import EvaluationSettings
+from harness.common.models import LENIENT, validate
+from harness.pretrained.checkpoint import digest_of
+from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_atomically, write_json
-from harness.storage.folder import Trial
+from harness.storage.folder import TrialRecord
 from harness.storage.parquet import read_table, write_table
-from harness.sweep.imported_network import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,8 @@ class Certification:
     input_digest: a digest of weights, data, settings and recipe version, which determine the verdicts.
     digest: of that and of the device and the versions that compute them.
     """
+
+    __pydantic_config__: ClassVar = LENIENT
 
     images: int
     per_shard: int
@@ -70,6 +72,8 @@ class Part:
     seconds: of each stage. layers, clean_mean, clean_spread: as in an evaluation, of these images; None if not finite.
     """
 
+    __pydantic_config__: ClassVar = LENIENT
+
     images: int
     digest: str
     content: str
@@ -79,7 +83,7 @@ class Part:
     clean_spread: float | None
 
 
-def directory_of(trial_dir: Path, settings: EvaluationSettings) -> Path:
+def directory_of(trial_dir: Path, settings: Evaluation) -> Path:
     """Return the folder of a certification of a trial, such as certified/ibp+crown-ibp+bab-60s-1000-images."""
     budget = ""
     if settings.bab_seconds is not None:
@@ -107,7 +111,7 @@ def trial_of(directory: Path) -> Path:
     return directory.parent.parent if is_certification(directory) else directory
 
 
-def take_over(directory: Path, trial: Trial, certification: Certification) -> str:
+def take_over(directory: Path, trial: TrialRecord, certification: Certification) -> str:
     """Make `directory` the folder of this certification of a trial, without files of another one.
 
     Returns why files of another one were removed, or an empty text. Raises DamagedFileError if the result of this one
@@ -132,8 +136,7 @@ def read_certification(directory: Path) -> Certification:
     """Read certification.json. Raises DamagedFileError."""
 
     def parse(content: Any) -> Certification:
-        values = check_types(Certification, content)
-        certification = Certification(*(values[field.name] for field in fields(Certification)))
+        certification: Certification = validate(Certification, content, is_json=True)
         if certification.images < 1 or certification.per_shard < 1:
             raise ValueError("it has no images")
         return certification
@@ -215,7 +218,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def _read_part(directory: Path, first: int) -> Part:
     def parse(content: Any) -> Part:
-        part = Part(**check_types(Part, content))
+        part: Part = validate(Part, content, is_json=True)
         if part.images < 1:
             raise ValueError("it has no images")
         return part

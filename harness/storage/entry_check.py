@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from harness.settings import STRICT
+from harness.common.models import STRICT
 from harness.storage.files import parse_file, write_text
 from harness.storage.parquet import read_table, write_table
 

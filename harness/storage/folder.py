@@ -26,12 +26,16 @@ import re
 import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, Field
 
 from harness.common import names
-from harness.common.errors import SettingError, require, shorten
+from harness.common.errors import InputError, SettingError, require, shorten
 from harness.common.masking import mask_secrets
-from harness.common.typed import check_types
+from harness.common.models import LENIENT, Model, validate
+from harness.config.trial import RECIPE_VERSION, Trial
+from harness.pretrained.checkpoint import Checkpoint, digest_of, read_file
 from harness.storage.files import (
     DamagedFileError,
     append_line,
@@ -44,8 +48,6 @@ from harness.storage.files import (
     write_text,
 )
 from harness.storage.parquet import read_table
-from harness.sweep.imported_network import Checkpoint, digest_of, read_file
-from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, from_dict, to_dict, trial_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,17 +69,18 @@ STOP = ".stop"
 """A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
-_OLD_METRIC = "open"  # `undecided` today; its verdict `attacked` is `falsified`
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRecord:
     """What trial.json holds: a config and the fingerprint of its data."""
+
+    __pydantic_config__: ClassVar = LENIENT
 
     key: str
     recipe_version: int
     fingerprint: str
-    config: TrialConfig
+    config: Trial
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class TrialResult:
     warnings: for the table.
     """
 
+    __pydantic_config__: ClassVar = LENIENT
+
     key: str
     metrics: dict[str, float | None]
     environment: dict[str, str]
@@ -97,30 +102,30 @@ class TrialResult:
     warnings: list[str]
 
 
-def make_trial(config: TrialConfig, fingerprint: str) -> Trial:
+def make_trial(config: Trial, fingerprint: str) -> TrialRecord:
     """Return the trial of a config on the data with this fingerprint, under today's recipe."""
-    return Trial(trial_key(config, fingerprint), RECIPE_VERSION, fingerprint, config)
+    return TrialRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
 
 
-def trial_json(trial: Trial) -> dict[str, Any]:
+def trial_json(trial: TrialRecord) -> dict[str, Any]:
     """Return the content of trial.json."""
-    return {**asdict(trial), "config": to_dict(trial.config)}
+    return {**asdict(trial), "config": trial.config.model_dump(mode="json")}
 
 
-def read_trial(path: Path) -> Trial:
+def read_trial(path: Path) -> TrialRecord:
     """Read trial.json. Raises DamagedFileError if it is missing or damaged, or its key is another trial's."""
     return parse_json(path, parse_trial)
 
 
-def parse_trial(content: Any) -> Trial:
+def parse_trial(content: Any) -> TrialRecord:
     """Return the trial that trial.json holds. Raises SettingError if its key is another trial's."""
     trial = parse_certified_trial(content)
-    expected = trial_key(trial.config, trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
+    expected = trial.config.key(trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
     require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
     return trial
 
 
-def read_certified_trial(path: Path) -> Trial:
+def read_certified_trial(path: Path) -> TrialRecord:
     """Read certification.json as a trial with its own key and the config of the certification.
 
     Raises DamagedFileError as `read_trial` does.
@@ -128,11 +133,17 @@ def read_certified_trial(path: Path) -> Trial:
     return parse_json(path, parse_certified_trial)
 
 
-def parse_certified_trial(content: Any) -> Trial:
+def parse_certified_trial(content: Any) -> TrialRecord:
     """Return the trial that certification.json holds."""
-    values = check_types(Trial, content)
-    _require_name(values["key"])
-    return Trial(values["key"], values["recipe_version"], values["fingerprint"], from_dict(values["config"]))
+    try:
+        trial: TrialRecord = validate(TrialRecord, content, is_json=True)
+    except InputError:
+        if (version := content["recipe_version"]) != RECIPE_VERSION:
+            advice = f"older, of recipe version {version}, today's is {RECIPE_VERSION}: run it again"
+            raise ValueError(advice) from None
+        raise
+    _require_name(trial.key)
+    return trial
 
 
 def trial_dir(sweep_dir: Path, key: str) -> Path:
@@ -152,7 +163,7 @@ def _require_name(key: str, what: str = "key") -> None:
     require(what, key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
-def take_over(directory: Path, trial: Trial) -> None:
+def take_over(directory: Path, trial: TrialRecord) -> None:
     """Make `directory` the trial's folder, with today's sources. Raises SettingError if it is another trial's."""
     refuse_another(directory, trial)
     path = directory / TRIAL
@@ -166,7 +177,7 @@ def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
         write_bytes(to, read_file(path, checkpoint))
 
 
-def refuse_another(directory: Path, trial: Trial) -> None:
+def refuse_another(directory: Path, trial: TrialRecord) -> None:
     """Raise SettingError if `directory` has another trial's trial.json or result.json."""
     path, result = directory / TRIAL, read_result(directory)
     keys = {read_trial(path).key if path.exists() else trial.key, result.key if result else trial.key}
@@ -187,17 +198,14 @@ def stop_file(directory: Path) -> Path:
 
 
 def read_result(directory: Path) -> TrialResult | None:
-    """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError, also for an older version's."""
+    """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError."""
     path = directory / RESULT
     return parse_json(path, parse_result) if path.exists() else None
 
 
 def parse_result(content: Any) -> TrialResult:
-    """Return the result that result.json holds. Raises ValueError for an older version's."""
-    result = TrialResult(**check_types(TrialResult, content))
-    if _OLD_METRIC in result.metrics:
-        advice = "remove it, and harness.run, for a certification harness.certify, evaluates the network again"
-        raise ValueError(f"an earlier version wrote it, with other names of verdicts: {advice}")
+    """Return the result that result.json holds."""
+    result: TrialResult = validate(TrialResult, content, is_json=True)
     return result
 
 
@@ -229,17 +237,19 @@ def read_failure(directory: Path) -> dict[str, Any] | None:
     path = directory / FAILURE
 
     def parse(content: Any) -> dict[str, Any]:
-        return {"error": check_types(_Failure, content)["error"], "last_finite": {}, "repeats": False} | content
+        return dict(validate(_Failure, content))
 
     return parse_json(path, parse) if path.exists() else None
 
 
-class _Failure:
-    """The types of what failure.json holds."""
+class _Failure(Model):
+    """What failure.json holds."""
+
+    model_config = LENIENT
 
     error: str
-    last_finite: dict[str, Any]
-    repeats: bool
+    last_finite: dict[str, Any] = Field(default={})
+    repeats: bool = False
 
 
 def write_chosen(directory: Path, content: dict[str, Any]) -> None:
@@ -255,13 +265,15 @@ def read_chosen(directory: Path) -> dict[str, Any] | None:
 
 def parse_chosen(content: Any) -> dict[str, Any]:
     """Return what chosen.json holds."""
-    values = check_types(_Chosen, content)
-    _require_name(values["search"], "search")
-    return values | {"text": values["text"]}
+    chosen = validate(_Chosen, content)
+    _require_name(chosen.search, "search")
+    return dict(chosen.model_dump())
 
 
-class _Chosen:
-    """The types of what chosen.json holds."""
+class _Chosen(Model):
+    """What chosen.json holds, and more that searches write."""
+
+    model_config = ConfigDict(extra="allow")
 
     text: str
     search: str

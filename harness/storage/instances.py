@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.common.typed import check_types
+from harness.common.models import LENIENT, Model, validate
 from harness.storage.files import parse_json
 
 SAT, UNSAT, UNKNOWN, TIMEOUT, ERROR = "sat", "unsat", "unknown", "timeout", "error"
@@ -30,13 +30,16 @@ def read_record(path: Path) -> Record:
     """Return an instance's record. Raises DamagedFileError."""
 
     def parse(content: Any) -> Record:
-        return {name: content[name] for name in check_types(_Record, content).keys() | _COLUMNS}
+        validate(_Record, content)
+        return {name: content[name] for name in content.keys() | _COLUMNS}
 
     return parse_json(path, parse)
 
 
-class _Record:
-    """The types of what a record holds, as far as results.csv has it."""
+class _Record(Model):
+    """What a record holds, as far as results.csv has it."""
+
+    model_config = LENIENT
 
     onnx: str
     vnnlib: str

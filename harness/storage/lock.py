@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.common.errors import InputError
-from harness.common.typed import check_types
+from harness.common.models import LENIENT, Model, validate
 from harness.storage.files import LARGEST_TEXT, load_json, make_directory, read_bytes, refuse_links
 
 LOCK = ".lock"
@@ -26,8 +26,10 @@ LOCK = ".lock"
 Holder = dict[str, Any]
 
 
-class _Holder:
-    """The types of what a lock file holds."""
+class _Holder(Model):
+    """What a lock file holds."""
+
+    model_config = LENIENT
 
     host: str
     process: int
@@ -121,10 +123,10 @@ def _may_be_running(owner: Holder) -> bool:
 def _parse(text: bytes) -> Holder | None:
     """Return the holder that a lock file names; None if it names nobody."""
     try:
-        owner = check_types(_Holder, load_json(text))
-    except (ValueError, TypeError, RecursionError):
+        owner: _Holder = validate(_Holder, load_json(text))
+    except (ValueError, RecursionError):
         return None
-    return owner if owner.keys() >= _Holder.__annotations__.keys() and owner["process"] > 0 else None
+    return owner.model_dump() if owner.process > 0 else None
 
 
 def _overwrite(file: IO[bytes], text: bytes) -> None:

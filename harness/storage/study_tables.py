@@ -18,7 +18,7 @@ import pandas as pd
 from harness.common import names
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
-from harness.storage.folder import Trial, TrialResult
+from harness.storage.folder import TrialRecord, TrialResult
 from harness.storage.parquet import read_table, unpack_table, write_table
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
@@ -32,7 +32,7 @@ class StoredTrial:
 
     path: Path
     is_certification: bool
-    trial: Trial
+    trial: TrialRecord
     result: TrialResult
     chosen: dict[str, Any] | None
 

@@ -7,13 +7,13 @@ from harness.leaderboard.rows import describe_evaluation
 from harness.leaderboard.summary import Summary, short_table
 from harness.leaderboard.table import Leaderboard, Section
 from harness.storage import folder
-from harness.storage.folder import Trial
+from harness.storage.folder import TrialRecord
 
 TAG = "mlflow.note.content"
 _MAX_LENGTH = 5000  # characters that every store takes
 
 
-def describe_run(trial: Trial, row: str, run_id: str, uri: str) -> str:
+def describe_run(trial: TrialRecord, row: str, run_id: str, uri: str) -> str:
     """Return a note with a trial's row, how it is evaluated, and how to run it again. uri: without a password."""
     config = trial.config
     evaluation = markdown_text(describe_evaluation(config, is_certification=False))

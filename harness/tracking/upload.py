@@ -16,9 +16,9 @@ from typing import Any
 
 from harness.common.masking import mask_secrets
 from harness.common.names import EPOCH, TRAIN_EPS
+from harness.config.trial import RECIPE_VERSION, flatten, label_of_row
 from harness.storage import folder
-from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial_config import RECIPE_VERSION, flatten, label_of_row, to_dict
+from harness.storage.folder import TrialRecord, TrialResult
 from harness.tracking import notes, view
 from harness.tracking.client import (
     SQLITE,
@@ -146,7 +146,7 @@ class Tracker:
         if self.client.get_experiment(self.experiment_id).tags.get(name) != text:
             self.client.set_experiment_tag(self.experiment_id, name, text)
 
-    def _find_or_create(self, trial: Trial, label: str) -> entities.Run:
+    def _find_or_create(self, trial: TrialRecord, label: str) -> entities.Run:
         """Return the trial's run; a new one is created together with its tags, so that it is never without."""
         runs = self.client.search_runs([self.experiment_id], f"tags.trial = '{trial.key}'", max_results=1)
         if runs:
@@ -155,9 +155,13 @@ class Tracker:
         created = self.client.create_run(self.experiment_id, tags={"trial": trial.key, **config}, run_name=label)
         return self.client.get_run(created.info.run_id)
 
-    def _describe(self, run: entities.Run, trial: Trial, tags: dict[str, str], trial_dir: Path) -> None:
+    def _describe(self, run: entities.Run, trial: TrialRecord, tags: dict[str, str], trial_dir: Path) -> None:
         run_id, logged = run.info.run_id, run.data
-        config = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint, **to_dict(trial.config)}
+        config = {
+            "recipe_version": trial.recipe_version,
+            "fingerprint": trial.fingerprint,
+            **trial.config.model_dump(mode="json"),
+        }
         params = {name: _text(value) for name, value in flatten(config).items() if name not in logged.params}
         if params:  # logged after trial.json: where they are, it is
             self._log_files(run, [trial_dir / folder.TRIAL])

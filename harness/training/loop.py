@@ -4,7 +4,6 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.common import names
 from harness.common.errors import Stopped
+from harness.config.trial import Trial
 from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
@@ -24,7 +24,6 @@ from harness.storage.folder import (
     read_training_warnings,
     write_epoch,
 )
-from harness.sweep.trial_config import TrialConfig
 from harness.training import checkpoint
 from harness.training.checkpoint import Clock
 from harness.training.compilation import choose_compilation
@@ -53,7 +52,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train(
-    config: TrialConfig,
+    config: Trial,
     images: Tensor,
     labels: Tensor,
     trial_dir: Path,
@@ -80,7 +79,7 @@ def train(
     before = read_epochs(trial_dir)
     chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
     precision = choose_precision(asked, device, chosen[-1] if chosen else None)
-    config = replace(config, train=replace(config.train, precision=precision))
+    config = config.replace(train=config.train.replace(precision=precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
     stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)

@@ -11,11 +11,11 @@ from cerdeq.bounds import Context, Interval, output_of, trace, values_of
 from cerdeq.equilibrium import FixedPoint, contraction, verified_box
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.common import names
-from harness.sweep.trial_config import TrialConfig
+from harness.config.trial import Trial
 
 
 @torch.no_grad()
-def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def monitor_bounds(config: Trial, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and metrics of the equilibria."""
     x = images.float() / 255
     ball = LinfBall(x, config.eps)
@@ -44,7 +44,7 @@ def monitor_bounds(config: TrialConfig, model: nn.Module, images: Tensor, labels
     return {names.in_training(name): value for name, value in row.items()}
 
 
-def monitor_untrained(config: TrialConfig, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def monitor_untrained(config: Trial, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return `monitor_bounds` with these images' statistics in batch norm, which has none before training."""
     network = copy.deepcopy(model)
     recompute_statistics(network, images, len(images))

@@ -1,6 +1,5 @@
 """What training does when memory runs out: it goes on from its checkpoint with smaller parts of batches."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
+from harness.config.trial import Trial
 from harness.machine.freed_memory import free_memory
 from harness.storage.folder import read_epochs
-from harness.sweep.trial_config import TrialConfig
 from harness.training.checkpoint import Clock
 from harness.training.loop import Report, train
 
@@ -20,7 +19,7 @@ DIVISOR = 2
 
 
 def train_within_memory(
-    config: TrialConfig,
+    config: Trial,
     images: Tensor,
     labels: Tensor,
     trial_dir: Path,
@@ -39,11 +38,11 @@ def train_within_memory(
             if not (can_divide and is_out_of_memory(error)):
                 raise
         free_memory()  # here, where the error no longer holds the tensors
-    smaller = replace(config, train=replace(config.train, accumulate=parts))
+    smaller = config.replace(train=config.train.replace(accumulate=parts))
     return train(smaller, *data, trial_dir, report, clock, is_last_try=True, is_divided=True)
 
 
-def describe_smaller_batches(config: TrialConfig, epochs: list[dict[str, Any]]) -> list[str]:
+def describe_smaller_batches(config: Trial, epochs: list[dict[str, Any]]) -> list[str]:
     """Return a warning if epochs were trained with batches in more parts than the recipe says, else none."""
     parts = [row[names.TRAIN_ACCUMULATE] for row in epochs if names.TRAIN_ACCUMULATE in row]
     usual = config.train.accumulate

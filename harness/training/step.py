@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from cerdeq.equilibrium import FixedPoint, set_progress
 from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
+from harness.config.trial import Trial
 from harness.data.augment import augment
 from harness.machine.device import without_faulty_onednn
 from harness.machine.subnormals import without_subnormals
 from harness.methods import make_method
-from harness.sweep.trial_config import TrialConfig
 from harness.training.capture import CapturedStep, restore_afterwards, warm_up
 from harness.training.compilation import reset_compiler
 from harness.training.objective import Attack, Loss, make_objective
@@ -49,7 +49,7 @@ class Stepper:
     averaged: a copy of the model that becomes the average over steps, or None if the recipe has no average.
     """
 
-    config: TrialConfig
+    config: Trial
     model: nn.Sequential
     images: Tensor
     labels: Tensor

@@ -1,4 +1,4 @@
-"""One trial from config to result: train, save, evaluate. Needs neither Ray nor MLflow nor pydantic."""
+"""One trial from config to result: train, save, evaluate. Needs neither Ray nor MLflow."""
 
 import hashlib
 import logging
@@ -16,6 +16,8 @@ from cerdeq.errors import is_out_of_memory
 from cerdeq.precision import counted_rounding
 from harness.common import names
 from harness.common.errors import require
+from harness.config.plugins import load_for
+from harness.config.trial import Trial
 from harness.data import Data, Split, load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
@@ -25,12 +27,10 @@ from harness.evaluation.parts import evaluate_in_parts, merge_parts
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
+from harness.pretrained.weights import read_weights
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.storage.log import log_to_folder
-from harness.sweep.imported_weights import read_weights
-from harness.sweep.plugins import load_for
-from harness.sweep.trial_config import TrialConfig
 from harness.training.checkpoint import Clock
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.monitor import parametrisation_metrics
@@ -43,7 +43,7 @@ DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 
 
 def run_trial(
-    config: TrialConfig,
+    config: Trial,
     directory: Path,
     report: Report = lambda row: None,
     data_dir: str | None = None,
@@ -104,7 +104,7 @@ def run_folder(
         return result
 
 
-def split_images(config: TrialConfig, data: Data) -> tuple[Split, Split]:
+def split_images(config: Trial, data: Data) -> tuple[Split, Split]:
     """Return the images that the trial is trained on, none if that was elsewhere, and those that it is evaluated on.
 
     Raises InputError if there are fewer than the config asks for.
@@ -135,7 +135,7 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
 
 
 def _train_and_evaluate(
-    trial: folder.Trial, data: Data, trial_dir: Path, report: Report, clock: Clock
+    trial: folder.TrialRecord, data: Data, trial_dir: Path, report: Report, clock: Clock
 ) -> folder.TrialResult:
     training, test = split_images(trial.config, data)
     device = best_device()
@@ -158,7 +158,7 @@ def _train_and_evaluate(
 
 
 def _train(
-    config: TrialConfig, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
+    config: Trial, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
 ) -> dict[str, float]:
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
 
@@ -175,7 +175,7 @@ def _train(
     return metrics
 
 
-def _copy_weights(config: TrialConfig, trial_dir: Path) -> dict[str, float]:
+def _copy_weights(config: Trial, trial_dir: Path) -> dict[str, float]:
     """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
     state = read_weights(trial_dir / folder.IMPORTED, config)
     write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
@@ -184,7 +184,7 @@ def _copy_weights(config: TrialConfig, trial_dir: Path) -> dict[str, float]:
 
 
 def _evaluate(
-    trial: folder.Trial,
+    trial: folder.TrialRecord,
     test: Split,
     trial_dir: Path,
     device: torch.device,

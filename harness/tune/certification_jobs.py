@@ -15,6 +15,8 @@ from harness.common import names
 from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.common.terminal import one_line, say
+from harness.config import plugins
+from harness.config.trial import RECIPE_VERSION, Trial, labels
 from harness.data import Data
 from harness.evaluation.certification_shards import certification_of, certified_images, finish_certification
 from harness.evaluation.ledger import SoundnessError
@@ -23,8 +25,6 @@ from harness.machine.environment import data_directory, device_name
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lock import lock_directory
-from harness.sweep import plugins
-from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, labels
 from harness.tune.progress import Bars
 from harness.tune.workers import certify_item, load_data, run_items
 
@@ -39,7 +39,7 @@ class Job:
     trial_dir: Path
     label: str
     data: Data
-    config: TrialConfig
+    config: Trial
     directory: Path
 
 
@@ -78,14 +78,14 @@ def make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _certification_config(config: TrialConfig, options: argparse.Namespace) -> TrialConfig:
+def _certification_config(config: Trial, options: argparse.Namespace) -> Trial:
     """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
     stages, before = tuple(options.stages.split(",")), config.evaluation
     budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if names.BAB in stages else {}
     images = config.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
     budget["stage_seconds"] = options.stage_seconds or before.stage_seconds
-    return replace(config, evaluation=replace(before, stages=stages, test_images=images, **budget))
+    return config.replace(evaluation=before.replace(stages=stages, test_images=images, **budget))
 
 
 def certify_jobs(jobs: list[Job], data_dir: str | None, workers: int | None, console: Console) -> bool:

@@ -5,12 +5,12 @@ from pathlib import Path
 from harness.common import names
 from harness.common.errors import InputError, Stopped
 from harness.common.terminal import new_console, say
+from harness.config.trial import labels
 from harness.machine.device import best_device
 from harness.machine.environment import device_name
+from harness.pretrained.checkpoint import Checkpoint, read_file
 from harness.storage import folder
 from harness.storage.files import make_directory, refuse_links
-from harness.sweep.imported_network import Checkpoint, read_file
-from harness.sweep.trial_config import labels
 from harness.training.trial import Report, split_images
 from harness.tune.progress import Callbacks, SweepProgress
 from harness.tune.stopping import Stopping
@@ -18,7 +18,7 @@ from harness.tune.workers import load_data, run_here, train_item
 
 
 def run_trials(
-    trials: dict[str, folder.Trial], checkpoints: dict[str, Path], results_dir: Path, data_dir: str | None
+    trials: dict[str, folder.TrialRecord], checkpoints: dict[str, Path], results_dir: Path, data_dir: str | None
 ) -> bool:
     """Train the trials that have no result yet and print what they do; return True if none has failed.
 
@@ -61,7 +61,7 @@ def run_trials(
     return _train({trial_dirs[name]: trial for name, trial in to_run.items()}, by_key, data_dir)
 
 
-def _train(trials: dict[Path, folder.Trial], labels: dict[str, str], data_dir: str | None) -> bool:
+def _train(trials: dict[Path, folder.TrialRecord], labels: dict[str, str], data_dir: str | None) -> bool:
     """Train trials, by their folders, those that failed before last. labels: by key."""
     failed_last = sorted(trials, key=lambda trial_dir: folder.read_failure(trial_dir) is not None)
     for trial_dir in trials:  # else an old failure would be reported as this run's

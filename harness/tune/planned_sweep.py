@@ -15,16 +15,17 @@ import torch
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.patterns import select_by_pattern
+from harness.config.changes import nearest_changes
+from harness.config.expansion import expand_file
+from harness.config.file import CheckedFile, ExpandedSweep
+from harness.config.trial import distinguish, rows
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.machine.device import best_device
 from harness.own_data import MeasuredData, OwnData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
-from harness.storage.folder import Trial
-from harness.sweep.expansion import expand_file
-from harness.sweep.file import CheckedFile, Sweep
-from harness.sweep.trial_config import FULL_PROFILE, identity, labels, rows
+from harness.storage.folder import TrialRecord
 from harness.training.trial import split_images
 from harness.tune.workers import check_fits
 
@@ -39,20 +40,28 @@ class PlannedSweep:
     sweep_dir: the directory of the sweep's results.
     """
 
-    sweep: Sweep
+    sweep: ExpandedSweep
     data: dict[str, Any]
-    trials: list[Trial]
+    trials: list[TrialRecord]
     labels: dict[str, str]
     sweep_dir: Path
 
     @classmethod
-    def of(cls, sweep: Sweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
+    def of(cls, sweep: ExpandedSweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
         """Return the plan of the trials whose label or key matches a pattern, of all without patterns.
 
         Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
         """
-        trials = {trial.key: trial for trial in (folder.make_trial(each, data["fingerprint"]) for each in sweep.trials)}
-        by_key = dict(zip(trials, labels(sweep.trials), strict=True))
+        fingerprint = data["fingerprint"]
+        stored = {key: trial.config for key, trial in _stored_trials(sweep_dir).items()}
+        names_there = {config.identity: config.named for config in stored.values() if config.named is not None}
+        own = [config.replace(named=names_there.get(config.identity, config.named)) for config in sweep.trials]
+        # A trial that is there keeps its name; a newer one that would read alike is named by what differs.
+        configs = stored | {config.key(fingerprint): config for config in own}
+        configs = dict(zip(configs, distinguish([*configs.values()]), strict=True))
+        keys = [config.key(fingerprint) for config in own]
+        trials = {key: folder.make_trial(configs[key], fingerprint) for key in keys}
+        by_key = {key: trial.config.label for key, trial in trials.items()}
         names_of = {key: (label, key) for key, label in by_key.items()}
         keys = select_by_pattern("--only", patterns, names_of) if patterns else list(trials)
         plan = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
@@ -73,13 +82,29 @@ class PlannedSweep:
 
     def row_names(self) -> dict[str, str]:
         """Return the name of each trial's row by its key, for these trials and all others in the directory."""
-        configs = {trial.key: trial.config for trial in self.trials}
-        for trial_dir in folder.trial_folders(self.sweep_dir):
-            with suppress(DamagedFileError):  # the leaderboard names it
-                configs[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL).config
+        trials = _stored_trials(self.sweep_dir) | {trial.key: trial for trial in self.trials}
+        configs = {key: trial.config for key, trial in trials.items()}
         return dict(zip(configs, rows(list(configs.values())), strict=True))
 
-    def unfinished(self) -> list[Trial]:
+    def changes(self) -> dict[str, str]:
+        """Return in what each trial that is not begun differs from the nearest of those that the file no longer has.
+
+        By key, such as 'train.learning_rate 0.01, was 0.005'; trials without one alike are left out.
+        """
+        stored = _stored_trials(self.sweep_dir)
+        own = {config.key(self.data["fingerprint"]) for config in self.sweep.trials}
+        others = [trial for key, trial in stored.items() if key not in own]
+        texts = {}
+        for trial in self.trials:
+            if trial.key not in stored and (found := nearest_changes(trial.config, [each.config for each in others])):
+                texts[trial.key] = "; ".join(found)
+            elif trial.key not in stored and found is not None:
+                same = next(each for each in others if each.config == trial.config)
+                is_older = same.recipe_version != trial.recipe_version
+                texts[trial.key] = f"older: of recipe version {same.recipe_version}" if is_older else "the data changed"
+        return texts
+
+    def unfinished(self) -> list[TrialRecord]:
         """Return the trials without a result."""
         return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
 
@@ -98,27 +123,36 @@ class PlannedSweep:
                 problems[keys[row.trial_dir]] = f"{' and '.join(missing)} is missing"
         return problems
 
-    def to_run(self, retry_failed: bool) -> list[Trial]:
+    def to_run(self, retry_failed: bool) -> list[TrialRecord]:
         """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""
         unfinished = self.unfinished()
         failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in unfinished}
         fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
         return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
 
-    def seconds_left(self, trials: list[Trial]) -> dict[str, float | None]:
+    def seconds_left(self, trials: list[TrialRecord]) -> dict[str, float | None]:
         """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
         measured = _measured_seconds(self.sweep_dir)
         return {trial.key: _seconds_left(trial, self.trial_dirs[trial.key], measured) for trial in trials}
 
-    def longest_first(self, trials: list[Trial]) -> list[Trial]:
+    def longest_first(self, trials: list[TrialRecord]) -> list[TrialRecord]:
         """Return the trials with the longest first, then unknown ones, then those that failed before."""
         left = self.seconds_left(trials)
 
-        def rank(trial: Trial) -> tuple[bool, float]:
+        def rank(trial: TrialRecord) -> tuple[bool, float]:
             has_failed = folder.read_failure(self.trial_dirs[trial.key]) is not None
             return has_failed, -(left[trial.key] or 0.0)
 
         return sorted(trials, key=rank)
+
+
+def _stored_trials(sweep_dir: Path) -> dict[str, TrialRecord]:
+    """Return the trials in a sweep's directory by key, the oldest first."""
+    trials = {}
+    for trial_dir in sorted(folder.trial_folders(sweep_dir), key=lambda path: (path / folder.TRIAL).stat().st_mtime):
+        with suppress(DamagedFileError):  # the leaderboard names it
+            trials[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL)
+    return trials
 
 
 def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
@@ -133,12 +167,12 @@ def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
         seconds = [row[names.TRAIN_EPOCH_SECONDS] for row in epochs if names.TRAIN_EPOCH_SECONDS in row]
         if result is not None and (seconds or config.is_trained_elsewhere):
             epoch = mean(seconds) if seconds else 0.0
-            measured[identity(config)].append((epoch, result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
+            measured[config.identity].append((epoch, result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
     return measured
 
 
-def _seconds_left(trial: Trial, trial_dir: Path, measured: dict[str, list[tuple[float, float]]]) -> float | None:
-    of_row = measured.get(identity(trial.config))
+def _seconds_left(trial: TrialRecord, trial_dir: Path, measured: dict[str, list[tuple[float, float]]]) -> float | None:
+    of_row = measured.get(trial.config.identity)
     if of_row is None:
         return None
     done = folder.last_epoch(trial_dir)
@@ -156,19 +190,28 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
     return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
 
 
-def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes: bool) -> tuple[Sweep, dict[str, Any]]:
+def load_checked(
+    file: CheckedFile, has_gpu: bool, results_dir: Path, data_dir: str | None, writes: bool
+) -> tuple[ExpandedSweep, dict[str, Any]]:
     """Return a file's sweep, and the summary and title of its data.
 
-    data_dir, writes: as in `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
+    results_dir: of all sweeps; networks that are trained there are not built to be checked. data_dir, writes: as in
+    `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    dataset, measured = file.keys[FULL_PROFILE].dataset, None
+    sweep_dir = results_dir / str(file.content["name"])
+    trained = {
+        trial.config.identity
+        for key, trial in _stored_trials(sweep_dir).items()
+        if (folder.trial_dir(sweep_dir, key) / folder.RESULT).exists()
+    }
+    dataset, measured = file.sweep(file.profile_here(has_gpu), False).dataset, None
     if isinstance(dataset, OwnData):
         dataset = dataset.relative_to(file.path.parent)
         try:
-            measured = MeasuredData(dataset, load(dataset, data_dir, writes).info)
+            measured = MeasuredData(source=dataset, entry=load(dataset, data_dir, writes).info)
         except InputError as error:
             raise InputError(f"{file.path}: {error}") from None
-    sweep = expand_file(file, has_gpu, measured)
+    sweep = expand_file(file, has_gpu, trained, measured)
     data = load(dataset, data_dir, writes)
     try:
         for config in sweep.trials:
@@ -178,7 +221,7 @@ def load_checked(file: CheckedFile, has_gpu: bool, data_dir: str | None, writes:
     return sweep, data.summary() | {"title": data.info.title, "description": data.describe()}
 
 
-def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], file: CheckedFile) -> None:
+def check_reserved(sweep: ExpandedSweep, gpu: float, machines: list[dict[str, float]], file: CheckedFile) -> None:
     """Raise InputError unless one machine has the CPUs and GPUs that a trial reserves."""
     try:
         check_fits(machines, sweep.resources.cpu, gpu)
@@ -186,7 +229,7 @@ def check_reserved(sweep: Sweep, gpu: float, machines: list[dict[str, float]], f
         raise file.with_location(error, sweep.profile) from None
 
 
-def check_owner(sweep_dir: Path, sweep: Sweep) -> None:
+def check_owner(sweep_dir: Path, sweep: ExpandedSweep) -> None:
     """Raise InputError if the directory holds trials of another name, data set or eps, or a link leads out of it."""
     refuse_links(sweep_dir)
     expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"

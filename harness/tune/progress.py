@@ -15,8 +15,7 @@ from harness.common import names
 from harness.common.masking import mask_secrets
 from harness.common.terminal import one_line, printable, with_plural
 from harness.storage import folder
-from harness.storage.folder import Trial, TrialResult
-from harness.sweep.trial_config import identity
+from harness.storage.folder import TrialRecord, TrialResult
 from harness.tune.stopping import Stopping
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
@@ -85,11 +84,11 @@ class SweepProgress(Bars):
     labels: by trial key.
     """
 
-    def __init__(self, trials: list[Trial], labels: dict[str, str], console: Console):
+    def __init__(self, trials: list[TrialRecord], labels: dict[str, str], console: Console):
         super().__init__(console)
         self.labels = labels
         self.epochs = {trial.key: trial.config.epochs for trial in trials}
-        self.rows = {trial.key: identity(trial.config) for trial in trials}
+        self.rows = {trial.key: trial.config.identity for trial in trials}
         self.known_rows = set[str]()
         self.warned = set[tuple[str, str]]()
         self.done = dict.fromkeys(self.epochs, 0)  # epochs, and one for evaluation

@@ -24,13 +24,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from harness.common.errors import Stopped
+from harness.config.file import ExpandedSweep
+from harness.config.trial import RECIPE_VERSION, Trial, rows
 from harness.data import Data
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
-from harness.sweep.file import Sweep
-from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig, digest_content, rows
 from harness.training.trial import split_images
 from harness.tune.progress import read_outcome
 from harness.tune.stopping import Stopping
@@ -60,7 +60,7 @@ def load_studies(search_dir: Path) -> list[optuna.Study]:
 class Search:
     """The search of a sweep. `owners` maps each candidate's folder to its entry and its number there."""
 
-    def __init__(self, sweep: Sweep, data: Data, sweep_dir: Path, console: Console):
+    def __init__(self, sweep: ExpandedSweep, data: Data, sweep_dir: Path, console: Console):
         """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
         if sweep.search is None:
             raise ValueError(f"the sweep {sweep.name} has no search")
@@ -69,16 +69,16 @@ class Search:
         for entry in self.entries:
             split_images(self.held_out(entry.base), data)
         settings = self.settings.model_dump(mode="json", exclude={"trials"})
-        bases = [digest_content(entry.base) for entry in self.entries]
+        bases = [entry.base.canonical() for entry in self.entries]
         content = json.dumps([settings, bases, self.seed, self.fingerprint, RECIPE_VERSION], sort_keys=True)
         name = f"{self.settings.sampler}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         self.directory = sweep_dir / "search" / name
         self.studies = load_studies(self.directory)
         self.owners: dict[Path, tuple[int, int]] = {}
 
-    def held_out(self, config: TrialConfig) -> TrialConfig:
+    def held_out(self, config: Trial) -> Trial:
         """Return a trial as a candidate's: evaluated on images held out of training, under the first seed."""
-        return replace(config, seed=self.seed, validation_images=self.settings.validation_images)
+        return config.replace(seed=self.seed, validation_images=self.settings.validation_images)
 
     def show(self) -> None:
         """Print what is searched, and how far the search is."""
@@ -91,7 +91,7 @@ class Search:
             f"searched: {', '.join(rows([entry.base for entry in self.entries]))}\ncandidates: {self.directory}"
         )
 
-    def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[Sweep, bool] | None:
+    def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
         """Search, and return the sweep with its winners as trials; None without a winner.
 
         The second value is True if candidates have failed that the same command would try again.
@@ -183,7 +183,7 @@ class Search:
         folder.take_over(trial_dir, trial)
         return trial_dir
 
-    def config(self, number: int, candidate: FrozenTrial | optuna.Trial) -> TrialConfig:
+    def config(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Trial:
         """Return an entry's trial with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
         entry = self.entries[number]
         return entry.config({key: space.decode(candidate.params[key]) for key, space in entry.spaces.items()})
@@ -198,7 +198,7 @@ class Search:
             self.studies[number].tell(candidate, [WORST if error is None else error for error in errors])
         return is_done
 
-    def winners(self) -> list[TrialConfig]:
+    def winners(self) -> list[Trial]:
         """Return the winners' trials, on all training images and with every seed, and mark their folders.
 
         They are the candidates with the lowest objective or, of two objectives, the first of each pair on the front.
@@ -219,7 +219,7 @@ class Search:
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
                 for seed in dict.fromkeys(trial.seed for trial in self.sweep.trials):
-                    configs.append(replace(self.config(number, winner), seed=seed))
+                    configs.append(self.config(number, winner).replace(seed=seed))
                     trial = folder.make_trial(configs[-1], self.fingerprint)
                     folder.write_chosen(folder.trial_dir(self.sweep_dir, trial.key), choice)
         return configs

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from harness.config.file import ExpandedSweep
 from harness.data import load
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.summary import Summary
@@ -16,8 +17,7 @@ from harness.leaderboard.table import Leaderboard
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import read_text, remove_unfinished
-from harness.storage.folder import Trial
-from harness.sweep.file import Sweep
+from harness.storage.folder import TrialRecord
 from harness.tracking.outages import PatientTracker
 from harness.tune.planned_sweep import PlannedSweep
 from harness.tune.progress import Callbacks, SweepProgress
@@ -42,8 +42,8 @@ class Outcome:
 
 
 def run_search(
-    sweep: Sweep, sweep_dir: Path, ray: RayOptions, options: argparse.Namespace, console: Console
-) -> tuple[Sweep, bool] | None:
+    sweep: ExpandedSweep, sweep_dir: Path, ray: RayOptions, options: argparse.Namespace, console: Console
+) -> tuple[ExpandedSweep, bool] | None:
     """Run a sweep's search, as `Search.run` does; with --dry-run, only print what is searched.
 
     options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
@@ -95,7 +95,7 @@ def _table_text(sweep_dir: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def _prepare_folders(plan: PlannedSweep, to_run: list[Trial], console: Console) -> None:
+def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Console) -> None:
     """Make the trials' folders and remove what killed runs left; print which trials are not run."""
     for trial in plan.unfinished():
         if trial not in to_run:
@@ -115,7 +115,7 @@ def _prepare_folders(plan: PlannedSweep, to_run: list[Trial], console: Console) 
 
 def _run(
     plan: PlannedSweep,
-    trials: list[Trial],
+    trials: list[TrialRecord],
     options: RayOptions,
     mlflow: PatientTracker,
     fail_fast: bool,

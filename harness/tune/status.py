@@ -18,12 +18,12 @@ from rich.console import Console
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say
+from harness.config.file import CPU_PROFILE
+from harness.config.trial import FULL_PROFILE, labels
 from harness.settings import describe_weak_attack
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
-from harness.sweep.file import CPU_PROFILE
-from harness.sweep.trial_config import FULL_PROFILE, labels
 from harness.tune.planned_sweep import PlannedSweep
 from harness.tune.progress import minutes, percent
 
@@ -135,6 +135,10 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
         )
+    if changes := plan.changes():
+        label, change = next((plan.labels[key], change) for key, change in changes.items())
+        more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
+        lines.append(f"not begun, for the directory has them otherwise: {label} ({change}){more}")
     attack = config.evaluation
     if warning := describe_weak_attack(attack.attack_step, attack.attack_steps):
         lines.append(f"warning: {warning}")
@@ -145,12 +149,13 @@ def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, 
     """Print a line for each trial, the resources and the time."""
     to_run = {trial.key for trial in plan.to_run(retry_failed)}
     left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
-    rows = []
+    rows, changes = [], plan.changes()
     for trial in plan.trials:
         state = state_of(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
+        state = (state[0], changes[trial.key]) if trial.key in changes else state
         rows.append([plan.labels[trial.key], trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
     resources, cpus, gpus = plan.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()

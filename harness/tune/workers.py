@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from harness.common.errors import InputError, Stopped, error_line, require
+from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for
 from harness.data import Data, load
 from harness.evaluation.certification_shards import certify_shard
 from harness.machine.freed_memory import free_memory
 from harness.own_data import OwnData
 from harness.storage import folder
-from harness.sweep.buildable import check_buildable
-from harness.sweep.plugins import load_for
 from harness.training.checkpoint import Clock
 from harness.training.trial import Report, run_folder
 
@@ -62,7 +62,7 @@ def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
     require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
 
 
-def load_data(trials: dict[str, folder.Trial], data_dir: str | None) -> dict[str | OwnData, Data]:
+def load_data(trials: dict[str, folder.TrialRecord], data_dir: str | None) -> dict[str | OwnData, Data]:
     """Return the data sets of trials, by their `data_source`, after checking that this code can run the trials on them.
 
     trials: by what messages call them. Raises InputError if it cannot, or if data is missing or another one.

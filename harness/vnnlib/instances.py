@@ -14,6 +14,7 @@ from rich.console import Console
 
 from harness.common.errors import InputError, require
 from harness.common.terminal import one_line, print_table, printable, with_plural
+from harness.pretrained.checkpoint import digest_of
 from harness.storage.files import (
     LARGEST_TEXT,
     DamagedFileError,
@@ -35,7 +36,6 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
-from harness.sweep.imported_network import digest_of
 from harness.tune.progress import Bars
 from harness.tune.workers import run_items
 

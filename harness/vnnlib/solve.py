@@ -20,8 +20,8 @@ from cerdeq.onnx import RunInFloat32
 from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.common.errors import InputError
 from harness.common.properties import Case, Counterexample, Property
+from harness.pretrained.checkpoint import digest_of
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
-from harness.sweep.imported_network import digest_of
 from harness.vnnlib.boundary import likely_corners, likely_vertices
 from harness.vnnlib.counterexample import NoDecimalError, decimals_inside, exact_outputs, why_not_confirmed
 from harness.vnnlib.files import load_instance, read_network, read_vnnlib

@@ -1,6 +1,6 @@
 """Commands of README, docs and results/*.md: each is parsed and names what exists; cheap ones are run.
 
-Sweep files load: tests/harness/sweep/test_sweep_to_trials.py.
+Sweep files load: tests/harness/config/test_sweep_to_trials.py.
 """
 
 import functools
@@ -19,13 +19,13 @@ from pages import ROOT, blocks, inline
 from harness import tables
 from harness.command_line import COMMANDS, main, parser_of
 from harness.common.patterns import select_by_pattern
+from harness.config.expansion import load_sweep
+from harness.config.text import read
+from harness.config.trial import labels
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder
 from harness.storage.study_tables import read_stored_trials
-from harness.sweep.expansion import load_sweep
-from harness.sweep.text import read
-from harness.sweep.trial_config import labels
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"

@@ -14,9 +14,9 @@ import yaml
 from pages import ROOT, blocks, files, inline
 
 from baselines import build
+from harness.common.models import validate
+from harness.config.expansion import load_sweep
 from harness.own_data import KINDS, OwnData
-from harness.sweep.expansion import load_sweep
-from harness.sweep.schema import validate
 
 PYTHON = blocks("python")
 RUN = {page: [*group] for page, group in groupby((block for block in PYTHON if block.run), lambda block: block.page)}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from harness.common.errors import InputError
-from harness.sweep.expansion import load_sweep
+from harness.config.expansion import load_sweep
 
 BASE = {
     "name": "study",

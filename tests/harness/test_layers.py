@@ -6,7 +6,7 @@ from pathlib import Path
 import harness
 
 CORE = [
-    *("common", "machine", "settings", "own_data", "attacks", "methods", "sweep", "storage", "data"),
+    *("common", "machine", "settings", "own_data", "attacks", "methods", "pretrained", "config", "storage", "data"),
     *("evaluation", "training", "leaderboard", "tracking", "tune"),
 ]
 LEAVES = ("checker", "vnnlib", "report", "bench", "entries")

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import shutil
-from dataclasses import replace
 
 import malformed
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from harness.command_line import main
+from harness.config.trial import Trial
 from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder
@@ -88,7 +88,7 @@ def describes(text, trial):
     """Whether a file is of this trial after all, since a changed value is what a setting has by default."""
     try:
         content = json.loads(text)
-        same = folder.make_trial(folder.from_dict(content["config"]), trial.fingerprint)
+        same = folder.make_trial(Trial.model_validate(content["config"]), trial.fingerprint)
         return content["key"] == trial.key == same.key
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
@@ -120,7 +120,7 @@ def test_how_a_search_chose_a_trial(trial_dir):
 
 
 def test_options_that_the_network_lacks(run_command, trial, tmp_path):
-    other = folder.make_trial(replace(trial.config, options={"zzz": 1}), trial.fingerprint)
+    other = folder.make_trial(trial.config.replace(options={"zzz": 1}), trial.fingerprint)
     folder.take_over(tmp_path / "tiny/trials" / other.key, other)
     arguments = ["--only", "bounds", "--images", 1, "--trained", tmp_path / "tiny/trials" / other.key]
     status, message = run_command("benchmark", *arguments)

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_a_folder_without_the_trial_s_network_is_refused(trial_dir):
 )
 def test_a_network_that_is_too_large_or_does_not_exist_is_refused_before_it_is_built(trial_dir, changes, message):
     trial = folder.read_trial(trial_dir / folder.TRIAL)
-    other = folder.make_trial(replace(trial.config, **changes), trial.fingerprint)
+    other = folder.make_trial(trial.config.replace(**changes), trial.fingerprint)
     (trial_dir / folder.TRIAL).write_text(json.dumps(folder.trial_json(other)))
     with pytest.raises(InputError, match=f"options: {message}"):
         harness.load(trial_dir)
@@ -80,5 +79,5 @@ def test_a_study_is_a_data_frame_from_which_networks_are_loaded(trial_dir):
 
 
 def test_importing_the_package_imports_neither_torch_nor_pandas():
-    code = "import sys, harness; assert not {'torch', 'pandas', 'numpy', 'harness.sweep'} & {*sys.modules}"
+    code = "import sys, harness; assert not {'torch', 'pandas', 'numpy', 'harness.config'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)

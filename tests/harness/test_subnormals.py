@@ -9,7 +9,7 @@ from torch import nn
 from harness.attacks.pgd import worst_point
 from harness.evaluation import ibp
 from harness.machine.subnormals import without_subnormals
-from harness.settings import EvaluationSettings
+from harness.settings import Evaluation
 from harness.training import loop, run_trial
 from harness.training.step import Stepper
 
@@ -58,8 +58,6 @@ def test_steps_and_attacks_have_no_subnormals_and_bounds_have(tiny_trial, tmp_pa
     run_trial(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)
     model = nn.Linear(2, 2)
     model.forward = recorded(model.forward, attacks)
-    worst_point(
-        model, torch.rand(3, 2), torch.tensor([0, 1, 0]), Fraction(1, 10), EvaluationSettings(), 0, torch.arange(3)
-    )
+    worst_point(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), Fraction(1, 10), Evaluation(), 0, torch.arange(3))
     assert steps and not any(steps) and attacks and not any(attacks)
     assert len(bounds) > 2 and all(bounds) and has_subnormals()

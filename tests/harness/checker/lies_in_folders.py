@@ -24,9 +24,9 @@ from lying_sweep import (
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from harness.config import plugins
 from harness.machine.environment import cache_directory
 from harness.storage import certification, folder
-from harness.sweep import plugins
 
 
 @dataclass(frozen=True)

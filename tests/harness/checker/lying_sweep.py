@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from baselines import build
 from harness.common import names
+from harness.config.trial import Trial
 from harness.data import load
 from harness.evaluation.certification_shards import certification_of, certify_shard, finish_certification
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.parts import evaluate_in_parts, merge_parts
-from harness.evaluation.verdicts import Evaluation
+from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import certification, folder
-from harness.sweep.trial_config import from_dict, trial_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}
@@ -63,8 +63,8 @@ def make_sweep(root: Path) -> Sweep:
 def _make_trial(root: Path, name: str) -> str:
     data, config = load("digits"), folder.read_trial(GOLDEN / name / folder.TRIAL).config
     attack = {"attack": "margin", "attack_steps": 10, "attack_step": 1.0, "attack_restarts": 1}
-    settings = replace(config.evaluation, stages=STAGES[name], test_images=IMAGES, certificates=True, **attack)
-    trial = folder.make_trial(replace(config, sweep="study", evaluation=settings), data.fingerprint)
+    settings = config.evaluation.replace(stages=STAGES[name], test_images=IMAGES, certificates=True, **attack)
+    trial = folder.make_trial(config.replace(sweep="study", evaluation=settings), data.fingerprint)
     trial_dir = folder.trial_dir(root, trial.key)
     trial_dir.mkdir(parents=True)
     folder.take_over(trial_dir, trial)
@@ -73,7 +73,7 @@ def _make_trial(root: Path, name: str) -> str:
     list(evaluate_in_parts(trial_dir, network, data.test_images(IMAGES), 0, trial.config, ""))
     evaluation = merge_parts(trial_dir, IMAGES, "")
     certification.remove_shards(trial_dir)
-    untrained = build(config.model, config.dataset, config.width, **config.options)
+    untrained = build(config.model, config.data_info, config.width, **config.options)
     others = dict.fromkeys((names.TRAIN_SECONDS, names.EVALUATION_SECONDS), 1.0)
     others[names.PARAMETERS] = sum(parameter.numel() for parameter in untrained.parameters())
     metrics = finite_or_none(final_metrics(evaluation, STAGES[name]) | others)
@@ -84,7 +84,7 @@ def _make_trial(root: Path, name: str) -> str:
 def _certify(trial_dir: Path) -> None:
     data, config = load("digits"), folder.read_trial(trial_dir / folder.TRIAL).config
     stages = {"stages": ("ibp", "crown-ibp", "bab"), "bab_seconds": None, "bab_branches": 60}
-    config = replace(config, evaluation=replace(config.evaluation, test_images=CERTIFIED_IMAGES, **stages))
+    config = config.replace(evaluation=config.evaluation.replace(test_images=CERTIFIED_IMAGES, **stages))
     trial, stored = certification_of(trial_dir, config, data, (trial_dir / folder.WEIGHTS).read_bytes())
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)
@@ -131,7 +131,7 @@ def make_key(sweep: Sweep, of: str = "cnn5") -> None:
     """Write the key of a changed trial.json wherever the old one stands."""
     trial_dir = getattr(sweep, of)
     content = json.loads((trial_dir / folder.TRIAL).read_text())
-    old, key = content["key"], trial_key(from_dict(content["config"]), content["fingerprint"])
+    old, key = content["key"], Trial.model_validate(content["config"]).key(content["fingerprint"])
     for path in [*trial_dir.glob("*.json"), *trial_dir.glob("certified/*/*.json")]:
         path.write_text(path.read_text().replace(old, key))
     trial_dir.rename(trial_dir.with_name(key))
@@ -149,7 +149,7 @@ def change_table(change: Callable[[pd.DataFrame], pd.DataFrame | None], of: str 
         table.to_parquet(directory / folder.VERDICTS)
         if set(table) >= {names.VERDICT, names.STAGE, names.WIDTH}:
             stages = STAGES.get(of, ("ibp", "crown-ibp", "bab"))
-            errors = finite_or_none(final_metrics(Evaluation(table, {}, 0.0, 1.0, {}, {}), stages))
+            errors = finite_or_none(final_metrics(EvaluationResult(table, {}, 0.0, 1.0, {}, {}), stages))
             del errors[names.BOUND_WIDTH], errors[names.BOUND_WIDTH_RELATIVE]
             change_result(lambda content: content["metrics"].update(errors), of)(sweep)
 

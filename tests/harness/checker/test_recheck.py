@@ -3,7 +3,6 @@
 import importlib
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,10 +16,10 @@ from harness.checker.verdicts import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.common import names
 from harness.common.errors import InputError
+from harness.config import plugins
 from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage import certification, folder
-from harness.sweep import plugins
 from harness.training import run_trial
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -120,7 +119,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(tiny_trial, plugin, tmp_path, monkeypatch, capsys):
-    config = replace(tiny_trial("trusted", train={"epochs": 1, "ramp_epochs": 1}), plugins=plugin)
+    config = tiny_trial("trusted", train={"epochs": 1, "ramp_epochs": 1}).replace(plugins=plugin)
     trial = folder.make_trial(config, load("digits").fingerprint)
     sweep_dir, installed = tmp_path / "tiny", tmp_path / "installed"
     run_trial(config, folder.trial_dir(sweep_dir, trial.key))

@@ -1,6 +1,5 @@
 """Which images a trial, its certification and the checker look at, with and without held-out images."""
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +19,8 @@ TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
 @pytest.mark.parametrize("held_out", [0, 40])
 def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_out, test_images, images):
     data, config = load("digits"), tiny_trial()
-    evaluation = dataclasses.replace(config.evaluation, test_images=test_images)
-    config = dataclasses.replace(config, validation_images=held_out, evaluation=evaluation)
+    evaluation = config.evaluation.replace(test_images=test_images)
+    config = config.replace(validation_images=held_out, evaluation=evaluation)
     options = SimpleNamespace(
         stages="ibp", seconds=None, branches=None, images=images, certificates=False, stage_seconds=None
     )

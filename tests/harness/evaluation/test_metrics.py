@@ -9,7 +9,7 @@ import pytest
 from baselines import DATASETS
 from harness.common import names
 from harness.evaluation.metrics import final_metrics, warnings
-from harness.evaluation.verdicts import Evaluation
+from harness.evaluation.verdicts import EvaluationResult
 
 STAGES = ("ibp", "crown")
 OUTCOMES = [  # verdict, stage that decided, width, prediction
@@ -29,7 +29,7 @@ ENTRY = replace(DATASETS["digits"], classes=3, class_names=("cat", "dog", "owl")
 
 def evaluation(table=TABLE, clean_spread=2.5, proofs=None):
     seconds = {"clean": 0.5, "attack": 2.0, "ibp": 1.0, "crown": 4.0}
-    return Evaluation(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, proofs or {})
+    return EvaluationResult(table, {names.layer_width("relu1"): 0.5}, 0.0, clean_spread, seconds, proofs or {})
 
 
 def test_final_metrics_are_those_of_the_verdicts():

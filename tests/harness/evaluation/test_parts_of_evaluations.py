@@ -10,8 +10,8 @@ from baselines import build
 from harness.data import Split
 from harness.evaluation import parts
 from harness.evaluation.network import PreparedNetwork, prepare_network
-from harness.evaluation.verdicts import Evaluation
-from harness.settings import EvaluationSettings
+from harness.evaluation.verdicts import EvaluationResult
+from harness.settings import Evaluation
 
 DIGEST = "digest"
 SIZES = {1: [1] * 40, 15: [15, 15, 10], 40: [40]}
@@ -26,7 +26,7 @@ def evaluate(monkeypatch, tiny_trial, tmp_path):
 
     def evaluate_part(network, images, labels, first, config):
         table = parts.pd.DataFrame({"index": range(first, first + len(images))})
-        return Evaluation(table, {}, 0.0, 1.0, {"ibp": 2.0 * len(images)}, {})
+        return EvaluationResult(table, {}, 0.0, 1.0, {"ibp": 2.0 * len(images)}, {})
 
     def evaluate(per_part, stop_after=40):
         monkeypatch.setattr(parts, "evaluate_part", evaluate_part)
@@ -76,6 +76,6 @@ def size_of_part(tables, seconds):
     network = prepare_network(build("cnn5", dataset="digits", width=0.1).double().eval(), ("ibp", "bab"))
     pixels = Split(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
     size = 40 if not tables else 400
-    settings = EvaluationSettings(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=size)
+    settings = Evaluation(stages=("ibp", "bab"), bab_seconds=seconds, bab_branches=9, batch_size=size)
     operations = parts.operations_per_image(network, pixels, settings)
     return parts.images_per_part(operations, tables, settings, torch.device("cpu"))

@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +24,7 @@ def verdicts(name, count, **settings):
     """Return the table of verdicts of a golden network, by ibp, crown-ibp and crown after a weak attack."""
     config = folder.read_trial(GOLDEN / name / folder.TRIAL).config
     settings = {"stages": ("ibp", "crown-ibp", "crown"), "attack": "margin", "attack_restarts": 1} | settings
-    config = replace(config, evaluation=replace(config.evaluation, **settings))
+    config = config.replace(evaluation=config.evaluation.replace(**settings))
     images, model = load(config.dataset).test_images(count), load_network(config, GOLDEN / name / folder.WEIGHTS)
     return evaluate(model, images.images, images.labels, config).verdicts
 

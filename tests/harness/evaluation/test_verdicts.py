@@ -25,7 +25,7 @@ from harness.evaluation.ibp import errors_without_attack
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network
 from harness.evaluation.verdicts import evaluate
-from harness.settings import EvaluationSettings
+from harness.settings import Evaluation
 from harness.storage import folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,7 +49,7 @@ def problem(tiny_trial):
 
 
 def with_settings(config, **settings):
-    return replace(config, evaluation=replace(config.evaluation, **settings))
+    return config.replace(evaluation=config.evaluation.replace(**settings))
 
 
 def trained(name, count, **settings):
@@ -128,7 +128,7 @@ def test_float32_first_gives_the_verdicts_of_float64_alone(name, monkeypatch):
 @pytest.mark.parametrize(("name", "eps"), [("cnn5", "1/2"), pytest.param("cerdeq", "1/100", marks=pytest.mark.slow)])
 def test_each_falsified_example_has_a_counterexample_that_the_network_gets_wrong(name, eps, problem, monkeypatch):
     """It may be a corner; verdicts, and the margin at the point that the attack found, are those without corners."""
-    settings = EvaluationSettings(stages=("ibp",), attack_steps=5, attack_restarts=1)
+    settings = Evaluation(stages=("ibp",), attack_steps=5, attack_restarts=1)
     model, images, labels, config = problem(name, eps=eps, evaluation=settings)
     evaluation = evaluate(model, images, labels, config)
     table = evaluation.verdicts

@@ -4,7 +4,6 @@ Where this fails: raise RECIPE_VERSION if a default changed or went; then, and w
 anew by `python tests/harness/golden/test_defaults.py`.
 """
 
-import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -13,10 +12,11 @@ import pytest
 
 from baselines import DATASETS, network_names, options_of
 from cerdeq.equilibrium import Equilibrium
+from harness.config.trial import RECIPE_VERSION
 from harness.methods import METHODS, method_options
-from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial_config import RECIPE_VERSION
+from harness.settings import Evaluation, Recipe
 
+NO_DEFAULT = inspect.Parameter.empty
 RECORD = Path(__file__).with_name("defaults.json")
 
 
@@ -24,11 +24,14 @@ def defaults():
     """Every default that decides a number and is in no key, by its dotted name."""
 
     def of(prefix, parameters):
-        return {f"{prefix}.{name}": repr(p.default) for name, p in parameters.items() if p.default is not p.empty}
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        return {
+            f"{prefix}.{name}": repr(each) for name, each in defaults.items() if each is not inspect.Parameter.empty
+        }
 
     recorded = {"recipe_version": RECIPE_VERSION}
-    recorded |= of("train", inspect.signature(TrainSettings).parameters)
-    recorded |= of("evaluation", inspect.signature(EvaluationSettings).parameters)
+    recorded |= of("train", Recipe.model_fields)
+    recorded |= of("evaluation", Evaluation.model_fields)
     recorded |= of("equilibrium", inspect.signature(Equilibrium).parameters)
     for method in METHODS:
         recorded |= of(f"method {method}", method_options(method))
@@ -47,10 +50,10 @@ def test_defaults_are_those_on_record():
     assert (changed, new) == ({}, []), __doc__
 
 
-@pytest.mark.parametrize("kind", [TrainSettings, EvaluationSettings])
+@pytest.mark.parametrize("kind", [Recipe, Evaluation])
 def test_every_setting_has_a_default(kind):
     """Else it would be in no record."""
-    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
+    assert not any(field.is_required() for field in kind.model_fields.values())
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from baselines import build
+from harness.config.trial import RECIPE_VERSION
 from harness.data import load
 from harness.data.augment import draw
-from harness.sweep.trial_config import RECIPE_VERSION
 from harness.training.initialise import initialise
 from harness.training.schedule import Ramp
 from harness.training.step import Stepper

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION, Trial
 from harness.storage import files, folder
-from harness.sweep.trial_config import RECIPE_VERSION, TrialConfig
 
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
 
@@ -41,7 +41,7 @@ def add(
 ):
     """A trial's folder: finished with `measured`, else failed with `failure`, else unfinished."""
     base = {"dataset": "cifar10", "eps": "8/255", "seed": 0, "model": "cnn7", "method": "ibp", "profile": "full"}
-    trial = folder.make_trial(TrialConfig(**({"sweep": "study"} | base | config)), fingerprint)
+    trial = folder.make_trial(Trial(**({"sweep": "study"} | base | config)), fingerprint)
     if recipe != RECIPE_VERSION:
         trial = replace(trial, recipe_version=recipe, key=f"{trial.key}{recipe}")
     path = directory / "trials" / (key or trial.key)

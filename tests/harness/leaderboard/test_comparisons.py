@@ -9,11 +9,11 @@ from scipy import stats
 from harness import tables
 from harness.command_line import main
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION
 from harness.leaderboard.comparisons import METRICS, compare, holm
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import EvaluationSettings, TrainSettings
+from harness.settings import Evaluation, Recipe
 from harness.storage import folder
-from harness.sweep.trial_config import RECIPE_VERSION
 
 
 def compare_rows(sweep, *arguments, **options):
@@ -127,7 +127,7 @@ def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
 
 def test_a_baseline_may_be_a_pattern_of_one_row(tmp_path, capsys):
     for model, epochs in (("cnn7", 160), ("cnn7", 320), ("cnn9", 320)):
-        add_verdicts(tmp_path, [RIGHT, WRONG], model=model, train=TrainSettings(epochs=epochs))
+        add_verdicts(tmp_path, [RIGHT, WRONG], model=model, train=Recipe(epochs=epochs))
     lines, _ = compare_rows(tmp_path, baseline="cnn7 *epochs=320", only=["cnn9 *"])
     assert set(lines["row"]) == {"cnn9 ibp train.epochs=320"} and set(lines["other"]) == {"cnn7 ibp train.epochs=320"}
     message = refusal(tmp_path, capsys, "--compare", "cnn7 *")
@@ -148,8 +148,8 @@ def test_holm_s_correction_is_for_the_rows_that_are_compared(tmp_path):
 
 def test_rows_that_differ_in_the_recipe_are_compared_those_evaluated_otherwise_are_left_out(tmp_path):
     add_verdicts(tmp_path, [RIGHT, RIGHT])
-    add_verdicts(tmp_path, [RIGHT, WRONG], train=TrainSettings(clip_norm=None))
-    add_verdicts(tmp_path, [WRONG, WRONG], model="cnn9", evaluation=EvaluationSettings(attack_steps=50))
+    add_verdicts(tmp_path, [RIGHT, WRONG], train=Recipe(clip_norm=None))
+    add_verdicts(tmp_path, [WRONG, WRONG], model="cnn9", evaluation=Evaluation(attack_steps=50))
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn11", fingerprint="other")
     lines, notes = compare_rows(tmp_path, baseline=build_leaderboard(tmp_path).sections[0].labels[0])
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [50]
@@ -163,8 +163,8 @@ def test_rows_of_several_sweeps_are_compared_and_copied_trials_left_out(tmp_path
     short, long = tmp_path / "short", tmp_path / "long"
     for seed, verdicts in enumerate(([RIGHT, WRONG, WRONG], [WRONG, WRONG, RIGHT])):
         add_verdicts(short, [WRONG, WRONG, WRONG], seed=seed, sweep="short")
-        add_verdicts(long, verdicts, seed=seed, sweep="long", train=TrainSettings(epochs=200))
-    copy = add_verdicts(short, verdicts, seed=1, sweep="long", train=TrainSettings(epochs=200))
+        add_verdicts(long, verdicts, seed=seed, sweep="long", train=Recipe(epochs=200))
+    copy = add_verdicts(short, verdicts, seed=1, sweep="long", train=Recipe(epochs=200))
     assert main("tables", [str(long), str(short), "--compare", "--only", "cnn7 *"]) == 0
     printed = capsys.readouterr().out
     rows = "cnn7 ibp sweep=long train.epochs=200 against cnn7 ibp sweep=short train.epochs=160"
@@ -204,10 +204,10 @@ def test_rows_of_different_sections_are_named_with_their_sections(tmp_path, caps
 
 def test_a_row_is_named_by_network_and_method_whatever_else_lies_there(tmp_path, capsys):
     for model, epochs in (("cnn7", 160), ("cnn9", 200)):
-        add_verdicts(tmp_path, [RIGHT], model=model, train=TrainSettings(epochs=epochs))
+        add_verdicts(tmp_path, [RIGHT], model=model, train=Recipe(epochs=epochs))
     assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 0
     assert "cnn9 ibp train.epochs=200 against cnn7 ibp train.epochs=160" in capsys.readouterr().out
-    add_verdicts(tmp_path, [RIGHT], train=TrainSettings(epochs=300))
+    add_verdicts(tmp_path, [RIGHT], train=Recipe(epochs=300))
     assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 2
     matching = capsys.readouterr().err.strip().partition("it matches: ")[2].split("; ")
     assert sorted(matching) == ["cnn7 ibp train.epochs=160", "cnn7 ibp train.epochs=300"]

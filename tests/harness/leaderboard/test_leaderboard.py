@@ -9,12 +9,12 @@ import pytest
 from made_trials import add, metrics, own, publish, read_json, text
 
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION
+from harness.config.trial import rows as rows_of
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import EvaluationSettings, TrainSettings
+from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
-from harness.sweep.trial_config import RECIPE_VERSION
-from harness.sweep.trial_config import rows as rows_of
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +46,7 @@ def test_a_row_has_means_and_sample_deviations_over_seeds(sweep):
         {"options": {"margin": 0.1}},
         {"profile": "cpu"},
         {"train_images": 1000},
-        {"train": TrainSettings(learning_rate=1e-3)},
+        {"train": Recipe(learning_rate=1e-3)},
         {"fingerprint": "other data"},
     ],
     ids=lambda difference: next(iter(difference)),
@@ -63,8 +63,8 @@ def test_labels_are_those_of_the_other_commands(sweep):
     """Options that all rows of a network share are in both, and values are written alike."""
     changes = [
         {"model": "cerdeq", "options": {"margin": 0.1}},
-        {"model": "cerdeq", "options": {"margin": 0.1, "recurrent": False}, "train": TrainSettings(clip_norm=None)},
-        {"train": TrainSettings(kappa=0.25, decay_epochs=(60, 70)), "train_images": 1000},
+        {"model": "cerdeq", "options": {"margin": 0.1, "recurrent": False}, "train": Recipe(clip_norm=None)},
+        {"train": Recipe(kappa=0.25, decay_epochs=(60, 70)), "train_images": 1000},
     ]
     paths = [add(sweep, metrics(60.0 + number), **change) for number, change in enumerate(changes)]
     configs = [folder.read_trial(path / folder.TRIAL).config for path in paths]
@@ -73,7 +73,7 @@ def test_labels_are_those_of_the_other_commands(sweep):
 
 def test_settings_in_which_rows_differ_are_shown_and_label_them(sweep):
     for certified, changes in enumerate(({}, {"clip_norm": None}, {"epochs": 200}), start=60):
-        add(sweep, metrics(float(certified)), train=TrainSettings(**changes))
+        add(sweep, metrics(float(certified)), train=Recipe(**changes))
     section = only_section(sweep)
     assert section.cells["train.clip_norm"].tolist() == ["10", "none", "10"]
     assert section.cells["train.epochs"].tolist() == ["160", "160", "200"]
@@ -190,9 +190,9 @@ BAB = ("ibp", "bab")
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"evaluation": EvaluationSettings(BAB, bab_seconds=5.0)}, "ibp > bab (5 s), all test images"),
+        ({"evaluation": Evaluation(stages=BAB, bab_seconds=5.0)}, "ibp > bab (5 s), all test images"),
         (
-            {"evaluation": EvaluationSettings(BAB, bab_seconds=None, bab_branches=2000, test_images=1000)},
+            {"evaluation": Evaluation(stages=BAB, bab_seconds=None, bab_branches=2000, test_images=1000)},
             "ibp > bab (2,000 branches), first 1,000 test images",
         ),
         ({"validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),

@@ -1,7 +1,6 @@
 """Numbers from papers: the project's own list, what is refused, and sentences on the best."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.literature import ALLOWED, read_literature
 from harness.leaderboard.summary import summaries_of
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import EvaluationSettings, Radius
+from harness.settings import Evaluation, Radius
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -71,7 +70,7 @@ def papers_sentences(sweep):
 
 def test_the_best_rows_of_papers_are_named_with_what_compares(sweep):
     publish(sweep, PAPERS, *KINDS)
-    add(sweep, metrics(), evaluation=replace(EvaluationSettings(), stages=["ibp", "bab"], bab_seconds=1.0))
+    add(sweep, metrics(), evaluation=Evaluation().replace(stages=["ibp", "bab"], bab_seconds=1.0))
     assert papers_sentences(sweep) == [
         "The best number of a ReLU network from papers: 64.00 % (62.50 % if all undecided images were certified), "
         "CNN-7 MTL-IBP Palma (complete verifier); of any network: 58.00 %, SortNet Zhang (Lipschitz verifier, no ReLU "
@@ -126,7 +125,7 @@ def test_papers_are_compared_with_rows_of_full_size_and_the_same_kind_of_verifie
 
 def test_one_paper_is_the_best_of_both(sweep):
     publish(sweep, "cifar10,8/255,CNN-7,IBP,50,66,Shi,yes,,,IBP,,,\n", *KINDS)
-    add(sweep, metrics(), evaluation=replace(EvaluationSettings(), stages=["ibp"]))
+    add(sweep, metrics(), evaluation=Evaluation().replace(stages=["ibp"]))
     assert papers_sentences(sweep) == [
         "The best number from papers, of a ReLU network: 66.00 %, CNN-7 IBP Shi (IBP verifier).",
         "Each row here can be compared with it: same data set, eps, size and kind of verifier (IBP).",

@@ -9,7 +9,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import EvaluationSettings, TrainSettings
+from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -29,8 +29,8 @@ def printed(sweep, capsys):
 def test_notes_stand_above_the_numbers(sweep):
     add(sweep, metrics())
     assert build_leaderboard(sweep).sections[0].notes == []
-    small = {"width": 0.25, "train_images": 10000, "train": TrainSettings(10, decay_epochs=(), ramp_epochs=5)}
-    add(sweep, metrics(), profile="cpu", evaluation=EvaluationSettings(test_images=300), **small)
+    small = {"width": 0.25, "train_images": 10000, "train": Recipe(epochs=10, decay_epochs=(), ramp_epochs=5)}
+    add(sweep, metrics(), profile="cpu", evaluation=Evaluation(test_images=300), **small)
     write_leaderboard(sweep)
     page = text(sweep, "md").partition("profile cpu")[2]
     for note in (
@@ -51,7 +51,7 @@ def test_notes_stand_above_the_numbers(sweep):
 def test_a_note_says_that_an_attack_cannot_cross_the_ball(sweep, attacks, note):
     """Crossing takes 2 eps; the sizes of the steps fall linearly from `attack_step` to 0."""
     for seed, (steps, first) in enumerate(attacks):
-        settings = EvaluationSettings(attack_steps=steps, attack_step=first)
+        settings = Evaluation(attack_steps=steps, attack_step=first)
         add(sweep, metrics(), seed=seed, evaluation=settings)
     notes = "".join(build_leaderboard(sweep).sections[0].notes)
     assert ("crossing the ball" in notes) == bool(note) and notes.startswith(note)

@@ -13,14 +13,14 @@ from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, points_of, trace, values_of
 from harness.common.errors import InputError
+from harness.config.buildable import check_buildable
+from harness.config.trial import Trial
 from harness.data import load
 from harness.methods import make_method
 from harness.methods.certified import IBP
 from harness.methods.expressive import SABR
 from harness.methods.taps import STAPS, TAPS, classifier_start, connected_points, lowest_positions, margins_at
-from harness.settings import TrainSettings
-from harness.sweep.buildable import check_buildable
-from harness.sweep.trial_config import TrialConfig
+from harness.settings import Recipe
 from harness.training.initialise import initialise
 from harness.training.loop import train
 
@@ -35,7 +35,7 @@ def network_of(name="cnn5"):
 
 
 def config_of(method, **options):
-    train = TrainSettings(**RECIPE)
+    train = Recipe(**RECIPE)
     trial = {
         "sweep": "s",
         "dataset": "digits",
@@ -45,7 +45,7 @@ def config_of(method, **options):
         "model": "cnn5",
         "width": 0.1,
     }
-    return TrialConfig(**trial, method=method, method_options=options, train=train)
+    return Trial(**trial, method=method, method_options=options, train=train)
 
 
 def attacked(method, program, batch):

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
+from harness.config.trial import Trial
 from harness.evaluation.metrics import final_metrics
-from harness.evaluation.verdicts import Evaluation
-from harness.settings import EvaluationSettings, TrainSettings
+from harness.evaluation.verdicts import EvaluationResult
+from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
-from harness.sweep.trial_config import TrialConfig
 
 STAGES = ("ibp", "crown-ibp")
 IMAGES = 200
@@ -20,8 +20,8 @@ LAYERS = {"cnn5": 3, "cnn7": 5, "cerdeq": 4}
 def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warnings=(), **config):
     """A finished trial; `certified`: which of its images are, the others are misclassified or unknown by halves."""
     base = {"dataset": "digits", "eps": "1/16", "profile": "full", "model": model, "method": method, "seed": seed}
-    base["evaluation"] = EvaluationSettings(stages=STAGES)
-    trial = folder.make_trial(TrialConfig(sweep=sweep.name, **(base | config)), "data")
+    base["evaluation"] = Evaluation(stages=STAGES)
+    trial = folder.make_trial(Trial(sweep=sweep.name, **(base | config)), "data")
     path = folder.trial_dir(sweep, trial.key)
     files.write_json(path / folder.TRIAL, folder.trial_json(trial))
     certified = np.asarray(certified)
@@ -38,7 +38,7 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     for number, layer in enumerate(_names(model), start=1):
         layers |= {names.layer_unstable(layer): 10.0 * number, names.layer_inactive(layer): 5.0}
     seconds = {stage: float(number) for number, stage in enumerate(("clean", "attack", *STAGES), start=1)}
-    measured = final_metrics(Evaluation(table, layers, 0.0, 1.0, seconds, {}), STAGES)
+    measured = final_metrics(EvaluationResult(table, layers, 0.0, 1.0, seconds, {}), STAGES)
     measured |= {names.PARAMETERS: 1000.0 * LAYERS[model], names.TRAIN_SECONDS: 10.0, names.EVALUATION_SECONDS: 10.0}
     measured |= {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
     folder.write_result(path, folder.TrialResult(trial.key, measured, {"torch": "2.11"}, {}, list(warnings)))
@@ -86,6 +86,6 @@ def make_many(sweep, rows, seeds, images=1000, epochs=20):
         rate, (model, method) = 1e-4 * (1 + row // len(kinds)), kinds[row % len(kinds)]
         draw = np.random.default_rng([row, seed])
         certified = draw.permutation(images) < images * (0.3 + 0.6 * row / rows) + draw.integers(images // 50)
-        train = TrainSettings(learning_rate=rate)
+        train = Recipe(learning_rate=rate)
         add(sweep, certified, model=model, method=method, seed=seed, epochs=epochs, train=train)
     return sweep

@@ -18,7 +18,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.report.figures import error_figures, images, networks, style, training
 from harness.report.figures.catalogue import FIGURES, figures_of
 from harness.report.figures.section_data import SectionData
-from harness.settings import TrainSettings
+from harness.settings import Recipe
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 
@@ -99,7 +99,7 @@ def test_depth_shows_widths_before_and_after_training(drawn):
 
 def test_depth_has_a_point_for_each_row_and_joins_none_of_one_depth(tmp_path):
     for epochs, model in ((10, "cnn5"), (40, "cnn5"), (10, "cnn7")):
-        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,))
+        train = Recipe(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,))
         add(tmp_path / "study", right(100 + epochs), model=model, train=train)
     data = section_of(tmp_path / "study")
     data.trials[names.BOUND_WIDTH] = [1.0, 100.0, 3.0]
@@ -122,9 +122,9 @@ def test_curves_are_those_of_the_best_rows_that_were_trained_here(tmp_path):
 def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path):
     """Rows are joined across schedules, and only across those."""
     for epochs, clip_norm, seed in product((10, 40), (10.0, None), range(2)):
-        train = TrainSettings(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,), clip_norm=clip_norm)
+        train = Recipe(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,), clip_norm=clip_norm)
         add(tmp_path / "study", right(100 + epochs + 2 * seed), seed=seed, train=train)
-    add(tmp_path / "study", right(90), model="cnn7", train=TrainSettings(epochs=10, ramp_epochs=5, decay_epochs=(8,)))
+    add(tmp_path / "study", right(90), model="cnn7", train=Recipe(epochs=10, ramp_epochs=5, decay_epochs=(8,)))
     certified, standard = error_figures.length(section_of(tmp_path / "study")).axes
     points = [[tuple(point) for point in line.get_xydata()] for line in certified.lines]
     assert np.concatenate(sorted(points)) == pytest.approx(np.array([(10, 44.5), (40, 29.5)] * 2 + [(10, 55.0)]))
@@ -136,7 +136,7 @@ def test_length_has_a_line_for_each_network_and_a_point_for_each_length(tmp_path
 
 def test_length_joins_no_schedules_of_one_length(tmp_path):
     for epochs, ramp_epochs in ((10, 2), (40, 2), (40, 20)):
-        train = TrainSettings(epochs=epochs, ramp_epochs=ramp_epochs, decay_epochs=(epochs - 2,))
+        train = Recipe(epochs=epochs, ramp_epochs=ramp_epochs, decay_epochs=(epochs - 2,))
         add(tmp_path / "study", right(100 + ramp_epochs), train=train)
     certified, _ = error_figures.length(section_of(tmp_path / "study")).axes
     (line,) = certified.lines

@@ -5,13 +5,12 @@ import os
 
 import pytest
 
-from harness.command_line import main
 from harness.common import names
 from harness.common.errors import SettingError
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
-from harness.sweep.trial_config import RECIPE_VERSION
 
 
 @pytest.fixture
@@ -70,16 +69,6 @@ def test_a_trial_its_result_and_its_failure_are_read_as_they_were_written(tmp_pa
     assert folder.read_result(tmp_path) == result
     assert folder.read_failure(tmp_path) == failure
     assert failure == {"error": "RuntimeError: diverged", "last_finite": {names.TRAIN_LOSS: 2.5}, "repeats": True}
-
-
-def test_a_result_with_the_names_of_an_earlier_version_is_refused_with_advice(tmp_path, trial, capsys):
-    """Its verdicts say `attacked`: read as today's, no image would count as falsified."""
-    trial_dir = folder.trial_dir(tmp_path, trial.key)
-    folder.take_over(trial_dir, trial)
-    folder.write_result(trial_dir, TrialResult(trial.key, {names.CERTIFIED_ERROR: 50.0, "open": 10.0}, {}, {}, []))
-    assert main("recheck", [str(tmp_path)]) == 1
-    error = capsys.readouterr().out
-    assert str(trial_dir / folder.RESULT) in error and "an earlier version wrote it" in error and "remove" in error
 
 
 def test_an_epoch_written_again_drops_the_rows_from_it_on(tmp_path):

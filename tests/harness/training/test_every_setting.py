@@ -1,21 +1,20 @@
-"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
+"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial.py).
 
 A new field of harness/config fails here until it stands in one of the tables: TRAINED and EVALUATED are checked here on
 a small trial, ELSEWHERE by other tests. What a method ignores, `Method.ignored`, is checked to be ignored.
 """
 
-import dataclasses
 from functools import cache
 
 import pytest
 import torch
 
 from baselines import build
+from harness.config.trial import Trial
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options
-from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.trial_config import TrialConfig
+from harness.settings import Evaluation, Recipe
 from harness.training.loop import train
 
 RECIPE = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (1,), "learning_rate": 5e-3}
@@ -96,15 +95,15 @@ def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
 def changed(config, name, value):
     section, _, field = name.rpartition(".")
     if section:
-        value = dataclasses.replace(getattr(config, section), **{field: value})
+        value = getattr(config, section).replace(**{field: value})
     options = {"model": {"options": {}}, "method": {"method_options": {}}}.get(name, {})
-    return dataclasses.replace(config, **{section or field: value}, **options)
+    return config.replace(**{section or field: value}, **options)
 
 
 def test_every_setting_stands_in_a_table():
-    names = {field.name for field in dataclasses.fields(TrialConfig)} - {"train", "evaluation"}
-    for section, kind in {"train": TrainSettings, "evaluation": EvaluationSettings}.items():
-        names |= {f"{section}.{field.name}" for field in dataclasses.fields(kind)}
+    names = Trial.model_fields.keys() - {"train", "evaluation", "named"}
+    for section, kind in {"train": Recipe, "evaluation": Evaluation}.items():
+        names |= {f"{section}.{name}" for name in kind.model_fields}
     assert sorted([*TRAINED, *EVALUATED, *ELSEWHERE]) == sorted(names)
 
 
@@ -118,7 +117,7 @@ def test_a_setting_changes_what_is_trained(tiny_trial, trained, name):
 def test_the_same_trial_is_trained_to_the_same_network(tiny_trial, trained):
     """Else the tests here could not fail."""
     config = base(tiny_trial)
-    assert torch.equal(trained(config), trained(dataclasses.replace(config, sweep="another")))
+    assert torch.equal(trained(config), trained(config.replace(sweep="another")))
 
 
 def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):

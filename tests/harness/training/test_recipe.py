@@ -42,7 +42,7 @@ def test_the_trained_network_normalises_pixels_as_the_recipe_says(tiny_trial, tm
     for network in (trained(config, tmp_path / "again")[0], load_network(config, tmp_path / WEIGHTS)):
         x = torch.rand(2, 1, 8, 8).to(network.normalize.mean)
         torch.testing.assert_close(network.normalize(x), (x - 0.25) / 0.5)
-    default_network = build(config.model, config.dataset, config.width)
+    default_network = build(config.model, config.data_info, config.width)
     assert default_network.normalize.std.item() != 0.5
 
 

@@ -2,16 +2,16 @@
 
 import pandas
 
-from harness.settings import TrainSettings
+from harness.config.trial import Trial
+from harness.settings import Recipe
 from harness.storage import files, folder
-from harness.sweep.trial_config import TrialConfig
 
 FINGERPRINT = "0123456789abcdef" * 4
 FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}
 
 
 def make_folder(tmp_path, seed=0):
-    config = TrialConfig(
+    config = Trial(
         sweep="study",
         profile="cpu",
         dataset="digits",
@@ -20,7 +20,7 @@ def make_folder(tmp_path, seed=0):
         model="deqlate",
         method="ibp",
         options={"margin": 0.1, "parametrisation": "perron"},
-        train=TrainSettings(epochs=4, decay_epochs=(2,), ramp_epochs=1),
+        train=Recipe(epochs=4, decay_epochs=(2,), ramp_epochs=1),
     )
     trial = folder.make_trial(config, FINGERPRINT)
     trial_dir = tmp_path / "trials" / trial.key

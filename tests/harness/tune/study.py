@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 
 from harness.command_line import main
 from harness.common import names
+from harness.config.expansion import load_sweep
 from harness.data import load
 from harness.storage import folder
-from harness.sweep.expansion import load_sweep
 from harness.tune import ray_tune
 from harness.tune.workers import run_here
 

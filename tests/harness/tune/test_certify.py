@@ -1,6 +1,5 @@
 """`python -m harness.certify`: killed anywhere it ends with the very same verdicts; what it refuses, and what fails."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -53,9 +52,9 @@ def trained(tmp_path_factory, tiny_trial):
     """A sweep's directory with two finished trials and one that is not finished."""
     sweep_dir, data = tmp_path_factory.mktemp("results") / "tiny", load("digits")
     base = tiny_trial(eps="1/64", train={"batch_size": 32})
-    base = dataclasses.replace(base, evaluation=dataclasses.replace(base.evaluation, test_images=30))
+    base = base.replace(evaluation=base.evaluation.replace(test_images=30))
     for seed in (0, 1, 2):
-        config = dataclasses.replace(base, seed=seed)
+        config = base.replace(seed=seed)
         trial = folder.make_trial(config, data.fingerprint)
         trial_dir = folder.trial_dir(sweep_dir, trial.key)
         if seed == 2:

@@ -11,11 +11,11 @@ from study import TINY, snapshot
 
 from harness.command_line import main
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import load
 from harness.storage import files, folder
-from harness.sweep.trial_config import RECIPE_VERSION, trial_key
 
-BLOCKED = ("ray", "mlflow", "pydantic", "yaml", "typer", "sqlalchemy")
+BLOCKED = ("ray", "mlflow", "yaml", "typer", "sqlalchemy")
 BLOCKER = f"""
 import sys
 
@@ -30,7 +30,7 @@ TRIAL_AND_TABLES = """
 import contextlib, sys
 from harness.command_line import main
 with contextlib.suppress(ModuleNotFoundError):
-    import pydantic
+    import mlflow
     sys.exit("is not blocked")
 sys.exit(main("trial", ["../trial.json", "--results-dir", "out"]) or main("tables", ["out/tiny"]))
 """
@@ -72,7 +72,7 @@ def edit_config(path, **changes):
 def change(path, **changes):
     """Change a trial.json's config and its key to match, as other code would have written it."""
     content = json.loads(edit_config(path, **changes).read_text())
-    return edit(path, key=trial_key(folder.from_dict(content["config"]), content["fingerprint"]))
+    return edit(path, key=Trial.model_validate(content["config"]).key(content["fingerprint"]))
 
 
 def trial_dir_of(path):
@@ -80,7 +80,7 @@ def trial_dir_of(path):
     return folder.trial_dir(path.parent / "results" / content["config"]["sweep"], content["key"])
 
 
-def test_a_trial_runs_and_tables_are_written_without_ray_mlflow_and_pydantic(trial_file, tmp_path):
+def test_a_trial_runs_and_tables_are_written_without_ray_and_mlflow(trial_file, tmp_path):
     """In a process of its own, outside the project; equilibrium networks and Parquet included."""
     path = trial_file(model="cerdeq", options={"iterations": 3, "backward_iterations": 3}, train_images=128)
     for name in ("block", "elsewhere"):
@@ -151,7 +151,7 @@ def occupy(path):
     trial_dir = trial_dir_of(path)
     trial_dir.mkdir(parents=True)
     trial = folder.read_trial(path)
-    other = folder.make_trial(folder.from_dict({**folder.to_dict(trial.config), "seed": 1}), trial.fingerprint)
+    other = folder.make_trial(trial.config.replace(seed=1), trial.fingerprint)
     files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
 
 
@@ -200,7 +200,7 @@ def test_data_that_is_not_what_the_trial_asks_for_is_refused(trial_file, capsys,
     few = message_of(edit_config(trial_file(), train_images=50))
     assert "batch_size: found 64, allowed: at most the 50" in few
     content = json.loads((path := trial_file()).read_text())
-    edit(path, fingerprint="f" * 16, key=trial_key(folder.from_dict(content["config"]), "f" * 16))
+    edit(path, fingerprint="f" * 16, key=Trial.model_validate(content["config"]).key("f" * 16))
     other = message_of(path)
     assert all(part in other for part in ("data", "f" * 16, fingerprint))
 

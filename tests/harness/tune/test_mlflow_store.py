@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
 
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
-from harness.sweep.trial_config import RECIPE_VERSION
 from harness.tracking import TrackingError, view
 from harness.tracking.upload import Tracker
 

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,7 +169,7 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
     """The worker ends without an error, which Tune would try again."""
     config = tiny_trial(width=0.05)
     if name == "diverges":
-        config = replace(config, train=replace(config.train, regularisation=3e38))
+        config = config.replace(train=config.train.replace(regularisation=3e38))
     trial = folder.make_trial(config, load("digits").fingerprint if name == "diverges" else "of other data")
     folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
     *_, last = do_in_worker(partial(train_item, data_dir=None))

@@ -1,6 +1,5 @@
 """Bad input that shows only with data, results or machine at hand: refused before anything starts."""
 
-import dataclasses
 import fcntl
 import os
 import shutil
@@ -14,9 +13,9 @@ from study import TINY, Study
 
 from baselines import DATASETS
 from harness.command_line import main
+from harness.config.trial import Trial
 from harness.data import load
 from harness.storage import files, folder
-from harness.sweep.trial_config import TrialConfig
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
 
 
 def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_path, capsys):
-    config = dataclasses.replace(trials_of(tmp_path, BASE)[0], validation_images=1400)
+    config = trials_of(tmp_path, BASE)[0].replace(validation_images=1400)
     trial = folder.make_trial(config, load("digits").fingerprint)
     files.write_json(path := tmp_path / "trial.json", folder.trial_json(trial))
     assert main("trial", [str(path), "--results-dir", str(tmp_path / "results")]) == 2
@@ -67,7 +66,7 @@ def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_p
 
 def put_trial(directory, **changes):
     """A trial folder in a sweep's directory, as a run would have left it."""
-    trial = TrialConfig(**{**dict.fromkeys(("profile", "model", "method"), "x"), "sweep": "study", **changes})
+    trial = Trial(**{**dict.fromkeys(("profile", "model", "method"), "x"), "sweep": "study", **changes})
     made = folder.make_trial(trial, "data")
     files.write_json(folder.trial_dir(directory, made.key) / folder.TRIAL, folder.trial_json(made))
     return folder.trial_dir(directory, made.key)

@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from study import TINY, Study, snapshot
 
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
-from harness.sweep.trial_config import RECIPE_VERSION
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy

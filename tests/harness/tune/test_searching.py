@@ -1,6 +1,5 @@
 """A killed search goes on: no candidate is lost or trained twice, and the winners become the trials of the sweep."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ from rich.console import Console
 from study import TINY, Study
 
 from harness.common import names
+from harness.config.expansion import load_sweep
 from harness.data import load
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.sweep.expansion import load_sweep
 from harness.tune import ray_tune
 from harness.tune.run_search import JOURNAL, Search, load_studies
 from harness.tune.workers import RayOptions
@@ -133,7 +132,7 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
         folder.read_trial(search_of(sweep, tmp_path).directory / "trials" / name / folder.TRIAL).config
         for name in begun
     ]
-    assert trained[0] == replace(sweep.searched[0].base, validation_images=50)
+    assert trained[0] == sweep.searched[0].base.replace(validation_images=50)
     for config in trained:
         assert 1e-4 <= config.train.learning_rate <= 1e-3 and 16 <= config.train.batch_size <= 64
         assert config.train.learning_rate == float(f"{config.train.learning_rate:.4g}")
@@ -253,4 +252,4 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     (winner,) = [
         folder.read_trial(trial_dir / folder.TRIAL).config for trial_dir in folder.trial_folders(study.directory)
     ]
-    assert replace(winner, validation_images=0) == winner
+    assert winner.replace(validation_images=0) == winner

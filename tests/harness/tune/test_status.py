@@ -1,6 +1,5 @@
 """`python -m harness.tables --status`: what folders show of a sweep, while it runs and after."""
 
-import dataclasses
 import os
 import time
 
@@ -33,7 +32,7 @@ def test_failed_and_unfinished_ones_are_shown_with_why_and_how_far(copied, capsy
     for trial_dir in copied.trial_dirs.values():
         (trial_dir / folder.RESULT).unlink()
     trial = copied.trials["cnn5", 0]
-    other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
+    other = folder.make_trial(trial.config.replace(seed=9), trial.fingerprint)
     folder.take_over(folder.trial_dir(copied.directory, other.key), other)
     folder.write_failure(copied.trial_dirs["cnn5", 0], "RuntimeError: of a kind")
     by_model, lines = status_of(copied, capsys)

@@ -1,6 +1,5 @@
 """Trials that are stopped go on to the very same results, one or several by `python -m harness.trial`."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -114,7 +113,7 @@ def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, t
     if damaged == "other weights":
         (tmp_path / folder.CHECKPOINT).unlink()
         (tmp_path / folder.TRIAL).unlink()
-        begun = dataclasses.replace(begun, seed=1)
+        begun = begun.replace(seed=1)
     else:
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     rows = []

@@ -1,6 +1,5 @@
 """`python -m harness.run` from a sweep file to MLflow and the leaderboard, and the same command again."""
 
-import dataclasses
 import json
 import shutil
 
@@ -64,7 +63,7 @@ def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ra
 
 def add_a_trial(study):
     trial = study.trials["cnn5", 0]
-    other = folder.make_trial(dataclasses.replace(trial.config, seed=9), trial.fingerprint)
+    other = folder.make_trial(trial.config.replace(seed=9), trial.fingerprint)
     folder.take_over(folder.trial_dir(study.directory, other.key), other)
 
 

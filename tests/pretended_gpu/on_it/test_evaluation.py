@@ -42,8 +42,8 @@ def trained(tiny_trial):
     @functools.cache
     def make(name):
         config = tiny_trial(name, eps=EPS[name], width=0.1)
-        settings = replace(
-            config.evaluation, stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
+        settings = config.evaluation.replace(
+            stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
         )
         stepper = stepper_of(config)
         for _ in range(12):
@@ -52,7 +52,7 @@ def trained(tiny_trial):
         model, images = stepper.model.eval().double(), load(config.dataset).test.images[:IMAGES]
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
-        return replace(config, evaluation=settings), model, images, labels
+        return config.replace(evaluation=settings), model, images, labels
 
     return make
 
@@ -140,8 +140,8 @@ def run_out_of_memory(fault):
 def evaluate(trained, first=0, last=IMAGES):
     """Return the evaluation of images of cnn5, a part, up to CROWN-IBP, which certifies some images of each half."""
     config, model, images, labels = trained("cnn5")
-    settings = replace(config.evaluation, stages=("ibp", "crown-ibp"), attack_steps=1)
-    config = replace(config, eps="1/100", evaluation=settings)
+    settings = config.evaluation.replace(stages=("ibp", "crown-ibp"), attack_steps=1)
+    config = config.replace(eps="1/100", evaluation=settings)
     with Values():
         network = verdicts.prepare_network(model.cuda(), settings.stages)
         part = images[first:last].cuda(), labels[first:last].cuda()

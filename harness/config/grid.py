@@ -5,9 +5,7 @@ among such lists, list the mapping around them: `train: [{decay_epochs: [6, 7]},
 """
 
 import math
-from collections.abc import Mapping
 from functools import cache
-from inspect import Parameter, signature
 from itertools import product
 from typing import Any
 
@@ -15,13 +13,13 @@ from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
 from harness.common.errors import require
-from harness.methods import METHODS, method_options
-from harness.settings import TrainSettings
-from harness.sweep.imported_network import Checkpoint, Source
-from harness.sweep.text import merge, nest
+from harness.common.models import Model
+from harness.config.text import merge, nest
+from harness.pretrained.checkpoint import Checkpoint, Source
+from harness.settings import Recipe
 
 ZIP = "zip"
-_SETTINGS: dict[str, type] = {"train": TrainSettings, "checkpoint": Checkpoint, "source": Source}
+_SECTIONS: dict[str, type[Model]] = {"train": Recipe, "checkpoint": Checkpoint, "source": Source}
 LARGEST = 10_000
 """How many trials a sweep may have."""
 
@@ -55,6 +53,12 @@ def expand(entry: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]
     return expanded
 
 
+def names_in(entry: dict[str, Any], key: str) -> list[str]:
+    """Return the name that an entry has under a key, or the names of its list there."""
+    value = entry.get(key)
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+
+
 @cache
 def takes_list(annotation: Any) -> bool:
     """Return whether a value of this type may be a list."""
@@ -79,18 +83,14 @@ def _lists(entry: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _is_list(entry: dict[str, Any], section: str, name: str) -> bool:
     """Return whether an option or setting of an entry is a list by its type."""
-    owners: list[Mapping[str, Parameter]] = [signature(_SETTINGS.get(section, TrainSettings)).parameters]
+    from harness.methods import METHODS, method_options  # imported late, as torch takes seconds
+
+    owners: list[Any] = [_SECTIONS.get(section, Recipe).model_fields]
     if section == "options":
         owners = [options_of(model) for model in names_in(entry, "model") if model in network_names()]
     elif section == "method_options":
         owners = [method_options(method) for method in names_in(entry, "method") if method in METHODS]
     return any(takes_list(owner[name].annotation) for owner in owners if name in owner)
-
-
-def names_in(entry: dict[str, Any], key: str) -> list[str]:
-    """Return the name that an entry has under a key, or the names of its list there."""
-    value = entry.get(key)
-    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
 
 
 def _check_zip(keys: Any, lists: dict[str, list[Any]]) -> list[str]:

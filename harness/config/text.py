@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import yaml
 
 from harness.common.errors import InputError, SettingError, require
-from harness.sweep.trial_config import flatten
 
 INCLUDE = "include"
 MOST_CHARACTERS = 1_000_000
@@ -157,13 +156,3 @@ def parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -
         except ValueError as error:
             raise SettingError("--set", text, f"a value in YAML: {error}") from None
     return changes
-
-
-def profile_mark(changes: dict[str, Any]) -> str:
-    """Return the changes that change trials, in one spelling; '' for none."""
-    settings = flatten({key: value for key, value in changes.items() if key not in ("seeds", "resources", "search")})
-    texts = []
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
-        texts.append("--set trials" if key == "trials" else f"--set {key}={text}")  # rows say what their trials are
-    return " ".join(sorted(texts))

@@ -8,10 +8,9 @@ from small_sweep import changed, refusal, trials_of, write
 from baselines import registry
 from harness.command_line import main
 from harness.common.errors import InputError
+from harness.config import plugins
 from harness.data import load
 from harness.storage import folder
-from harness.sweep import plugins
-from harness.sweep.trial_config import trial_key
 from harness.training import run_trial
 
 NETS = """
@@ -65,7 +64,7 @@ def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_
     package()
     content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))
     (first, *_) = trials_of(tmp_path, content)
-    assert (first.model, first.options) == ("flat", {"sizes": (4,)}), "by its type a list, and no choice"
+    assert (first.model, first.options) == ("flat", {"sizes": [4]}), "by its type a list, and no choice"
     assert list(first.plugins) == ["own.nets"] and len(first.plugins["own.nets"]) == 16
     assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
 
@@ -119,15 +118,34 @@ def test_a_wrong_plugin_ends_the_command_before_anything_starts(refused, package
     assert "study.yaml: plugins: found 'own.nets'" in refused(write(tmp_path, own()))
 
 
-def test_a_key_follows_the_source_of_the_whole_package_and_nothing_else(package, tmp_path):
+def test_a_key_follows_the_sources_that_a_plugin_imports_and_nothing_else(package, tmp_path):
     def keys(**files):
         package(**files)
-        return [trial_key(trial, "data") for trial in trials_of(tmp_path, own())]
+        return [trial.key("data") for trial in trials_of(tmp_path, own())]
 
     before = keys()
     (tmp_path / "own/notes.txt").write_text("of no matter")
-    assert keys() == before
-    assert not set(keys(helper="x = 1")) & set(before)
+    assert keys(unrelated="x = 1") == before, "a new file beside it"
+    assert keys(__init__="y = 1") != before, "its package is imported with it"
+    imports = "from own import deep\nfrom .wide import layer\nimport own.flat_ones as ones\n"
+    files = {
+        "wide": "layer = 1",
+        "deep": "from . import deeper",
+        "deeper": "x = 1",
+        "flat_ones": "import json",
+    }
+    found = [keys(nets=imports + NETS, **files)]
+    for name in files:
+        found.append(keys(nets=imports + NETS, **files | {name: f"{files[name]}\nother = 2"}))
+    assert len({key for each in found for key in each}) == len(found) * len(before)
+
+
+def test_a_function_below_a_plugin_counts_with_its_module(package, tmp_path):
+    def key(**files):
+        package(**files)
+        return trials_of(tmp_path, own(modules=["own"], model="own.alone:body"))[0].key("data")
+
+    assert key(alone=BODY) != key(alone=f"{BODY}\n")
 
 
 def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp_path):

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from baselines import options_of
 from harness.common.errors import InputError, require
+from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
-from harness.settings import STRICT
-from harness.sweep.trial_config import TrialConfig, to_dict
+from harness.config.trial import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -21,10 +21,8 @@ Number = TypeVar("Number", int, float)
 Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
-class Space(BaseModel):
+class Space(Model):
     """The values that a setting may have: exactly one of the keys below."""
-
-    model_config = STRICT
 
     uniform: Ends[float] | None = None
     """A number from the first to the second."""
@@ -37,7 +35,7 @@ class Space(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Space":
-        kinds = [key for key in type(self).model_fields if getattr(self, key) is not None]
+        kinds = [key for key, value in self if value is not None]
         require("kind", kinds, len(kinds) == 1, f"one of {', '.join(type(self).model_fields)}")
         if self.choice is not None:
             count = len(set(map(json.dumps, self.choice)))
@@ -52,11 +50,6 @@ class Space(BaseModel):
     def ends(self) -> Sequence[float]:
         """The smallest and the largest number; empty for a choice."""
         return self.uniform or self.log_uniform or self.integer or ()
-
-    @property
-    def extremes(self) -> Sequence[Any]:
-        """The values that are checked before anything starts: both ends, or every choice."""
-        return self.ends or self.choice or ()
 
     def distribution(self) -> "BaseDistribution":
         """Return the space as Optuna's distribution. Choices are JSON texts, which tell 1, 1.0 and true apart."""
@@ -85,16 +78,14 @@ class Space(BaseModel):
         return [choice for choice in self.choice or () if choice == value][:1]
 
 
-class SearchSettings(BaseModel):
+class SearchSettings(Model):
     """Settings of each entry of `trials` are searched on images held out of training. The chosen settings are then
     trained on all training images, with every seed of the sweep."""
-
-    model_config = STRICT
 
     spaces: dict[str, Space] = Field(min_length=1)
     """The values each setting may have, by its key in an entry, such as train.learning_rate, options.margin or
     method_options.alpha. An entry whose network or method does not use a setting is searched without it."""
-    trials: int = Field(ge=1)
+    trials: int = Field(ge=1, examples=[50])
     """Number of candidates of each entry; each is trained with the sweep's first seed."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Optuna's sampler, which proposes candidates: 'tpe', or 'random' as a control."""
@@ -105,15 +96,20 @@ class SearchSettings(BaseModel):
     seed: int = Field(0, ge=0)
     """The sampler's seed."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "SearchSettings":
-        require("objectives", self.objectives, len(set(self.objectives)) == len(self.objectives), "each one once")
-        for key in self.spaces:
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, objectives: list[str]) -> list[str]:
+        require("objectives", objectives, len(set(objectives)) == len(objectives), "each one once")
+        return objectives
+
+    @field_validator("spaces")
+    @classmethod
+    def _check_spaces(cls, spaces: dict[str, Space]) -> dict[str, Space]:
+        for key in spaces:
             section, _, name = key.partition(".")
             allowed = "a key in train, options or method_options, such as train.learning_rate"
-            is_key = section in ("train", "options", "method_options") and name.isidentifier()
-            require(f"spaces.{key}", key, is_key, allowed)
-        return self
+            require(key, key, section in ("train", "options", "method_options") and name.isidentifier(), allowed)
+        return spaces
 
 
 @dataclass(frozen=True)
@@ -124,13 +120,13 @@ class Searched:
     resolve: makes a trial of settings.
     """
 
-    base: TrialConfig
+    base: Trial
     spaces: dict[str, Space]
-    resolve: Callable[[dict[str, Any]], TrialConfig]
+    resolve: Callable[[dict[str, Any]], Trial]
 
-    def config(self, settings: dict[str, Any]) -> TrialConfig:
+    def config(self, settings: dict[str, Any]) -> Trial:
         """Return the trial with these settings, by key, under seed 0. Raises InputError where they do not fit."""
-        return replace(self.resolve(settings), profile=self.base.profile)
+        return self.resolve(settings).replace(profile=self.base.profile)
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -139,35 +135,36 @@ class Searched:
         return {key: value for key, (value,) in settings.items()} if all(settings.values()) else None
 
 
-def _settings_of(trial: TrialConfig) -> dict[str, Any]:
-    """Return all settings that can be searched, by their keys in an entry, as in JSON."""
-    from harness.methods import method_options  # here: wrong keys are refused before torch is imported
-
-    settings = {f"train.{name}": value for name, value in to_dict(trial)["train"].items()}
-    settings["train.eps"] = str(trial.train_eps)
-    for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
-        own = getattr(trial, section)
-        settings |= {f"{section}.{name}": own.get(name, option.default) for name, option in parameters.items()}
-    return settings
-
-
 def make_searched(
-    search: SearchSettings, trial: TrialConfig, ignored: Mapping[str, str], resolve: Callable[[Any], TrialConfig]
+    search: SearchSettings, trial: Trial, unused: Mapping[str, str], resolve: Callable[[Any], Trial]
 ) -> Searched:
-    """Return a searched entry, after making its trial with the ends of each space. Raises InputError.
+    """Return a searched entry, after making its trial with both ends, or every choice, of each space.
 
-    trial: of the entry. ignored: the settings that change nothing in it. resolve: as in `Searched`.
+    trial: of the entry. unused: the settings that change nothing in it. resolve: as in `Searched`. Raises InputError.
     """
-    used = _settings_of(trial).keys() - ignored.keys()
+    used = _settings_of(trial).keys() - unused.keys()
     entry = Searched(trial, {key: space for key, space in search.spaces.items() if key in used}, resolve)
-    first = {key: space.extremes[0] for key, space in entry.spaces.items()}
-    for key, space in entry.spaces.items():
-        for value in space.extremes:
+    extremes = {key: space.ends or space.choice or () for key, space in entry.spaces.items()}
+    first = {key: values[0] for key, values in extremes.items()}
+    for key, values in extremes.items():
+        for value in values:
             try:
                 entry.config(first | {key: value})
             except InputError as error:
                 raise InputError(f"search.spaces.{key}: {error}") from None
     return entry
+
+
+def _settings_of(trial: Trial) -> dict[str, Any]:
+    """Return all settings that can be searched, by their keys in an entry, as in JSON."""
+    from harness.methods import method_options  # here: wrong keys are refused before torch is imported
+
+    settings = {f"train.{name}": value for name, value in trial.train.model_dump(mode="json").items()}
+    settings["train.eps"] = str(trial.train_eps)
+    for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
+        own = getattr(trial, section)
+        settings |= {f"{section}.{name}": own.get(name, option.default) for name, option in parameters.items()}
+    return settings
 
 
 def check_search(search: SearchSettings, validation_images: int, entries: Sequence[Searched]) -> None:

@@ -2,10 +2,9 @@
 
 sweep_keys.json says which trials the project's own files have under each profile, so that a change of how they are
 written leaves those as they are. Where they are meant to change, write it anew by
-`PYTHONPATH=tests:tests/harness python tests/harness/sweep/test_sweep_to_trials.py`.
+`PYTHONPATH=tests:tests/harness python tests/harness/config/test_sweep_to_trials.py`.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -13,32 +12,35 @@ from pathlib import Path
 
 import pytest
 from fetched_checkpoints import why_not_loadable
-from small_sweep import BASE, changed, trials_of, write
-from test_trial_config import ELSEWHERE, OTHER
+from small_sweep import BASE, changed, entry, trials_of, write
+from test_trial import ELSEWHERE, OTHER
 
 from harness.common.errors import InputError
-from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep import expansion
-from harness.sweep.buildable import check_buildable
-from harness.sweep.expansion import expand_profiles, load_sweep
-from harness.sweep.file import check_keys
-from harness.sweep.schema import SweepFile, TrialEntry
-from harness.sweep.trial_config import TrialConfig, trial_key
+from harness.config import expansion
+from harness.config.buildable import check_buildable
+from harness.config.expansion import load_sweep
+from harness.config.file import check_keys
+from harness.config.sweep import Sweep, TrialEntry
+from harness.config.trial import FULL_PROFILE, Trial
+from harness.settings import Evaluation, Recipe
 
 PROJECT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
 RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
-def digest(trials):
-    """How many trials, and a hash of all their keys."""
-    keys = sorted(trial_key(trial, "data") for trial in trials)
-    return [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
+def digests(path):
+    """How many trials a file has under each profile, and a hash of all their keys."""
+    found = {}
+    for profile in (FULL_PROFILE, *(check_keys(path, None).content.get("profiles") or {})):
+        keys = sorted(trial.key("data") for trial in load_sweep(path, profile, True).trials)
+        found[profile] = [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
+    return found
 
 
 def test_every_key_says_what_it_means():
     """The documentation is made of it."""
-    for schema in (SweepFile.model_json_schema(), TrialEntry.model_json_schema()):
+    for schema in (Sweep.model_json_schema(), TrialEntry.model_json_schema()):
         for part in (schema, *schema["$defs"].values()):
             assert [name for name, value in part["properties"].items() if not value.get("description")] == []
 
@@ -64,15 +66,12 @@ def test_every_field_reaches_the_trial(tmp_path):
         {name.removeprefix(section): value for name, value in values.items() if name.startswith(section)}
         for section in ("train.", "evaluation.")
     )
-    expected = TrialConfig(
-        **own | {"train": TrainSettings(**train), "evaluation": EvaluationSettings(**evaluation), "profile": "mine"}
-    )
+    expected = Trial(**own | {"train": Recipe(**train), "evaluation": Evaluation(**evaluation), "profile": "mine"})
     entry = {key: own[key] for key in ("model", "method", "options", "method_options")}
     file_keys = ("dataset", "eps", "width", "train_images", "validation_images")
     content = {key: own[key] for key in file_keys} | {"name": own["sweep"], "seeds": [own["seed"]], "trials": [entry]}
     content |= {"train": train, "evaluation": evaluation, "resources": {"cpu": 3, "gpu": 0.25}}
-    text = json.dumps(content | {"profiles": {"mine": {}}})
-    sweep = load_sweep(write(tmp_path, text), "mine", True)
+    sweep = load_sweep(write(tmp_path, json.dumps(content | {"profiles": {"mine": {}}})), "mine", True)
     assert sweep.trials == [expected]
     assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("other", "mine", "mnist", "2/255")
     assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
@@ -80,16 +79,18 @@ def test_every_field_reaches_the_trial(tmp_path):
 
 def test_what_a_file_leaves_out_is_the_default(tmp_path):
     config = trials_of(tmp_path, changed(remove=["train"]))[0]
-    assert (config.train, config.evaluation) == (TrainSettings(), EvaluationSettings())
+    assert (config.train, config.evaluation) == (Recipe(), Evaluation())
     assert (config.width, config.train_images, config.validation_images, config.options) == (1.0, None, 0, {})
 
 
-def test_an_entry_s_width_and_recipe_override_the_sweep_s(tmp_path):
-    recipe = {"clip_norm": None, "regularisation": 0, "decay_epochs": []}
+def test_an_entry_s_width_and_recipe_override_the_sweep_s_and_stand_in_its_label(tmp_path):
+    recipe = {"clip_norm": None, "regularisation": 0, "decay_epochs": [], "batch_size": 64}
     content = changed(("width", 0.5), ("trials.1.width", 0.25), ("trials.1.train", recipe), ("seeds", [0]))
     plain, other = trials_of(tmp_path, content)
     assert (plain.width, other.width) == (0.5, 0.25)
-    assert other.train == dataclasses.replace(plain.train, clip_norm=None, regularisation=0.0, decay_epochs=())
+    assert other.train == plain.train.replace(clip_norm=None, regularisation=0.0, decay_epochs=())
+    settings = "width=0.25 train.clip_norm=none train.regularisation=0 train.decay_epochs=[]"
+    assert (plain.label, other.label) == ("cnn5 ibp seed 0", f"cerdeq ibp {settings} seed 0")
 
 
 SAME = {  # entries that are the same trial as one of BASE's
@@ -112,7 +113,7 @@ def test_options_of_methods_are_part_of_a_trial(tmp_path):
     entries = [{"model": "cnn5", "method": "crown-ibp", "method_options": own} for own in options]
     trials = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0])))
     assert [trial.method_options for trial in trials] == options
-    assert len({trial_key(trial, "data") for trial in trials}) == 3
+    assert len({trial.key("data") for trial in trials}) == 3
     assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
 
 
@@ -124,7 +125,7 @@ def networks():
 
 @pytest.fixture
 def _build_each_network_once(monkeypatch, networks):
-    """Loading a file builds each network under each of its profiles, and files share networks."""
+    """Files and profiles share networks."""
 
     def check(trial):
         key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
@@ -140,20 +141,12 @@ def _build_each_network_once(monkeypatch, networks):
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
     if reason := why_not_loadable(path.stem):
         pytest.skip(reason)
-    sweeps = expand_profiles(check_keys(path, None))
-    assert all((sweep.name, sweep.profile) == (path.stem, profile) for profile, sweep in sweeps.items())
-    digests = {profile: digest(sweep.trials) for profile, sweep in sweeps.items()}
-    assert digests == json.loads(RECORD.read_text())[path.stem], __doc__
+    assert digests(path) == json.loads(RECORD.read_text())[path.stem], __doc__
 
 
 if __name__ == "__main__":
     before = json.loads(RECORD.read_text())
-    made = {
-        path.stem: before[path.stem]
-        if why_not_loadable(path.stem)
-        else {profile: digest(sweep.trials) for profile, sweep in expand_profiles(check_keys(path, None)).items()}
-        for path in SWEEPS
-    }
+    made = {path.stem: before[path.stem] if why_not_loadable(path.stem) else digests(path) for path in SWEEPS}
     RECORD.write_text(json.dumps(made, indent=1) + "\n")
 
 
@@ -178,3 +171,38 @@ def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_p
     path = write(tmp_path, changed(remove=["train"]))
     (trial, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trials
     assert trial.train.decay_epochs == () and trial.train.ramp_epochs == 0
+
+
+UNUSED = {  # changes of BASE, and the setting without effect
+    "of an entry": ([("trials", [entry("pgd", train={"regularisation": 0.1})])], "0.train.regularisation ('pgd'"),
+    "of a method": (
+        [("trials", [entry("sabr", method_options={"subselection": 1.0, "attack_steps": 3})])],
+        "trials.0.method_options.attack_steps ('sabr': with subselection 1 the box is the whole ball",
+    ),
+    "of a network": (
+        [("trials", [entry("plain", "cerdeq", options={"warm_start": True})])],
+        "trials.0.options.warm_start ('plain' computes no bounds)",
+    ),
+    "of the file": ([("evaluation.bab_seconds", 5)], "evaluation.bab_seconds (stages has none of bab)"),
+    "of all entries": ([("train.kappa", 0.5), ("trials", [entry("plain")])], "train.kappa ('plain': "),
+    "of held-out images": (
+        [("validation_images", 50), ("evaluation.test_images", 50)], "evaluation.test_images (validation_images are"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_settings_without_effect_are_one_warning(tmp_path, case):
+    changes, setting = UNUSED[case]
+    (warning,) = load_sweep(write(tmp_path, changed(*changes)), "full", True).warnings
+    assert warning.startswith("settings without effect: ") and setting in warning
+
+
+def test_what_some_trial_uses_and_what_is_taken_back_is_no_warning(tmp_path):
+    less = {"stages": ["ibp"], "bab_seconds": None, "certificates": False, "test_images": None}
+    for changes in (
+        [("train.regularisation", 0.1), ("trials", [*BASE["trials"], entry("plain")])],
+        [("evaluation", less), ("validation_images", 50)],
+        [("trials", [entry(), entry("plain", train={"ramp_epochs": 0})])],
+    ):
+        assert load_sweep(write(tmp_path, changed(*changes)), "full", True).warnings == ()

@@ -9,8 +9,8 @@ import yaml
 from small_sweep import BASE, changed, trials_of, write
 
 from harness.common.errors import InputError
-from harness.sweep.expansion import load_sweep
-from harness.sweep.file import check_keys
+from harness.config.expansion import load_sweep
+from harness.config.file import check_keys
 
 TEXTS = {
     "empty": ("", "found nothing, allowed: a mapping"),
@@ -52,7 +52,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, monkeypatch, case):
-    monkeypatch.setattr("harness.sweep.text._MOST_VALUES", 1_000)
+    monkeypatch.setattr("harness.config.text._MOST_VALUES", 1_000)
     path = write(tmp_path, BOMBS[case])
     with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
         check_keys(path, None, [])
@@ -137,12 +137,12 @@ def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("key", "allowed"), [("epochs", "an integer"), ("clip_norm", "a number"), ("recompute_statistics", "true or false")]
+    ("key", "kind"), [("epochs", "integer"), ("clip_norm", "number"), ("recompute_statistics", "boolean")]
 )
 @pytest.mark.parametrize("text", ["010", "1:30:00", "1_000", "0x10", "0b1", "yes", "on", "2026-11-20", "0o7", "1:30.5"])
-def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, allowed, text):
+def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, kind, text):
     content = yaml.safe_dump(changed(remove=["train"])) + f"train: {{{key}: {text}}}\n"
-    with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}', allowed: {allowed}"):
+    with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}': Input should be a valid {kind}"):
         check_keys(write(tmp_path, content), None)
 
 

@@ -2,54 +2,56 @@
 
 import hashlib
 import json
-import re
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from harness.common.errors import InputError, require
-from harness.settings import STRICT
+from harness.common.models import Floats, Model, Texts
 
 TRAINED_ELSEWHERE = "trained elsewhere"
 """The method of a trial whose network this harness does not train."""
 
-Keys = Literal["by-name", "by-order", "mondeq"]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Model):
     """A file of weights, safetensors or torch, and how it is read. In a trial `file` has no folders."""
-
-    __pydantic_config__: ClassVar = STRICT
 
     file: str
     """The file with the weights, relative to the sweep file: safetensors, or a torch file that holds only tensors."""
     prefix: str = ""
     """Only tensors whose names begin with this are loaded. The prefix is removed from their names. The names of nested
     mappings are joined by dots, such as `state_dict.conv.weight`."""
-    keys: Keys = "by-name"
+    keys: Literal["by-name", "by-order", "mondeq"] = "by-name"
     """How tensors are matched to the network's: 'by-name', or 'by-order', which takes names of the file in any
     spelling, but as many tensors as the network has, in its order, of the same shapes; 'mondeq' reads A, B, U, u, C
     and c of a monotone equilibrium, from a torch or MATLAB file, into the network `monotone`."""
-    ignore: list[str] = field(default_factory=list)
+    ignore: Texts = ()
     """Tensors of the file that are not loaded, by their names in the file."""
-    mean: list[float] | None = None
+    mean: Floats | None = None
     """A mean for each channel: the network sees (pixel - mean) / std, pixels in [0, 1]. Null means mean 0 and std 1."""
-    std: list[float] | None = None
+    std: Floats | None = Field(None, validate_default=True)
     """A standard deviation for each channel, if `mean` is set."""
-    sha256: str = ""
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """The SHA-256 of the file; another file is refused. Empty for any file. Of an ONNX file with external data it is
     the digest of one file that holds all of it; the message that refuses another file shows it."""
 
-    def __post_init__(self) -> None:
-        require("file", self.file, bool(Path(self.file).name), "the path of a file")
-        require("keys", self.keys, self.keys in get_args(Keys), "'by-name', 'by-order' or 'mondeq'")
-        is_digest = not self.sha256 or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
-        require("sha256", self.sha256, is_digest, "64 hexadecimal digits in lower case, or nothing")
-        mean, std = self.mean, self.std
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, file: str) -> str:
+        require("file", file, bool(Path(file).name), "the path of a file")
+        return file
+
+    @field_validator("std")
+    @classmethod
+    def _check_std(cls, std: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        mean = info.data.get("mean")
         are_pairs = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
-        require("std", std, are_pairs, f"as many numbers as mean, {mean}")
-        require("std", std, all(value > 0 for value in std or ()), "numbers above 0")
+        require("std", std and list(std), are_pairs, f"as many numbers as mean, {mean and list(mean)}")
+        require("std", std and list(std), all(value > 0 for value in std or ()), "numbers above 0")
+        return std
 
     @property
     def is_onnx(self) -> bool:
@@ -59,29 +61,21 @@ class Checkpoint:
     @property
     def label(self) -> str:
         """The file's name and 8 digits of a digest of the file and of how it is read."""
-        content = asdict(self) | {"file": ""}
-        return f"{self.file}@{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]}"
+        content = json.dumps(self.model_dump(mode="json") | {"file": ""}, sort_keys=True)
+        return f"{self.file}@{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Model):
     """Where a network trained elsewhere was published, and its published numbers."""
-
-    __pydantic_config__: ClassVar = STRICT
 
     paper: str
     """The paper, such as 'Jovanović et al. 2022'."""
     method: str
     """The training method, as the paper prints it."""
-    clean_accuracy: float | None = None
+    clean_accuracy: Percent | None = None
     """The published accuracy on clean test images, in percent; null if there is none."""
-    certified_accuracy: float | None = None
+    certified_accuracy: Percent | None = None
     """The published certified accuracy at the sweep's eps, in percent; null if there is none."""
-
-    def __post_init__(self) -> None:
-        for name in ("clean_accuracy", "certified_accuracy"):
-            value = getattr(self, name)
-            require(name, value, value is None or 0 <= value <= 100, "percent, from 0 to 100, or null")
 
 
 def digest_of(content: bytes) -> str:
@@ -112,8 +106,3 @@ def _read_onnx(path: Path) -> bytes:
         return read_content(path)
     except OnnxError as error:
         raise InputError(f"checkpoint: {error}") from None
-
-
-def without_source(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's dictionary without what decides no number: where a network or own data comes from."""
-    return {name: value for name, value in content.items() if name not in ("source", "own_data")}

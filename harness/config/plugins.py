@@ -3,12 +3,13 @@
 Only `load`, `load_for` and `add_factory` import them; each import is reported on standard error.
 """
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,19 @@ from types import ModuleType
 from baselines.registry import network_names, register
 from harness.common.errors import InputError, SettingError, error_line, require
 from harness.common.terminal import say
-from harness.sweep.trial_config import TrialConfig
+from harness.config.trial import Trial
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
-def digests(names: Iterable[str]) -> dict[str, str]:
-    """Return the digest of each plugin's source. Raises SettingError for a module that Python does not find."""
-    return {name: _digest(name) for name in names}
+def digests(names: Iterable[str], model: str = "") -> dict[str, str]:
+    """Return the digest of each plugin's source: of its module, and of what that imports from its own package.
+
+    model: the network of a trial, whose module counts, too, if it is `module:function` below a plugin. Raises
+    SettingError for a module that Python does not find.
+    """
+    module = model.partition(":")[0]
+    return {name: _digest(name, module if module.startswith(f"{name}.") else "") for name in names}
 
 
 def load(names: Iterable[str]) -> None:
@@ -35,15 +41,16 @@ def load(names: Iterable[str]) -> None:
         _import(name)
 
 
-def load_for(config: TrialConfig) -> None:
+def load_for(config: Trial) -> None:
     """Import a trial's plugins, before it is trained or evaluated.
 
     Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
     allowed = "the digest of the source that this trial was made with; put that back, or train anew"
     try:
+        today = digests(config.plugins, config.model)
         for name, digest in config.plugins.items():
-            require(f"plugins.{name}", _digest(name), _digest(name) == digest, f"{digest}, {allowed}")
+            require(f"plugins.{name}", today[name], today[name] == digest, f"{digest}, {allowed}")
         load(config.plugins)
         add_factory(config.model, config.plugins)
     except SettingError as error:
@@ -110,7 +117,7 @@ def trust(modules: list[str], directories: list[Path]) -> None:
     load(modules)
 
 
-def require_trusted(config: TrialConfig, trusted: Collection[str]) -> None:
+def require_trusted(config: Trial, trusted: Collection[str]) -> None:
     """Raise InputError for a trial with a plugin that --plugin does not name: results may be someone else's."""
     for name in config.plugins:
         if name not in trusted:
@@ -118,15 +125,49 @@ def require_trusted(config: TrialConfig, trusted: Collection[str]) -> None:
 
 
 @cache
-def _digest(name: str) -> str:
-    """Return sixteen hex digits of all Python files of a module's outermost package, or of a module without package.
+def _digest(name: str, module: str) -> str:
+    """Return sixteen hex digits of the sources of a plugin and of a module below it.
 
     Nothing is imported. An imported module does not change with its files: hence each process computes this once.
     """
-    root = source_of(name)
-    files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
-    content = hashlib.sha256()
-    for path in files:
+    root, content = source_of(name), hashlib.sha256()
+    for path in sorted(_sources(root, [name, *([module] if module else [])])):
         source = path.read_bytes()
         content.update(f"{path.relative_to(root.parent).as_posix()} {len(source)}\n".encode() + source)
     return content.hexdigest()[:16]
+
+
+def _sources(root: Path, modules: list[str]) -> set[Path]:
+    """Return the files of modules, and of all that they import from the same package.
+
+    root: the file of the outermost package, or of a module without package. Imports that code computes are not seen.
+    """
+    seen, found = set[str](), set[Path]()
+    while modules:
+        name = modules.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        inside = root.parent.joinpath(*name.split(".")[1:])
+        files = [root] if inside == root.parent else [inside.with_suffix(".py"), inside / "__init__.py"]
+        for path in [path for path in files if path.is_file()]:
+            found.add(path)
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            modules += [name.rpartition(".")[0]] if "." in name else []
+            modules += [each for each in _imports(path, package) if each.partition(".")[0] == name.partition(".")[0]]
+    return found
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """Yield the modules that a file of a package may import, by their whole names; what it imports from them, too."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # which importing it says
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

@@ -13,7 +13,7 @@ from baselines import build
 from baselines.monotone import MonotoneWeight, circular_matrix
 from cerdeq.equilibrium import fold
 from harness.common.errors import InputError
-from harness.sweep.mondeq_files import is_matlab, network_tensors, read_matlab
+from harness.pretrained.mondeq import is_matlab, network_tensors, read_matlab
 
 SHAPE = (1, 16, 16)
 MODULUS = 4.0

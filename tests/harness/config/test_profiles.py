@@ -1,17 +1,31 @@
 """Profiles and includes: which profile is selected, what it changes, and in which order keys are overridden."""
 
-import dataclasses
-
 import pytest
 from small_sweep import BASE, changed, refusal, trials_of, write
 
-from harness.settings import EvaluationSettings
-from harness.sweep.expansion import load_sweep
+from harness.config.expansion import load_sweep
+from harness.config.sweep import FIXED
+from harness.settings import Evaluation
+
+WRONG = [
+    ({"train": {"epochs": -3}}, "train.epochs: found -3"),
+    ({"train": {"epochs": 2}}, "train.decay_epochs: found [3]"),
+    ({"seed": [0]}, "seed: unknown key"),
+    ({"trials": [{"model": "cnn5", "method": "ibpp"}]}, "trials.0.method: found 'ibpp'"),
+    *(({key: BASE.get(key, {})}, f"profiles.bad.{key}: a profile cannot change this") for key in sorted(FIXED)),
+]
 
 
-def test_a_wrong_profile_is_refused_though_another_is_selected(tmp_path):
-    message = refusal(tmp_path, changed(("profiles", {"good": {}, "bad": {"train": {"epochs": -3}}})), "good")
-    assert "train.epochs: found -3" in message and "profile bad" in message
+@pytest.mark.parametrize(("profile", "problem"), WRONG)
+def test_a_wrong_profile_is_refused_where_it_is_selected(tmp_path, profile, problem):
+    content = changed(("profiles", {"good": {}, "bad": profile}))
+    message = refusal(tmp_path, content, "bad")
+    assert f"study.yaml: {problem}" in message and "(profile bad" in message and len(message.splitlines()) == 1
+    assert trials_of(tmp_path, content, "good")
+
+
+def test_the_name_of_the_file_without_a_profile_is_no_profile(tmp_path):
+    assert "profiles.full: the name of the file without a profile" in refusal(tmp_path, changed(("profiles.full", {})))
 
 
 def test_an_unknown_profile_is_refused_with_all_profiles(refused, tmp_path):
@@ -25,7 +39,7 @@ def test_a_trial_s_recipe_overrides_a_profile_s(tmp_path):
     profiles = {"short": {"train": {"epochs": 2, "ramp_epochs": 1, "decay_epochs": [1]}}}
     content = changed(("trials.0.train", {"epochs": 9}), ("profiles", profiles))
     recipes = {trial.model: trial.train for trial in trials_of(tmp_path, content, "short")}
-    assert recipes["cnn5"] == dataclasses.replace(recipes["cerdeq"], epochs=9)
+    assert recipes["cnn5"] == recipes["cerdeq"].replace(epochs=9)
     assert recipes["cerdeq"].epochs == 2
 
 
@@ -46,8 +60,8 @@ def test_mappings_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
     path = write(tmp_path, content)
     sweep, full = load_sweep(path, "small", True), load_sweep(path, "full", True)
     (config,) = sweep.trials
-    assert config.train == dataclasses.replace(full.trials[0].train, epochs=3, ramp_epochs=1, decay_epochs=())
-    assert config.evaluation == EvaluationSettings(test_images=50, attack_steps=5)
+    assert config.train == full.trials[0].train.replace(epochs=3, ramp_epochs=1, decay_epochs=())
+    assert config.evaluation == Evaluation(test_images=50, attack_steps=5)
     assert (sweep.resources.cpu, sweep.resources.gpu, config.train_images) == (2, 0, None)
     assert (config.model, config.seed, config.width, config.profile) == ("cnn7", 7, 0.5, "small")
     assert (full.profile, full.trials[0].profile, full.trials[0].width) == ("full", "full", 1.0)
@@ -107,7 +121,11 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
         ("recipes/recipe.yaml", "secret", "recipes/recipe.yaml: found a text, allowed: a mapping"),
         ("recipes/recipe.yaml", "secret\n: secret", "recipes/recipe.yaml: is not YAML: "),
         ("recipes/recipe.yaml", {"include": "../study.yaml"}, "recipe.yaml: include: found '../study.yaml'"),
-        ("recipes/recipe.yaml", {"train": {"kappa": 5.0}}, "kappa: found 5.0, allowed: from 0 to 1 (profile full, inc"),
+        (
+            "recipes/recipe.yaml",
+            {"train": {"kappa": 5.0}},
+            "less than or equal to 1 (profile full, inc",
+        ),
     ],
 )
 def test_a_wrong_include_is_refused_with_the_included_file(tmp_path, recipes, name, content, message):

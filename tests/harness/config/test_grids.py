@@ -7,9 +7,8 @@ from small_sweep import changed, entry, trials_of
 
 from baselines import registry
 from harness.common.errors import InputError
-from harness.settings import EvaluationSettings, TrainSettings
-from harness.sweep.grid import expand, takes_list
-from harness.sweep.trial_config import trial_key
+from harness.config.grid import expand, takes_list
+from harness.settings import Evaluation, Recipe
 
 
 def cerdeq(**keys):
@@ -41,7 +40,7 @@ def test_every_key_that_is_no_list_by_its_type_may_be_one(tmp_path):
         "train": {"clip_norm": [None, 5.0]},
     }
     trials = expanded(tmp_path, keys)
-    assert len({trial_key(trial, "data") for trial in trials}) == len(trials) == 2**5
+    assert len({trial.key("data") for trial in trials}) == len(trials) == 2**5
 
 
 def test_lists_in_zip_advance_together(tmp_path):
@@ -58,7 +57,7 @@ def test_mappings_may_be_listed_and_hold_lists(tmp_path):
 
 
 def test_which_settings_are_lists_by_their_type():
-    for kind, lists in ((TrainSettings, {"decay_epochs", "mean", "std"}), (EvaluationSettings, {"stages"})):
+    for kind, lists in ((Recipe, {"decay_epochs", "mean", "std"}), (Evaluation, {"stages"})):
         parameters = signature(kind).parameters
         assert {name for name, parameter in parameters.items() if takes_list(parameter.annotation)} == lists
 

@@ -1,0 +1,114 @@
+"""The base of everything that is read from files, and what is wrong with a file: a line for each problem, by key."""
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from baselines import UnknownNameError, suggestion
+from harness.common.errors import InputError, SettingError, shorten
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+"""No unknown keys, no values of another type."""
+LENIENT: Any = STRICT | {"extra": "ignore"}
+"""Of files that a later version may write more to."""
+MOST_PROBLEMS = 100  # in a message
+
+Integers = Annotated[tuple[int, ...], Field(strict=False)]  # a list of JSON, too
+Floats = Annotated[tuple[float, ...], Field(strict=False)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Model(BaseModel):
+    """A part of a file that checks itself. `model_dump(mode="json")` and `model_validate` are its JSON."""
+
+    model_config = STRICT | {"frozen": True}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a checked copy with changes. Raises InputError."""
+        return validate(type(self), {**vars(self), **changes})
+
+
+def validate(kind: Any, value: Any, *section: str, is_json: bool = False) -> Any:
+    """Return a value, such as the content of a file, as a type has it.
+
+    section: the keys that lead to the value. is_json: whether lists stand for tuples everywhere. Raises InputError,
+    with a line for each problem: the key, what was found, what is allowed.
+    """
+    try:
+        return _adapter(kind).validate_json(json.dumps(value)) if is_json else _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        problems = sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing")
+        lines = [line for item in problems[:MOST_PROBLEMS] for line in _describe(item, kind, section)]
+        more = [f"and {len(problems) - MOST_PROBLEMS:,} problems more"] if len(problems) > MOST_PROBLEMS else []
+        raise InputError("\n".join(lines + more)) from None
+
+
+@lru_cache(64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of one of pydantic's errors."""
+    location = [*section, *(str(part) for part in item["loc"] if not _is_tag(part))]
+    cause = item.get("ctx", {}).get("error")
+    key, (owner, field) = ".".join(location), _field_at(kind, item["loc"])
+    if item["type"] == "missing":
+        yield f"{key}: missing"
+    elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        yield unknown_key(key, list(owner.model_fields) if owner else [])
+    elif isinstance(cause, SettingError):
+        inside = [] if location[-1:] == [cause.key] else [cause.key]
+        yield str(SettingError(".".join([*location, *inside]), cause.found, cause.allowed))
+    elif isinstance(cause, UnknownNameError):
+        yield str(SettingError(key, item["input"], cause.allowed))
+    elif cause is not None:
+        yield str(SettingError(key, item["input"], str(cause)))
+    else:
+        example = _example(field) if item["type"].endswith("_type") else ""
+        yield f"{key or 'it'}: found {shorten(item['input'])}: {item['msg']}{example}"
+
+
+def unknown_key(key: str, names: list[str]) -> str:
+    """Return a line on a key, with all that lead to it, that is none of these names."""
+    return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{suggestion(key.rpartition('.')[2], names)}"
+
+
+def _field_at(kind: Any, location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """Return the innermost model that a location leads through, and the field of its last key; None for neither."""
+    owner, field = None, None
+    for part in location:
+        if _is_tag(part):
+            kind = next(each for each in get_args(_without_metadata(kind)) if Tag(str(part)) in get_args(each))
+            continue
+        while get_origin(kind) in (Annotated, Union, UnionType):
+            kind = get_args(kind)[0]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            owner, field = kind, kind.model_fields.get(str(part))
+            kind = field.annotation if field else None
+        else:  # of a list or a mapping
+            field, kind = None, next(iter(get_args(kind)[::-1]), None)
+    return owner, field
+
+
+def _is_tag(part: int | str) -> bool:
+    """Return whether a part of a location is the tag of a union's member: '<name>'."""
+    return str(part).startswith("<")
+
+
+def _without_metadata(kind: Any) -> Any:
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return kind
+
+
+def _example(field: FieldInfo | None) -> str:
+    """Return the end of a message with a right value: the field's example, else its default; "" if it has neither."""
+    value = None if field is None else field.examples[0] if field.examples else field.default
+    return "" if value in (None, PydanticUndefined) else f", such as {json.dumps(value, default=str)}"

@@ -1,0 +1,186 @@
+"""Wrong sweep files: the message has the file, the key, what was found and what is allowed; nothing starts.
+
+Each case is a key, its wrong value, and parts of the message. Ranges are pydantic's: a few of them stand for all.
+"""
+
+import dataclasses
+
+import pytest
+import torch.nn.functional as F
+from small_sweep import BASE, changed, entry, refusal, trials_of, write
+from torch import nn
+
+from cerdeq.operators import table
+
+NAMES = [
+    ("epochs", 3, "epochs: unknown key; allowed: name, ", "profiles"),
+    ("train.epoch", 3, "train.epoch: unknown key; allowed: epochs, ", "did you mean 'epochs'?"),
+    ("trials.1.modle", "cnn5", "trials.1.modle: unknown key; allowed: model, ", "did you mean 'model'?"),
+    ("trials.1.train", {"epoch": 3}, "trials.1.train.epoch: unknown key"),
+    ("evaluation.methods", ["ibp"], "evaluation.methods: unknown key; allowed: stages, "),
+    ("trials.0.model", "cnn15", "trials.0.model: found 'cnn15'", "write `model: cnn, options: {depth: 15}`"),
+    ("trials.1.model", "cerdeqq", "trials.1.model: found 'cerdeqq', allowed: ", "did you mean 'cerdeq'?"),
+    ("trials.0.method", "ibpp", "trials.0.method: found 'ibpp', allowed: ", "'ibp'?"),
+    ("dataset", "cifar-10", "dataset: found 'cifar-10', allowed: ", "'cifar10'?"),
+    (
+        "trials.0.options",
+        {"depth": 9},
+        "options.depth: unknown option of cnn5; cnn5 has no options",
+        "`model: cnn` has depth",
+    ),
+    ("trials.1.options", {"margn": 9}, "trials.1.options.margn: unknown option of cerdeq; allowed: ", "'margin'?"),
+    ("trials.0.method_options", {"alpha": 1}, "method_options.alpha: unknown option of ibp; ibp has no options"),
+    ("trials.0.model", "cnn", "trials.0.options.depth: missing"),
+    ("evaluation.stages", ["ibp", "lp"], "in this order: ibp, crown-ibp, crown, alpha-crown"),
+    ("evaluation.stages", ["crown-ibp", "ibp"], "in this order: ibp, crown-ibp"),
+    ("name", "../x", "name: found '../x'"),
+    ("name", "a" * 300, "name: found 'aaa"),
+]
+TYPES = [  # where there is an example of a right value, it is shown
+    ("seeds", "0,1", "seeds: found '0,1': Input should be a valid list, such as [0, 1]"),
+    ("seeds", ["0"], "seeds.0: found '0': Input should be a valid integer"),
+    ("train", [1], "train: found [1]: Input should be a valid dictionary"),
+    ("trials.0.train", None, "trials.0.train: found None: Input should be a valid dictionary"),
+    ("trials", {"model": "cnn5"}, 'a valid list, such as [{"model": "cnn7", "method": "ibp"}]'),
+    ("trials.0", "cnn5", "trials.0: found 'cnn5': Input should be a valid dictionary"),
+    ("trials", [], "trials: found []", "at least 1"),
+    ("profiles", {"cpu": None}, "profiles.cpu: found None: Input should be a valid dictionary"),
+    ("train.epochs", "3", "train.epochs: found '3': Input should be a valid integer, such as 160"),
+    ("train.epochs", True, "train.epochs: found True: Input should be a valid integer"),
+    ("train.decay_epochs", 3, "train.decay_epochs: found 3", "such as [120, 140]"),
+    ("train.regularisation", float("nan"), "train.regularisation: found nan: Input should be a finite number"),
+    ("include", [], "include: found [], allowed: the relative path of another file"),
+    ("trials.0.method", 5, 'trials.0.method: found 5: Input should be a valid string, such as "ibp"'),
+    ("trials.0.model", 7, 'trials.0.model: found 7: Input should be a valid string, such as "cnn7"'),
+    ("plugins", 5, "plugins: found 5, allowed: a list of names of modules, such as [my_package.nets]"),
+    ("trials.1.options", {"norm": "no"}, "options.norm: found 'no': Input should be a valid boolean, such as true"),
+    ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
+    ("trials.1.options", {"iterations": 1.5}, "trials.1.options.iterations: found 1.5", "a valid integer"),
+    ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "a valid number, such as 10.0"),
+    ("resources.cpu", 1.5, "resources.cpu: found 1.5: Input should be a valid integer"),
+    ("eps", [8, 255], "eps: found [8, 255]", "fraction"),
+    ("eps", 8, "eps: found '8'", "did you mean 8/255?"),
+]
+VALUES = [
+    ("train.epochs", 0, "train.epochs: found 0: Input should be greater than or equal to 1"),
+    ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32', 'bf16' or 'auto'"),
+    ("trials.0.width", 1e9, "trials.0.width: found 1000000000.0: Input should be less than or equal to 100"),
+    ("seeds", [-1], "seeds.0: found -1: Input should be greater than or equal to 0"),
+    ("seeds", [0, 1, 0], "seeds: found [0, 1, 0], allowed: each one once"),
+    ("eps", "256/255", "a radius in pixel units"),
+    ("train.eps", "abc", "train.eps: found 'abc', allowed: a number or a fraction such as 8/255"),
+    ("train.decay_epochs", [2, 5], "train.decay_epochs: found [2, 5], allowed: increasing epochs from 1 to epochs = 4"),
+    ("train.decay_epochs", [0], "increasing epochs from 1"),
+    ("train.decay_epochs", [3, 3], "increasing epochs from 1"),
+    ("train.ramp_epochs", 5, "train.ramp_epochs: found 5", "a ramp that ends by epoch 4; this one ends in 5"),
+    ("train.std", [1e-46], "train.std: found [1e-46], allowed: numbers from 1e-06 to 1e6"),
+    ("train.mean", [1e39], "train.mean: found [1e+39], allowed: numbers from -1e+06 to 1e6"),
+    ("train.accumulate", 3, "a divisor of batch_size = 64"),
+    ("train.accumulate", 64, "parts of 2 or more"),
+    ("resources.gpu", 1.5, "a fraction of one GPU, or a whole number of them"),
+    ("evaluation", {"stages": ["ibp", "bab"], "bab_seconds": None}, "bab_branches: found None, allowed: a number"),
+    ("trials.0.train", {"epochs": 2}, "trials.0.train.decay_epochs: found [3]", "from 1 to epochs = 2"),
+    ("trials.0.train", {"mean": [0.1, 0.2]}, "trials.0.train.mean: found [0.1, 0.2]", "a number for each channel"),
+    ("trials.1.options", {"margin": 2}, "trials.1.options: margin", "(0, 1)", "2"),
+    ("trials.1.options", {"recurrent": False, "margin": 0.2}, "trials.1.options: recurrent", "margin"),
+    ("trials.0", entry(model="resnet", options={"depth": 8}), "trials.0.options: depth must be odd, from 7 to 1,000"),
+    *[
+        ("trials.0", entry(model=model, options=options), f"trials.0.options: {message}", "1,000, found")
+        for model, options, message in (
+            ("cnn", {"depth": 10**8}, "depth must be from 5 to"),
+            ("resnet", {"depth": 10**8 + 1}, "depth must be odd, from 7 to"),
+            ("tied", {"depth": 10**8}, "depth must be from 7 to"),
+            ("conv", {"layers": 10**8}, "layers must be from 1 to"),
+            ("convdeq", {"layers": 10**8}, "layers must be from 1 to"),
+            ("fc", {"hidden": [1] * 1001}, "hidden must be numbers of at least 1, from 1 to"),
+        )
+    ],
+    *[
+        ("trials.0", entry(width=width, **changes), "trials.0.options: found a network of", "500,000,000; lower")
+        for width, changes in (
+            (99, {}),
+            (99, {"model": "cerdeq"}),
+            (1, {"model": "fc", "options": {"hidden": [10**12]}}),
+            (1, {"model": "cerdeq", "options": {"kernel_size": 10_001}}),
+        )
+    ],
+    (
+        "trials.0", entry("crown-ibp", method_options={"final_beta": 1.5}),
+        "trials.0.method_options: final_beta: found 1.5, allowed: from 0 to 1",
+    ),
+]  # fmt: skip
+
+
+def cerdeq(**keys):
+    return [entry(model="cerdeq", **keys)]
+
+
+GRIDS = [
+    ("trials", cerdeq(options={"margin": []}), "trials.0.options.margin: found []", "at least one"),
+    ("trials", cerdeq(options={"margin": [[0.1], 0.2]}), "trials.0.options.margin: found [[0.1], 0.2]",
+     "without lists in it"),
+    (
+        "trials", cerdeq(options={"margin": [0.1, 2.0], "gain": [0.5, None]}),
+        "trials.0.options: margin", "(0, 1)", "with options.margin 2.0, options.gain 0.5",
+    ),
+    ("trials", [entry(model=["cnn5", "cnn77"])], "trials.0.model: found 'cnn77'", "with model cnn77"),
+    ("trials", cerdeq(options={"margin": [0.1, 0.1]}), "a trial that differs from trials.0 (with options.margin 0.1)"),
+    ("trials", cerdeq(zip=["model", "method"]), "trials.0.zip: found ['model', 'method']", "it has none"),
+    ("trials", cerdeq(width=[1, 2], zip=["width"]), "trials.0.zip: found ['width']", "two or more"),
+    (
+        "trials", [entry(width=[1, 2], model=["cnn5", "cnn7", "cnn11"], zip=["width", "model"])],
+        "trials.0.zip: found ['width', 'model']", "same length", "width has 2", "model has 3",
+    ),
+    (
+        "trials", cerdeq(options={name: list(range(30)) for name in ("iterations", "margin", "gain")}),
+        "trials.0.options.iterations, options.margin, options.gain: found '27,000 trials'", "at most 10,000",
+    ),
+]  # fmt: skip
+CASES = [*NAMES, *TYPES, *VALUES, *GRIDS]
+
+
+@pytest.mark.parametrize(("key", "value", "parts"), [(key, value, parts) for key, value, *parts in CASES])
+def test_a_wrong_value_is_refused_by_file_key_found_and_allowed(tmp_path, key, value, parts):
+    message = refusal(tmp_path, changed((key, value)))
+    for part in (f"{tmp_path}/study.yaml: ", *parts):
+        assert part in message, message
+    lines = message.splitlines()
+    assert len(lines) == 1 or key in ("trials",), "a line a problem, not a line for each trial that has it"
+
+
+@pytest.mark.parametrize("key", ["name", "dataset", "eps", "seeds", "trials"])
+def test_a_missing_key_is_named(tmp_path, key):
+    assert f"study.yaml: {key}: missing" in refusal(tmp_path, changed(remove=[key]))
+    lines = refusal(tmp_path, changed((f"{key}s", 1), remove=[key])).splitlines()
+    assert "unknown key" in lines[0] and f"{key}: missing" in lines[1], "a misspelt key first"
+
+
+def test_the_command_reports_all_problems_and_writes_nothing(refused, tmp_path):
+    message = refused(write(tmp_path, changed(("train.epochs", "3"), ("epochs", 1), ("eps", "8/0"))))
+    for key in ("train.epochs", "epochs: unknown", "eps"):
+        assert f"study.yaml: {key}" in message
+    message = refused(write(tmp_path, changed(("trials.0.model", "cnn6x"), ("trials.1.options", {"depth": 2}))))
+    assert "study.yaml: trials.0.model" in message and "study.yaml: trials.1.options.depth" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_all_problems_of_a_recipe_and_an_entry_are_reported_at_once(tmp_path):
+    wrong = {"decay_epochs": [9], "ramp_epochs": 9, "learning_rate": 2, "kappa": 2}
+    message = refusal(tmp_path, changed(*((f"train.{key}", value) for key, value in wrong.items())))
+    assert [line.split(": ")[1] for line in message.splitlines()] == [
+        f"train.{key}" for key in ("learning_rate", "decay_epochs", "ramp_epochs", "kappa")
+    ]
+    entries = [entry(model="cerdeq", train={"kappa": 2, "l1": -1}, options={"margin": "x"})]
+    lines = refusal(tmp_path, changed(("trials", entries))).splitlines()
+    parts = ("train.kappa", "train.l1", "options.margin")
+    assert len(lines) == 3 and all(f"trials.0.{part}: " in line for part, line in zip(parts, lines, strict=True))
+
+
+def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypatch):
+    """Before training, not after it, when the last verifier stage would need the rule."""
+    record = dataclasses.replace(table.of_function(F.relu), backward=None)
+    monkeypatch.setattr(table, "_by_module", {**table._by_module, nn.ReLU: record})
+    message = refusal(tmp_path, BASE)
+    for part in ("trials.0", "relu", "ibp alone"):
+        assert part in message
+    assert trials_of(tmp_path, changed(("evaluation.stages", ["ibp"])))
