@@ -1,4 +1,6 @@
-"""How adversarial points are stored: a whole number of 32767ths of eps for each pixel, or, at a corner, its signs.
+"""How adversarial points are stored: in the shortest form in which they are proved.
+
+That is the signs of a corner, a whole number of 32767ths of eps for each pixel, or the point itself in float64.
 
 The point of k at the image x = pixel / 255 is x + k r / 32767, clipped to [0, 1], in float64: three operations that
 every machine rounds alike. r is eps less 2^-50, which is more than all that is rounded: x by 2^-54, r / 32767 and its
@@ -14,6 +16,15 @@ import torch
 from torch import Tensor
 
 LEVELS = 32767
+
+
+def move_inside(point: Tensor, x: Tensor, eps: Fraction) -> Tensor:
+    """Return the nearest points in float64 that lie exactly within eps of pixel / 255 and within [0, 1]. x: as below.
+
+    They are at most x + r, and at least x - r.
+    """
+    r = max(float(eps - Fraction(1, 2**50)), 0.0)
+    return torch.minimum(torch.maximum(point.double(), x - r), x + r).clamp(0, 1)
 
 
 def encode(point: Tensor, x: Tensor, eps: Fraction) -> Tensor:
@@ -45,6 +56,15 @@ def pack(k: Tensor) -> Tensor:
     if bool((k.abs() < LEVELS).any()):
         return k.clone()  # files hold no views
     return torch.from_numpy(np.packbits((k > 0).numpy()))
+
+
+def point_of(stored: Tensor, x: Tensor, eps: Fraction) -> Tensor:
+    """Return the point in float64 of what is stored: the point itself, or what `pack` returned. x: as in `decode`.
+
+    Raises ValueError if it is of another type or size.
+    """
+    is_point = stored.dtype == torch.float64 and stored.shape == x.shape
+    return stored if is_point else decode(unpack(stored, x.shape), x, eps)
 
 
 def unpack(stored: Tensor, shape: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 Errors and rates are percentages. Widths are in logit units (margins) or pre-activation units (layers).
 """
 
+from enum import StrEnum
 from typing import Any
 
 # Final metrics of a trial, measured on test images (or on the validation slice).
@@ -60,11 +61,25 @@ BRANCHES = "branches"  # of branch and bound, where it was asked
 CLEAN, ATTACK = "clean", "attack"
 IBP, CROWN_IBP, CROWN, ALPHA_CROWN, BAB = "ibp", "crown-ibp", "crown", "alpha-crown", "bab"
 
-# Verdicts, the values of the column VERDICT; each image has one. UNDECIDED: neither certified nor falsified.
-MISCLASSIFIED, FALSIFIED, CERTIFIED = "misclassified", "falsified", "certified"
-UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = "unknown", "timeout", "out of memory", "failed"
-UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)
-VERDICTS = (MISCLASSIFIED, FALSIFIED, CERTIFIED, *UNDECIDED)
+
+class Verdict(StrEnum):
+    """The values of the column VERDICT; each image has one, made by the stage that decides, as `cerdeq.verify` says it.
+
+    MISCLASSIFIED and FAILED are of evaluations alone.
+    """
+
+    MISCLASSIFIED = "misclassified"
+    FALSIFIED = "falsified"
+    CERTIFIED = "certified"
+    UNKNOWN = "unknown"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out of memory"
+    FAILED = "failed"
+
+
+VERDICTS = tuple(Verdict)
+MISCLASSIFIED, FALSIFIED, CERTIFIED, UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED = VERDICTS
+UNDECIDED = (UNKNOWN, TIMEOUT, OUT_OF_MEMORY, FAILED)  # neither certified nor falsified
 NO_CERTIFICATE = "no certificate was found"  # a REASON
 NO_PREDICTION = -1
 """The prediction of an example whose clean margins cannot be computed."""

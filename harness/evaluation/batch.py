@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cerdeq import Box, LinfBall, margin_spec
+from harness.common.names import Verdict
 from harness.config.trial import Trial
 from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
@@ -54,16 +55,24 @@ class Batch:
 class StageResult:
     """The result of a stage of the verifier; tensors are [B], NaN for examples that it has no answer for.
 
-    lower: lower bounds of the smallest margin. counterexample_margin: proved upper bounds of the margin at a
-    counterexample. columns: further columns of the table of verdicts. proofs: counterexamples and certificates.
+    verdicts: of the examples, by their numbers, about which the stage has one.
+    lower: lower bounds of the smallest margin. counterexample_margin: of examples that the stage falsified, proved
+    upper bounds of the margin at a counterexample; the attack's have the smallest margin that it reached, too.
+    columns: further columns of the table of verdicts. proofs: counterexamples and certificates.
     unproved: the numbers of examples for which a certificate was searched and not found.
     """
 
+    verdicts: dict[int, Verdict]
     lower: Tensor
     counterexample_margin: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
     proofs: Proofs = field(default_factory=dict)
     unproved: list[int] = field(default_factory=list)
+
+
+def verdict_where(examples: Tensor, verdict: Verdict) -> dict[int, Verdict]:
+    """Return the verdict on examples, bool [B], by their numbers."""
+    return dict.fromkeys(examples.nonzero()[:, 0].tolist(), verdict)
 
 
 def write_proofs(directory: Path, proofs: Proofs) -> None:

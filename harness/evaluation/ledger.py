@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.common.errors import error_line
+from harness.common.names import Verdict
 from harness.machine.freed_memory import free_memory
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Ledger:
     without a problem it is unknown.
     limit: the time limit of each stage per example in seconds, infinity for none; branch and bound has its own.
     undecided: the examples without a decision, bool [B] on the CPU. seconds: the seconds of each stage.
+    contradicted: the examples that one stage certified and another one refuted.
     """
 
     def __init__(self, examples: int, limit: float = math.inf):
@@ -52,14 +54,21 @@ class Ledger:
         self.verdict, self.stage, self.reason = (np.full(examples, "", dtype=object) for _ in range(3))
         self.undecided = torch.ones(examples, dtype=torch.bool)
         self.seconds: dict[str, float] = {}
+        self.contradicted: list[int] = []
 
-    def decide(self, stage: str, verdict: str, examples: Tensor) -> None:
-        """Give a verdict to those of the examples (bool [B]) that are undecided."""
-        new = (examples.cpu() & self.undecided).numpy()
-        self.verdict[new], self.stage[new], self.reason[new] = verdict, stage, ""
-        self.undecided = self.undecided & ~examples.cpu()
+    def record(self, stage: str, verdicts: Mapping[int, Verdict]) -> None:
+        """Record a stage's verdicts, by the numbers of the examples; those that say nothing, as `note` does."""
+        for example, verdict in verdicts.items():
+            if verdict in names.UNDECIDED:
+                if verdict != Verdict.UNKNOWN:
+                    self.note(stage, verdict, example)
+            elif self.undecided[example]:
+                self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, ""
+                self.undecided[example] = False
+            elif Verdict.CERTIFIED in {verdict, self.verdict[example]} and verdict != self.verdict[example]:
+                self.contradicted.append(example)
 
-    def note(self, stage: str, verdict: str, example: int, reason: str = "") -> None:
+    def note(self, stage: str, verdict: Verdict, example: int, reason: str = "") -> None:
         """Note that a stage could not answer: the example's verdict if no later stage decides it."""
         if self.undecided[example] and not self.verdict[example]:
             self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, reason
@@ -67,14 +76,14 @@ class Ledger:
     def note_unproved(self, stage: str, examples: list[int]) -> None:
         """Note the examples that a stage certified and has no certificate for."""
         for example in examples:
-            if (self.verdict[example], self.stage[example]) == (names.CERTIFIED, stage):
+            if (self.verdict[example], self.stage[example]) == (Verdict.CERTIFIED, stage):
                 self.reason[example] = names.NO_CERTIFICATE
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return verdicts, their stages and reasons, by the names of their columns."""
         empty = self.verdict == ""
         return {
-            names.VERDICT: np.where(empty, names.UNKNOWN, self.verdict),
+            names.VERDICT: np.array([str(verdict or Verdict.UNKNOWN) for verdict in self.verdict], dtype=object),
             names.STAGE: np.where(empty, NO_STAGE, self.stage),
             names.REASON: self.reason.copy(),
         }
@@ -96,11 +105,11 @@ class Ledger:
                     results.append((part, ask(part)))
                 continue
             except DeadlineError:
-                kind, reason = names.TIMEOUT, ""
+                kind, reason = Verdict.TIMEOUT, ""
             except Exception as error:  # whatever it is, it concerns these examples alone
-                kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
+                kind = Verdict.OUT_OF_MEMORY if is_out_of_memory(error) else Verdict.FAILED
                 reason = error_line(error)[:_LONGEST_REASON]
-            if kind == names.OUT_OF_MEMORY:
+            if kind == Verdict.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:
                 queue += reversed(part.split(1))

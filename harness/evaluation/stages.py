@@ -13,13 +13,12 @@ from torch import Tensor
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
 from harness.common import names
-from harness.evaluation.attack import counterexamples, margins_as_stored, margins_at
-from harness.evaluation.batch import Batch, Proofs, StageResult
+from harness.common.names import Verdict
+from harness.evaluation.attack import counterexamples, prove_points
+from harness.evaluation.batch import Batch, Proofs, StageResult, verdict_where
 from harness.settings import STAGES
 
-_CERTIFIED, _FALSIFIED, _UNKNOWN = "certified", "falsified", "unknown"  # statuses of cerdeq.verify
-_LIMITS = {"timeout": names.TIMEOUT, "out of memory": names.OUT_OF_MEMORY}  # statuses of a search that was cut short
-_MOVED = "the counterexample does not survive rounding to a multiple of eps / 32767, as which it is stored"
+_UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"
 _CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
 
 
@@ -36,7 +35,9 @@ def _bound(name: str, batch: Batch) -> StageResult:
         lower[examples] = margins.to(lower)
     has_certificates = batch.config.evaluation.certificates and _CERTIFICATES in STAGES[name].settings
     proofs, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
-    return StageResult(lower, batch.nan(), proofs=proofs, unproved=unproved)
+    return StageResult(
+        verdict_where(lower > 0, Verdict.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved
+    )
 
 
 def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
@@ -58,34 +59,33 @@ def _lacks_certificate(verification: cerdeq.Verification) -> bool:
 
 def _branch_and_bound(batch: Batch) -> StageResult:
     """Return what branch and bound finds of the undecided examples, one image at a time."""
-    lower, upper, branches, proofs = batch.nan(), batch.nan(), batch.nan(), Proofs()
-    unproved = list[int]()
-    k_of = torch.zeros_like(batch.images, dtype=torch.int16)
+    verdicts, as_they_are, unproved, proofs = dict[int, Verdict](), dict[int, Tensor](), list[int](), Proofs()
+    lower, upper, branches = batch.nan(), batch.nan(), batch.nan()
+    levels = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
-        verification, margin = _verify(batch, example), torch.nan
-        status, bound = verification.status[0], float(verification.lower[0].amin())
-        if status == _FALSIFIED:
-            point = verification.counterexample.to(batch.images)
-            margins, k_of[example] = margins_as_stored(batch, example, point)
-            margin = float(margins)
-            if not margin < 0 and float(margins_at(batch.network, point, batch.labels[example])) < 0:
-                status, margin = _UNKNOWN, torch.nan
-                batch.ledger.note(names.BAB, names.UNKNOWN, int(example), _MOVED)
-        undecided = status in (_UNKNOWN, *_LIMITS) and not bound > 0
-        if not {_CERTIFIED: bound > 0, _FALSIFIED: margin < 0}.get(status, undecided):
-            raise ValueError(f"branch and bound says {status}, with a bound of {bound:g} and a margin of {margin:g}")
-        lower[example], upper[example], branches[example] = bound, margin, float(verification.branches[0])
+        verification, number = _verify(batch, example), int(example)
+        verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
+        if (verdict == Verdict.CERTIFIED) != (bound > 0):
+            raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
+        if verdict == Verdict.FALSIFIED:
+            found = prove_points(batch, example, verification.counterexample.to(batch.images))
+            if bool(found.margins < 0):
+                upper[example], levels[example] = found.margins, found.levels
+                as_they_are.update(zip([number], found.as_they_are.values(), strict=False))
+            else:
+                verdict = Verdict.UNKNOWN
+                batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
+        verdicts[number], lower[example], branches[example] = verdict, bound, float(verification.branches[0])
         proofs.update(_name_tensors(batch, example, verification))
-        if batch.config.evaluation.certificates and status == _CERTIFIED and _lacks_certificate(verification):
-            unproved.append(int(example))
-        if status in _LIMITS:
-            batch.ledger.note(names.BAB, _LIMITS[status], int(example))
+        if batch.config.evaluation.certificates and verdict == Verdict.CERTIFIED and _lacks_certificate(verification):
+            unproved.append(number)
 
     for example in batch.undecided.nonzero():
         batch.ledger.answers(names.BAB, ask, example)
-    proofs |= counterexamples(batch, names.BAB, upper < 0, k_of)
-    return StageResult(lower, upper, {names.BRANCHES: branches}, proofs, unproved)
+    falsified = [number for number, verdict in verdicts.items() if verdict == Verdict.FALSIFIED]
+    proofs |= counterexamples(batch, names.BAB, falsified, levels, as_they_are)
+    return StageResult(verdicts, lower, upper, {names.BRANCHES: branches}, proofs, unproved)
 
 
 def _verify(batch: Batch, example: Tensor) -> cerdeq.Verification:

@@ -12,9 +12,10 @@ from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
+from harness.common.names import Verdict
 from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
-from harness.evaluation.batch import Batch, Proofs
+from harness.evaluation.batch import Batch, Proofs, verdict_where
 from harness.evaluation.ibp import bound_batch
 from harness.evaluation.ledger import Ledger, SoundnessError
 from harness.evaluation.network import PreparedNetwork, prepare_network
@@ -29,7 +30,7 @@ class EvaluationResult:
     layers: as in Bounds, over all examples.
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: the seconds of each stage.
-    proofs: counterexamples, int16 [C, H, W] for harness.attacks.counterexamples, and certificates.
+    proofs: counterexamples, as harness.attacks.counterexamples says, and certificates.
     """
 
     verdicts: pd.DataFrame
@@ -64,18 +65,19 @@ def evaluate_part(
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
-    ledger.decide(names.CLEAN, names.MISCLASSIFIED, bounded & (prediction != labels))
+    ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), Verdict.MISCLASSIFIED))
     lower = {names.IBP: bounds.lower.amin(1)}
-    attack_margin, proofs = attack_batch(batch, lower[names.IBP] > 0)
-    ledger.decide(names.ATTACK, names.FALSIFIED, attack_margin < 0)
-    ledger.decide(names.IBP, names.CERTIFIED, lower[names.IBP] > 0)
+    certified = lower[names.IBP] > 0
+    attack = attack_batch(batch, certified)
+    ledger.record(names.ATTACK, attack.verdicts)
+    ledger.record(names.IBP, verdict_where(certified, Verdict.CERTIFIED))
+    attack_margin, proofs = attack.counterexample_margin, attack.proofs
     further_columns: dict[str, Tensor] = {}
     for stage in config.evaluation.stages:
         if stage == names.IBP:
             continue
         result = FUNCTIONS[stage](batch)
-        ledger.decide(stage, names.CERTIFIED, result.lower > 0)
-        ledger.decide(stage, names.FALSIFIED, result.counterexample_margin < 0)
+        ledger.record(stage, result.verdicts)
         ledger.note_unproved(stage, result.unproved)
         lower[stage] = result.lower
         further_columns |= result.columns
@@ -97,19 +99,11 @@ def evaluate_part(
             **ledger.columns(),
         }
     )
-    _refuse_contradictions(table, config.evaluation.stages)
-    clean = bounds.clean[~bounds.clean.isnan()]
-    spread = float(clean.std()) if len(clean) else 0.0
-    return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)
-
-
-def _refuse_contradictions(verdicts: pd.DataFrame, stages: tuple[str, ...]) -> None:
-    """Raise SoundnessError if a stage certified an example that is misclassified or has a counterexample."""
-    refuted = (verdicts[names.VERDICT] == names.MISCLASSIFIED) | (verdicts[names.ATTACK_MARGIN] < 0)
-    proofs = [names.margin_column(stage) for stage in stages]
-    contradicted = refuted & (verdicts[proofs] > 0).any(axis=1)
-    if contradicted.any():
-        examples = verdicts.loc[contradicted, names.INDEX].tolist()
+    if ledger.contradicted:
+        examples = [first + example for example in sorted(ledger.contradicted)]
         raise SoundnessError(
             f"test images both certified and falsified: {examples[:10]}, {len(examples)} in all; a bound is wrong"
         )
+    clean = bounds.clean[~bounds.clean.isnan()]
+    spread = float(clean.std()) if len(clean) else 0.0
+    return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)

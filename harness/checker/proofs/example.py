@@ -159,24 +159,24 @@ def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array
 
     Exact arithmetic checks that its point lies in the ball.
 
-    stored: int16 k [C, H, W], each moves a pixel by about k eps / 32767; or the signs of a corner, where each k is
-        32767 (bit 1) or -32767, uint8 [C H W / 8].
+    stored: the point, float64 [C, H, W]; or int16 k [C, H, W], each moves a pixel by about k eps / 32767; or the signs
+        of a corner, where each k is 32767 (bit 1) or -32767, uint8 [C H W / 8].
     """
     if stored is None:
         return "there is no counterexample"
-    kind, signs = (stored.dtype, stored.shape), (-(-pixels.size // 8),)
+    kind, signs, step = (stored.dtype, stored.shape), (-(-pixels.size // 8),), float(eps - Fraction(1, 2**50)) / _LEVELS
     if kind == (np.uint8, signs):
         bits = np.unpackbits(stored, count=pixels.size).reshape(pixels.shape)
-        k = np.where(bits == 1, _LEVELS, -_LEVELS)
+        point = np.clip(pixels / np.float64(255) + np.where(bits == 1, _LEVELS, -_LEVELS) * step, 0, 1)
     elif kind == (np.int16, pixels.shape):
-        k = stored
+        point = np.clip(pixels / np.float64(255) + stored * step, 0, 1)
+    elif kind == (np.float64, pixels.shape):
+        point = stored
     else:
-        expected = f"expected int16 {pixels.shape} or uint8 {signs}"
+        expected = f"expected float64 or int16 {pixels.shape} or uint8 {signs}"
         return f"the counterexample is {stored.dtype} {stored.shape}, {expected}"
-    step = float(eps - Fraction(1, 2**50)) / _LEVELS
-    point = np.clip(pixels / np.float64(255) + k * step, 0, 1)
     pairs = zip(point.ravel().tolist(), pixels.ravel().tolist(), strict=True)
-    if any(abs(Fraction(value) - Fraction(int(pixel), 255)) > eps for value, pixel in pairs):
+    if not all(0 <= value <= 1 and abs(Fraction(value) - Fraction(int(pixel), 255)) <= eps for value, pixel in pairs):
         return "the counterexample lies outside of the ball"
     values = network.boxes(Box(point[None], np.zeros_like(point[None])))
     if not (network.margins(values, np.array([label])).upper < 0).any():

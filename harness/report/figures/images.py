@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
 
-from harness.attacks.counterexamples import decode, unpack
+from harness.attacks.counterexamples import point_of
 from harness.common.errors import InputError
 from harness.data import load
 from harness.evaluation.network import load_network
@@ -38,13 +38,13 @@ def counterexamples(data: SectionData) -> Figure | None:
         network = load_network(trial.config, trial_dir / folder.WEIGHTS)
         indices = sorted(map(int, points))[:_MOST]
         images = test.images[indices].double() / 255
-        levels = [unpack(points[str(index)], images.shape[1:]) for index in indices]
+        eps = trial.config.eps
+        stored = [point_of(points[str(index)], x, eps) for index, x in zip(indices, images, strict=True)]
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
     if not indices:
         return None
-    k = torch.stack(levels)
-    adversarial = decode(k, images, trial.config.eps)
+    adversarial = torch.stack(stored)
     with torch.no_grad():
         predicted = network(adversarial).argmax(1)
     difference = 0.5 + (adversarial - images) / (2 * float(trial.config.eps))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.attacks.counterexamples import LEVELS, corners, decode, encode, pack, unpack
+from harness.attacks.counterexamples import LEVELS, corners, decode, encode, move_inside, pack, point_of, unpack
 
 seeded = settings(derandomize=True, deadline=None, max_examples=60)
 radii = st.sampled_from([Fraction(8, 255), Fraction(1, 255), Fraction(1), Fraction(3, 10), Fraction(1, 10**6)]) | (
@@ -57,6 +57,20 @@ def test_points_beyond_the_ball_are_moved_into_it():
     k = encode(torch.tensor([0.9, -7.0, 1.5]), x, eps)
     assert k.tolist() == [LEVELS, -LEVELS, LEVELS]
     torch.testing.assert_close(decode(k, x, eps), torch.tensor([0.6, 0.4, 1.0], dtype=torch.float64))
+
+
+@seeded
+@given(radii, st.integers(0, 100))
+def test_points_that_are_stored_as_they_are_lie_in_the_exact_ball_and_stay_what_they_are(eps, seed):
+    x = PIXELS.double() / 255
+    moved = x + 2 * float(eps) * (torch.rand(256, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1)
+    for wished in (moved, (x - float(eps)).float(), torch.full_like(x, torch.inf)):
+        inside = move_inside(wished, x, eps)
+        assert torch.equal(move_inside(inside, x, eps), inside) and torch.equal(point_of(inside, x, eps), inside)
+        for pixel, point in zip(PIXELS.tolist(), inside.tolist(), strict=True):
+            assert abs(Fraction(point) - Fraction(pixel, 255)) <= eps and 0 <= point <= 1
+        near = (wished - x).abs() < float(eps) - 2.0**-49
+        assert torch.equal(inside[near], wished.double().clamp(0, 1)[near])
 
 
 @seeded

@@ -39,10 +39,8 @@ def test_every_example_has_exactly_one_verdict_from_the_first_stage_that_decides
         answered = {int(example) for part, _ in ledger.answers(stage, ask, asked) for example in part}
         assert answered == {example for example in asked.tolist() if row[example] not in ERRORS}
         for example, kind in enumerate(row):
-            if kind in DECISIONS:
-                ledger.decide(stage, kind, torch.arange(EXAMPLES) == example)
-            if kind == names.TIMEOUT:
-                ledger.note(stage, kind, example)
+            if kind in DECISIONS or kind == names.TIMEOUT:
+                ledger.record(stage, {example: kind})
     columns = ledger.columns()
     for example in range(EXAMPLES):
         answers = [(stage, row[example]) for stage, row in zip(STAGES, outcomes, strict=True)]
@@ -51,6 +49,8 @@ def test_every_example_has_exactly_one_verdict_from_the_first_stage_that_decides
         expected = [*decisions, *answers, (NO_STAGE, names.UNKNOWN)][0]
         assert (columns[names.STAGE][example], columns[names.VERDICT][example]) == expected
         assert bool(columns[names.REASON][example]) == (expected[1] in ERRORS)
+        kinds = {answer[1] for answer in decisions}
+        assert (example in ledger.contradicted) == (names.CERTIFIED in kinds and len(kinds) > 1)
 
 
 def test_only_examples_that_raise_an_error_alone_have_no_answer():

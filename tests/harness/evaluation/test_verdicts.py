@@ -18,6 +18,8 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import rules
 from harness.attacks.counterexamples import LEVELS, decode, unpack
 from harness.attacks.objectives import margins
+from harness.checker.bounds.network import read_network
+from harness.checker.proofs.example import why_not_falsified
 from harness.common import names
 from harness.data import load
 from harness.evaluation import attack, ibp, network, stages
@@ -263,9 +265,8 @@ STATUSES = {  # answers of cerdeq.verify: the lower bound, and the verdict
     "unknown": (-0.5, names.UNKNOWN),
     "timeout": (torch.nan, names.TIMEOUT),
     "out of memory": (-0.5, names.OUT_OF_MEMORY),
-    "falsified with a point that rounding moves": (-0.5, names.UNKNOWN),
     "certified without a bound": (-0.5, names.FAILED),
-    "falsified without a counterexample": (-0.5, names.FAILED),
+    "falsified without a counterexample": (-0.5, names.UNKNOWN),
     "timeout with a proof": (0.5, names.FAILED),
     "of another kind": (-0.5, names.FAILED),
 }
@@ -278,11 +279,9 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     config, calls = with_settings(config, stages=("ibp", "bab"), attack_steps=1, bab_branches=40), []
     monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
     monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
-    # The margin is -0.25 at the point itself, and this one at the point that is stored:
-    if margin := {"falsified": -0.25, "falsified with a point that rounding moves": 0.25}.get(answer):
-        k = torch.zeros((1, 1, 8, 8), dtype=torch.int16)
-        monkeypatch.setattr(stages, "margins_as_stored", lambda *_: (torch.tensor([margin]).double(), k))
-        monkeypatch.setattr(stages, "margins_at", lambda *_: torch.tensor([-0.25]).double())
+    if answer == "falsified":
+        point = torch.tensor([-0.25]).double(), torch.zeros((1, 1, 8, 8), dtype=torch.int16), {}
+        monkeypatch.setattr(stages, "prove_points", lambda *_: attack.ProvedPoints(*point))
 
     def verify(model, region, spec, seconds, branches, certificates):
         calls.append((len(spec), seconds, branches, next(model.parameters()).dtype))
@@ -298,7 +297,7 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     assert bounded.sum() == len(calls) > 20 and set(calls) == {(1, 60.0, 40, torch.float64)}
     assert set(table.loc[bounded, names.VERDICT]) == {verdict}
     assert set(table.loc[bounded, names.STAGE]) == {"none" if answer == "unknown" else "bab"}
-    has_reason = verdict == names.FAILED or "rounding" in answer
+    has_reason = verdict == names.FAILED or "without a counterexample" in answer
     assert (table.loc[bounded, names.REASON] != "").all() == has_reason
     assert table.loc[~bounded, ["margin_bab", names.BRANCHES]].isna().all(axis=None)
     if verdict != names.FAILED:
@@ -336,3 +335,31 @@ def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stor
     falsified = table.index[table[names.VERDICT] == names.FALSIFIED].tolist()
     assert sorted(evaluation.proofs) == sorted(map(str, falsified))
     assert (table.loc[falsified, names.ATTACK_MARGIN] < 0).all()
+
+
+def narrow(pixel, gap):
+    """Return a network whose margin of class 0 over class 1 is |x - pixel| - gap for the first pixel x."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.ReLU(), nn.Linear(2, 10)).double()
+    for tensor in model.parameters():
+        nn.init.zeros_(tensor)
+    with torch.no_grad():
+        model[1].weight[:, 0] = torch.tensor([1.0, -1.0])
+        model[1].bias[:] = torch.tensor([-pixel, pixel])
+        model[3].weight[0] = 1.0
+        model[3].bias[:] = torch.tensor([0.0, gap, *[-1.0] * 8])
+    return model.eval().requires_grad_(False)
+
+
+def test_a_counterexample_that_its_short_form_moves_is_stored_as_it_is(tiny_trial):
+    """The network is wrong for a hundredth of a level of the ball alone, between two levels."""
+    config = with_settings(tiny_trial("cnn5", eps="1/4"), stages=("ibp", "bab"), bab_seconds=None, bab_branches=100)
+    images = torch.full((1, 1, 8, 8), 128, dtype=torch.uint8)
+    level = float(config.eps) / LEVELS
+    model = narrow(128 / 255 + 1000.5 * level, level / 100)
+    evaluation = evaluate(model, images, torch.tensor([0]), config)
+    row = evaluation.verdicts.loc[0]
+    assert (row[names.VERDICT], row[names.REASON]) == (names.FALSIFIED, "")
+    (stored,) = evaluation.proofs.values()
+    assert stored.dtype == torch.float64 and row[names.ATTACK_MARGIN] < 0
+    pixels = images[0].numpy().astype(float)
+    assert why_not_falsified(read_network(model), pixels, 0, stored.numpy(), config.eps) == ""
