@@ -47,7 +47,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
         with explained_errors("no bound rule", lambda: steps[ctx.step].where):
             values = values_of(program, Interval(x, torch.zeros_like(x)), ctx)
         refuse_mixed_examples(program, values)
-        outputs = refuse_other_outputs(model, program, x)
+        outputs = _agreeing_outputs(model, program, x)
     box = values[program.output].box
     allowed = 2 * box.radius + _ULPS * torch.finfo(box.center.dtype).eps * box.center.abs()
     allowed = allowed + _of_solvers(program, box.center)
@@ -56,24 +56,30 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
 
 
 @torch.no_grad()
-def refuse_other_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Tensor]:
-    """Return the model's outputs at x [B, ...], the last of which is the first again.
+def refuse_other_outputs(model: nn.Module, program: Program, x: Tensor) -> None:
+    """Raise UnsupportedOperator if the outputs of model and program differ at x [B, ...], of `points_of`.
 
-    They are of the first alone, with gradients and without, of all, and of the last. Raises UnsupportedOperator if they
-    differ from each other or from what the program computes, or if the model reads values of its input.
+    The model's outputs of one point alone, with gradients and without, and of all, must be what the program computes,
+    and the model must not read values of its input.
     """
+    _run(program, x[:1])  # names the step that does not take the input
+    _agreeing_outputs(model, program, x)
+
+
+def _agreeing_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Tensor]:
+    """Return the model's outputs: of the first point, with gradients and without, of all, and of the last one."""
     with trace_lock:  # torch.fx patches the calls of all modules
-        expected = [_run(program, x[:1]), _run(program, x)]
-        _refuse_other_form(expected[1], x)
+        expected = _run(program, x)
+        _refuse_other_form(expected, x)
         tensors = [x, *model.parameters(), *model.buffers()]
         has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
         with torch.set_grad_enabled(has_gradients):
             one = _output(model, program, x[:1].clone().requires_grad_(has_gradients)).detach()
         together = _output(model, program, x)
         outputs = [one, _output(model, program, x[:1], watched=True), together, together[-1:]]
-    sizes = expected[1].abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected[1])
-    allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected[1])
-    _refuse_differences([expected[0], *outputs], expected[1], allowed)
+    sizes = expected.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected)
+    allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected)
+    _refuse_differences(outputs, expected, allowed)
     return outputs
 
 
@@ -176,12 +182,15 @@ def _of_solvers(program: Program, outputs: Tensor) -> Tensor | float:
 
 def _refuse_differences(outputs: list[Tensor], expected: Tensor, allowed: Tensor) -> None:
     """Raise UnsupportedOperator if an output is not, where both are finite, one of the first expected [B, ...]."""
+    agreed = list[Tensor]()
     for output in outputs:
         right, size = expected[: len(output)], allowed[: len(output)]
-        if output.shape == right.shape:
-            finite = output.isfinite() & right.isfinite()
-            if bool((~finite | ~((output - right).abs() > size)).all()):
-                continue
+        if output.shape != right.shape:
+            agreed.append(output.new_zeros((), dtype=torch.bool))
+            continue
+        is_finite = output.isfinite() & right.isfinite()
+        agreed.append((~is_finite | ~((output - right).abs() > size)).all())
+    if not bool(torch.stack(agreed).all()):  # at once: each reading makes a GPU's host wait
         raise UnsupportedOperator(
             "torch.fx misreads the model, or its output depends on other images in the batch, or its place there; "
             "allowed: a forward that does the same with tensors as with torch.fx's proxies, each time, for batches of "

@@ -1,7 +1,5 @@
 """The attack of an evaluation: a search in float32, whose points count only where float64 proves them adversarial."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -19,20 +17,6 @@ from harness.evaluation.network import PreparedNetwork
 from harness.settings import Evaluation
 
 
-@dataclass(frozen=True)
-class ProvedPoints:
-    """Points of the exact balls of n examples.
-
-    margins: the smallest margin at each, [n]; below 0, a proved upper bound. levels: int16 [n, C, H, W], the points'
-    short forms. as_they_are: by the example's place among the n, points in float64, of which the short form proves
-    nothing.
-    """
-
-    margins: Tensor
-    levels: Tensor
-    as_they_are: dict[int, Tensor]
-
-
 def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
     """Attack the undecided examples.
 
@@ -41,64 +25,51 @@ def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
     """
     config, undecided = batch.config, batch.undecided
     weakest = config.evaluation.replace(attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
-    attack_margin, levels = batch.nan(), torch.zeros_like(batch.images, dtype=torch.int16)
-    as_they_are = dict[int, Tensor]()
+    attack_margin, k_of = batch.nan(), torch.zeros_like(batch.images, dtype=torch.int16)
     for targets, settings in ((undecided & ~proved, config.evaluation), (undecided & proved, weakest)):
 
-        def ask(examples: Tensor, settings: Evaluation = settings) -> ProvedPoints:
+        def ask(examples: Tensor, settings: Evaluation = settings) -> tuple[Tensor, Tensor]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
             points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
-            return prove_points(batch, examples, points)
+            return margins_as_stored(batch, examples, points)
 
-        for examples, found in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
-            attack_margin[examples], levels[examples] = found.margins, found.levels
-            as_they_are |= {int(examples[place]): point for place, point in found.as_they_are.items()}
+        for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
+            attack_margin[examples], k_of[examples] = margin, k
 
     verdicts = verdict_where(attack_margin < 0, Verdict.FALSIFIED)
-    proofs = counterexamples(batch, names.ATTACK, [*verdicts], levels, as_they_are)
+    proofs = counterexamples(batch, names.ATTACK, [*verdicts], k_of)
     return StageResult(verdicts, batch.nan(), attack_margin, proofs=proofs)
 
 
-def counterexamples(
-    batch: Batch, stage: str, falsified: list[int], levels: Tensor, as_they_are: dict[int, Tensor]
-) -> Proofs:  # fmt: skip
-    """Return the counterexamples to store of the examples that a stage falsified, by their numbers.
+def counterexamples(batch: Batch, stage: str, falsified: list[int], k_of: Tensor) -> Proofs:
+    """Return the counterexamples to store of examples that a stage falsified, by their numbers.
 
     If the nearest corner of the ball is proved adversarial, too, it is stored: it takes a 16th of the bytes. Otherwise,
-    and if corners cannot be tried, the stage's own point is.
-
-    levels, as_they_are: as in `ProvedPoints`, of all examples.
+    and if corners cannot be tried, the stage's own point is, k_of: int16 [B, C, H, W].
     """
 
     def ask(examples: Tensor) -> Tensor:
-        return prefer_corners(batch, examples, levels[examples])
+        return prefer_corners(batch, examples, k_of[examples])
 
-    short = torch.tensor([example for example in falsified if example not in as_they_are], device=levels.device).long()
-    stored = levels.clone()
-    for examples, k in batch.ledger.answers(stage, ask, short):
+    stored, numbers = k_of.clone(), torch.tensor(falsified, dtype=torch.long).to(k_of.device, non_blocking=True)
+    for examples, k in batch.ledger.answers(stage, ask, numbers):
         stored[examples] = k
-    forms = {example: point.cpu() for example, point in as_they_are.items()}
-    forms |= dict(zip(short.tolist(), map(pack, stored[short].cpu()), strict=True))
-    return {str(batch.first + example): forms[example] for example in falsified}
+    indices = [str(batch.first + number) for number in falsified]
+    return dict(zip(indices, map(pack, stored[numbers].cpu()), strict=True))
 
 
-def prove_points(batch: Batch, examples: Tensor, points: Tensor) -> ProvedPoints:
-    """Return the points [n, C, H, W] of these examples [n], moved into their exact balls, in a form that proves most.
+def margins_as_stored(batch: Batch, examples: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the examples' smallest margins [n] at points [n, C, H, W], rounded to k, and these k, int16."""
+    x, eps = batch.images[examples], batch.config.eps
+    k = encode(points, x, eps)
+    return margins_at(batch.network, decode(k, x, eps), batch.labels[examples]), k
 
-    That is the short form, if it falsifies the example or nothing does.
-    """
-    x, labels, eps = batch.images[examples], batch.labels[examples], batch.config.eps
-    levels = encode(points, x, eps)
-    smallest = margins_at(batch.network, decode(levels, x, eps), labels)
-    left = (~(smallest < 0)).nonzero()[:, 0]
-    if not len(left):
-        return ProvedPoints(smallest, levels, {})
-    inside = move_inside(points[left], x[left], eps)
-    at_points = margins_at(batch.network, inside, labels[left])
-    smallest[left] = torch.where(at_points < 0, at_points, smallest[left])
-    kept = zip(left.tolist(), inside, at_points.tolist(), strict=True)
-    return ProvedPoints(smallest, levels, {place: point.clone() for place, point, margin in kept if margin < 0})
+
+def margins_inside(batch: Batch, examples: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the examples' smallest margins [n] at points moved into the exact balls, and these points in float64."""
+    inside = move_inside(points, batch.images[examples], batch.config.eps)
+    return margins_at(batch.network, inside, batch.labels[examples]), inside
 
 
 def prefer_corners(batch: Batch, examples: Tensor, k: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
 from harness.common import names
 from harness.common.names import Verdict
-from harness.evaluation.attack import counterexamples, prove_points
+from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
 from harness.evaluation.batch import Batch, Proofs, StageResult, verdict_where
 from harness.settings import STAGES
 
@@ -59,9 +59,9 @@ def _lacks_certificate(verification: cerdeq.Verification) -> bool:
 
 def _branch_and_bound(batch: Batch) -> StageResult:
     """Return what branch and bound finds of the undecided examples, one image at a time."""
-    verdicts, as_they_are, unproved, proofs = dict[int, Verdict](), dict[int, Tensor](), list[int](), Proofs()
+    verdicts, proofs, unproved, short = dict[int, Verdict](), Proofs(), list[int](), list[int]()
     lower, upper, branches = batch.nan(), batch.nan(), batch.nan()
-    levels = torch.zeros_like(batch.images, dtype=torch.int16)
+    k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
         verification, number = _verify(batch, example), int(example)
@@ -69,13 +69,17 @@ def _branch_and_bound(batch: Batch) -> StageResult:
         if (verdict == Verdict.CERTIFIED) != (bound > 0):
             raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
         if verdict == Verdict.FALSIFIED:
-            found = prove_points(batch, example, verification.counterexample.to(batch.images))
-            if bool(found.margins < 0):
-                upper[example], levels[example] = found.margins, found.levels
-                as_they_are.update(zip([number], found.as_they_are.values(), strict=False))
+            point = verification.counterexample.to(batch.images)
+            upper[example], k_of[example] = margins_as_stored(batch, example, point)
+            if upper[example] < 0:
+                short.append(number)
             else:
-                verdict = Verdict.UNKNOWN
-                batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
+                upper[example], inside = margins_inside(batch, example, point)
+                if upper[example] < 0:
+                    proofs[str(batch.first + number)] = inside[0].cpu()
+                else:
+                    verdict, upper[example] = Verdict.UNKNOWN, torch.nan
+                    batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
         verdicts[number], lower[example], branches[example] = verdict, bound, float(verification.branches[0])
         proofs.update(_name_tensors(batch, example, verification))
         if batch.config.evaluation.certificates and verdict == Verdict.CERTIFIED and _lacks_certificate(verification):
@@ -83,8 +87,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
 
     for example in batch.undecided.nonzero():
         batch.ledger.answers(names.BAB, ask, example)
-    falsified = [number for number, verdict in verdicts.items() if verdict == Verdict.FALSIFIED]
-    proofs |= counterexamples(batch, names.BAB, falsified, levels, as_they_are)
+    proofs |= counterexamples(batch, names.BAB, short, k_of)
     return StageResult(verdicts, lower, upper, {names.BRANCHES: branches}, proofs, unproved)
 
 

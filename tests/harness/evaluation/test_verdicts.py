@@ -280,8 +280,8 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
     monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)  # falsifies nothing
     if answer == "falsified":
-        point = torch.tensor([-0.25]).double(), torch.zeros((1, 1, 8, 8), dtype=torch.int16), {}
-        monkeypatch.setattr(stages, "prove_points", lambda *_: attack.ProvedPoints(*point))
+        k = torch.zeros((1, 1, 8, 8), dtype=torch.int16)
+        monkeypatch.setattr(stages, "margins_as_stored", lambda *_: (torch.tensor([-0.25]).double(), k))
 
     def verify(model, region, spec, seconds, branches, certificates):
         calls.append((len(spec), seconds, branches, next(model.parameters()).dtype))

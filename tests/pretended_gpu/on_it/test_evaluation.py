@@ -30,8 +30,8 @@ STAGES = ("ibp", "crown-ibp", "alpha-crown", "bab")
 IMAGES, ASCENT = 4, 4  # ASCENT: steps of searches for slopes, which take 30 to 40
 EPS = {"cnn5": "1/16", "cerdeq": "1/32"}  # for which each stage has images to decide
 MOST_WAITS = {  # synchronisations for a batch
-    "cnn5": {"clean and ibp": 8, "attack": 28, "crown-ibp": 10, "alpha-crown": 40, "bab": 60},
-    "cerdeq": {"clean and ibp": 45, "attack": 80, "crown-ibp": 70, "alpha-crown": 280, "bab": 330},
+    "cnn5": {"clean and ibp": 8, "attack": 24, "crown-ibp": 10, "alpha-crown": 40, "bab": 60},
+    "cerdeq": {"clean and ibp": 45, "attack": 80, "crown-ibp": 70, "alpha-crown": 280, "bab": 360},
 }
 
 
