@@ -25,10 +25,10 @@ from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directories
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say
-from harness.leaderboard.comparisons import ALL, METRICS, compare
+from harness.leaderboard.comparisons import ALL, METRICS, compare, too_few_seeds
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.leaderboard.table import build_leaderboard
+from harness.leaderboard.table import FEWEST_SEEDS, build_leaderboard
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 
@@ -111,6 +111,8 @@ def _compare(options: argparse.Namespace) -> None:
     for (heading, _, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
         say(f"\n{heading}: {metric} error\n{row} against {other}")
         print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
+        if (seeds := len(pair) - 1) < FEWEST_SEEDS:
+            say(f"no t test: {too_few_seeds(seeds)}")
     say("", *(f"left out: {note}" for note in notes), _LEGEND, path)
 
 

@@ -15,7 +15,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.leaderboard.rows import LABEL
-from harness.leaderboard.table import Section
+from harness.leaderboard.table import FEWEST_SEEDS, Section
 from harness.storage.study_tables import read_stored_verdicts
 
 SIGNIFICANCE = 0.05
@@ -170,11 +170,18 @@ def mcnemar(row_alone: np.ndarray, other_alone: np.ndarray) -> np.ndarray:
 def t_test(differences: SeriesGroupBy) -> pd.Series:
     """Return each group's two-sided p value of the mean being 0.
 
-    NaN for one difference and for several that are the same; 1 where all are 0.
+    NaN for fewer than FEWEST_SEEDS differences and for several that are the same; 1 where all are 0.
     """
     mean, count = differences.mean(), differences.count()
     p = 2 * special.stdtr(count - 1, -abs(mean) / differences.sem())
-    return p.mask(differences.nunique() == 1, np.where((mean == 0) & (count > 1), 1.0, np.nan))
+    p = p.mask(differences.nunique() == 1, np.where(mean == 0, 1.0, np.nan))
+    return p.where(count >= FEWEST_SEEDS)
+
+
+def too_few_seeds(seeds: int) -> str:
+    """Return a sentence on rows that have fewer than FEWEST_SEEDS seeds in common."""
+    number = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
 
 
 def holm(p: pd.Series, tests: int | None = None) -> pd.Series:

@@ -12,7 +12,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.leaderboard.columns import TABLES, titles_of
-from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm
+from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm, too_few_seeds
 from harness.leaderboard.table import FEWEST_SEEDS, Leaderboard, Section
 
 SUMMARY_LEGEND = (
@@ -86,7 +86,7 @@ def _best_row_sentence(sentence: str, differences: pd.DataFrame) -> str:
     """Return which rows the best one beats. differences: lines of `compare` with `seeds`, by row."""
     few = differences["seeds"] < FEWEST_SEEDS
     if few.all():
-        return _too_few_seeds_sentence(differences["seeds"].max())
+        return too_few_seeds(differences["seeds"].max())
     p = differences.loc[~few, "p"]
     unranked = _row_names(few[few]) if few.sum() == 1 else f"{few.sum()} rows"
     differ, equal, untested = p[p < SIGNIFICANCE], p[p >= SIGNIFICANCE], p[p.isna()]
@@ -115,11 +115,6 @@ def _p(value: float, rows: int = 1, sign: str = "") -> str:
     return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
 
 
-def _too_few_seeds_sentence(seeds: int) -> str:
-    number = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
-    return f"{number} too few to rank rows; run 5 or more (`--set seeds=[0,1,2,3,4]`)."
-
-
 def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) -> str:
     """Return whether the best row with an equilibrium beats the best other row of a section, in one sentence."""
     rows, has_equilibrium = section.comparable, section.has_equilibrium
@@ -134,7 +129,7 @@ def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) ->
         return f"Not known: {equilibrium['label']} and {other['label']} cannot be compared image by image."
     line = differences.loc[second]
     if line["seeds"] < FEWEST_SEEDS:
-        return f"Not known: {_too_few_seeds_sentence(line['seeds'])}"
+        return f"Not known: {too_few_seeds(line['seeds'])}"
     points = -line["difference"] if equilibrium_first else line["difference"]
     numbers = (
         f"{equilibrium['label']} {equilibrium[names.CERTIFIED_ERROR]:.2f} %, the best network without an equilibrium "

@@ -11,6 +11,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
 from harness.leaderboard.comparisons import METRICS, compare, holm
+from harness.leaderboard.summary import summaries_of
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Recipe
 from harness.storage import folder
@@ -61,9 +62,19 @@ def test_several_seeds_give_scipy_s_p_values(tmp_path):
 
 
 def test_no_difference_has_p_1_and_equal_differences_have_no_t_test(tmp_path):
-    lines = compare_two(tmp_path / "a", (10, 0, 0, 10), (7, 0, 0, 13))
+    lines = compare_two(tmp_path / "a", (10, 0, 0, 10), (7, 0, 0, 13), (8, 0, 0, 12))
     assert lines.loc["all", ["t_p", "t_holm", "difference_std"]].tolist() == [1, 1, 0]
-    assert np.isnan(compare_two(tmp_path / "b", (10, 5, 1, 4), (10, 5, 1, 4)).loc["all", "t_p"])
+    assert np.isnan(compare_two(tmp_path / "b", *[(10, 5, 1, 4)] * 3).loc["all", "t_p"])
+
+
+def test_two_seeds_have_no_t_test_there_as_on_the_board(tmp_path, capsys):
+    lines = compare_two(tmp_path, (10, 5, 1, 4), (11, 5, 0, 4))
+    assert lines[["t_p", "t_holm"]].isna().all(axis=None)
+    assert main("tables", [str(tmp_path), "--compare"]) == 0
+    sentence = "2 seeds are too few to rank rows; run 5 or more"
+    assert f"no t test: {sentence}" in capsys.readouterr().out
+    leaderboard = build_leaderboard(tmp_path)
+    assert sentence in summaries_of(leaderboard)[leaderboard.sections[0].heading].lines[0]
 
 
 def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
