@@ -3,6 +3,11 @@
 CROWN bounds all hidden units and the rows of the specification over each part anew, in float64 with rounding counted. A
 part of which some row is not proved is halved along one input. The parts cover the input box, so a row is positive
 everywhere if it is positive over each part.
+
+The slopes of the last few ReLUs are optimised; halves of a part start with its slopes. Where a row is the largest of
+several constraints' values, made of ReLUs, these slopes are the constraints' weights.
+
+The input to halve is the one that moves unstable pre-activations most, by what each of them costs the worst row.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.alpha_crown import ascend
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
+from cerdeq.bounds.query import examples_of
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.attack import find_counterexample
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
@@ -21,13 +28,16 @@ from cerdeq.branch.leaves import SearchQuery, TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval
+from cerdeq.operators.relu import Relaxation, line_share_name
 
-SPLITS = "splits"  # the tensor of a certificate
+SPLITS, PART = "splits", "part"  # tensors of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many
 _MOST_BYTES = 2**15  # of the values of all layers: of larger networks, bounding all units of a part takes too long
 _MOST_AT_ONCE = 512  # parts
 _NEAR = 1e-6  # of a bound to a value, relative to the values: rounding may be all that is between them
-_SMALLEST_SLOPE = 0.01  # of the largest one's: so that every input is halved in the end
+_FEW_UNITS = 16  # whose slopes are optimised, of the last ReLUs together
+_STEPS = 10  # of the ascent of slopes
+_SMALLEST_SHARE = 0.01  # of the largest score, for the width of each input: so that every input is halved in the end
 
 
 @dataclass(frozen=True)
@@ -37,28 +47,38 @@ class _Parts(TensorRows):
     low, high: their ends [D, n].
     parent_lower: [D], the bound of the smallest row over the part whose half this is.
     number: [D]; the input box is part 0, the halves of the k-th split are parts 2 k + 1, the lower one, and 2 k + 2.
+    slopes: uint8 [D, R, C], the optimised slopes of each row, in units of 1 / 255.
     """
 
     low: Tensor
     high: Tensor
     parent_lower: Tensor
     number: Tensor
+    slopes: Tensor
 
 
 @dataclass(frozen=True)
 class _Bounds(TensorRows):
-    """Of D parts: lower [D, R], bounds of the rows; halved [D], the input to halve; points [D, ...] of small values."""
+    """Of D parts: lower [D, R], bounds of the rows, and the slopes uint8 [D, R, C] that prove them.
+
+    halved: [D], the input to halve. points: [D, ...], where the smallest rows have small values.
+    """
 
     lower: Tensor
+    slopes: Tensor
     halved: Tensor
     points: Tensor
 
 
 def is_searched_by_parts(query: SearchQuery) -> bool:
     """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small."""
+    return len(_free_inputs(query)) <= _MOST_INPUTS and bytes_per_example(query.values) <= _MOST_BYTES
+
+
+def _free_inputs(query: SearchQuery) -> Tensor:
+    """Return the flat numbers of the inputs that are not fixed: a fixed one has the radius of its rounding."""
     box, limits = query.values[0], torch.finfo(torch.float64)
-    is_free = box.radius > 4 * limits.eps * box.center.abs() + limits.tiny  # a fixed one has the radius of its rounding
-    return int(is_free.sum()) <= _MOST_INPUTS and bytes_per_example(query.values) <= _MOST_BYTES
+    return (box.radius > 4 * limits.eps * box.center.abs() + limits.tiny).flatten().nonzero()[:, 0]
 
 
 class InputSearch:
@@ -71,7 +91,11 @@ class InputSearch:
         at_once = examples_at_once(proof.program, proof.values[0], len(self._rows), memory)
         self._at_once = max(2, min(_MOST_AT_ONCE, at_once))
         low, high = (end.flatten(1) for end in outward_ends(proof.values[0].box))
-        self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]))
+        self._radius, free = proof.values[0].radius.flatten(), _free_inputs(proof)
+        self._free = free if len(free) else self._radius.argmax()[None]
+        self._shapes, slopes = _last_slopes(proof, len(self._rows))
+        self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]), slopes)
+        self._proved = [self._queue.of(slice(0))]
         self._row_bounds = low.new_full((len(self._rows),), torch.inf)
         self._has_unprovable = False
         self._splits = [torch.zeros(0, 2, dtype=torch.long, device=low.device)]
@@ -92,11 +116,13 @@ class InputSearch:
                 return Decision(FALSIFIED, self._lower, point)
             is_proved = (bounds.lower > 0).all(1)
             self._row_bounds = torch.cat([self._row_bounds[None], bounds.lower[is_proved]]).amin(0)
+            parts = replace(parts, parent_lower=bounds.lower.amin(1), slopes=bounds.slopes)
+            if self._shapes:
+                self._proved.append(parts.of(is_proved))
             is_unprovable = self._are_unprovable(parts, bounds, values)
             self._has_unprovable |= bool(is_unprovable.any())
             is_open = (~is_proved & ~is_unprovable).nonzero()[:, 0]
-            parts = replace(parts, parent_lower=bounds.lower.amin(1)).of(is_open)
-            self._queue = concatenate([queue, *self._halve(parts, bounds.halved[is_open])])
+            self._queue = concatenate([queue, *self._halve(parts.of(is_open), bounds.halved[is_open])])
             if not len(self._queue.parent_lower) and self._has_unprovable:
                 return Decision(UNKNOWN, self._lower)
             if not len(self._queue.parent_lower):
@@ -105,8 +131,21 @@ class InputSearch:
                 return Decision(TIMEOUT, self._lower)
 
     def certificate(self) -> dict[str, Tensor]:
-        """Return the tensor SPLITS, int32 [S, 2]: of each split the number of the part and the input, in order."""
-        return {SPLITS: torch.cat(self._splits).int().cpu()}
+        """Return SPLITS, int32 [S, 2]: of each split the number of the part and the input, in order.
+
+        If slopes are optimised, also PART, int32 [L], the numbers of all other parts, once for each row, and "row",
+        "<step>/neurons" and "<step>/slopes" of these as in `certificate_tensors`.
+        """
+        tensors, proved = {SPLITS: torch.cat(self._splits).int()}, concatenate(self._proved)
+        if not self._shapes:
+            return {name: tensor.cpu() for name, tensor in tensors.items()}
+        tensors[PART] = proved.number.int().repeat_interleave(len(self._rows))
+        tensors["row"] = self._rows.short().repeat(len(proved.number))
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        for name, slopes in zip(self._shapes, proved.slopes.flatten(0, 1).split(sizes, dim=1), strict=True):
+            tensors[f"{name}/neurons"] = torch.arange(slopes.shape[1], dtype=torch.int32)
+            tensors[f"{name}/slopes"] = slopes
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     def _are_unprovable(self, parts: _Parts, bounds: _Bounds, values: Tensor) -> Tensor:
         """Return where the smallest bound is not above 0 and is a value of its row, but for rounding: bool [D]."""
@@ -120,28 +159,89 @@ class InputSearch:
         return is_unprovable
 
     def _bound(self, parts: _Parts, sound: bool = True) -> _Bounds:
-        """Return bounds of the parts, without counting the last pass's rounding if not `sound`."""
+        """Return bounds of the parts by improved slopes; if not `sound`, by theirs, and rounding is not counted."""
         cuts = slices(len(parts.number), self._at_once)
         return concatenate(map_parts(lambda cut: self._bound_at_once(parts.of(cut), sound), cuts, parts.low.device))
 
     def _bound_at_once(self, parts: _Parts, sound: bool) -> _Bounds:
-        program, rows, low, high = self._proof.program, self._proof.spec[self._rows], parts.low, parts.high
+        low, high = parts.low, parts.high
         center = low / 2 + high / 2
         radius = torch.maximum(high - center, center - low)
         outward = torch.nextafter(radius, torch.full_like(radius, torch.inf))
         shape = self._proof.values[0].center.shape[1:]
         box = Interval(center.unflatten(1, shape), outward.unflatten(1, shape))
-        values = tighten_boxes(program, box, self._memory, all_units=True)
+        values = tighten_boxes(self._proof.program, box, self._memory, all_units=True)
+        bounds = self._linear_bounds(values, parts.slopes, sound)
+        is_open = (~(bounds.lower > 0).all(1)).nonzero()[:, 0]
+        if not sound or not self._shapes or not len(is_open):
+            return bounds
+        values = examples_of(self._proof.program, values, is_open)
+        before = bounds.of(is_open)
+        after = self._linear_bounds(values, self._ascend(values, before), sound)
+        after = replace(after, lower=torch.maximum(before.lower, after.lower), slopes=torch.where(
+            (after.lower > before.lower)[..., None], after.slopes, before.slopes
+        ))  # fmt: skip
+        return replace(bounds, **{
+            name: tensor.index_copy(0, is_open, vars(after)[name]) for name, tensor in vars(bounds).items()
+        })  # fmt: skip
+
+    def _ascend(self, values: list[Any], bounds: _Bounds) -> Tensor:
+        """Return slopes, as in _Bounds, that improve these bounds."""
+
+        def evaluate(numbers: Tensor, free: dict[str, Tensor]) -> Tensor:
+            boxes = examples_of(self._proof.program, values, numbers)
+            return self._row_lower(boxes, Backward(False, slopes=free))
+
+        best, _ = ascend(evaluate, self._unpacked(bounds.slopes), bounds.lower, 0.0, _STEPS)
+        return torch.cat([(slopes * 255).round().byte().flatten(2) for slopes in best.values()], dim=2)
+
+    def _unpacked(self, packed: Tensor) -> dict[str, Tensor]:
+        """Return slopes uint8 [D, R, C] by the step's name, [D, R, *shape]."""
+        parts = packed.split([shape.numel() for shape in self._shapes.values()], dim=2) if self._shapes else []
+        of_steps = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.to(self._proof.spec).unflatten(2, shape) / 255 for (name, shape), part in of_steps}
+
+    def _row_lower(self, values: list[Any], ctx: Backward) -> Tensor:
+        """Return bounds of the rows, [D, R], over boxes of D parts."""
+        program, rows = self._proof.program, self._proof.spec[self._rows]
         coefficients = rows.unflatten(1, values[program.output].center.shape[1:])
-        coefficients = coefficients.expand(len(low), *coefficients.shape)
-        relaxations: dict[str, Any] = {}
-        lower = linear_lower_bound(
-            program, values, coefficients, program.output, Backward(sound, relaxations=relaxations)
-        )
-        slopes = relaxations[""].flatten(2)[torch.arange(len(low), device=low.device), lower.argmin(1)]
-        sizes = slopes.abs() + _SMALLEST_SLOPE * slopes.abs().amax(1, keepdim=True) + torch.finfo(slopes.dtype).tiny
-        points = (center - radius * slopes.sign()).unflatten(1, shape)
-        return _Bounds(lower, (sizes * radius).argmax(1), points)
+        coefficients = coefficients.expand(len(values[0].center), *coefficients.shape)
+        return linear_lower_bound(program, values, coefficients, program.output, ctx)
+
+    def _linear_bounds(self, values: list[Any], slopes: Tensor, sound: bool) -> _Bounds:
+        """Return bounds by these slopes, uint8 [D, R, C]."""
+        relaxations, box = dict[str, Any](), values[0]
+        lower = self._row_lower(values, Backward(sound, slopes=self._unpacked(slopes), relaxations=relaxations))
+        each, worst = torch.arange(len(lower), device=lower.device), lower.argmin(1)
+        of_inputs = relaxations.pop("").flatten(2)[each, worst]
+        costs = {
+            name: (coefficients.flatten(2)[each, worst].abs() * _chord_share(relaxation).flatten(1))
+            for name, (coefficients, relaxation) in relaxations.items()
+            if isinstance(relaxation, Relaxation)
+        }
+        points = box.center - box.radius * of_inputs.sign().view_as(box.center)
+        return _Bounds(lower, slopes, self._inputs_to_halve(box, of_inputs, costs), points)
+
+    def _inputs_to_halve(self, box: Interval, of_inputs: Tensor, costs: dict[str, Tensor]) -> Tensor:
+        """Return the input to halve of each part, [D]: the one along which units move most, weighted by their costs.
+
+        of_inputs: [D, n], coefficients of the worst row's bound; they decide where no unit has a cost. costs: by step.
+        """
+        center, radius = box.center.flatten(1), box.radius.flatten(1)
+        scores = list[Tensor]()
+        for number in self._free.tolist():
+            step = torch.zeros_like(center)
+            step[:, number] = radius[:, number]
+            _, above = self._proof.at((center + step).view_as(box.center))
+            _, below = self._proof.at((center - step).view_as(box.center))
+            moved = [((above[name] - below[name]).flatten(1).abs() * cost).sum(1) for name, cost in costs.items()]
+            scores.append(sum(moved, torch.zeros_like(center[:, 0])))
+        score = torch.stack(scores, dim=1)
+        of_bound = (of_inputs.abs() * radius)[:, self._free]
+        score = torch.where(score.amax(1, keepdim=True) > 0, score, of_bound)
+        shares = radius[:, self._free] / self._radius[self._free]
+        score = score + _SMALLEST_SHARE * score.amax(1, keepdim=True) * shares + torch.finfo(score.dtype).tiny * shares
+        return self._free[score.argmax(1)]
 
     def _halve(self, parts: _Parts, inputs: Tensor) -> tuple[_Parts, _Parts]:
         """Return the lower and the upper halves of parts along these inputs [D], and note the splits."""
@@ -151,3 +251,28 @@ class InputSearch:
         self._splits.append(torch.stack([parts.number, inputs], dim=1))
         lower_half = replace(parts, high=parts.high.scatter(1, column, middle), number=number + 1)
         return lower_half, replace(parts, low=parts.low.scatter(1, column, middle), number=number + 2)
+
+
+def _last_slopes(query: SearchQuery, rows: int) -> tuple[dict[str, torch.Size], Tensor]:
+    """Return the shapes of the slopes of the last ReLUs, by the step's name, and uint8 [1, rows, C] to start with.
+
+    Of these ReLUs as many as have together at most _FEW_UNITS units.
+    """
+    ctx = Backward(False, choices={}, relaxations={})
+    linear_lower_bound(query.program, query.values, query.rows(torch.arange(1)), query.program.output, ctx)
+    shapes, starts, size = dict[str, torch.Size](), [query.spec.new_zeros(1, 0)], 0
+    for name, (_, relaxation) in ((name, pair) for name, pair in (ctx.relaxations or {}).items() if name):
+        slopes = (ctx.choices or {}).get(name)
+        size += _FEW_UNITS + 1 if slopes is None else slopes.numel()
+        if size > _FEW_UNITS or not isinstance(relaxation, Relaxation) or line_share_name(name) in (ctx.choices or {}):
+            break
+        shapes[name] = slopes.shape[2:]
+        starts.append(slopes.flatten(1))
+    packed = (torch.cat(starts, dim=1) * 255).round().byte()
+    return shapes, packed[:, None].repeat(1, rows, 1)
+
+
+def _chord_share(relaxation: Relaxation) -> Tensor:
+    """Return a unit's largest distance from its chord in units of the width of its box, [D, *shape]: 0 if stable."""
+    low, high = relaxation.low.clamp(max=0), relaxation.high.clamp(min=0)
+    return -low * high / (high - low).square().clamp(min=torch.finfo(low.dtype).tiny)

@@ -187,6 +187,7 @@ def _equations(columns: _Columns) -> tuple[list[Any], list[np.ndarray], dict[int
             nonzeros += part[0].nnz
             if nonzeros > _MOST_NONZEROS:
                 return None
+        numbers[number] = np.full(size, -1)
         if not len(elements):
             continue
         matrix, weight = sparse.vstack(parts), _weight(columns.query, number)
@@ -194,7 +195,6 @@ def _equations(columns: _Columns) -> tuple[list[Any], list[np.ndarray], dict[int
             matrix = matrix + sparse.csr_matrix(weight[elements]) @ columns.of_value(number)
         z_less_n = [(1.0, activation.z[elements]), (-1.0, activation.n[elements])]
         blocks.append(_at_columns(z_less_n, columns.count) - matrix)
-        numbers[number] = np.full(size, -1)
         numbers[number][elements] = row_count + np.arange(len(elements))
         row_count += len(elements)
     return blocks, offsets, numbers

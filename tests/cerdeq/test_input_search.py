@@ -76,7 +76,7 @@ def case_with_many_parts(seed):
         parameter.mul_(2).requires_grad_(False)
     region = Box(torch.randn(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
     values = model(points_of(region, 50000)[:, 0])[:, 0]
-    model[-1].bias[0] += 0.05 * values.std() - values.min()
+    model[-1].bias[0] += 0.01 * values.std() - values.min()
     return model, region, torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
 
 
@@ -85,7 +85,7 @@ def test_bounds_hold_at_points_of_parts_and_parts_cover_the_box(seed):
     model, region, spec = case_with_many_parts(seed)
     search = search_of(model, region, spec)
     decision, parts = recorded_run(search, Budget(10**5))
-    assert decision.status == CERTIFIED and len(parts) > 20
+    assert decision.status == CERTIFIED and len(parts) > 8
     for low, high, lower in parts.values():
         points = low + torch.rand(200, 3, dtype=torch.float64) * (high - low)
         points[:8] = torch.where(torch.cartesian_prod(*[torch.tensor([True, False])] * 3), low, high)

@@ -10,7 +10,7 @@ from harness.checker.bounds.boxes import Array, Box
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
-from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
+from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
 from harness.checker.proofs.tree import is_tree, prove_tree, read_tree
@@ -63,9 +63,8 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
             return Proof(LINEAR, float(lower.min()))
     unproved = np.flatnonzero(~(lower > 0))
     if certificate.parts is not None:
-        lower[unproved] = np.fmax(
-            lower[unproved], _minima_over_parts(network, images, spec[unproved], certificate.parts)
-        )
+        minima = _minima_over_parts(network, images, spec, unproved, certificate)
+        lower[unproved] = np.fmax(lower[unproved], minima)
     elif certificate.margins is not None:
         region = tight_region(network, images, certificate.hidden) if certificate.hidden else region
         for row in np.intersect1d(certificate.margins.rows, unproved):
@@ -81,11 +80,15 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
 
 @dataclass(frozen=True)
 class _ParsedCertificate:
-    """A certificate without a fault in its form. margins, hidden: of leaves. parts: of the box, instead of these."""
+    """A certificate without a fault in its form.
+
+    margins, hidden: of leaves. parts, slopes: of the box instead, by number of the part.
+    """
 
     margins: Certificate | None = None
     hidden: dict[str, Certificate] = field(default_factory=dict)
-    parts: Iterator[Box] | None = None
+    parts: Iterator[tuple[int, Box]] | None = None
+    slopes: dict[int, Certificate] = field(default_factory=dict)
 
 
 def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) -> str:
@@ -102,8 +105,9 @@ def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) ->
 
 def _parse(network: Network, region: Region, rows: int, tensors: Tensors) -> _ParsedCertificate:
     """Read all tensors of a certificate. region: boxes of all values. Raises RefusedError."""
-    if tensors.keys() == {SPLITS}:
-        return _ParsedCertificate(parts=parts_of(region.values[0], tensors[SPLITS]))
+    if SPLITS in tensors:
+        slopes = slopes_of_parts(tensors, activation_shapes(network, region), rows)
+        return _ParsedCertificate(parts=parts_of(region.values[0], tensors[SPLITS]), slopes=slopes)
     margins = check_leaves(split_by_layer(tensors)[0], network.steps, activation_shapes(network, region), rows)
     return _ParsedCertificate(margins, read_hidden(network, region, tensors))
 
@@ -134,17 +138,25 @@ def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors)
     return Proof(CERTIFICATE if is_proved.all() else "", float(lower.min()))
 
 
-def _minima_over_parts(network: Network, images: Box, spec: Array, parts: Iterator[Box]) -> Array:
-    """Return the smallest bounds of the rows over these parts of the box, up to the first part that is not proved.
+def _minima_over_parts(
+    network: Network, images: Box, spec: Array, rows: Array, certificate: _ParsedCertificate
+) -> Array:  # fmt: skip
+    """Return the smallest bounds of these rows over a certificate's parts, up to the first part that is not proved.
 
     A part that is not proved is halved again, up to _MORE_SPLITS times.
     """
-    minima = np.full(len(spec), np.inf)
-    for part in parts:
+    minima = np.full(len(rows), np.inf)
+    for number, part in certificate.parts or ():
         queue = [(part, _MORE_SPLITS)]
         while queue:
             box, left = queue.pop()
-            bounds = lower_bounds(network, tight_region(network, box, all_units=True), {len(network.steps): spec}, {})
+            region = tight_region(network, box, all_units=True)
+            bounds = lower_bounds(network, region, {len(network.steps): spec[rows]}, {})
+            if not (bounds > 0).all() and (slopes := certificate.slopes.get(number)):
+                leaves = np.arange(len(slopes.rows))
+                for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, slopes, leaves):
+                    for row, bound in zip(slopes.rows[batch], low, strict=True):
+                        bounds[rows == row] = np.fmax(bounds[rows == row], bound)
             if left and not (bounds > 0).all():
                 queue += [(half, left - 1) for half in halves_of(box, images)]
                 continue

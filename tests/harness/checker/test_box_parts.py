@@ -13,8 +13,9 @@ from cerdeq import Box, verify
 from harness.bench.verifier import edge_case
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
-from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of
-from harness.checker.proofs.certificates import RefusedError
+from harness.checker.proofs.box_parts import PART, SPLITS, halves_of, parts_of
+from harness.checker.proofs.certificates import MULTIPLIERS, SIGNS, RefusedError
+from harness.checker.proofs.certificates import ROW as LEAF_ROW
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
 
 ROW = np.eye(1)
@@ -26,7 +27,7 @@ def proved():
     case = edge_case(6, False, 0, 0.1)
     result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 10**4, certificates=True)
     (certificate,) = result.certificates
-    assert result.status == ["certified"] and certificate.keys() == {SPLITS}
+    assert result.status == ["certified"] and SPLITS in certificate
     return case.model, case.region, {SPLITS: certificate[SPLITS].numpy()}
 
 
@@ -44,8 +45,74 @@ def test_an_equilibrium_is_proved_by_parts():
     case = edge_case(6, True, 0, 0.1)
     result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 2000, certificates=True)
     tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
-    assert result.status == ["certified"] and tensors.keys() == {SPLITS}
+    assert result.status == ["certified"] and SPLITS in tensors
     assert prove_rows(read_network(case.model), checked(case.region), ROW, tensors).proved_by == CERTIFICATE
+
+
+class Largest(nn.Module):
+    """The largest of a network's three outputs, made of ReLUs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.relus = network, nn.ModuleList([nn.ReLU(), nn.ReLU()])
+        self.same = nn.Linear(1, 1, dtype=torch.float64)
+        self.same.load_state_dict({"weight": torch.ones(1, 1), "bias": torch.zeros(1)})
+
+    def forward(self, x):
+        values = self.network(x)
+        a, b, c = values[:, 0:1], values[:, 1:2], values[:, 2:3]
+        a = a + self.relus[0](b - a)
+        return self.same(a + self.relus[1](c - a))
+
+
+@pytest.fixture(scope="module")
+def proved_by_weights():
+    """Return a network whose output is the largest of three, a box, and the certificate of its parts with slopes.
+
+    The output's minimum over a fine grid is 0.02 before rounding; no single one of the three is positive everywhere.
+    """
+    generator = torch.Generator().manual_seed(3)
+    layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in ((2, 20), (20, 20), (20, 3))]
+    for layer in layers:
+        layer.weight.data = torch.randn(layer.weight.shape, generator=generator).double() / layer.weight.shape[1] ** 0.5
+        layer.bias.data = 0.3 * torch.randn(layer.bias.shape, generator=generator).double()
+    model = Largest(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])).requires_grad_(False).eval()
+    ends = torch.linspace(-1, 1, 401, dtype=torch.float64)
+    layers[2].bias -= model(torch.cartesian_prod(ends, ends)).amin() - 0.02
+    region = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    assert (model.network(torch.cartesian_prod(ends, ends)).amin(0) < 0).all()
+    result = verify(model, region, torch.ones(1, 1, 1, dtype=torch.float64), None, 10**4, certificates=True)
+    assert result.status == ["certified"]
+    return model, region, {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+
+
+def test_slopes_of_parts_are_read_and_checked(proved_by_weights):
+    model, region, tensors = proved_by_weights
+    network = read_network(model)
+    assert {SPLITS, PART, LEAF_ROW, "relus.0/slopes", "relus.1/slopes"} <= tensors.keys()
+    assert prove_rows(network, checked(region), ROW, tensors).proved_by == CERTIFICATE
+    signs = {f"relus.0/{SIGNS}": np.ones_like(tensors["relus.0/slopes"], np.int8)}
+    multipliers = {f"relus.0/{MULTIPLIERS}": np.ones_like(tensors["relus.0/slopes"], np.float32)}
+    for wrong, message in [
+        ({PART: tensors[PART].astype(np.int64)}, "no tensor part"),
+        ({PART: tensors[PART][1:]}, "no tensor part"),
+        ({LEAF_ROW: tensors[LEAF_ROW] + np.int16(1)}, "a row that is not"),
+        (signs | multipliers, "leaves of parts have signs"),
+        ({"hidden/relus.0/row": tensors[LEAF_ROW]}, "names no activation"),
+    ]:
+        assert message in prove_rows(network, checked(region), ROW, tensors | wrong).refused
+    without = {name: tensor for name, tensor in tensors.items() if name != PART}
+    assert "no tensor part" in prove_rows(network, checked(region), ROW, without).refused
+
+
+def test_no_slopes_prove_what_is_false(proved_by_weights):
+    model, region, tensors = proved_by_weights
+    shifted, random = copy.deepcopy(model), np.random.default_rng(0)
+    shifted.network[-1].bias -= 0.02 + 1e-9
+    for _ in range(3):
+        changed = {n: random.permutation(t) if n.endswith((PART, "slopes")) else t for n, t in tensors.items()}
+        proof = prove_rows(read_network(shifted), checked(region), ROW, changed)
+        assert proof.proved_by == proof.refused == "" and proof.minimum <= 0
 
 
 def test_no_splits_prove_what_is_false(proved):
@@ -91,7 +158,7 @@ def test_parts_that_do_not_fit_into_memory_are_refused():
 
 def contains(parts, point):
     """Return whether a part holds the exact point."""
-    ends = ((part.center.ravel().tolist(), part.radius.ravel().tolist()) for part in parts)
+    ends = ((part.center.ravel().tolist(), part.radius.ravel().tolist()) for _, part in parts)
     return any(all(abs(x - Fraction(c)) <= Fraction(r) for x, c, r in zip(point, *pair, strict=True)) for pair in ends)
 
 
@@ -112,14 +179,12 @@ def test_parts_cover_the_box_exactly():
         ]
         grid = [[low + share * (high - low) for share in map(Fraction, (0, 0.25, 0.5, 0.75, 1))] for low, high in ends]
         assert all(contains(parts, point) for point in itertools.product(*grid))
-        halves = halves_of(parts[0], box)
+        first = parts[0][1]
+        halves = [(0, half) for half in halves_of(first, box)]
         assert all(
             contains(
                 halves,
-                [
-                    Fraction(c) + share * Fraction(r)
-                    for c, r in zip(parts[0].center[0], parts[0].radius[0], strict=True)
-                ],
+                [Fraction(c) + share * Fraction(r) for c, r in zip(first.center[0], first.radius[0], strict=True)],
             )
             for share in (-1, 0, 1)
         )
@@ -127,7 +192,7 @@ def test_parts_cover_the_box_exactly():
 
 def test_fixed_inputs_are_not_halved():
     box = boxes.Box(np.full((1, 3), 0.1), np.array([[0.2, 1e-17, 0.0]]))
-    (part,) = parts_of(box, np.zeros((0, 2), np.int32))
+    ((_, part),) = parts_of(box, np.zeros((0, 2), np.int32))
     first, second = halves_of(part, box)
     assert first.upper[0, 0] < 0.11 and second.lower[0, 0] > 0.09
 
@@ -135,7 +200,7 @@ def test_fixed_inputs_are_not_halved():
 def test_other_tensors_beside_splits_are_refused(proved):
     model, region, tensors = proved
     proof = prove_rows(read_network(model), checked(region), ROW, tensors | {"row": np.zeros(1, np.int16)})
-    assert proof.proved_by == "" and "splits" in proof.refused
+    assert proof.proved_by == "" and "no tensor part" in proof.refused
 
 
 def test_several_rows_are_proved_together():
@@ -149,7 +214,7 @@ def test_several_rows_are_proved_together():
     spec = torch.eye(2, dtype=torch.float64)
     result = verify(model, region, spec[None], None, 10**4, certificates=True)
     tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
-    assert result.status == ["certified"] and tensors.keys() == {SPLITS}
+    assert result.status == ["certified"] and SPLITS in tensors
     assert (result.lower[0] <= model(points).amin(0)).all()
     proof = prove_rows(read_network(model), checked(region), np.eye(2), tensors)
     assert proof.proved_by == CERTIFICATE and proof.minimum <= float(model(points).amin())
