@@ -150,7 +150,7 @@ def test_verdicts(run_command, trial_dir):
     good = pd.read_parquet(path)
     cases = malformed.of_bytes(path.read_bytes())
     del cases["a bit flipped"]  # may be of a column that is not read
-    for name in ("index", "label", "prediction", "verdict"):
+    for name in ("index", "label", "verdict"):
         cases[f"without {name}"] = parquet(good.drop(columns=name))
         cases |= {f"{name} {what}": parquet(good.assign(**{name: value})) for what, value in
                   {"as text": "x", "of nothing": np.nan, "of lists": [[1]] * len(good)}.items()}  # fmt: skip

@@ -106,9 +106,10 @@ def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, mon
 
 
 def test_a_shard_whose_files_were_exchanged_is_not_merged(certified):
+    assert 0 not in certification.unfinished_shards(certified)
     path = certification.proofs_path(certified, 0)
     path.write_bytes(path.read_bytes() + b" ")
-    assert certification.unfinished_shards(certified) == [0]
+    assert 0 in certification.unfinished_shards(certified)
     stored = certification.read_certification(certified)
     with pytest.raises(DamagedFileError, match="cannot be read"):
         merge_parts(certified, stored.images, stored.digest)
