@@ -1,13 +1,16 @@
 """Parse and run the commands.
 
 A command's module has a docstring, `arguments(parser)`, which adds arguments, and `main(options)`, which returns the
-exit status. The parser is argparse's, since `harness.trial` runs where nothing but torch and pandas is installed.
+exit status. The parser is argparse's, which needs no time to import.
 """
 
 import argparse
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,19 +20,18 @@ from harness.common.masking import mask_secrets
 from harness.common.terminal import say
 from harness.storage.files import refuse_links
 
-OK, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 STATUSES = {
     OK: "everything that was asked for is done",
     FAILED: "something failed or was not confirmed",
     BAD_INPUT: "the request is wrong; nothing was started",
-    STOPPED: "stopped; everything done is saved, and the same command continues",
-    INTERRUPTED: "stopped at once; the same command continues from the last checkpoint",
+    INTERRUPTED: "stopped by Ctrl-C; the same command continues from what is saved",
+    TERMINATED: "stopped by SIGTERM; the same command continues from what is saved",
 }
 """What the exit status of each command means."""
 
 COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
-    "trial": "train and certify some trials of a sweep, without Ray and MLflow",
     "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
@@ -106,7 +108,8 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     options = parser_of(name).parse_args(arguments)
     try:
         _check_directories(options)
-        return _module(name).main(options)
+        with _sigterm_raises_stopped():
+            return _module(name).main(options)
     except InputError as error:
         say(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
@@ -114,9 +117,23 @@ def main(name: str, arguments: list[str] | None = None) -> int:
         say(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
     except (Stopped, KeyboardInterrupt) as stop:
-        status = STOPPED if isinstance(stop, Stopped) else INTERRUPTED
+        status = TERMINATED if isinstance(stop, Stopped) and stop.signal == signal.SIGTERM else INTERRUPTED
         say(STATUSES[status], file=sys.stderr)
         return status
+
+
+@contextmanager
+def _sigterm_raises_stopped() -> Iterator[None]:
+    """Within, SIGTERM ends the command as Ctrl-C does: with its clean-up, a line and a status."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _module(name: str) -> Any:

@@ -1,23 +1,26 @@
 """Train and certify every trial of a sweep, log them to MLflow, write the leaderboard.
 
-After a stop, the same command continues. Finished trials stay as they are; failed ones run again last, unless they
-would fail again. Ctrl-C once stops each running trial after its epoch, twice stops at once; both keep what is saved.
+After a stop by Ctrl-C, SIGTERM or a kill, the same command continues: trials go on from their last checkpoints, which
+are written each half minute, at the end of an epoch. Finished trials stay as they are; failed ones run again last,
+unless they would fail again.
 """
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
-from harness.common.errors import Stopped, require
-from harness.common.terminal import new_console
+from harness.common.errors import InputError, require
+from harness.common.terminal import new_console, say
 from harness.config.file import check_keys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("sweep", type=Path, help="a sweep file, sweeps/*.yaml")
+    files = "a sweep file; with --here also files trial.json of results, whose trials are trained again"
+    parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help=files)
     add_sweep_options(parser)
     add_data_dir(parser)
     add_results_dir(parser)
@@ -35,6 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-concurrent", type=int, metavar="N", help="run at most N trials at a time; default: all that fit"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep after the first failed trial")
+    here = "run the trials in this process, one after the other, without Ray and MLflow; not for searches"
+    parser.add_argument("--here", action="store_true", help=here)
+    parser.add_argument("--dashboard", action="store_true", help="also start Ray's dashboard; needs ray[default]")
     parser.add_argument(
         "--retry-failed",
         action="store_true",
@@ -47,12 +53,15 @@ def main(options: argparse.Namespace) -> int:
 
     Raises:
         InputError: wrong input; nothing was started.
-        Stopped: a signal has stopped the trials.
-        KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
+        Stopped, KeyboardInterrupt: a signal came.
     """
     count = options.max_concurrent
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
-    file = check_keys(options.sweep, options.profile, options.set)  # wrong keys fail before seconds of imports
+    if options.files[0].suffix == ".json":
+        return _run_trial_files(options)
+    require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
+    file = check_keys(options.files[0], options.profile, options.set)  # wrong keys fail before seconds of imports
+    say("loads packages and data")
     from harness.checker.images import describe_unreadable
     from harness.machine.environment import data_directory
     from harness.storage import folder
@@ -62,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.tune.workers import RayOptions
 
     console = new_console()
-    machines = machines_at(options.ray_address)
+    machines = machines_at(None if options.here else options.ray_address)
     has_gpu = any(machine["GPU"] for machine in machines)
     sweep, data = load_checked(file, has_gpu, options.results_dir, options.data_dir, writes=not options.dry_run)
     for warning in [*sweep.warnings, *describe_unreadable(sweep.trials)]:
@@ -77,12 +86,14 @@ def main(options: argparse.Namespace) -> int:
         data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
         address=options.ray_address,
         at_once=options.max_concurrent,
+        dashboard=options.dashboard,
     )
     lacks_candidates = False
     if sweep.search is not None:
         from harness.tune.run_sweep import run_search
 
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
+        require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
         winners = run_search(sweep, sweep_dir, ray, options, console)
         if winners is None:
             return OK if options.dry_run else FAILED
@@ -92,19 +103,30 @@ def main(options: argparse.Namespace) -> int:
         print_header(plan, ray.gpu, options.profile, console)
         print_plan(plan, options.retry_failed, options.ray_address, console)
         return OK
-    from harness.tune.run_sweep import run_sweep  # here: it imports MLflow, which a dry run does without
+    from harness.tune.run_sweep import run_sweep  # here: a dry run does without
 
-    with lock_directory(sweep_dir):
+    # Jobs of an array may run other trials --here at the same time.
+    with nullcontext() if options.here else lock_directory(sweep_dir):
         outcome = run_sweep(plan, ray, options, console)
         page = sweep_dir / folder.REPORT
-        if outcome.has_changed or not page.exists():
+        if not options.here and (outcome.has_changed or not page.exists()):
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
 
             write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
-        console.print(f"\nAll results on a page:\n{page}", soft_wrap=True)
-    if outcome.is_interrupted:
-        raise Stopped
+        if page.exists():
+            console.print(f"\nAll results on a page:\n{page}", soft_wrap=True)
     return OK if outcome.is_complete and not lacks_candidates else FAILED
+
+
+def _run_trial_files(options: argparse.Namespace) -> int:
+    """Train the trials of files trial.json again, and return the exit status."""
+    require("TRIAL.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
+    if options.only or options.set or options.profile:
+        raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
+    from harness.tune.trial_files import run_trial_files
+
+    is_complete = run_trial_files(options.files, options.results_dir, options.data_dir, new_console())
+    return OK if is_complete else FAILED
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ start_ray() {  # on each machine, until the file is gone
   kill -KILL $!  # its processes end with it
 }
 export -f start_ray
-# Slurm sends SIGTERM to every process. It is blocked here, so that workers save their epochs before they end.
+# Slurm sends SIGTERM to every process. It is blocked here, so that the command ends before Ray does.
 srun --cpu-bind=none --kill-on-bad-exit=0 --output="$logs/%t.txt" \
   env --block-signal=TERM bash -c start_ray 2> "$logs/srun.txt" &
 until [ "$(grep -rl 'Ray runtime started' "$logs" | wc -l)" = "$SLURM_NNODES" ]; do

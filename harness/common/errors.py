@@ -16,7 +16,11 @@ class SettingError(InputError):
 
 
 class Stopped(BaseException):
-    """Trials were asked to stop, and what is done is saved: no error, and so no Exception."""
+    """A signal has ended the work. The same command goes on with it: no error, and so no Exception."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
 
 
 def require(key: str, value: object, holds: bool, allowed: str) -> None:

@@ -41,7 +41,8 @@ TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, el
 TRAIN_BF16 = "train/bf16"  # of `precision: auto` alone: 1 where the epoch's products were in bf16, else 0
 TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
 
-# What a trial reports during evaluation; not written to files.
+# What a trial reports besides; not written to files.
+ACTIVITY = "activity"  # what it does from now on, in words
 EVALUATED = "evaluated"
 IMAGES = "images"
 

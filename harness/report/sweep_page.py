@@ -113,7 +113,7 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxy
     """
     trials = [certification.trial_of(path) for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
-    lines = [_command("trial", *files, "--results-dir", "again")]
+    lines = [_command("run", "--here", *files, "--results-dir", "again")]
     if certification.is_certification(trial_dirs[0]):
         file = trial_dirs[0] / certification.CERTIFICATION
         config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config

@@ -65,8 +65,6 @@ IMPORTED = "source.checkpoint"  # of a network trained elsewhere
 _WRITTEN = (LOG, EPOCHS, CHECKPOINT, SHARDS, WEIGHTS, RESULT, FAILURE)
 REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
-STOP = ".stop"
-"""A file in the sweep's directory: while it exists, trials stop after their epoch or batch of evaluation."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
 
@@ -190,11 +188,6 @@ def require_there(directory: Path) -> None:
     """Raise FileNotFoundError if the trial's folder is gone: it is not made again."""
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the trial's folder is gone", str(directory))
-
-
-def stop_file(directory: Path) -> Path:
-    """Return the file that stops the trial in a folder."""
-    return directory.absolute().parents[1] / STOP
 
 
 def read_result(directory: Path) -> TrialResult | None:

@@ -22,7 +22,7 @@ def describe_run(trial: TrialRecord, row: str, run_id: str, uri: str) -> str:
         f"{markdown_text(config.profile)}; evaluated by {evaluation}.\n\n"
         "To run it again on the same data:\n\n```sh\n"
         f"MLFLOW_TRACKING_URI={shlex.quote(uri)} uv run mlflow artifacts download -r {run_id} -a {folder.TRIAL} -d .\n"
-        f"uv run python -m harness.trial {folder.TRIAL} --results-dir again\n```"
+        f"uv run python -m harness.run --here {folder.TRIAL} --results-dir again\n```"
     )[:_MAX_LENGTH]
 
 

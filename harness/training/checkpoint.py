@@ -5,7 +5,6 @@ import errno
 import logging
 import time
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from cerdeq.errors import is_out_of_memory
-from harness.common.errors import Stopped, first_words
+from harness.common.errors import first_words
 from harness.storage.files import read_bytes, write_atomically
 from harness.storage.folder import CHECKPOINT
 
@@ -24,20 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Clock:
-    """When to save and when to stop.
+    """Says when to save: so many seconds after the last save."""
 
-    save_seconds: seconds between two saves.
-    asked: returns True once the trial is to stop.
-    """
-
-    def __init__(self, save_seconds: float = SAVE_SECONDS, asked: Callable[[], bool] = lambda: False):
-        self.save_seconds, self.asked = save_seconds, asked
-        self.saved = time.monotonic()
-
-    def check(self) -> None:
-        """Raise Stopped if the trial is to stop."""
-        if self.asked():
-            raise Stopped
+    def __init__(self, save_seconds: float = SAVE_SECONDS):
+        self.save_seconds, self.saved = save_seconds, time.monotonic()
 
     def is_save_due(self) -> bool:
         """Return True if it is time to save, and take it as done."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from harness.common import names
-from harness.common.errors import Stopped
 from harness.config.trial import Trial
 from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
@@ -66,13 +65,12 @@ def train(
     Args:
         images, labels: uint8 [N, C, H, W] and [N], on the device.
         report: called with each epoch's row after it is on disk; first with epoch 0, the untrained network's bounds.
-        clock: after which epochs a checkpoint is saved, besides the last one, and when to stop.
+        clock: after which epochs a checkpoint is saved, besides the last one.
         is_last_try: as in `Stepper`.
         is_divided: True if parts of batches are smaller than the recipe says; epochs' rows then say so.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
-        Stopped: the clock says so.
     """
     clock = clock or Clock()
     device, last, asked = images.device, config.train.epochs, config.train.precision
@@ -93,12 +91,13 @@ def train(
         write_epoch(trial_dir, row)
         report(row)
     if done < last:
-        clock.check()
         add_training_device(trial_dir, device_name(device))
         if asked == "bf16" and device.type == "cpu":
             _warn_of_slow_bf16(trial_dir)
         compiled = [bool(row.get(names.TRAIN_COMPILED)) for row in before if 0 < row[names.EPOCH] <= done]
         _decide_compilation(stepper, compiled[-1] if compiled else None)
+        if stepper.compiled:
+            report({names.ACTIVITY: "compiles its steps"})
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, trial_dir)
         if is_divided:
@@ -107,12 +106,9 @@ def train(
             row[names.TRAIN_BF16] = float(precision == "bf16")
         add_training_warnings(trial_dir, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
-        stop = epoch < last and clock.asked()
-        if epoch == last or stop or clock.is_save_due():
+        if epoch == last or clock.is_save_due():
             checkpoint.save(trial_dir, epoch, parts)
         report(row)
-        if stop:
-            raise Stopped
     trained = stepper.networks[-1]
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)

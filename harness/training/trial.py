@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cerdeq.equilibrium import FixedPoint, fold
+from cerdeq.equilibrium import fold
 from cerdeq.errors import is_out_of_memory
 from cerdeq.precision import counted_rounding
 from harness.common import names
@@ -31,7 +31,7 @@ from harness.pretrained.weights import read_weights
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.storage.log import log_to_folder
-from harness.training.checkpoint import Clock
+from harness.training.checkpoint import SAVE_SECONDS, Clock
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.monitor import parametrisation_metrics
 from harness.training.smaller_batches import describe_smaller_batches, train_within_memory
@@ -42,12 +42,13 @@ DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 """Errors of a trial itself: it would end with them on any machine."""
 
 
-def run_trial(
+def train_and_certify(
     config: Trial,
     directory: Path,
     report: Report = lambda row: None,
     data_dir: str | None = None,
-    clock: Clock | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    code: str | None = None,
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
 
@@ -55,48 +56,33 @@ def run_trial(
 
     Args:
         report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
-            "images": ...}, before the first part of the evaluation and after each.
+            "images": ...}, before the first part of the evaluation and after each. Before steps are compiled, it is
+            called with {"activity": ...}. An exception that it raises ends the trial.
         data_dir: as --data-dir.
-        clock: when to stop and when to save; by default never, and twice a minute.
-
-    Raises:
-        SettingError: the folder holds another trial, or a plugin has changed.
-        InputError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json.
-        Stopped: the clock says so.
-    """
-    load_for(config)
-    folder.take_over(directory, folder.make_trial(config, load(config.data_source, data_dir).fingerprint))
-    return run_folder(directory, report, data_dir, clock or Clock())
-
-
-def run_folder(
-    directory: Path,
-    report: Report,
-    data_dir: str | None,
-    clock: Clock,
-    code: str | None = None,
-) -> folder.TrialResult:
-    """Run the trial whose trial.json the folder holds, as `run_trial` does.
-
-    Args:
+        save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
         code: the `source_digest()` of the machine that asks for it.
 
     Raises:
-        SettingError: the code here is another one.
+        SettingError: the folder holds another trial, the data or a plugin has changed, or the code here is another one.
+        InputError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     with _log_and_record_failure(directory):
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
-        trial = folder.read_trial(directory / folder.TRIAL)
-        load_for(trial.config)
-        data = load(trial.config.data_source, data_dir)
-        fits = data.fingerprint == trial.fingerprint
-        require("data", data.fingerprint, fits, f"the data this trial was made for, {trial.fingerprint}")
+        load_for(config)
+        data = load(config.data_source, data_dir)
+        if (directory / folder.TRIAL).exists():
+            expected = folder.read_trial(directory / folder.TRIAL).fingerprint
+            fits = data.fingerprint == expected
+            require("data", data.fingerprint, fits, f"the data this trial was made for, {expected}")
+        trial = folder.make_trial(config, data.fingerprint)
+        folder.take_over(directory, trial)
         remove_unfinished(directory)
         if (result := folder.read_result(directory)) is None:
             with reuse_freed_memory():
-                result = _train_and_evaluate(trial, data, directory, report, clock)
+                result = _train_and_evaluate(trial, data, directory, report, Clock(save_seconds))
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
         (directory / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
@@ -151,7 +137,7 @@ def _train_and_evaluate(
     devices = folder.read_training_devices(trial_dir)
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
-    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report, clock)
+    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report)
     if len(training):
         messages = missing_classes(training.labels.tolist(), "training images", data.info) + messages
     return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
@@ -191,7 +177,6 @@ def _evaluate(
     environment: dict[str, str],
     network_metrics: dict[str, float],
     report: Report,
-    clock: Clock,
 ) -> tuple[dict[str, float | None], list[str]]:
     """Evaluate the network whose weights the folder holds, write verdicts and proofs, return metrics and warnings."""
     config, weights = trial.config, trial_dir / folder.WEIGHTS
@@ -205,14 +190,11 @@ def _evaluate(
         for done in evaluate_in_parts(trial_dir, network, test, 0, config, digest):
             report({names.EVALUATED: done, names.IMAGES: len(test)})
             if done < len(test):
-                clock.check()
                 folder.require_there(trial_dir)
     except SoundnessError:
         certification.remove_shards(trial_dir)
         raise
     evaluation = merge_parts(trial_dir, len(test), digest)
-    if any(isinstance(module, FixedPoint) for module in model.modules()):
-        clock.check()
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
     metrics = {
         **final_metrics(evaluation, config.evaluation.stages),

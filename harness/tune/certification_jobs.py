@@ -18,15 +18,21 @@ from harness.common.terminal import one_line, say
 from harness.config import plugins
 from harness.config.trial import RECIPE_VERSION, Trial, labels
 from harness.data import Data
-from harness.evaluation.certification_shards import certification_of, certified_images, finish_certification
+from harness.evaluation.certification_shards import (
+    certification_of,
+    certified_images,
+    certify_shard,
+    finish_certification,
+)
 from harness.evaluation.ledger import SoundnessError
 from harness.machine.device import best_device
 from harness.machine.environment import data_directory, device_name
 from harness.storage import certification, folder
 from harness.storage.files import read_bytes, refuse_links
 from harness.storage.lock import lock_directory
+from harness.training.trial import Report
 from harness.tune.progress import Bars
-from harness.tune.workers import certify_item, load_data, run_items
+from harness.tune.workers import Item, Listener, load_data, run_items
 
 
 @dataclass(frozen=True)
@@ -128,36 +134,61 @@ def _certify(jobs: list[Job], data_dir: str | None, workers: int | None, console
         left[job.directory] = len(missing)
         if not missing:
             finish_certification(job.directory, job.data)
-    data, errors, verdicts = {job.directory: job.data for job in jobs}, dict[Path, str](), Counter[str]()
-    done = dict[Path, int]()  # images of each shard
+    items = [
+        Item(shard, job.label, {**job.config.model_dump(mode="json"), "shard": shard.name, "shard_images": count})
+        for job in jobs
+        for shard, count in images.items()
+        if shard.parents[1] == job.directory
+    ]
+    with Bars(console) as bars:
+        listener = _CertificationListener(bars, {job.directory: job.data for job in jobs}, images, left)
+        run_items(items, partial(_certify_item, data_dir=data_dir), listener, data_dir, workers)
+    return listener.errors
 
-    def show() -> None:
-        certified, falsified = verdicts[names.CERTIFIED], verdicts[names.FALSIFIED]
-        undecided = sum(verdicts[kind] for kind in names.UNDECIDED)
+
+class _CertificationListener(Listener):
+    """Shows how many images are evaluated, and finishes certifications.
+
+    data: by a certification's folder. images: of each shard. left: how many shards a certification still needs.
+    """
+
+    def __init__(self, bars: Bars, data: dict[Path, Data], images: dict[Path, int], left: dict[Path, int]):
+        self.bars, self.data, self.images, self.left = bars, data, images, left
+        self.done, self.verdicts, self.errors = dict[Path, int](), Counter[str](), dict[Path, str]()
+        self.show()
+
+    def show(self) -> None:
+        """Move the bar."""
+        certified, falsified = self.verdicts[names.CERTIFIED], self.verdicts[names.FALSIFIED]
+        undecided = sum(self.verdicts[kind] for kind in names.UNDECIDED)
         note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
-        bars.move("images", sum(done.values()), sum(images.values()), note)
+        self.bars.move("images", sum(self.done.values()), sum(self.images.values()), note)
 
-    def on_report(shard: Path, row: dict[str, Any]) -> None:
-        done[shard] = row[names.EVALUATED]
-        show()
+    def on_report(self, directory: Path, row: dict[str, Any]) -> None:
+        """Show how far a shard is."""
+        if names.EVALUATED in row:
+            self.done[directory] = row[names.EVALUATED]
+            self.show()
 
-    def on_end(shard: Path, error: str | None) -> None:
-        directory = shard.parents[1]
+    def on_end(self, directory: Path, error: str | None) -> None:
+        """Count the verdicts of a shard; with the last one, finish its certification."""
+        certified = directory.parents[1]
         if error is not None:
             if error.startswith(SoundnessError.__name__):
                 raise SoundnessError(error)
-            errors.setdefault(directory, mask_secrets(error))
+            self.errors.setdefault(certified, mask_secrets(error))
             return
-        verdicts.update(certification.read_shard_verdicts(directory, int(shard.name)))
-        left[directory] -= 1
-        if not left[directory]:
-            finish_certification(directory, data[directory])
-        show()
+        self.verdicts.update(certification.read_shard_verdicts(certified, int(directory.name)))
+        self.left[certified] -= 1
+        if not self.left[certified]:
+            finish_certification(certified, self.data[certified])
+        self.show()
 
-    with Bars(console) as bars:
-        show()
-        run_items(list(images), partial(certify_item, data_dir=data_dir), on_end, data_dir, workers, on_report)
-    return errors
+
+def _certify_item(item: Item, report: Report, data_dir: str | None) -> dict[str, Any]:
+    """Evaluate a shard of a certification. Reports and raises as `certify_shard` does."""
+    certify_shard(item.directory.parents[1], int(item.directory.name), report, data_dir)
+    return {}
 
 
 def _describe_outcome(job: Job, errors: dict[Path, str]) -> list[str]:

@@ -1,18 +1,15 @@
 """The trials of a sweep that `harness.run` runs: checked before anything starts, where they lie, how long they take."""
 
 import os
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Any, Self
 
 import pandas as pd
 import torch
 
-from harness.common import names
 from harness.common.errors import InputError
 from harness.common.patterns import select_by_pattern
 from harness.config.changes import nearest_changes
@@ -27,6 +24,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import TrialRecord
 from harness.training.trial import split_images
+from harness.tune.time_left import TimeLeft
 from harness.tune.workers import check_fits
 
 
@@ -132,8 +130,13 @@ class PlannedSweep:
 
     def seconds_left(self, trials: list[TrialRecord]) -> dict[str, float | None]:
         """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
-        measured = _measured_seconds(self.sweep_dir)
-        return {trial.key: _seconds_left(trial, self.trial_dirs[trial.key], measured) for trial in trials}
+        times = TimeLeft.measured_in(self.sweep_dir)
+        return {
+            trial.key: times.seconds(trial, folder.last_epoch(self.trial_dirs[trial.key]))
+            if times.is_measured(trial)
+            else None
+            for trial in trials
+        }
 
     def longest_first(self, trials: list[TrialRecord]) -> list[TrialRecord]:
         """Return the trials with the longest first, then unknown ones, then those that failed before."""
@@ -153,31 +156,6 @@ def _stored_trials(sweep_dir: Path) -> dict[str, TrialRecord]:
         with suppress(DamagedFileError):  # the leaderboard names it
             trials[trial_dir.name] = folder.read_trial(trial_dir / folder.TRIAL)
     return trials
-
-
-def _measured_seconds(sweep_dir: Path) -> dict[str, list[tuple[float, float]]]:
-    """Return the seconds of an epoch and of evaluation of each finished trial, by row."""
-    measured = defaultdict(list)
-    for trial_dir in folder.trial_folders(sweep_dir):
-        try:
-            config = folder.read_trial(trial_dir / folder.TRIAL).config
-            epochs, result = folder.read_epochs(trial_dir), folder.read_result(trial_dir)
-        except DamagedFileError:
-            continue
-        seconds = [row[names.TRAIN_EPOCH_SECONDS] for row in epochs if names.TRAIN_EPOCH_SECONDS in row]
-        if result is not None and (seconds or config.is_trained_elsewhere):
-            epoch = mean(seconds) if seconds else 0.0
-            measured[config.identity].append((epoch, result.metrics.get(names.EVALUATION_SECONDS) or 0.0))
-    return measured
-
-
-def _seconds_left(trial: TrialRecord, trial_dir: Path, measured: dict[str, list[tuple[float, float]]]) -> float | None:
-    of_row = measured.get(trial.config.identity)
-    if of_row is None:
-        return None
-    done = folder.last_epoch(trial_dir)
-    epoch, evaluation = (mean(values) for values in zip(*of_row, strict=True))
-    return epoch * (trial.config.epochs - done) + evaluation
 
 
 def machines_at(ray_address: str | None) -> list[dict[str, float]]:

@@ -1,13 +1,15 @@
 """Run items side by side under Ray Tune.
 
-Ray chooses the machine of an item and retries items whose worker died; its own state is deleted. The truth is the
-item's folder: a retry, or a later run, goes on from what is saved there. On several machines the results must therefore
-lie on storage that all of them share.
+Ray chooses the machine of an item and retries items whose worker died. Its own state, `ray` in the results directory,
+is that of the last run, for `ray.tune.ExperimentAnalysis`; nothing here reads it. The truth is the item's folder: a
+retry, or a later run, goes on from what is saved there. On several machines the results must therefore lie on storage
+that all of them share.
 """
 
 import logging
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +19,13 @@ from typing import Any
 import torch
 
 # isort: off
-from harness.tune.ray_connection import RayDiedError, connected_to_ray, exit_if_ray_dies, ray  # before Ray itself
+from harness.tune.ray_connection import RayDiedError, connected_to_ray, is_here_alive, ray  # before Ray itself
 
 # isort: on
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
@@ -31,15 +34,16 @@ from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import DETERMINISTIC_ERRORS
 from harness.tune.resources import WORKER_RETRIES, check_resources, check_storage, count_parallel_trials
-from harness.tune.workers import RAY_STATE, OnEnd, OnReport, RayOptions, Work
+from harness.tune.workers import RAY_STATE, Item, Listener, RayOptions, Work
 
-LOG = "ray.log"
 _NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 _ERROR = "error_of_item"
+_LIFE_CHECK_SECONDS = 5.0
+_TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings, its label and its directory
 
 
 class _CallbackError(BaseException):
-    """Carries an exception of a callback through Tune, which would take an Exception for an item's own."""
+    """Carries an exception of a listener through Tune, which would take an Exception for an item's own."""
 
 
 @contextmanager
@@ -51,17 +55,37 @@ def _through_tune() -> Iterator[None]:
 
 
 class _Callback(TrialProgressCallback):
-    """Calls back for reports and ends of items, and prints nothing.
+    """Passes on what happens to a listener, and prints nothing; ends the run after a signal, and once Ray has died.
 
     Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
     """
 
-    def __init__(self, on_report: OnReport, on_end: OnEnd):
-        self.on_report, self.on_end = on_report, on_end
+    def __init__(self, listener: Listener, signals: list[int]):
+        self.listener, self.signals, self.checked = listener, signals, time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle: Tune saves callbacks, and we never restore them."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise Stopped after a signal, RayDiedError if Ray is dead. Tune calls this several times a second."""
+        if self.signals:
+            raise Stopped(self.signals[0])
+        with _through_tune():
+            if time.monotonic() > self.checked + _LIFE_CHECK_SECONDS:
+                self.require_alive()
+            self.listener.on_step()
+
+    def require_alive(self) -> None:
+        """Raise RayDiedError if Ray is dead on this machine: Tune would wait for its workers for ever."""
+        if not is_here_alive():
+            raise RayDiedError("Ray has died: its raylet on this machine does not answer; the same command continues")
+        self.checked = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on that a worker is started for an item."""
+        with _through_tune():
+            self.listener.on_start(_directory(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -69,23 +93,24 @@ class _Callback(TrialProgressCallback):
         """Pass on a report; `on_trial_complete` passes on an error."""
         if _ERROR not in result:
             with _through_tune():
-                self.on_report(_item(trial), result)
+                self.listener.on_report(_directory(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker has returned."""
         with _through_tune():
-            self.on_end(_item(trial), trial.last_result.get(_ERROR))
+            self.listener.on_end(_directory(trial), trial.last_result.get(_ERROR))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker has died, or raised, for the last time."""
         with _through_tune():
-            self.on_end(_item(trial), f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
+            self.require_alive()
+            self.listener.on_end(_directory(trial), f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
 
 
 class _NextItem(Searcher):
     """Gives Tune the next item whenever one more fits, until `supply` returns None."""
 
-    def __init__(self, supply: Callable[[], Path | None]):
+    def __init__(self, supply: Callable[[], Item | None]):
         super().__init__()
         self.supply = supply
 
@@ -96,7 +121,7 @@ class _NextItem(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return the next item."""
         item = self.supply()
-        return Searcher.FINISHED if item is None else {"item": str(item.absolute())}
+        return Searcher.FINISHED if item is None else {_TRIAL: _settings(item)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: `_Callback` passes on the end."""
@@ -106,31 +131,33 @@ class _NextItem(Searcher):
 
 
 def run_on_ray(
-    items: list[Path] | Callable[[], Path | None],
+    items: list[Item] | Callable[[], Item | None],
     work: Work,
-    on_report: OnReport,
-    on_end: OnEnd,
+    listener: Listener,
     options: RayOptions,
     directory: Path,
 ) -> None:
-    """Run items in workers until all have ended. Once Ray is dead, this process ends with status 1.
+    """Run items in workers until all have ended.
 
     Args:
-        items: paths, or a function that returns the next one, and None after the last.
+        items: what is to be done, or a function that returns the next one, and None after the last.
         work: does an item in a worker, which has a thread for each CPU that it reserves.
-        on_report: called with an item and what its work reports.
-        on_end: called with an item and its error: that of its worker, or one that a retry would raise again.
-        directory: of the results; Ray's own state lies there until the end, what Ray prints goes to ray.log.
+        directory: of the results; Ray's own state lies there.
 
     Raises:
         InputError: no machine has what an item reserves, or a machine of a cluster lacks the items' files.
-        RayDiedError: Ray says that it has died.
-        Exception: of `on_report` or `on_end`.
+        RayDiedError: Ray has died.
+        Stopped: SIGINT or SIGTERM came. Workers have ended.
+        Exception: of the listener.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    (directory / LOG).unlink(missing_ok=True)
+    shutil.rmtree(directory / RAY_STATE, ignore_errors=True)  # Tune would go on with it
     cpu, gpu, at_once = options.cpu, options.gpu, options.at_once
-    with connected_to_ray(options.address, directory / LOG), exit_if_ray_dies():
+    with connected_to_ray(options.address, options.dashboard) as url:
+        if url:
+            listener.on_text(f"Ray's dashboard: http://{url}")
+        if options.dashboard and not options.address:
+            listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
         check_resources(cpu, gpu)
         if options.address:
             check_storage(directory, options.data_dir)
@@ -140,29 +167,48 @@ def run_on_ray(
             at_once = min(fitting, at_once or fitting)
             tuning = {"search_alg": _NextItem(items), "num_samples": -1}
         else:
-            space = {"item": tune.grid_search([str(item.absolute()) for item in items])}
-        tuner = Tuner(
-            tune.with_resources(_trainable(work, Path.cwd()), {"cpu": cpu, "gpu": gpu}),
-            param_space=space,
-            tune_config=TuneConfig(
-                max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=_trial_id, **tuning
-            ),
-            run_config=RunConfig(
-                name=str(time.time_ns()),
-                storage_path=str((directory / RAY_STATE).absolute()),
-                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
-                callbacks=[_Callback(on_report, on_end)],
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        except _CallbackError as error:
-            raise error.__cause__ or error from None
-        except RayError as error:  # not an item's: Tune handles those
-            raise RayDiedError(f"Ray has died: {error_line(error)}; the same command continues") from error
-        finally:
-            shutil.rmtree(directory / RAY_STATE, ignore_errors=True)
+            space = {_TRIAL: tune.grid_search([_settings(item) for item in items])}
+        with _delayed_signals() as signals:
+            tuner = Tuner(
+                tune.with_resources(_trainable(work, Path.cwd()), {"cpu": cpu, "gpu": gpu}),
+                param_space=space,
+                tune_config=TuneConfig(
+                    max_concurrent_trials=at_once,
+                    reuse_actors=True,
+                    trial_name_creator=_label,
+                    trial_dirname_creator=_trial_id,
+                    **tuning,
+                ),
+                run_config=RunConfig(
+                    name=RAY_STATE,
+                    storage_path=str(directory.absolute()),
+                    failure_config=FailureConfig(max_failures=WORKER_RETRIES),
+                    callbacks=[_Callback(listener, signals), JsonLoggerCallback()],
+                    verbose=0,
+                ),
+            )
+            try:
+                tuner.fit()
+            except _CallbackError as error:
+                raise error.__cause__ or error from None
+            except RayError as error:  # not an item's: Tune handles those
+                raise RayDiedError(f"Ray has died: {error_line(error)}; the same command continues") from error
+
+
+@contextmanager
+def _delayed_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask for an end within the block.
+
+    `_Callback` raises them between two steps of Tune, so that no write to MLflow or to a file is broken off.
+    """
+    received = list[int]()
+    asking = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda which, frame: received.append(which)) for number in asking}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
@@ -178,8 +224,7 @@ def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
         assigned = ray.get_runtime_context().get_assigned_resources()
         _limit_torch(assigned.get("CPU", 1), assigned.get("GPU", 0))
         try:
-            with suppress(Stopped):
-                work(Path(config["item"]), tune.report)
+            tune.report(work(_item(config[_TRIAL]), tune.report))
         except _NOT_RETRIED as error:
             tune.report({_ERROR: error_line(error)})
         free_memory()
@@ -193,12 +238,27 @@ def _limit_torch(cpus: float, gpus: float) -> None:
     limit_gpu_memory(gpus)
 
 
-def _item(trial: Any) -> Path:
-    return Path(trial.config["item"])
+def _settings(item: Item) -> dict[str, Any]:
+    """Return an item as Tune and its dashboard show it."""
+    return {**item.settings, "label": item.label, "directory": str(item.directory.absolute())}
+
+
+def _item(settings: dict[str, Any]) -> Item:
+    """Return the item of `_settings`."""
+    rest = {name: value for name, value in settings.items() if name not in ("label", "directory")}
+    return Item(Path(settings["directory"]), settings["label"], rest)
+
+
+def _directory(trial: Any) -> Path:
+    return Path(trial.config[_TRIAL]["directory"])
+
+
+def _label(trial: Any) -> str:
+    return str(trial.config[_TRIAL]["label"])
 
 
 def _trial_id(trial: Any) -> str:
-    return trial.trial_id
+    return str(trial.trial_id)
 
 
 def _reason(trial: Any) -> str:

@@ -9,7 +9,6 @@ command continues. Only the process that holds the directory's lock writes.
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections import deque
 from dataclasses import replace
@@ -23,7 +22,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from harness.common.errors import Stopped
 from harness.config.file import ExpandedSweep
 from harness.config.trial import RECIPE_VERSION, Trial, rows
 from harness.data import Data
@@ -32,9 +30,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
 from harness.training.trial import split_images
-from harness.tune.progress import read_outcome
-from harness.tune.stopping import Stopping
-from harness.tune.workers import RAY_STATE, RayOptions, train_item
+from harness.tune.workers import FailedFast, Item, Listener, RayOptions, read_outcome, train_item, trial_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -95,17 +91,12 @@ class Search:
         """Search, and return the sweep with its winners as trials; None without a winner.
 
         The second value is True if candidates have failed that the same command would try again.
-        fail_fast: stop once a candidate has failed. Raises Stopped if the search was stopped before its end.
+        fail_fast: stop once a candidate has failed.
         """
         self.show()
         with lock_directory(self.sweep_dir), lock_directory(self.directory):
             self.begin()
-            shutil.rmtree(self.directory / RAY_STATE, ignore_errors=True)  # Ray's state of a driver that was killed
-            with Stopping(self.directory / folder.STOP, self.say) as stopping:
-                self.train(options, fail_fast, stopping)
-            if stopping.interrupted:
-                raise Stopped
-            winners = [] if stopping.asked else self.winners()
+            winners = self.winners() if self.train(options, fail_fast) else []
         has_unfinished = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
         return (replace(self.sweep, trials=winners), has_unfinished) if winners else None
 
@@ -128,30 +119,34 @@ class Search:
                 if self.claim(number, candidate) is None:  # killed while it was proposed
                     study.tell(candidate.number, state=TrialState.FAIL)
 
-    def train(self, options: RayOptions, fail_fast: bool, stopping: Stopping) -> None:
-        """Train candidates until each entry has enough."""
+    def train(self, options: RayOptions, fail_fast: bool) -> bool:
+        """Train candidates until each entry has enough; return False if a failure has stopped them before."""
         queue = deque(path for path in self.owners if not self.conclude(path))
         for path in queue:
             (path / folder.FAILURE).unlink(missing_ok=True)  # which may pass
         queue = queue or deque(filter(None, [self.propose()]))
         if not queue:
-            return
+            return True
+        self.say("loads Ray and starts it")
         from harness.tune.ray_tune import run_on_ray  # imported late: Ray takes seconds
 
-        def on_end(trial_dir: Path, error: str | None) -> None:
-            result, failure = read_outcome(trial_dir, error, stopping)
-            if result is None and failure is None:
-                return
-            self.conclude(trial_dir)
-            self.say(f"failed: {failure['error']}" if failure else self.describe(*self.owners[trial_dir]))
-            if failure is not None and fail_fast:
-                stopping.ask("a candidate failed")
-
-        def supply() -> Path | None:
-            return None if stopping.asked else queue.popleft() if queue else self.propose()
+        def supply() -> Item | None:
+            trial_dir = queue.popleft() if queue else self.propose()
+            return None if trial_dir is None else self.item(trial_dir)
 
         work = partial(train_item, data_dir=options.data_dir, code=source_digest())
-        run_on_ray(supply, work, lambda path, row: None, on_end, options, self.directory)
+        try:
+            run_on_ray(supply, work, _SearchListener(self, fail_fast), options, self.directory)
+        except FailedFast:
+            self.say("a candidate failed: the others are stopped")
+            return False
+        return True
+
+    def item(self, trial_dir: Path) -> Item:
+        """Return the work of evaluating a candidate."""
+        number, candidate = self.owners[trial_dir]
+        label = f"candidate {candidate} of {self.studies[number].study_name}"
+        return trial_item(folder.read_trial(trial_dir / folder.TRIAL), label, trial_dir)
 
     def propose(self) -> Path | None:
         """Return the folder of a new candidate of the entry with the fewest; None once each has enough.
@@ -235,6 +230,26 @@ class Search:
     def say(self, text: str) -> None:
         """Print a text as it is."""
         self.console.print(text, soft_wrap=True)
+
+
+class _SearchListener(Listener):
+    """Writes how candidates end to their studies, and says so."""
+
+    def __init__(self, search: Search, fail_fast: bool):
+        self.search, self.fail_fast = search, fail_fast
+
+    def on_text(self, text: str) -> None:
+        """Print it."""
+        self.search.say(text)
+
+    def on_end(self, directory: Path, error: str | None) -> None:
+        """Conclude a candidate."""
+        _, failure = read_outcome(directory, error)
+        self.search.conclude(directory)
+        owner = self.search.owners[directory]
+        self.search.say(f"failed: {failure['error']}" if failure else self.search.describe(*owner))
+        if failure and self.fail_fast:
+            raise FailedFast
 
 
 def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

@@ -1,29 +1,39 @@
-"""Run the trials of a sweep: under Ray, shown in the terminal, logged to MLflow, with tables at the end."""
+"""Run the trials of a sweep: under Ray or here, shown in the terminal, logged to MLflow, with tables at the end."""
 
 import argparse
 import errno
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from harness.common import names
 from harness.config.file import ExpandedSweep
 from harness.data import load
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.summary import Summary
 from harness.leaderboard.table import Leaderboard
-from harness.machine.environment import source_digest
+from harness.machine.device import best_device
+from harness.machine.environment import device_name, source_digest
 from harness.storage import folder
 from harness.storage.files import read_text, remove_unfinished
 from harness.storage.folder import TrialRecord
-from harness.tracking.outages import PatientTracker
 from harness.tune.planned_sweep import PlannedSweep
-from harness.tune.progress import Callbacks, SweepProgress
+from harness.tune.progress import SweepProgress
 from harness.tune.status import print_header
-from harness.tune.stopping import Stopping
-from harness.tune.workers import RAY_STATE, RayOptions, train_item
+from harness.tune.time_left import TimeLeft
+from harness.tune.workers import (
+    FailedFast,
+    Listener,
+    RayOptions,
+    read_outcome,
+    run_here,
+    train_item,
+    trial_item,
+)
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,13 @@ class Outcome:
     """What came of a sweep.
 
     summaries: of the leaderboard's sections, by their headings. has_changed: the leaderboard is another one than
-    before. is_complete: all trials have usable results, and MLflow has them. is_interrupted: a signal stopped trials.
+    before. is_complete: all trials have usable results, and MLflow has them.
     """
 
     leaderboard: Leaderboard
     summaries: dict[str, Summary]
     has_changed: bool
     is_complete: bool
-    is_interrupted: bool
 
 
 def run_search(
@@ -56,6 +65,8 @@ def run_search(
         search.show()
         search.say("its winners become the trials; a dry run: nothing was started or written")
         return None
+    from harness.tracking.outages import PatientTracker
+
     PatientTracker.open(sweep.name, options.tracking_uri, {}, console)
     return search.run(ray, options.fail_fast)
 
@@ -63,31 +74,40 @@ def run_search(
 def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
     """Run the trials that are left, log them and write the tables. The sweep's directory is locked by the caller.
 
-    options: of `harness.run`.
+    options: of `harness.run`. With --here, trials run in this process, and MLflow is left alone.
 
     Raises:
         InputError: a wrong MLflow store.
-        KeyboardInterrupt: a second Ctrl-C, or one after SIGTERM.
+        Stopped, KeyboardInterrupt: a signal came.
         RayDiedError: Ray has died.
     """
     print_header(plan, ray.gpu, options.profile, console)
     to_run = plan.longest_first(plan.to_run(options.retry_failed))
-    mlflow = PatientTracker.open(plan.sweep.name, options.tracking_uri, plan.row_names(), console)
+    mlflow = None
+    if not options.here:
+        from harness.tracking.outages import PatientTracker  # here, since --here needs no MLflow
+
+        if to_run:
+            console.print("opens MLflow")
+        mlflow = PatientTracker.open(plan.sweep.name, options.tracking_uri, plan.row_names(), console)
     _prepare_folders(plan, to_run, console)
-    is_interrupted = bool(to_run) and _run(plan, to_run, ray, mlflow, options.fail_fast, console)
+    trials = {plan.trial_dirs[trial.key]: trial for trial in to_run}
+    log = mlflow.sync if mlflow else lambda trial_dir, running: None
+    run_trials(trials, plan.labels, None if options.here else ray, ray.data_dir, console, log, options.fail_fast)
     if not folder.trial_folders(plan.sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(plan.sweep_dir))
     before = _table_text(plan.sweep_dir)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    mlflow.finish(plan.sweep_dir, leaderboard, plan.unchanged_keys)
+    if mlflow:
+        mlflow.finish(plan.sweep_dir, leaderboard, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
     for key, problem in problems.items():
         trial = f"{plan.labels[key]} ({plan.trial_dirs[key]})"
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
-    is_complete = not (plan.unfinished() or problems or mlflow.is_away)
-    return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete, is_interrupted)
+    is_complete = not (plan.unfinished() or problems or (mlflow and mlflow.is_away))
+    return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete)
 
 
 def _table_text(sweep_dir: Path) -> str:
@@ -108,35 +128,90 @@ def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Con
         if (checkpoint := trial.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
             folder.copy_checkpoint(checkpoint, path, plan.trial_dirs[trial.key] / folder.IMPORTED)
-    shutil.rmtree(plan.sweep_dir / RAY_STATE, ignore_errors=True)  # of a driver that was killed
     for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
         remove_unfinished(directory)
 
 
-def _run(
-    plan: PlannedSweep,
-    trials: list[TrialRecord],
-    options: RayOptions,
-    mlflow: PatientTracker,
-    fail_fast: bool,
-    console: Console,
-) -> bool:
-    """Run trials side by side; return True if a signal has stopped them. Raises as `run_sweep` does."""
-    from harness.tune import ray_tune  # here, since a finished sweep needs no Ray
+class _SweepListener(Listener):
+    """Shows and logs what trials report and how they end.
 
-    trial_dirs = [plan.trial_dirs[trial.key] for trial in trials]
-    for trial_dir in trial_dirs:  # else an old failure would be reported as this run's
-        (trial_dir / folder.FAILURE).unlink(missing_ok=True)
-    work = partial(train_item, data_dir=options.data_dir, code=source_digest())
-    with (
-        SweepProgress(trials, plan.labels, console) as progress,
-        Stopping(plan.sweep_dir / folder.STOP, progress.print_line) as stopping,
-    ):
-        callbacks = Callbacks(progress, stopping, mlflow.sync, fail_fast)
+    log: called with a trial's folder that has something new, and whether it runs.
+    """
+
+    def __init__(self, progress: SweepProgress, log: Callable[[Path, bool], None], fail_fast: bool = False):
+        self.progress, self.log, self.fail_fast = progress, log, fail_fast
+
+    def on_text(self, text: str) -> None:
+        """Print it."""
+        self.progress.print_line(text)
+
+    def on_step(self) -> None:
+        """Say what runs, if it is time for that."""
+        self.progress.tick()
+
+    def on_start(self, directory: Path) -> None:
+        """Show that a worker is started."""
+        self.progress.begin(directory.name)
+
+    def on_report(self, directory: Path, row: dict[str, Any]) -> None:
+        """Show what a trial does, and log the row of an epoch."""
+        if not directory.is_dir():  # `on_end` reports it
+            return
+        self.progress.report(directory.name, row)
+        if names.EPOCH in row:
+            self.progress.warn(directory.name, folder.read_training_warnings(directory))
+        if names.EPOCH in row or names.ACTIVITY in row:
+            self.log(directory, True)
+
+    def on_end(self, directory: Path, error: str | None) -> None:
+        """Show and log the result or the failure of a trial."""
+        if not directory.is_dir():
+            self.progress.failed(directory.name, f"its folder is gone: {directory}")
+            return
+        result, failure = read_outcome(directory, error)
+        if result is not None:
+            self.progress.finished(directory.name, result)
+        else:
+            self.progress.failed(directory.name, failure["error"])
+        self.log(directory, False)
+        if failure and self.fail_fast:
+            raise FailedFast
+
+
+def run_trials(
+    trials: dict[Path, TrialRecord],
+    labels: dict[str, str],
+    options: RayOptions | None,
+    data_dir: str | None,
+    console: Console,
+    log: Callable[[Path, bool], None] = lambda trial_dir, running: None,
+    fail_fast: bool = False,
+) -> None:
+    """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_sweep` does.
+
+    labels: by key. log: as in `_SweepListener`.
+    """
+    if not trials:
+        return
+    items = [trial_item(trial, labels[trial.key], trial_dir) for trial_dir, trial in trials.items()]
+    for item in items:  # else an old failure would be reported as this run's
+        (item.directory / folder.FAILURE).unlink(missing_ok=True)
+    work = partial(train_item, data_dir=data_dir, code=source_digest())
+    sweep_dir = items[0].directory.parents[1]
+    with SweepProgress(list(trials.values()), labels, console, TimeLeft.measured_in(sweep_dir)) as progress:
+        listener = _SweepListener(progress, log, fail_fast)
         try:
-            ray_tune.run_on_ray(trial_dirs, work, callbacks.on_report, callbacks.on_end, options, plan.sweep_dir)
-        except (KeyboardInterrupt, ray_tune.RayDiedError):
-            for trial_dir in trial_dirs:
-                mlflow.sync(trial_dir, running=False)
+            if options is None:
+                progress.print_line(f"device: {device_name(best_device())}")
+                run_here(items, work, listener)
+            else:
+                progress.print_line("connects to Ray" if options.address else "loads Ray and starts it")
+                from harness.tune import ray_tune  # here, since a finished sweep needs no Ray
+
+                ray_tune.run_on_ray(items, work, listener, options, sweep_dir)
+        except FailedFast:
+            progress.print_line("a trial failed: the others are stopped")
+        except BaseException:
+            for item in items:  # MLflow then says that nobody runs them
+                log(item.directory, False)
             raise
-        return stopping.interrupted

@@ -1,7 +1,7 @@
 """Print the states of a sweep's trials, what `harness.run` starts, and with --dry-run how long that takes.
 
 A trial counts as running if a run holds the directory and has written to the trial's folder since it began. A trial
-that `harness.trial` runs is shown as unfinished, with the time of the last write.
+that `harness.run --here` runs is shown as unfinished, with the time of the last write.
 """
 
 import os
@@ -25,7 +25,8 @@ from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
 from harness.tune.planned_sweep import PlannedSweep
-from harness.tune.progress import minutes, percent
+from harness.tune.progress import percent
+from harness.tune.time_left import minutes, wall_seconds
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 
@@ -182,4 +183,4 @@ def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
     work = f"time: {minutes(sum(estimates))} of work for {len(estimates)} of {len(left)} trials"
     if not side_by_side:
         return work
-    return f"{work}; {minutes(max(max(estimates), sum(estimates) / side_by_side))} side by side"
+    return f"{work}; {minutes(wall_seconds(estimates, side_by_side))} side by side"

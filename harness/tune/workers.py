@@ -1,8 +1,7 @@
 """What trains a trial or evaluates a part of one, in this process or in many under Ray.
 
-An item of work is a path: a trial's folder, or a shard as `storage.certification.shard_path` names it. An executor
-takes items and a function that does one, and calls back for each report and at the end of each item. `run_here` is one
-executor, `ray_tune.run_on_ray` the other; `run_items` chooses.
+An executor takes items of work and a function that does one, and tells a listener what happens. `run_here` is one
+executor, `ray_tune.run_on_ray` the other.
 """
 
 import os
@@ -16,24 +15,62 @@ from typing import Any
 
 import torch
 
-from harness.common.errors import InputError, Stopped, error_line, require
+from harness.common import names
+from harness.common.errors import InputError, error_line, require
+from harness.common.masking import mask_secrets
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
+from harness.config.trial import Trial
 from harness.data import Data, load
-from harness.evaluation.certification_shards import certify_shard
 from harness.machine.freed_memory import free_memory
 from harness.own_data import OwnData
 from harness.storage import folder
-from harness.training.checkpoint import Clock
-from harness.training.trial import Report, run_folder
+from harness.storage.folder import TrialResult
+from harness.training.trial import Report, train_and_certify
 
-Work = Callable[[Path, Report], None]
-OnReport = Callable[[Path, dict[str, Any]], None]
-OnEnd = Callable[[Path, str | None], None]
-"""Called with an item and the error that ended it, None for none."""
-
-RAY_STATE = ".ray"
+RAY_STATE = "ray"
 """The directory of Ray's own state, in that of the results."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of work.
+
+    directory: a trial's folder, or another path that no other item has.
+    label: its name in messages and in Ray's dashboard.
+    settings: JSON, such as a trial's config.
+    """
+
+    directory: Path
+    label: str
+    settings: dict[str, Any]
+
+
+Work = Callable[[Item, Report], dict[str, Any]]
+"""Does an item and returns its last numbers."""
+
+
+class Listener:
+    """What an executor calls, in the process of the command; the methods here do nothing."""
+
+    def on_start(self, directory: Path) -> None:
+        """An item begins, or begins again in another worker."""
+
+    def on_report(self, directory: Path, row: dict[str, Any]) -> None:
+        """An item has reported."""
+
+    def on_end(self, directory: Path, error: str | None) -> None:
+        """An item has ended, by an error or by none."""
+
+    def on_step(self) -> None:
+        """Some time has passed; under Ray several times a second."""
+
+    def on_text(self, text: str) -> None:
+        """There is something to be said to a person."""
+
+
+class FailedFast(Exception):  # noqa: N818
+    """An item has failed, and no other is wanted: a listener raises it under --fail-fast."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,7 @@ class RayOptions:
     data_dir: of the data sets.
     address: of a running cluster; None starts one on this machine.
     at_once: the most items at a time; None for as many as fit.
+    dashboard: whether the Ray that is started has its dashboard.
     """
 
     cpu: int
@@ -51,6 +89,7 @@ class RayOptions:
     data_dir: str
     address: str | None = None
     at_once: int | None = None
+    dashboard: bool = False
 
 
 def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
@@ -80,45 +119,47 @@ def load_data(trials: dict[str, folder.TrialRecord], data_dir: str | None) -> di
     return data_sets
 
 
-def train_item(
-    trial_dir: Path,
-    report: Report,
-    data_dir: str | None,
-    code: str | None = None,
-    asked: Callable[[], bool] | None = None,
-) -> None:
-    """Train the trial in a folder, of a sweep or of a search; do nothing once trials are asked to stop.
+def trial_item(trial: folder.TrialRecord, label: str, directory: Path) -> Item:
+    """Return the work of training and certifying a trial in its folder."""
+    return Item(directory, label, trial.config.model_dump(mode="json"))
 
-    code: as in `run_folder`. asked: returns True once trials are to stop; by default, if the sweep's stop file exists.
-    Raises as `run_folder` does.
+
+def train_item(item: Item, report: Report, data_dir: str | None, code: str | None = None) -> dict[str, Any]:
+    """Train and certify a trial, of a sweep or of a search, and return its metrics. Raises as its function does."""
+    folder.require_there(item.directory)  # else a retry would make it again
+    report({names.ACTIVITY: "reads its data"})
+    return train_and_certify(Trial.model_validate(item.settings), item.directory, report, data_dir, code=code).metrics
+
+
+def read_outcome(trial_dir: Path, error: str | None) -> tuple[TrialResult | None, dict[str, Any]]:
+    """Return the result of a trial that has ended, or its failure, which is written here if its worker died.
+
+    error: of its worker.
     """
-    asked = asked or folder.stop_file(trial_dir).exists
-    if not asked():
-        run_folder(trial_dir, report, data_dir, Clock(asked=asked), code)
+    if (result := folder.read_result(trial_dir)) is not None:
+        return result, {}
+    failure = folder.read_failure(trial_dir)
+    if failure is None:
+        failure = {"error": mask_secrets(error or "its worker ended without a result")}
+        with suppress(OSError):  # of a full disk
+            failure = folder.write_failure(trial_dir, failure["error"])
+    return None, failure
 
 
-def certify_item(shard: Path, report: Report, data_dir: str | None) -> None:
-    """Evaluate a shard of a certification. Reports and raises as `certify_shard` does."""
-    certify_shard(shard.parents[1], int(shard.name), report, data_dir)
-
-
-def run_here(items: Iterable[Path], work: Work, on_report: OnReport, on_end: OnEnd) -> None:
+def run_here(items: Iterable[Item], work: Work, listener: Listener) -> None:
     """Do items in this process, one after the other; those after one that fails are done all the same."""
     for item in items:
         error = None
+        listener.on_start(item.directory)
         try:
-            with suppress(Stopped):
-                work(item, partial(on_report, item))
+            work(item, partial(listener.on_report, item.directory))
         except Exception as cause:
             error = error_line(cause)
         free_memory()
-        on_end(item, error)
+        listener.on_end(item.directory, error)
 
 
-def run_items(
-    items: list[Path], work: Work, on_end: OnEnd, data_dir: str, workers: int | None,
-    on_report: OnReport = lambda item, row: None,
-) -> None:  # fmt: skip
+def run_items(items: list[Item], work: Work, listener: Listener, data_dir: str, workers: int | None) -> None:
     """Do items: under Ray, or in this process if only one is to be done at a time.
 
     workers: how many at a time; None for one on each GPU or, without any, on each core.
@@ -126,9 +167,9 @@ def run_items(
     gpus = torch.cuda.device_count()
     at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
     if at_once <= 1:
-        return run_here(items, work, on_report, on_end)
+        return run_here(items, work, listener)
     from harness.tune.ray_tune import run_on_ray  # here, since one worker needs no Ray
 
     options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
     with TemporaryDirectory(prefix="harness-") as scratch:
-        run_on_ray(items, work, on_report, on_end, options, Path(scratch))
+        run_on_ray(items, work, listener, options, Path(scratch))

@@ -4,9 +4,9 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from os.path import exists, isfile  # also of names that are too long, unlike those of Path
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from harness.storage.instances import (
 )
 from harness.storage.lock import lock_directory
 from harness.tune.progress import Bars
-from harness.tune.workers import run_items
+from harness.tune.workers import Item, Listener, run_items
 
 _NETWORK = r"""\s*\(\s*(?:'\w+'|"\w+")\s*,\s*(?:'([^']*)'|"([^"]*)")\s*\)\s*"""
 _NETWORKS = re.compile(rf"\s*\[(?:{_NETWORK},)*(?:{_NETWORK})?\]\s*")
@@ -172,7 +172,7 @@ def _solve_missing(
     problems: of those that are errors as they are.
     """
 
-    def on_end(path: Path, error: str | None) -> None:
+    def write(path: Path, error: str | None) -> None:
         if error is not None:
             write_json(path, queries[path] | {"result": ERROR, "seconds": 0.0, "branches": 0, "detail": error})
         record = records[path] = read_record(path)
@@ -189,19 +189,31 @@ def _solve_missing(
     with Bars(console) as bars:
         for path in todo:
             if path in problems:
-                on_end(path, problems[path])
-        if solvable := [path for path in todo if path not in problems]:
-            work = partial(_solve_instance, queries={str(path): queries[path] for path in solvable})
-            run_items(solvable, work, on_end, "", workers)
+                write(path, problems[path])
+        items = [Item(path, path.stem, queries[path]) for path in todo if path not in problems]
+        if items:
+            run_items(items, _solve_instance, _Ends(write), "", workers)
 
 
-def _solve_instance(path: Path, report: object, queries: dict[str, Record]) -> None:
-    """Solve the instance whose record has this path, and write the record."""
+class _Ends(Listener):
+    """Calls a function at the end of each instance, with its path and the error that ended it."""
+
+    def __init__(self, write: Callable[[Path, str | None], None]):
+        self.write = write
+
+    def on_end(self, directory: Path, error: str | None) -> None:
+        """Write how an instance ended."""
+        self.write(directory, error)
+
+
+def _solve_instance(item: Item, report: object) -> Record:
+    """Solve the instance whose record is this item, write the record and return what came of it."""
     from safetensors.torch import save
 
     from harness.vnnlib.solve import Result, solve_files
 
-    query, certificate = queries[str(path)], certificate_path(path)
+    path, query = item.directory, item.settings
+    certificate = certificate_path(path)
     certificate.unlink(missing_ok=True)
     try:
         digests = [query["onnx_sha256"], query["vnnlib_sha256"]]
@@ -220,6 +232,7 @@ def _solve_instance(path: Path, report: object, queries: dict[str, Record]) -> N
         "certificate_sha256": digest_of(content) if content else "",
     }
     write_json(path, query | outcome)
+    return {"result": result.status, "seconds": result.seconds}
 
 
 def _digest(kind: str, path: str) -> str:

@@ -86,7 +86,8 @@ def check_harness_command(name, arguments):
         return
     options = parser_of(name).parse_args(arguments)
     if name in PATTERNS and (patterns := getattr(options, PATTERNS[name])):
-        assert select_by_pattern("--only", patterns, labels_of(options.sweep if name == "run" else options.directory))
+        directory = options.files[0] if name == "run" else options.directory
+        assert select_by_pattern("--only", patterns, labels_of(directory))
     values = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in [value for value in values if isinstance(value, Path)]:
         if path.parts[0] == "sweeps":

@@ -2,6 +2,7 @@
 
 import pwd
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -66,7 +67,7 @@ def test_a_command_runs_by_its_name(tmp_path, capsys):
     [
         (1, 1, ""),
         (InputError("no such thing"), 2, "error: no such thing"),
-        (Stopped(), 3, "stopped"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

@@ -19,7 +19,7 @@ from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.training import checkpoint, run_trial
+from harness.training import checkpoint, train_and_certify
 
 
 def contents(directory):
@@ -52,7 +52,7 @@ def trial(tiny_trial):
 def finished(trial, tmp_path_factory):
     """The folder of a finished trial, which no test may change."""
     trial_dir = folder.trial_dir(tmp_path_factory.mktemp("finished") / "tiny", trial.key)
-    run_trial(trial.config, trial_dir)
+    train_and_certify(trial.config, trial_dir)
     (trial_dir / folder.LOG).unlink()
     return trial_dir
 
@@ -81,7 +81,7 @@ def test_trial_files(run_command, trial, tmp_path):
     for keys in (("config",), ("config", "train"), ("config", "evaluation")):
         cases |= malformed.changes(good, *keys)
     cases = {what: text for what, text in cases.items() if not describes(text, trial)}
-    assert_refused(run_command, path, cases, [2], "trial", path, "--results-dir", tmp_path / "results")
+    assert_refused(run_command, path, cases, [2], "run", "--here", path, "--results-dir", tmp_path / "results")
 
 
 def describes(text, trial):

@@ -10,7 +10,7 @@ from harness.attacks.pgd import worst_point
 from harness.evaluation import ibp
 from harness.machine.subnormals import without_subnormals
 from harness.settings import Evaluation
-from harness.training import loop, run_trial
+from harness.training import loop, train_and_certify
 from harness.training.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush them")
@@ -55,7 +55,7 @@ def test_steps_and_attacks_have_no_subnormals_and_bounds_have(tiny_trial, tmp_pa
     for name in ("monitor_bounds", "monitor_untrained"):
         monkeypatch.setattr(loop, name, recorded(getattr(loop, name), bounds))
     monkeypatch.setattr(ibp, "bound_margins", recorded(ibp.bound_margins, bounds))
-    run_trial(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)
+    train_and_certify(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)
     model = nn.Linear(2, 2)
     model.forward = recorded(model.forward, attacks)
     worst_point(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), Fraction(1, 10), Evaluation(), 0, torch.arange(3))

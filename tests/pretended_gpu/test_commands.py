@@ -79,7 +79,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_each_trial_sees_the_gpu_that_ray_gave_it(finished):
-    calls = finished.calls("run_folder")
+    calls = finished.calls("train_and_certify")
     assert len(calls) == 2 and all(call["count"] == 1 for call in calls)
     assert {call["visible"] for call in calls} == {"0", "1"}
     assert all(0.98 < call["share"] < 1 for call in calls), "all of the card but a context"
@@ -106,7 +106,7 @@ def test_certify_spreads_its_shards_over_the_gpus(finished):
 
 def test_a_driver_that_is_too_old_is_named_and_nothing_starts(tmp_path):
     machine = Machine(tmp_path)
-    done = machine.run("harness.trial", "study.yaml", PRETEND_FAULT="driver")  # which imports less than harness.run
+    done = machine.run("harness.run", "study.yaml", "--here", PRETEND_FAULT="driver")
     assert done.returncode == 2 and machine.trials() == []
     assert "NVIDIA's driver lists 1 GPU; torch" in done.stderr and "docs/gpu.md" in done.stderr
 
@@ -115,7 +115,7 @@ def test_a_driver_that_is_too_old_is_named_and_nothing_starts(tmp_path):
 def test_two_trials_share_a_gpu_and_its_memory(tmp_path):
     machine = Machine(tmp_path, resources={"cpu": 1, "gpu": 0.5})
     assert_succeeded(machine.sweep(PRETEND_GPUS="1"))
-    calls = machine.calls("run_folder")
+    calls = machine.calls("train_and_certify")
     assert [call["visible"] for call in calls] == ["0", "0"] and len({call["process"] for call in calls}) == 2
     assert all(0.48 < call["share"] < 0.5 for call in calls)
 
@@ -135,7 +135,7 @@ def test_memory_that_runs_out_in_one_of_two_sharing_trials_divides_its_batches_a
 def test_a_trial_that_reserves_no_gpu_does_not_take_one(tmp_path):
     machine = Machine(tmp_path, resources={"cpu": 1, "gpu": 0})
     assert_succeeded(machine.sweep(PRETEND_GPUS="4"))
-    assert [call["count"] for call in machine.calls("run_folder")] == [0, 0]
+    assert [call["count"] for call in machine.calls("train_and_certify")] == [0, 0]
     assert all(result.environment["device"].startswith("CPU") for result in machine.results())
 
 
@@ -158,7 +158,7 @@ def test_a_worker_that_is_killed_is_replaced_on_a_gpu(tmp_path):
         os.kill(victim, signal.SIGKILL)
         printed, _ = driver.communicate(timeout=500)
     assert driver.returncode == 0, printed
-    calls = machine.calls("run_folder")
+    calls = machine.calls("train_and_certify")
     assert len(calls) == 3 and all(call["count"] == 1 for call in calls)
     assert all(result.environment["device"] == "NVIDIA H200 (pretended)" for result in machine.results())
 
@@ -168,7 +168,7 @@ def _worker_in_the_middle(machine: Machine) -> int:
     end = time.monotonic() + 300
     while time.monotonic() < end:
         if any(len(folder.read_epochs(trial)) > 2 for trial in machine.trials()):
-            return machine.calls("run_folder")[0]["process"]
+            return machine.calls("train_and_certify")[0]["process"]
         time.sleep(0.2)
     raise TimeoutError("no trial trained two epochs")
 
@@ -181,5 +181,5 @@ def test_a_search_places_its_candidates_on_gpus(tmp_path):
     }  # fmt: skip
     machine = Machine(tmp_path, search=search, trials=[{"model": "cnn5", "method": "ibp"}])
     assert_succeeded(machine.sweep(PRETEND_GPUS="4"))
-    calls = machine.calls("run_folder")
+    calls = machine.calls("train_and_certify")
     assert len(calls) >= 3 and all(call["count"] == 1 for call in calls)

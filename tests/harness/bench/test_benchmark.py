@@ -11,7 +11,7 @@ from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
 from harness.storage import folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", "--rounds", "1"]
 
@@ -19,7 +19,7 @@ SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", 
 @pytest.fixture(scope="module")
 def trained(tiny_trial, tmp_path_factory):
     trial_dir = tmp_path_factory.mktemp("trained")
-    run_trial(tiny_trial(width=0.05), directory=trial_dir)
+    train_and_certify(tiny_trial(width=0.05), directory=trial_dir)
     return trial_dir
 
 

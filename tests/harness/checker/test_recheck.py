@@ -20,7 +20,7 @@ from harness.config import plugins
 from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage import certification, folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROOFS = {
@@ -122,7 +122,7 @@ def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(tiny_trial,
     config = tiny_trial("trusted", train={"epochs": 1, "ramp_epochs": 1}).replace(plugins=plugin)
     trial = folder.make_trial(config, load("digits").fingerprint)
     sweep_dir, installed = tmp_path / "tiny", tmp_path / "installed"
-    run_trial(config, folder.trial_dir(sweep_dir, trial.key))
+    train_and_certify(config, folder.trial_dir(sweep_dir, trial.key))
     command, option = [str(sweep_dir)], ["--plugin", "checked_nets"]
     assert main("recheck", command) == FAILED
     assert "names the plugin checked_nets; if you trust it, add --plugin checked_nets" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.config import plugins
 from harness.data import load
 from harness.storage import folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 NETS = """
 from torch import nn
@@ -151,11 +151,11 @@ def test_a_function_below_a_plugin_counts_with_its_module(package, tmp_path):
 def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp_path):
     package()
     config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]), train={"epochs": 1, "ramp_epochs": 1})
-    assert run_trial(config, tmp_path / "trial").metrics
+    assert train_and_certify(config, tmp_path / "trial").metrics
     package(nets=NETS + "\n")
     (tmp_path / "trial" / folder.RESULT).unlink()
     with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
-        run_trial(config, tmp_path / "trial")
+        train_and_certify(config, tmp_path / "trial")
 
 
 COMMANDS = {"certify": [], "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}

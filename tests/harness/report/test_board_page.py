@@ -88,7 +88,7 @@ def test_a_row_compares_only_with_rows_of_its_data_set_eps_verifier_and_images(p
         assert rows[0][1].certified.mean == min(same)
     ours = [row for row in published if row.origin == OURS]
     assert {"first 4,000 test images", "5,000 held-out images"} <= {row.group.images for row in ours}
-    assert all(row.verdicts is not None and "harness.trial" in row.commands for row in ours)
+    assert all(row.verdicts is not None and "harness.run --here" in row.commands for row in ours)
 
 
 def test_a_study_lies_in_history_with_the_commands_that_bring_it_back(published):

@@ -13,7 +13,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.data import load
 from harness.storage import files, folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 
 def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_trial, monkeypatch, capsys):
@@ -24,7 +24,7 @@ def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_trial, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert main("trial", [str(tmp_path / "trial.json"), "--results-dir", str(tmp_path / "results")]) == 1
+    assert main("run", ["--here", str(tmp_path / "trial.json"), "--results-dir", str(tmp_path / "results")]) == 1
     error = capsys.readouterr().err
     assert "failed" in error and "No space left on device: '" in error and "Traceback" not in error
 
@@ -37,7 +37,7 @@ def test_a_folder_that_goes_away_while_training_is_not_made_again(tmp_path, tiny
             shutil.rmtree(tmp_path / "results")
 
     with pytest.raises(FileNotFoundError, match=r"the trial's folder is gone: '.*/trials/key'"):
-        run_trial(tiny_trial(width=0.05), trial_dir, remove)
+        train_and_certify(tiny_trial(width=0.05), trial_dir, remove)
     assert not (tmp_path / "results").exists()
 
 
@@ -46,7 +46,15 @@ def test_a_trial_whose_files_grow_too_large_fails_and_goes_on_later(tmp_path, ti
     """A process of its own, which may write no file of more than 30 kB."""
     trial = folder.make_trial(tiny_trial(width=0.1), load("digits").fingerprint)
     files.write_json(tmp_path / "trial.json", folder.trial_json(trial))
-    command = [sys.executable, "-m", "harness.trial", str(tmp_path / "trial.json"), "--results-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.run",
+        "--here",
+        str(tmp_path / "trial.json"),
+        "--results-dir",
+        str(tmp_path),
+    ]
 
     def run(**options):
         return subprocess.run(command, capture_output=True, text=True, timeout=250, **options)

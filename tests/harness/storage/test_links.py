@@ -26,7 +26,6 @@ COMMANDS = {name: ["study"] for name in ("tables", "recheck", "publish")} | {
     "certify": ["study/trials/0"],
     "benchmark": ["--trained", "study/trials/0"],
     "verify": ["list.csv", "--results-dir", "study"],
-    "trial": ["trial.json", "--results-dir", "."],
     "run": ["sweep.yaml", "--results-dir", "."],
 }
 """The arguments of each command that reads or writes results."""

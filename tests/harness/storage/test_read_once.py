@@ -10,7 +10,7 @@ from harness.evaluation.certification_shards import certification_of, certify_sh
 from harness.evaluation.parts import merge_parts
 from harness.storage import certification, folder, lock
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, unchanged_files
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 AMBIGUOUS = {
     "a key twice": b'{"a": 1, "a": 2}',
@@ -83,7 +83,7 @@ def certified(tiny_trial, tmp_path):
     """A certification with a finished shard."""
     config = tiny_trial(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
     trial_dir, data = tmp_path / "trials/0", load("digits")
-    run_trial(config, trial_dir)
+    train_and_certify(config, trial_dir)
     trial, stored = certification_of(trial_dir, config, data, read_bytes(trial_dir / folder.WEIGHTS))
     directory = certification.directory_of(trial_dir, config.evaluation)
     certification.take_over(directory, trial, stored)

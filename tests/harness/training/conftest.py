@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from harness.common import names
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def whole_trial(tiny_trial, tmp_path_factory):
     @functools.cache
     def of(model):
         rows, place = [], tmp_path_factory.mktemp(f"whole-{model}")
-        run_trial(tiny_trial(model), directory=place, report=rows.append)
+        train_and_certify(tiny_trial(model), directory=place, report=rows.append)
         return place, [row for row in rows if names.EPOCH in row]
 
     return of

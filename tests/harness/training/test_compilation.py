@@ -9,8 +9,7 @@ from steppers import Killed, kill, stepper_of
 
 from harness.common import names
 from harness.storage import folder
-from harness.training import loop, objective, run_trial
-from harness.training.checkpoint import Clock
+from harness.training import loop, objective, train_and_certify
 from harness.training.compilation import WORTH_COMPILING, choose_compilation
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -42,7 +41,7 @@ def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkey
         raise RuntimeError("no C++ compiler\nand much more")
 
     monkeypatch.setattr(objective, "compiled_loss", lambda loss: fail)
-    result = run_trial(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
+    result = train_and_certify(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
     assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
     assert [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path)[1:]] == [0.0] * 3
 
@@ -64,12 +63,12 @@ def test_timing_steps_changes_nothing(tiny_trial):
 def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
     """By Inductor itself, on a CPU."""
     config = tiny_trial("fc", options={"hidden": [8]}, method=method, train={"compile": "always"})
-    run_trial(config, directory=tmp_path / "uninterrupted")
+    train_and_certify(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
-        run_trial(config, directory=tmp_path / "interrupted", report=kill, clock=Clock(save_seconds=0))
+        train_and_certify(config, directory=tmp_path / "interrupted", report=kill, save_seconds=0)
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
-    run_trial(config, directory=tmp_path / "interrupted")
-    run_trial(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")
+    train_and_certify(config, directory=tmp_path / "interrupted")
+    train_and_certify(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
     whole, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -10,14 +10,8 @@ from steppers import Killed, kill
 from harness.common import names
 from harness.data import load
 from harness.storage import folder
-from harness.training import checkpoint, run_trial
-from harness.training.checkpoint import Clock
+from harness.training import checkpoint, train_and_certify
 from harness.training.loop import train
-
-
-def saving_each_time():
-    """A clock by which every epoch has its checkpoint, and every batch that is evaluated is saved."""
-    return Clock(save_seconds=0)
 
 
 def images_of_320():
@@ -42,14 +36,14 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
     small = {"width": 0.05, "train_images": 128, "options": options, "method_options": {"attack_steps": 2}}
     config, broken, rows = tiny_trial(model, method=method, train={"ema_decay": 0.9}, **small), tmp_path / "broken", []
     with pytest.raises(Killed):
-        run_trial(config, broken, kill, clock=saving_each_time())
+        train_and_certify(config, broken, kill, save_seconds=0)
     half_written = broken / f".{folder.EPOCHS}.1.tmp"
     half_written.touch()
     torch.manual_seed(99)
-    run_trial(config, broken, rows.append)
+    train_and_certify(config, broken, rows.append)
     assert not half_written.exists()
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [3]
-    run_trial(config, tmp_path / "undisturbed")
+    train_and_certify(config, tmp_path / "undisturbed")
     resumed, undisturbed = (load_file(path / folder.WEIGHTS) for path in (broken, tmp_path / "undisturbed"))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
     assert [row[names.EPOCH] for row in folder.read_epochs(broken)] == [0, 1, 2, 3]
@@ -58,10 +52,10 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
 def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(tmp_path, tiny_trial, whole_trial):
     assert "trained_on" not in folder.read_result(whole_trial("cnn5")[0]).environment
     with pytest.raises(Killed):
-        run_trial(tiny_trial("cnn5"), directory=tmp_path, report=kill, clock=saving_each_time())
+        train_and_certify(tiny_trial("cnn5"), directory=tmp_path, report=kill, save_seconds=0)
     here = (tmp_path / folder.TRAINED_ON).read_text()
     (tmp_path / folder.TRAINED_ON).write_text("NVIDIA H200\n\nNVIDIA H200\n")
-    result = run_trial(tiny_trial("cnn5"), directory=tmp_path)
+    result = train_and_certify(tiny_trial("cnn5"), directory=tmp_path)
     assert result.environment["trained_on"] == f"NVIDIA H200, {here.strip()}"
     assert here.strip() == result.environment["device"]
 
@@ -98,9 +92,9 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
             monkeypatch.setattr(f"harness.training.loop.{where}", die)
 
     with pytest.raises(Killed):
-        run_trial(config, tmp_path, report, clock=saving_each_time())
+        train_and_certify(config, tmp_path, report, save_seconds=0)
     monkeypatch.undo()
-    result = run_trial(config, tmp_path)
+    result = train_and_certify(config, tmp_path)
     rows = folder.read_epochs(tmp_path)
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     assert rows[:2] == done
@@ -113,17 +107,17 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
 
 def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_rows(tiny_trial, tmp_path, monkeypatch):
     """Here after the second epoch, whose checkpoint is the only one; a row of the third is there already."""
-    config, clock = tiny_trial(width=0.05, train={"epochs": 4, "ema_decay": 0.9}), Clock()
-    monkeypatch.setattr(clock, "is_save_due", lambda: len(folder.read_epochs(tmp_path)) == 3)
+    config = tiny_trial(width=0.05, train={"epochs": 4, "ema_decay": 0.9})
+    monkeypatch.setattr(checkpoint.Clock, "is_save_due", lambda clock: len(folder.read_epochs(tmp_path)) == 3)
 
     def kill(row):
         if row.get(names.EPOCH) == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(config, tmp_path, kill, clock=clock)
+        train_and_certify(config, tmp_path, kill)
     written, again = folder.read_epochs(tmp_path), []
-    run_trial(config, tmp_path, again.append)
+    train_and_certify(config, tmp_path, again.append)
     assert [row[names.EPOCH] for row in again if names.EPOCH in row] == [3, 4]
     assert folder.read_epochs(tmp_path)[:3] == written[:3]
     assert without_times(again[:1]) == without_times(written[3:])
@@ -169,7 +163,7 @@ def killed_trial(tiny_trial, tmp_path_factory):
     trial_dir = tmp_path_factory.mktemp("killed")
 
     with pytest.raises(Killed):
-        run_trial(tiny_trial(), trial_dir, kill, clock=saving_each_time())
+        train_and_certify(tiny_trial(), trial_dir, kill, save_seconds=0)
     return trial_dir
 
 
@@ -181,7 +175,7 @@ def test_training_starts_again_if_its_checkpoint_is_damaged(
     trial_dir = shutil.copytree(killed_trial, tmp_path / "trial")
     spoil(trial_dir / folder.CHECKPOINT)
     rows = []
-    run_trial(tiny_trial(), trial_dir, rows.append)
+    train_and_certify(tiny_trial(), trial_dir, rows.append)
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [1, 2, 3]
     assert f"{trial_dir / folder.CHECKPOINT} cannot be read" in (trial_dir / folder.LOG).read_text()
     assert capsys.readouterr().out == "", "nothing that a file names is run"

@@ -12,8 +12,7 @@ from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.machine.freed_memory import free_memory
 from harness.storage import folder
-from harness.training import load_network, run_trial
-from harness.training.checkpoint import Clock
+from harness.training import load_network, train_and_certify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default"), pytest.mark.timeout(1200)]
 
@@ -46,10 +45,10 @@ def test_captured_steps_are_eager_ones(tiny_trial, case):
 @pytest.mark.parametrize("model", ["cnn5", "cerdeq"])
 def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp_path, model):
     config = tiny_trial(model, width=0.1, train={"ema_decay": 0.9, "accumulate": 2})
-    run_trial(config, tmp_path / "unbroken")
+    train_and_certify(config, tmp_path / "unbroken")
     with pytest.raises(Killed):
-        run_trial(config, tmp_path / "broken", kill, clock=Clock(save_seconds=0))
-    run_trial(config, tmp_path / "broken")
+        train_and_certify(config, tmp_path / "broken", kill, save_seconds=0)
+    train_and_certify(config, tmp_path / "broken")
     unbroken, broken = (load_file(tmp_path / name / folder.WEIGHTS) for name in ("unbroken", "broken"))
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
 
@@ -59,7 +58,7 @@ def test_a_trial_that_was_killed_ends_with_the_very_same_weights(tiny_trial, tmp
 def test_a_trial_is_evaluated_as_on_a_cpu(tiny_trial, tmp_path, model, precision):
     """In TF32 the solve of a monitored equilibrium would miss its tolerance, were it on outside the steps."""
     config = tiny_trial(model, width=0.1, train={"precision": precision, "recompute_statistics": True})
-    result = run_trial(config, tmp_path)
+    result = train_and_certify(config, tmp_path)
     assert result.warnings == [] and not result.environment["device"].startswith("CPU")
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     images = load("digits").test_images(60)
@@ -92,7 +91,7 @@ def test_a_trial_that_does_not_fit_fails_and_the_process_goes_on(tiny_trial, tmp
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
-            run_trial(tiny_trial(width=0.1), tmp_path)
+            train_and_certify(tiny_trial(width=0.1), tmp_path)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert run_trial(tiny_trial(width=0.1), tmp_path).warnings == []
+    assert train_and_certify(tiny_trial(width=0.1), tmp_path).warnings == []

@@ -7,8 +7,7 @@ from steppers import Killed, kill
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.storage import folder
-from harness.training import run_trial
-from harness.training.checkpoint import Clock
+from harness.training import train_and_certify
 from harness.training.step import Stepper
 
 
@@ -37,7 +36,7 @@ def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_
     """Five steps an epoch: memory runs out in the second one. The rows say that the first is not trained again."""
     config, rows = tiny_trial(width=0.05, train={"compile": "never"}), []
     memory_for(2, after=7)
-    result = run_trial(config, tmp_path, rows.append, clock=Clock(save_seconds=0))
+    result = train_and_certify(config, tmp_path, rows.append, save_seconds=0)
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
     assert accumulated(tmp_path) == [None, None, 2, 2]
     assert result.warnings == ["accumulate 2 instead of 1 after running out of memory"]
@@ -49,9 +48,9 @@ def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for
     config = tiny_trial(width=0.05, train={"accumulate": 2, "compile": "never"})
     memory_for(4)
     with pytest.raises(Killed):
-        run_trial(config, tmp_path, kill, clock=Clock(save_seconds=0))
+        train_and_certify(config, tmp_path, kill, save_seconds=0)
     memory_for(1)
-    result = run_trial(config, tmp_path)
+    result = train_and_certify(config, tmp_path)
     assert accumulated(tmp_path) == [None, 4, 4, 4]
     assert result.warnings == ["accumulate 4 instead of 2 after running out of memory"]
 
@@ -60,7 +59,7 @@ def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for
 def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_trial, tmp_path, memory_for, train):
     memory_for(1000)
     with pytest.raises(torch.OutOfMemoryError):
-        run_trial(tiny_trial(width=0.05, train=train | {"compile": "never"}), tmp_path)
+        train_and_certify(tiny_trial(width=0.05, train=train | {"compile": "never"}), tmp_path)
     message = "out of memory; on a GPU, raise resources.gpu: OutOfMemoryError: CUDA out of memory"
     assert folder.read_failure(tmp_path)["error"] == message
 
@@ -68,7 +67,7 @@ def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_trial, tmp_path, me
 def test_another_error_is_not_tried_again(tiny_trial, tmp_path, memory_for):
     memory_for(2, error=lambda _: RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal"):
-        run_trial(tiny_trial(width=0.05, train={"compile": "never"}), tmp_path)
+        train_and_certify(tiny_trial(width=0.05, train={"compile": "never"}), tmp_path)
 
 
 def wrapped_error():

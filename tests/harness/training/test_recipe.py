@@ -12,7 +12,7 @@ from harness.data import load
 from harness.data.augment import augment
 from harness.evaluation.network import load_network
 from harness.storage.folder import CHECKPOINT, EPOCHS, WEIGHTS
-from harness.training import objective, run_trial
+from harness.training import objective, train_and_certify
 from harness.training.loop import train
 from harness.training.monitor import recompute_statistics
 
@@ -38,7 +38,7 @@ def gradient_norm(stepper) -> float:
 
 def test_the_trained_network_normalises_pixels_as_the_recipe_says(tiny_trial, tmp_path):
     config = tiny_trial(train={"mean": (0.25,), "std": (0.5,)})
-    run_trial(config, tmp_path, lambda row: None)
+    train_and_certify(config, tmp_path, lambda row: None)
     for network in (trained(config, tmp_path / "again")[0], load_network(config, tmp_path / WEIGHTS)):
         x = torch.rand(2, 1, 8, 8).to(network.normalize.mean)
         torch.testing.assert_close(network.normalize(x), (x - 0.25) / 0.5)
@@ -191,7 +191,7 @@ def test_the_ramp_ends_at_the_training_radius(tiny_trial, tmp_path):
 
 @pytest.mark.parametrize("method", ["sabr", "mtl-ibp"])
 def test_rows_have_a_certified_error_only_if_the_method_bounds_the_ball(tiny_trial, tmp_path, method):
-    result = run_trial(tiny_trial(method=method, width=0.05, train={"epochs": 1, "ramp_epochs": 1}), tmp_path)
+    result = train_and_certify(tiny_trial(method=method, width=0.05, train={"epochs": 1, "ramp_epochs": 1}), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / EPOCHS).read_text().splitlines()]
     assert (rows[-1]["train/certified_error"] is None) == (method != "mtl-ibp")
     assert rows[-1]["train/bound_width"] > 0 and rows[-1]["train/loss"] > 0

@@ -12,7 +12,7 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.storage import folder
-from harness.training import NonFiniteLossError, load_network, loop, run_trial, trial
+from harness.training import NonFiniteLossError, load_network, loop, train_and_certify, trial
 
 
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
@@ -42,7 +42,7 @@ def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_tr
 
 def test_training_in_bf16_leaves_evaluation_in_float64(tmp_path, tiny_trial):
     config = tiny_trial("cerdeq", train_images=128, train={"precision": "bf16", "epochs": 2})
-    run_trial(config, directory=tmp_path)
+    train_and_certify(config, directory=tmp_path)
     assert not torch.is_autocast_enabled("cpu")
     assert {tensor.dtype for tensor in load_file(tmp_path / folder.WEIGHTS).values()} <= {torch.float32, torch.int64}
     model, test = load_network(config, tmp_path / folder.WEIGHTS), load("digits").test_images(60)
@@ -53,7 +53,7 @@ def test_training_in_bf16_leaves_evaluation_in_float64(tmp_path, tiny_trial):
 def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tiny_trial, monkeypatch):
     monkeypatch.setattr(loop, "monitor_untrained", lambda *_: {"train/bound_width": math.inf, "b": math.nan})
     rows = []
-    run_trial(tiny_trial(), directory=tmp_path, report=rows.append)
+    train_and_certify(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
     assert rows[0] == folder.read_epochs(tmp_path)[0] == expected
 
@@ -67,14 +67,14 @@ def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeyp
 
     monkeypatch.setattr(loop.Stepper, "__call__", diverging)
     with pytest.raises(NonFiniteLossError, match="epoch 2, step"):
-        run_trial(tiny_trial(), directory=tmp_path)
+        train_and_certify(tiny_trial(), directory=tmp_path)
     failure = folder.read_failure(tmp_path)
     assert "non-finite in epoch 2" in failure["error"]
     assert math.isfinite(failure["last_finite"][names.TRAIN_LOSS])
     assert folder.read_result(tmp_path) is None
     assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1]
     monkeypatch.undo()
-    run_trial(tiny_trial(), directory=tmp_path)
+    train_and_certify(tiny_trial(), directory=tmp_path)
     assert folder.read_failure(tmp_path) is None
 
 
@@ -88,12 +88,12 @@ def test_weights_that_are_not_finite_stop_the_trial_too(tmp_path, tiny_trial, mo
 
     monkeypatch.setattr(loop.Stepper, "__call__", breaking)
     with pytest.raises(NonFiniteLossError):
-        run_trial(tiny_trial(), directory=tmp_path)
+        train_and_certify(tiny_trial(), directory=tmp_path)
 
 
 def test_a_collapsed_network_is_warned_about(tmp_path, tiny_trial):
     settings = {"epochs": 1, "ramp_epochs": 0, "learning_rate": 1e-9}
-    result = run_trial(tiny_trial(train=settings, eps="1"), directory=tmp_path)
+    result = train_and_certify(tiny_trial(train=settings, eps="1"), directory=tmp_path)
     assert result.metrics[names.CERTIFIED_ERROR] == 100
     predictions = pd.read_parquet(tmp_path / folder.VERDICTS)[names.PREDICTION]
     collapsed = predictions.value_counts(normalize=True).iloc[0] >= 0.99
@@ -105,9 +105,9 @@ def test_the_log_has_epochs_evaluation_and_what_stopped_a_trial(tiny_trial, tmp_
     config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
     monkeypatch.setattr(trial, "evaluate_in_parts", lambda *_: (_ for _ in ()).throw(ValueError("no bounds today")))
     with pytest.raises(ValueError, match="no bounds"):
-        run_trial(config, tmp_path)
+        train_and_certify(config, tmp_path)
     monkeypatch.undo()
-    run_trial(config, tmp_path)
+    train_and_certify(config, tmp_path)
     text = (tmp_path / folder.LOG).read_text()
     parts = ["cnn5 ibp", "epoch 0", "epoch 1", "evaluating", "stopped", "Traceback", "no bounds today"]
     position = 0

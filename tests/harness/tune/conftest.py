@@ -15,11 +15,11 @@ from unittest.mock import patch
 import pytest
 from mlflow_folders import finish, make_folder
 from processes import descendants
-from study import POLITENESS, SETTINGS, TINY, Study
+from study import SETTINGS, TINY, TOKEN, Study
 
 from harness.report.figures import catalogue
 from harness.tracking.upload import Tracker
-from harness.tune.ray_connection import patient_start, ray  # which prepares the environment that Ray reads
+from harness.tune.ray_connection import ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
     ("runs", "artifact_uri"),
@@ -51,11 +51,10 @@ def cluster():
     Workers inherit three OpenMP threads, so that whoever has one has it from the project.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**POLITENESS, "OMP_NUM_THREADS": "3"}.items():
-            patch.setenv(name, value)
+        patch.setenv("OMP_NUM_THREADS", "3")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-        with patient_start():
-            ray.init("local", num_cpus=4, num_gpus=2, **options)
+        ray.init("local", num_cpus=4, num_gpus=2, **options)
     yield
     ray.shutdown()
 

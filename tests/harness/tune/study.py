@@ -17,8 +17,8 @@ from harness.storage import folder
 from harness.tune import ray_tune
 from harness.tune.workers import run_here
 
-SETTINGS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
-POLITENESS = {"RAY_worker_niceness": "0"}  # at Ray's usual 15, workers starve beside other tests
+SETTINGS = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
+TOKEN = "0123456789abcdef" * 4  # of the Ray that tests of one process share
 TINY = {
     "name": "tiny",
     "dataset": "digits",
@@ -44,8 +44,8 @@ LONG = {  # some seconds of training, so that there is a middle to be killed in
 def without_ray():
     """Trials are run in this process, one by one."""
 
-    def run_on_ray(folders, work, on_report, on_end, options, directory):
-        run_here(folders, work, on_report, on_end)
+    def run_on_ray(items, work, listener, options, directory):
+        run_here(items, work, listener)
 
     with patch.object(ray_tune, "run_on_ray", run_on_ray):
         yield
@@ -67,7 +67,7 @@ class Study:
     def start(self, **options):
         """The command in a process of its own."""
         command = [sys.executable, "-m", "harness.run", *self.options]
-        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS} | POLITENESS
+        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
@@ -103,7 +103,7 @@ class Study:
     def assert_complete(self, printed=()):
         """Every trial has its result, one finished run with each epoch once, and a row in all tables.
 
-        printed: files that may lie there besides, such as Ray's log.
+        printed: files that may lie there besides.
         """
         epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
         assert set(self.runs) == {made.key for made in self.trials.values()}
@@ -122,7 +122,7 @@ class Study:
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
-        assert self.files() - set(printed) == {".lock", "report.html", *tables}
+        assert self.files() - set(printed) == {".lock", "report.html", "ray", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

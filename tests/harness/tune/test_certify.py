@@ -22,7 +22,7 @@ from harness.evaluation import parts, stages
 from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 from harness.tune import workers
 
 STAGES = "ibp,crown-ibp,crown"
@@ -60,7 +60,7 @@ def trained(tmp_path_factory, tiny_trial):
         if seed == 2:
             folder.take_over(trial_dir, trial)
         else:
-            run_trial(config, trial_dir)
+            train_and_certify(config, trial_dir)
     return sweep_dir
 
 

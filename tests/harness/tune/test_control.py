@@ -12,6 +12,7 @@ from study import TINY, Study, snapshot
 
 from harness.checker.bounds import operators
 from harness.common import names
+from harness.common.errors import Stopped
 from harness.storage import folder
 from harness.tracking.outages import PatientTracker
 from harness.tracking.upload import Tracker
@@ -30,11 +31,11 @@ def unfinished(copied):
 
 @pytest.fixture
 def replace_ray(monkeypatch):
-    """A function that replaces Ray by another: it gets the folders and the callbacks of run_on_ray."""
+    """A function that replaces Ray by another: it gets the folders and the callbacks of a listener."""
 
     def replace(act):
-        def run_on_ray(folders, work, on_report, on_end, options, directory):
-            act(folders, on_report, on_end)
+        def run_on_ray(items, work, listener, options, directory):
+            act([item.directory for item in items], listener.on_report, listener.on_end)
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
@@ -183,76 +184,42 @@ def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, cap
 def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
     def act(folders, on_report, on_end):
         first, second = folders
+        on_report(second, folder.read_epochs(second)[-1])
         on_end(first, "it died")
-        assert folder.stop_file(second).exists() == fail_fast
-        on_end(second, None if fail_fast else "it died")
+        on_end(second, "it died")
 
     replace_ray(act)
     assert unfinished.main(*["--fail-fast"] * fail_fast) == 1
     assert statuses(unfinished) == {"cnn5": "FAILED", "cerdeq": "KILLED" if fail_fast else "FAILED"}
-    assert not folder.stop_file(unfinished.trial_dirs["cnn5", 0]).exists()
-    assert ("a trial failed: running trials end" in capsys.readouterr().out) == fail_fast
+    assert ("a trial failed: the others are stopped" in capsys.readouterr().out) == fail_fast
 
 
-def interrupt(times):
-    for _ in range(times):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_one_ctrl_c_ends_with_tables_and_stopped_runs(unfinished, replace_ray, capsys):
-    def act(folders, on_report, on_end):
-        interrupt(1)
-        assert folder.stop_file(folders[0]).exists()
-        for trial_dir in folders:
-            on_end(trial_dir, None)
-
-    replace_ray(act)
-    assert unfinished.main() == 3
-    captured = capsys.readouterr()
-    assert "the same command continues" in captured.err
-    assert "Ctrl-C: running trials end with their epoch" in captured.out
-    assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
-    assert all(folder.read_failure(trial_dir) is None for trial_dir in unfinished.trial_dirs.values())
-    assert "2 of 2 epochs" in (unfinished.directory / "leaderboard.md").read_text()
-
-
-def test_a_second_ctrl_c_stops_and_the_runs_go_on_when_the_trials_do(unfinished, replace_ray):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, replace_ray, capsys, number, status):
     def act(folders, on_report, on_end):
         for trial_dir in folders:
             on_report(trial_dir, folder.read_epochs(trial_dir)[-1])
         assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
-        interrupt(2)
+        raise Stopped(number)
 
     replace_ray(act)
-    for _ in range(2):
-        assert unfinished.main() == 130
-        assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
+    assert unfinished.main() == status
+    captured = capsys.readouterr()
+    assert captured.err.count("the same command continues") == 1
+    assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
+    assert all(folder.read_failure(trial_dir) is None for trial_dir in unfinished.trial_dirs.values())
 
 
-def test_a_second_ctrl_c_waits_for_what_is_written_to_mlflow(unfinished, replace_ray, monkeypatch):
-    sync, written = PatientTracker.sync, []
-
-    def interrupted_sync(mirror, trial_dir, running=True):
-        if not written:
-            interrupt(2)
-        sync(mirror, trial_dir, running)
-        written.append(trial_dir)
-
-    def act(folders, on_report, on_end):
-        on_end(folders[0], "it died")
-        on_report(folders[0], folder.read_epochs(folders[0])[-1])
-        pytest.fail("went on")
-
-    monkeypatch.setattr(PatientTracker, "sync", interrupted_sync)
-    replace_ray(act)
-    assert unfinished.main() == 130
-    first, *others = written
-    assert first in others and len(others) == len(unfinished.trial_dirs)
-    assert sorted(statuses(unfinished).values()) == ["FAILED", "KILLED"]
+def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monkeypatch, capsys):
+    monkeypatch.setattr(PatientTracker, "open", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert unfinished.main() == 143
+    assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
     def act(folders, on_report, on_end):
+        on_report(folders[0], {names.ACTIVITY: "reads its data"})
         on_report(folders[0], {names.EVALUATED: 0, names.IMAGES: 50})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
         for trial_dir in folders:

@@ -91,7 +91,7 @@ def test_a_run_has_the_trial_s_tags_parameters_and_note(tracker, tmp_path):
     for part in (
         "**deqlate ibp margin=0.1 parametrisation=perron**, seed 0: digits, l-inf eps 8/255",
         f"MLFLOW_TRACKING_URI={tracker.uri} uv run mlflow artifacts download -r {run.info.run_id} -a trial.json -d .",
-        "uv run python -m harness.trial trial.json --results-dir again",
+        "uv run python -m harness.run --here trial.json --results-dir again",
     ):
         assert part in run.data.tags["mlflow.note.content"]
 

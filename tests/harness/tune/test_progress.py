@@ -1,4 +1,4 @@
-"""What a person sees: bars of a sweep, of one trial and of a certification; lines where there is no terminal."""
+"""What a person sees: bars of a sweep and of a certification; lines where there is no terminal."""
 
 import io
 import re
@@ -8,15 +8,25 @@ from rich.console import Console
 
 from harness.common import names
 from harness.storage import folder
-from harness.tune.progress import Bars, Callbacks, SweepProgress
-from harness.tune.stopping import Stopping
+from harness.tune.progress import Bars, SweepProgress
+from harness.tune.run_sweep import _SweepListener
+from harness.tune.time_left import TimeLeft, wall_seconds
 
-ROW = {names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4}
+ROW = {
+    names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4,
+    names.TRAIN_EPOCH_SECONDS: 60.0, names.TRAIN_EXAMPLES_PER_SECOND: 1234.5,
+}  # fmt: skip
+ERRORS = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
 
 
 @pytest.fixture
 def terminal():
     return Console(file=io.StringIO(), width=150, force_terminal=True, color_system=None)
+
+
+@pytest.fixture
+def pipe():
+    return Console(file=io.StringIO(), width=500)
 
 
 def shown(bars):
@@ -26,49 +36,70 @@ def shown(bars):
     return [" ".join(re.sub("[━╺╸]", "", line).split()) for line in file.getvalue().splitlines()]
 
 
-def sweep_of(tiny_trial, console):
-    trials = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(3)]
+def sweep_of(tiny_trial, console, times=None, models=("cnn5",) * 3):
+    trials = [folder.make_trial(tiny_trial(model, seed=seed), "data") for seed, model in enumerate(models)]
     labels = {trial.key: f"trial {number} groups=[2]" for number, trial in enumerate(trials)}
-    return SweepProgress(trials, labels, console), list(labels)
+    return SweepProgress(trials, labels, console, times), list(labels)
 
 
 def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has_ended(tiny_trial, terminal):
     progress, (first, second, third) = sweep_of(tiny_trial, terminal)
     with progress:
-        progress.report(first, {**ROW, names.EPOCH: 1})
+        progress.begin(first)
+        assert shown(progress) == ["all trials 0/3", "trial 0 groups=[2] 0/3 starts a worker"]
+        progress.report(first, {names.ACTIVITY: "compiles its steps"})
+        assert shown(progress)[1].endswith("compiles its steps")
         progress.report(first, ROW)
         progress.report(second, {**ROW, names.EPOCH: 3})
         progress.report(second, {names.EVALUATED: 20, names.IMAGES: 60})
         all_trials, running, evaluated = shown(progress)
-        assert all_trials.startswith("all trials 5/12 ") and all_trials.endswith(" 0 of 3 trials have ended")
-        assert running.startswith("trial 0 groups=[2] 2/3 0:00:0") and running.endswith(" eps 0.01, accumulate 4")
-        assert evaluated.startswith("trial 1 groups=[2]: images 20/60 ")
-        errors = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
-        progress.finished(second, folder.TrialResult(second, errors, {}, {}, ["odd [/x]"]))
+        assert all_trials == "all trials 0/3 about 3.0 min left", "the third alone: three epochs of a minute"
+        assert running == "trial 0 groups=[2] 2/3 eps 0.01, accumulate 4, 1,234 images/s"
+        assert evaluated == "trial 1 groups=[2] 3/3 evaluates image 20 of 60"
+        progress.finished(second, folder.TrialResult(second, ERRORS, {}, {}, ["odd [/x]"]))
         progress.failed(third, "closing [/tag]")
-        progress.stopped(first)
-        assert len(shown(progress)) == 1 and shown(progress)[0].startswith("all trials 10/12 ")
+        assert [line.split(" ")[2] for line in shown(progress)] == ["2/3", "groups=[2]"]
     text = terminal.file.getvalue()
-    assert (
-        "done trial 1 groups=[2]: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1 of 3" in text
-    )
+    assert "done trial 1 groups=[2]: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1" in text
     assert "warning trial 1 groups=[2]: odd [/x]" in text and "failed trial 2 groups=[2]: closing [/tag]" in text
+    assert "running:" not in text
+
+
+def test_without_a_terminal_a_line_every_half_minute_says_what_runs(tiny_trial, pipe, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("harness.tune.progress.time.monotonic", lambda: now[0])
+    progress, (first, second, _) = sweep_of(tiny_trial, pipe)
+    with progress:
+        progress.begin(first)
+        progress.report(first, {**ROW, names.EPOCH: 0})
+        progress.report(first, {**ROW, names.EPOCH: 1})
+        progress.begin(second)
+        for seconds in (10, 29, 31, 40, 61):
+            now[0] = seconds
+            progress.tick()
+    *begun, at_31, at_61 = pipe.file.getvalue().splitlines()
+    assert begun == ["trial 0 groups=[2]: starts a worker", "trial 0 groups=[2]: trains its first epoch"]
+    expected = (
+        "trial 0 groups=[2]: epoch 1 of 3, eps 0.01, accumulate 4, 1,234 images/s; trial 1 groups=[2]: epoch 0 of 3"
+    )
+    assert at_31 == at_61 == f"running: {expected}, starts a worker (0 of 3 trials, about 4.0 min left)"
 
 
 def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(tiny_trial, terminal, tmp_path):
     progress, (key, *_) = sweep_of(tiny_trial, terminal)
     (trial_dir := tmp_path / key).mkdir()
     folder.add_training_warnings(trial_dir, ["compiled steps given up: no compiler"])
-    callbacks = Callbacks(progress, Stopping(None, progress.print_line))
-    callbacks.on_report(trial_dir, {**ROW, names.EPOCH: 1})
+    logged = []
+    listener = _SweepListener(progress, lambda *call: logged.append(call))
+    listener.on_report(trial_dir, {**ROW, names.EPOCH: 1})
     assert "warning trial 0 groups=[2]: compiled steps given up: no compiler" in terminal.file.getvalue()
-    callbacks.on_report(trial_dir, ROW)
-    errors = dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 10.0)
-    progress.finished(key, folder.TrialResult(key, errors, {}, {}, folder.read_training_warnings(trial_dir)))
+    listener.on_report(trial_dir, ROW)
+    progress.finished(key, folder.TrialResult(key, ERRORS, {}, {}, folder.read_training_warnings(trial_dir)))
     assert terminal.file.getvalue().count("given up") == 1
+    assert logged == [(trial_dir, True)] * 2
 
 
-def test_the_time_left_is_estimated_from_all_parts(monkeypatch):
+def test_the_time_left_of_a_bar_is_estimated_from_all_parts(monkeypatch):
     now = [0.0]
     with Bars(Console(file=io.StringIO())) as bars:
         monkeypatch.setattr(bars.bars, "get_time", lambda: now[0])
@@ -78,18 +109,14 @@ def test_the_time_left_is_estimated_from_all_parts(monkeypatch):
     assert shown(bars) == ["parts 4/10 0:40:00"]
 
 
-def test_the_time_left_is_unknown_until_a_trial_of_each_row_has_finished(tiny_trial, terminal):
-    models = ("cnn5", "cnn5", "cerdeq", "cerdeq")
-    trials = [folder.make_trial(tiny_trial(model, seed=seed), "data") for seed, model in enumerate(models)]
-    keys = [trial.key for trial in trials]
-    errors = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
-    with SweepProgress(trials, dict(zip(keys, "abcd", strict=True)), terminal) as progress:
-        for key in (keys[0], keys[2]):
-            progress.report(key, {**ROW, names.EPOCH: 3})
-            all_trials = shown(progress)[0]
-            progress.finished(key, folder.TrialResult(key, errors, {}, {}, []))
-            assert " unknown " in all_trials
-        assert " unknown " not in shown(progress)[0]
-    lines = [line for line in terminal.file.getvalue().splitlines() if "done " in line]
-    assert "(1 of 4 trials, time left unknown: 1 row without a finished trial)" in lines[0]
-    assert "unknown" not in lines[1]
+def test_time_left_is_that_of_the_row_or_of_all_rows_where_it_has_none(tiny_trial):
+    quick, slow, new = (folder.make_trial(tiny_trial(model), "data") for model in ("cnn5", "cnn7", "cerdeq"))
+    times = TimeLeft()
+    assert times.seconds(quick, 0) is None
+    for trial, seconds in ((quick, 10.0), (slow, 30.0)):
+        times.add_epoch(trial.config.identity, {names.TRAIN_EPOCH_SECONDS: seconds})
+    assert (times.seconds(quick, 1), times.seconds(slow, 3), times.seconds(new, 0)) == (20.0, 0.0, 60.0)
+    times.add_evaluation(quick.config.identity, {names.EVALUATION_SECONDS: 7.0})
+    assert (times.seconds(quick, 3), times.seconds(new, 2)) == (7.0, 27.0)
+    assert times.is_measured(quick) and not times.is_measured(slow)
+    assert wall_seconds([60.0, 10.0, 10.0], 2) == 60.0 and wall_seconds([30.0, 30.0, 30.0], 2) == 45.0

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from harness.machine.environment import source_digest
 from harness.storage import files, folder
 from harness.tune import ray_connection, ray_tune
 from harness.tune.ray_connection import RayDiedError, ResourceError, ray
-from harness.tune.workers import RayOptions, train_item
+from harness.tune.workers import Item, Listener, RayOptions, train_item
 
 PROBE = "probe.json"
 
@@ -36,35 +37,49 @@ def real_ray(cluster):
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-class Events(logging.Handler):
+class Events(logging.Handler, Listener):
     """Collects what is reported, how items end, and what Ray would print."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
-        self.rows, self.ends, self.logged = defaultdict(list), defaultdict(list), []
+        self.rows, self.ends, self.logged, self.starts = defaultdict(list), defaultdict(list), [], []
 
     def emit(self, record):
         self.logged.append(record.getMessage())
 
-    def on_report(self, item, row):
-        self.rows[item.name].append(row)
+    def on_start(self, directory):
+        self.starts.append(directory.name)
 
-    def on_end(self, item, error):
-        self.ends[item.name].append(error)
+    def on_report(self, directory, row):
+        self.rows[directory.name].append(row)
+
+    def on_end(self, directory, error):
+        self.ends[directory.name].append(error)
+
+
+def item_of(path):
+    """An item with the settings of its trial.json, if it has one."""
+    trial = path / folder.TRIAL
+    settings = folder.read_trial(trial).config.model_dump(mode="json") if trial.exists() else {}
+    return Item(path, f"label of {path.name}", settings)
 
 
 def call(root, items, work, **options):
-    """Run items of these names under Ray."""
+    """Run items of these names under Ray. work: called with a folder and a report."""
+
+    def do(item, report):
+        work(item.directory, report)
+        return {"last": 1.0}
+
     events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "data_dir": "", **options})
     paths = [root / "results" / name for name in items]
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray").addHandler(events)
     try:
-        ray_tune.run_on_ray(paths, work, events.on_report, events.on_end, options, root / "results")
+        ray_tune.run_on_ray([item_of(path) for path in paths], do, events, options, root / "results")
     finally:
         logging.getLogger("ray").removeHandler(events)
-    assert sorted(path.name for path in (root / "results").iterdir()) == sorted(items)
     return events
 
 
@@ -96,7 +111,7 @@ def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
 def work(item, report):
     """Do what the item is called for."""
     if item.name == "trained":
-        train_item(item, report, None, source_digest())
+        train_item(item_of(item), report, None, source_digest())
         return
     with open(item / "attempts", "a") as file:
         file.write("x")
@@ -129,19 +144,39 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
     assert folder.read_result(trained).environment["threads"] == "2"
     rows = events.rows["trained"]
     reported = [row.get(names.EPOCH, (row.get(names.EVALUATED), row.get(names.IMAGES))) for row in rows]
-    assert reported == [0, 1, 2, 3, (0, 60), (40, 60), (60, 60)]
-    for row, written in zip(rows[:4], folder.read_epochs(trained), strict=True):
+    assert reported == [(None, None), 0, 1, 2, 3, (0, 60), (40, 60), (60, 60), (None, None)]
+    for row, written in zip(rows[1:5], folder.read_epochs(trained), strict=True):
         assert written.items() <= row.items()
-    assert capsys.readouterr().out == "" and events.logged == []
+    assert rows[0][names.ACTIVITY] == "reads its data" and rows[-1]["last"] == 1.0
+    assert events.starts.count("raises") == 2 and events.starts.count("trained") == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert all("(raylet)" in line for line in printed), "what no setting of Ray silences"
+    assert events.logged == []
+
+
+@pytest.mark.slow
+def test_ray_s_own_analysis_shows_each_trial_by_its_config_with_its_epochs(real_ray, tmp_path, tiny_trial):
+    trial = folder.make_trial(tiny_trial(width=0.05, seed=3), load("digits").fingerprint)
+    files.write_json(tmp_path / "results/trained" / folder.TRIAL, folder.trial_json(trial))
+    call(tmp_path, ["trained"], work)
+    analysis = ray_tune.tune.ExperimentAnalysis(str(tmp_path / "results/ray"))
+    (shown,) = analysis.dataframe().to_dict("records")
+    expected = {"model": "cnn5", "method": "ibp", "seed": 3, "eps": "1/32", "label": "label of trained"}
+    assert {name: shown[f"config/trial/{name}"] for name in expected} == expected
+    (rows,) = analysis.trial_dataframes.values()
+    losses = [row[names.TRAIN_LOSS] for row in folder.read_epochs(tmp_path / "results/trained")[1:]]
+    assert [loss for loss in rows[names.TRAIN_LOSS] if loss == loss] == losses
 
 
 @pytest.mark.slow
 def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
-    def full(item, error):
-        raise OSError(28, "No space left on device")
+    class Full(Listener):
+        def on_end(self, directory, error):
+            raise OSError(28, "No space left on device")
 
+    items = [Item(tmp_path / "2-1", "2-1", {})]
     with pytest.raises(OSError, match="No space left"):
-        ray_tune.run_on_ray([tmp_path / "2-1"], print, print, full, RayOptions(1, 0, ""), tmp_path)
+        ray_tune.run_on_ray(items, lambda item, report: {}, Full(), RayOptions(1, 0, ""), tmp_path)
 
 
 @pytest.fixture
@@ -155,7 +190,8 @@ def do_in_worker(monkeypatch, tmp_path):
         context = SimpleNamespace(get_assigned_resources=lambda: resources)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
-        ray_tune._trainable(work, directory)({"item": str(tmp_path / "tiny/trials/0")})
+        trial_dir = tmp_path / "tiny/trials/0"
+        ray_tune._trainable(work, directory)({"trial": ray_tune._settings(item_of(trial_dir))})
         return reports
 
     yield do
@@ -216,7 +252,6 @@ def two_machines(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}] * 2)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
-    monkeypatch.setattr(ray_tune, "exit_if_ray_dies", contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +286,15 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "is_initialized", lambda: is_up)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
-    monkeypatch.setattr(ray, "init", lambda address, **_: calls.append(f"init {address}"))
+
+    def init(address, **_):
+        calls.append(f"init {address}")
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr(ray_connection.socket, "create_connection", lambda *_: io.BytesIO())
     monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
-    monkeypatch.setattr(ray_tune, "exit_if_ray_dies", contextlib.nullcontext)
 
     def fit(self):
         if error:
@@ -265,7 +304,6 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     with pytest.raises(error) if error else contextlib.nullcontext():
         call(tmp_path, ["one"], print, address=address)
     assert calls == ([] if is_up else [f"init {address or 'local'}", "shutdown"])
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["one"]
 
 
 def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
@@ -278,3 +316,35 @@ def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch
         RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"
     ):
         call(tmp_path, ["one"], print, address="10.0.0.1:6379")
+
+
+BECOMES_STUCK = """
+import os, signal, sys, time
+from pathlib import Path
+from harness.tune import ray_tune
+from harness.tune.workers import Item, Listener, RayOptions
+
+class Killing(Listener):
+    killed = 0
+    def on_report(self, directory, row):
+        pid = int(os.popen(f"pgrep -P {os.getpid()} -x {sys.argv[1]}").read())
+        os.kill(pid, signal.SIGKILL)
+        print("killed", flush=True)
+
+def work(item, report):
+    report({"epoch": 1})
+    time.sleep(600)
+
+ray_tune.run_on_ray([Item(Path("one"), "one", {})], work, Killing(), RayOptions(1, 0, ""), Path.cwd())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
+def test_a_command_whose_ray_dies_ends_with_status_1_within_three_minutes(tmp_path, server):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    command = [sys.executable, "-c", BECOMES_STUCK, server]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1 and done.stdout.startswith("killed\n"), done.stdout
+    assert ("Ray has died" if server == "raylet" else "GCS may have been killed") in done.stderr

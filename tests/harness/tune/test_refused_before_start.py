@@ -52,7 +52,7 @@ def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_pa
     config = trials_of(tmp_path, BASE)[0].replace(validation_images=1400)
     trial = folder.make_trial(config, load("digits").fingerprint)
     files.write_json(path := tmp_path / "trial.json", folder.trial_json(trial))
-    assert main("trial", [str(path), "--results-dir", str(tmp_path / "results")]) == 2
+    assert main("run", ["--here", str(path), "--results-dir", str(tmp_path / "results")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path}: train.batch_size: found 64, allowed: at most the 37")
 
 

@@ -70,12 +70,12 @@ def workers(monkeypatch, begun):
     """A function that replaces Ray by one worker. do: called with a folder, returns the error of its worker."""
 
     def replace_ray(do=train, killed_at=None):
-        def run_on_ray(supply, work, on_report, on_end, options, directory):
-            while (trial_dir := supply()) is not None:
-                begun.append(trial_dir.name)
+        def run_on_ray(supply, work, listener, options, directory):
+            while (item := supply()) is not None:
+                begun.append(item.directory.name)
                 if len(begun) == killed_at:
                     raise Killed
-                on_end(trial_dir, do(trial_dir))
+                listener.on_end(item.directory, do(item.directory))
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 

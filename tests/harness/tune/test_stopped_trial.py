@@ -1,4 +1,4 @@
-"""Trials that are stopped go on to the very same results, one or several by `python -m harness.trial`."""
+"""Trials that are stopped go on to the very same results, one or several by `harness.run --here`."""
 
 import os
 import shutil
@@ -8,15 +8,13 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from harness.command_line import FAILED, INTERRUPTED, OK, STOPPED, main
+from harness.command_line import FAILED, OK, TERMINATED, main
 from harness.common import names
-from harness.common.errors import Stopped
 from harness.data import load
 from harness.evaluation import parts
 from harness.storage import files, folder
 from harness.storage.folder import make_trial, trial_json
-from harness.training import run_trial
-from harness.training.checkpoint import Clock
+from harness.training import train_and_certify
 from harness.tune.progress import SweepProgress
 
 
@@ -34,19 +32,25 @@ def trial_file(tiny_trial, tmp_path):
 
 
 def call(tmp_path, *options):
-    return main("trial", [*map(str, options), "--results-dir", str(tmp_path / "results")])
+    return main("run", ["--here", *map(str, options), "--results-dir", str(tmp_path / "results")])
 
 
-class StopAfter(Clock):
-    """A clock that stops a trial at the question after so many."""
+class Killed(BaseException):
+    """What ends a trial at once, as a kill does."""
 
-    def __init__(self, questions):
-        super().__init__(save_seconds=1e9, asked=self.count)
-        self.questions = questions
 
-    def count(self):
-        self.questions -= 1
-        return self.questions < 0
+def killed_after(reports, rows=None):
+    """A report that ends a trial at the next one after so many, those of other kinds than epochs and batches apart."""
+
+    def report(row):
+        nonlocal reports
+        if rows is not None:
+            rows.append(row)
+        reports -= 1
+        if reports < 0:
+            raise Killed
+
+    return report
 
 
 def batches(rows):
@@ -66,15 +70,15 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
     few = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
     config = tiny_trial(model, eps="1/4", train_images=128, train={"eps": "1/32"}, options=few)
-    at_once = run_trial(config, tmp_path / "at_once")
+    at_once = train_and_certify(config, tmp_path / "at_once")
     rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
         calls += 1
         try:
-            run_trial(config, tmp_path / "pieces", rows.append, clock=StopAfter(1))
-        except Stopped:
+            train_and_certify(config, tmp_path / "pieces", killed_after(1, rows), save_seconds=0)
+        except Killed:
             assert folder.read_failure(tmp_path / "pieces") is None
-    assert calls == 3 + 4 + (model == "cerdeq")
+    assert calls == 7, "3 epochs with the untrained network, and 4 parts"
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
     assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
@@ -94,8 +98,8 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
 def stopped(tiny_trial, tmp_path_factory):
     """A trial that was stopped after the first part of its evaluation, and its folder, which no test may change."""
     config, trial_dir = tiny_trial(train_images=128), tmp_path_factory.mktemp("stopped")
-    with pytest.raises(Stopped):
-        run_trial(config, trial_dir, clock=StopAfter(4))
+    with pytest.raises(Killed):
+        train_and_certify(config, trial_dir, killed_after(5))
     assert len(list((trial_dir / folder.SHARDS).glob("*.json"))) == 1
     return config, trial_dir
 
@@ -117,30 +121,28 @@ def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, t
     else:
         (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
     rows = []
-    run_trial(begun, tmp_path, rows.append)
+    train_and_certify(begun, tmp_path, rows.append)
     assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
 
 
 def test_several_trials_in_order_one_finished_one_that_fails(trial_file, tmp_path, capsys):
-    """The failing one is tried, and after the others once it has failed; its end is the command's."""
     (bad, worse), (first, trial_dir), (second, other) = (
         trial_file(train={"regularisation": 3e38}),
         trial_file(),
         trial_file(seed=1),
     )
     assert call(tmp_path, first) == OK
-    assert call(tmp_path, bad, first) == FAILED
     capsys.readouterr()
     assert call(tmp_path, bad, first, second) == FAILED
     printed = capsys.readouterr()
     assert "failed cnn5 ibp train.regularisation=3e+38 seed 0: NonFiniteLossError: " in printed.out
     lines = [line for line in printed.out.splitlines() if " -> " in line]
-    assert [str(where) in line for where, line in zip((trial_dir, other, worse), lines, strict=True)] == [True] * 3
+    assert [str(where) in line for where, line in zip((trial_dir, worse, other), lines, strict=True)] == [True] * 3
     assert "finished" in lines[0]
     assert folder.read_result(other) is not None
 
 
-def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(trial_file, tmp_path, capsys, monkeypatch):
+def test_sigterm_ends_a_trial_and_the_same_command_goes_on(trial_file, tmp_path, capsys, monkeypatch):
     (first, trial_dir), (second, other) = trial_file(train={"epochs": 3}), trial_file(seed=1)
 
     def terminate(progress, key, row):
@@ -149,23 +151,9 @@ def test_sigterm_ends_a_trial_with_its_epoch_and_the_same_command_goes_on(trial_
 
     with monkeypatch.context() as patch:
         patch.setattr(SweepProgress, "report", terminate)
-        assert call(tmp_path, first, second) == STOPPED
-    printed = capsys.readouterr()
-    assert "SIGTERM: running trials end with their epoch" in printed.out
-    assert "the same command continues" in printed.err
-    assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1, 2]
-    assert not (other / folder.EPOCHS).exists()
+        assert call(tmp_path, first, second) == TERMINATED
+    assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
+    assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1]
+    assert folder.read_failure(trial_dir) is None and not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
     assert folder.read_result(trial_dir) is not None and folder.read_result(other) is not None
-
-
-def test_a_second_signal_stops_at_once(trial_file, tmp_path, monkeypatch):
-    path, trial_dir = trial_file()
-
-    def terminate(progress, key, row):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(SweepProgress, "report", terminate)
-    assert call(tmp_path, path) == INTERRUPTED
-    assert folder.read_result(trial_dir) is None

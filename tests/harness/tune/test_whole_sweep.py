@@ -10,7 +10,7 @@ from study import TINY, Study, snapshot
 
 from harness.command_line import main
 from harness.storage import folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -122,7 +122,7 @@ def test_the_profile_is_printed_and_stands_in_every_table(tmp_path, store, no_ra
     study = Study(tmp_path, content, store)
     ((_, made),) = study.trials.items()
     assert made.config.profile == "cpu"
-    run_trial(made.config, folder.trial_dir(study.directory, made.key))
+    train_and_certify(made.config, folder.trial_dir(study.directory, made.key))
     capsys.readouterr()
     assert study.main() == 0
     printed = capsys.readouterr().out

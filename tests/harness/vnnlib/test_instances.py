@@ -65,9 +65,9 @@ def test_a_list_continues_where_it_stopped(files, monkeypatch, capsys):
     run = functools.partial(verify, files / "list.csv", "--results-dir", directory, "--workers", "1")
     original = instances._solve_instance
 
-    def counted(path, report, queries):
-        solved.append(path.name)
-        original(path, report, queries)
+    def counted(item, report):
+        solved.append(item.directory.name)
+        return original(item, report)
 
     monkeypatch.setattr(instances, "_solve_instance", counted)
     assert run() == 0

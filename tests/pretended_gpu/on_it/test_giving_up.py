@@ -7,7 +7,7 @@ from controls import counted, failing
 from steppers import stepper_of, take_steps
 from values import Values
 
-from harness.training import objective, run_trial
+from harness.training import objective, train_and_certify
 from harness.training.capture import CapturedStep
 from harness.training.step import Stepper, is_out_of_memory
 
@@ -121,5 +121,5 @@ def test_a_trial_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_trial, t
     monkeypatch.setattr(CapturedStep, "__init__", too_large)
     with Values():
         config = tiny_trial("conv", train_images=128, train=NOT_COMPILED | {"epochs": 1, "ramp_epochs": 1})
-        result = run_trial(config, tmp_path)
+        result = train_and_certify(config, tmp_path)
     assert "accumulate 2 instead of 1 after running out of memory" in result.warnings

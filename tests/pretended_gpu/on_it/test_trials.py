@@ -7,7 +7,7 @@ from values import Values
 
 from harness.common import names
 from harness.storage import folder
-from harness.training import run_trial
+from harness.training import train_and_certify
 from harness.training import trial as trial_module
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -16,7 +16,7 @@ NOT_COMPILED = {"compile": "never"}  # compiled kernels and graphs have no value
 
 def run_on_gpu(config, directory, *arguments, **named):
     with Values(), failing("capture"):
-        return run_trial(config, directory, *arguments, **named)
+        return train_and_certify(config, directory, *arguments, **named)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
     config = tiny_trial(network, width=0.05, train_images=128, options=options, train=settings)
     result = run_on_gpu(config, tmp_path / "gpu")
     monkeypatch.setattr(trial_module, "best_device", lambda: torch.device("cpu"))
-    expected = run_trial(config, tmp_path / "cpu")
+    expected = train_and_certify(config, tmp_path / "cpu")
     assert result.environment["device"] == "NVIDIA H200 (pretended)" != expected.environment["device"]
     (warning,) = set(result.warnings) - set(expected.warnings)
     assert warning.startswith("CUDA graphs given up: ")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 CALLS = {
-    "harness.training.trial": ["run_trial", "run_folder"],
+    "harness.training.trial": ["train_and_certify"],
     "harness.evaluation.certification_shards": ["certify_shard"],
 }
 
@@ -48,7 +48,7 @@ def _with_values(function):
         if "PRETEND_LOG" in os.environ:
             _log(function.__name__)
         if any(isinstance(mode, Values) for mode in dispatch._get_current_dispatch_mode_stack()):
-            return function(*args, **kwargs)  # run_folder calls run_trial: twice would take for ever
+            return function(*args, **kwargs)  # twice would take for ever
         with Values():
             return function(*args, **kwargs)
 

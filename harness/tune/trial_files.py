@@ -1,0 +1,64 @@
+"""Train the trials that files trial.json of results describe again, in this process."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.common.errors import InputError, SettingError, require
+from harness.config.trial import RECIPE_VERSION, labels
+from harness.pretrained.checkpoint import read_file
+from harness.storage import folder
+from harness.storage.files import DamagedFileError, make_directory, refuse_links
+from harness.training.trial import split_images
+from harness.tune.run_sweep import run_trials
+from harness.tune.workers import load_data
+
+
+def run_trial_files(paths: list[Path], results_dir: Path, data_dir: str | None, console: Console) -> bool:
+    """Train the trials that have no result below `results_dir`; return True if all have one then.
+
+    Raises InputError for a file that is no trial of this code, or data that is not the trial's; nothing was started.
+    """
+    trials = {str(path): _load_trial(path) for path in paths}
+    trial_dirs = {name: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for name, trial in trials.items()}
+    for name, trial in trials.items():
+        refuse_links(results_dir / trial.config.sweep)
+        folder.refuse_another(trial_dirs[name], trial)
+    by_name = dict(zip(trials, labels([trial.config for trial in trials.values()]), strict=True))
+    unfinished = {name: trial for name, trial in trials.items() if folder.read_result(trial_dirs[name]) is None}
+    for name in trials.keys() - unfinished.keys():
+        console.print(f"{by_name[name]} -> {trial_dirs[name]}: finished", soft_wrap=True)
+    for name, data in ((name, load_data({name: trial}, data_dir)) for name, trial in unfinished.items()):
+        try:
+            split_images(trials[name].config, data[trials[name].config.data_source])
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        if (checkpoint := trials[name].config.checkpoint) is not None:
+            stored = trial_dirs[name] / folder.IMPORTED
+            read_file(stored if stored.exists() else Path(name).with_name(folder.IMPORTED), checkpoint)
+    for name, trial in unfinished.items():
+        make_directory(trial_dirs[name])
+        folder.take_over(trial_dirs[name], trial)
+        if trial.config.checkpoint is not None:
+            stored = trial_dirs[name] / folder.IMPORTED
+            source = stored if stored.exists() else Path(name).with_name(folder.IMPORTED)
+            folder.copy_checkpoint(trial.config.checkpoint, source, stored)
+        console.print(f"{by_name[name]} -> {trial_dirs[name]}", soft_wrap=True)
+    run_trials(
+        {trial_dirs[name]: trial for name, trial in unfinished.items()},
+        {trial.key: by_name[name] for name, trial in trials.items()},
+        None,
+        data_dir,
+        console,
+    )
+    return all(folder.read_result(trial_dir) is not None for trial_dir in trial_dirs.values())
+
+
+def _load_trial(path: Path) -> folder.TrialRecord:
+    try:
+        trial = folder.read_trial(path)
+    except DamagedFileError as error:
+        raise SettingError(str(path), str(error), "a sweep file *.yaml, or a trial.json of results") from None
+    version = trial.recipe_version
+    require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}, that of this code")
+    return trial
