@@ -149,7 +149,8 @@ def _train(
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
 
     def log_and_report(row: dict[str, Any]) -> None:
-        _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
+        if names.EPOCH in row:
+            _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
         report(row)
 
     trained = train_within_memory(config, images.images, images.labels, trial_dir, device, log_and_report, clock)

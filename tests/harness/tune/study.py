@@ -103,7 +103,7 @@ class Study:
     def assert_complete(self, printed=()):
         """Every trial has its result, one finished run with each epoch once, and a row in all tables.
 
-        printed: files that may lie there besides.
+        printed: files that may lie there besides Ray's own.
         """
         epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
         assert set(self.runs) == {made.key for made in self.trials.values()}
@@ -122,7 +122,7 @@ class Study:
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
-        assert self.files() - set(printed) == {".lock", "report.html", "ray", *tables}
+        assert self.files() - {"ray", *printed} == {".lock", "report.html", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the trials."""

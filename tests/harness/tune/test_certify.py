@@ -23,7 +23,7 @@ from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
 from harness.training import train_and_certify
-from harness.tune import workers
+from harness.tune import certification_jobs
 
 STAGES = "ibp,crown-ibp,crown"
 NAME = "ibp+crown-ibp+crown-30-images"
@@ -120,13 +120,13 @@ def evaluate_with(monkeypatch):
     """A function that replaces the evaluation of a shard, and is called with its number first."""
 
     def replace(before):
-        certify_shard = workers.certify_shard
+        certify_shard = certification_jobs.certify_shard
 
         def certify(directory, number, report, data_dir):
             before(number)
             certify_shard(directory, number, report, data_dir)
 
-        monkeypatch.setattr(workers, "certify_shard", certify)
+        monkeypatch.setattr(certification_jobs, "certify_shard", certify)
 
     return replace
 

@@ -79,13 +79,6 @@ def test_a_finished_trial_that_cannot_be_used_fails_the_run_which_names_it(copie
     assert copied.main("--only", "cerdeq*") == 0, "of the selected trials nothing is missing"
 
 
-def test_what_ray_left_of_a_killed_driver_is_cleared_away(copied, no_ray):
-    """Killed after the last result was written: nothing is left to train, so nobody else would."""
-    (copied.directory / ".ray/123").mkdir(parents=True)
-    assert copied.main() == 0
-    assert ".ray" not in copied.files()
-
-
 def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys):
     """A worker dies before it begins: the reason is that, not what failure.json holds from last week."""
     trial_dir = copied.trial_dirs["cnn5", 0]

@@ -20,7 +20,7 @@ import pytest
 from processes import alive, descendants, named, wait_for
 from ray_nodes import start_node, stop_node
 from servers import free_port
-from study import POLITENESS, SETTINGS, TINY, Study
+from study import SETTINGS, TINY, Study
 
 from harness.common import names
 from harness.storage import folder
@@ -43,7 +43,7 @@ KINDS = {
     "driver": None,
 }
 RAYS_OWN = {"raylet", "dashboard agent", "runtime environment agent", "gcs_server"}  # a raylet ends with its agents
-DIED = "Ray has died"
+MOST_SECONDS = 180  # until a command whose Ray has died ends
 SOAK = {
     **TINY,
     "name": "soak",
@@ -61,7 +61,7 @@ class Machines:
     def __init__(self, root, count):
         (root / "home").mkdir()
         inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_AUTH_MODE")}
-        self.environment = {**inherited, **POLITENESS, "HOME": str(root / "home")}
+        self.environment = {**inherited, "HOME": str(root / "home")}
         port = free_port()
         memory = "--object-store-memory=100000000"
         head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={root}/ray", memory)
@@ -153,15 +153,11 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
         killed = time.monotonic()
         machines.kill(kind, drawn)
         if kind in RAYS_OWN and not machines.nodes:
-            wait_for(lambda study=study: DIED in printed(study) or machines.driver.poll() is not None, PATIENCE)
-            assert DIED in printed(study), f"exit status {machines.driver.poll()}, nothing noticed"
-            line = next(line for line in printed(study).splitlines() if DIED in line)
-            print(f"{kind}: noticed after {time.monotonic() - killed:.1f} s: {line}")
-            assert machines.driver.wait(PATIENCE) == 1 and line.endswith("; the same command continues")
+            assert machines.driver.wait(MOST_SECONDS) == 1, printed(study)
+            print(f"{kind}: noticed after {time.monotonic() - killed:.1f} s: {printed(study).splitlines()[-1]}")
             machines.drive(study)
         drive_to_the_end(machines, study, goes_on_alone=not machines.nodes and kind.endswith(("worker", "workers")))
-        assert "state-dump" not in printed(study), "what Ray prints is for its log"
-        study.assert_complete(printed=["ray.log"])
+        study.assert_complete()
         assert contents(study) == contents(quiet)
         assert logged(study) == logged(quiet)
         assert table(study) == table(quiet)

@@ -84,13 +84,13 @@ def reported_row(study):
 
 
 def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
-    assert main("trial", [str(study.file), "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
+    assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
     assert folder.read_result(trial_dir) is not None and (trial_dir / folder.IMPORTED).exists()
-    assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
+    assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
     (trial_dir / folder.IMPORTED).unlink()
     capsys.readouterr()
-    assert main("trial", [str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
+    assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
     assert "checkpoint: found no file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 

@@ -37,7 +37,7 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
-    assert "ray" not in finished.out.lower()
+    assert [line for line in finished.out.splitlines() if "ray" in line.lower()] == ["loads Ray and starts it"]
 
 
 def test_no_process_is_left_behind(finished):
@@ -105,7 +105,7 @@ def test_the_page_is_drawn_where_it_is_missing_or_a_table_changes(copied, no_ray
 def test_a_trial_made_elsewhere_is_imported(tmp_path, store, no_ray):
     """Trained without Ray under another directory, copied, and found finished."""
     study = Study(tmp_path, {**TINY, "name": "imported", "trials": TINY["trials"][:1]}, store)
-    assert main("trial", [str(study.file), "--results-dir", str(tmp_path / "elsewhere")]) == 0
+    assert main("run", [str(study.file), "--here", "--results-dir", str(tmp_path / "elsewhere")]) == 0
     assert not study.directory.exists()
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "results")
     before = snapshot(study.directory / "trials")
