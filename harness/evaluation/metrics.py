@@ -7,6 +7,7 @@ import pandas as pd
 
 from baselines.datasets import Dataset
 from harness.common import names
+from harness.common.terminal import with_plural
 from harness.evaluation.verdicts import EvaluationResult
 
 _COLLAPSED_SHARE = 0.99
@@ -61,7 +62,8 @@ def missing_classes(labels: Iterable[int], kind: str, entry: Dataset) -> list[st
         return []
     shown = ", ".join(entry.class_names[label] if entry.class_names else str(label) for label in missing[:_SHOWN])
     more = ", ..." if len(missing) > _SHOWN else ""
-    return [f"{kind}: {len(missing)} of {entry.classes} classes are missing in {len(labels):,} images: {shown}{more}"]
+    images = with_plural(len(labels), "image")
+    return [f"{kind}: {len(missing)} of {entry.classes} classes are missing in {images}: {shown}{more}"]
 
 
 def warnings(evaluation: EvaluationResult, metrics: dict[str, float | None], entry: Dataset) -> list[str]:
@@ -78,10 +80,10 @@ def warnings(evaluation: EvaluationResult, metrics: dict[str, float | None], ent
     for (verdict, stage), part in failed.groupby([names.VERDICT, names.STAGE]):
         index, reason = part[[names.INDEX, names.REASON]].iloc[0]
         example = f"{index} ({reason})" if reason else index
-        messages.append(f"{verdict} in {stage}: {len(part)} examples, such as {example}")
+        messages.append(f"{verdict} in {stage}: {with_plural(len(part), 'example')}, such as {example}")
     without = evaluation.verdicts.loc[evaluation.verdicts[names.REASON] == names.NO_CERTIFICATE, names.INDEX]
     if len(without):
-        examples = f"{len(without)} certified examples, such as {without.iloc[0]}"
+        examples = f"{with_plural(len(without), 'certified example')}, such as {without.iloc[0]}"
         messages.append(f"no certificate: {examples}; harness.recheck may not confirm them")
     if missing:
         messages.append(f"not finite: {', '.join(missing)}")

@@ -36,6 +36,14 @@ class Column:
         """Return a number of this column as text."""
         return f"{value:{self.format}}".rstrip(".")
 
+    def pair(self, mean: float, deviation: float) -> str:
+        """Return a mean and its deviation to the same decimal, such as '4.09 ± 0.06'."""
+        text = self.text(mean)
+        digits, has_exponent, exponent = text.partition("e")
+        decimals = len(digits.partition(".")[2])
+        shown = f"{deviation / 10 ** int(exponent or 0):,.{decimals}f}"
+        return f"{text} ± {shown}{has_exponent}{exponent}"
+
 
 ERRORS = (
     Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True, TABLES),

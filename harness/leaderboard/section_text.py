@@ -80,7 +80,7 @@ def mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:
             return ""
         if math.isnan(std) or (column.format == INTEGER and std == 0):
             return column.text(mean)
-        return f"{column.text(mean)} ± {column.text(std)}"
+        return column.pair(mean, std)
 
     return [cell(*pair) for pair in zip(rows[column.name], rows[f"{column.name}_std"], strict=True)]
 

@@ -1,5 +1,6 @@
 """A sweep as one page that opens offline: report.html, with its figures; for LaTeX, also figures/ as PDF."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from harness.common import names
 from harness.config.trial import Trial, missing_text
-from harness.leaderboard.columns import PAGE, TABLES, titles_of
+from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
 from harness.leaderboard.section_text import as_text, stages_table
 from harness.leaderboard.summary import Summary, full_table
@@ -23,10 +25,13 @@ from harness.settings import Evaluation
 from harness.storage import certification, folder
 from harness.storage.files import write_text
 
+_CODE = re.compile("`([^`]+)`")
 _MAIN = titles_of(TABLES, PAGE)
+_PERCENT = {column.title: f"{column.title}, %" for column in COLUMNS if column.format == PERCENT}
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+_TEMPLATES.filters["code"] = lambda text: Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def render(template: str, **values: Any) -> str:
@@ -79,8 +84,8 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
     return {
         "section": section,
         "summary": summary,
-        "cells": cells[main + hidden],
-        "hidden": hidden,
+        "cells": cells[main + hidden].rename(columns=_PERCENT),
+        "hidden": [_PERCENT.get(name, name) for name in hidden],
         "stages": stages_table(section.trials),
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},

@@ -1,21 +1,19 @@
 """Errors of networks: one against another, by seed, by the stage that decides, and by the length of training."""
 
-from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from harness.common import names
 from harness.leaderboard.rows import LABEL
 from harness.report.figures.section_data import OTHERS, SectionData
-from harness.report.figures.style import COLOURS, GREY, INK, MARKERS, add_legend, panels, squares
+from harness.report.figures.style import COLOURS, GREY, INK, MARKERS, add_legend, label_bars, panels, squares
 from harness.settings import STAGES
 
-_BAR, _LONGEST = 0.36, 32  # inches of a row, characters of a line
+_LONGEST = 32  # characters of a line
 _MOST_BARS = 30
 _ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _EPOCHS = "train.epochs"
@@ -23,6 +21,7 @@ _SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epoc
 _TITLES = {names.CERTIFIED_ERROR: "certified error, %", names.STANDARD_ERROR: "standard error, %"}
 _STAGES = (names.CLEAN, names.ATTACK, *STAGES)
 _DECISIONS = {names.CLEAN: names.MISCLASSIFIED, names.ATTACK: names.FALSIFIED}  # others are called like their stages
+_UNDECIDED = "undecided"
 _OTHER = "#44aa99"  # a stage that has no colour of its own
 _COLOURS = {
     names.MISCLASSIFIED: "#b9bfc6",
@@ -32,7 +31,7 @@ _COLOURS = {
     names.CROWN: "#4c97d0",
     names.ALPHA_CROWN: "#56b4e9",
     names.BAB: "#a6dcff",
-    names.UNKNOWN: "#f0e442",
+    _UNDECIDED: "#f0e442",
 }
 
 
@@ -44,7 +43,7 @@ def tradeoff(data: SectionData) -> Figure | None:
     rows = data.section.own.dropna(subset=_ERRORS)
     if rows.empty:
         return None
-    figure, (axes,) = panels(height=4.6)
+    figure, (axes,) = panels(height=3.6)
     entries = {label: data.looks[label] | {"linestyle": ""} for label in rows["label"]}
     entries = {label: look for label, look in entries.items() if data.looks[label] is not OTHERS}
     if len(data.looks) > len(COLOURS):
@@ -84,7 +83,7 @@ def seeds(data: SectionData) -> Figure | None:
     """
     labels = list(data.section.own["label"])[:_MOST_BARS]
     trials = data.trials[data.trials["label"].isin(labels)]
-    figure, (axes,) = panels(height=1.3 + _BAR * len(labels))
+    figure, (axes,) = panels(height=0.6)
     numbers = trials.groupby("label")["seed"].rank(method="first") - 1
     most = numbers.max() + 1
     heights = trials["label"].map(labels.index) + (numbers - (most - 1) / 2) * 0.7 / most
@@ -92,20 +91,13 @@ def seeds(data: SectionData) -> Figure | None:
     axes.plot(trials[names.STANDARD_ERROR], heights, "o", color=COLOURS[2], ms=5, mew=1)
     axes.plot(trials[names.ATTACK_ERROR], heights, "|", color=COLOURS[1], ms=8, mew=2)
     axes.plot(trials[names.CERTIFIED_ERROR], heights, "D", color=COLOURS[0], ms=5, mew=1)
-    _label_rows(axes, labels)
+    label_bars(axes, labels, _LONGEST)
     axes.set_xlabel("error, %; one line per seed")
     colours = {"standard": COLOURS[2], "attack": COLOURS[1], "certified": COLOURS[0]}
     markers = {"standard": "o", "attack": "|", "certified": "D"}
     entries = {name: {"color": colours[name], "marker": markers[name], "linestyle": ""} for name in colours}
     add_legend(figure, entries | {"undecided": {"color": GREY, "lw": 2}})
     return figure
-
-
-def _label_rows(axes: Axes, labels: list[str]) -> None:
-    """Label the rows of bars, the best on top."""
-    axes.set_yticks(range(len(labels)), [fill(label, _LONGEST) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
 
 
 def stages(data: SectionData) -> Figure | None:
@@ -115,15 +107,15 @@ def stages(data: SectionData) -> Figure | None:
         return None
     images = names.examples_at(names.CLEAN)
     counts = data.trials.groupby("label", sort=False)[[images, *map(names.decided_by, ran)]].sum().head(_MOST_BARS)
-    figure, (axes,) = panels(height=1.3 + _BAR * len(counts))
+    figure, (axes,) = panels(width=9, height=0.6)
     left = pd.Series(0.0, counts.index)
     shares = {_DECISIONS.get(stage, stage): 100 * counts[names.decided_by(stage)] / counts[images] for stage in ran}
-    shares["undecided"] = 100 - sum(shares.values())
+    shares[_UNDECIDED] = 100 - sum(shares.values())
     colours = {name: _COLOURS.get(name, _OTHER) for name in shares}
     for name, share in shares.items():
         axes.barh(range(len(counts)), share, left=left, color=colours[name], height=0.7)
         left = left + share
-    _label_rows(axes, list(counts.index))
+    label_bars(axes, list(counts.index), 2 * _LONGEST)
     axes.set(xlim=(0, 100), xlabel="images, %")
     add_legend(figure, squares(colours))
     return figure

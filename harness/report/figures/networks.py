@@ -79,7 +79,7 @@ def layers(data: SectionData) -> Figure | None:
     trials = data.trials
     models = list(dict.fromkeys(trials["model"]))
     rows = -(-len(models) // 3)
-    figure, axes = panels(len(models), min(3, len(models)), width=9, height=0.9 + 2.4 * rows)
+    figure, axes = panels(len(models), min(3, len(models)), width=9, height=0.6 + 2.4 * rows)
     settings = {label: label.removeprefix(model).strip() for label, model in trials[["label", "model"]].to_numpy()}
     best = list(dict.fromkeys(settings.values()))[: len(COLOURS)]  # the others are grey
     colours = assign(best, COLOURS)
@@ -114,7 +114,7 @@ def relus(data: SectionData) -> Figure | None:
         return None
     networks = list(data.trials.groupby("label", sort=False))[:_MOST_PANELS]
     columns = min(3, len(networks))
-    figure, axes = panels(len(networks), columns, width=9, height=0.9 + 1.9 * -(-len(networks) // columns))
+    figure, axes = panels(len(networks), columns, width=9, height=0.6 + 1.9 * -(-len(networks) // columns))
     for panel, (label, trials) in zip(axes, networks, strict=True):
         layers = _layers(trials, label)
         unstable, inactive = (_means(trials, name, layers) for name in (names.layer_unstable, names.layer_inactive))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib import rc_context
@@ -26,6 +27,8 @@ INK, GREY = "#24292f", "#8a929b"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_HANDLE, _CHARACTER, _LINE, _BAR = 0.65, 0.075, 0.16, 0.36
+"""Inches, about: a legend's line beside its text, a character, a line of text, a bar."""
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -49,7 +52,7 @@ _STYLE: Any = {
 }
 
 
-def panels(count: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+def panels(count: int = 1, columns: int = 1, width: float = 5.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """Return a figure of this size in inches with so many axes, row by row."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -80,12 +83,26 @@ def assign(values: Iterable[Any], choices: Sequence[Any]) -> dict[Any, Any]:
 
 
 def add_legend(figure: Figure, entries: dict[str, dict[str, Any]]) -> None:
-    """Add a legend below the figure. entries: how the line of each name looks."""
-    inches = 0.65 + 0.075 * max(map(len, entries))  # of one entry, about
-    columns = max(1, int(figure.get_figwidth() / inches))
-    handles = [Line2D([], [], **look, label=name) for name, look in entries.items()]
+    """Add a legend below the figure, which grows by it. entries: how the line of each name looks."""
+    names = [fill(name, int((figure.get_figwidth() - _HANDLE) / _CHARACTER)) for name in entries]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = min(len(names), max(1, int(figure.get_figwidth() / (_HANDLE + _CHARACTER * longest))))
+    lines = -(-sum(name.count("\n") + 1 for name in names) // columns)
+    figure.set_figheight(figure.get_figheight() + _LINE * (lines + 1))
+    handles = [Line2D([], [], **look, label=name) for name, look in zip(names, entries.values(), strict=True)]
     with rc_context(_STYLE):
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def label_bars(axes: Axes, labels: Sequence[str], characters: int) -> None:
+    """Label the rows of bars, the first on top, in lines of so many characters; the figure grows by them."""
+    texts = [fill(label, characters) for label in labels]
+    lines = max(text.count("\n") for text in texts) + 1
+    figure = axes.get_figure(root=True)
+    figure.set_figheight(figure.get_figheight() + len(labels) * max(_BAR, _LINE * (lines + 0.5)))  # type: ignore[union-attr]
+    axes.set_yticks(range(len(labels)), texts)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
 
 
 def squares(colours: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -108,7 +125,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
     head, rest = text.split(">", 1)
     width = head.split('viewBox="0 0 ')[1].split(" ")[0]
     head = re.sub(r' (width|height)="[\d.]+pt"', "", head)
-    return f'{head} role="img" aria-label="{escape(title)}" style="max-width: {width}pt">{rest}'
+    return f'{head} role="img" aria-label="{escape(title)}" style="max-width: {1.3 * float(width):g}pt">{rest}'
 
 
 def write_pdf(figure: Figure, path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_missing_class_is_a_warning_and_a_mark_on_the_row(tmp_path, capsys):
     directory = run(tmp_path, folders(tmp_path), evaluation=SWEEP["evaluation"] | {"test_images": 1})
     text = (directory / "leaderboard.md").read_text()
     assert "cnn5 ibp (see warning)" in text
-    assert "Warning: cnn5 ibp: evaluated images: 2 of 3 classes are missing in 1 images: " in text
+    assert "Warning: cnn5 ibp: evaluated images: 2 of 3 classes are missing in 1 image: " in text
     assert "classes are missing" in capsys.readouterr().out
 
 

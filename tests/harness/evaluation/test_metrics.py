@@ -63,7 +63,7 @@ def test_warnings_name_collapse_failures_and_metrics_that_are_not_finite():
     table.loc[3, [names.VERDICT, names.STAGE, names.REASON]] = [names.FAILED, "bab", "ValueError: no"]
     assert warnings(evaluation(table), {"a": None, "b": 0.0, "c": None}, ENTRY) == [
         "collapsed: predicts class 3 for 100.0 % of the images",
-        "failed in bab: 1 examples, such as 3 (ValueError: no)",
+        "failed in bab: 1 example, such as 3 (ValueError: no)",
         "not finite: a, c",
     ]
 

@@ -11,6 +11,7 @@ from made_trials import add, metrics, own, publish, read_json, text
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
 from harness.config.trial import rows as rows_of
+from harness.leaderboard.columns import THREE_DIGITS, Column
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Recipe
@@ -229,3 +230,16 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     assert "*CNN-7 IBP Shi et al. 2021*" in text(sweep, "md")
     with (sweep / "leaderboard.csv").open() as file:
         assert [row["source"] for row in csv.DictReader(file)] == ["abstract", "", "Shi et al. 2021", ""]
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (4.0912, 0.0572, "4.09 ± 0.06"),
+        (0.04091, 0.0572, "0.0409 ± 0.0572"),
+        (409.12, 5.72, "409 ± 6"),
+        (40912.0, 572.0, "4.09e+04 ± 0.06e+04"),
+    ],
+)
+def test_a_mean_and_its_deviation_have_the_same_digits(mean, deviation, text):
+    assert Column("bound_width", "bound width", THREE_DIGITS).pair(mean, deviation) == text

@@ -63,6 +63,29 @@ def test_figures_of_many_rows_stay_of_a_size_that_can_be_read(tmp_path, monkeypa
         assert all(len(legend.get_texts()) <= 12 for legend in figure.legends), kind.name
 
 
+def test_figures_of_rows_with_long_labels_keep_their_room(tmp_path):
+    """Warnings, such as of a layout that collapses, are errors in tests."""
+    for number, (model, clip_norm) in enumerate(product(("cnn5", "cnn7", "cerdeq"), (1.0, 2.0, 3.0, 4.0))):
+        options = {"gain": None, "groups": 8, "margin": 0.1, "parametrisation": "orthogonal"}
+        train = TrainSettings(epochs=160, ramp_epochs=80, decay_epochs=(120, 140, 145 + number), clip_norm=clip_norm)
+        add(tmp_path / "study", right(120 - 4 * number), model=model, options=options, train=train)
+    for kind, figure in figures_of(section_of(tmp_path / "study")):
+        figure.draw_without_rendering()
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, kind.name
+        for axes in figure.axes:
+            assert not axes.axison or axes.get_window_extent().height > figure.dpi, (kind.name, "an inch")
+            boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+            assert kind.name not in ("seeds", "stages") or not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
+def test_undecided_images_have_a_colour_of_their_own(drawn):
+    handles = {text.get_text(): handle for legend in drawn["stages"].legends
+               for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}  # fmt: skip
+    assert handles["undecided"].get_color() == "#f0e442"
+
+
 def test_a_figure_on_a_page_has_its_colour_and_ids_of_its_own(drawn):
     one, two = (style.svg(drawn["seeds"], name, "Errors") for name in ("one", "two"))
     assert ">cerdeq ibp</text>" in one

@@ -49,8 +49,16 @@ def test_the_numbers_are_those_of_the_json(study, text):
     for row, line in zip(rows, lines, strict=True):
         cells = dict(zip(titles, re.findall("<td[^>]*>(.*?)</td>", line), strict=True))
         assert cells["row"].startswith(f"{row['model']} {row['method']}")
-        assert cells["certified error"] == f"{row['certified_error']:.2f} ± {row['certified_error_std']:.2f}"
+        assert cells["certified error, %"] == f"{row['certified_error']:.2f} ± {row['certified_error_std']:.2f}"
         assert cells["seeds"] == "3"
+
+
+def test_code_in_sentences_is_shown_as_code(tmp_path):
+    for model in ("cnn5", "cnn7"):
+        add(tmp_path / "study", right(90), model=model)
+    write_sweep(tmp_path / "study")
+    text = (tmp_path / "study" / "report.html").read_text()
+    assert "run 5 or more (<code>--set seeds=[0,1,2,3,4]</code>)" in text and "`--set" not in text
 
 
 def test_the_page_needs_no_other_file(study, text):
