@@ -14,6 +14,7 @@
     log.txt              log messages with times
     failure.json         why the trial failed
     chosen.json          how a search chose the trial's settings, if it did
+    mlflow.json          what MLflow has of the trial: written by the driver (harness.tracking)
     source.checkpoint    the file that the weights of a network trained elsewhere come from
 
 Every file but epochs.jsonl is written atomically. `training.run` writes result.json and failure.json; the driver

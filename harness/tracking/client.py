@@ -26,7 +26,7 @@ os.environ.update(
 
 import mlflow  # noqa: F401
 import sqlalchemy
-from mlflow import MlflowClient, entities
+from mlflow import MlflowClient, entities  # noqa: F401
 from mlflow.exceptions import MlflowException
 
 from harness.common.errors import InputError
@@ -35,7 +35,6 @@ from harness.tracking import TrackingError
 
 SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
-_MAX_RUNS = 50_000  # in one search
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -64,35 +63,16 @@ def connect(uri: str) -> Iterator[MlflowClient]:
     Until the block ends, other processes wait before they open the same SQLite file: MLflow creates its tables without
     a lock. Raises TrackingError as `tracking_errors` does.
     """
-    with tracking_errors(uri), _lock_file(uri):
-        if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:
-            engine = sqlalchemy.create_engine(
-                uri
-            )  # asks once whether it is there; MLflow would ask ten times, for 100 s
-            try:
-                sqlalchemy.inspect(engine).get_table_names()
-            finally:
-                engine.dispose()
+    with tracking_errors(uri), ExitStack() as stack:
+        if uri.startswith(SQLITE):
+            path = Path(uri.removeprefix(SQLITE))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a directory that cannot be written, or a file system without locks
+                file = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                stack.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if urlsplit(uri).scheme.partition("+")[0] in _DATABASES:  # asks once; MLflow would ask ten times, for 100 s
+            engine = sqlalchemy.create_engine(uri)
+            stack.callback(engine.dispose)
+            sqlalchemy.inspect(engine).get_table_names()
         yield MlflowClient(uri)
-
-
-@contextmanager
-def _lock_file(uri: str) -> Iterator[None]:
-    """Within the block, hold a lock beside the store's SQLite file. For other stores do nothing."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    path = Path(uri.removeprefix(SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with ExitStack() as stack:
-        with suppress(OSError):  # a directory that cannot be written, or a file system without locks
-            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            stack.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def all_runs(client: MlflowClient, experiment_id: str) -> list[entities.Run]:
-    """Return the runs of an experiment, newest first."""
-    return list(client.search_runs([experiment_id], max_results=_MAX_RUNS))

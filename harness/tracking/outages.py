@@ -1,14 +1,12 @@
 """Keeps a sweep's MLflow experiment up to date with the trial folders.
 
 MLflow that is away at the start is wrong input, and nothing is started. If it goes away later, one warning says so and
-nothing more is sent until the end of the sweep, which logs what is missing: folders hold everything, and each point is
-logged once. If MLflow is away at the end, the command warns again and ends with exit status 1; the same command logs
-the rest.
+nothing more is sent until the end of the sweep, which logs what is missing. If MLflow is away at the end, the command
+warns again and ends with exit status 1; the same command logs the rest.
 """
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -39,11 +37,9 @@ class PatientTracker:
         self._try(lambda: self.tracker.sync(trial_dir, self.rows.get(trial_dir.name), running))
 
     def finish(self, sweep_dir: Path, table: Leaderboard, trials: Collection[str]) -> None:
-        """Log whatever is missing, imported trials too, attach the tables and print how to open MLflow.
+        """Log whatever is missing, imported trials too, and the tables; print how to open MLflow.
 
-        Args:
-            table: the sweep's leaderboard.
-            trials: keys of the sweep file's own trials, of which the best network is registered.
+        trials: keys of the sweep file's own trials, of which the best network is registered.
         """
         self.is_away = False
         for trial_dir in folder.trial_folders(sweep_dir):
@@ -51,8 +47,7 @@ class PatientTracker:
                 self.sync(trial_dir, running=False)
             except DamagedFileError as error:
                 self.console.print(f"warning: {error}", style="yellow", soft_wrap=True)
-        self._try(lambda: self.tracker.sync_tables(sweep_dir))
-        self._try(lambda: self.tracker.describe(describe_experiment(table)))
+        self._try(lambda: self.tracker.log_tables(sweep_dir, describe_experiment(table)))
         if self.is_away:
             return
         try:
@@ -61,7 +56,7 @@ class PatientTracker:
             self.console.print(f"no network is registered as a model: {error}", soft_wrap=True)
         self.console.print(f"\nMLflow:\n{self.tracker.how_to_open()}", soft_wrap=True)
 
-    def _try(self, action: Callable[[], Any]) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         if self.is_away:
             return
         try:

@@ -15,41 +15,57 @@ KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
 ROW_TAG = "row"  # what the view groups runs by
 
-_UNFOLDED: dict[str, list[dict[str, Any]]] = {
-    "Final: of evaluated images": [
-        {"type": "BAR", "metricKey": names.CERTIFIED_ERROR},
-        {
-            "type": "SCATTER",
-            "xaxis": {"key": names.STANDARD_ERROR, "type": "METRIC"},
-            "yaxis": {"key": names.CERTIFIED_ERROR, "type": "METRIC"},
-        },
-        {"type": "BAR", "metricKey": names.STANDARD_ERROR},
-        {"type": "BAR", "metricKey": names.ATTACK_ERROR},
-        {"type": "BAR", "metricKey": names.BOUND_WIDTH},
-        {"type": "BAR", "metricKey": names.BOUND_WIDTH_RELATIVE},
-    ],
-    "Each epoch: of training images": [
-        {"type": "LINE", "metricKey": names.TRAIN_CERTIFIED_ERROR},
-        {"type": "LINE", "metricKey": names.TRAIN_STANDARD_ERROR},
-        {"type": "LINE", "metricKey": names.TRAIN_LOSS},
-        {"type": "LINE", "metricKey": names.in_training(names.BOUND_WIDTH), "scaleType": "log"},
-        {"type": "LINE", "metricKey": names.TRAIN_EPS},
-    ],
+_IN_TRAINING = names.in_training
+_OPEN: dict[str, dict[str, str]] = {  # the titles of charts, by their metrics
+    "Final: of evaluated images": {
+        names.CERTIFIED_ERROR: "certified error, %",
+        f"{names.STANDARD_ERROR} {names.CERTIFIED_ERROR}": "certified by standard error",
+        names.STANDARD_ERROR: "standard error, %",
+        names.ATTACK_ERROR: "attack error, %",
+        names.BOUND_WIDTH: "bound width",
+        names.BOUND_WIDTH_RELATIVE: "relative width",
+    },
+    "Each epoch: of training images": {
+        names.TRAIN_CERTIFIED_ERROR: "certified error, %",
+        names.TRAIN_STANDARD_ERROR: "standard error, %",
+        names.TRAIN_LOSS: "loss",
+        _IN_TRAINING(names.BOUND_WIDTH): "bound width",
+        names.TRAIN_EPS: "eps",
+    },
 }
-_FOLDED = (
+_CLOSED = (
     *("certified_error", "undecided", "bound_width", "unstable", "inactive", "equilibrium"),
-    *("stage_examples", "stage_decided", "stage_seconds"),
-    *("train", "train/bound_width", "train/equilibrium"),
+    *("stage_examples", "stage_decided", "stage_seconds", "train", "train/bound_width", "train/equilibrium"),
     "Model metrics",
 )
 """MLflow's own sections. It adds a chart of each metric without one to the section that is called like the part of the
 metric's name before the last slash, else to the last section here."""
-_LINE = {"scaleType": "linear", "range": {}, "xAxisKey": "step", "selectedXAxisMetricKey": "", "lineSmoothness": 0}
+_LINE = {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""}
+_STATE = """{
+"searchFilter": "", "orderByAsc": true, "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter":
+"All Runs", "datasetsFilter": [], "columnOrder": [], "columnWidths": {}, "runsExpanded": {}, "runsPinned": [],
+"runsHidden": [], "runsVisibilityMap": {}, "runsHiddenMode": "SHOW_ALL", "groupsExpanded": {},
+"useGroupedValuesInCharts": true, "isAccordionReordered": true, "viewMaximized": false, "runListHidden": false,
+"autoRefreshEnabled": true, "hideEmptyCharts": true, "chartsSearchFilter": ""
+}"""
+"""Version 3.5 has no defaults for missing keys. Sections stand in the alphabet's order unless they are reordered."""
 
 
 def view() -> str:
     """Return the tag's value, which is the same for every sweep."""
-    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(_state()).encode(), 9)).decode()
+    sections = [(name, True) for name in _OPEN] + [(name, False) for name in _CLOSED]
+    state = json.loads(_STATE) | {
+        "orderByKey": f"metrics.`{names.CERTIFIED_ERROR}`",
+        "selectedColumns": [f"metrics.`{name}`" for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR)],
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ROW_TAG}]},
+        "compareRunCharts": [_chart(section, *chart) for section in _OPEN for chart in _OPEN[section].items()],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": opened, "isReordered": False, "deleted": False, "isGenerated": True}
+            for name, opened in sections
+        ],
+        "globalLineChartConfig": _LINE,
+    }
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
 
 
 def link(page: str, experiment_id: str) -> str:
@@ -57,46 +73,20 @@ def link(page: str, experiment_id: str) -> str:
     return f"{page.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
-def _state() -> dict[str, Any]:
-    """Return all keys that MLflow's page reads; version 3.5 has no defaults for missing ones."""
-    sections = [(name, True) for name in _UNFOLDED] + [(name, False) for name in _FOLDED]
-    return {
-        "searchFilter": "",
-        "orderByKey": f"metrics.`{names.CERTIFIED_ERROR}`",
-        "orderByAsc": True,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "modelVersionFilter": "All Runs",
-        "datasetsFilter": [],
-        "selectedColumns": [f"metrics.`{name}`" for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR)],
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "SHOW_ALL",
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ROW_TAG}]},
-        "groupsExpanded": {},
-        "useGroupedValuesInCharts": True,
-        "compareRunCharts": [
-            _chart(name, number, own) for name in _UNFOLDED for number, own in enumerate(_UNFOLDED[name])
-        ],
-        "compareRunSections": [
-            {"uuid": name, "name": name, "display": opened, "isReordered": False, "deleted": False, "isGenerated": True}
-            for name, opened in sections
-        ],
-        "isAccordionReordered": True,  # else sections stand in the alphabet's order
-        "viewMaximized": False,
-        "runListHidden": False,
-        "autoRefreshEnabled": True,
-        "hideEmptyCharts": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "chartsSearchFilter": "",
+def _chart(section: str, metrics: str, title: str) -> dict[str, Any]:
+    chart = {
+        "uuid": f"{section} {metrics}",
+        "metricSectionId": section,
+        "runsCountToCompare": 100,
+        "displayName": title,
     }
-
-
-def _chart(section: str, number: int, own: dict[str, Any]) -> dict[str, Any]:
-    common = {"uuid": f"{section} {number}", "metricSectionId": section, "runsCountToCompare": 100}
-    line = _LINE | {"selectedMetricKeys": [own["metricKey"]]} if own["type"] == "LINE" else {}
-    return {"deleted": False, "isGenerated": False} | common | line | own
+    chart |= {"deleted": False, "isGenerated": False}
+    if " " in metrics:
+        x, y = ({"key": name, "type": "METRIC"} for name in metrics.split())
+        return chart | {"type": "SCATTER", "xaxis": x, "yaxis": y}
+    if not metrics.startswith(_IN_TRAINING("")):
+        return chart | {"type": "BAR", "metricKey": metrics}
+    scale = "log" if metrics == _IN_TRAINING(names.BOUND_WIDTH) else "linear"
+    return chart | {"type": "LINE", "metricKey": metrics, "selectedMetricKeys": [metrics], "scaleType": scale} | {
+        "range": {}, **_LINE
+    }  # fmt: skip

@@ -67,7 +67,7 @@ def test_figures_of_rows_with_long_labels_keep_their_room(tmp_path):
     """Warnings, such as of a layout that collapses, are errors in tests."""
     for number, (model, clip_norm) in enumerate(product(("cnn5", "cnn7", "cerdeq"), (1.0, 2.0, 3.0, 4.0))):
         options = {"gain": None, "groups": 8, "margin": 0.1, "parametrisation": "orthogonal"}
-        train = TrainSettings(epochs=160, ramp_epochs=80, decay_epochs=(120, 140, 145 + number), clip_norm=clip_norm)
+        train = Recipe(epochs=160, ramp_epochs=80, decay_epochs=(120, 140, 145 + number), clip_norm=clip_norm)
         add(tmp_path / "study", right(120 - 4 * number), model=model, options=options, train=train)
     for kind, figure in figures_of(section_of(tmp_path / "study")):
         figure.draw_without_rendering()

@@ -37,7 +37,7 @@ def test_the_link_opens_charts_of_final_errors_on_the_first_screen(finished, tmp
         browser.get(link)
         wait_for(lambda: browser.execute_script(_CHARTS) >= 3, 120)
         text = browser.find_element("tag name", "body").text
-    assert "certified_error" in text.partition("Final: of evaluated images")[2]
+    assert "certified error" in text.partition("Final: of evaluated images")[2]
     assert "train/eps" not in text
     for run in finished.runs.values():
         assert run.info.run_name in text

@@ -1,5 +1,6 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finis
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.tracking import TrackingError, view
-from harness.tracking.upload import Tracker
+from harness.tracking.upload import STATE, Tracker
 
 
 class CountingClient:
@@ -35,7 +36,9 @@ class CountingClient:
 
 
 def counting(tracker, fatal=None):
-    return Tracker(tracker.uri, tracker.sweep, tracker.experiment_id, CountingClient(tracker.client, fatal))
+    other = Tracker(tracker.uri, tracker.sweep, tracker.experiment_id, tracker.client)
+    other.client = CountingClient(tracker.client, fatal)
+    return other
 
 
 def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
@@ -53,21 +56,83 @@ def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
     assert_complete(tracker, first=0)
     counted = counting(tracker)
     counted.sync(trial_dir)
-    assert counted.client.calls == {"search_runs": 1}, "once it is complete"
+    assert not counted.client.calls, "once it is complete"
 
 
-def test_the_history_is_read_once_however_many_epochs_follow(tracker, tmp_path):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_later_command_goes_on_by_the_trial_s_file_and_without_it_by_the_run(tracker, tmp_path, is_there):
     trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 1)
+    train(trial_dir, 1, 2)
     tracker.sync(trial_dir)
-    counted = counting(Tracker.open(tracker.sweep, tracker.uri))
-    for epoch in (2, 3, 4):
+    if not is_there:
+        (trial_dir / STATE).unlink()
+    later = counting(Tracker.open(tracker.sweep, tracker.uri))
+    for epoch in (3, 4):
         train(trial_dir, epoch, epoch)
-        counted.sync(trial_dir)
-    assert counted.client.calls["get_metric_history"] == 1
+        later.sync(trial_dir)
+    assert later.client.calls["get_metric_history"] == (0 if is_there else 1)
     finish(trial_dir)
-    counted.sync(trial_dir)
+    later.sync(trial_dir)
     assert_complete(tracker)
+
+
+def test_a_run_begins_with_its_trial_and_lasts_as_long_as_it_has_worked(tracker, tmp_path):
+    """Not as long as the sweep has waited, or been interrupted."""
+    trial_dir = make_folder(tmp_path)
+    folder.write_epoch(trial_dir, {"epoch": 1, "train/eps": 0.1, "train/seconds": 100.0})
+    os.utime(trial_dir / folder.EPOCHS, (1_600_000_100, 1_600_000_100))
+    tracker.sync(trial_dir)
+    folder.write_epoch(trial_dir, {"epoch": 2, "train/eps": 0.2, "train/seconds": 50.0})
+    finish(trial_dir, {**FINAL, "evaluation_seconds": 4.0})
+    tracker.sync(trial_dir)
+    run = only_run(tracker)
+    assert run.info.start_time == 1_600_000_000_000 and run.info.end_time == run.info.start_time + 154_000
+    points = tracker.client.get_metric_history(run.info.run_id, "train/eps")
+    assert [point.timestamp - run.info.start_time for point in points] == [100_000, 150_000]
+
+
+def test_points_that_are_sent_again_are_the_same_points(tracker, tmp_path, monkeypatch):
+    """The driver is killed after MLflow has them, before the trial's file says so."""
+    monkeypatch.setattr("harness.tracking.upload.LARGEST_BATCH", 4)
+    trial_dir, writes = make_folder(tmp_path), []
+    train(trial_dir, 1, 4)
+    finish(trial_dir)
+
+    def write(path, content):
+        writes.append(path)
+        if len(writes) % 2:
+            raise KeyboardInterrupt
+        files.write_json(path, content)
+
+    monkeypatch.setattr("harness.tracking.upload.write_json", write)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            tracker.sync(trial_dir)
+    tracker.sync(trial_dir)
+    assert_complete(tracker)
+
+
+def test_a_store_that_was_moved_with_its_files_gets_all_again_where_they_are(opened_store, tmp_path, request):
+    """MLflow keeps absolute paths of files."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    shutil.copy(opened_store.removeprefix("sqlite:///"), old / "mlflow.db")
+    trial_dir = make_folder(old)
+    train(trial_dir, 1, 4)
+    finish(trial_dir)
+    tracker = Tracker.open("moved", f"sqlite:///{old}/mlflow.db")
+    tracker.sync(trial_dir)
+    tracker.register([trial_dir.name])
+    old.rename(new)
+    moved = Tracker.open("moved", f"sqlite:///{new}/mlflow.db")
+    moved.sync(new / "trials" / trial_dir.name)
+    moved.register([trial_dir.name])
+    assert_complete(moved)
+    version = moved.client.get_model_version_by_alias("moved", "best")
+    assert Path(version.source).is_relative_to(new) and (Path(version.source) / "MLmodel").exists()
+    names = {experiment.name for experiment in moved.client.search_experiments()}
+    assert {"moved", f"moved, experiment {tracker.experiment_id}, files in {old}/mlruns/moved"} <= names
+    assert Tracker.open("moved", f"sqlite:///{new}/mlflow.db").experiment_id == moved.experiment_id
 
 
 def test_a_run_has_the_trial_s_tags_parameters_and_note(tracker, tmp_path):
@@ -142,14 +207,14 @@ def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opene
     finish(trial_dir)
     complete = counting(Tracker.open(f"not killed {every}", opened_store))
     complete.sync(trial_dir)
-    assert complete.client.batches == [0, 4, 4, len(FINAL)]
+    assert complete.client.batches == [0, 4, 4, 0, len(FINAL)]
     calls = complete.client.calls.total()
     assert 10 < calls < max(KILLED_BEFORE) + 3
     for fatal in range(1, calls + 1) if every else [call for call in KILLED_BEFORE if call <= calls]:
         tracker = Tracker.open(f"killed before call {fatal} {every}", opened_store)
         with pytest.raises(KeyboardInterrupt):
             counting(tracker, fatal).sync(trial_dir)
-        tracker.sync(trial_dir)
+        Tracker.open(tracker.sweep, tracker.uri).sync(trial_dir)
         assert_complete(tracker)
 
 
@@ -162,6 +227,7 @@ def test_a_deleted_run_is_made_again_and_a_deleted_experiment_restored(tracker, 
     again = Tracker.open(request.node.name, tracker.uri)
     assert again.experiment_id == tracker.experiment_id
     tracker.client.delete_run(only_run(tracker).info.run_id)
+    again = Tracker.open(request.node.name, tracker.uri)
     again.sync(trial_dir)
     assert_complete(again)
     assert len(tracker.client.search_runs([tracker.experiment_id], run_view_type=ViewType.ALL)) == 2
@@ -173,10 +239,11 @@ def test_tables_go_to_every_run_and_replace_older_ones(tracker, tmp_path):
         tracker.sync(trial_dir)
     for text in ("old", "new"):
         (tmp_path / "leaderboard.md").write_text(text)
-        tracker.sync_tables(tmp_path)
+        tracker.log_tables(tmp_path, "a note")
     counted = counting(tracker)
-    counted.sync_tables(tmp_path)
-    assert counted.client.calls == {"search_runs": 1}
+    counted.log_tables(tmp_path, "a note")
+    assert counted.client.calls == {"set_experiment_tag": 1}
+    assert tracker.client.get_experiment(tracker.experiment_id).tags["mlflow.note.content"] == "a note"
     runs = tracker.client.search_runs([tracker.experiment_id])
     assert {run.data.tags["trial"] for run in runs} == {trial_dir.name for trial_dir in trial_dirs}
     for run in runs:

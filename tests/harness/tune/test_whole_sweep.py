@@ -20,7 +20,7 @@ def test_every_trial_ends_with_its_files_its_run_and_a_row_in_the_tables(finishe
     finished.assert_complete()
     assert {path.name for path in finished.root.iterdir()} == {"sweep.yaml", "results"}, "nothing lies about"
     expected = {folder.LOG, folder.TRIAL, folder.EPOCHS, folder.CHECKPOINT, folder.WEIGHTS}
-    expected |= {folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT, folder.TRAINED_ON}
+    expected |= {folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT, folder.TRAINED_ON, "mlflow.json"}
     for trial_dir in finished.trial_dirs.values():
         assert {path.name for path in trial_dir.iterdir()} == expected
 
