@@ -74,8 +74,6 @@ def main(options: argparse.Namespace) -> int:
     machines = machines_at(None if options.here else options.ray_address)
     has_gpu = any(machine["GPU"] for machine in machines)
     sweep, data = load_checked(file, has_gpu, options.results_dir, options.data_dir, writes=not options.dry_run)
-    for warning in [*sweep.warnings, *describe_unreadable(sweep.trials)]:
-        console.print(f"warning: {warning}", soft_wrap=True)
     gpu = sweep.resources.gpu if has_gpu else 0
     check_reserved(sweep, gpu, machines, file)
     sweep_dir = (options.results_dir / sweep.name).absolute()
@@ -99,6 +97,8 @@ def main(options: argparse.Namespace) -> int:
             return OK if options.dry_run else FAILED
         sweep, lacks_candidates = winners
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
+    for warning in [*sweep.warnings, *describe_unreadable(trial.config for trial in plan.unfinished())]:
+        console.print(f"warning: {warning}", soft_wrap=True)
     if options.dry_run:
         print_header(plan, ray.gpu, options.profile, console)
         print_plan(plan, options.retry_failed, options.ray_address, console)

@@ -72,7 +72,8 @@ def _is_listed(kind: Kind, texts: Iterable[str]) -> bool:
     if "torch" in sys.modules:
         return False
     known = {text for name, options in _listed()[kind].items() for text in (name, *options)}
-    return not any(re.search(rf"\b{re.escape(text)}\b", _source(kind)) for text in texts if text not in known)
+    new = [re.escape(text) for text in texts if text not in known]
+    return not any(re.search(rf"[\"']{text}[\"']|\b{text}\s*[:=]", _source(kind)) for text in new)
 
 
 @cache
