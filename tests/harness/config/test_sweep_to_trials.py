@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fetched_checkpoints import why_not_loadable
 from small_sweep import BASE, changed, entry, trials_of, write
-from test_trial import ELSEWHERE, OTHER
+from test_trial_config import ELSEWHERE, OTHER
 
 from harness.common.errors import InputError
 from harness.config import expansion

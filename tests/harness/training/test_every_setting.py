@@ -1,4 +1,4 @@
-"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial.py).
+"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
 
 A new field of harness/config fails here until it stands in one of the tables: TRAINED and EVALUATED are checked here on
 a small trial, ELSEWHERE by other tests. What a method ignores, `Method.ignored`, is checked to be ignored.
