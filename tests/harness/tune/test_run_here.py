@@ -15,7 +15,7 @@ from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import load
 from harness.storage import files, folder
 
-BLOCKED = ("ray", "mlflow", "yaml", "typer", "sqlalchemy")
+BLOCKED = ("ray", "mlflow", "typer", "sqlalchemy")
 BLOCKER = f"""
 import sys
 
