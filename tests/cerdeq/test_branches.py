@@ -21,10 +21,11 @@ from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.budget_and_decision import Budget
+from cerdeq.branch.budget_and_decision import FALSIFIED, Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
+from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -231,3 +232,15 @@ def test_threads_change_no_number(kind):
     for one, several in zip(*results, strict=True):
         torch.testing.assert_close(one.leaves.lower, several.leaves.lower, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(one.points, several.points, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactive():
+    layers = [nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1)]
+    model = nn.Sequential(*layers).double().eval().requires_grad_(False)
+    model[2].bias -= 100
+    model[4].bias.fill_(-1.0)
+    region = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    problem = problem_of(model, region, torch.ones(1, 1).double())
+    decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
+    assert decision.status == FALSIFIED and model(decision.point) == -1
