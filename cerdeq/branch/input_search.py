@@ -95,7 +95,7 @@ class InputSearch:
         self._free = free if len(free) else self._radius.argmax()[None]
         self._shapes, slopes = _last_slopes(proof, len(self._rows))
         self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]), slopes)
-        self._proved = [self._queue.of(slice(0))]
+        self._proved = [(self._queue.number[:0], slopes[:0])]  # numbers, and slopes if there are any
         self._row_bounds = low.new_full((len(self._rows),), torch.inf)
         self._has_unprovable = False
         self._splits = [torch.zeros(0, 2, dtype=torch.long, device=low.device)]
@@ -118,7 +118,7 @@ class InputSearch:
             self._row_bounds = torch.cat([self._row_bounds[None], bounds.lower[is_proved]]).amin(0)
             parts = replace(parts, parent_lower=bounds.lower.amin(1), slopes=bounds.slopes)
             if self._shapes:
-                self._proved.append(parts.of(is_proved))
+                self._proved.append((parts.number[is_proved], bounds.slopes[is_proved]))
             is_unprovable = self._are_unprovable(parts, bounds, values)
             self._has_unprovable |= bool(is_unprovable.any())
             is_open = (~is_proved & ~is_unprovable).nonzero()[:, 0]
@@ -136,13 +136,14 @@ class InputSearch:
         If slopes are optimised, also PART, int32 [L], the numbers of all other parts, once for each row, and "row",
         "<step>/neurons" and "<step>/slopes" of these as in `certificate_tensors`.
         """
-        tensors, proved = {SPLITS: torch.cat(self._splits).int()}, concatenate(self._proved)
+        tensors = {SPLITS: torch.cat(self._splits).int()}
+        numbers, packed = map(torch.cat, zip(*self._proved, strict=True))
         if not self._shapes:
             return {name: tensor.cpu() for name, tensor in tensors.items()}
-        tensors[PART] = proved.number.int().repeat_interleave(len(self._rows))
-        tensors["row"] = self._rows.short().repeat(len(proved.number))
+        tensors[PART] = numbers.int().repeat_interleave(len(self._rows))
+        tensors["row"] = self._rows.short().repeat(len(numbers))
         sizes = [shape.numel() for shape in self._shapes.values()]
-        for name, slopes in zip(self._shapes, proved.slopes.flatten(0, 1).split(sizes, dim=1), strict=True):
+        for name, slopes in zip(self._shapes, packed.flatten(0, 1).split(sizes, dim=1), strict=True):
             tensors[f"{name}/neurons"] = torch.arange(slopes.shape[1], dtype=torch.int32)
             tensors[f"{name}/slopes"] = slopes
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -178,12 +179,11 @@ class InputSearch:
         values = examples_of(self._proof.program, values, is_open)
         before = bounds.of(is_open)
         after = self._linear_bounds(values, self._ascend(values, before), sound)
-        after = replace(after, lower=torch.maximum(before.lower, after.lower), slopes=torch.where(
-            (after.lower > before.lower)[..., None], after.slopes, before.slopes
-        ))  # fmt: skip
-        return replace(bounds, **{
-            name: tensor.index_copy(0, is_open, vars(after)[name]) for name, tensor in vars(bounds).items()
-        })  # fmt: skip
+        is_better = (after.lower > before.lower)[..., None]  # rounded slopes may be worse
+        slopes = torch.where(is_better, after.slopes, before.slopes)
+        after = replace(after, lower=torch.maximum(before.lower, after.lower), slopes=slopes)
+        merged = {name: old.index_copy(0, is_open, vars(after)[name]) for name, old in vars(bounds).items()}
+        return replace(bounds, **merged)
 
     def _ascend(self, values: list[Any], bounds: _Bounds) -> Tensor:
         """Return slopes, as in _Bounds, that improve these bounds."""
@@ -258,16 +258,20 @@ def _last_slopes(query: SearchQuery, rows: int) -> tuple[dict[str, torch.Size], 
 
     Of these ReLUs as many as have together at most _FEW_UNITS units.
     """
-    ctx = Backward(False, choices={}, relaxations={})
-    linear_lower_bound(query.program, query.values, query.rows(torch.arange(1)), query.program.output, ctx)
+    choices, relaxations = dict[str, Tensor](), dict[str, Any]()
+    ctx = Backward(False, choices=choices, relaxations=relaxations)
+    first = torch.zeros(1, dtype=torch.long, device=query.spec.device)
+    linear_lower_bound(query.program, query.values, query.rows(first), query.program.output, ctx)
+    del relaxations[""]
     shapes, starts, size = dict[str, torch.Size](), [query.spec.new_zeros(1, 0)], 0
-    for name, (_, relaxation) in ((name, pair) for name, pair in (ctx.relaxations or {}).items() if name):
-        slopes = (ctx.choices or {}).get(name)
-        size += _FEW_UNITS + 1 if slopes is None else slopes.numel()
-        if size > _FEW_UNITS or not isinstance(relaxation, Relaxation) or line_share_name(name) in (ctx.choices or {}):
+    for name, (_, relaxation) in relaxations.items():
+        if not isinstance(relaxation, Relaxation) or name not in choices or line_share_name(name) in choices:
             break
-        shapes[name] = slopes.shape[2:]
-        starts.append(slopes.flatten(1))
+        size += choices[name].numel()
+        if size > _FEW_UNITS:
+            break
+        shapes[name] = choices[name].shape[2:]
+        starts.append(choices[name].flatten(1))
     packed = (torch.cat(starts, dim=1) * 255).round().byte()
     return shapes, packed[:, None].repeat(1, rows, 1)
 

@@ -1,7 +1,7 @@
 """Parts of an example's box, over each of which the checker bounds a network anew.
 
-A certificate of parts may have slopes: tensors of leaves without signs (certificates.py), and `part`, int32 [L],
-the part of each leaf. Any slope is sound.
+A certificate of parts may have slopes: tensors of leaves without signs (certificates.py), and `part`, int32 [L], the
+part of each leaf. Any slope is sound.
 """
 
 from collections.abc import Iterator
