@@ -130,5 +130,6 @@ class Study:
 
 
 def snapshot(directory):
-    """Every file below, with content and time of change."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in directory.rglob("*") if path.is_file()}
+    """Every file below, with content and time of change, but what says what MLflow has."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != "mlflow.json"]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
