@@ -13,7 +13,9 @@ import pandas as pd
 from rich.console import Console
 
 from harness.common.terminal import one_line, print_table
+from harness.config.trial import label_settings
 from harness.leaderboard.latex import latex_tables
+from harness.leaderboard.rows import LABEL
 from harness.leaderboard.section_text import row_label, stages_table
 from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, short_table, summaries_of
 from harness.leaderboard.table import Leaderboard, Section, build_leaderboard
@@ -28,6 +30,7 @@ LEGEND = (
 STAGES_LEGEND = (
     "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
 )
+_NOT_IN_LABELS = (*LABEL, "profile", "recipe_version", "seed", "trial", "problem")  # of trials that are not counted
 UNCOUNTED = "Trials that the tables do not count"
 _MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
 """Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
@@ -127,5 +130,7 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
     if len(leaderboard.uncounted):
         say(f"\n{UNCOUNTED}", style="bold")
     for trial in leaderboard.uncounted.to_dict("records"):
-        say(one_line(f"{row_label(trial)} seed {trial['seed']}: {trial['problem']}"))
+        settings = {name: text for name, text in trial.items() if name not in _NOT_IN_LABELS}
+        own = " ".join([row_label(trial), *label_settings(trial["method"], settings)])
+        say(one_line(f"{own} seed {trial['seed']} ({trial['trial']}): {trial['problem']}"))
     say("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")

@@ -165,9 +165,16 @@ def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
     exact = trials["eps"].map(Radius, na_action="ignore")
     keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
     sections = [_section(key, part, rows, literature) for key, part in sorted(trials.groupby(keys), key=_order)]
-    failed = trials.loc[trials["problem"].notna(), [*LABEL, "width", "profile", "recipe_version", "seed", "problem"]]
-    failed = failed.sort_values([*LABEL, "seed"], ignore_index=True)
-    return Leaderboard(directory, sections, failed.map(as_text), trials)
+    return Leaderboard(directory, sections, _uncounted(trials), trials)
+
+
+def _uncounted(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row of text for each trial with a problem: label, settings in which trials differ, folder, problem."""
+    shown = [*LABEL, "width", "profile", "recipe_version"]
+    settings = [name for name in setting_columns(trials) if name not in shown and trials[name].nunique() > 1]
+    failed = trials[trials["problem"].notna()].assign(trial=trials["trial_dir"].map(lambda path: path.name))
+    failed = failed[[*shown, *settings, "seed", "trial", "problem"]].sort_values([*LABEL, "seed"], ignore_index=True)
+    return failed.map(as_text)
 
 
 def _rows(trials: pd.DataFrame) -> pd.DataFrame:

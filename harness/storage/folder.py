@@ -342,6 +342,14 @@ def _check_row(row: Any) -> dict[str, Any]:
     return row
 
 
+def cut_epochs(directory: Path, last: int) -> None:
+    """Remove the rows after the epoch `last`, which are written again. Raises DamagedFileError."""
+    rows = read_epochs(directory)
+    kept = [row for row in rows if row[names.EPOCH] <= last]
+    if len(kept) < len(rows):
+        write_text(directory / EPOCHS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+
+
 def write_epoch(directory: Path, row: dict[str, Any]) -> None:
     """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
     if row[names.EPOCH] > 0:

@@ -19,6 +19,7 @@ from harness.machine.environment import device_name
 from harness.storage.folder import (
     add_training_device,
     add_training_warnings,
+    cut_epochs,
     read_epochs,
     read_training_warnings,
     write_epoch,
@@ -85,6 +86,7 @@ def train(
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
     done = checkpoint.restore(trial_dir, parts, device)
+    cut_epochs(trial_dir, done)
     if done == 0 and not before:
         untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}

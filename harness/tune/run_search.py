@@ -219,13 +219,13 @@ class Search:
                     folder.write_chosen(folder.trial_dir(self.sweep_dir, trial.key), choice)
         return configs
 
-    def describe(self, number: int, candidate: int) -> str:
-        """Return a line about an entry's candidate: its number, what came of it, its settings."""
+    def describe(self, number: int, candidate: int, error: str = "") -> str:
+        """Return a line about an entry's candidate: its number, its error or what else came of it, its settings."""
         trial, spaces = self.studies[number].trials[candidate], self.entries[number].spaces
         errors = zip(self.settings.objectives, trial.values or (), strict=False)
         outcome = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in errors) or "not done"
         settings = ", ".join(f"{key}={space.decode(trial.params[key])}" for key, space in spaces.items())
-        return f"candidate {candidate} of {self.studies[number].study_name}: {outcome}; {settings}"
+        return f"candidate {candidate} of {self.studies[number].study_name}: {error or outcome}; {settings}"
 
     def say(self, text: str) -> None:
         """Print a text as it is."""
@@ -246,8 +246,8 @@ class _SearchListener(Listener):
         """Conclude a candidate."""
         _, failure = read_outcome(directory, error)
         self.search.conclude(directory)
-        owner = self.search.owners[directory]
-        self.search.say(f"failed: {failure['error']}" if failure else self.search.describe(*owner))
+        text = self.search.describe(*self.search.owners[directory], failure["error"] if failure else "")
+        self.search.say(f"failed: {text}" if failure else text)
         if failure and self.fail_fast:
             raise FailedFast
 

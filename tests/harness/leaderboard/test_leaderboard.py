@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_trials import add, metrics, own, publish, read_json, text
+from rich.console import Console
 
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
 from harness.config.trial import rows as rows_of
 from harness.leaderboard.columns import THREE_DIGITS, Column
-from harness.leaderboard.files import write_leaderboard
+from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
@@ -142,6 +143,18 @@ def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them
     assert cells["equilibrium gain"].tolist() == ["0.250", ""] and cells["undecided"].tolist() == ["3.00", ""]
     assert cells.columns.tolist().index("undecided") == cells.columns.tolist().index("standard error") + 1
     assert only_section(sweep).warnings == [f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)"]
+
+
+def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
+    add(sweep, metrics())
+    paths = [add(sweep, failure="no", train=Recipe(clip_norm=clip_norm)) for clip_norm in (1.0, 2.0)]
+    leaderboard, summaries = write_leaderboard(sweep)
+    rows = leaderboard.uncounted[["train.clip_norm", "trial"]].to_numpy().tolist()
+    assert sorted(rows) == [["1", paths[0].name], ["2", paths[1].name]]
+    print_leaderboard(leaderboard, summaries, Console(width=200))
+    printed = capsys.readouterr().out
+    for number, path in enumerate(paths, start=1):
+        assert f"train.clip_norm={number} seed 0 ({path.name}): failed: no" in printed
 
 
 def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):

@@ -110,7 +110,8 @@ def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, pri
     add(sweep, metrics(70.0), profile="cpu")
     add(sweep, failure="no [memory]", model="big", profile="cpu")
     lines = printed().splitlines()
-    for part in ("65.00", "[red]", "not comparable", "big ibp seed 0: failed: no [memory]", "leaderboard.md"):
+    failed = ("big ibp width=1 seed 0 (", "): failed: no [memory]")
+    for part in ("65.00", "[red]", "not comparable", *failed, "leaderboard.md"):
         assert part in "\n".join(lines)
     (warning,) = [line for line in lines if line.startswith("Warning: ")]  # one line; whole in the files
     assert len(warning) <= 160 and "at line 49" not in warning

@@ -1,5 +1,6 @@
 """A trial that was killed anywhere goes on to the very same end."""
 
+import json
 import shutil
 
 import pytest
@@ -121,6 +122,8 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_row
     assert [row[names.EPOCH] for row in again if names.EPOCH in row] == [3, 4]
     assert folder.read_epochs(tmp_path)[:3] == written[:3]
     assert without_times(again[:1]) == without_times(written[3:])
+    lines = (tmp_path / folder.EPOCHS).read_text().splitlines()
+    assert [json.loads(line)[names.EPOCH] for line in lines] == [0, 1, 2, 3, 4], "each epoch once"
 
 
 def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(tiny_trial, tmp_path, monkeypatch):
