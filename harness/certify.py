@@ -16,7 +16,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console
 from harness.config import plugins
-from harness.settings import STAGES, STAGES_BY_SETTING
+from harness.settings import STAGES_BY_SETTING
 from harness.storage import folder
 
 _DEFAULT_SECONDS = 60.0
@@ -25,7 +25,7 @@ _DEFAULT_SECONDS = 60.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="TRIAL_OR_SWEEP", help="folders of trials or of sweeps")
-    stages = ",".join(stage for stage in STAGES if stage != names.CROWN)
+    stages = ",".join((names.IBP, names.CROWN_IBP, names.BAB))
     parser.add_argument("--stages", default=stages, help=f"stages of the verifier, in this order; default: {stages}")
     seconds = (
         f"limit of branch and bound for an image; default: {_DEFAULT_SECONDS:g}, or no limit where --branches is given"
