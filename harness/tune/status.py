@@ -17,7 +17,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.common.terminal import new_console, print_table, say
+from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.config.file import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE, labels
 from harness.settings import describe_weak_attack
@@ -114,10 +114,11 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
     """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
     sweep, data, trials = plan.sweep, plan.data, plan.trials
     config = sweep.trials[0]
-    total = f" of {len(sweep.trials)}" if len(trials) < len(sweep.trials) else ""
+    all_trials = with_plural(len(sweep.trials), "trial")
+    counted = all_trials if len(trials) == len(sweep.trials) else f"{len(trials)} of {all_trials}"
     lines = [
         f"{sweep.name}: {data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
-        f"{len(trials)}{total} trials, {len(trials) - len(plan.unfinished())} finished already",
+        f"{counted}, {len(trials) - len(plan.unfinished())} finished already",
         f"data: {data['description']}",
     ]
     if sweep.profile == CPU_PROFILE and asked_profile is None:

@@ -122,7 +122,7 @@ def run(path, dataset, **changes):
     """Train the small sweep without Ray and write its leaderboard; return the sweep's directory."""
     (path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": dataset} | changes))
     results = path / "results"
-    assert main("trial", [str(path / "own.yaml"), "--results-dir", str(results)]) == 0
+    assert main("run", ["--here", str(path / "own.yaml"), "--results-dir", str(results)]) == 0
     write_leaderboard(results / "own")
     return results / "own"
 
@@ -142,7 +142,7 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     out = capsys.readouterr().out
     mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
     shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
-    assert f"data: {name}: 18 training and 9 test images from" in out and shown in out
+    assert "data: 18 training and 9 test images from" in out and shown in out
     (trial_dir,) = folder.trial_folders(directory)
     trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
     assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
@@ -245,7 +245,7 @@ WRONG = {  # what is written, further keys, the message
 def test_wrong_data_is_refused_by_file_and_what_was_found(pretended, tmp_path, capsys, case):
     write, further, expected = WRONG[case]
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": write(tmp_path) | further}))
-    assert main("trial", [str(tmp_path / "own.yaml"), "--results-dir", str(tmp_path / "results")]) == 2
+    assert main("run", ["--here", str(tmp_path / "own.yaml"), "--results-dir", str(tmp_path / "results")]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {tmp_path}/own.yaml: ") and "Traceback" not in message
     with pytest.raises(InputError, match=expected):
@@ -304,7 +304,7 @@ def test_published_numbers_do_not_stand_beside_own_data(tmp_path, monkeypatch):
 def test_a_named_data_directory_must_be_there(tmp_path, capsys, monkeypatch):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": "mnist"}))
     missing = tmp_path / "mistyped"
-    assert main("trial", [str(tmp_path / "own.yaml"), "--data-dir", str(missing)]) == 2
+    assert main("run", ["--here", str(tmp_path / "own.yaml"), "--data-dir", str(missing)]) == 2
     assert f"--data-dir: found '{missing}', allowed: a directory that exists" in capsys.readouterr().err
     monkeypatch.setenv("CERDEQ_DATA", str(missing))
     assert main("tables", [str(tmp_path)]) == 2
