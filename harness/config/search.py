@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -74,6 +75,7 @@ class Space(Model):
     def find(self, value: Any) -> list[Any]:
         """Return a list of the value as the space has it; empty for a value outside of the space."""
         if self.ends:
+            value = float(Fraction(value)) if isinstance(value, str) else value  # a radius
             return [value] if value is not None and self.ends[0] <= value <= self.ends[1] else []
         return [choice for choice in self.choice or () if choice == value][:1]
 

@@ -91,6 +91,14 @@ def test_an_entry_is_recognised_among_choices_that_write_it_in_another_way(tmp_p
     assert searched(tmp_path, ("train.eps", "2/32"), spaces=spaces)[1].written is None
 
 
+@pytest.mark.parametrize(("ends", "written"), [([0.01, 0.1], 0.0625), ([0.07, 0.1], None)])
+def test_a_radius_is_recognised_in_a_space_of_numbers(tmp_path, ends, written):
+    cerdeq = searched(tmp_path, spaces={"train.eps": {"uniform": ends}})[1]
+    assert cerdeq.written == (written and {"train.eps": written})
+    if written:
+        assert cerdeq.config(cerdeq.written) == cerdeq.base
+
+
 def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
     keys = [[one.key("data") for one in trials_of(tmp_path, content)] for content in (changed(), searching())]
     assert keys[0] == keys[1]
