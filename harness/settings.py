@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 from pydantic_core import core_schema
 
 from baselines import suggestion
@@ -156,21 +156,23 @@ class Recipe(Model):
     std: Floats | None = None
     """A standard deviation for each channel; null for the data set's."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fit_to_epochs(cls, recipe: Any) -> Any:
+    def _fit_to_epochs(cls, recipe: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
         """Shorten decays and ramp as `epochs` is, where the recipe does not give its own; defaults that fit stay."""
         epochs = recipe.get("epochs") if isinstance(recipe, dict) else None
         default = {name: field.default for name, field in cls.model_fields.items()}
         if type(epochs) is not int or not 1 <= epochs < default["epochs"]:
-            return recipe
+            return make(recipe)
         fitted, start = dict[str, Any](), recipe.get("ramp_start", default["ramp_start"])
         if epochs < default["decay_epochs"][-1]:
             scaled = sorted({epoch * epochs // default["epochs"] for epoch in default["decay_epochs"]})
             fitted["decay_epochs"] = [epoch for epoch in scaled if epoch > 0]
         if type(start) is int and start - 1 + default["ramp_epochs"] > epochs:
             fitted["ramp_epochs"] = max(0, min(epochs // 2, epochs + 1 - start))
-        return fitted | recipe
+        made = make(fitted | recipe)
+        made.model_fields_set.intersection_update(recipe)  # an entry with its own epochs has them fitted anew
+        return made
 
     @field_validator("decay_epochs")
     @classmethod

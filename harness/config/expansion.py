@@ -130,7 +130,7 @@ class _Expansion:
         is_alone = sweep.search is None or checkpoint is None
         require("model", keys.model, is_alone, "networks without a checkpoint beside `search`, which trains")
         parts = {
-            "train": lambda: validate(Recipe, vars(sweep.train) | keys.train, "train"),
+            "train": lambda: validate(Recipe, sweep.train.model_dump(exclude_unset=True) | keys.train, "train"),
             "options": lambda: _changed_options("options", keys.options, options_of(keys.model)),
             "method_options": lambda: _changed_options(
                 "method_options", keys.method_options, method_options(keys.method)

@@ -167,6 +167,21 @@ def test_decays_and_ramp_that_a_file_does_not_give_fit_into_its_epochs(tmp_path,
     assert (settings.decay_epochs, settings.ramp_epochs) == (decays, ramp)
 
 
+@pytest.mark.parametrize(
+    ("train", "own", "decays", "ramp"),
+    [
+        ({"epochs": 10}, {"epochs": 160}, (120, 140), 80),
+        ({}, {"epochs": 10}, (7, 8), 5),
+        ({"epochs": 10}, {"learning_rate": 1e-3}, (7, 8), 5),
+        ({"epochs": 10, "decay_epochs": [9]}, {"epochs": 20}, (9,), 10),
+        ({"epochs": 10}, {"epochs": 20, "ramp_epochs": 3}, (15, 17), 3),
+    ],
+)
+def test_decays_and_ramp_that_nobody_gives_fit_into_the_epochs_of_an_entry(tmp_path, train, own, decays, ramp):
+    (trial, _) = trials_of(tmp_path, changed(("train", train), ("trials", [entry(train=own)])))
+    assert (trial.train.decay_epochs, trial.train.ramp_epochs) == (decays, ramp)
+
+
 def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_path):
     path = write(tmp_path, changed(remove=["train"]))
     (trial, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trials
