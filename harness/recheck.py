@@ -41,7 +41,6 @@ from harness.config import plugins
 from harness.config.trial import Trial, labels
 from harness.own_data import OwnData
 from harness.storage import folder, study_tables
-from harness.storage.files import unchanged_files
 from harness.storage.instances import find_records
 
 # What imports torch or pandas is imported late: it takes seconds.
@@ -64,11 +63,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
-    with unchanged_files():
-        return _main(options)
-
-
-def _main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
     if records and verdict_dirs:

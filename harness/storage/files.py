@@ -1,13 +1,11 @@
 """Write files atomically: under a temporary name, then renamed."""
 
 import errno
-import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -52,28 +50,9 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         if (size := path.stat().st_size) > largest:
             raise ValueError(f"found {size:,} bytes, allowed: at most {largest:,}")
-        content = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError, MemoryError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if _digests is not None:
-        digest = hashlib.sha256(content).digest()
-        if _digests.setdefault(path.absolute(), digest) != digest:
-            raise DamagedFileError(f"{path} has changed since it was read first")
-    return content
-
-
-_digests: dict[Path, bytes] | None = None
-
-
-@contextmanager
-def unchanged_files() -> Iterator[None]:
-    """Within, `read_bytes` raises DamagedFileError for a file that has changed since it was read first."""
-    global _digests
-    _digests = {}
-    try:
-        yield
-    finally:
-        _digests = None
 
 
 def load_json(content: bytes) -> Any:

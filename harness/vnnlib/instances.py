@@ -216,8 +216,7 @@ def _solve_instance(item: Item, report: object) -> Record:
     certificate = certificate_path(path)
     certificate.unlink(missing_ok=True)
     try:
-        digests = [query["onnx_sha256"], query["vnnlib_sha256"]]
-        result = solve_files(Path(query["onnx"]), Path(query["vnnlib"]), query["timeout"], True, digests)
+        result = solve_files(Path(query["onnx"]), Path(query["vnnlib"]), query["timeout"], True)
     except InputError as error:
         result = Result(ERROR, detail=str(error))
     content = save(result.certificate) if result.certificate else b""

@@ -20,7 +20,6 @@ from cerdeq.onnx import RunInFloat32
 from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.common.errors import InputError
 from harness.common.properties import Case, Counterexample, Property
-from harness.pretrained.checkpoint import digest_of
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
 from harness.vnnlib.boundary import likely_corners, likely_vertices
 from harness.vnnlib.counterexample import NoDecimalError, decimals_inside, exact_outputs, why_not_confirmed
@@ -58,18 +57,14 @@ class Result:
         return "".join(f"{line}\n" for line in (self.status, self.counterexample_text) if line)
 
 
-def solve_files(
-    network_path: Path, property_path: Path, seconds: float, certificates: bool = False, digests: Sequence[str] = ()
-) -> Result:
+def solve_files(network_path: Path, property_path: Path, seconds: float, certificates: bool = False) -> Result:
     """Return the result of an instance of an ONNX and a VNN-LIB file, whose loading counts, unlike that of packages.
 
-    digests: of both files, if known. Raises InputError, also if the files have others.
+    Raises InputError for files that cannot be read.
     """
     import_module("torch._dynamo")  # torch.func and the device "meta" import it late, which takes seconds
     began = time.monotonic()
     contents = read_network(network_path), read_vnnlib(property_path)
-    if digests and digests != [*map(digest_of, contents)]:
-        raise InputError(f"{network_path} or {property_path} has changed since this command began: run it again")
     try:
         with stop_at(began + seconds):
             property_, loaded = load_instance(contents, (network_path, property_path))
