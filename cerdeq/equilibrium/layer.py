@@ -67,7 +67,7 @@ class FixedPoint(nn.Module):
         return isinstance(self.solver, PeacemanRachford)
 
     @property
-    def range(self) -> tuple[int, int]:
+    def iteration_range(self) -> tuple[int, int]:
         """The iterations of the training solve at the start of eps's ramp and at its end."""
         return self.solver.iterations_at(0.0), self.solver.iterations_at(1.0)
 

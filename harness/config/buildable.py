@@ -118,6 +118,6 @@ def unused_settings(trial: Trial, network: nn.Module) -> dict[str, str]:
 
 def _follows_eps(modules: list[nn.Module]) -> bool:
     """Return whether anything in a network changes as eps grows."""
-    iterations = [module.range for module in modules if isinstance(module, FixedPoint)]
+    iterations = [module.iteration_range for module in modules if isinstance(module, FixedPoint)]
     margins = [module.margins for module in modules if isinstance(module, Parametrisation)]
     return any(first != last for first, last in [*iterations, *margins])
