@@ -93,12 +93,8 @@ class Trial(Model):
     @classmethod
     def _check_checkpoint(cls, checkpoint: Checkpoint | None, info: ValidationInfo) -> Checkpoint | None:
         is_elsewhere = info.data.get("method") == TRAINED_ELSEWHERE
-        require(
-            "checkpoint",
-            checkpoint,
-            checkpoint is None or is_elsewhere,
-            f"null, if method is not {TRAINED_ELSEWHERE!r}",
-        )
+        allowed = "a file with the weights" if is_elsewhere else f"null, if method is not {TRAINED_ELSEWHERE!r}"
+        require("checkpoint", checkpoint, (checkpoint is not None) == is_elsewhere, allowed)
         return checkpoint
 
     @field_validator("source")

@@ -16,7 +16,6 @@ from harness.common.errors import InputError
 from harness.config.trial import Trial
 from harness.entries.manifest import EntryNetwork, Manifest
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 
 NETWORK = "network."
 """What the names of steps begin with that come from an ONNX file."""
@@ -110,7 +109,7 @@ def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> 
     if architecture is not None:
         config = Trial(
             sweep="entry", profile="full", dataset=manifest.dataset, eps=manifest.radius, seed=0,
-            model=architecture.model, method=TRAINED_ELSEWHERE, options=architecture.options, width=architecture.width,
+            model=architecture.model, method="entry", options=architecture.options, width=architecture.width,
         )  # fmt: skip
         return LoadedNetwork(prepare_network(load_network(config, path), _STAGES))
     model = build("onnx", manifest.dataset, file=str(path))

@@ -169,6 +169,13 @@ def test_a_dictionary_that_is_no_trial_is_refused(section, key, value):
         Trial.model_validate(data)
 
 
+def test_a_network_trained_elsewhere_is_refused_without_its_file():
+    with pytest.raises(InputError, match="checkpoint: found None, allowed: a file with the weights"):
+        GOLDEN.replace(method=TRAINED_ELSEWHERE)
+    with pytest.raises(InputError, match=r"checkpoint: .* allowed: null"):
+        GOLDEN.replace(checkpoint=OTHER["checkpoint"])
+
+
 def test_a_label_shows_what_the_trial_s_entry_says():
     assert GOLDEN.label == "cerdeq ibp gain=None margin=0.1 seed 3"
     own = GOLDEN.replace(named=("train.learning_rate", "width", "train.kappa_start"))
