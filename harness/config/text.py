@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
     try:
         stream = StringIO(text)  # of a stream, messages quote no lines
         return json.loads(json.dumps(yaml.load(stream, _Loader), default=str))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:  # as it raises for !!int x
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # as it raises for !!set x
         message = str(error).replace('"<file>", ', "")  # PyYAML's name of the text: callers name the file
         raise ValueError(" ".join(message.split())) from None
 
@@ -121,6 +121,12 @@ class _Loader(yaml.SafeLoader):
     def _require(holds: bool, found: str, mark: yaml.Mark) -> None:
         if not holds:
             raise yaml.composer.ComposerError(None, None, f"it has {found}", mark)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, TypeError, ValueError):  # as PyYAML raises for !!timestamp x
+            self._require(False, f"{node.value!r:.80} for {node.tag.rpartition(':')[2]}", node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
