@@ -4,6 +4,7 @@ An executor takes items of work and a function that does one, and tells a listen
 executor, `ray_tune.run_on_ray` the other.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -170,6 +171,7 @@ def run_items(items: list[Item], work: Work, listener: Listener, data_dir: str, 
         return run_here(items, work, listener)
     from harness.tune.ray_tune import run_on_ray  # here, since one worker needs no Ray
 
-    options = RayOptions(cpu=1, gpu=min(1.0, gpus / at_once), data_dir=data_dir, at_once=at_once)
+    gpu = 1 / math.ceil(at_once / gpus) if gpus else 0.0  # a worker's share is of one GPU alone
+    options = RayOptions(cpu=1, gpu=gpu, data_dir=data_dir, at_once=at_once)
     with TemporaryDirectory(prefix="harness-") as scratch:
         run_on_ray(items, work, listener, options, Path(scratch))

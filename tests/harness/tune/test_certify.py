@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -24,6 +25,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder
 from harness.training import train_and_certify
 from harness.tune import certification_jobs
+from harness.tune.workers import Item, Listener, run_items
 
 STAGES = "ibp,crown-ibp,crown"
 NAME = "ibp+crown-ibp+crown-30-images"
@@ -382,3 +384,18 @@ def test_a_certification_that_cannot_be_read_is_refused_and_stays(certified, tmp
     assert run(sweep_dir) == 2
     assert str(directory / folder.RESULT) in capsys.readouterr().err
     assert (directory / folder.VERDICTS).exists() and (directory / folder.RESULT).read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "share"), [(3, 2, 1 / 2), (5, 2, 1 / 3), (7, 3, 1 / 3), (2, 2, 1.0), (3, 0, 0)]
+)
+def test_so_many_workers_as_are_asked_for_fit_on_the_gpus(monkeypatch, workers, gpus, share):
+    """Ray gives a worker its share of one GPU: of shares of 2 / 3 there is room for one on each."""
+    given = []
+    run_on_ray = lambda items, work, listener, options, scratch: given.append(options)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", SimpleNamespace(run_on_ray=run_on_ray))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    items = [Item(Path(str(number)), "", {}) for number in range(workers)]
+    run_items(items, lambda item, report: {}, Listener(), "", workers)
+    assert (given[0].gpu, given[0].at_once) == (share, workers)
+    assert share == 0 or int(1 / given[0].gpu) * gpus >= workers
