@@ -2,7 +2,8 @@
 
 What divides images, from the largest to the smallest:
 
-- a shard, the job of a worker of `harness.certify`: `IMAGES_PER_SHARD` in certification_shards.py; a trial has none;
+- a shard, the job of a worker of `harness.certify`: `certification_of` in certification_shards.py sets its size; a
+  trial has none;
 - a part, after which a stop, a save and a report of progress come: what takes about ten seconds if each stage gets the
   share of images that it got of earlier parts, `images_per_part`;
 - single images, after an error or a timeout that the images of a part would share (`Ledger.answers`);

@@ -17,8 +17,8 @@
     mlflow.json          what MLflow has of the trial: written by the driver (harness.tracking)
     source.checkpoint    the file that the weights of a network trained elsewhere come from
 
-Every file but epochs.jsonl is written atomically. `training.run` writes result.json and failure.json; the driver
-writes failure.json if the worker died.
+Every file but epochs.jsonl is written atomically. `train_and_certify` of harness.training writes result.json and
+failure.json; the driver writes failure.json if the worker died.
 """
 
 import errno
