@@ -72,9 +72,10 @@ def run_search(
 
 
 def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
-    """Run the trials that are left, log them and write the tables. The sweep's directory is locked by the caller.
+    """Run the trials that are left, log them and write the tables.
 
-    options: of `harness.run`. With --here, trials run in this process, and MLflow is left alone.
+    options: of `harness.run`. With --here, trials run in this process, and MLflow is left alone; without, the caller
+    has locked the sweep's directory.
 
     Raises:
         InputError: a wrong MLflow store.
@@ -90,6 +91,8 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
         if to_run:
             console.print("opens MLflow")
         mlflow = PatientTracker.open(plan.sweep.name, options.tracking_uri, plan.row_names(), console)
+        for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
+            remove_unfinished(directory)
     _prepare_folders(plan, to_run, console)
     trials = {plan.trial_dirs[trial.key]: trial for trial in to_run}
     log = mlflow.sync if mlflow else lambda trial_dir, running: None
@@ -116,7 +119,7 @@ def _table_text(sweep_dir: Path) -> str:
 
 
 def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Console) -> None:
-    """Make the trials' folders and remove what killed runs left; print which trials are not run."""
+    """Make the trials' folders; print which trials are not run."""
     for trial in plan.unfinished():
         if trial not in to_run:
             failure = folder.read_failure(plan.trial_dirs[trial.key]) or {}
@@ -128,8 +131,6 @@ def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Con
         if (checkpoint := trial.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
             folder.copy_checkpoint(checkpoint, path, plan.trial_dirs[trial.key] / folder.IMPORTED)
-    for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
-        remove_unfinished(directory)
 
 
 class _SweepListener(Listener):

@@ -116,6 +116,17 @@ def test_a_sweep_file_s_trials_are_those_that_harness_run_finds_finished(tmp_pat
     assert folder.read_result(tmp_path / "again/tiny/trials" / trial_dir.name) is not None
 
 
+def test_a_run_here_removes_nothing_that_others_write(tmp_path):
+    """Jobs of an array run --here at the same time: each would remove the tables that another one is writing."""
+    file, results = write(tmp_path, TINY), tmp_path / "results"
+    written = results / "tiny/.leaderboard.md.abc.tmp"
+    written.parent.mkdir(parents=True)
+    written.touch()
+    options = ["--only", "cnn5 *", "--set", "train.epochs=1", "--results-dir", str(results)]
+    assert main("run", [str(file), "--here", *options]) == 0
+    assert written.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
