@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
+from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
 from harness.config.file import check_keys
@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     files = "a sweep file; with --here also files trial.json of results, whose trials are trained again"
     parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help=files)
     add_sweep_options(parser)
+    add_plugins(parser)
     add_data_dir(parser)
     add_results_dir(parser)
     parser.add_argument(
@@ -59,6 +60,7 @@ def main(options: argparse.Namespace) -> int:
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     if options.files[0].suffix == ".json":
         return _run_trial_files(options)
+    require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
     file = check_keys(options.files[0], options.profile, options.set)  # wrong keys fail before seconds of imports
     say("loads packages and data")
@@ -123,9 +125,14 @@ def _run_trial_files(options: argparse.Namespace) -> int:
     require("TRIAL.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
     if options.only or options.set or options.profile:
         raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
+    from harness.config import plugins
+    from harness.storage import folder
     from harness.tune.trial_files import run_trial_files
 
-    is_complete = run_trial_files(options.files, options.results_dir, options.data_dir, new_console())
+    plugins.trust(options.plugin, [folder.sweep_dir_of(path.parent) for path in options.files])
+    is_complete = run_trial_files(
+        options.files, options.results_dir, options.data_dir, new_console(), trusted=options.plugin
+    )
     return OK if is_complete else FAILED
 
 

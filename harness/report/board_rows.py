@@ -22,7 +22,7 @@ from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
-from harness.storage import artefacts, certification, entry_check, folder, study_tables
+from harness.storage import artefacts, entry_check, folder, study_tables
 from harness.storage.files import DamagedFileError
 from harness.storage.parquet import read_table
 
@@ -182,8 +182,7 @@ class _StudyFiles:
         """Return the commands that make a row again, from git's history where its trials' folders are missing."""
         commit = None if paths[0].exists() else artefacts.commit_of(self.study)
         lines = [f"git archive {commit} {shlex.quote(str(self.study))} | tar x"] if commit else []
-        training = commands(paths, self._configs) if certification.is_certification(paths[0]) else commands(paths)
-        return "\n".join([*lines, training, recheck_command(self.study, paths)])
+        return "\n".join([*lines, commands(paths, self._configs), recheck_command(self.study, paths)])
 
     def _read(self, path: Path) -> pd.DataFrame:
         if path in self._verdicts:

@@ -114,15 +114,16 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
 def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxyType({})) -> str:
     """Return the commands that train, and where that was done certify further, these trials of a row.
 
-    stored: the configs of certifications whose folders are missing.
+    stored: the configs of trials and certifications whose folders are missing.
     """
     trials = [certification.trial_of(path) for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
-    lines = [_command("run", "--here", *files, "--results-dir", "again")]
-    if certification.is_certification(trial_dirs[0]):
-        file = trial_dirs[0] / certification.CERTIFICATION
-        config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config
-        trusted = [word for name in config.plugins for word in ("--plugin", name)]
+    is_certification = certification.is_certification(trial_dirs[0])
+    file = trial_dirs[0] / (certification.CERTIFICATION if is_certification else folder.TRIAL)
+    config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config
+    trusted = [word for name in config.plugins for word in ("--plugin", name)]
+    lines = [_command("run", "--here", *files, "--results-dir", "again", *trusted)]
+    if is_certification:
         again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
         lines.append(_command("certify", *again, *_certify_options(config.evaluation), *trusted))
     return "\n".join(lines)

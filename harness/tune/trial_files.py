@@ -1,10 +1,12 @@
 """Train the trials that files trial.json of results describe again, in this process."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
 
 from harness.common.errors import InputError, SettingError, require
+from harness.config.plugins import require_trusted
 from harness.config.trial import RECIPE_VERSION, labels
 from harness.pretrained.checkpoint import read_file
 from harness.storage import folder
@@ -14,12 +16,17 @@ from harness.tune.run_sweep import run_trials
 from harness.tune.workers import load_data
 
 
-def run_trial_files(paths: list[Path], results_dir: Path, data_dir: str | None, console: Console) -> bool:
+def run_trial_files(
+    paths: list[Path], results_dir: Path, data_dir: str | None, console: Console, trusted: Collection[str]
+) -> bool:
     """Train the trials that have no result below `results_dir`; return True if all have one then.
 
-    Raises InputError for a file that is no trial of this code, or data that is not the trial's; nothing was started.
+    trusted: the plugins that may be imported. Raises InputError for a file that is no trial of this code or names
+    another plugin, or data that is not the trial's; nothing was started.
     """
     trials = {str(path): _load_trial(path) for path in paths}
+    for trial in trials.values():
+        require_trusted(trial.config, trusted)
     trial_dirs = {name: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for name, trial in trials.items()}
     for name, trial in trials.items():
         refuse_links(results_dir / trial.config.sweep)

@@ -158,7 +158,12 @@ def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp
         train_and_certify(config, tmp_path / "trial")
 
 
-COMMANDS = {"certify": [], "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}
+COMMANDS = {
+    "certify": [],
+    "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
+    "tables": [],
+    "run": ["--here", "--results-dir", "again"],
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,9 +180,9 @@ def test_no_command_imports_a_plugin_of_results_that_it_was_not_told_to_trust(
     folder.write_result(trial_dir, folder.TrialResult(trial.key, errors, {}, {}, []))
     (trial_dir / folder.WEIGHTS).touch()
     monkeypatch.chdir(tmp_path)
-    path = trial_dir if command == "benchmark" else trial_dir.parents[1]
+    path = {"benchmark": trial_dir, "run": trial_dir / folder.TRIAL}.get(command, trial_dir.parents[1])
     status = main(command, [*COMMANDS[command], str(path)])
     assert "own" not in sys.modules and "own.nets" not in sys.modules
-    if command in ("certify", "benchmark"):
+    if command != "tables":
         assert status == 2
         assert "it names the plugin own.nets; if you trust that, add --plugin own.nets" in capsys.readouterr().err
