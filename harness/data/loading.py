@@ -193,7 +193,8 @@ def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
     content = [source.model_dump(mode="json"), str(path.absolute())]
 
     def cache() -> Path:
-        return _cache_at(source.title, content, own.files_of(path))
+        files = [] if source.kind == "torchvision" else own.files_of(path)  # its name alone says what its files hold
+        return _cache_at(source.title, content, files)
 
     stored = _read_cache(cache()) or _decode(source.title, lambda: own.read(source, path, writes), cache, writes)
     tensors, recorded, entry = stored
