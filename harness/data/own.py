@@ -242,6 +242,9 @@ def _torchvision(source: OwnData, root: Path, writes: bool) -> list[Images]:
     splits: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}]
     if "train" in parameters:
         splits = [{"train": True}, {"train": False}]
+    kept = ("root", "download", *splits[0])
+    allowed = f"arguments of torchvision.datasets.{source.torchvision} other than {', '.join(kept)}"
+    require("dataset.options", source.options, source.options.keys().isdisjoint(kept), allowed)
     parts = []
     for split in splits:
         where = f"torchvision.datasets.{source.torchvision}({', '.join(f'{k}={v!r}' for k, v in split.items())})"

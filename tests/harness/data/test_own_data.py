@@ -142,7 +142,7 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     out = capsys.readouterr().out
     mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
     shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
-    assert "data: 18 training and 9 test images from" in out and shown in out
+    assert f"own: {name}, eps 1/100" in out and "data: 18 training and 9 test images from" in out and shown in out
     (trial_dir,) = folder.trial_folders(directory)
     trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
     assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
@@ -217,6 +217,29 @@ def test_a_class_of_torchvision_is_downloaded_into_the_data_directory_and_takes_
     assert load(OwnData(torchvision="Letters", options={"split": "letters"}), root).info.classes == 3
     with pytest.raises(InputError, match=r"Letters\(train=True\): cannot be read: TypeError"):
         load(OwnData(torchvision="Letters"), root)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Signs", {"split": "train"}),
+        ("Signs", {"download": True}),
+        ("Signs", {"root": "/"}),
+        ("Letters", {"split": "letters", "train": True}),
+    ],
+)
+def test_options_of_torchvision_leave_root_download_and_the_splits_alone(pretended, tmp_path, kind, options):
+    """Else training images were the test images, too, or a dry run downloaded."""
+    load(OwnData(torchvision="Signs"), tmp_path)
+    with pytest.raises(InputError, match=r"dataset\.options: found .*, allowed: arguments of .* other than "):
+        load(OwnData(torchvision=kind, options=options), tmp_path, writes=False)
+
+
+def test_a_new_file_in_the_data_directory_leaves_the_cache_of_torchvision_s_data(pretended, tmp_path, monkeypatch):
+    load(OwnData(torchvision="Signs"), tmp_path)
+    (tmp_path / "of another data set").touch()
+    monkeypatch.setattr("harness.data.own.read", None)
+    load(OwnData(torchvision="Signs"), tmp_path)
 
 
 def change(**content):
