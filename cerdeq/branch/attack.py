@@ -2,7 +2,8 @@
 
 The first attack takes gradient steps from many starts at once, before branch and bound. Half of the starts are random
 points. The others then take steps along a random direction of the outputs, as in output diversified initialisation
-(Tashiro et al. 2020). The same query has the same starts. Later attacks start from one point of a leaf.
+(Tashiro et al. 2020). The same query has the same starts. Later attacks start from one point of a leaf, or go by
+cutting planes from several points (`cutting_planes.py`).
 """
 
 from dataclasses import replace
@@ -19,14 +20,15 @@ from cerdeq.precision import uncounted_rounding
 
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps
+PROMISING = 4  # points from which another attack starts
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 _STEPS = 8  # of signed gradients, from the most promising point of leaves
 
 
 def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[Tensor, bool]:
-    """Return a point [1, ...] of the box, and whether a row is proved to be negative there.
+    """Return a point [1, ...] of the box and True if a row is proved to be negative there.
 
-    If none is, it is the last step's point with the smallest value.
+    If none is, return the points [D, ...] with the smallest values after the last step, the smallest first, and False.
 
     exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them.
     """
@@ -51,7 +53,7 @@ def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[T
             lowest = values.amin(1)
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
                 return point, True
-    return before[lowest.argmin()][None], False
+    return before[lowest.argsort(stable=True)[:PROMISING]], False
 
 
 def find_counterexample(exact: SearchQuery, fast: SearchQuery, points: Tensor, values: Tensor) -> Tensor | None:
@@ -73,13 +75,19 @@ def find_counterexample(exact: SearchQuery, fast: SearchQuery, points: Tensor, v
 def signed_step(query: SearchQuery, points: Tensor, weights: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return points [D, ...] after a signed step down their weighted rows [D, K], and all rows' values before it."""
     box = query.values[0]
+    values, gradients = values_and_gradients(query, points, weights)
+    moved = points - size * box.radius * gradients.sign()
+    inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
+    return inside, values
+
+
+def values_and_gradients(query: SearchQuery, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows [D, K] at points [D, ...], and the gradients [D, ...] of their sums with these weights [D, K]."""
     with torch.enable_grad():
         free = points.detach().requires_grad_()
         values, _ = query.at(free)
-        (gradient,) = torch.autograd.grad((values * weights).sum(), free)
-    moved = points - size * box.radius * gradient.sign()
-    inside = torch.minimum(torch.maximum(moved, box.center - box.radius), box.center + box.radius)
-    return inside, values.detach()
+        (gradients,) = torch.autograd.grad((values * weights).sum(), free)
+    return values.detach(), gradients
 
 
 def prove_point(exact: SearchQuery, point: Tensor) -> Tensor | None:

@@ -22,8 +22,9 @@ from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
 from cerdeq.bounds.query import examples_of
 from cerdeq.boxes import outward_ends
-from cerdeq.branch.attack import find_counterexample
+from cerdeq.branch.attack import PROMISING, find_counterexample
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.cutting_planes import descend_by_planes
 from cerdeq.branch.leaves import SearchQuery, TensorRows, concatenate
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
@@ -84,9 +85,10 @@ def _free_inputs(query: SearchQuery) -> Tensor:
 class InputSearch:
     """The parts of one image's box that are not proved yet: fewer, or smaller ones, after each call of `run`."""
 
-    def __init__(self, proof: SearchQuery, lower: Tensor, memory: int):
-        """proof, lower, memory: as in `decide`."""
+    def __init__(self, proof: SearchQuery, lower: Tensor, points: Tensor, memory: int):
+        """proof, lower, points, memory: as in `Search`, where `proof` is `exact`."""
         self._proof, self._lower, self._memory = proof, lower, memory
+        self._points = points
         self._rows = (~(lower > 0)).nonzero()[:, 0]
         at_once = examples_at_once(proof.program, proof.values[0], len(self._rows), memory)
         self._at_once = max(2, min(_MOST_AT_ONCE, at_once))
@@ -105,7 +107,12 @@ class InputSearch:
 
         The decision is TIMEOUT if the budget is exhausted, or if as many branches as `end` are used; each is a part. It
         is UNKNOWN if only parts are left whose smallest value is 0 but for rounding, which no halving would prove.
+
+        First, cutting planes start from the points with the smallest values of the call before, or the first attack.
         """
+        if (point := descend_by_planes(self._proof, self._points, self._free)) is not None:
+            return Decision(FALSIFIED, self._lower, point)
+        self._points, lowest = self._points[:0], self._lower[:0]
         while True:
             order = self._queue.parent_lower.argsort()
             parts, queue = self._queue.of(order[: self._at_once]), self._queue.of(order[self._at_once :])
@@ -114,6 +121,9 @@ class InputSearch:
             values, _ = self._proof.at(bounds.points)
             if (point := find_counterexample(self._proof, self._proof, bounds.points, values)) is not None:
                 return Decision(FALSIFIED, self._lower, point)
+            lowest = torch.cat([lowest, values.amin(1)])
+            best = lowest.argsort(stable=True)[:PROMISING]
+            self._points, lowest = torch.cat([self._points.to(values), bounds.points])[best], lowest[best]
             is_proved = (bounds.lower > 0).all(1)
             self._row_bounds = torch.cat([self._row_bounds[None], bounds.lower[is_proved]]).amin(0)
             parts = replace(parts, parent_lower=bounds.lower.amin(1), slopes=bounds.slopes)

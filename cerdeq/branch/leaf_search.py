@@ -56,12 +56,14 @@ class Search:
     """What the searches over the box of one image share.
 
     exact: the query in float64, with values of a sound pass. fast: the same query for the search.
-    lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
+    lower: the bounds [K] proved so far. points: [D, ...], the best ones of the first attack.
+    memory: about how many bytes to use. certificates: whether to return one.
     """
 
     exact: SearchQuery
     fast: SearchQuery
     lower: Tensor
+    points: Tensor
     budget: Budget
     memory: int
     certificates: bool = False
@@ -79,7 +81,8 @@ class Search:
 
     def _with_parts(self) -> Decision:
         """Return the decision of searches in turn: over parts of the input box, by programs, and over leaves."""
-        budget, parts, turn = self.budget, InputSearch(self.exact, self.lower, self.memory), _FEWEST_LEAVES
+        budget, turn = self.budget, _FEWEST_LEAVES
+        parts = InputSearch(self.exact, self.lower, self.points, self.memory)
         leaves, programs = _LeafSearch(self), _Programs(self)
         while True:
             began = time.monotonic()

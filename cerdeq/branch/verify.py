@@ -168,13 +168,14 @@ def _decide_one(
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
             fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]
-            closest, is_falsified = first_attack(exact, fast, rows)
+            points, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
-                return Decision(FALSIFIED, lower, closest)
+                return Decision(FALSIFIED, lower, points)
+            closest = points[:1]
             query = tighten(query, program)  # in float64, also for the search: float32's are wider
             lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
             exact = replace(exact, values=query.values)
-            search = Search(exact, exact.in_float32(float32), lower, budget, memory, certificates)
+            search = Search(exact, exact.in_float32(float32), lower, points, budget, memory, certificates)
             return replace(search.decide(), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)

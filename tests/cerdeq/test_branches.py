@@ -219,7 +219,9 @@ def test_threads_change_no_number(kind):
     _, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(90) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
-    search = _LeafSearch(Search(problem, problem, torch.full_like(root.lower, -1), Budget(), 2**30))
+    search = _LeafSearch(
+        Search(problem, problem, torch.full_like(root.lower, -1), problem.values[0].center, Budget(), 2**30)
+    )
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
