@@ -87,13 +87,14 @@ def points_of(region: Box | Interval) -> Tensor:
     """Return eight finite points of up to seven examples, or none; the last is the first again.
 
     The first lies anywhere in its box, the second is the lowest corner of its own, the third the highest. Numbers that
-    are alike, as at many centres, would hide that some are exchanged.
+    are alike, as at many centres, would hide that some are exchanged. An infinite box has points near its centre.
     """
-    finite = (region.center - region.radius).flatten(1).isfinite().all(1).nonzero()[:, 0]
+    finite = region.center.flatten(1).isfinite().all(1).nonzero()[:, 0]
     if not len(finite):
         return region.center[:0]
     examples = finite[torch.arange(_POINTS - 1) % len(finite)]
     center, radius = region.center[examples], region.radius[examples]
+    radius = torch.where((center.abs() + radius).isfinite(), radius, 1 + center.abs())
     shares = torch.rand(radius.shape, generator=torch.Generator().manual_seed(0)).to(radius) * 2 - 1
     shares[1], shares[2] = -1, 1
     x = center + shares * radius
@@ -181,15 +182,18 @@ def _of_solvers(program: Program, outputs: Tensor) -> Tensor | float:
 
 
 def _refuse_differences(outputs: list[Tensor], expected: Tensor, allowed: Tensor) -> None:
-    """Raise UnsupportedOperator if an output is not, where both are finite, one of the first expected [B, ...]."""
+    """Raise UnsupportedOperator if an output is not one of the first expected [B, ...].
+
+    Where not both are finite, neither may be, unless any difference is allowed.
+    """
     agreed = list[Tensor]()
     for output in outputs:
         right, size = expected[: len(output)], allowed[: len(output)]
         if output.shape != right.shape:
             agreed.append(output.new_zeros((), dtype=torch.bool))
             continue
-        is_finite = output.isfinite() & right.isfinite()
-        agreed.append((~is_finite | ~((output - right).abs() > size)).all())
+        alike = (output.isfinite() == right.isfinite()) | ~size.isfinite()
+        agreed.append((alike & ~((output - right).abs() > size)).all())
     if not bool(torch.stack(agreed).all()):  # at once: each reading makes a GPU's host wait
         raise UnsupportedOperator(
             "torch.fx misreads the model, or its output depends on other images in the batch, or its place there; "

@@ -172,7 +172,7 @@ def _uncounted(trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row of text for each trial with a problem: label, settings in which trials differ, folder, problem."""
     shown = [*LABEL, "width", "profile", "recipe_version"]
     settings = [name for name in setting_columns(trials) if name not in shown and trials[name].nunique() > 1]
-    failed = trials[trials["problem"].notna()].assign(trial=trials["trial_dir"].map(lambda path: path.name))
+    failed = trials.assign(trial=[path.name for path in trials["trial_dir"]])[trials["problem"].notna()]
     failed = failed[[*shown, *settings, "seed", "trial", "problem"]].sort_values([*LABEL, "seed"], ignore_index=True)
     return failed.map(as_text)
 

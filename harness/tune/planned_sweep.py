@@ -165,7 +165,7 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
 
         return machines_of_cluster(ray_address)
     gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
-    return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
+    return [{"CPU": len(os.sched_getaffinity(0)), "GPU": gpus}]
 
 
 def load_checked(

@@ -258,3 +258,26 @@ def test_a_model_whose_copy_is_another_function_is_refused():
         box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
         with pytest.raises(UnsupportedOperator, match="the model is another function"):
             verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
+
+
+class Noisy(nn.Sequential):
+    """A network whose outputs are random where its input lies in a finite or an infinite box."""
+
+    def forward(self, x):
+        return super().forward(x.clamp(0, 1)) + torch.randn(3)
+
+
+class Masked(nn.Sequential):
+    """A network that masks an output, which torch.fx does not see."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y.masked_fill(torch.tensor([False, True, False]), -torch.inf) if isinstance(y, torch.Tensor) else y
+
+
+@pytest.mark.parametrize(("kind", "radius"), [(Noisy, torch.inf), (Noisy, 1e30), (Masked, 0.1)])
+def test_infinite_regions_and_outputs_hide_no_other_function(kind, radius):
+    x = torch.rand(2, 6)
+    model = kind(nn.Linear(6, 3)).eval()
+    with pytest.raises(UnsupportedOperator, match="misreads the model"):
+        bound(model, Box(x, torch.full_like(x, radius)), "ibp")

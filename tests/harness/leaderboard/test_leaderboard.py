@@ -157,6 +157,14 @@ def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
         assert f"train.clip_norm={number} seed 0 ({path.name}): failed: no" in printed
 
 
+def test_where_all_trials_are_counted_no_other_is_named(sweep, capsys):
+    add(sweep, metrics())
+    leaderboard, summaries = write_leaderboard(sweep)
+    print_leaderboard(leaderboard, summaries, Console(width=200))
+    assert leaderboard.uncounted.empty
+    assert "do not count" not in capsys.readouterr().out + text(sweep, "md")
+
+
 def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     for seed in range(2):
         add(sweep, metrics(), seed=seed)
