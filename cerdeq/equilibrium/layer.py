@@ -271,8 +271,7 @@ class _AttackFixedPoint(nn.Module):
         self.last: Tensor | None = None
 
     def forward(self, h: Tensor) -> Tensor:
-        is_new = self.last is None or self.last.shape != h.shape
-        start = torch.relu(h.detach()) if is_new or self.last is None else self.last
+        start = self.last if self.last is not None and self.last.shape == h.shape else torch.relu(h.detach())
         step, solve = partial(fixed_point_step, self.weight), partial(solve_to_tolerance, tolerance=_ATTACK_TOLERANCE)
         with torch.no_grad():
             solution = solve(step, start, h, limit=_ATTACK_PICARD_STEPS)

@@ -15,8 +15,11 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from harness.common import names
 from harness.common.models import LENIENT, validate
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 FOLDER, CERTIFICATION, TIMINGS = "certified", "certification.json", "timings.parquet"
 
+Count = Annotated[int, Field(ge=1)]
+
 
 @dataclass(frozen=True)
 class Certification:
@@ -44,8 +49,8 @@ class Certification:
 
     __pydantic_config__: ClassVar = LENIENT
 
-    images: int
-    per_shard: int
+    images: Count
+    per_shard: Count
     input_digest: str
     digest: str
 
@@ -74,7 +79,7 @@ class Part:
 
     __pydantic_config__: ClassVar = LENIENT
 
-    images: int
+    images: Count
     digest: str
     content: str
     seconds: dict[str, float]
@@ -134,14 +139,8 @@ def take_over(directory: Path, trial: TrialRecord, certification: Certification)
 
 def read_certification(directory: Path) -> Certification:
     """Read certification.json. Raises DamagedFileError."""
-
-    def parse(content: Any) -> Certification:
-        certification: Certification = validate(Certification, content, is_json=True)
-        if certification.images < 1 or certification.per_shard < 1:
-            raise ValueError("it has no images")
-        return certification
-
-    return parse_json(directory / CERTIFICATION, parse)
+    certification: Certification = parse_json(directory / CERTIFICATION, partial(validate, Certification, is_json=True))
+    return certification
 
 
 def unfinished_shards(directory: Path) -> list[int]:
@@ -217,13 +216,8 @@ def shard_path(directory: Path, number: int) -> Path:
 
 
 def _read_part(directory: Path, first: int) -> Part:
-    def parse(content: Any) -> Part:
-        part: Part = validate(Part, content, is_json=True)
-        if part.images < 1:
-            raise ValueError("it has no images")
-        return part
-
-    return parse_json(_path(directory, first, "json"), parse)
+    part: Part = parse_json(_path(directory, first, "json"), partial(validate, Part, is_json=True))
+    return part
 
 
 def _content_paths(directory: Path, first: int) -> list[Path]:

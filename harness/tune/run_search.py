@@ -58,8 +58,7 @@ class Search:
 
     def __init__(self, sweep: ExpandedSweep, data: Data, sweep_dir: Path, console: Console):
         """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
-        if sweep.search is None:
-            raise ValueError(f"the sweep {sweep.name} has no search")
+        assert sweep.search is not None
         self.sweep, self.settings, self.entries, self.console = sweep, sweep.search, sweep.searched, console
         self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, sweep.trials[0].seed
         for entry in self.entries:
