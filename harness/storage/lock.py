@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from harness.common.errors import InputError
 from harness.common.models import LENIENT, Model, validate
-from harness.storage.files import LARGEST_TEXT, load_json, make_directory, read_bytes, refuse_links
+from harness.storage.files import LARGEST_TEXT, load_json, make_directory, read_bytes
 
 LOCK = ".lock"
 
@@ -38,13 +38,13 @@ class _Holder(Model):
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a directory within the block. Raises InputError if another run holds it, or a link in it leads out of it.
+    """Hold a directory within the block. Raises InputError if another run holds it.
 
-    A directory that was made for this is removed if nothing was written there.
+    The command has refused links that lead out of it. A directory that was made for this is removed if nothing was
+    written there.
     """
     is_new = not directory.exists()
     make_directory(directory)
-    refuse_links(directory)
     path = directory / LOCK
     with _open(path) as file:
         is_locked = _try_lock(file)

@@ -19,6 +19,7 @@ from harness.storage.files import (
     LARGEST_TEXT,
     DamagedFileError,
     read_bytes,
+    refuse_links,
     remove_unfinished,
     write_bytes,
     write_json,
@@ -120,9 +121,10 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
     """Solve the instances that have no result in the directory yet; returns whether all have one that is no error.
 
     The results of a file whose bytes changed, or of another timeout, and errors are replaced. Raises InputError if the
-    directory holds a sweep, or results of other instances.
+    directory holds a sweep, results of other instances, or a link that leads out of it.
     """
     directory = directory.absolute()
+    refuse_links(directory)
     if (directory / TRIALS).exists():
         raise InputError(f"{directory} holds {TRIALS}/ of a sweep: choose another --results-dir")
     with lock_directory(directory):
