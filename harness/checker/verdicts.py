@@ -20,6 +20,8 @@ from harness.common import names
 from harness.config.plugins import load_for
 from harness.config.trial import Trial
 from harness.data import Data, Split, fingerprint, load
+from harness.data.own import require_near
+from harness.machine.environment import data_directory
 from harness.own_data import OwnData
 from harness.storage import certification, folder
 
@@ -57,9 +59,12 @@ class RecheckResult:
 def load_hashed(source: str | OwnData, data_dir: str | None = None) -> Data:
     """Return a data set with the fingerprint of the tensors that were loaded, whatever its cache records.
 
-    Raises InputError as `load` does.
+    Raises InputError as `load` does, and for own data that results of others may not name or would download.
     """
-    data = load(source, data_dir)
+    is_own = isinstance(source, OwnData)
+    if is_own:
+        require_near(source, data_directory(data_dir))
+    data = load(source, data_dir, writes=not is_own)
     return replace(data, fingerprint=fingerprint(data.train, data.test))
 
 

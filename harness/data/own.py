@@ -6,6 +6,7 @@ the images. So neither the names of files nor their order change the fingerprint
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -50,6 +51,20 @@ def path_of(source: OwnData, root: Path) -> Path:
     return root / path.name if not path.exists() and (root / path.name).exists() else path
 
 
+def require_near(source: OwnData, root: Path) -> None:
+    """Raise InputError for files that only the user may name: results record their paths, and others may write those.
+
+    root: the data directory.
+    """
+    if source.kind == "torchvision":
+        require("dataset.options", source.options, "/" not in json.dumps(source.options), "no paths")
+        return
+    path = path_of(source, root).resolve()
+    is_near = any(directory in path.parents for directory in (root.resolve(), Path.cwd()))
+    allowed = f"a path below the data directory, {root}, or the working directory; --data-dir names another"
+    require(f"dataset.{source.kind}", str(path), is_near, allowed)
+
+
 def files_of(path: Path) -> list[Path]:
     """Return the file, or all files below the folder, in order; none if there is neither."""
     return sorted(file for file in [path, *path.rglob("*")] if file.is_file())
@@ -60,9 +75,18 @@ def read(source: OwnData, path: Path, writes: bool) -> tuple[Arrays, Dataset]:
 
     writes: whether torchvision may download. Raises InputError.
     """
-    require(f"dataset.{source.kind}", str(path), source.kind == "torchvision" or path.exists(), "a path that exists")
-    readers = {"folder": _folder, "arrays": _arrays, "parquet": _parquet}
-    parts = _torchvision(source, path, writes) if source.kind == "torchvision" else readers[source.kind](source, path)
+    if source.kind == "torchvision":
+        parts = _torchvision(source, path, writes)
+    elif source.kind == "arrays":
+        require("dataset.arrays", str(path), path.is_file(), "a file that exists")
+        parts = _arrays(source, path)
+    else:
+        require(f"dataset.{source.kind}", str(path), path.is_dir(), "a folder that exists")
+        pipes = [file for file in path.rglob("*") if file.exists() and not (file.is_file() or file.is_dir())]
+        require(
+            f"dataset.{source.kind}", str(pipes[0] if pipes else path), not pipes, "a folder of files and folders alone"
+        )
+        parts = _folder(source, path) if source.kind == "folder" else _parquet(source, path)
     train, test = _split(source, path, [_shuffle(part) for part in _same_size(parts, source)])
     classes = np.unique(train.labels)
     for number, label in enumerate(test.labels):

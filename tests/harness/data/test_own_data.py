@@ -1,5 +1,6 @@
 """Images of a user's own, in each form from files to a leaderboard, and what is refused."""
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torchvision.datasets.vision import VisionDataset
 
 import harness
+from harness.checker.verdicts import load_hashed
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.data import load
@@ -148,9 +150,56 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
     np.testing.assert_allclose(result.data["std"], std, atol=1e-4)
     assert f"{name}, eps 1/100" in (directory / "leaderboard.md").read_text()
-    assert main("recheck", [str(directory)]) == 0
+    data_dir = [] if write is signs else ["--data-dir", str(tmp_path / "files")]
+    assert main("recheck", [str(directory), *data_dir]) == 0
     model = harness.load(trial_dir)
     assert model.normalize.mean.flatten().tolist() == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        ({"folder": "/"}, "a path below the data directory"),
+        ({"folder": "/etc", "name": "x"}, "a path below the data directory"),
+        ({"arrays": "{elsewhere}/my_arrays.npz"}, "a path below the data directory"),
+        ({"folder": "{here}/link"}, "a path below the data directory"),
+        ({"arrays": "{here}/pipe.npz"}, "a file that exists"),
+        ({"folder": "{here}/pipes"}, "a folder of files and folders alone"),
+        ({"torchvision": "Signs", "options": {"annotations": "/etc/passwd"}}, "no paths"),
+        ({"torchvision": "Signs"}, "Dataset not found"),
+    ],
+)
+def test_a_recheck_reads_no_images_but_the_user_s_and_downloads_none(pretended, tmp_path, monkeypatch, source, allowed):
+    """The paths are those that results record, which others may have written."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (here / "pipes/train/cat").mkdir(parents=True)
+    elsewhere.mkdir()
+    arrays(elsewhere)
+    os.mkfifo(here / "pipe.npz")
+    os.mkfifo(here / "pipes/train/cat/0.png")
+    (here / "link").symlink_to(elsewhere)
+    monkeypatch.chdir(here)
+    paths = {"here": here, "elsewhere": elsewhere}
+    source = {key: value.format(**paths) if isinstance(value, str) else value for key, value in source.items()}
+    source = source if "torchvision" in source else {"name": "images", **source}
+    with pytest.raises(InputError, match=allowed):
+        load_hashed(OwnData(**source), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_recheck_reads_the_user_s_images_at_their_path_or_in_the_data_directory(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    source = OwnData(**arrays(tmp_path / "a")).relative_to(tmp_path / "a")
+    expected = load(source).fingerprint
+    assert load_hashed(source, tmp_path).fingerprint == load_hashed(source, tmp_path / "a").fingerprint == expected
+    monkeypatch.chdir(tmp_path)
+    assert load_hashed(source).fingerprint == expected
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(InputError, match="a path below the data directory"):
+        load_hashed(source)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert load_hashed(source, tmp_path / "c").fingerprint == expected
 
 
 def test_the_fingerprint_and_the_key_are_of_the_content_and_not_of_path_or_file_names(tmp_path):
@@ -247,7 +296,7 @@ def change(**content):
 
 
 WRONG = {  # what is written, further keys, the message
-    "no such folder": (lambda path: {"folder": "my_imgs"}, {}, "dataset.folder: found '.*my_imgs', allowed: a path"),
+    "no such folder": (lambda path: {"folder": "my_imgs"}, {}, "dataset.folder: found '.*my_imgs', allowed: a folder"),
     "no such class": (lambda path: {"torchvision": "GTSBR"}, {}, "torchvision: found 'GTSBR', .*did you mean 'GTSRB'"),
     "no data set": (lambda path: {"torchvision": "ImageFolder"}, {}, "found 'ImageFolder', allowed: CIFAR10"),
     "no test images": (change(x_test=None, y_test=None), {}, "found no test images, allowed: .*test_share"),
