@@ -16,7 +16,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console
 from harness.config import plugins
-from harness.settings import STAGES_BY_SETTING
+from harness.settings import stages_by_setting
 from harness.storage import folder
 
 _DEFAULT_SECONDS = 60.0
@@ -27,9 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", type=Path, nargs="+", metavar="TRIAL_OR_SWEEP", help="folders of trials or of sweeps")
     stages = ",".join((names.IBP, names.CROWN_IBP, names.BAB))
     parser.add_argument("--stages", default=stages, help=f"stages of the verifier, in this order; default: {stages}")
-    seconds = (
-        f"limit of branch and bound for an image; default: {_DEFAULT_SECONDS:g}, or no limit where --branches is given"
-    )
+    no_limit = f"{_DEFAULT_SECONDS:g}, or no limit where --branches is given"
+    seconds = f"limit of branch and bound for an image, or for its certificate; default: {no_limit}"
     parser.add_argument("--seconds", type=float, help=seconds)
     each = "limit of each other stage for an image; default: as the trial did"
     parser.add_argument("--stage-seconds", type=float, help=each)
@@ -80,7 +79,7 @@ def _check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         require(f"--{name}", value, value is None or value >= 1, "an integer of at least 1")
     stages = set(options.stages.split(","))
-    for setting, users in STAGES_BY_SETTING.items():
+    for setting, users in stages_by_setting(options.certificates).items():
         name = setting.removeprefix("bab_")
         value = getattr(options, name)
         if value and stages.isdisjoint(users):

@@ -22,27 +22,35 @@ class Stage:
     """A stage of the verifier.
 
     settings: the evaluation settings that it uses and not every stage does. A stage that uses `certificates` has proofs
-    that only a certificate confirms for certain.
+    that only a certificate confirms for certain. searched: the settings that it uses as well where `certificates` is
+    set, since branch and bound then searches for its certificates.
     """
 
     settings: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
 
 
+_BUDGET = ("bab_seconds", "bab_branches")
 STAGES = {
     names.IBP: Stage(),
     names.CROWN_IBP: Stage(),
-    names.CROWN: Stage(("certificates",)),
-    names.ALPHA_CROWN: Stage(("certificates",)),
-    names.BAB: Stage(("bab_seconds", "bab_branches", "certificates")),
+    names.CROWN: Stage(("certificates",), _BUDGET),
+    names.ALPHA_CROWN: Stage(("certificates",), _BUDGET),
+    names.BAB: Stage((*_BUDGET, "certificates")),
 }
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""
 
-STAGES_BY_SETTING = {
-    setting: tuple(name for name, stage in STAGES.items() if setting in stage.settings)
-    for setting in ("bab_seconds", "bab_branches", "certificates")
-}
-"""For each evaluation setting that not every stage uses: the stages that use it."""
+
+def stages_by_setting(certificates: bool) -> dict[str, tuple[str, ...]]:
+    """Return, for each evaluation setting that not every stage uses, the stages that use it.
+
+    certificates: the setting of that name.
+    """
+    used = {name: (*stage.settings, *(stage.searched if certificates else ())) for name, stage in STAGES.items()}
+    settings = (*_BUDGET, "certificates")
+    return {setting: tuple(name for name, of_stage in used.items() if setting in of_stage) for setting in settings}
+
 
 Precision = Literal["tf32", "float32", "bf16", "auto"]
 RampShape = Literal["smooth", "linear"]
@@ -243,8 +251,9 @@ class Evaluation(Model):
     """Time limit of each stage per image; null sets none. An image that a stage does not finish goes on to the next
     one; if none decides it, its verdict is 'timeout'. Branch and bound has its own limit, `bab_seconds`."""
     bab_seconds: Limit | None = 60.0
-    """Time limit of branch and bound per image; null sets none. Limit this or `bab_branches`."""
-    bab_branches: int | None = Field(None, ge=1, validate_default=True)
+    """Time limit of branch and bound per image, also where it searches for a certificate; null sets none. Limit this or
+    `bab_branches`."""
+    bab_branches: int | None = Field(None, ge=1)
     """Largest number of leaves that branch and bound bounds per image; null sets no limit."""
     certificates: bool = False
     """Whether to save certificates of crown, alpha-crown and bab, so that `harness.recheck` needs no search."""
@@ -258,10 +267,14 @@ class Evaluation(Model):
         require("stages", list(stages), fits, allowed)
         return stages
 
-    @field_validator("bab_branches")
-    @classmethod
-    def _check_limit(cls, branches: int | None, info: ValidationInfo) -> int | None:
-        is_limited = branches is not None or info.data.get("bab_seconds", 1) is not None
-        needs_limit = names.BAB in info.data.get("stages", ())
-        require("bab_branches", branches, is_limited or not needs_limit, "a number, since bab_seconds is null")
-        return branches
+    @model_validator(mode="after")
+    def _check_limit(self) -> Self:
+        is_limited = self.bab_branches is not None or self.bab_seconds is not None
+        allowed = "a number, since bab_seconds is null"
+        require("bab_branches", self.bab_branches, is_limited or not self.uses_branch_and_bound, allowed)
+        return self
+
+    @property
+    def uses_branch_and_bound(self) -> bool:
+        """Whether branch and bound decides images, or searches for certificates."""
+        return not set(stages_by_setting(self.certificates)["bab_seconds"]).isdisjoint(self.stages)

@@ -13,7 +13,7 @@ from cerdeq.equilibrium.weights import Parametrisation
 from harness.common.errors import InputError, error_line, require
 from harness.config.trial import Trial
 from harness.methods import make_method
-from harness.settings import RAMP, STAGES_BY_SETTING, Recipe
+from harness.settings import RAMP, Recipe, stages_by_setting
 
 MOST_PARAMETERS = 500_000_000
 """Of a network; they take 2 GB in float32."""
@@ -83,7 +83,7 @@ def unused_settings(trial: Trial, network: nn.Module) -> dict[str, str]:
     """
     unused = {
         f"evaluation.{name}": f"stages has none of {', '.join(users)}"
-        for name, users in STAGES_BY_SETTING.items()
+        for name, users in stages_by_setting(trial.evaluation.certificates).items()
         if set(users).isdisjoint(trial.evaluation.stages)
     }
     if trial.validation_images:

@@ -11,7 +11,6 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from harness.common import names
 from harness.config.trial import Trial, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
@@ -131,7 +130,7 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxy
 
 def _certify_options(settings: Evaluation) -> list[str]:
     options = {"--stages": ",".join(settings.stages), "--stage-seconds": settings.stage_seconds}
-    if names.BAB in settings.stages:
+    if settings.uses_branch_and_bound:
         options |= {"--seconds": settings.bab_seconds, "--branches": settings.bab_branches}
     options["--images"] = settings.test_images
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items() if value}

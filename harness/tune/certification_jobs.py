@@ -87,7 +87,8 @@ def make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
 def _certification_config(config: Trial, options: argparse.Namespace) -> Trial:
     """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
     stages, before = tuple(options.stages.split(",")), config.evaluation
-    budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if names.BAB in stages else {}
+    uses_it = names.BAB in stages or options.certificates
+    budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if uses_it else {}
     images = config.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
     budget["stage_seconds"] = options.stage_seconds or before.stage_seconds

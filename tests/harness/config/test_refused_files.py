@@ -83,6 +83,11 @@ VALUES = [
     ("train.accumulate", 64, "parts of 2 or more"),
     ("resources.gpu", 1.5, "a fraction of one GPU, or a whole number of them"),
     ("evaluation", {"stages": ["ibp", "bab"], "bab_seconds": None}, "bab_branches: found None, allowed: a number"),
+    (
+        "evaluation",
+        {"stages": ["ibp", "crown"], "certificates": True, "bab_seconds": None},
+        "evaluation.bab_branches: found None, allowed: a number",
+    ),
     ("trials.0.train", {"epochs": 2}, "trials.0.train.decay_epochs: found [3]", "from 1 to epochs = 2"),
     ("trials.0.train", {"mean": [0.1, 0.2]}, "trials.0.train.mean: found [0.1, 0.2]", "a number for each channel"),
     ("trials.1.options", {"margin": 2}, "trials.1.options: margin", "(0, 1)", "2"),

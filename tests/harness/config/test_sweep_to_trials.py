@@ -199,6 +199,10 @@ UNUSED = {  # changes of BASE, and the setting without effect
         "trials.0.options.warm_start ('plain' computes no bounds)",
     ),
     "of the file": ([("evaluation.bab_seconds", 5)], "evaluation.bab_seconds (stages has none of bab)"),
+    "without certificates": (
+        [("evaluation", {"stages": ["ibp", "crown"], "bab_branches": 5})],
+        "evaluation.bab_branches (stages has none of bab)",
+    ),
     "of all entries": ([("train.kappa", 0.5), ("trials", [entry("plain")])], "train.kappa ('plain': "),
     "of held-out images": (
         [("validation_images", 50), ("evaluation.test_images", 50)], "evaluation.test_images (validation_images are"
@@ -218,6 +222,7 @@ def test_what_some_trial_uses_and_what_is_taken_back_is_no_warning(tmp_path):
     for changes in (
         [("train.regularisation", 0.1), ("trials", [*BASE["trials"], entry("plain")])],
         [("evaluation", less), ("validation_images", 50)],
+        [("evaluation", {"stages": ["ibp", "alpha-crown"], "certificates": True, "bab_seconds": 5, "bab_branches": 9})],
         [("trials", [entry(), entry("plain", train={"ramp_epochs": 0})])],
     ):
         assert load_sweep(write(tmp_path, changed(*changes)), "full", True).warnings == ()

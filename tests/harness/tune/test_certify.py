@@ -308,6 +308,7 @@ def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, evaluate_with,
         (["--stages", "ibp,milp"], ["stages", "milp", "alpha-crown", "bab"]),
         (["--seconds", "inf"], ["--seconds", "finite"]),
         (["--images", "361"], ["360", "361"]),
+        (["--stages", "ibp,crown", "--branches", "5"], ["--branches: needs one of the stages bab in --stages"]),
         (["--stages", "ibp", "--seconds", "5"], ["--seconds: needs one of the stages bab in --stages"]),
     ],
 )
@@ -316,6 +317,14 @@ def test_options_that_cannot_be_are_refused(trained, capsys, options, parts):
     message = capsys.readouterr().err
     assert message.startswith("error: ") and all(part in message for part in parts), message
     assert not list(trained.rglob("certified"))
+
+
+def test_searches_for_certificates_have_the_budget_that_is_asked_for(trial_dir, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(certification_jobs, "certify_jobs", lambda made, *rest: jobs.extend(made) or True)
+    assert run(trial_dir, "--certificates", "--branches", "7") == 0
+    settings = jobs[0].config.evaluation
+    assert (settings.certificates, settings.bab_seconds, settings.bab_branches) == (True, None, 7)
 
 
 def test_a_path_without_a_finished_trial_is_refused(sweep_dir, trial_dir, capsys):
