@@ -61,10 +61,9 @@ def load_hashed(source: str | OwnData, data_dir: str | None = None) -> Data:
 
     Raises InputError as `load` does, and for own data that results of others may not name or would download.
     """
-    is_own = isinstance(source, OwnData)
-    if is_own:
+    if isinstance(source, OwnData):
         require_near(source, data_directory(data_dir))
-    data = load(source, data_dir, writes=not is_own)
+    data = load(source, data_dir, writes=not isinstance(source, OwnData))
     return replace(data, fingerprint=fingerprint(data.train, data.test))
 
 
