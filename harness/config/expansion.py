@@ -1,6 +1,6 @@
 """Expand a sweep file to its trials, each checked to the last key."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import abspath
@@ -12,7 +12,7 @@ from harness.common.errors import InputError, require
 from harness.common.models import validate
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_settings
-from harness.config.file import CheckedFile, ExpandedSweep, check_keys, profile_mark
+from harness.config.file import CheckedFile, ExpandedSweep, profile_mark
 from harness.config.grid import LARGEST, expand, names_in
 from harness.config.search import Searched, check_search, make_searched
 from harness.config.sweep import Sweep, TrialEntry, options_model
@@ -25,14 +25,6 @@ from harness.pretrained.weights import read_weights
 from harness.settings import Recipe
 
 _SECTIONS = ("train", "options", "method_options")
-
-
-def load_sweep(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> ExpandedSweep:
-    """Read, check and expand a sweep file on registered data under one profile.
-
-    profile, assignments: as in `check_keys`. has_gpu: as in `expand_file`. Raises InputError.
-    """
-    return expand_file(check_keys(path, profile, assignments), has_gpu)
 
 
 def expand_file(

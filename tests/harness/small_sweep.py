@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from harness.common.errors import InputError
-from harness.config.expansion import load_sweep
+from harness.config.expansion import expand_file
+from harness.config.file import check_keys
 
 BASE = {
     "name": "study",
@@ -36,6 +37,11 @@ def write(directory, content, name="study.yaml"):
     path = directory / name
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def load_sweep(path, profile, has_gpu, assignments=()):
+    """The trials of a sweep file on registered data."""
+    return expand_file(check_keys(path, profile, assignments), has_gpu)
 
 
 def trials_of(tmp_path, content, profile="full", has_gpu=True):

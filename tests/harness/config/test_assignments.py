@@ -1,9 +1,7 @@
 """`--set`: read and refused as keys of the file; trials that it changes are never mistaken for the file's."""
 
 import pytest
-from small_sweep import BASE, changed, write
-
-from harness.config.expansion import load_sweep
+from small_sweep import BASE, changed, load_sweep, write
 
 
 def load(tmp_path, *assignments, profile="full", content=None):

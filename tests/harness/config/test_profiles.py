@@ -1,9 +1,8 @@
 """Profiles and includes: which profile is selected, what it changes, and in which order keys are overridden."""
 
 import pytest
-from small_sweep import BASE, changed, refusal, trials_of, write
+from small_sweep import BASE, changed, load_sweep, refusal, trials_of, write
 
-from harness.config.expansion import load_sweep
 from harness.config.sweep import FIXED
 from harness.settings import Evaluation
 

@@ -1,9 +1,7 @@
 """The key `search`: what is refused, what it makes of entries, and that it leaves the file's trials alone."""
 
 import pytest
-from small_sweep import changed, refusal, trials_of, write
-
-from harness.config.expansion import load_sweep
+from small_sweep import changed, load_sweep, refusal, trials_of, write
 
 SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}
 WRONG = [

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_sweep import BASE, changed, trials_of, write
+from small_sweep import BASE, changed, load_sweep, trials_of, write
 
 from harness.common.errors import InputError
-from harness.config.expansion import load_sweep
 from harness.config.file import check_keys
 
 TEXTS = {

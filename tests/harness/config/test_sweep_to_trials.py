@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from fetched_checkpoints import why_not_loadable
-from small_sweep import BASE, changed, entry, trials_of, write
+from small_sweep import BASE, changed, entry, load_sweep, trials_of, write
 from test_trial_config import ELSEWHERE, OTHER
 
 from harness.common.errors import InputError
 from harness.config import expansion
 from harness.config.buildable import check_buildable
-from harness.config.expansion import load_sweep
 from harness.config.file import check_keys
 from harness.config.sweep import Sweep, TrialEntry
 from harness.config.trial import FULL_PROFILE, Trial

@@ -10,11 +10,10 @@ import pytest
 import torch
 from onnx_writer import export_onnx
 from safetensors.torch import save_file
-from small_sweep import changed, refusal, trials_of, write
+from small_sweep import changed, load_sweep, refusal, trials_of, write
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.config.expansion import load_sweep
 from harness.pretrained.checkpoint import digest_of
 from harness.pretrained.weights import read_weights
 from harness.storage.folder import copy_checkpoint

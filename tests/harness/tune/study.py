@@ -8,10 +8,10 @@ from unittest.mock import patch
 
 import yaml
 from mlflow import MlflowClient
+from small_sweep import load_sweep
 
 from harness.command_line import main
 from harness.common import names
-from harness.config.expansion import load_sweep
 from harness.data import load
 from harness.storage import folder
 from harness.tune import ray_tune

@@ -1,11 +1,10 @@
 """A sweep file that is changed, and run in the same directory: labels stay, and it is said what differs."""
 
 import pytest
-from small_sweep import BASE, changed, entry, write
+from small_sweep import BASE, changed, entry, load_sweep, write
 
 from harness.command_line import main
 from harness.config.changes import nearest_changes
-from harness.config.expansion import load_sweep
 from harness.data import load
 from harness.storage import folder
 from harness.tune.planned_sweep import PlannedSweep

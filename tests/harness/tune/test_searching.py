@@ -6,10 +6,10 @@ import pytest
 import yaml
 from processes import wait_for
 from rich.console import Console
+from small_sweep import load_sweep
 from study import TINY, Study
 
 from harness.common import names
-from harness.config.expansion import load_sweep
 from harness.data import load
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
