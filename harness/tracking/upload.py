@@ -23,7 +23,7 @@ from harness.config.trial import RECIPE_VERSION, flatten, label_of_row
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_json, write_json
 from harness.storage.folder import TrialRecord, TrialResult
-from harness.tracking import notes, view
+from harness.tracking import TrackingError, notes, view
 from harness.tracking.client import SQLITE, MlflowClient, connect, entities, resolve_uri, tracking_errors
 from harness.tracking.model import log_network, register_best
 
@@ -127,7 +127,7 @@ class Tracker:
                 self.client.update_run(logged.run, status)
             else:
                 self.client.set_terminated(logged.run, status, end)
-            write_json(trial_dir / STATE, logged.model_copy(update=new).model_dump())
+            _write_state(trial_dir, logged.model_copy(update=new))
 
     def log_tables(self, sweep_dir: Path, note: str) -> None:
         """Attach the leaderboard's files to each run, over older ones, and set the experiment's note."""
@@ -140,7 +140,7 @@ class Tracker:
                 if logged is not None and logged.tables != digest:
                     for path in tables:
                         self.client.log_artifact(logged.run, str(path), "tables")
-                    write_json(trial_dir / STATE, logged.model_copy(update={"tables": digest}).model_dump())
+                    _write_state(trial_dir, logged.model_copy(update={"tables": digest}))
 
     def register(self, trials: Collection[str]) -> None:
         """Register the network of the best of these trials, by their keys, as the model that is called like the sweep.
@@ -199,7 +199,7 @@ class Tracker:
         params = [entities.Param(name, _text(value)) for name, value in flatten(config).items()]
         self.client.log_artifact(logged.run, str(trial_dir / folder.TRIAL))
         self.client.log_batch(logged.run, params=params)
-        write_json(trial_dir / STATE, logged.model_dump())
+        _write_state(trial_dir, logged)
         return logged
 
     def _log_epochs(self, trial_dir: Path, logged: Logged, rows: list[dict[str, Any]]) -> None:
@@ -211,7 +211,15 @@ class Tracker:
             batch = points[start : start + size]
             self.client.log_batch(logged.run, list(chain.from_iterable(batch)))
             logged.epoch, logged.time = batch[-1][0].step, batch[-1][0].timestamp
-            write_json(trial_dir / STATE, logged.model_dump())
+            _write_state(trial_dir, logged)
+
+
+def _write_state(trial_dir: Path, logged: Logged) -> None:
+    """Write mlflow.json. Raises TrackingError, which names the file: the store is not to blame."""
+    try:
+        write_json(trial_dir / STATE, logged.model_dump())
+    except OSError as error:
+        raise TrackingError(f"{trial_dir / STATE} cannot be written: {error.strerror or error}") from error
 
 
 def _was_moved(location: str, expected: str) -> bool:

@@ -1,5 +1,6 @@
 """What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
+import errno
 import os
 import shutil
 import time
@@ -57,6 +58,17 @@ def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
     counted = counting(tracker)
     counted.sync(trial_dir)
     assert not counted.client.calls, "once it is complete"
+
+
+def test_a_full_disk_of_the_trials_is_not_taken_for_a_store_that_cannot_be_used(tracker, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("harness.tracking.upload.write_json", full)
+    trial_dir = make_folder(tmp_path)
+    with pytest.raises(TrackingError, match=r"mlflow\.json cannot be written: No space left on device") as error:
+        tracker.sync(trial_dir)
+    assert str(error.value).startswith(str(trial_dir / STATE))
 
 
 @pytest.mark.parametrize("is_there", [True, False])
