@@ -47,7 +47,7 @@ EVALUATED = {
     "evaluation.attack_restarts": 2,
 }
 ELSEWHERE = [
-    "sweep", "plugins", "profile", "dataset", "checkpoint", "source", "train_images", "validation_images",
+    "sweep", "plugins", "profile", "dataset", "own_data", "checkpoint", "source", "train_images", "validation_images",
     *(f"train.{name}" for name in ("eps", "kappa", "kappa_start", "l1", "accumulate", "clip_norm", "ema_decay")),
     *(f"train.{name}" for name in ("regularise_equilibria", "recompute_statistics", "precision", "compile")),
     *(f"evaluation.{name}" for name in ("test_images", "batch_size", "certificates")),
