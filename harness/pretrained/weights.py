@@ -6,18 +6,17 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from baselines import build
+from baselines import Dataset, build
 from baselines.registry import options_of
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
 from harness.common.errors import InputError, error_line, require
-from harness.config.trial import Trial
 from harness.pretrained.checkpoint import Checkpoint, read_file
 from harness.pretrained.mondeq import is_matlab, network_tensors, read_matlab
 
@@ -28,7 +27,24 @@ _SHOWN = 6
 """How many names a message lists."""
 
 
-def read_weights(path: Path, config: Trial) -> Tensors:
+class Imported(Protocol):
+    """What a trial says of a network trained elsewhere."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...  # noqa: D102
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def dataset(self) -> str: ...  # noqa: D102
+    @property
+    def width(self) -> float: ...  # noqa: D102
+    @property
+    def options(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def data_info(self) -> Dataset: ...  # noqa: D102
+
+
+def read_weights(path: Path, config: Imported) -> Tensors:
     """Return the tensors of a trial's network, its normalisation included, from the file of its checkpoint.
 
     config: of a network trained elsewhere. Raises InputError where the file cannot be read, is another one, or does not
