@@ -78,7 +78,7 @@ class _Descent:
         if not is_below[-1]:
             self._radius /= 2
         self._slopes, self._constants = planes[is_below], constants[is_below]
-        return self._minimum_of_planes()
+        return self._minimum_of_planes() if is_below.any() else None  # none: the value is lost in rounding
 
     def _minimum_of_planes(self) -> np.ndarray | None:
         scale = np.abs(self._slopes).max()

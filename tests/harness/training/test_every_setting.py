@@ -101,7 +101,7 @@ def changed(config, name, value):
 
 
 def test_every_setting_stands_in_a_table():
-    names = Trial.model_fields.keys() - {"train", "evaluation", "named", "own_data"}
+    names = Trial.model_fields.keys() - {"train", "evaluation", "named"}
     for section, kind in {"train": Recipe, "evaluation": Evaluation}.items():
         names |= {f"{section}.{name}" for name in kind.model_fields}
     assert sorted([*TRAINED, *EVALUATED, *ELSEWHERE]) == sorted(names)
