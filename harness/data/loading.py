@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import warnings
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from baselines.datasets import DATASETS, Dataset
 from harness.common.errors import InputError, SettingError, require
 from harness.common.models import validate
+from harness.common.terminal import say
 from harness.data import own
 from harness.data.layouts import Shard, Source, fetch, find, not_found
 from harness.data.reading import name_errors
@@ -255,11 +256,16 @@ def _cache_at(name: str, content: list[Any], files: Iterable[Path]) -> Path:
 
 
 def _write_cache(title: str, cache: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write the cache; a failure is a warning."""
+    """Write the cache; a failure is a line on standard error."""
     try:
         write_atomically(cache, lambda temporary: save_file(arrays, temporary, metadata))
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"{title} is decoded again each time, since {cache} cannot be written: {error}", stacklevel=3)
+        cause = (error.strerror if isinstance(error, OSError) else None) or error
+        advice = "set HOME or XDG_CACHE_HOME to a directory of your own"
+        say(
+            f"warning: {title} is decoded again each time, for {cache} cannot be written: {cause}; {advice}",
+            file=sys.stderr,
+        )
 
 
 def _read(info: Dataset, shards: tuple[Shard, ...], total: int, size: int) -> tuple[np.ndarray, np.ndarray]:
