@@ -40,6 +40,11 @@ def best_device() -> torch.device:
     return torch.device("cuda")
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def refuse_reduced_precision() -> None:
     """Raise InputError for an environment variable that allows products in reduced precision."""
     try:

@@ -1,6 +1,5 @@
 """The trials of a sweep that `harness.run` runs: checked before anything starts, where they lie, how long they take."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from harness.config.file import CheckedFile, ExpandedSweep
 from harness.config.trial import distinguish, rows
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.machine.device import best_device
+from harness.machine.device import best_device, count_cores
 from harness.own_data import MeasuredData, OwnData
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
@@ -36,6 +35,7 @@ class PlannedSweep:
     trials: those that the command runs or reports.
     labels: of all trials of the sweep, by key.
     sweep_dir: the directory of the sweep's results.
+    stored: the trials that lie there, by key, the oldest first.
     """
 
     sweep: ExpandedSweep
@@ -43,6 +43,7 @@ class PlannedSweep:
     trials: list[TrialRecord]
     labels: dict[str, str]
     sweep_dir: Path
+    stored: dict[str, TrialRecord]
 
     @classmethod
     def of(cls, sweep: ExpandedSweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
@@ -50,8 +51,8 @@ class PlannedSweep:
 
         Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
         """
-        fingerprint = data["fingerprint"]
-        stored = {key: trial.config for key, trial in _stored_trials(sweep_dir).items()}
+        fingerprint, stored_trials = data["fingerprint"], _stored_trials(sweep_dir)
+        stored = {key: trial.config for key, trial in stored_trials.items()}
         names_there = {config.identity: config.named for config in stored.values() if config.named is not None}
         own = [config.replace(named=names_there.get(config.identity, config.named)) for config in sweep.trials]
         # A trial that is there keeps its name; a newer one that would read alike is named by what differs.
@@ -62,7 +63,7 @@ class PlannedSweep:
         by_key = {key: trial.config.label for key, trial in trials.items()}
         names_of = {key: (label, key) for key, label in by_key.items()}
         keys = select_by_pattern("--only", patterns, names_of) if patterns else list(trials)
-        plan = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir)
+        plan = cls(sweep, data, [trials[key] for key in keys], by_key, sweep_dir, stored_trials)
         for key, trial_dir in plan.trial_dirs.items():
             folder.refuse_another(trial_dir, trials[key])
         return plan
@@ -75,28 +76,30 @@ class PlannedSweep:
     @cached_property
     def unchanged_keys(self) -> set[str]:
         """The keys of the trials that the sweep file has without `--set`."""
-        by_key = {folder.make_trial(config, self.data["fingerprint"]).key: config for config in self.sweep.trials}
-        return {key for key, config in by_key.items() if config.profile == self.sweep.profile}
+        unchanged = [config for config in self.sweep.trials if config.profile == self.sweep.profile]
+        return {config.key(self.data["fingerprint"]) for config in unchanged}
 
     def row_names(self) -> dict[str, str]:
         """Return the name of each trial's row by its key, for these trials and all others in the directory."""
-        trials = _stored_trials(self.sweep_dir) | {trial.key: trial for trial in self.trials}
+        trials = self.stored | {trial.key: trial for trial in self.trials}
         configs = {key: trial.config for key, trial in trials.items()}
         return dict(zip(configs, rows(list(configs.values())), strict=True))
 
+    @cached_property
     def changes(self) -> dict[str, str]:
-        """Return in what each trial that is not begun differs from the nearest of those that the file no longer has.
+        """In what each trial that is not begun differs from the nearest of those that the file no longer has.
 
         By key, such as 'train.learning_rate 0.01, was 0.005'; trials without one alike are left out.
         """
-        stored = _stored_trials(self.sweep_dir)
         own = {config.key(self.data["fingerprint"]) for config in self.sweep.trials}
-        others = [trial for key, trial in stored.items() if key not in own]
-        texts = {}
+        others = [trial for key, trial in self.stored.items() if key not in own]
+        configs, texts = [each.config for each in others], {}
         for trial in self.trials:
-            if trial.key not in stored and (found := nearest_changes(trial.config, [each.config for each in others])):
-                texts[trial.key] = "; ".join(found)
-            elif trial.key not in stored and found is not None:
+            if trial.key in self.stored or (changes := nearest_changes(trial.config, configs)) is None:
+                continue
+            if changes:
+                texts[trial.key] = "; ".join(changes)
+            else:
                 same = next(each for each in others if each.config == trial.config)
                 is_older = same.recipe_version != trial.recipe_version
                 texts[trial.key] = f"older: of recipe version {same.recipe_version}" if is_older else "the data changed"
@@ -128,12 +131,16 @@ class PlannedSweep:
         fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
         return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
 
+    @cached_property
+    def times(self) -> TimeLeft:
+        """What the finished trials in the sweep's directory took."""
+        return TimeLeft.measured_in(self.sweep_dir)
+
     def seconds_left(self, trials: list[TrialRecord]) -> dict[str, float | None]:
         """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
-        times = TimeLeft.measured_in(self.sweep_dir)
         return {
-            trial.key: times.seconds(trial, folder.last_epoch(self.trial_dirs[trial.key]))
-            if times.is_measured(trial)
+            trial.key: self.times.seconds(trial, folder.last_epoch(self.trial_dirs[trial.key]))
+            if self.times.is_measured(trial)
             else None
             for trial in trials
         }
@@ -165,7 +172,7 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
 
         return machines_of_cluster(ray_address)
     gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
-    return [{"CPU": len(os.sched_getaffinity(0)), "GPU": gpus}]
+    return [{"CPU": count_cores(), "GPU": gpus}]
 
 
 def load_checked(
@@ -182,15 +189,17 @@ def load_checked(
         for key, trial in _stored_trials(sweep_dir).items()
         if (folder.trial_dir(sweep_dir, key) / folder.RESULT).exists()
     }
-    dataset, measured = file.sweep(file.profile_here(has_gpu), False).dataset, None
-    if isinstance(dataset, OwnData):
-        dataset = dataset.relative_to(file.path.parent)
+    source = file.sweep(file.profile_here(has_gpu), False).dataset
+    if isinstance(source, OwnData):  # networks are built for what is measured
+        source = source.relative_to(file.path.parent)
         try:
-            measured = MeasuredData(source=dataset, entry=load(dataset, data_dir, writes).info)
+            data = load(source, data_dir, writes)
         except InputError as error:
             raise InputError(f"{file.path}: {error}") from None
-    sweep = expand_file(file, has_gpu, trained, measured)
-    data = load(dataset, data_dir, writes)
+        sweep = expand_file(file, has_gpu, trained, MeasuredData(source=source, entry=data.info))
+    else:
+        sweep = expand_file(file, has_gpu, trained)
+        data = load(source, data_dir, writes)
     try:
         for config in sweep.trials:
             split_images(config, data)

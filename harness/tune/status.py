@@ -4,7 +4,6 @@ A trial counts as running if a run holds the directory and has written to the tr
 that `harness.run --here` runs is shown as unfinished, with the time of the last write.
 """
 
-import os
 import time
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +19,7 @@ from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.config.file import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE, labels
+from harness.machine.device import count_cores
 from harness.settings import describe_weak_attack
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
@@ -137,7 +137,7 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
         )
-    if changes := plan.changes():
+    if changes := plan.changes:
         label, change = next((plan.labels[key], change) for key, change in changes.items())
         more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         lines.append(f"not begun, for the directory has them otherwise: {label} ({change}){more}")
@@ -151,7 +151,7 @@ def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, 
     """Print a line for each trial, the resources and the time."""
     to_run = {trial.key for trial in plan.to_run(retry_failed)}
     left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
-    rows, changes = [], plan.changes()
+    rows, changes = [], plan.changes
     for trial in plan.trials:
         state = state_of(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
         seconds = left.get(trial.key)
@@ -160,7 +160,7 @@ def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, 
         state = (state[0], changes[trial.key]) if trial.key in changes else state
         rows.append([plan.labels[trial.key], trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    resources, cpus, gpus = plan.sweep.resources, len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    resources, cpus, gpus = plan.sweep.resources, count_cores(), torch.cuda.device_count()
     side_by_side = None
     if ray_address is None:
         side_by_side = cpus // resources.cpu

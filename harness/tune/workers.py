@@ -5,7 +5,6 @@ executor, `ray_tune.run_on_ray` the other.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for
 from harness.config.trial import Trial
 from harness.data import Data, load
+from harness.machine.device import count_cores
 from harness.machine.freed_memory import free_memory
 from harness.own_data import OwnData
 from harness.storage import folder
@@ -166,7 +166,7 @@ def run_items(items: list[Item], work: Work, listener: Listener, data_dir: str, 
     workers: how many at a time; None for one on each GPU or, without any, on each core.
     """
     gpus = torch.cuda.device_count()
-    at_once = min(len(items), workers or gpus or len(os.sched_getaffinity(0)))
+    at_once = min(len(items), workers or gpus or count_cores())
     if at_once <= 1:
         return run_here(items, work, listener)
     from harness.tune.ray_tune import run_on_ray  # here, since one worker needs no Ray

@@ -57,15 +57,15 @@ def test_a_newer_trial_that_would_read_alike_gets_the_difference_and_keeps_it(pl
 
 def test_what_differs_from_the_directory_is_said(plan):
     finish(plan(BASE))
-    assert plan(BASE).changes() == {}
+    assert plan(BASE).changes == {}
     faster = plan(changed(("train.learning_rate", 0.01), ("trials.1.options", {"margin": 0.1})))
-    texts = [faster.changes()[trial.key] for trial in faster.trials]
+    texts = [faster.changes[trial.key] for trial in faster.trials]
     assert texts[0] == texts[1] == "train.learning_rate 0.01, was 0.0005"
     assert texts[2] == "options.margin 0.1, was not set; train.learning_rate 0.01, was 0.0005"
-    assert set(plan(changed(("seeds", [0, 5]))).changes()) == set(), "another seed is no change"
+    assert set(plan(changed(("seeds", [0, 5]))).changes) == set(), "another seed is no change"
     other = plan(BASE)
     older = PlannedSweep.of(other.sweep, other.data | {"fingerprint": "f" * 16}, other.sweep_dir, [])
-    assert set(older.changes().values()) == {"the data changed"}
+    assert set(older.changes.values()) == {"the data changed"}
 
 
 def test_a_changed_plugin_is_named(plan):
