@@ -116,9 +116,8 @@ class Tracker:
             if result and digest != logged.result:
                 metrics = {name: value for name, value in result.metrics.items() if before.metrics.get(name) != value}
                 written = round(1000 * (trial_dir / folder.RESULT).stat().st_mtime)
-                self.client.log_batch(
-                    logged.run, _metrics(metrics, 0, written)
-                )  # at another step, a curve of one point
+                # At any other step than 0 MLflow draws a curve of one point.
+                self.client.log_batch(logged.run, _metrics(metrics, 0, written))
                 for name in (folder.VERDICTS, folder.WEIGHTS, folder.RESULT, folder.CHOSEN):
                     if (trial_dir / name).exists():
                         self.client.log_artifact(logged.run, str(trial_dir / name))

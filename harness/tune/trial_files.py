@@ -35,21 +35,22 @@ def run_trial_files(
     unfinished = {name: trial for name, trial in trials.items() if folder.read_result(trial_dirs[name]) is None}
     for name in trials.keys() - unfinished.keys():
         console.print(f"{by_name[name]} -> {trial_dirs[name]}: finished", soft_wrap=True)
-    for name, data in ((name, load_data({name: trial}, data_dir)) for name, trial in unfinished.items()):
+    sources = dict[str, Path]()  # of checkpoints
+    for name, trial in unfinished.items():
+        data = load_data({name: trial}, data_dir)[trial.config.data_source]
         try:
-            split_images(trials[name].config, data[trials[name].config.data_source])
+            split_images(trial.config, data)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        if (checkpoint := trials[name].config.checkpoint) is not None:
+        if trial.config.checkpoint is not None:
             stored = trial_dirs[name] / folder.IMPORTED
-            read_file(stored if stored.exists() else Path(name).with_name(folder.IMPORTED), checkpoint)
+            sources[name] = stored if stored.exists() else Path(name).with_name(folder.IMPORTED)
+            read_file(sources[name], trial.config.checkpoint)
     for name, trial in unfinished.items():
         make_directory(trial_dirs[name])
         folder.take_over(trial_dirs[name], trial)
         if trial.config.checkpoint is not None:
-            stored = trial_dirs[name] / folder.IMPORTED
-            source = stored if stored.exists() else Path(name).with_name(folder.IMPORTED)
-            folder.copy_checkpoint(trial.config.checkpoint, source, stored)
+            folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dirs[name] / folder.IMPORTED)
         console.print(f"{by_name[name]} -> {trial_dirs[name]}", soft_wrap=True)
     run_trials(
         {trial_dirs[name]: trial for name, trial in unfinished.items()},
