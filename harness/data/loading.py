@@ -205,7 +205,7 @@ def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
 
 
 Stored = tuple[dict[str, Tensor], str, dict[str, Any]]
-"""The tensors of a data set by the names of _TENSORS, their fingerprint, and of own data the entry as JSON."""
+"""The tensors of a data set by the names of _TENSORS, their fingerprint, and of own data the entry as a dictionary."""
 
 
 def _read_cache(cache: Path) -> Stored | None:
@@ -225,7 +225,7 @@ def _decode(
     """Read a data set and write its cache. cache: returns its path, once the files are there."""
     values, info = read()
     arrays = dict(zip(_TENSORS, values, strict=True))
-    recorded, entry = _hash(arrays), {} if info is None else json.loads(json.dumps(asdict(info)))
+    recorded, entry = _hash(arrays), {} if info is None else asdict(info)
     if writes:
         metadata = {"fingerprint": recorded} | ({"entry": json.dumps(entry)} if entry else {})
         _write_cache(title, cache(), arrays, metadata)

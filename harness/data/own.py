@@ -81,11 +81,11 @@ def read(source: OwnData, path: Path, writes: bool) -> tuple[Arrays, Dataset]:
         require("dataset.arrays", str(path), path.is_file(), "a file that exists")
         parts = _arrays(source, path)
     else:
-        require(f"dataset.{source.kind}", str(path), path.is_dir(), "a folder that exists")
-        pipes = [file for file in path.rglob("*") if file.exists() and not (file.is_file() or file.is_dir())]
-        require(
-            f"dataset.{source.kind}", str(pipes[0] if pipes else path), not pipes, "a folder of files and folders alone"
-        )
+        key = f"dataset.{source.kind}"
+        require(key, str(path), path.is_dir(), "a folder that exists")
+        for file in path.rglob("*"):  # reading a pipe would wait
+            is_pipe = file.exists() and not (file.is_file() or file.is_dir())
+            require(key, str(file), not is_pipe, "a folder of files and folders alone")
         parts = _folder(source, path) if source.kind == "folder" else _parquet(source, path)
     train, test = _split(source, path, [_shuffle(part) for part in _same_size(parts, source)])
     classes = np.unique(train.labels)
@@ -126,9 +126,8 @@ def _shuffle(images: Images) -> Images:
 def _split(source: OwnData, path: Path, parts: list[Images]) -> tuple[Images, Images]:
     """Return train and test images: two parts, or shares of one."""
     if len(parts) == 2:
-        found = "test images of their own"
-        if source.test_share is not None:
-            raise SettingError("dataset.test_share", source.test_share, f"nothing, for {path} has {found}")
+        allowed = f"nothing, for {path} has test images of their own"
+        require("dataset.test_share", source.test_share, source.test_share is None, allowed)
         return parts[0], parts[1]
     (images,) = parts
     if source.test_share is None:
@@ -199,9 +198,9 @@ def _folder(source: OwnData, path: Path) -> list[Images]:
     parts = []
     for folder in splits or [path]:
         with name_errors(folder):
-            found = ImageFolder(str(folder))
-        labels = np.array([found.classes[number] for number in found.targets])
-        parts.append(_decode([(name, Path(name)) for name, _ in found.samples], labels, source))
+            images = ImageFolder(str(folder))
+        labels = np.array([images.classes[number] for number in images.targets])
+        parts.append(_decode([(name, Path(name)) for name, _ in images.samples], labels, source))
     return parts
 
 
@@ -273,8 +272,8 @@ def _torchvision(source: OwnData, root: Path, writes: bool) -> list[Images]:
     for split in splits:
         where = f"torchvision.datasets.{source.torchvision}({', '.join(f'{k}={v!r}' for k, v in split.items())})"
         with name_errors(where):
-            found = _open(kind, root, split | source.options, writes and "download" in parameters)
-            parts.append(_items(found, where, source))
+            images = _open(kind, root, split | source.options, writes and "download" in parameters)
+            parts.append(_items(images, where, source))
     return parts
 
 
@@ -302,12 +301,13 @@ def _open(kind: Any, root: Path, arguments: dict[str, Any], downloads: bool) -> 
         return kind(str(root), **arguments, download=True)
 
 
-def _items(found: Any, where: str, source: OwnData) -> Images:
+def _items(images: Any, where: str, source: OwnData) -> Images:
+    """Return the images of a data set of torchvision."""
     from PIL import Image
 
     labels, pixels = list[int](), list[np.ndarray]()
-    for number in range(len(found)):
-        image, label = found[number]
+    for number in range(len(images)):
+        image, label = images[number]
         if not (isinstance(image, Image.Image) and isinstance(label, int | np.integer)):
             kinds = f"{type(image).__name__} and {type(label).__name__}"
             raise InputError(f"{where}[{number}]: found {kinds}, allowed: an image and an integer, its class")
