@@ -1,4 +1,4 @@
-"""Small networks of the literature without batch norm, and CONV with an equilibrium."""
+"""Small networks of the literature without batch norm, and CONV and FC with an equilibrium."""
 
 import reprlib
 from collections import OrderedDict
@@ -17,11 +17,34 @@ def fc(shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None 
 
     hidden: the units of each hidden layer; None for FC of Jovanović et al. (TMLR 2022): 400, 200, 100, 100.
     """
-    hidden = [400, 200, 100, 100] if hidden is None else hidden
+    return _network(shape, classes, width, [], _check_hidden([400, 200, 100, 100] if hidden is None else hidden))
+
+
+@register("fcdeq")
+@takes_equilibrium_options("kernel_size")
+def fcdeq(
+    shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None = None, **options
+) -> nn.Sequential:  # fmt: skip
+    """Return FC with an Equilibrium, W a dense matrix, for its last hidden layer: FC itself if W = 0.
+
+    hidden: the units of each hidden layer, those of the equilibrium last; None for one layer of 100. options: of
+    `Equilibrium`, except kernel_size.
+    """
+    hidden = _check_hidden([100] if hidden is None else hidden)
+    network = _network(shape, classes, width, [], hidden)
+    last = f"linear{len(hidden)}"
+    inject = network.get_submodule(last)
+    network.set_submodule(last, Equilibrium(scale_channels(hidden[-1], width), inject, kernel_size=None, **options))
+    delattr(network, f"relu_{last}")
+    return network
+
+
+def _check_hidden(hidden: list[int]) -> list[int]:
+    """Return the units of hidden layers. Raises ValueError for too many layers, or for one without units."""
     if not 1 <= len(hidden) <= DEEPEST or min(hidden) < 1:
         allowed = f"hidden must be numbers of at least 1, from 1 to {DEEPEST:,}"
         raise ValueError(f"{allowed}, found {len(hidden)} in {reprlib.repr(hidden)}")
-    return _network(shape, classes, width, [], hidden)
+    return hidden
 
 
 @register("cnn-a")

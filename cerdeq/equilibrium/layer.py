@@ -145,7 +145,7 @@ class FixedPoint(nn.Module):
         if self.is_split:
             matrix, splitting = dense_weight(weight, h.shape[1:]), self._splitting(weight, h.shape[1:])
             try:
-                return equilibrium_with_gradient(matrix, h.flatten(1), splitting).view_as(h)
+                return equilibrium_with_gradient(matrix, h.flatten(1), splitting, self.training).view_as(h)
             except NotConvergedError:
                 self.refuse_unproved(weight, h.shape[1:])
                 raise

@@ -17,7 +17,7 @@ from cerdeq.equilibrium.certificate import (
 )
 from cerdeq.equilibrium.implicit import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import FixedPoint
-from cerdeq.equilibrium.monotone.box import equilibrium_boxes
+from cerdeq.equilibrium.monotone.box import cut_by_images, equilibrium_boxes
 from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.tree_search import row_bounds
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, dense_weight, per_example
@@ -30,6 +30,7 @@ from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
 
 Ends = tuple[Tensor, Tensor]
+_IMAGES, _IMAGES_IN_TRAINING = 20, 5  # by which the box of a strongly monotone layer is cut
 
 
 def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
@@ -43,7 +44,7 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
         return Interval(box.center, box.radius, clean)
     if module.is_split:
         ctx.preactivations[ctx.step] = x.box
-        return Interval(*_ball_in_training(weight, x, module), clean)
+        return Interval(*_box_in_training(ctx, weight, x, module), clean)
     h = (x.center, x.radius)
     start = relu_box(ctx, *h)
     if module.warm_start and clean is not None:
@@ -53,14 +54,16 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
     return Interval(*relu_box(ctx, *preactivation), clean)
 
 
-def _ball_in_training(weight: Tensor, h: Interval, module: FixedPoint) -> Ends:
-    """Return z +- |r| / m cut at 0, r the radius of h: differentiable, and sound up to rounding."""
+def _box_in_training(ctx: Context, weight: Tensor, h: Interval, module: FixedPoint) -> Ends:
+    """Return the ball z +- |r| / m, r the radius of h, cut by its images: differentiable, and sound up to rounding."""
     matrix, radius = dense_weight(weight, h.center.shape[1:]), h.radius.flatten(1).norm(dim=1)
     with torch.no_grad():
         modulus = 1 - torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[-1]
     z, reach = module.at(weight, h.center), per_example(radius / modulus, h.center)
     low, high = torch.relu(z - reach), z + reach
-    return (low + high) / 2, (high - low) / 2
+    ball = Box(((low + high) / 2).flatten(1), ((high - low) / 2).flatten(1))
+    box = cut_by_images(ctx, matrix, Box(h.center.flatten(1), h.radius.flatten(1)), ball, _IMAGES_IN_TRAINING)
+    return box.center.view_as(z), box.radius.view_as(z)
 
 
 def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
@@ -71,7 +74,7 @@ def _proved_box(weight: Tensor, h: Box, module: FixedPoint) -> Box:
     other = module.monotonicity(weight, h.center.shape[1:])
     flat = Box(h.center.double().flatten(1), h.radius.double().flatten(1))
     with counted_rounding(h.center.device.type):
-        z = equilibrium_boxes(other, flat)
+        z = cut_by_images(Context(sound=True), other.weight, flat, equilibrium_boxes(other, flat), _IMAGES)
     return Box(z.center.view_as(h.center), z.radius.view_as(h.center))
 
 

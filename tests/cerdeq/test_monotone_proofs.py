@@ -13,11 +13,12 @@ from cerdeq.bounds import Context, Interval, trace
 from cerdeq.bounds.ibp import values_of
 from cerdeq.equilibrium import FixedPoint, NotContractiveError, PeacemanRachford
 from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, TighteningStep
-from cerdeq.equilibrium.monotone.box import AffineMap, equilibrium_boxes, first_box
+from cerdeq.equilibrium.monotone.box import AffineMap, cut_by_images, equilibrium_boxes, first_box
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, equilibrium_network
 from cerdeq.equilibrium.monotone.proof import check_root, monotonicity
 from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
+from harness.checker.bounds import monotone as checker
 
 F = torch.float64
 
@@ -172,6 +173,49 @@ def test_first_boxes_contain_all_equilibria(seed):
     assert single.radius.max() < 1e-9
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_box_cut_by_its_images_contains_all_equilibria_and_is_smaller(seed, size):
+    rng, weight, u, b, center, radius = instance(seed)
+    weight -= 4 * np.eye(5)  # so that images help
+    radius, b = 0.1 * radius, size * b
+    u = size * u
+    x = samples(rng, center, radius, count=400)
+    z = equilibria(weight, x @ u.T + b)
+    inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F))
+    h = inject.range_over(Box(torch.tensor(center), torch.tensor(radius)))
+    h, w = Box(h.value[None], h.error[None]), torch.tensor(weight)
+    ball = equilibrium_boxes(monotonicity(w), h)
+    cut = cut_by_images(Context(sound=True), w, h, ball, 20)
+    for box in (cut, cut_by_images(Context(sound=False), w, h, ball, 5)):
+        assert (np.abs(z - box.center[0].numpy()) <= box.radius[0].numpy() + 1e-11 * size).all()
+        assert box.radius.sum() < 0.9 * ball.radius.sum()
+    checked = checker.equilibrium_boxes(weight, checker.Box(h.center.numpy(), h.radius.numpy()))
+    assert np.allclose(checked.radius, cut.radius.numpy(), rtol=1e-9)
+    assert (np.abs(z - checked.center[0]) <= checked.radius[0] + 1e-11 * size).all()
+
+
+def test_images_of_a_box_count_every_rounding():
+    """One image in exact arithmetic lies in the computed one, where 1 - W_ii is rounded, too."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weight, low = rng.normal(size=(4, 4)) - 3 * np.eye(4), rng.uniform(0, 1, size=4)
+        high = low + rng.uniform(0, 1, size=4)
+        z = Box(torch.tensor((low + high) / 2)[None], torch.tensor((high - low) / 2)[None])
+        h = Box(torch.tensor(rng.normal(size=4))[None], torch.zeros(1, 4, dtype=F))
+        cut = cut_by_images(Context(sound=True), torch.tensor(weight), h, z, 1)
+        w, center, radius, at = exact(weight), exact(z.center[0]), exact(z.radius[0]), exact(h.center[0])
+        for i in range(4):
+            middle = at[i] + sum(w[i][j] * center[j] for j in range(4) if j != i)
+            reach = sum(abs(w[i][j]) * radius[j] for j in range(4) if j != i)
+            least = max(center[i] - radius[i], max(middle - reach, 0) / (1 - w[i][i]), 0)
+            largest = min(center[i] + radius[i], max(middle + reach, 0) / (1 - w[i][i]))
+            if least > largest:
+                continue
+            c, r = Fraction(float(cut.center[0, i])), Fraction(float(cut.radius[0, i]))
+            assert c - r <= least and largest <= c + r
+
+
 def read(weight, u, b, c, offset, center, radius):
     """Return the network as `verify` reads it, over the box."""
     program = trace(network(weight, u, b, c, offset), linear=True)
@@ -248,6 +292,19 @@ def test_solutions_and_their_gradients():
     assert np.allclose(solution.value.numpy(), equilibria(weight, h.numpy()), atol=1e-10)
     w, h = w.requires_grad_(), h[:2].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda w, h: equilibrium_with_gradient(w, h, Splitting(w)), (w, h))
+
+
+def test_solutions_and_gradients_in_training_have_five_digits():
+    rng = np.random.default_rng(0)
+    w, h = torch.tensor(random_monotone(rng, 20, 5)), torch.tensor(rng.normal(size=(8, 20)))
+    direction = torch.tensor(rng.normal(size=(8, 20)))
+    results = []
+    for dtype, in_training in ((torch.float32, True), (torch.float64, False)):
+        inputs = [value.to(dtype).requires_grad_() for value in (w, h)]
+        z = equilibrium_with_gradient(*inputs, Splitting(w), in_training)
+        results.append([z, *torch.autograd.grad((z * direction.to(dtype)).sum(), inputs)])
+    for computed, exact_value in zip(*results, strict=True):
+        assert (computed.double() - exact_value).abs().max() < 1e-4 * exact_value.abs().max()
 
 
 def test_bounds_contain_the_outputs():

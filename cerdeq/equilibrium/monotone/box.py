@@ -9,6 +9,7 @@ from cerdeq.boxes import Box, outward_ends
 from cerdeq.deadline import check
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue, rounded_up, sum_rounded_up
 from cerdeq.equilibrium.monotone.proof import Monotonicity
+from cerdeq.operators.interval import Context, between, widen_sum, widen_terms
 
 _WEIGHT_STEPS = 30  # of the search for good weights of the inputs
 _LEADING, _VECTORS = 5, 8  # eigenvectors that it looks at, and iterates
@@ -49,6 +50,27 @@ def equilibrium_boxes(proof: Monotonicity, h: Box) -> Box:
     k = Enclosure.exact(proof.root)
     norm = _norm((change @ k).magnitude)
     return _around(proof, z, change @ proof.square, norm)
+
+
+def cut_by_images(ctx: Context, weight: Tensor, h: Box, z: Box, images: int) -> Box:
+    """Return a box [B, N] that contains every equilibrium in the box z, for all h in a box: z cut by its images.
+
+    Where z_i = relu(W_ii z_i + g_i) and W_ii < 1, also z_i = relu(g_i / (1 - W_ii)). So strong monotonicity, by which
+    every W_ii is below 1, gives images even where rho(|W|) is above 1. They need not contract.
+    """
+    diagonal = weight.diagonal()
+    others, divisor, terms = weight - diagonal.diag_embed(), 1 - diagonal, len(weight) + 1
+    rounding, tiny = (8 * torch.finfo(z.center.dtype).eps, torch.finfo(z.center.dtype).tiny) if ctx.sound else (0, 0)
+    of_h = widen_terms(ctx, h.center, h.radius, terms)
+    low, high = outward_ends(z) if ctx.sound else (z.lower, z.upper)
+    for _ in range(images):
+        box = between(ctx, low, high, None)
+        middle = box.center @ others.mT + h.center
+        reach = widen_sum(ctx, widen_terms(ctx, box.center, box.radius, terms) @ others.abs().mT + of_h, terms)
+        least, largest = torch.relu(middle - reach) / divisor, torch.relu(middle + reach) / divisor
+        low = torch.maximum(low, least * (1 - rounding) - tiny)
+        high = torch.maximum(torch.minimum(high, largest * (1 + rounding) + tiny), low)
+    return between(ctx, low, high, None).box
 
 
 def first_box(proof: Monotonicity, inject: AffineMap, x: Box) -> Box:

@@ -4,6 +4,7 @@ z solves 0 in (I - W) z - h + N(z), N the normal cone of z >= 0; the splitting a
 (Winston and Kolter 2020). Unlike Picard iteration it converges whenever I - W is strongly monotone.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from cerdeq.equilibrium.solver import NotConvergedError, Solution
 
 _SPLITTING_TOLERANCE, _SPLITTING_LIMIT = 1e-13, 5000  # of the last step, in units of z
 _SOLVED = 1e-9  # residual of a solution, in units of z
+_TRAINING_TOLERANCE = 1e-5  # of solutions and gradients in float32
 _MOST_ENTRIES = 2**22  # of the linear systems that are solved together
 _NORM_STEPS = 30
 
@@ -42,27 +44,59 @@ class Splitting:
     def solve(self, h: Tensor, tolerance: float = _SPLITTING_TOLERANCE) -> Solution:
         """Return about the equilibria of h [B, N] in float64, at least to `tolerance`."""
         h = h.double()
-        u, z = torch.zeros_like(h), torch.zeros_like(h)
-        step, inverse = self._step_and_inverse
-        change, iterations = h.new_full((len(h),), torch.inf), 0
+
+        def is_solved(z: Tensor) -> Tensor:
+            return self._is_solved(h, z, tolerance)
+
+        z, iterations = self._iterate(h, torch.relu, self._step_and_inverse[1], tolerance, is_solved)
+        z = self._polish(h, z.nan_to_num())
+        counts = torch.full((len(h),), iterations, device=h.device)
+        return Solution(z, self._relative_residual(h, z), counts, is_solved(z))
+
+    @torch.no_grad()
+    def solve_in_training(self, h: Tensor) -> Tensor:
+        """Return the equilibria of h [B, N] to five digits, in the precision of h."""
+        inverse = self._step_and_inverse[1].to(h)
+        weight = self.weight.to(h)
+
+        def is_solved(z: Tensor) -> Tensor:
+            p = z @ weight.mT + h
+            return (torch.relu(p) - z).abs().amax(1) <= _TRAINING_TOLERANCE * p.abs().amax(1)
+
+        return self._iterate(h, torch.relu, inverse, _TRAINING_TOLERANCE, is_solved)[0]
+
+    def _iterate(
+        self, right: Tensor, project: Callable[[Tensor], Tensor], inverse: Tensor, tolerance: float,
+        is_solved: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """Return z [B, N] with z = project(W z + right) and the iterations; `inverse` is that of I + t (I - W)."""
+        step = self._step_and_inverse[0].to(right)
+        u, z = torch.zeros_like(right), torch.zeros_like(right)
+        change, iterations = right.new_full((len(right),), torch.inf), 0
         while iterations < _SPLITTING_LIMIT:
             check()
             # z may stay at 0 for some steps while u moves, so that its change alone says nothing
-            if not bool((change > tolerance).any()) and bool(self._is_solved(h, z, tolerance).all()):
+            if not bool((change > tolerance).any()) and bool(is_solved(z).all()):
                 break
             reflected = 2 * z - u
-            u = 2 * ((reflected + step * h) @ inverse) - reflected
-            following = torch.relu(u)
-            change = (following - z).abs().amax(1) / following.abs().amax(1).clamp(min=1e-300)
+            u = 2 * ((reflected + step * right) @ inverse) - reflected
+            following = project(u)
+            change = (following - z).abs().amax(1) / following.abs().amax(1).clamp(min=torch.finfo(z.dtype).tiny)
             z, iterations = following, iterations + 1
-        z = self._polish(h, z.nan_to_num())
-        counts = torch.full((len(h),), iterations, device=h.device)
-        return Solution(z, self._relative_residual(h, z), counts, self._is_solved(h, z, tolerance))
+        return z, iterations
 
     def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
-        """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]."""
+        """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]; in float32 to five digits."""
         active = torch.sign(z)
-        return self._solve_active(active, self.weight.mT, active * g)
+        if z.dtype == torch.float64:
+            return self._solve_active(active, self.weight.mT, active * g)
+        weight = self.weight.to(g)
+
+        def is_solved(y: Tensor) -> Tensor:
+            return (active * (y @ weight + g) - y).abs().amax(1) <= _TRAINING_TOLERANCE * g.abs().amax(1)
+
+        inverse = self._step_and_inverse[1].mT.to(g)
+        return self._iterate(g, lambda u: active * u, inverse, _TRAINING_TOLERANCE, is_solved)[0]
 
     def _polish(self, h: Tensor, z: Tensor) -> Tensor:
         """Return z after a Newton step for the signs of W z + h, where that lowers the residual."""
@@ -118,8 +152,13 @@ class _Implicit(torch.autograd.Function):
         return (y.mT @ z if ctx.needs_input_grad[0] else None), y, None, None
 
 
-def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting) -> Tensor:
-    """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem."""
+def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting, in_training: bool = False) -> Tensor:
+    """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem.
+
+    In training they have five digits; else NotConvergedError is raised for those that do not converge.
+    """
+    if in_training:
+        return _Implicit.apply(weight, h, splitting.solve_in_training(h), splitting)
     with torch.no_grad():
         solution = splitting.solve(h)
         if missed := int((~solution.converged).sum()):

@@ -12,12 +12,24 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude, widen_for_rounding
+from harness.checker.bounds.boxes import (
+    SLACK,
+    TINY,
+    Array,
+    Box,
+    U,
+    between,
+    intersect,
+    magnitude,
+    relu,
+    widen_for_rounding,
+)
 from harness.checker.bounds.windows import Windows, convolve
 
 _SPLITTING_STEPS, _NEWTON, _SOLVED = 3000, 1e-14, 1e-9
 _WEIGHT_STEPS, _NORM_STEPS = 30, 30
 _VECTORS, _FIRST_ROUNDS = 8, 20  # of the subspace iteration for the inputs' weights
+_IMAGES = 20
 _MOST_UNITS = 4000  # of a convolution's matrix
 
 P = ParamSpec("P")
@@ -120,8 +132,20 @@ def equilibrium_boxes(weight: Array, h: Box) -> Box:
     z, exact_h = _solve(weight, h.center)
     change = add(h, Box(-exact_h.center, exact_h.radius))
     norm = _norm(magnitude(multiply(change, exact(proof.root))))
-    box = _ball(proof, z, multiply(change, proof.square), norm)
+    box = _cut_by_images(weight, h, _ball(proof, z, multiply(change, proof.square), norm))
     return Box(box.center.reshape(shape), box.radius.reshape(shape))
+
+
+def _cut_by_images(weight: Array, h: Box, z: Box) -> Box:
+    """Return the box z [B, N] cut by its images: z_i = relu(sum over j != i of W_ij z_j + h_i) / (1 - W_ii)."""
+    own = np.diagonal(weight)
+    divisor = 1 - own  # above 0, since the symmetric part of I - W is positive definite
+    others = exact((weight - np.diag(own)).T)
+    for _ in range(_IMAGES):
+        image = relu(add(multiply(z, others), h))
+        low, high = image.lower / divisor * (1 - SLACK * U), image.upper / divisor * (1 + SLACK * U)
+        z = intersect(z, between(low - TINY, high + TINY))
+    return z
 
 
 def first_box(proof: Proof, inject: AffineMap, x: Box) -> Box:
