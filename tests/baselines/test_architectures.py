@@ -57,7 +57,13 @@ def test_tied_networks_of_all_depths_have_cerdeqs_parameters():
 
 @pytest.mark.parametrize(
     ("name", "explicit", "options"),
-    [("convdeq", "conv", {"layers": 1}), ("convdeq", "conv", {"layers": 3}), ("deqdense", "cnn7", {})],
+    [
+        ("convdeq", "conv", {"layers": 1}),
+        ("convdeq", "conv", {"layers": 3}),
+        ("deqdense", "cnn7", {}),
+        ("fcdeq", "fc", {"hidden": [400]}),
+        ("fcdeq", "fc", {"hidden": [200, 400]}),
+    ],
 )
 def test_a_dense_equilibrium_with_w_at_zero_is_the_explicit_layer_from_the_same_seed(name, explicit, options):
     networks = []

@@ -57,6 +57,7 @@ OUT_OF_RANGE = [
     ("cerdeq", {"recurrent": False, "margin": 0.2}),
     ("cnn", {"depth": 4}),
     ("convdeq", {"layers": 0}),
+    ("fcdeq", {"hidden": []}),
     ("resnet", {"depth": 8}),
     ("tied", {"depth": 6}),
 ]
