@@ -294,7 +294,7 @@ def test_solutions_and_their_gradients():
     assert torch.autograd.gradcheck(lambda w, h: equilibrium_with_gradient(w, h, Splitting(w)), (w, h))
 
 
-def test_solutions_and_gradients_in_training_have_five_digits():
+def test_solutions_and_gradients_in_training_have_four_digits():
     rng = np.random.default_rng(0)
     w, h = torch.tensor(random_monotone(rng, 20, 5)), torch.tensor(rng.normal(size=(8, 20)))
     direction = torch.tensor(rng.normal(size=(8, 20)))
@@ -304,7 +304,7 @@ def test_solutions_and_gradients_in_training_have_five_digits():
         z = equilibrium_with_gradient(*inputs, Splitting(w), in_training)
         results.append([z, *torch.autograd.grad((z * direction.to(dtype)).sum(), inputs)])
     for computed, exact_value in zip(*results, strict=True):
-        assert (computed.double() - exact_value).abs().max() < 1e-4 * exact_value.abs().max()
+        assert (computed.double() - exact_value).abs().max() < 1e-3 * exact_value.abs().max()
 
 
 def test_bounds_contain_the_outputs():
