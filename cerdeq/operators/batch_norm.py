@@ -66,10 +66,11 @@ def batch_norm_backward(
 
         everywhere = offset.expand(len(coefficients), *coefficients.shape[2:])
         constant = rounded_constant(ctx, coefficients, ctx.constant("costs", costs), everywhere)
-    else:
-        of_channels = coefficients if coefficients.dim() == 3 else coefficients.flatten(3).sum(3)
-        constant = (of_channels * offset.flatten()).sum(2)
-    return Pulled((coefficients * per_row(scale),), constant)
+        return Pulled((coefficients * per_row(scale),), constant)
+    # Channels last, as convolutions take them: torch's compiler would store the product as contiguous.
+    coefficients = coefficients.movedim(2, -1)
+    constant = (coefficients * offset.flatten()).flatten(2).sum(2)
+    return Pulled(((coefficients * scale.flatten()).movedim(-1, 2),), constant)
 
 
 def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

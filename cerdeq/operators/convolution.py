@@ -157,7 +157,7 @@ def conv2d_backward(
     pulled = pulled.unflatten(0, coefficients.shape[:2])
     if not ctx.sound:
         constant = coefficients.new_zeros(coefficients.shape[:2])
-        return Pulled((pulled,), constant if bias is None else (coefficients.flatten(3).sum(3) * bias).sum(2))
+        return Pulled((pulled,), constant if bias is None else (coefficients.sum((3, 4)) * bias).sum(2))
 
     return Pulled((pulled,), conv2d_constant(ctx, coefficients, x, weight, bias, stride, padding, dilation, groups))
 

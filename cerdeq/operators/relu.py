@@ -153,25 +153,56 @@ def relaxation_of(ctx: Backward, box: Box, negative_slope: float = 0.0) -> Relax
     if (sign := ctx.splits.get(ctx.step)) is not None:
         low = torch.where(sign > 0, low.clamp(min=0), torch.where(sign < 0, low.clamp(max=0), low))
         high = torch.where(sign > 0, high.clamp(min=0), torch.where(sign < 0, high.clamp(max=0), high))
-    # Factors of 0 and 1, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
-    below, above = low.clamp(max=0), high.clamp(min=0)
-    crossing = torch.sign(above) * torch.sign(-below)
-    exact = 1 - (1 - negative_slope) * torch.sign(-below)
-    chord = (above - negative_slope * below) / (above - below + (1 - crossing))
-    slope = exact + crossing * (chord - exact)
+    crossing, exact = _crossing(low.detach(), high.detach(), negative_slope)
+    slope, offset = _Chord.apply(low, high, negative_slope)
     convex = negative_slope <= 1
-    # Both ends of the chord, as the rounded slope leaves them.
-    gaps = (1 - slope) * above, (negative_slope - slope) * below
-    offset = crossing * (torch.maximum(*gaps) if convex else torch.minimum(*gaps))
     if ctx.sound:
-        limits = torch.finfo(offset.dtype)
-        away = crossing * (8 * limits.eps * (gaps[0].abs() + gaps[1].abs() + above - below) + limits.tiny)
+        limits, width = torch.finfo(offset.dtype), high.clamp(min=0) - low.clamp(max=0)
+        gaps = (1 - slope).abs() * high.clamp(min=0) + (negative_slope - slope).abs() * -low.clamp(max=0)
+        away = crossing * (8 * limits.eps * (gaps + width) + limits.tiny)
         offset = offset + away if convex else offset - away
         offset = torch.where(low <= high, offset, torch.nan)  # not a box
-    share = free_choice(ctx, ctx.step, per_row((high > -low).to(low)))
+    share = free_choice(ctx, ctx.step, per_row(torch.relu(torch.sign((low + high).detach()))))
     free = per_row(exact) + per_row(crossing) * (negative_slope + share * (1 - negative_slope) - per_row(exact))
     mean, gap = (free + per_row(slope)) / 2, (per_row(slope) - free) * ((-1 if convex else 1) / 2)
     return Relaxation(slope, offset, free, convex, low, high, negative_slope, mean, gap)
+
+
+def _crossing(low: Tensor, high: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
+    """Return 1 where 0 is inside [low, high], else 0; and the slope of leaky ReLU where it is not.
+
+    Factors, not masks: compiled CPU code takes 50 times as long to store booleans as floats.
+    """
+    is_negative = torch.sign(-low.clamp(max=0))
+    return torch.sign(high.clamp(min=0)) * is_negative, 1 - (1 - negative_slope) * is_negative
+
+
+class _Chord(torch.autograd.Function):
+    """Slope and offset of the chord of leaky ReLU over [low, high], 0 inside; else its slope there, and 0."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(low, high)
+        ctx.negative_slope = negative_slope
+        crossing, exact = _crossing(low, high, negative_slope)
+        below, above = low.clamp(max=0), high.clamp(min=0)
+        chord = (above - negative_slope * below) / (above - below + (1 - crossing))
+        slope = exact + crossing * (chord - exact)
+        # Both ends of the chord, as the rounded slope leaves them.
+        gaps = (1 - slope) * above, (negative_slope - slope) * below
+        return slope, crossing * (torch.maximum(*gaps) if negative_slope <= 1 else torch.minimum(*gaps))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_slope: Tensor, of_offset: Tensor) -> tuple[Tensor, Tensor, None]:
+        low, high = ctx.saved_tensors
+        crossing, _ = _crossing(low, high, ctx.negative_slope)
+        per_width = 1 / (high.clamp(min=0) - low.clamp(max=0) + (1 - crossing))
+        changes = (1 - ctx.negative_slope) * crossing
+        above, below = high * per_width, low * per_width  # the parts of the interval on both sides of 0
+        of_slope = of_slope * per_width
+        of_low = changes * above * (of_slope - above * of_offset)
+        return of_low, changes * below * (below * of_offset - of_slope), None
 
 
 def split_terms(ctx: Backward) -> Tensor | None:
