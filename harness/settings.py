@@ -36,7 +36,7 @@ STAGES = {
     names.CROWN_IBP: Stage(),
     names.CROWN: Stage(("certificates",), _BUDGET),
     names.ALPHA_CROWN: Stage(("certificates",), _BUDGET),
-    names.BAB: Stage((*_BUDGET, "certificates")),
+    names.BAB: Stage((*_BUDGET, "bab_trial_seconds", "certificates")),
 }
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""
@@ -48,7 +48,7 @@ def stages_by_setting(certificates: bool) -> dict[str, tuple[str, ...]]:
     certificates: the setting of that name.
     """
     used = {name: (*stage.settings, *(stage.searched if certificates else ())) for name, stage in STAGES.items()}
-    settings = (*_BUDGET, "certificates")
+    settings = (*_BUDGET, "bab_trial_seconds", "certificates")
     return {setting: tuple(name for name, of_stage in used.items() if setting in of_stage) for setting in settings}
 
 
@@ -236,9 +236,10 @@ class Evaluation(Model):
     """Number of test images, the first ones; null takes all."""
     batch_size: int = Field(500, ge=1)
     """Most images evaluated at a time; fewer where they take many seconds."""
-    attack: Literal["margin", "all"] = "all"
+    attack: Literal["margin", "all", "diversified"] = "all"
     """What projected gradient descent maximises: 'margin', or 'all': the margin, cross entropy and the margin against
-    each other class."""
+    each other class. 'diversified' is 'all', then a second attack on the images that neither it falsifies nor IBP
+    certifies: gradient steps from many starts that differ in their outputs, as branch and bound begins."""
     attack_steps: int = Field(40, ge=1)
     """Steps from each start."""
     attack_step: float = Field(0.25, gt=0, le=2)
@@ -255,6 +256,9 @@ class Evaluation(Model):
     `bab_branches`."""
     bab_branches: int | None = Field(None, ge=1)
     """Largest number of leaves that branch and bound bounds per image; null sets no limit."""
+    bab_trial_seconds: float | None = Field(None, ge=0)
+    """Time limit of branch and bound for all images of a trial together, in their order; null sets none. The verdict on
+    an undecided image after it is 'timeout'. `harness.certify` has no such limit."""
     certificates: bool = False
     """Whether to save certificates of crown, alpha-crown and bab, so that `harness.recheck` needs no search."""
 

@@ -12,27 +12,47 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.batch_sizes import bytes_per_example
-from cerdeq.bounds.ibp import propagate
+from cerdeq.bounds.ibp import propagate, values_of
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.operators.interval import Context, Interval
-from cerdeq.precision import uncounted_rounding
+from cerdeq.precision import counted_rounding, uncounted_rounding
+from cerdeq.tracing.program import Program
 
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
+_BYTES_ALONE = 2**24  # where no search follows, which finds counterexamples, too
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 PROMISING = 4  # points from which another attack starts
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 _STEPS = 8  # of signed gradients, from the most promising point of leaves
 
 
-def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor) -> tuple[Tensor, bool]:
+@torch.no_grad()
+def attack(program: Program, float32: Program | None, x: Interval, spec: Tensor) -> Tensor | None:
+    """Return a point [1, ...] of the box x at which a row of the spec [K, N] is proved to be negative, or None.
+
+    It is the first attack of `verify`, from four times as many starts.
+
+    program: in float64. float32: the same in float32, or None if the network cannot be bounded in float32.
+    """
+    with counted_rounding(x.center.device.type):
+        exact = SearchQuery(program, values_of(program, x, Context(sound=True)), spec)
+        rows = torch.arange(len(spec), device=spec.device)
+        points, is_falsified = first_attack(exact, exact.in_float32(float32), rows, _BYTES_ALONE)
+    return points if is_falsified else None
+
+
+def first_attack(
+    exact: SearchQuery, fast: SearchQuery, rows: Tensor, most_bytes: int = _BYTES
+) -> tuple[Tensor, bool]:
     """Return a point [1, ...] of the box and True if a row is proved to be negative there.
 
     If none is, return the points [D, ...] with the smallest values after the last step, the smallest first, and False.
 
-    exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them.
+    exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them. most_bytes: of
+    the values of all starts.
     """
-    starts = max(_FEWEST, min(_MOST, _BYTES // max(1, bytes_per_example(fast.values))))
+    starts = max(_FEWEST, min(_MOST, most_bytes // max(1, bytes_per_example(fast.values))))
     box, generator = fast.values[0], torch.Generator().manual_seed(0)
     outputs = replace(fast, spec=torch.eye(fast.spec.shape[1]).to(fast.spec))
     shape = starts, *box.center.shape[1:]

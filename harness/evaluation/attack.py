@@ -7,6 +7,7 @@ from cerdeq import margin_spec
 from cerdeq.bounds import Context, Interval, Program, propagate
 from cerdeq.bounds.batch_sizes import examples_in_cache
 from cerdeq.boxes import outward_ends
+from cerdeq.branch.attack import attack
 from harness.attacks.counterexamples import corners, decode, encode, move_inside, pack
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
@@ -36,6 +37,17 @@ def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
 
         for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
             attack_margin[examples], k_of[examples] = margin, k
+
+    def diversify(example: Tensor) -> tuple[Tensor, Tensor] | None:
+        network, (ball, spec) = batch.network, batch.query(example)
+        point = attack(network.program, network.program_float32, Interval(ball.center, ball.radius), spec[0])
+        return None if point is None else margins_as_stored(batch, example, point)
+
+    if config.evaluation.attack == "diversified":
+        for example in (undecided & ~proved & ~(attack_margin < 0)).nonzero():
+            for _, found in batch.ledger.answers(names.ATTACK, diversify, example):
+                if found is not None and found[0] < 0:
+                    attack_margin[example], k_of[example] = found
 
     verdicts = verdict_where(attack_margin < 0, Verdict.FALSIFIED)
     proofs = counterexamples(batch, names.ATTACK, [*verdicts], k_of)

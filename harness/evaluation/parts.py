@@ -60,12 +60,15 @@ def evaluate_in_parts(
     saved = certification.saved_parts(directory, first, first + len(images), digest)
     tables = [certification.read_content(directory, *item)[0] for item in saved.items()]
     done = sum(map(len, tables))
+    used = sum(part.seconds.get(names.BAB, 0.0) for part in saved.values())
     yield done
     operations = operations_per_image(network, images, config.evaluation) if done < len(images) else {}
     while done < len(images):
         per_part = images_per_part(operations, tables, config.evaluation, device_of(network))
         part = images.part(done, min(done + per_part, len(images)))
-        tables.append(_evaluate_and_save(directory, network, part, first + done, config, digest))
+        evaluation = _evaluate_and_save(directory, network, part, first + done, _limited(config, used), digest)
+        tables.append(evaluation.verdicts)
+        used += evaluation.seconds.get(names.BAB, 0.0)
         done += len(part)
         yield done
 
@@ -113,15 +116,23 @@ def _share_left_to(stage: str, tables: list[pd.DataFrame], settings: Evaluation)
 
 def _evaluate_and_save(
     directory: Path, network: PreparedNetwork, part: Split, first: int, config: Trial, digest: str
-) -> pd.DataFrame:
-    """Evaluate a part, write its files and return its verdicts."""
+) -> EvaluationResult:
+    """Evaluate a part and write its files."""
     device = device_of(network)
     evaluation = evaluate_part(network, part.images.to(device), part.labels.to(device), first, config)
     spread = finite_or_none({"clean_mean": evaluation.clean_mean, "clean_spread": evaluation.clean_spread})
     metrics = {"seconds": evaluation.seconds, "layers": finite_or_none(evaluation.layers), **spread}
     save_proofs = partial(save_file, evaluation.proofs)
     certification.write_part(directory, first, evaluation.verdicts, save_proofs, digest=digest, **metrics)
-    return evaluation.verdicts
+    return evaluation
+
+
+def _limited(config: Trial, used: float) -> Trial:
+    """Return the config for the next part after branch and bound has used so many seconds of its limit for a trial."""
+    limit = config.evaluation.bab_trial_seconds
+    if limit is None:
+        return config
+    return config.replace(evaluation=config.evaluation.replace(bab_trial_seconds=max(0.0, limit - used)))
 
 
 def merge_parts(directory: Path, images: int, digest: str) -> EvaluationResult:

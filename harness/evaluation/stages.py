@@ -4,6 +4,7 @@ To add a stage, add its record to `STAGES` in harness/settings.py. A stage that 
 a function here, in `FUNCTIONS`.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import cerdeq
 from cerdeq.bounds import BOUNDS, Interval, lower_bounds
+from cerdeq.deadline import DeadlineError
 from harness.common import names
 from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
@@ -64,7 +66,10 @@ def _branch_and_bound(batch: Batch) -> StageResult:
     k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
-        verification, number = _verify(batch, example), int(example)
+        limit, used = batch.config.evaluation.bab_trial_seconds, batch.ledger.seconds.get(names.BAB, 0.0)
+        if limit is not None and used >= limit:
+            raise DeadlineError
+        verification, number = _verify(batch, example, math.inf if limit is None else limit - used), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
         if (verdict == Verdict.CERTIFIED) != (bound > 0):
             raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
@@ -91,10 +96,11 @@ def _branch_and_bound(batch: Batch) -> StageResult:
     return StageResult(verdicts, lower, upper, {names.BRANCHES: branches}, proofs, unproved)
 
 
-def _verify(batch: Batch, example: Tensor) -> cerdeq.Verification:
-    """Return the answer of branch and bound about an example [1]."""
+def _verify(batch: Batch, example: Tensor, seconds: float = math.inf) -> cerdeq.Verification:
+    """Return the answer of branch and bound about an example [1], within so many seconds and the limits of an image."""
     settings = batch.config.evaluation
-    budget = settings.bab_seconds, settings.bab_branches
+    seconds = min(seconds, math.inf if settings.bab_seconds is None else settings.bab_seconds)
+    budget = None if seconds == math.inf else seconds, settings.bab_branches
     return cerdeq.verify(batch.network.model, *batch.query(example), *budget, certificates=settings.certificates)
 
 

@@ -50,10 +50,10 @@ def describe_evaluation(config: Trial, is_certification: bool) -> str:
 
 
 def _budget(settings: Evaluation) -> str:
-    seconds, branches = settings.bab_seconds, settings.bab_branches
+    seconds, branches, of_trial = settings.bab_seconds, settings.bab_branches, settings.bab_trial_seconds
     limits = [] if seconds is None else [f"{seconds:g} s"]
     limits += [] if branches is None else [f"{branches:,} branches"]
-    return " or ".join(limits)
+    return ", ".join([" or ".join(limits), *([] if of_trial is None else [f"{of_trial:g} s in all"])])
 
 
 def read_trials(*directories: Path) -> pd.DataFrame:

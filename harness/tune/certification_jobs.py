@@ -91,7 +91,7 @@ def _certification_config(config: Trial, options: argparse.Namespace) -> Trial:
     budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if uses_it else {}
     images = config.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
-    budget["stage_seconds"] = options.stage_seconds or before.stage_seconds
+    budget |= {"stage_seconds": options.stage_seconds or before.stage_seconds, "bab_trial_seconds": None}
     return config.replace(evaluation=before.replace(stages=stages, test_images=images, **budget))
 
 

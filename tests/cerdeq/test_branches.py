@@ -17,7 +17,7 @@ from cerdeq import Box, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.bounds.alpha_crown import optimise_slopes
 from cerdeq.bounds.backward import linear_lower_bound
-from cerdeq.bounds.float32 import cast_to_float32
+from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
@@ -61,6 +61,11 @@ def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
         if is_falsified:
             assert (problem.at(point)[0] < 0).any()
             assert ((point - region.center).abs() <= region.radius).all()
+        x = Interval(region.center, region.radius)
+        alone = attack.attack(problem.program, in_float32(shifted, linear=True), x, spec[0])
+        assert (alone is not None) == (value < 0), "it has more starts"
+        if alone is not None:
+            assert (problem.at(alone)[0] < 0).any() and ((alone - region.center).abs() <= region.radius).all()
 
 
 def test_the_points_after_the_last_step_are_tried():

@@ -79,6 +79,7 @@ OTHER = {
     "evaluation.stage_seconds": 1.5,
     "evaluation.bab_seconds": 1.5,
     "evaluation.bab_branches": 7,
+    "evaluation.bab_trial_seconds": 1.5,
     "evaluation.certificates": True,
     "plugins": {"my_package.nets": "0123456789abcdef"},
     "checkpoint": Checkpoint(file="net.pt", prefix="net.", mean=[0.5], std=[0.25], sha256="0" * 64),

@@ -18,22 +18,36 @@ SIZES = {1: [1] * 40, 15: [15, 15, 10], 40: [40]}
 """Images of a part -> sizes of the parts of 40 images."""
 
 
+class Limits(list):
+    """Of branch and bound, in seconds: of each part that was evaluated."""
+
+    of_trial: float | None = None
+
+
 @pytest.fixture
-def evaluate(monkeypatch, tiny_trial, tmp_path):
+def limits():
+    return Limits()
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tiny_trial, tmp_path, limits):
     """A function of a part's images and of when to be killed: it evaluates 40 images and returns parts' sizes."""
     network = PreparedNetwork(torch.nn.Linear(1, 1), None, None, None)
     images = Split(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.zeros(40, dtype=torch.long))
 
     def evaluate_part(network, images, labels, first, config):
+        limits.append(config.evaluation.bab_trial_seconds)
         table = parts.pd.DataFrame({"index": range(first, first + len(images))})
-        return EvaluationResult(table, {}, 0.0, 1.0, {"ibp": 2.0 * len(images)}, {})
+        return EvaluationResult(table, {}, 0.0, 1.0, {"ibp": 2.0 * len(images), "bab": 0.25 * len(images)}, {})
 
     def evaluate(per_part, stop_after=40):
         monkeypatch.setattr(parts, "evaluate_part", evaluate_part)
         monkeypatch.setattr(parts, "operations_per_image", lambda *_: {})
         monkeypatch.setattr(parts, "images_per_part", lambda *_: per_part)
         progress = []
-        for done in parts.evaluate_in_parts(tmp_path, network, images, 0, tiny_trial(), DIGEST):
+        settings = Evaluation(bab_trial_seconds=limits.of_trial)
+        config = tiny_trial(evaluation=settings)
+        for done in parts.evaluate_in_parts(tmp_path, network, images, 0, config, DIGEST):
             progress.append(done)
             if done >= stop_after:
                 break
@@ -51,6 +65,20 @@ def test_killed_between_parts_it_goes_on_with_the_very_same_parts(evaluate, tmp_
     evaluation = parts.merge_parts(tmp_path, 40, DIGEST)
     assert evaluation.verdicts["index"].tolist() == list(range(40))
     assert evaluation.seconds["ibp"] == pytest.approx(80)
+
+
+def test_without_a_limit_of_a_trial_parts_have_none(evaluate, limits):
+    evaluate(10)
+    assert limits == [None] * 4
+
+
+@pytest.mark.parametrize("stop_after", [20, 40])
+def test_parts_get_what_is_left_of_the_limit_of_a_trial(evaluate, limits, stop_after):
+    """Ten images take 2.5 s of branch and bound."""
+    limits.of_trial = 6.0
+    evaluate(10, stop_after)
+    evaluate(10)
+    assert limits == [6.0, 3.5, 1.0, 0.0]
 
 
 def test_an_evaluation_with_a_missing_part_is_not_merged(evaluate, tmp_path):

@@ -3,6 +3,7 @@
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -56,6 +57,28 @@ def test_the_image_that_a_stage_does_not_finish_is_decided_by_the_next_or_a_time
     assert (expected.loc[ended, names.VERDICT] == names.UNKNOWN).all()
     decided = asked & ~ended
     assert (table.loc[decided, names.VERDICT] == expected.loc[decided, names.VERDICT]).all()
+
+
+def test_branch_and_bound_stops_where_the_seconds_of_a_trial_are_used(monkeypatch):
+    limits = []
+
+    def verify(model, region, spec, seconds, branches, certificates):
+        limits.append(seconds)
+        time.sleep(0.1)
+        lower = torch.full(spec.shape[:2], -1.0, dtype=torch.float64)
+        return SimpleNamespace(
+            status=["timeout"], lower=lower, counterexample=None, branches=torch.tensor([7]), certificates=[{}]
+        )
+
+    monkeypatch.setattr("cerdeq.verify", verify)
+    settings = {"stages": ("ibp", "bab"), "attack_steps": 1, "bab_seconds": 0.25}
+    table = verdicts("cnn5", 60, **settings)
+    assert len(limits) > 5 and set(limits) == {0.25} and len(limits) == table[names.BRANCHES].notna().sum()
+    limits.clear()
+    limited = verdicts("cnn5", 60, **settings, bab_trial_seconds=0.35)
+    assert len(limits) == 4 and limits[0] == 0.25 and limits == sorted(limits, reverse=True) and limits[-1] <= 0.05
+    assert limited[names.VERDICT].tolist() == table[names.VERDICT].tolist() and names.TIMEOUT in set(table["verdict"])
+    assert limited[names.BRANCHES].notna().sum() == 4
 
 
 def test_images_together_have_the_time_of_all_and_branch_and_bound_has_no_limit_here():

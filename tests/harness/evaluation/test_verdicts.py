@@ -337,6 +337,24 @@ def test_branch_and_bound_decides_more_examples_and_its_counterexamples_are_stor
     assert (table.loc[falsified, names.ATTACK_MARGIN] < 0).all()
 
 
+@pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
+def test_a_diversified_attack_falsifies_what_a_weak_one_and_ibp_leave_undecided(name):
+    """Of trained networks, after one step: an independent check confirms each, and IBP's images stay certified."""
+    weak = {"attack_steps": 1, "attack_restarts": 1, "stages": ("ibp",)}
+    model, images, labels, config = trained(name, 40, **weak)
+    before = evaluate(model, images, labels, config).verdicts
+    evaluation = evaluate(model, images, labels, with_settings(config, attack="diversified"))
+    table = evaluation.verdicts
+    moved = table[table[names.VERDICT] != before[names.VERDICT]]
+    assert len(moved) > 1 and set(before.loc[moved.index, names.VERDICT]) == {names.UNKNOWN}
+    assert set(moved[names.VERDICT]) == {names.FALSIFIED} and set(moved[names.STAGE]) == {names.ATTACK}
+    for index, label in zip(moved[names.INDEX], moved[names.LABEL], strict=True):
+        pixels, point = images[index].numpy().astype(float), evaluation.proofs[str(index)].numpy()
+        assert why_not_falsified(read_network(model), pixels, int(label), point, config.eps) == ""
+    where = table[names.VERDICT] == names.FALSIFIED
+    assert (table.loc[where, names.ATTACK_MARGIN] < 0).all() and len(evaluation.proofs) == where.sum()
+
+
 def narrow(pixel, gap):
     """Return a network whose margin of class 0 over class 1 is |x - pixel| - gap for the first pixel x."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.ReLU(), nn.Linear(2, 10)).double()

@@ -217,6 +217,10 @@ BAB = ("ibp", "bab")
             {"evaluation": Evaluation(stages=BAB, bab_seconds=None, bab_branches=2000, test_images=1000)},
             "ibp > bab (2,000 branches), first 1,000 test images",
         ),
+        (
+            {"evaluation": Evaluation(stages=BAB, bab_seconds=5.0, bab_trial_seconds=30.0)},
+            "ibp > bab (5 s, 30 s in all), all test images",
+        ),
         ({"validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),
     ],
 )

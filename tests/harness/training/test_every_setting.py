@@ -51,7 +51,7 @@ ELSEWHERE = [
     *(f"train.{name}" for name in ("eps", "kappa", "kappa_start", "l1", "accumulate", "clip_norm", "ema_decay")),
     *(f"train.{name}" for name in ("regularise_equilibria", "recompute_statistics", "precision", "compile")),
     *(f"evaluation.{name}" for name in ("test_images", "batch_size", "certificates")),
-    *(f"evaluation.{name}" for name in ("stage_seconds", "bab_seconds", "bab_branches")),
+    *(f"evaluation.{name}" for name in ("stage_seconds", "bab_seconds", "bab_branches", "bab_trial_seconds")),
 ]  # fmt: skip
 OTHER_VALUES = TRAINED | {
     "train.kappa": 0.5,
