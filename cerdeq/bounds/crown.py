@@ -105,7 +105,7 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
             def functional(rows: Coefficients, source: int = source) -> Functional:
                 return {source: rows}
 
-            box = _tighten_box(program, values, source, x.box, mask, functional, memory, are_units=True)
+            box = tighten_box(program, values, source, x.box, mask, functional, memory, are_units=True)
             values[source] = Interval(box.center, box.radius, x.clean)
 
     def tighten_result(number: int, values: list[Any]) -> None:
@@ -117,7 +117,7 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
             def functional(rows: Coefficients) -> Functional:
                 return dict(zip((number, *step.sources), functionals(rows), strict=True))
 
-            return _tighten_box(program, values, number, box, mask, functional, memory)
+            return tighten_box(program, values, number, box, mask, functional, memory)
 
         arguments, options = step.call(values)
         values[number] = record.refine(tighter, values[number], *arguments, **options)
@@ -140,7 +140,7 @@ def is_exact(program: Program, number: int) -> bool:
     return sums <= 1
 
 
-def _tighten_box(
+def tighten_box(
     program: Program, values: list[Any], at: int, box: Box, mask: Tensor,
     functional: Callable[[Coefficients], Functional], memory: int, are_units: bool = False,
 ) -> Box:  # fmt: skip

@@ -42,9 +42,7 @@ def attack(program: Program, float32: Program | None, x: Interval, spec: Tensor)
     return points if is_falsified else None
 
 
-def first_attack(
-    exact: SearchQuery, fast: SearchQuery, rows: Tensor, most_bytes: int = _BYTES
-) -> tuple[Tensor, bool]:
+def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, most_bytes: int = _BYTES) -> tuple[Tensor, bool]:
     """Return a point [1, ...] of the box and True if a row is proved to be negative there.
 
     If none is, return the points [D, ...] with the smallest values after the last step, the smallest first, and False.

@@ -2,7 +2,8 @@
 
 CROWN bounds all hidden units and the rows of the specification over each part anew, in float64 with rounding counted. A
 part of which some row is not proved is halved along one input. The parts cover the input box, so a row is positive
-everywhere if it is positive over each part.
+everywhere if it is positive over each part. In wide networks of two inputs affine forms bound all hidden units, and
+CROWN only the few of each layer that are furthest from having one sign.
 
 The slopes of the last few ReLUs are optimised; halves of a part start with its slopes. Where a row is the largest of
 several constraints' values, made of ReLUs, these slopes are the constraints' weights.
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerdeq.bounds.affine_forms import values_by_forms
 from cerdeq.bounds.alpha_crown import ascend
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
@@ -34,6 +36,7 @@ from cerdeq.operators.relu import Relaxation, line_share_name
 SPLITS, PART = "splits", "part"  # tensors of a certificate
 _MOST_INPUTS = 8  # halves of more inputs are too many
 _MOST_BYTES = 2**15  # of the values of all layers: of larger networks, bounding all units of a part takes too long
+_MOST_INPUTS_OF_FORMS = 2
 _MOST_AT_ONCE = 512  # parts
 _NEAR = 1e-6  # of a bound to a value, relative to the values: rounding may be all that is between them
 _FEW_UNITS = 16  # whose slopes are optimised, of the last ReLUs together
@@ -72,8 +75,17 @@ class _Bounds(TensorRows):
 
 
 def is_searched_by_parts(query: SearchQuery) -> bool:
-    """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small."""
-    return len(_free_inputs(query)) <= _MOST_INPUTS and bytes_per_example(query.values) <= _MOST_BYTES
+    """Return whether to search parts of the box: there are few inputs that are not fixed, fewer in a large network."""
+    return len(_free_inputs(query)) <= (_MOST_INPUTS if _is_small(query) else _MOST_INPUTS_OF_FORMS)
+
+
+def is_bounded_by_forms(query: SearchQuery) -> bool:
+    """Return whether parts have boxes by affine forms. Then no other search is as fast as that over parts."""
+    return is_searched_by_parts(query) and not _is_small(query)
+
+
+def _is_small(query: SearchQuery) -> bool:
+    return bytes_per_example(query.values) <= _MOST_BYTES
 
 
 def _free_inputs(query: SearchQuery) -> Tensor:
@@ -95,6 +107,7 @@ class InputSearch:
         low, high = (end.flatten(1) for end in outward_ends(proof.values[0].box))
         self._radius, free = proof.values[0].radius.flatten(), _free_inputs(proof)
         self._free = free if len(free) else self._radius.argmax()[None]
+        self._has_forms = is_bounded_by_forms(proof)
         self._shapes, slopes = _last_slopes(proof, len(self._rows))
         self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]), slopes)
         self._proved = [(self._queue.number[:0], slopes[:0])]  # numbers, and slopes if there are any
@@ -181,7 +194,11 @@ class InputSearch:
         outward = torch.nextafter(radius, torch.full_like(radius, torch.inf))
         shape = self._proof.values[0].center.shape[1:]
         box = Interval(center.unflatten(1, shape), outward.unflatten(1, shape))
-        values = tighten_boxes(self._proof.program, box, self._memory, all_units=True)
+        program = self._proof.program
+        if self._has_forms:
+            values = values_by_forms(program, box, self._free, self._memory)
+        else:
+            values = tighten_boxes(program, box, self._memory, all_units=True)
         bounds = self._linear_bounds(values, parts.slopes, sound)
         is_open = (~(bounds.lower > 0).all(1)).nonzero()[:, 0]
         if not sound or not self._shapes or not len(is_open):

@@ -29,7 +29,7 @@ from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.attack import find_counterexample, prove_point
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.input_search import InputSearch, is_searched_by_parts
+from cerdeq.branch.input_search import InputSearch, is_bounded_by_forms, is_searched_by_parts
 from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
@@ -83,7 +83,8 @@ class Search:
         """Return the decision of searches in turn: over parts of the input box, by programs, and over leaves."""
         budget, turn = self.budget, _FEWEST_LEAVES
         parts = InputSearch(self.exact, self.lower, self.points, self.memory)
-        leaves, programs = _LeafSearch(self), _Programs(self)
+        is_alone = is_bounded_by_forms(self.exact)
+        leaves, programs = (None, None) if is_alone else (_LeafSearch(self), _Programs(self))
         while True:
             began = time.monotonic()
             decision = parts.run(budget, budget.used + _PARTS * turn)
@@ -91,12 +92,14 @@ class Search:
                 return replace(decision, certificate=parts.certificate())
             if decision.status != TIMEOUT or budget.is_exhausted:
                 return decision
+            turn *= 2
+            if leaves is None or programs is None:
+                continue
             decision = programs.run(time.monotonic() - began)
             if decision.status in (TIMEOUT, UNKNOWN) and not budget.is_exhausted:
-                decision = leaves.run(budget.used + turn)
+                decision = leaves.run(budget.used + turn // 2)
             if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
                 return decision
-            turn *= 2
 
     def _with_hidden_boxes(self) -> Decision:
         """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before.

@@ -19,8 +19,10 @@ from cerdeq.bounds.query import Query
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack, prove_point
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.input_search import is_bounded_by_forms
 from cerdeq.branch.leaf_search import Search
 from cerdeq.branch.leaves import SearchQuery
+from cerdeq.branch.sparse_layers import with_sparse_layers
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.tree_search import decide_rows
@@ -166,15 +168,19 @@ def _decide_one(
             exact = SearchQuery(program, query.values, spec[0])
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
+            if is_bounded_by_forms(exact):
+                program, float32 = (p and with_sparse_layers(p) for p in (program, float32))
+                exact = replace(exact, program=program)
             fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]
             points, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
                 return Decision(FALSIFIED, lower, points)
             closest = points[:1]
-            query = tighten(query, program)  # in float64, also for the search: float32's are wider
-            lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
-            exact = replace(exact, values=query.values)
+            if not is_bounded_by_forms(exact):
+                query = tighten(query, program)  # in float64, also for the search: float32's are wider
+                lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
+                exact = replace(exact, values=query.values)
             search = Search(exact, exact.in_float32(float32), lower, points, budget, memory, certificates)
             return replace(search.decide(), closest=closest)
     except DeadlineError:

@@ -48,7 +48,7 @@ def tight_region(
             if is_after_map and source not in tightened and not is_first:
                 is_loose = _is_unstable if isinstance(step.operation, ReluStep) else step.operation.is_loose
                 mask = h.radius > 0 if all_units else is_loose(h)
-                h = region.values[source] = _tighten(network, region, h, mask, {source: None})
+                h = region.values[source] = tighten(network, region, h, mask, {source: None})
             if source not in tightened and hidden and step.name in hidden:
                 h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
             region.values.append(result_box(step, h))
@@ -61,11 +61,11 @@ def _equilibrium(network: Network, region: Region, number: int, weight: Array, s
     step, h = network.steps[number - 1], region.values[source]
     if not is_first:
         alive = preactivation(weight, h, result_box(step, h)).upper > 0
-        h = region.values[source] = _tighten(network, region, h, alive & (h.radius > 0), {source: None})
+        h = region.values[source] = tighten(network, region, h, alive & (h.radius > 0), {source: None})
     z = result_box(step, h)
     p = preactivation(weight, h, z)
     with_z = Region([*region.values, z], {**region.preactivations, number: p})
-    p = _tighten(network, with_z, p, _is_unstable(p), {number: weight, source: None})
+    p = tighten(network, with_z, p, _is_unstable(p), {number: weight, source: None})
     z = tighten_by_map(weight, h, intersect(z, relu(p)))
     region.preactivations[number] = intersect(p, preactivation(weight, h, z))
     return z
@@ -113,7 +113,7 @@ def _is_unstable(p: Box) -> Array:
     return (p.lower < 0) & (p.upper > 0)
 
 
-def _tighten(network: Network, region: Region, box: Box, mask: Array, parts: dict[int, Array | None]) -> Box:
+def tighten(network: Network, region: Region, box: Box, mask: Array, parts: dict[int, Array | None]) -> Box:
     """Tighten `box` [1, *shape] of a sum of values where `mask`. parts: each value's W, None for the value itself."""
     lower, upper = box.lower.copy(), box.upper.copy()
     by_pixel = np.moveaxis(np.arange(mask.size).reshape(mask.shape), 1, -1)  # neurons of a batch see few other pixels

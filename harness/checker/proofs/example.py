@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box
+from harness.checker.bounds.forms import region_of_part
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
@@ -150,7 +151,7 @@ def _minima_over_parts(
         queue = [(part, _MORE_SPLITS)]
         while queue:
             box, left = queue.pop()
-            region = tight_region(network, box, all_units=True)
+            region = region_of_part(network, box)
             bounds = lower_bounds(network, region, {len(network.steps): spec[rows]}, {})
             if not (bounds > 0).all() and (slopes := certificate.slopes.get(number)):
                 leaves = np.arange(len(slopes.rows))

@@ -1,0 +1,109 @@
+"""Boxes of every value of a wide network of few inputs, by affine forms.
+
+A form is an affine function L of the inputs and a remainder r: a value lies within r of L(x). L is stored by its values
+at n + 1 points: the centre of the box of x, and the centre moved along each of n inputs by its radius.
+At x = centre + sum t_k (point_k - centre), |t_k| <= 1, errors e of the stored values move L by at most
+(1 + n) e_0 + sum e_k. A ReLU on [l, u] with 0 inside lies between slope p and slope p + max(-slope l, (1 - slope) u)
+for every slope in [0, 1] (Singh et al. 2018).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, intersect, relu, widen_for_rounding
+from harness.checker.bounds.linear import Region
+from harness.checker.bounds.maps import Map
+from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of, result_box
+from harness.checker.bounds.regions import tight_region, tighten
+
+_FEWEST_VALUES, _MOST_INPUTS = 4096, 2  # of a network that takes too long to bound all units of
+_MOST_TIGHTENED = 8  # units of each ReLU, by linear bounds
+
+
+@dataclass(frozen=True)
+class Form:
+    """points: [n + 1, *shape], the centre first. remainder: [1, *shape]."""
+
+    points: Array
+    remainder: Array
+
+    @property
+    def box(self) -> Box:
+        """The box of all its values."""
+        center, moved = self.points[:1], self.points[1:]
+        reach = np.abs(moved - center).sum(0, keepdims=True)
+        size = len(self.points) * (np.abs(self.points).sum(0, keepdims=True) + len(moved) * np.abs(center) + reach)
+        return widen_for_rounding(center, reach + self.remainder, size + self.remainder)
+
+    def moved_by(self, points: Array, errors: Array, remainder: Array) -> "Form":
+        """Return the form of these points, which are off by `errors` [n + 1, *shape]."""
+        total = remainder + len(points) * errors[:1] + errors[1:].sum(0, keepdims=True)
+        return Form(points, total * (1 + SLACK * len(points) * U))
+
+
+def region_of_part(network: Network, part: Box) -> Region:
+    """Return boxes over a part [1, ...] of a box: by forms in wide networks of few inputs, else tightened."""
+    free = (part.radius > SLACK * U * np.abs(part.center) + TINY).ravel().nonzero()[0]
+    has_forms = all(_has_form(step) for step in network.steps) and len(free) <= _MOST_INPUTS
+    if not has_forms or sum(box.center.size for box in boxes_of(network.steps[:-1], part)) <= _FEWEST_VALUES:
+        return tight_region(network, part, all_units=True)
+    region, forms = Region([part], {}), [_form_of_inputs(part, free)]
+    for number, step in enumerate(network.steps[:-1], start=1):
+        source = step.sources[0]
+        if isinstance(step.operation, ReluStep):
+            box = region.values[source]
+            mask = _furthest(box)
+            if source > 0 and mask.any():
+                box = region.values[source] = tighten(network, region, box, mask, {source: None})
+            forms.append(form_after_relu(forms[source], box))
+            region.values.append(relu(box))
+        else:
+            forms.append(form_after_map(step, [forms[source] for source in step.sources]))
+            box = result_box(step, *[region.values[source] for source in step.sources])
+            region.values.append(intersect(box, forms[number].box))
+    return region
+
+
+def _has_form(step: Step) -> bool:
+    return isinstance(step.operation, Map) or (isinstance(step.operation, ReluStep) and step.operation.weight is None)
+
+
+def _furthest(box: Box) -> Array:
+    """Return which elements reach furthest on both sides of 0, bool [1, *shape]."""
+    crossing = np.minimum(box.upper, -box.lower)
+    least = np.sort(crossing, axis=None)[-min(_MOST_TIGHTENED, crossing.size)]
+    mask: Array = (crossing >= least) & (crossing > 1e-6 * box.radius.max())
+    return mask
+
+
+def _form_of_inputs(part: Box, free: Array) -> Form:
+    points, remainder = np.repeat(part.center, len(free) + 1, axis=0), part.radius.copy()
+    rows = points.reshape(len(points), -1)
+    for number, column in enumerate(free, start=1):
+        rows[number, column] += part.radius.flat[column]
+    remainder.flat[free] = SLACK * U * (np.abs(part.center) + part.radius).flat[free]
+    return Form(points, remainder)
+
+
+def form_after_map(step: Step, forms: list[Form]) -> Form:
+    """Return the form after an affine step. Around a centre, its box holds W r on either side of a number."""
+    boxes = []
+    for form in forms:
+        radius = np.zeros((len(form.points) + 1, *form.points.shape[1:]))
+        radius[:1] = form.remainder
+        boxes.append(Box(np.concatenate([form.points[:1], form.points]), radius))
+    result = result_box(step, *boxes)
+    return forms[0].moved_by(result.center[1:], result.radius[1:], result.radius[:1])
+
+
+def form_after_relu(form: Form, p: Box) -> Form:
+    """Return the form after a ReLU of values in the box p."""
+    low, high = p.lower, p.upper
+    is_unstable = (low < 0) & (high > 0)
+    slope = np.divide(high, high - low, where=is_unstable, out=(low >= 0).astype(float)).clip(0, 1)
+    excess = np.maximum(-slope * low, (1 - slope) * high) * (1 + SLACK * U) + TINY
+    shift = np.where(is_unstable, excess / 2, 0)
+    points = slope * form.points + shift
+    errors = np.where(is_unstable, SLACK * U * (np.abs(points) + shift) + TINY, 0)
+    return form.moved_by(points, errors, slope * form.remainder * (1 + SLACK * U) + shift)
