@@ -4,7 +4,7 @@ A form is an affine function L of the inputs x and a remainder: each element of 
 L is stored by its values at n + 1 points: the centre of the box of x, and for each of n inputs the centre moved by the
 radius along it. An affine operator takes the points to points. A ReLU is L itself where its input is not below 0, 0
 where it is not above 0, else slope L + shift with a larger remainder, as in DeepZ (Singh et al. 2018). Remainders do
-not cancel. Other operators see boxes alone.
+not cancel.
 
 Each point takes one more pass through the layers. CROWN's boxes take a backward pass for each hidden unit; here only
 the units of each ReLU that are furthest from having one sign get one, where the remainder is a large part of the box.
@@ -47,10 +47,16 @@ _LEAST_REMAINDER = 0.25  # in radii of the unit's box
 _LEAST_CROSSING = 1e-6  # by a unit's box over 0, in units of the layer's largest radius: less costs next to nothing
 
 
+def has_forms(program: Program) -> bool:
+    """Return whether the program has affine operators and ReLUs alone."""
+    records = [step.record for step in program.steps if step.record is not None]
+    return all(record.affine is not None or record.interval is relu_interval for record in records)
+
+
 def values_by_forms(program: Program, x: Interval, inputs: Tensor, memory: int) -> list[Any]:
     """Return a sound forward pass as `values_of` does: an Interval of each value that depends on the input.
 
-    Call it within `counted_rounding`.
+    Call it within `counted_rounding`, for a program that `has_forms`.
 
     x: [D, ...], in float64. inputs: [n], flat numbers of the inputs that forms depend on; the others stay boxes.
     memory: about how many bytes backward passes may take.
@@ -70,14 +76,10 @@ def values_by_forms(program: Program, x: Interval, inputs: Tensor, memory: int) 
             forms[number] = _relu(forms[source], values[source])
             continue
         box = step.record.interval(ctx, *arguments, **options)
-        if step.record.affine is None:
-            forms[number] = _Form(box.center.expand(len(inputs) + 1, *box.center.shape), box.radius)
-        else:
-            forms[number] = _affine(ctx, step, values, forms)
-            ends = forms[number].box
-            smaller = smaller_box(box.box, ends.center - ends.radius, ends.center + ends.radius)
-            box = Interval(smaller.center, smaller.radius)
-        values.append(box)
+        forms[number] = _affine(ctx, step, values, forms)
+        ends = forms[number].box
+        smaller = smaller_box(box.box, ends.center - ends.radius, ends.center + ends.radius)
+        values.append(Interval(smaller.center, smaller.radius))
     return values
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.affine_forms import values_by_forms
+from cerdeq.bounds.affine_forms import has_forms, values_by_forms
 from cerdeq.bounds.alpha_crown import ascend
 from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
@@ -75,17 +75,18 @@ class _Bounds(TensorRows):
 
 
 def is_searched_by_parts(query: SearchQuery) -> bool:
-    """Return whether to search parts of the box: there are few inputs that are not fixed, fewer in a large network."""
-    return len(_free_inputs(query)) <= (_MOST_INPUTS if _is_small(query) else _MOST_INPUTS_OF_FORMS)
+    """Return whether to search parts of the box: there are few inputs that are not fixed, and the network is small.
+
+    In networks of affine operators and ReLUs that are not small there may be two.
+    """
+    is_small = len(_free_inputs(query)) <= _MOST_INPUTS and bytes_per_example(query.values) <= _MOST_BYTES
+    return is_small or is_bounded_by_forms(query)
 
 
 def is_bounded_by_forms(query: SearchQuery) -> bool:
     """Return whether parts have boxes by affine forms. Then no other search is as fast as that over parts."""
-    return is_searched_by_parts(query) and not _is_small(query)
-
-
-def _is_small(query: SearchQuery) -> bool:
-    return bytes_per_example(query.values) <= _MOST_BYTES
+    is_large = bytes_per_example(query.values) > _MOST_BYTES
+    return is_large and len(_free_inputs(query)) <= _MOST_INPUTS_OF_FORMS and has_forms(query.program)
 
 
 def _free_inputs(query: SearchQuery) -> Tensor:

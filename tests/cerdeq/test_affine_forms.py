@@ -16,7 +16,7 @@ from cerdeq.bounds.affine_forms import _Form, values_by_forms
 from cerdeq.branch import input_search
 from cerdeq.precision import counted_rounding
 
-NAMES = ["deep", "convolution padded", "residual", "dense", "leaky 0.1", "shared", "broadcast"]
+NAMES = ["deep", "convolution padded", "residual", "dense", "shared", "broadcast"]
 
 
 @torch.no_grad()
