@@ -20,7 +20,7 @@ from cerdeq.precision import counted_rounding, uncounted_rounding
 from cerdeq.tracing.program import Program
 
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
-_BYTES_ALONE = 2**24  # where no search follows, which finds counterexamples, too
+_MOST_ALONE, _BYTES_ALONE = 100, 2**24  # where no search follows, which finds counterexamples, too
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps
 PROMISING = 4  # points from which another attack starts
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
@@ -31,26 +31,27 @@ _STEPS = 8  # of signed gradients, from the most promising point of leaves
 def attack(program: Program, float32: Program | None, x: Interval, spec: Tensor) -> Tensor | None:
     """Return a point [1, ...] of the box x at which a row of the spec [K, N] is proved to be negative, or None.
 
-    It is the first attack of `verify`, from four times as many starts.
+    It is the first attack of `verify`, from 10 to 100 starts: more than there in large networks, fewer in small ones.
 
     program: in float64. float32: the same in float32, or None if the network cannot be bounded in float32.
     """
     with counted_rounding(x.center.device.type):
         exact = SearchQuery(program, values_of(program, x, Context(sound=True)), spec)
         rows = torch.arange(len(spec), device=spec.device)
-        points, is_falsified = first_attack(exact, exact.in_float32(float32), rows, _BYTES_ALONE)
+        fast = exact.in_float32(float32)
+        points, is_falsified = first_attack(exact, fast, rows, _count_starts(fast, _MOST_ALONE, _BYTES_ALONE))
     return points if is_falsified else None
 
 
-def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, most_bytes: int = _BYTES) -> tuple[Tensor, bool]:
+def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: int | None = None) -> tuple[Tensor, bool]:
     """Return a point [1, ...] of the box and True if a row is proved to be negative there.
 
     If none is, return the points [D, ...] with the smallest values after the last step, the smallest first, and False.
 
-    exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them. most_bytes: of
-    the values of all starts.
+    exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them. starts: their
+    number; None for as many as take less than a second on a core.
     """
-    starts = max(_FEWEST, min(_MOST, most_bytes // max(1, bytes_per_example(fast.values))))
+    starts = starts or _count_starts(fast, _MOST, _BYTES)
     box, generator = fast.values[0], torch.Generator().manual_seed(0)
     outputs = replace(fast, spec=torch.eye(fast.spec.shape[1]).to(fast.spec))
     shape = starts, *box.center.shape[1:]
@@ -72,6 +73,10 @@ def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, most_bytes
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
                 return point, True
     return before[lowest.argsort(stable=True)[:PROMISING]], False
+
+
+def _count_starts(query: SearchQuery, most: int, most_bytes: int) -> int:
+    return max(_FEWEST, min(most, most_bytes // max(1, bytes_per_example(query.values))))
 
 
 def find_counterexample(exact: SearchQuery, fast: SearchQuery, points: Tensor, values: Tensor) -> Tensor | None:
