@@ -24,6 +24,11 @@ from cerdeq.operators.interval import Context, Interval
 from cerdeq.operators.relu import relu_interval
 from cerdeq.tracing.program import Program, Step
 
+_MOST_TIGHTENED = 8  # units of each ReLU
+_ALIKE = 4  # examples that are tightened together
+_LEAST_REMAINDER = 0.25  # in radii of the unit's box
+_LEAST_CROSSING = 1e-6  # by a unit's box over 0, in units of the layer's largest radius: less costs next to nothing
+
 
 @dataclass(frozen=True)
 class _Form:
@@ -39,12 +44,6 @@ class _Form:
         size = self.remainder + self.points.abs().sum(0) + len(moved) * center.abs()
         rounding = (len(self.points) + 8) * limits.eps * size + limits.tiny
         return Interval(center, (moved - center).abs().sum(0) + self.remainder + rounding)
-
-
-_MOST_TIGHTENED = 8  # units of each ReLU
-_ALIKE = 4  # examples that are tightened together
-_LEAST_REMAINDER = 0.25  # in radii of the unit's box
-_LEAST_CROSSING = 1e-6  # by a unit's box over 0, in units of the layer's largest radius: less costs next to nothing
 
 
 def has_forms(program: Program) -> bool:
