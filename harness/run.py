@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.storage.lock import lock_directory
     from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked, machines_at
     from harness.tune.status import print_header, print_plan
-    from harness.tune.workers import RayOptions
+    from harness.tune.workers import RayOptions, count_fitting
 
     console = new_console()
     machines = machines_at(None if options.here else options.ray_address)
@@ -103,7 +103,9 @@ def main(options: argparse.Namespace) -> int:
         console.print(f"warning: {warning}", soft_wrap=True)
     if options.dry_run:
         print_header(plan, ray.gpu, options.profile, console)
-        print_plan(plan, options.retry_failed, options.ray_address, console)
+        fitting = count_fitting(machines, ray.cpu, ray.gpu)
+        at_once = 1 if options.here else min(fitting, count or fitting)
+        print_plan(plan, ray, at_once, options.retry_failed, console)
         return OK
     from harness.tune.run_sweep import run_sweep  # here: a dry run does without
 

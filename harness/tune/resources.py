@@ -10,7 +10,7 @@ from harness.tune.ray_connection import ResourceError, connected_to_ray, ray  # 
 # isort: on
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from harness.tune.workers import check_fits
+from harness.tune.workers import check_fits, count_fitting
 
 WORKER_RETRIES = 2  # of an item whose worker died
 _MARKER = ".shared-"
@@ -34,8 +34,7 @@ def check_resources(cpu: int, gpu: float) -> None:
 
 def count_parallel_trials(cpu: int, gpu: float) -> int:
     """Return how many trials with these reservations the machines run at a time."""
-    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
-    return sum(min(int(machine[name] / count) for name, count in needs) for machine in _machines())
+    return count_fitting(_machines(), cpu, gpu)
 
 
 def check_storage(directory: Path, data_dir: str) -> None:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import filesize
 from rich.console import Console
 
@@ -19,7 +18,6 @@ from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.config.file import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE, labels
-from harness.machine.device import count_cores
 from harness.settings import describe_weak_attack
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
@@ -27,6 +25,7 @@ from harness.storage.lock import holder
 from harness.tune.planned_sweep import PlannedSweep
 from harness.tune.progress import percent
 from harness.tune.time_left import minutes, wall_seconds
+from harness.tune.workers import RayOptions
 
 FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
 
@@ -147,8 +146,8 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, console: Console) -> None:
-    """Print a line for each trial, the resources and the time."""
+def print_plan(plan: PlannedSweep, ray: RayOptions, at_once: int, retry_failed: bool, console: Console) -> None:
+    """Print a line for each trial, the resources and the time. at_once: how many trials run side by side."""
     to_run = {trial.key for trial in plan.to_run(retry_failed)}
     left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
     rows, changes = [], plan.changes
@@ -160,21 +159,13 @@ def print_plan(plan: PlannedSweep, retry_failed: bool, ray_address: str | None, 
         state = (state[0], changes[trial.key]) if trial.key in changes else state
         rows.append([plan.labels[trial.key], trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    resources, cpus, gpus = plan.sweep.resources, count_cores(), torch.cuda.device_count()
-    side_by_side = None
-    if ray_address is None:
-        side_by_side = cpus // resources.cpu
-        if gpus and resources.gpu:
-            side_by_side = min(side_by_side, int(gpus / resources.gpu))
-    fitting = "as many side by side as fit" if side_by_side is None else f"{side_by_side} side by side"
-    here = "" if ray_address else f", {cpus} CPUs and {gpus} GPUs here"
-    each = f"resources: {resources.cpu} CPUs and {resources.gpu:g} GPUs for each trial"
-    console.print(f"{each}{here}: {fitting}", soft_wrap=True)
-    console.print(_describe_time(list(left.values()), side_by_side), soft_wrap=True)
+    each = f"resources: {ray.cpu} CPUs and {ray.gpu:g} GPUs for each trial"
+    console.print(f"{each}: {at_once} side by side", soft_wrap=True)
+    console.print(_describe_time(list(left.values()), at_once), soft_wrap=True)
     console.print("dry run: nothing was started or written", soft_wrap=True)
 
 
-def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
+def _describe_time(left: list[float | None], at_once: int) -> str:
     """Return the time that the trials need, as far as trials of their rows have finished here."""
     if not left:
         return "time: none, nothing is left to do"
@@ -182,6 +173,4 @@ def _describe_time(left: list[float | None], side_by_side: int | None) -> str:
     if not estimates:
         return "time: unknown until one trial of a row has finished"
     work = f"time: {minutes(sum(estimates))} of work for {len(estimates)} of {len(left)} trials"
-    if not side_by_side:
-        return work
-    return f"{work}; {minutes(wall_seconds(estimates, side_by_side))} side by side"
+    return f"{work}; {minutes(wall_seconds(estimates, at_once))} side by side" if at_once > 1 else work

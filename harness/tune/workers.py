@@ -102,6 +102,12 @@ def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
     require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
 
 
+def count_fitting(machines: list[dict[str, float]], cpu: int, gpu: float) -> int:
+    """Return how many items that reserve these CPUs and GPUs the machines do at a time."""
+    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
+    return sum(min(int(machine[name] / count) for name, count in needs) for machine in machines)
+
+
 def load_data(trials: dict[str, folder.TrialRecord], data_dir: str | None) -> dict[str | OwnData, Data]:
     """Return the data sets of trials, by their `data_source`, after checking that this code can run the trials on them.
 

@@ -86,7 +86,11 @@ def test_networks_that_recheck_cannot_read_are_named_before_anything_starts(tmp_
     assert [line.split(": ")[:2] for line in warnings] == [["warning", "cnn5"], ["warning", "cerdeq"]]
 
 
-def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
+def test_a_dry_run_estimates_by_trials_of_the_same_row_and_as_many_as_run_at_a_time(
+    copied, no_ray, capsys, monkeypatch
+):
+    machines = [{"CPU": 4, "GPU": 0}]
+    monkeypatch.setattr("harness.tune.planned_sweep.machines_at", lambda address: machines)
     study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
     for model in ("cnn5", "cerdeq"):  # 2 epochs of a minute, 4 minutes of evaluation
         trial_dir = study.trial_dirs[model, 0]
@@ -98,7 +102,15 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row(copied, no_ray, capsys):
     assert study.main("--dry-run") == 0
     printed = capsys.readouterr().out
     assert len([line for line in printed.splitlines() if " yes " in line and line.rstrip().endswith(" 6.0 min")]) == 2
-    assert "time: 12.0 min of work for 2 of 2 trials" in printed
+    assert "4 side by side" in printed
+    assert "time: 12.0 min of work for 2 of 2 trials; 6.0 min side by side" in printed
+    for one_at_a_time in (["--max-concurrent", "1"], ["--here"]):
+        assert study.main("--dry-run", *one_at_a_time) == 0
+        printed = capsys.readouterr().out
+        assert "1 side by side" in printed and "time: 12.0 min of work for 2 of 2 trials\n" in printed
+    machines = [{"CPU": 1, "GPU": 0}, {"CPU": 2, "GPU": 0}]
+    assert study.main("--dry-run", "--ray-address", "of a cluster") == 0
+    assert "3 side by side" in capsys.readouterr().out
 
 
 def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys):
