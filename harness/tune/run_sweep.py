@@ -65,9 +65,9 @@ def run_search(
         search.show()
         search.say("its winners become the trials; a dry run: nothing was started or written")
         return None
-    from harness.tracking.outages import PatientTracker
+    from harness.tracking.tracker import Tracker
 
-    PatientTracker.open(sweep.name, options.tracking_uri, {}, console)
+    Tracker.open(sweep.name, options.tracking_uri, console)
     return search.run(ray, options.fail_fast)
 
 
@@ -86,30 +86,29 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
     to_run = plan.longest_first(plan.to_run(options.retry_failed))
     mlflow = None
     if not options.here:
-        from harness.tracking.outages import PatientTracker  # here, since --here needs no MLflow
+        from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
 
         if to_run:
             console.print("opens MLflow")
-        mlflow = PatientTracker.open(plan.sweep.name, options.tracking_uri, plan.row_names(), console)
+        mlflow = Tracker.open(plan.sweep.name, options.tracking_uri, console)
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
     _prepare_folders(plan, to_run, console)
     trials = {plan.trial_dirs[trial.key]: trial for trial in to_run}
-    log = mlflow.sync if mlflow else lambda trial_dir, running: None
+    log = mlflow.log if mlflow else lambda trial_dir, running: None
     run_trials(trials, plan.labels, None if options.here else ray, ray.data_dir, console, log, options.fail_fast)
     if not folder.trial_folders(plan.sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(plan.sweep_dir))
     before = _table_text(plan.sweep_dir)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    if mlflow:
-        mlflow.finish(plan.sweep_dir, leaderboard, plan.unchanged_keys)
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
     for key, problem in problems.items():
         trial = f"{plan.labels[key]} ({plan.trial_dirs[key]})"
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
-    is_complete = not (plan.unfinished() or problems or (mlflow and mlflow.is_away))
+    is_complete = is_logged and not plan.unfinished() and not problems
     return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete)
 
 

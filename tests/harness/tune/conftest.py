@@ -15,10 +15,11 @@ from unittest.mock import patch
 import pytest
 from mlflow_folders import finish, make_folder
 from processes import descendants
+from rich.console import Console
 from study import SETTINGS, TINY, TOKEN, Study
 
 from harness.report.figures import catalogue
-from harness.tracking.upload import Tracker
+from harness.tracking.tracker import Tracker
 from harness.tune.ray_connection import ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
@@ -112,19 +113,20 @@ def no_ray(monkeypatch):
 
 FIRST_USES = """
 import os, pathlib, sys, warnings
-from harness.tracking.upload import Tracker
+from rich.console import Console
+from harness.tracking.tracker import Tracker
 warnings.filterwarnings("ignore", ".*fork")  # of later versions of Python
 for number in range(4):
     if not os.fork():
         try:
-            Tracker.open(f"study {number % 2}", sys.argv[2])
+            Tracker.open(f"study {number % 2}", sys.argv[2], Console())
         except BaseException as error:
             print(error, flush=True)
             os._exit(1)
         os._exit(0)
 if any([os.wait()[1] for _ in range(4)]):
     sys.exit("a process cannot open a new store")
-Tracker.open("study").sync(pathlib.Path(sys.argv[1]))
+Tracker.open("study", None, Console()).log(pathlib.Path(sys.argv[1]))
 """
 
 
@@ -155,4 +157,4 @@ def opened_store(tmp_path_factory, made_by_default):
 @pytest.fixture
 def tracker(opened_store, request):
     """An experiment of the test's own."""
-    return Tracker.open(request.node.name, opened_store)
+    return Tracker.open(request.node.name, opened_store, Console(width=300))

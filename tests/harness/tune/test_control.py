@@ -14,8 +14,7 @@ from harness.checker.bounds import operators
 from harness.common import names
 from harness.common.errors import Stopped
 from harness.storage import folder
-from harness.tracking.outages import PatientTracker
-from harness.tracking.upload import Tracker
+from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -223,7 +222,7 @@ def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, 
 
 
 def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monkeypatch, capsys):
-    monkeypatch.setattr(PatientTracker, "open", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Tracker, "open", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert unfinished.main() == 143
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

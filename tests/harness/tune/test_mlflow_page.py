@@ -9,7 +9,7 @@ from headless import CHROMIUM, DRIVER, browsing
 from processes import wait_for
 from servers import free_port, running
 
-from harness.tracking.upload import LOCAL_PAGE
+from harness.tracking.tracker import LOCAL_PAGE
 
 _CHARTS = """
     return [...document.querySelectorAll(".js-plotly-plot")].map(plot => plot.getBoundingClientRect()).filter(
