@@ -23,7 +23,6 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
-from harness.config.trial import labels
 from harness.storage import artefacts, certification, folder, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
@@ -62,10 +61,10 @@ def main(options: argparse.Namespace) -> int:
     finished = [path for path in trial_dirs if folder.read_result(path) is not None and not folder.is_stale(path)]
     if not finished:
         raise InputError(f"{options.directory} holds no finished trial of today's recipe")
-    configs = [folder.read_trial(path / folder.TRIAL).config for path in finished]
-    label = dict(zip(finished, labels(configs), strict=True))
-    proved = select_by_pattern("--weights", options.weights, {path: (label[path], path.name) for path in finished})
-    bare = [label[path] for path in proved if not (path / folder.WEIGHTS).exists()]
+    configs = {path: folder.read_trial(path / folder.TRIAL).config for path in finished}
+    trial_names = {path: config.names(path.name) for path, config in configs.items()}
+    proved = select_by_pattern("--weights", options.weights, trial_names)
+    bare = [configs[path].label for path in proved if not (path / folder.WEIGHTS).exists()]
     if bare:
         raise InputError(f"--weights: these trials have no stored weights: {', '.join(bare)}")
     with _replaced(directory):

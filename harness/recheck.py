@@ -38,7 +38,7 @@ from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
-from harness.config.trial import Trial, labels
+from harness.config.trial import Trial
 from harness.own_data import OwnData
 from harness.storage import folder, study_tables
 from harness.storage.instances import find_records
@@ -81,7 +81,9 @@ def main(options: argparse.Namespace) -> int:
     configs, trial_labels = _read_labels(list(verdict_dirs))
     trial_dirs = list(verdict_dirs)
     if options.only:
-        trial_names = {trial_dir: (label, trial_dir.name) for trial_dir, label in trial_labels.items()}
+        trial_names = {
+            path: configs[path].names(path.name) if path in configs else (path.name,) for path in verdict_dirs
+        }
         trial_dirs = select_by_pattern("--only", options.only, trial_names)
     load_data = _load_data_sets([configs[path] for path in trial_dirs if path in configs], options.data_dir)
     rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
@@ -157,7 +159,7 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
 
 
 def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, Trial], dict[Path, str]]:
-    """Return the configs that can be read, and all labels: where there is no config, the folder's name."""
+    """Return the configs that can be read, and all labels with keys: where there is no config, the folder's name."""
     configs = {}
     for trial_dir in trial_dirs:
         if folders.is_special(trial_dir / folder.TRIAL):
@@ -166,8 +168,9 @@ def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, Trial], dict[Path, 
             configs[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL).config
         except InputError:  # which the recheck of the folder names
             continue
-    texts = dict(zip(configs, labels(list(configs.values())), strict=True))
-    return configs, {path: texts.get(path, path.name) for path in trial_dirs}
+    return configs, {
+        path: f"{configs[path].label} ({path.name})" if path in configs else path.name for path in trial_dirs
+    }
 
 
 def _load_data_sets(configs: list[Trial], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:

@@ -100,7 +100,7 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
 def _compare(options: argparse.Namespace) -> None:
     leaderboard = build_leaderboard(*options.directories)
     trials = leaderboard.trials
-    faulty = trials[trials["problem"].str.startswith(NOT_COUNTED, na=False)]
+    faulty = trials[trials["state"] == NOT_COUNTED]
     for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
         say(f"left out: {path}: {problem}")
     metric, baseline = options.metric or "certified", options.compare or None

@@ -13,7 +13,7 @@ from harness.bench.steps import Step, median_seconds
 from harness.common.errors import require
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for, require_trusted
-from harness.config.trial import Trial, labels
+from harness.config.trial import Trial
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.machine.freed_memory import reuse_freed_memory
@@ -88,14 +88,14 @@ def _trained_networks(options: argparse.Namespace, device: torch.device) -> list
     require("--images", options.images, options.images >= 1, "at least 1")
     configs = [folder.read_trial(path / folder.TRIAL).config for path in options.trained]
     trained: list[Trained] = []
-    for path, config, label in zip(options.trained, configs, labels(configs), strict=True):
+    for path, config in zip(options.trained, configs, strict=True):
         require_trusted(config, options.plugin)
         load_for(config)
         check_buildable(config)
         require("--trained", str(path), (path / folder.WEIGHTS).exists(), f"a folder with {folder.WEIGHTS}")
         model = load_network(config, path / folder.WEIGHTS).to(device)
         test = load(config.data_source, options.data_dir).test_images(options.images)
-        trained.append((label, model, config, test.images.to(device), test.labels.to(device)))
+        trained.append((config.label, model, config, test.images.to(device), test.labels.to(device)))
     return trained
 
 

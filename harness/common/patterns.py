@@ -12,12 +12,13 @@ Item = TypeVar("Item")
 def select_by_pattern(option: str, patterns: Sequence[str], names: Mapping[Item, Sequence[str]]) -> list[Item]:
     """Return the items with a name that equals a pattern or, if none equals it, that matches it.
 
-    names: all names of each item. Raises SettingError, with all names, for a pattern that selects nothing.
+    names: all names of each item. Raises SettingError, with two names of each, for a pattern that selects nothing.
     """
     selected = set[Item]()
+    allowed = "\n  ".join(["one of", *("  ".join(each[:2]) for each in names.values())])
     for pattern in patterns:
         items = {item for item in names if pattern in names[item]}
         items = items or {item for item in names if any(fnmatchcase(name, pattern) for name in names[item])}
-        require(option, pattern, bool(items), "\n  ".join(["one of", *map("  ".join, names.values())]))
+        require(option, pattern, bool(items), allowed)
         selected |= items
     return [item for item in names if item in selected]

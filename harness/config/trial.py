@@ -79,7 +79,7 @@ class Trial(Model):
     own_data: MeasuredData | None = None
     """Where data without a registered name is, and what was measured from it; the fingerprint decides."""
     named: Texts | None = None
-    """The settings that the label shows: those of the trial's own entry. None where nobody has said."""
+    """The settings of the trial's own entry, which its label shows; None in older files."""
 
     @field_validator("train")
     @classmethod
@@ -172,15 +172,23 @@ class Trial(Model):
 
     @property
     def row(self) -> str:
-        """The name of the table row: model, method, options of both, named settings; the same for all seeds."""
-        options = [f"{name}={value}" for name, value in self.named_options.items()]
-        settings = {name: setting_text(name, self.settings[name]) for name in self.named or () if name in self.settings}
-        return " ".join([self.model, self.method, *options, *label_settings(self.method, settings)])
+        """The name of the trial and its other seeds: model, method, options of both, settings of its own entry."""
+        return self._name(*(self.named or ()))
 
     @property
     def label(self) -> str:
-        """A short name for people: row and seed."""
-        return label_of_row(self.row, self)
+        """A short name for people: row and seed. Trials of other files, profiles or data may share it; keys differ."""
+        return f"{self.row} seed {self.seed}"
+
+    def names(self, key: str) -> tuple[str, str, str]:
+        """Return what patterns of commands select the trial by: its label, its key, its label with the whole recipe."""
+        settings = [name for name in self.settings if name == "width" or is_of_training(name)]
+        return self.label, key, f"{self._name(*settings)} seed {self.seed}"
+
+    def _name(self, *names: str) -> str:
+        settings = {name: setting_text(name, self.settings[name]) for name in names if name in self.settings}
+        options = " ".join(f"{name}={value}" for name, value in self.named_options.items())
+        return row_name(self.model, self.method, options, settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -196,53 +204,14 @@ class Trial(Model):
         return flat
 
 
-def distinguish(trials: list[Trial]) -> list[Trial]:
-    """Return the trials, each later one named by the settings in which it differs from an earlier one of its label.
+def row_name(model: str, method: str, options: str, settings: dict[str, str]) -> str:
+    """Return the name of a row: network, method, options, and settings such as 'train.epochs=160'.
 
-    Trials that nobody has named, as published ones, are named by all settings in which they differ.
-    """
-    unnamed = [(trial, trial.settings) for trial in trials if trial.named is None]
-    trained = [each for each in unnamed if not each[0].is_trained_elsewhere]
-    differing = [
-        name
-        for name in (unnamed[0][1] if unnamed else ())
-        if len({str(settings[name]) for _, settings in (trained if is_of_training(name) else unnamed)}) > 1
-    ]
-    rows, named = dict[str, Trial](), list[Trial]()
-    for trial in [trial if trial.named is not None else trial.replace(named=differing) for trial in trials]:
-        while (other := rows.setdefault(trial.row, trial)).identity != trial.identity:
-            own, others = trial.settings, other.settings
-            new = [name for name in own if own[name] != others[name] and name not in (trial.named or ())]
-            new = [name for name in new if name != "profile"] or new  # which says what `--set` changed
-            if not new:
-                break
-            trial = trial.replace(named=(*(trial.named or ()), *new))
-        named.append(trial)
-    return named
-
-
-def rows(trials: list[Trial]) -> list[str]:
-    """Return the name of each trial's row, the later one of two that read alike with what differs."""
-    return [trial.row for trial in distinguish(trials)]
-
-
-def labels(trials: list[Trial]) -> list[str]:
-    """Return the label of each trial, as `rows` does."""
-    return [trial.label for trial in distinguish(trials)]
-
-
-def label_of_row(row: str, trial: Trial) -> str:
-    """Return the label of a trial whose row has this name."""
-    return f"{row} seed {trial.seed}"
-
-
-def label_settings(method: str, differing: dict[str, str]) -> list[str]:
-    """Return the settings that the label of a row of this method shows: 'train.epochs=160'.
-
-    differing: text by flat name; empty text is left out, and so is training for a network trained elsewhere.
+    settings: text by flat name; empty text is left out, and so is training for a network trained elsewhere.
     """
     has_recipe = method != TRAINED_ELSEWHERE
-    return [f"{name}={text}" for name, text in differing.items() if text and (has_recipe or not is_of_training(name))]
+    shown = [f"{name}={text}" for name, text in settings.items() if text and (has_recipe or not is_of_training(name))]
+    return " ".join(filter(None, [model, method, options, *shown]))
 
 
 def setting_text(name: str, value: Any) -> str:

@@ -13,7 +13,6 @@ import pandas as pd
 from rich.console import Console
 
 from harness.common.terminal import one_line, print_table
-from harness.config.trial import label_settings
 from harness.leaderboard.latex import latex_tables
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.section_text import row_label, stages_table
@@ -130,7 +129,6 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
     if len(leaderboard.uncounted):
         say(f"\n{UNCOUNTED}", style="bold")
     for trial in leaderboard.uncounted.to_dict("records"):
-        settings = {name: text for name, text in trial.items() if name not in _NOT_IN_LABELS}
-        own = " ".join([row_label(trial), *label_settings(trial["method"], settings)])
+        own = row_label(trial, [name for name in trial if name not in _NOT_IN_LABELS])
         say(one_line(f"{own} seed {trial['seed']} ({trial['trial']}): {trial['problem']}"))
     say("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")

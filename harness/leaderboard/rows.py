@@ -17,10 +17,12 @@ from harness.storage import certification, folder, study_tables
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
-NOT_COUNTED = "not counted: "  # the problem of a trial whose files cannot be right
-TWICE = f"{NOT_COUNTED}another folder has the same trial"
+FINISHED, FAILED, UNFINISHED, NOT_BEGUN = "finished", "failed", "unfinished", "not begun"
+NOT_COUNTED = "not counted"
+"""States of a trial; the last one is that of a trial whose files cannot be right, or of another recipe version."""
 _NO_SETTINGS = (
     "row",
+    "state",
     "trial_dir",
     "is_certification",
     "is_own_data",
@@ -59,7 +61,8 @@ def _budget(settings: Evaluation) -> str:
 def read_trials(*directories: Path) -> pd.DataFrame:
     """Return a row for each trial of these sweeps and each of its certifications, finished ones first.
 
-    `problem` says why a trial has no usable numbers. `row` is the same for trials that differ in their seeds alone.
+    `state` is one of those above; `problem` says why a trial has no usable numbers. `row` is the same for trials that
+    differ in their seeds alone.
     Raises InputError where a directory has no trials, or none can be read.
     """
     trial_dirs = [path for directory in directories for path in _trial_dirs(directory)]
@@ -73,7 +76,8 @@ def read_trials(*directories: Path) -> pd.DataFrame:
         first = trial_dirs[0]
         raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
     trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
-    trials.loc[trials.duplicated(["row", "seed"]), "problem"] = TWICE
+    twice = list(_problem(NOT_COUNTED, "another folder has the same trial").values())
+    trials.loc[trials.duplicated(["row", "seed"]), ["state", "problem"]] = twice
     return trials.astype({column.name: float for column in COLUMNS if column.name in trials})
 
 
@@ -97,7 +101,8 @@ def _printable(row: dict[str, Any]) -> dict[str, Any]:
 
 def _empty(path: Path, is_certification: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
-    row |= {"is_certification": is_certification, "evaluated_by": "", "result": None, "problem": None}
+    row |= {"is_certification": is_certification, "evaluated_by": "", "result": None}
+    row |= _problem(FINISHED)
     return row | {column.name: None for column in COLUMNS if column.is_required}
 
 
@@ -120,7 +125,7 @@ def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
             row[CHOSEN] = chosen["text"]
         return row | (_other_version(trial) or _outcome(path, trial))
     except (OSError, ValueError, KeyError) as error:
-        return row | {"problem": NOT_COUNTED + str(error).replace(f"{path}/", "")}
+        return row | _problem(NOT_COUNTED, str(error).replace(f"{path}/", ""))
 
 
 def _settings(trial: folder.TrialRecord, evaluation: str) -> dict[str, Any]:
@@ -151,11 +156,33 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
 
 def _outcome(path: Path, trial: folder.TrialRecord) -> dict[str, Any]:
     """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
-    result, failure = folder.read_result(path), folder.read_failure(path)
-    if result is None:
-        problem = f"failed: {failure['error']}" if failure else _progress(path, trial)
-        return {"problem": problem}
-    return _numbers(result, trial)
+    if (result := folder.read_result(path)) is not None:
+        return _numbers(result, trial)
+    if (path / certification.CERTIFICATION).exists():
+        shards = certification.read_certification(path).shards
+        done = shards - len(certification.unfinished_shards(path))
+        return _problem(UNFINISHED, f"{done} of {shards} shards of {path.name}")
+    return _problem(*state_of(path, trial.config.epochs))
+
+
+def state_of(trial_dir: Path, epochs: int) -> tuple[str, str]:
+    """Return the state of a trial's folder, and the error, or how far the trial is. Raises DamagedFileError.
+
+    epochs: of the trial, 0 for a network trained elsewhere.
+    """
+    if folder.read_result(trial_dir) is not None:
+        return FINISHED, ""
+    if (failure := folder.read_failure(trial_dir)) is not None:
+        return FAILED, str(failure["error"])
+    if folder.last_write(trial_dir) is None:
+        return NOT_BEGUN, ""
+    parts = [f"epoch {folder.last_epoch(trial_dir)} of {epochs}"] if epochs else []
+    return UNFINISHED, ", ".join([*parts, *(["being evaluated"] if (trial_dir / folder.SHARDS).exists() else [])])
+
+
+def _problem(state: str, text: str = "") -> dict[str, Any]:
+    """Return the columns of a trial's state: what tables show of it is its problem, unless it is finished."""
+    return {"state": state, "problem": None if state == FINISHED else ": ".join(filter(None, [state, text]))}
 
 
 def _other_version(trial: folder.TrialRecord) -> dict[str, Any]:
@@ -163,32 +190,20 @@ def _other_version(trial: folder.TrialRecord) -> dict[str, Any]:
     if trial.recipe_version == RECIPE_VERSION:
         return {}
     advice = f"older, of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}: run it again"
-    return {"problem": NOT_COUNTED + advice}
+    return _problem(NOT_COUNTED, advice)
 
 
 def _numbers(result: folder.TrialResult, trial: folder.TrialRecord) -> dict[str, Any]:
     if result.key != trial.key:
-        return {"problem": f"{NOT_COUNTED}{folder.RESULT} belongs to another trial, {result.key}"}
+        return _problem(NOT_COUNTED, f"{folder.RESULT} belongs to another trial, {result.key}")
     numbers = numbers_of(result)
     order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
     errors = [round(numbers[name], 9) for name in order if name in numbers]
     if errors != sorted(errors):
-        return {"problem": f"{NOT_COUNTED}standard <= attack <= certified error does not hold: {errors}"}
+        return _problem(NOT_COUNTED, f"standard <= attack <= certified error does not hold: {errors}")
     expected = [column.name for column in COLUMNS if column.is_required or column.name in result.metrics]
     missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
-
-
-def _progress(path: Path, trial: folder.TrialRecord) -> str:
-    """Return how far a trial, or certification, without a result has come."""
-    if (path / certification.CERTIFICATION).exists():
-        shards = certification.read_certification(path).shards
-        done = shards - len(certification.unfinished_shards(path))
-        return f"unfinished: {done} of {shards} shards of {path.name}"
-    if folder.last_write(path) is None:
-        return "not begun"
-    epochs = trial.config.epochs
-    return f"unfinished: {folder.last_epoch(path)} of {epochs} epochs" if epochs else "unfinished: being evaluated"
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
-from harness.config.trial import value_text
+from harness.config.trial import row_name, value_text
 from harness.leaderboard.columns import INTEGER, Column
-from harness.leaderboard.rows import CHOSEN, LABEL
+from harness.leaderboard.rows import CHOSEN
 from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.settings import STAGES, describe_weak_attack
 
@@ -67,9 +67,10 @@ def as_text(value: Any) -> str:
     return "" if pd.isna(value) else value_text(value)
 
 
-def row_label(row: dict[str, Any]) -> str:
-    """Return a row's model, method, options, and the source of a paper's."""
-    return " ".join(row[name] for name in [*LABEL, "source"] if row.get(name))
+def row_label(row: dict[str, Any], settings: list[str]) -> str:
+    """Return the label of a table's row, as text by column: network, method, options, a paper's source, settings."""
+    options = " ".join(filter(None, [row["options"], row.get("source")]))
+    return row_name(row["model"], row["method"], options, {name: row[name] for name in settings})
 
 
 def mean_and_std(rows: pd.DataFrame, column: Column) -> list[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.terminal import printable
-from harness.config.trial import FULL_PROFILE, is_of_training, label_settings, missing_text
+from harness.config.trial import FULL_PROFILE, is_of_training, missing_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
@@ -115,11 +115,7 @@ class Section:
     @cached_property
     def labels(self) -> list[str]:
         """Each row's network, method, options, and the settings in which rows differ; a paper's row also its source."""
-        settings = self.differing
-        return [
-            " ".join([row_label(row), *label_settings(row["method"], {name: row[name] for name in settings})])
-            for row in self.cells.to_dict("records")
-        ]
+        return [row_label(row, self.differing) for row in self.cells.to_dict("records")]
 
     @property
     def warnings(self) -> list[str]:

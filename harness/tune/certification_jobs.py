@@ -16,7 +16,7 @@ from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.common.terminal import one_line, say
 from harness.config import plugins
-from harness.config.trial import RECIPE_VERSION, Trial, labels
+from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import Data
 from harness.evaluation.certification_shards import (
     certification_of,
@@ -76,11 +76,11 @@ def make_jobs(trial_dirs: list[Path], options: argparse.Namespace) -> list[Job]:
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
     data_sets = load_data(trials, options.data_dir)
     jobs = []
-    all_labels = labels([trial.config for trial in trials.values()])
-    for trial_dir, trial, label in zip(trial_dirs, trials.values(), all_labels, strict=True):
+    for trial_dir, trial in zip(trial_dirs, trials.values(), strict=True):
         config, data = trial.config, data_sets[trial.config.data_source]
         certified_images(data, config)
-        jobs.append(Job(trial_dir, label, data, config, certification.directory_of(trial_dir, config.evaluation)))
+        directory = certification.directory_of(trial_dir, config.evaluation)
+        jobs.append(Job(trial_dir, config.label, data, config, directory))
     return jobs
 
 

@@ -50,10 +50,10 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def move(self, name: str, done: int, parts: int, note: str = "") -> None:
-        """Move the bar of this name, which the first call makes. note: what stands beside it."""
+    def move(self, name: str, done: int, parts: int, note: str = "", label: str = "") -> None:
+        """Move the bar of this name, which the first call makes. label: what stands before it; note: after."""
         if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=parts, note="")
+            self.tasks[name] = self.bars.add_task(label or name, total=parts, note="")
         self.bars.update(self.tasks[name], completed=done, total=parts, note=note)
 
     def remove(self, name: str) -> None:
@@ -67,14 +67,12 @@ class SweepProgress(Bars):
 
     In a terminal each running trial has a bar; elsewhere a line every half a minute names them.
 
-    labels: by trial key. times: of trials that have finished before.
+    times: of trials that have finished before.
     """
 
-    def __init__(
-        self, trials: list[TrialRecord], labels: dict[str, str], console: Console, times: TimeLeft | None = None
-    ):
+    def __init__(self, trials: list[TrialRecord], console: Console, times: TimeLeft | None = None):
         super().__init__(console, has_clock=False)
-        self.labels, self.times = labels, times or TimeLeft()
+        self.labels, self.times = {trial.key: trial.config.label for trial in trials}, times or TimeLeft()
         self.trials = {trial.key: trial for trial in trials}
         self.done = dict.fromkeys(self.trials, 0)  # epochs, of trials that have not ended
         self.running: dict[str, str] = {}  # what each running trial does
@@ -144,12 +142,12 @@ class SweepProgress(Bars):
         """Show what a running trial does."""
         self.running[key] = what
         self.at_once = max(self.at_once, len(self.running))
-        self.move(self.labels[key], self.done[key], self.trials[key].config.epochs, what)
+        self.move(key, self.done[key], self.trials[key].config.epochs, what, self.labels[key])
         self._move_all()
         self.tick()
 
     def _end(self, key: str) -> None:
-        self.remove(self.labels[key])
+        self.remove(key)
         self.running.pop(key, None)
         self.done.pop(key)
         self._move_all()

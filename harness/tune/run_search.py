@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from harness.config.file import ExpandedSweep
-from harness.config.trial import RECIPE_VERSION, Trial, rows
+from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import Data
 from harness.machine.environment import source_digest
 from harness.storage import folder
@@ -83,7 +83,7 @@ class Search:
         self.say(
             f"{self.sweep.name}: search by {settings.sampler}, {settings.trials} candidates of each, evaluated on "
             f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
-            f"searched: {', '.join(rows([entry.base for entry in self.entries]))}\ncandidates: {self.directory}"
+            f"searched: {', '.join(entry.base.row for entry in self.entries)}\ncandidates: {self.directory}"
         )
 
     def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
@@ -109,7 +109,7 @@ class Search:
         storage = JournalStorage(JournalFileBackend(str(path)))
         minimize = [StudyDirection.MINIMIZE] * len(self.settings.objectives)
         create = partial(optuna.create_study, storage=storage, directions=minimize, load_if_exists=True)
-        self.studies = [create(study_name=row) for row in rows([entry.base for entry in self.entries])]
+        self.studies = [create(study_name=entry.base.row) for entry in self.entries]
         for number, (study, entry) in enumerate(zip(self.studies, self.entries, strict=True)):
             study.set_user_attr(OBJECTIVES, self.settings.objectives)
             if not study.trials and (written := entry.written) is not None:

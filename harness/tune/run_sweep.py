@@ -96,7 +96,7 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
     _prepare_folders(plan, to_run, console)
     trials = {plan.trial_dirs[trial.key]: trial for trial in to_run}
     log = mlflow.log if mlflow else lambda trial_dir, running: None
-    run_trials(trials, plan.labels, None if options.here else ray, ray.data_dir, console, log, options.fail_fast)
+    run_trials(trials, None if options.here else ray, ray.data_dir, console, log, options.fail_fast)
     if not folder.trial_folders(plan.sweep_dir):
         raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(plan.sweep_dir))
     before = _table_text(plan.sweep_dir)
@@ -104,10 +104,9 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
     print_leaderboard(leaderboard, summaries, console)
     is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
-    for key, problem in problems.items():
-        trial = f"{plan.labels[key]} ({plan.trial_dirs[key]})"
+    for trial_dir, problem in problems.items():
         advice = "put the file back, or remove that folder to train the trial again"
-        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
+        console.print(f"cannot be used: {trial_dir}: {problem}; {advice}", soft_wrap=True)
     is_complete = is_logged and not plan.unfinished() and not problems
     return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete)
 
@@ -122,7 +121,7 @@ def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Con
     for trial in plan.unfinished():
         if trial not in to_run:
             failure = folder.read_failure(plan.trial_dirs[trial.key]) or {}
-            message = f"failed {plan.labels[trial.key]}: {failure.get('error')}; it would fail the same way again"
+            message = f"failed {trial.config.label}: {failure.get('error')}; it would fail the same way again"
             console.print(f"{message}. To retry anyway: --retry-failed", soft_wrap=True)
     for trial in plan.trials:
         folder.take_over(plan.trial_dirs[trial.key], trial)
@@ -180,7 +179,6 @@ class _SweepListener(Listener):
 
 def run_trials(
     trials: dict[Path, TrialRecord],
-    labels: dict[str, str],
     options: RayOptions | None,
     data_dir: str | None,
     console: Console,
@@ -189,16 +187,16 @@ def run_trials(
 ) -> None:
     """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_sweep` does.
 
-    labels: by key. log: as in `_SweepListener`.
+    log: as in `_SweepListener`.
     """
     if not trials:
         return
-    items = [trial_item(trial, labels[trial.key], trial_dir) for trial_dir, trial in trials.items()]
+    items = [trial_item(trial, trial.config.label, trial_dir) for trial_dir, trial in trials.items()]
     for item in items:  # else an old failure would be reported as this run's
         (item.directory / folder.FAILURE).unlink(missing_ok=True)
     work = partial(train_item, data_dir=data_dir, code=source_digest())
     sweep_dir = items[0].directory.parents[1]
-    with SweepProgress(list(trials.values()), labels, console, TimeLeft.measured_in(sweep_dir)) as progress:
+    with SweepProgress(list(trials.values()), console, TimeLeft.measured_in(sweep_dir)) as progress:
         listener = _SweepListener(progress, log, fail_fast)
         try:
             if options is None:

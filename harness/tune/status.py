@@ -17,7 +17,8 @@ from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.config.file import CPU_PROFILE
-from harness.config.trial import FULL_PROFILE, labels
+from harness.config.trial import FULL_PROFILE
+from harness.leaderboard.rows import UNFINISHED, state_of
 from harness.settings import describe_weak_attack
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError
@@ -27,26 +28,20 @@ from harness.tune.progress import percent
 from harness.tune.time_left import minutes, wall_seconds
 from harness.tune.workers import RayOptions
 
-FINISHED, FAILED, RUNNING, UNFINISHED, NOT_BEGUN = "finished", "failed", "running", "unfinished", "not begun"
+RUNNING = "running"
 
 
-def state_of(trial_dir: Path, epochs: int, run: dict[str, Any] | None) -> tuple[str, str]:
-    """Return one of the names above, and the error, or how far the trial is. Raises DamagedFileError.
+def describe_state(trial_dir: Path, epochs: int, run: dict[str, Any] | None) -> tuple[str, str]:
+    """Return a trial's state as `state_of` does, or RUNNING; of a finished trial also its certified error.
 
-    epochs: of the trial, 0 for a network trained elsewhere. run: that holds the sweep's directory, from `holder`. A
-    trial counts as running if it has written to its folder since that began, also when its worker has just died.
+    run: that holds the sweep's directory, from `holder`. A trial counts as running if it has written to its folder
+    since that began, also when its worker has just died.
     """
-    written = folder.last_write(trial_dir)
+    state, description = state_of(trial_dir, epochs)
     if (result := folder.read_result(trial_dir)) is not None:
-        return FINISHED, f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
-    if (failure := folder.read_failure(trial_dir)) is not None:
-        return FAILED, str(failure["error"])
-    if written is None:
-        return NOT_BEGUN, ""
-    done = folder.last_epoch(trial_dir)
-    parts = [f"epoch {done} of {epochs}"] if epochs else []
-    parts += ["being evaluated"] if (trial_dir / folder.SHARDS).exists() else []
-    return RUNNING if run and written >= run["since"] else UNFINISHED, ", ".join(parts)
+        description = f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
+    is_running = state == UNFINISHED and run and (folder.last_write(trial_dir) or 0) >= run["since"]
+    return RUNNING if is_running else state, description
 
 
 def print_status(sweep_dir: Path) -> None:
@@ -62,14 +57,14 @@ def print_status(sweep_dir: Path) -> None:
     for trial_dir in trial_dirs:
         with suppress(DamagedFileError):
             configs[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL).config
-    by_dir = dict.fromkeys(trial_dirs, "?") | dict(zip(configs, labels(list(configs.values())), strict=True))
+    by_dir = {path: configs[path].label if path in configs else "?" for path in trial_dirs}
     rows, counts = list[list[str]](), Counter[str]()
     for trial_dir, label in sorted(by_dir.items(), key=lambda item: item[1]):
         written = folder.last_write(trial_dir)
         try:
             if trial_dir not in configs:
                 raise DamagedFileError(folder.TRIAL)
-            state, description = state_of(trial_dir, configs[trial_dir].epochs, run)
+            state, description = describe_state(trial_dir, configs[trial_dir].epochs, run)
             state += ", of another recipe" if folder.is_stale(trial_dir) else ""
         except DamagedFileError as error:
             state, description, written = "cannot be read", str(error), None
@@ -136,10 +131,6 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
             f"{len(changed)} trials differ from the sweep file: tables list them under profile "
             f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
         )
-    if changes := plan.changes:
-        label, change = next((plan.labels[key], change) for key, change in changes.items())
-        more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
-        lines.append(f"not begun, for the directory has them otherwise: {label} ({change}){more}")
     attack = config.evaluation
     if warning := describe_weak_attack(attack.attack_step, attack.attack_steps):
         lines.append(f"warning: {warning}")
@@ -150,14 +141,13 @@ def print_plan(plan: PlannedSweep, ray: RayOptions, at_once: int, retry_failed: 
     """Print a line for each trial, the resources and the time. at_once: how many trials run side by side."""
     to_run = {trial.key for trial in plan.to_run(retry_failed)}
     left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
-    rows, changes = [], plan.changes
+    rows = []
     for trial in plan.trials:
-        state = state_of(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
+        state = describe_state(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"
-        state = (state[0], changes[trial.key]) if trial.key in changes else state
-        rows.append([plan.labels[trial.key], trial.key, *state, would_run, time])
+        rows.append([trial.config.label, trial.key, *state, would_run, time])
     print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
     each = f"resources: {ray.cpu} CPUs and {ray.gpu:g} GPUs for each trial"
     console.print(f"{each}: {at_once} side by side", soft_wrap=True)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from harness.common.errors import InputError, SettingError, require
 from harness.config.plugins import require_trusted
-from harness.config.trial import RECIPE_VERSION, labels
+from harness.config.trial import RECIPE_VERSION
 from harness.pretrained.checkpoint import read_file
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
@@ -31,10 +31,9 @@ def run_trial_files(
     for name, trial in trials.items():
         refuse_links(results_dir / trial.config.sweep)
         folder.refuse_another(trial_dirs[name], trial)
-    by_name = dict(zip(trials, labels([trial.config for trial in trials.values()]), strict=True))
     unfinished = {name: trial for name, trial in trials.items() if folder.read_result(trial_dirs[name]) is None}
     for name in trials.keys() - unfinished.keys():
-        console.print(f"{by_name[name]} -> {trial_dirs[name]}: finished", soft_wrap=True)
+        console.print(f"{trials[name].config.label} -> {trial_dirs[name]}: finished", soft_wrap=True)
     sources = dict[str, Path]()  # of checkpoints
     for name, trial in unfinished.items():
         data = load_data({name: trial}, data_dir)[trial.config.data_source]
@@ -51,14 +50,8 @@ def run_trial_files(
         folder.take_over(trial_dirs[name], trial)
         if trial.config.checkpoint is not None:
             folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dirs[name] / folder.IMPORTED)
-        console.print(f"{by_name[name]} -> {trial_dirs[name]}", soft_wrap=True)
-    run_trials(
-        {trial_dirs[name]: trial for name, trial in unfinished.items()},
-        {trial.key: by_name[name] for name, trial in trials.items()},
-        None,
-        data_dir,
-        console,
-    )
+        console.print(f"{trial.config.label} -> {trial_dirs[name]}", soft_wrap=True)
+    run_trials({trial_dirs[name]: trial for name, trial in unfinished.items()}, None, data_dir, console)
     return all(folder.read_result(trial_dir) is not None for trial_dir in trial_dirs.values())
 
 

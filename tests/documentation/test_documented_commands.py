@@ -22,7 +22,6 @@ from harness.common.patterns import select_by_pattern
 from harness.config.expansion import expand_file
 from harness.config.file import check_keys
 from harness.config.text import read
-from harness.config.trial import labels
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder
@@ -68,7 +67,7 @@ RUN_HERE = {
 
 @functools.cache
 def labels_of(path):
-    """The labels of a sweep's trials: of its file, or of published results."""
+    """The names of a sweep's trials: of its file, or of published results."""
     if str(path).startswith(PUBLISHED):
         stored = read_stored_trials(ROOT / path)
         trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
@@ -77,7 +76,7 @@ def labels_of(path):
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)
         configs = expand_file(check_keys(ROOT / "sweeps" / f"{path.stem}.yaml", "full"), True).trials
-    return {label: (label,) for label in labels(configs)}
+    return {config.key(""): config.names(config.key("")) for config in configs}
 
 
 def check_harness_command(name, arguments):

@@ -10,7 +10,7 @@ from cerdeq.bounds import BOUNDS
 from harness.common.errors import InputError
 from harness.config import trial as trial_module
 from harness.config.buildable import check_buildable
-from harness.config.trial import NO_NUMBER, Trial, distinguish, labels
+from harness.config.trial import NO_NUMBER, Trial
 from harness.pretrained.checkpoint import TRAINED_ELSEWHERE, Checkpoint, Source
 from harness.settings import STAGES, Evaluation, Recipe
 from harness.storage import folder
@@ -185,32 +185,15 @@ def test_a_label_shows_what_the_trial_s_entry_says():
         assert changed(own, "train.learning_rate", rate).row == f"cerdeq ibp gain=None margin=0.1 {settings}"
 
 
-def test_the_later_of_two_that_read_alike_is_named_by_what_differs():
-    golden = GOLDEN.replace(named=())
-    kappa = changed(golden, "train.kappa", 0.25)
-    first, again, other = labels([golden, golden.replace(seed=4), kappa])
-    assert (first, again) == (GOLDEN.label, "cerdeq ibp gain=None margin=0.1 seed 4")
-    assert other == "cerdeq ibp gain=None margin=0.1 train.kappa=0.25 seed 3"
-    assert labels([golden])[0] == first, "whatever lies beside it"
-    assert len({trial.row for trial in distinguish([golden, kappa, changed(kappa, "width", 0.5)])}) == 3
-    marked = golden.replace(profile="cpu --set train.kappa=0.25", train=kappa.train)
-    assert labels([golden, marked])[1] == other, "what --set changed, and not the profile"
-    plugin = golden.replace(plugins={"nets": "0" * 16})
-    assert labels([golden, plugin])[1] == "cerdeq ibp gain=None margin=0.1 plugins=nets@0000000000000000 seed 3"
-    assert labels([]) == []
-
-
-def test_published_trials_are_named_by_all_settings_in_which_they_differ():
-    kappa = changed(GOLDEN, "train.kappa", 0.25)
-    texts = [f"cerdeq ibp gain=None margin=0.1 train.kappa={value} seed 3" for value in ("0", "0.25")]
-    assert labels([GOLDEN, kappa]) == texts and labels([kappa, GOLDEN]) == texts[::-1]
-    assert labels([kappa]) == [GOLDEN.label]
+def test_a_trial_is_found_by_its_label_its_key_and_its_recipe():
+    label, key, recipe = changed(GOLDEN, "train.kappa", 0.25).names("the key")
+    assert (label, key) == (GOLDEN.label, "the key")
+    assert recipe.startswith("cerdeq ibp gain=None margin=0.1 width=0.25 train_images=1000 train.epochs=10 ")
+    assert " train.kappa=0.25 " in recipe and recipe.endswith(" seed 3") and "evaluation." not in recipe
 
 
 def test_the_label_of_a_network_trained_elsewhere_names_its_file_and_no_recipe():
     elsewhere = changed(GOLDEN, "checkpoint", OTHER["checkpoint"])
     other = elsewhere.replace(checkpoint=elsewhere.checkpoint.replace(prefix="other."))
-    names = labels([elsewhere, other, GOLDEN])
-    assert len(set(names)) == 3 and all("checkpoint=net.pt@" in name for name in names[:2])
-    assert "train." not in names[0] and names[2] == GOLDEN.label
-    assert elsewhere.epochs == 0
+    assert elsewhere.label != other.label and "checkpoint=net.pt@" in elsewhere.label
+    assert "train." not in elsewhere.names("")[2] and elsewhere.epochs == 0

@@ -36,17 +36,16 @@ def shown(bars):
     return [" ".join(re.sub("[━╺╸]", "", line).split()) for line in file.getvalue().splitlines()]
 
 
-def sweep_of(tiny_trial, console, times=None, models=("cnn5",) * 3):
+def sweep_of(tiny_trial, console, models=("cnn5",) * 3):
     trials = [folder.make_trial(tiny_trial(model, seed=seed), "data") for seed, model in enumerate(models)]
-    labels = {trial.key: f"trial {number} groups=[2]" for number, trial in enumerate(trials)}
-    return SweepProgress(trials, labels, console, times), list(labels)
+    return SweepProgress(trials, console), [trial.key for trial in trials]
 
 
 def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has_ended(tiny_trial, terminal):
     progress, (first, second, third) = sweep_of(tiny_trial, terminal)
     with progress:
         progress.begin(first)
-        assert shown(progress) == ["all trials 0/3", "trial 0 groups=[2] 0/3 starts a worker"]
+        assert shown(progress) == ["all trials 0/3", "cnn5 ibp seed 0 0/3 starts a worker"]
         progress.report(first, {names.ACTIVITY: "compiles its steps"})
         assert shown(progress)[1].endswith("compiles its steps")
         progress.report(first, ROW)
@@ -54,14 +53,14 @@ def test_a_sweep_has_a_bar_for_each_trial_that_runs_and_a_line_for_each_that_has
         progress.report(second, {names.EVALUATED: 20, names.IMAGES: 60})
         all_trials, running, evaluated = shown(progress)
         assert all_trials == "all trials 0/3 about 3.0 min left", "the third alone: three epochs of a minute"
-        assert running == "trial 0 groups=[2] 2/3 eps 0.01, accumulate 4, 1,234 images/s"
-        assert evaluated == "trial 1 groups=[2] 3/3 evaluates image 20 of 60"
+        assert running == "cnn5 ibp seed 0 2/3 eps 0.01, accumulate 4, 1,234 images/s"
+        assert evaluated == "cnn5 ibp seed 1 3/3 evaluates image 20 of 60"
         progress.finished(second, folder.TrialResult(second, ERRORS, {}, {}, ["odd [/x]"]))
         progress.failed(third, "closing [/tag]")
-        assert [line.split(" ")[2] for line in shown(progress)] == ["2/3", "groups=[2]"]
+        assert [line.split(" ")[2] for line in shown(progress)] == ["2/3", "seed"]
     text = terminal.file.getvalue()
-    assert "done trial 1 groups=[2]: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1" in text
-    assert "warning trial 1 groups=[2]: odd [/x]" in text and "failed trial 2 groups=[2]: closing [/tag]" in text
+    assert "done cnn5 ibp seed 1: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1" in text
+    assert "warning cnn5 ibp seed 1: odd [/x]" in text and "failed cnn5 ibp seed 2: closing [/tag]" in text
     assert "running:" not in text
 
 
@@ -78,10 +77,11 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs(tiny_trial, 
             now[0] = seconds
             progress.tick()
     *begun, at_31, at_61 = pipe.file.getvalue().splitlines()
-    assert begun == ["trial 0 groups=[2]: starts a worker", "trial 0 groups=[2]: trains its first epoch"]
-    expected = (
-        "trial 0 groups=[2]: epoch 1 of 3, eps 0.01, accumulate 4, 1,234 images/s; trial 1 groups=[2]: epoch 0 of 3"
-    )
+    assert begun == [
+        "cnn5 ibp seed 0: starts a worker",
+        "cnn5 ibp seed 0: trains its first epoch",
+    ]
+    expected = "cnn5 ibp seed 0: epoch 1 of 3, eps 0.01, accumulate 4, 1,234 images/s; cnn5 ibp seed 1: epoch 0 of 3"
     assert at_31 == at_61 == f"running: {expected}, starts a worker (0 of 3 trials, about 4.0 min left)"
 
 
@@ -92,7 +92,7 @@ def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(tiny_trial,
     logged = []
     listener = _SweepListener(progress, lambda *call: logged.append(call))
     listener.on_report(trial_dir, {**ROW, names.EPOCH: 1})
-    assert "warning trial 0 groups=[2]: compiled steps given up: no compiler" in terminal.file.getvalue()
+    assert "warning cnn5 ibp seed 0: compiled steps given up: no compiler" in terminal.file.getvalue()
     listener.on_report(trial_dir, ROW)
     progress.finished(key, folder.TrialResult(key, ERRORS, {}, {}, folder.read_training_warnings(trial_dir)))
     assert terminal.file.getvalue().count("given up") == 1
