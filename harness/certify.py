@@ -1,9 +1,8 @@
 """Certify finished trials further, without training: other stages, branch and bound, more images.
 
-Writes certified/<name>/ into each trial's folder: verdicts, seconds and a result, which the leaderboard shows in a
-section of their own. Several processes evaluate shards of the images. Run the same command again after a stop: it
-evaluates the missing shards. Verdicts are the same, except where a time limit ends the search. Unfinished trials are
-skipped.
+Writes certified/<name>/ into each trial's folder: verdicts and a result, which the leaderboard shows in a section of
+their own. Several processes evaluate ranges of the images. Run the same command again after a stop: it evaluates the
+missing ranges. Verdicts are the same, except where a time limit ends the search. Unfinished trials are skipped.
 """
 
 import argparse
@@ -53,17 +52,16 @@ def main(options: argparse.Namespace) -> int:
     from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
-    from harness.tune.certification_jobs import certify_jobs, finished_trials, make_jobs
+    from harness.tune.certify_trials import certify, finished_trials, plan_certifications
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
-    jobs = make_jobs(finished_trials(options.paths, console), options)
-    for warning in describe_unreadable(job.config for job in jobs):
+    planned = plan_certifications(finished_trials(options.paths, console), options)
+    for warning in describe_unreadable(each.config for each in planned):
         console.print(f"warning: {warning}", soft_wrap=True)
-    is_complete = certify_jobs(jobs, options.data_dir, options.workers, console)
-    for sweep_dir in dict.fromkeys(
-        job.trial_dir.parents[1] for job in jobs if job.trial_dir.parent.name == folder.TRIALS
-    ):
+    is_complete = certify(planned, options.data_dir, options.workers, console)
+    in_sweeps = [each.trial_dir for each in planned if each.trial_dir.parent.name == folder.TRIALS]
+    for sweep_dir in dict.fromkeys(map(folder.sweep_dir_of, in_sweeps)):
         print_leaderboard(*sweep_page.write_sweep(sweep_dir, options.data_dir), console)
         console.print(sweep_dir / folder.REPORT, soft_wrap=True)
     return OK if is_complete else FAILED

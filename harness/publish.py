@@ -31,7 +31,6 @@ LIMIT_MIB = 120
 _TARGET = Path("results/published")
 _TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", study_tables.TRIALS, study_tables.VERDICTS)
 _TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)
-_CERTIFICATION_FILES = (certification.CERTIFICATION, certification.TIMINGS)
 _PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 
 
@@ -137,7 +136,7 @@ def _replaced(directory: Path) -> Iterator[None]:
 
 def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
     """Copy a trial and its certifications, without the path of its data, which says nothing elsewhere."""
-    further = [(path, _CERTIFICATION_FILES) for path in certification.folders(trial_dir)]
+    further = [(path, (certification.CERTIFICATION,)) for path in certification.folders(trial_dir)]
     for source, files in [(trial_dir, _TRIAL_FILES), *further]:
         result = folder.read_result(source)
         if result is None:

@@ -62,7 +62,6 @@ def read_stored_result(verdict_dir: Path) -> StoredResult:
     """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
     trained = evaluated = folder.read_trial(trial_of(verdict_dir) / folder.TRIAL)
     if is_certification(verdict_dir):
-        certification.read_certification(verdict_dir)
         evaluated = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
     result = folder.read_result(verdict_dir)
     if result is None:

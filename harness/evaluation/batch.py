@@ -76,8 +76,9 @@ def verdict_where(examples: Tensor, verdict: Verdict) -> dict[int, Verdict]:
 
 
 def write_proofs(directory: Path, proofs: Proofs) -> None:
-    """Write counterexamples to their file and, if there are any, certificates to theirs."""
+    """Write counterexamples to their file and, if there are any, certificates to theirs; else none of before stay."""
     points = {name: tensor for name, tensor in proofs.items() if "/" not in name}
     write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
+    (directory / folder.CERTIFICATES).unlink(missing_ok=True)
     if certificates := {name: tensor for name, tensor in proofs.items() if "/" in name}:
         write_atomically(directory / folder.CERTIFICATES, partial(save_file, certificates))

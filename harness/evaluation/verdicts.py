@@ -42,11 +42,11 @@ class EvaluationResult:
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> EvaluationResult:
-    """Evaluate a float64 network in evaluation mode, as `evaluate_part` does."""
-    return evaluate_part(prepare_network(model, config.evaluation.stages), images, labels, 0, config)
+    """Evaluate a float64 network in evaluation mode, as `evaluate_images` does."""
+    return evaluate_images(prepare_network(model, config.evaluation.stages), images, labels, 0, config)
 
 
-def evaluate_part(
+def evaluate_images(
     network: PreparedNetwork, images: Tensor, labels: Tensor, first: int, config: Trial
 ) -> EvaluationResult:
     """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.

@@ -13,7 +13,7 @@ from harness.config.trial import RECIPE_VERSION, Trial
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.pretrained.checkpoint import Source
 from harness.settings import Evaluation
-from harness.storage import certification, folder, study_tables
+from harness.storage import certification, folder, ranges, study_tables
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
@@ -159,9 +159,7 @@ def _outcome(path: Path, trial: folder.TrialRecord) -> dict[str, Any]:
     if (result := folder.read_result(path)) is not None:
         return _numbers(result, trial)
     if (path / certification.CERTIFICATION).exists():
-        shards = certification.read_certification(path).shards
-        done = shards - len(certification.unfinished_shards(path))
-        return _problem(UNFINISHED, f"{done} of {shards} shards of {path.name}")
+        return _problem(UNFINISHED, f"{ranges.count_saved_images(path)} images of {path.name} are evaluated")
     return _problem(*state_of(path, trial.config.epochs))
 
 
@@ -177,7 +175,7 @@ def state_of(trial_dir: Path, epochs: int) -> tuple[str, str]:
     if folder.last_write(trial_dir) is None:
         return NOT_BEGUN, ""
     parts = [f"epoch {folder.last_epoch(trial_dir)} of {epochs}"] if epochs else []
-    return UNFINISHED, ", ".join([*parts, *(["being evaluated"] if (trial_dir / folder.SHARDS).exists() else [])])
+    return UNFINISHED, ", ".join([*parts, *(["being evaluated"] if (trial_dir / ranges.RANGES).exists() else [])])
 
 
 def _problem(state: str, text: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@
     checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
-    shards/              verdicts so far, during evaluation, as in a certification
+    ranges/              ranges of images that are evaluated so far (harness.storage.ranges); until the end
     weights.safetensors  the final network, parametrisations folded in
     verdicts.parquet     one row for each test image
     counterexamples.safetensors   adversarial images by index (harness.attacks.counterexamples)
@@ -49,6 +49,7 @@ from harness.storage.files import (
     write_text,
 )
 from harness.storage.parquet import read_table
+from harness.storage.ranges import RANGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,13 +58,13 @@ TRIALS = "trials"
 """A folder of the sweep's directory, with a folder for each trial."""
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
 CHECKPOINT = "checkpoint.pt"
-SHARDS, VERDICTS, RESULT, FAILURE = "shards", "verdicts.parquet", "result.json", "failure.json"
+VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
 TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 IMPORTED = "source.checkpoint"  # of a network trained elsewhere
-_WRITTEN = (LOG, EPOCHS, CHECKPOINT, SHARDS, WEIGHTS, RESULT, FAILURE)
+_WRITTEN = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, RESULT, FAILURE)
 REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
@@ -359,7 +360,7 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
 
 def last_write(trial_dir: Path) -> float | None:
     """Return when the trial last wrote a file, in seconds since 1970; None for a trial that is not begun."""
-    paths = [trial_dir / name for name in _WRITTEN]
+    paths = [*(trial_dir / name for name in _WRITTEN), *trial_dir.glob(f"{RANGES}/*")]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 

@@ -1,6 +1,5 @@
 """One trial from config to result: train, save, evaluate. Needs neither Ray nor MLflow."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -21,14 +20,14 @@ from harness.config.trial import Trial
 from harness.data import Data, Split, load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.metrics import final_metrics, finite_or_none, missing_classes, warnings
+from harness.evaluation.metrics import finite_or_none, missing_classes
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.parts import evaluate_in_parts, merge_parts
+from harness.evaluation.ranges import evaluate_range, finish_evaluation, hash_inputs, missing_ranges, plan_ranges
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.pretrained.weights import read_weights
-from harness.storage import certification, folder
+from harness.storage import folder, ranges
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.storage.log import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS, Clock
@@ -56,7 +55,7 @@ def train_and_certify(
 
     Args:
         report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
-            "images": ...}, before the first part of the evaluation and after each. Before steps are compiled, it is
+            "images": ...}, before the first range of the evaluation and after each. Before steps are compiled, it is
             called with {"activity": ...}. An exception that it raises ends the trial.
         data_dir: as --data-dir.
         save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
@@ -86,7 +85,7 @@ def train_and_certify(
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
         (directory / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
-        certification.remove_shards(directory)
+        ranges.remove_ranges(directory)
         return result
 
 
@@ -180,37 +179,32 @@ def _evaluate(
     report: Report,
 ) -> tuple[dict[str, float | None], list[str]]:
     """Evaluate the network whose weights the folder holds, write verdicts and proofs, return metrics and warnings."""
-    config, weights = trial.config, trial_dir / folder.WEIGHTS
+    config, path = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
-    depends_on = "\n".join([trial.key, *environment.values()])
-    content = read_bytes(weights)
-    digest = hashlib.sha256(content + depends_on.encode()).hexdigest()
-    model = load_network(config, weights, content).to(device)
+    weights, planned = read_bytes(path), plan_ranges(len(test), config.evaluation)
+    model = load_network(config, path, weights).to(device)
     network = prepare_network(model, config.evaluation.stages)
+    ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, trial.key, config, environment))
+    ranges.begin_ranges(ranges_dir)
+    missing = missing_ranges(ranges_dir, planned)
+    done = len(test) - sum(map(len, missing))
+    report({names.EVALUATED: done, names.IMAGES: len(test)})
     try:
-        for done in evaluate_in_parts(trial_dir, network, test, 0, config, digest):
+        for images in missing:
+            evaluate_range(ranges_dir, images, network, test, config)
+            done += len(images)
             report({names.EVALUATED: done, names.IMAGES: len(test)})
-            if done < len(test):
-                folder.require_there(trial_dir)
     except SoundnessError:
-        certification.remove_shards(trial_dir)
+        ranges.remove_ranges(trial_dir)
         raise
-    evaluation = merge_parts(trial_dir, len(test), digest)
     started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
-    metrics = {
-        **final_metrics(evaluation, config.evaluation.stages),
-        **network_metrics,
-        **recurrence_report(model, test.images.to(device), test.labels.to(device), config),
-        names.TRAIN_SECONDS: sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs),
-        names.EVALUATION_SECONDS: sum(evaluation.seconds.values()) + time.monotonic() - started,
-    }
-    finite = finite_or_none(metrics)
-    messages = [
-        *warnings(evaluation, finite, config.data_info),
-        *describe_smaller_batches(config, epochs),
-        *folder.read_training_warnings(trial_dir),
-    ]
+    of_recurrence = recurrence_report(model, test.images.to(device), test.labels.to(device), config)
+    further = finite_or_none(network_metrics | of_recurrence)
+    metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, config, further)
+    metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
+    metrics[names.EVALUATION_SECONDS] = (metrics[names.EVALUATION_SECONDS] or 0.0) + time.monotonic() - started
+    messages += [*describe_smaller_batches(config, epochs), *folder.read_training_warnings(trial_dir)]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
-    return finite, messages
+    return metrics, messages

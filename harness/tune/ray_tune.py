@@ -39,7 +39,7 @@ from harness.tune.workers import RAY_STATE, Item, Listener, RayOptions, Work
 _NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 _ERROR = "error_of_item"
 _LIFE_CHECK_SECONDS = 5.0
-_TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings, its label and its directory
+_TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of its other fields
 
 
 class _CallbackError(BaseException):
@@ -85,7 +85,7 @@ class _Callback(TrialProgressCallback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker is started for an item."""
         with _through_tune():
-            self.listener.on_start(_directory(trial))
+            self.listener.on_start(_item(trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -93,18 +93,18 @@ class _Callback(TrialProgressCallback):
         """Pass on a report; `on_trial_complete` passes on an error."""
         if _ERROR not in result:
             with _through_tune():
-                self.listener.on_report(_directory(trial), result)
+                self.listener.on_report(_item(trial.config), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker has returned."""
         with _through_tune():
-            self.listener.on_end(_directory(trial), trial.last_result.get(_ERROR))
+            self.listener.on_end(_item(trial.config), trial.last_result.get(_ERROR))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a worker has died, or raised, for the last time."""
         with _through_tune():
             self.require_alive()
-            self.listener.on_end(_directory(trial), f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
+            self.listener.on_end(_item(trial.config), f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
 
 
 class _NextItem(Searcher):
@@ -224,7 +224,7 @@ def _trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
         assigned = ray.get_runtime_context().get_assigned_resources()
         _limit_torch(assigned.get("CPU", 1), assigned.get("GPU", 0))
         try:
-            tune.report(work(_item(config[_TRIAL]), tune.report))
+            tune.report(work(_item(config), tune.report))
         except _NOT_RETRIED as error:
             tune.report({_ERROR: error_line(error)})
         free_memory()
@@ -239,22 +239,20 @@ def _limit_torch(cpus: float, gpus: float) -> None:
 
 
 def _settings(item: Item) -> dict[str, Any]:
-    """Return an item as Tune and its dashboard show it."""
-    return {**item.settings, "label": item.label, "directory": str(item.directory.absolute())}
+    """Return an item as Tune and its dashboard show it; Tune shows no objects."""
+    images = [item.images.start, item.images.stop] if item.images else None
+    return {**item.settings, "label": item.label, "directory": str(item.directory.absolute()), "images": images}
 
 
-def _item(settings: dict[str, Any]) -> Item:
-    """Return the item of `_settings`."""
-    rest = {name: value for name, value in settings.items() if name not in ("label", "directory")}
-    return Item(Path(settings["directory"]), settings["label"], rest)
-
-
-def _directory(trial: Any) -> Path:
-    return Path(trial.config[_TRIAL]["directory"])
+def _item(config: dict[str, Any]) -> Item:
+    """Return the item of a config of Tune."""
+    settings = dict(config[_TRIAL])
+    directory, label, images = (settings.pop(name) for name in ("directory", "label", "images"))
+    return Item(Path(directory), label, settings, range(*images) if images else None)
 
 
 def _label(trial: Any) -> str:
-    return str(trial.config[_TRIAL]["label"])
+    return _item(trial.config).label
 
 
 def _trial_id(trial: Any) -> str:

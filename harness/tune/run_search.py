@@ -241,11 +241,11 @@ class _SearchListener(Listener):
         """Print it."""
         self.search.say(text)
 
-    def on_end(self, directory: Path, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None) -> None:
         """Conclude a candidate."""
-        _, failure = read_outcome(directory, error)
-        self.search.conclude(directory)
-        text = self.search.describe(*self.search.owners[directory], failure["error"] if failure else "")
+        _, failure = read_outcome(item.directory, error)
+        self.search.conclude(item.directory)
+        text = self.search.describe(*self.search.owners[item.directory], failure["error"] if failure else "")
         self.search.say(f"failed: {text}" if failure else text)
         if failure and self.fail_fast:
             raise FailedFast

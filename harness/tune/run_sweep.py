@@ -27,6 +27,7 @@ from harness.tune.status import print_header
 from harness.tune.time_left import TimeLeft
 from harness.tune.workers import (
     FailedFast,
+    Item,
     Listener,
     RayOptions,
     read_outcome,
@@ -148,31 +149,31 @@ class _SweepListener(Listener):
         """Say what runs, if it is time for that."""
         self.progress.tick()
 
-    def on_start(self, directory: Path) -> None:
+    def on_start(self, item: Item) -> None:
         """Show that a worker is started."""
-        self.progress.begin(directory.name)
+        self.progress.begin(item.directory.name)
 
-    def on_report(self, directory: Path, row: dict[str, Any]) -> None:
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """Show what a trial does, and log the row of an epoch."""
-        if not directory.is_dir():  # `on_end` reports it
+        if not item.directory.is_dir():  # `on_end` reports it
             return
-        self.progress.report(directory.name, row)
+        self.progress.report(item.directory.name, row)
         if names.EPOCH in row:
-            self.progress.warn(directory.name, folder.read_training_warnings(directory))
+            self.progress.warn(item.directory.name, folder.read_training_warnings(item.directory))
         if names.EPOCH in row or names.ACTIVITY in row:
-            self.log(directory, True)
+            self.log(item.directory, True)
 
-    def on_end(self, directory: Path, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None) -> None:
         """Show and log the result or the failure of a trial."""
-        if not directory.is_dir():
-            self.progress.failed(directory.name, f"its folder is gone: {directory}")
+        if not item.directory.is_dir():
+            self.progress.failed(item.directory.name, f"its folder is gone: {item.directory}")
             return
-        result, failure = read_outcome(directory, error)
+        result, failure = read_outcome(item.directory, error)
         if result is not None:
-            self.progress.finished(directory.name, result)
+            self.progress.finished(item.directory.name, result)
         else:
-            self.progress.failed(directory.name, failure["error"])
-        self.log(directory, False)
+            self.progress.failed(item.directory.name, failure["error"])
+        self.log(item.directory, False)
         if failure and self.fail_fast:
             raise FailedFast
 

@@ -20,7 +20,7 @@ from harness.config.file import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE
 from harness.leaderboard.rows import UNFINISHED, state_of
 from harness.settings import describe_weak_attack
-from harness.storage import certification, folder
+from harness.storage import certification, folder, ranges
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
 from harness.tune.planned_sweep import PlannedSweep
@@ -82,8 +82,7 @@ def _describe_certification(directory: Path) -> str:
     """Return the name of a certification, and how far it is if it is unfinished."""
     if (directory / folder.RESULT).exists():
         return directory.name
-    begun = len(list((directory / folder.SHARDS).glob("*.json")))
-    return f"{directory.name} ({begun} parts so far)"
+    return f"{directory.name} ({ranges.count_saved_images(directory)} images so far)"
 
 
 def _bytes(directory: Path) -> int:

@@ -37,14 +37,16 @@ RAY_STATE = "ray"
 class Item:
     """A piece of work.
 
-    directory: a trial's folder, or another path that no other item has.
+    directory: where its results go, such as a trial's folder.
     label: its name in messages and in Ray's dashboard.
-    settings: JSON, such as a trial's config.
+    settings: JSON, such as a trial's config; Ray shows it.
+    images: those of a trial that are evaluated, if that is the work.
     """
 
     directory: Path
     label: str
     settings: dict[str, Any]
+    images: range | None = None
 
 
 Work = Callable[[Item, Report], dict[str, Any]]
@@ -54,13 +56,13 @@ Work = Callable[[Item, Report], dict[str, Any]]
 class Listener:
     """What an executor calls, in the process of the command; the methods here do nothing."""
 
-    def on_start(self, directory: Path) -> None:
+    def on_start(self, item: Item) -> None:
         """An item begins, or begins again in another worker."""
 
-    def on_report(self, directory: Path, row: dict[str, Any]) -> None:
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """An item has reported."""
 
-    def on_end(self, directory: Path, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None) -> None:
         """An item has ended, by an error or by none."""
 
     def on_step(self) -> None:
@@ -157,13 +159,13 @@ def run_here(items: Iterable[Item], work: Work, listener: Listener) -> None:
     """Do items in this process, one after the other; those after one that fails are done all the same."""
     for item in items:
         error = None
-        listener.on_start(item.directory)
+        listener.on_start(item)
         try:
-            work(item, partial(listener.on_report, item.directory))
+            work(item, partial(listener.on_report, item))
         except Exception as cause:
             error = error_line(cause)
         free_memory()
-        listener.on_end(item.directory, error)
+        listener.on_end(item, error)
 
 
 def run_items(items: list[Item], work: Work, listener: Listener, data_dir: str, workers: int | None) -> None:

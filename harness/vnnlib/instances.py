@@ -203,9 +203,9 @@ class _Ends(Listener):
     def __init__(self, write: Callable[[Path, str | None], None]):
         self.write = write
 
-    def on_end(self, directory: Path, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None) -> None:
         """Write how an instance ended."""
-        self.write(directory, error)
+        self.write(item.directory, error)
 
 
 def _solve_instance(item: Item, report: object) -> Record:

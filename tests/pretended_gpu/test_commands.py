@@ -94,13 +94,13 @@ def test_its_trials_end_on_gpus_with_errors_that_mean_something(finished):
 
 
 @pytest.mark.slow
-def test_certify_spreads_its_shards_over_the_gpus(finished):
+def test_certify_spreads_its_ranges_over_the_gpus(finished):
     assert_succeeded(
         finished.run(
             "harness.certify", "results/study", "--stages", "ibp,crown-ibp", "--images", "150", PRETEND_GPUS="4"
         )
     )
-    calls = finished.calls("certify_shard")
+    calls = finished.calls("evaluate_item")
     assert len({call["visible"] for call in calls}) > 1 and all(call["count"] == 1 for call in calls)
 
 

@@ -162,8 +162,8 @@ LIES = {
         accept=remove_pipes),
     "a pipe for a config": Lie(lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key",
         accept=remove_pipes),
-    "a link into nothing": Lie(lambda sweep: (sweep.cnn5 / "shards").symlink_to("nowhere"),
-        "shards is neither a file nor a folder", ENTRIES),
+    "a link into nothing": Lie(lambda sweep: (sweep.cnn5 / "ranges").symlink_to("nowhere"),
+        "ranges is neither a file nor a folder", ENTRIES),
     "a copy of a trial under another name": Lie(
         lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")), "trial.json belongs in the folder",
         KEYS),

@@ -3,24 +3,25 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from baselines import build
 from harness.common import names
 from harness.config.trial import Trial
 from harness.data import load
-from harness.evaluation.certification_shards import certification_of, certify_shard, finish_certification
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.parts import evaluate_in_parts, merge_parts
+from harness.evaluation.ranges import evaluate_range, finish_evaluation
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
-from harness.storage import certification, folder
+from harness.storage import certification, folder, ranges
+from harness.tune.certify_trials import Certification, certify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}
@@ -70,27 +71,23 @@ def _make_trial(root: Path, name: str) -> str:
     folder.take_over(trial_dir, trial)
     shutil.copy(GOLDEN / name / folder.WEIGHTS, trial_dir)
     network = prepare_network(load_network(trial.config, trial_dir / folder.WEIGHTS), STAGES[name])
-    list(evaluate_in_parts(trial_dir, network, data.test_images(IMAGES), 0, trial.config, ""))
-    evaluation = merge_parts(trial_dir, IMAGES, "")
-    certification.remove_shards(trial_dir)
+    images, ranges_dir = range(IMAGES), ranges.ranges_dir(trial_dir, "0")
+    ranges.begin_ranges(ranges_dir)
+    evaluate_range(ranges_dir, images, network, data.test_images(IMAGES), trial.config)
     untrained = build(config.model, config.data_info, config.width, **config.options)
-    others = dict.fromkeys((names.TRAIN_SECONDS, names.EVALUATION_SECONDS), 1.0)
-    others[names.PARAMETERS] = sum(parameter.numel() for parameter in untrained.parameters())
-    metrics = finite_or_none(final_metrics(evaluation, STAGES[name]) | others)
+    further = {names.PARAMETERS: sum(parameter.numel() for parameter in untrained.parameters()), names.TRAIN_SECONDS: 1}
+    metrics, _ = finish_evaluation(trial_dir, ranges_dir, [images], trial.config, further)
+    ranges.remove_ranges(trial_dir)
     folder.write_result(trial_dir, folder.TrialResult(trial.key, metrics, {}, data.summary(), []))
     return trial.key
 
 
 def _certify(trial_dir: Path) -> None:
-    data, config = load("digits"), folder.read_trial(trial_dir / folder.TRIAL).config
-    stages = {"stages": ("ibp", "crown-ibp", "bab"), "bab_seconds": None, "bab_branches": 60}
-    config = config.replace(evaluation=config.evaluation.replace(test_images=CERTIFIED_IMAGES, **stages))
-    trial, stored = certification_of(trial_dir, config, data, (trial_dir / folder.WEIGHTS).read_bytes())
-    directory = certification.directory_of(trial_dir, config.evaluation)
-    certification.take_over(directory, trial, stored)
-    for number in range(stored.shards):
-        certify_shard(directory, number, lambda row: None, None)
-    finish_certification(directory, data)
+    trial, stages = folder.read_trial(trial_dir / folder.TRIAL), ("ibp", "crown-ibp", "bab")
+    limits = {"bab_seconds": None, "bab_branches": 60}
+    settings = trial.config.evaluation.replace(stages=stages, test_images=CERTIFIED_IMAGES, **limits)
+    trial = replace(trial, config=trial.config.replace(evaluation=settings))
+    assert certify([Certification(trial_dir, "", trial, load("digits"))], None, 1, Console(quiet=True))
 
 
 Change = Callable[[Sweep], None]

@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from harness.data import load
-from harness.evaluation import certification_shards
-from harness.evaluation.certification_shards import certification_of, certify_shard
-from harness.evaluation.parts import merge_parts
-from harness.storage import certification, folder, lock
-from harness.storage.files import DamagedFileError, parse_json, read_bytes
-from harness.training import train_and_certify
+from harness.storage import folder, lock
+from harness.storage.files import DamagedFileError, parse_json
 
 AMBIGUOUS = {
     "a key twice": b'{"a": 1, "a": 2}',
@@ -65,40 +60,3 @@ def test_every_file_of_a_trial_is_refused_with_a_key_twice(tmp_path, tiny_trial,
 def test_a_lock_file_that_is_none_names_nobody(tmp_path, text):
     (tmp_path / lock.LOCK).write_text(text)
     assert lock.holder(tmp_path) is None
-
-
-@pytest.fixture
-def certified(tiny_trial, tmp_path):
-    """A certification with a finished shard."""
-    config = tiny_trial(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
-    trial_dir, data = tmp_path / "trials/0", load("digits")
-    train_and_certify(config, trial_dir)
-    trial, stored = certification_of(trial_dir, config, data, read_bytes(trial_dir / folder.WEIGHTS))
-    directory = certification.directory_of(trial_dir, config.evaluation)
-    certification.take_over(directory, trial, stored)
-    certify_shard(directory, 0, lambda row: None, None)
-    return directory
-
-
-def test_the_weights_that_are_hashed_are_those_that_are_evaluated(certified, monkeypatch):
-    """The file is exchanged after it was read."""
-    path, load_network = certification.trial_of(certified) / folder.WEIGHTS, certification_shards.load_network
-
-    def exchange(*arguments):
-        path.write_bytes(b"other weights")
-        return load_network(*arguments)
-
-    monkeypatch.setattr(certification_shards, "load_network", exchange)
-    certification_shards._load.cache_clear()
-    certify_shard(certified, 0, lambda row: None, None)
-    assert path.read_bytes() == b"other weights"
-
-
-def test_a_shard_whose_files_were_exchanged_is_not_merged(certified):
-    assert 0 not in certification.unfinished_shards(certified)
-    path = certification.proofs_path(certified, 0)
-    path.write_bytes(path.read_bytes() + b" ")
-    assert 0 in certification.unfinished_shards(certified)
-    stored = certification.read_certification(certified)
-    with pytest.raises(DamagedFileError, match="cannot be read"):
-        merge_parts(certified, stored.images, stored.digest)

@@ -103,7 +103,11 @@ def test_a_collapsed_network_is_warned_about(tmp_path, tiny_trial):
 
 def test_the_log_has_epochs_evaluation_and_what_stopped_a_trial(tiny_trial, tmp_path, monkeypatch):
     config = tiny_trial(train={"epochs": 1, "ramp_epochs": 0})
-    monkeypatch.setattr(trial, "evaluate_in_parts", lambda *_: (_ for _ in ()).throw(ValueError("no bounds today")))
+
+    def fail(*_):
+        raise ValueError("no bounds today")
+
+    monkeypatch.setattr(trial, "evaluate_range", fail)
     with pytest.raises(ValueError, match="no bounds"):
         train_and_certify(config, tmp_path)
     monkeypatch.undo()

@@ -18,13 +18,12 @@ from harness.checker.bounds import operators
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
-from harness.evaluation import certification_shards as work
-from harness.evaluation import parts, stages
+from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
-from harness.storage import certification, files, folder
+from harness.storage import certification, files, folder, ranges
 from harness.training import train_and_certify
-from harness.tune import certification_jobs
+from harness.tune import certify_trials
 from harness.tune.workers import Item, Listener, run_items
 
 STAGES = "ibp,crown-ibp,crown"
@@ -40,21 +39,18 @@ def run(*arguments, stages=STAGES):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _three_shards():
-    """Ten images a shard, five a part, and no Ray."""
+def _no_ray():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "FEWEST_PER_SHARD", 10)
-        patch.setattr(parts, "images_per_part", lambda *_: 5)
         patch.setitem(sys.modules, "harness.tune.ray_tune", None)
         yield
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_trial):
-    """A sweep's directory with two finished trials and one that is not finished."""
+    """A sweep's directory with two finished trials and one that is not, evaluated in three ranges of ten images."""
     sweep_dir, data = tmp_path_factory.mktemp("results") / "tiny", load("digits")
     base = tiny_trial(eps="1/64", train={"batch_size": 32})
-    base = base.replace(evaluation=base.evaluation.replace(test_images=30))
+    base = base.replace(evaluation=base.evaluation.replace(test_images=30, batch_size=10))
     for seed in (0, 1, 2):
         config = base.replace(seed=seed)
         trial = folder.make_trial(config, data.fingerprint)
@@ -91,54 +87,42 @@ def trial_dir(sweep_dir):
     return finished_trials(sweep_dir)[0]
 
 
-@pytest.fixture(scope="module")
-def killed(trained, tmp_path_factory):
-    """A certification that was killed after its first shard, of two parts, and one part of its second."""
-    trial_dir, *_ = finished_trials(copy(trained, tmp_path_factory.mktemp("killed")))
-    write, calls = certification.write_part, []
-
-    def die(*arguments, **options):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(write(*arguments, **options))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certification, "write_part", die)
-        assert run(trial_dir) == 130
-    directory = trial_dir / "certified" / NAME
-    assert certification.unfinished_shards(directory) == [1, 2]
-    assert sorted(path.stem for path in directory.glob("shards/*.json")) == ["00000", "00005", "00010"]
-    return directory
-
-
-@pytest.fixture
-def begun(killed, trial_dir):
-    """A copy of it."""
-    return shutil.copytree(killed, trial_dir / "certified" / NAME)
-
-
 @pytest.fixture
 def evaluate_with(monkeypatch):
-    """A function that replaces the evaluation of a shard, and is called with its number first."""
+    """A function that is called with the first image of a range before that is evaluated."""
 
     def replace(before):
-        certify_shard = certification_jobs.certify_shard
+        evaluate = certify_trials.evaluate_range
 
-        def certify(directory, number, report, data_dir):
-            before(number)
-            certify_shard(directory, number, report, data_dir)
+        def evaluate_range(ranges_dir, images, *rest):
+            before(images.start)
+            evaluate(ranges_dir, images, *rest)
 
-        monkeypatch.setattr(certification_jobs, "certify_shard", certify)
+        monkeypatch.setattr(certify_trials, "evaluate_range", evaluate_range)
 
     return replace
 
 
 @pytest.fixture
-def shards(evaluate_with):
-    """The numbers of the shards that are evaluated from now on."""
-    numbers = []
-    evaluate_with(numbers.append)
-    return numbers
+def evaluated(evaluate_with):
+    """The first images of the ranges that are evaluated from now on."""
+    firsts = []
+    evaluate_with(firsts.append)
+    return firsts
+
+
+def die(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def begun(trial_dir, evaluate_with, monkeypatch):
+    """The folder of a certification that was killed in its second range."""
+    with monkeypatch.context() as patch:
+        patch.setattr(certify_trials, "evaluate_range", certify_trials.evaluate_range)
+        evaluate_with(lambda first: die() if first == 10 else None)
+        assert run(trial_dir) == 130
+    return trial_dir / "certified" / NAME
 
 
 def printed(capsys):
@@ -147,14 +131,13 @@ def printed(capsys):
 
 def test_networks_that_recheck_cannot_read_are_named(sweep_dir, monkeypatch, capsys):
     monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
-    monkeypatch.setattr("harness.tune.certification_jobs._certify", lambda *_: {})
-    monkeypatch.setattr("harness.tune.certification_jobs._describe_outcome", lambda *_: [])
-    run(sweep_dir)
+    monkeypatch.setattr(certify_trials, "evaluate_range", die)
+    assert run(sweep_dir) == 130
     printed = capsys.readouterr().out
     assert printed.count("warning: cnn5: harness.recheck will confirm no verdict: it has no rule for ReLU()") == 1
 
 
-def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):
+def test_every_finished_trial_has_verdicts_and_a_result(certified):
     for trial_dir in finished_trials(certified):
         directory = trial_dir / "certified" / NAME
         table, own = (pd.read_parquet(path / folder.VERDICTS) for path in (directory, trial_dir))
@@ -169,50 +152,46 @@ def test_every_finished_trial_has_verdicts_timings_and_a_result(certified):
         }
         for name in (names.STANDARD_ERROR, names.BOUND_WIDTH, names.TRAIN_SECONDS, names.BOUND_WIDTH_RELATIVE):
             assert result.metrics[name] == pytest.approx(trial.metrics[name], rel=1e-2)
-        timings = pd.read_parquet(directory / certification.TIMINGS).groupby("stage")["seconds"].sum()
-        assert set(timings.index) == {"clean", "attack", "ibp", "crown-ibp", "crown"}
-        assert timings["ibp"] == pytest.approx(result.metrics[names.seconds_of("ibp")])
-        assert not (directory / folder.SHARDS).exists()
+        assert result.metrics.keys() >= {names.seconds_of(s) for s in ("clean", "attack", "ibp", "crown-ibp", "crown")}
+        assert not (directory / ranges.RANGES).exists()
 
 
-def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(certified, sweep_dir, begun, shards, monkeypatch, capsys):
-    def die(*_):
-        raise KeyboardInterrupt
-
+def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(
+    certified, sweep_dir, begun, evaluated, monkeypatch, capsys
+):
     trial_dir = certification.trial_of(begun)
-    saved = (begun / "shards/00010.json").stat().st_mtime_ns
-    assert "unfinished: 1 of 3 shards" in build_leaderboard(sweep_dir).uncounted["problem"].str.cat()
+    assert (
+        f"unfinished: 10 images of {NAME} are evaluated" in build_leaderboard(sweep_dir).uncounted["problem"].str.cat()
+    )
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_result", die)
         assert run(trial_dir) == 130
     assert "the same command continues" in capsys.readouterr().err
-    assert certification.unfinished_shards(begun) == []
-    assert (begun / "shards/00010.json").stat().st_mtime_ns == saved
     for _ in range(2):
         assert run(trial_dir) == 0
-    assert shards == [1, 2], "nothing is done twice"
+    assert evaluated == [10, 20], "nothing is done twice"
     complete = finished_trials(certified)[0] / "certified" / NAME
     assert (begun / folder.VERDICTS).read_bytes() == (complete / folder.VERDICTS).read_bytes()
     assert not (finished_trials(sweep_dir)[1] / "certified").exists()
 
 
-@pytest.mark.parametrize("change", ["weights or data", "versions or device"])
-def test_shards_of_other_weights_or_versions_are_done_again(sweep_dir, begun, shards, monkeypatch, change, capsys):
+@pytest.mark.parametrize("change", ["weights of an unfinished one", "versions", "weights of a finished one"])
+def test_what_is_of_other_weights_or_versions_is_evaluated_again(
+    sweep_dir, begun, evaluated, monkeypatch, change, capsys
+):
     trial_dir, other = finished_trials(sweep_dir)
-    if change == "weights or data":
-        shutil.copy(other / folder.WEIGHTS, trial_dir / folder.WEIGHTS)
+    if change == "weights of a finished one":
+        assert run(trial_dir) == 0
+        evaluated.clear()
+    if change == "versions":
+        monkeypatch.setattr(certify_trials, "describe_environment", lambda device: {"torch": "another"})
     else:
-        monkeypatch.setattr(work, "describe_environment", lambda device: {"torch": "another", "threads": "1"})
-    work._load.cache_clear()
+        shutil.copy(other / folder.WEIGHTS, trial_dir / folder.WEIGHTS)
+    certify_trials._open.cache_clear()
     assert run(trial_dir) == 0
-    assert shards == [0, 1, 2]
-    assert f"begun anew: other {change}" in printed(capsys)
-
-
-def test_a_shard_whose_verdicts_were_changed_is_missing(begun):
-    table = pd.read_parquet(begun / "shards/00000.parquet")
-    table.assign(**{names.VERDICT: names.CERTIFIED}).to_parquet(begun / "shards/00000.parquet")
-    assert certification.unfinished_shards(begun) == [0, 1, 2]
+    assert evaluated == [0, 10, 20]
+    assert "begun anew: what was there is of other weights, versions or another device" in printed(capsys)
+    assert run(trial_dir) == 0 and evaluated == [0, 10, 20]
 
 
 def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, trial_dir, monkeypatch, capsys):
@@ -278,8 +257,8 @@ def test_the_stages_of_the_trial_itself_are_a_section_of_their_own(sweep_dir, tr
 def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
     begun = []
 
-    def unsound(number):
-        begun.append(number)
+    def unsound(first):
+        begun.append(first)
         raise SoundnessError("certified and falsified all the same: test examples [3], 1 in all")
 
     evaluate_with(unsound)
@@ -291,15 +270,15 @@ def test_an_unsound_bound_stops_everything(sweep_dir, evaluate_with, capsys):
     assert not list(sweep_dir.rglob("certified/*/result.json"))
 
 
-def test_a_shard_that_cannot_be_done_leaves_the_others(trial_dir, evaluate_with, capsys):
-    def die(number):
-        if number == 1:
+def test_a_range_that_cannot_be_evaluated_leaves_the_others(trial_dir, evaluate_with, capsys):
+    def fail(first):
+        if first == 10:
             raise RuntimeError("worker lost")
 
-    evaluate_with(die)
+    evaluate_with(fail)
     assert run(trial_dir) == 1
     assert "failed: RuntimeError: worker lost" in printed(capsys)
-    assert certification.unfinished_shards(trial_dir / "certified" / NAME) == [1]
+    assert ranges.count_saved_images(trial_dir / "certified" / NAME) == 20
 
 
 @pytest.mark.parametrize(
@@ -320,10 +299,10 @@ def test_options_that_cannot_be_are_refused(trained, capsys, options, parts):
 
 
 def test_searches_for_certificates_have_the_budget_that_is_asked_for(trial_dir, monkeypatch):
-    jobs = []
-    monkeypatch.setattr(certification_jobs, "certify_jobs", lambda made, *rest: jobs.extend(made) or True)
+    all_planned = []
+    monkeypatch.setattr(certify_trials, "certify", lambda planned, *rest: all_planned.extend(planned) or True)
     assert run(trial_dir, "--certificates", "--branches", "7") == 0
-    settings = jobs[0].config.evaluation
+    settings = all_planned[0].config.evaluation
     assert (settings.certificates, settings.bab_seconds, settings.bab_branches) == (True, None, 7)
 
 
@@ -362,18 +341,18 @@ def test_trials_that_cannot_be_certified_are_refused(sweep_dir, trial_dir, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_two_workers_that_are_stopped_leave_shards_that_one_goes_on_from(sweep_dir, number, status):
+def test_two_workers_that_are_stopped_leave_ranges_that_one_goes_on_from(sweep_dir, number, status):
     """In a process of its own, with a Ray of its own."""
-    command = [sys.executable, "-m", "harness.certify", str(sweep_dir), "--stages", "ibp,crown-ibp", "--images", "360"]
+    command = [sys.executable, "-m", "harness.certify", str(sweep_dir), "--stages", "ibp,crown-ibp", "--images", "60"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     stopped = subprocess.Popen([*command, "--workers", "2"], **options)
-    wait_for(lambda: list(sweep_dir.rglob("shards/*.json")) or stopped.poll() is not None, 200)
+    wait_for(lambda: list(sweep_dir.rglob("ranges/*/*.pt")) or stopped.poll() is not None, 200)
     workers = descendants(stopped.pid)
     stopped.send_signal(number)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == status
     assert number == signal.SIGKILL or "the same command continues" in errors
-    assert 1 <= len(list(sweep_dir.rglob("shards/*.json"))) < 4
+    assert 1 <= len(list(sweep_dir.rglob("ranges/*/*.pt"))) < 12
     wait_for(lambda: not any(map(alive, workers)))
     pairs = [(trial_dir, trial_dir.with_name(f"{trial_dir.name}-copy")) for trial_dir in finished_trials(sweep_dir)]
     for trial_dir, again in pairs:
@@ -387,8 +366,6 @@ def test_two_workers_that_are_stopped_leave_shards_that_one_goes_on_from(sweep_d
 def test_a_certification_that_cannot_be_read_is_refused_and_stays(certified, tmp_path, capsys):
     sweep_dir = copy(certified, tmp_path)
     (directory,) = certification.folders(finished_trials(sweep_dir)[0])
-    content = json.loads((directory / certification.CERTIFICATION).read_text())
-    (directory / certification.CERTIFICATION).write_text(json.dumps(content | {"digest": "of another machine"}))
     (directory / folder.RESULT).write_text("{")
     assert run(sweep_dir) == 2
     assert str(directory / folder.RESULT) in capsys.readouterr().err

@@ -30,11 +30,11 @@ def unfinished(copied):
 
 @pytest.fixture
 def replace_ray(monkeypatch):
-    """A function that replaces Ray by another: it gets the folders and the callbacks of a listener."""
+    """A function that replaces Ray by another: it gets the items and the callbacks of a listener."""
 
     def replace(act):
         def run_on_ray(items, work, listener, options, directory):
-            act([item.directory for item in items], listener.on_report, listener.on_end)
+            act(items, listener.on_report, listener.on_end)
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
@@ -47,10 +47,10 @@ def started(unfinished, replace_ray):
     models = {trial_dir.name: model for (model, _), trial_dir in unfinished.trial_dirs.items()}
     started = []
 
-    def act(folders, on_report, on_end):
-        for trial_dir in folders:
-            started.append(models[trial_dir.name])
-            on_end(trial_dir, "it died")
+    def act(items, on_report, on_end):
+        for item in items:
+            started.append(models[item.directory.name])
+            on_end(item, "it died")
 
     replace_ray(act)
     return started
@@ -161,15 +161,16 @@ def test_only_selects_by_pattern_or_key_and_counts_what_it_selects(unfinished, s
 def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray, capsys):
     """As if it had been trained: its errors are better, and still the file's own network stays the best."""
 
-    def act(folders, on_report, on_end):
-        (trial_dir,) = folders
+    def act(items, on_report, on_end):
+        (item,) = items
+        trial_dir = item.directory
         key = folder.read_trial(trial_dir / folder.TRIAL).key
         finished = copied.trial_dirs["cnn5", 0]
         shutil.copytree(finished, trial_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.TRIAL))
         result = json.loads((trial_dir / folder.RESULT).read_text()) | {"key": key}
         result["metrics"] |= dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 1.0)
         (trial_dir / folder.RESULT).write_text(json.dumps(result))
-        on_end(trial_dir, None)
+        on_end(item, None)
 
     replace_ray(act)
     assert copied.main("--set", "train.kappa=0.5", "--only", "cnn5*") == 0
@@ -193,9 +194,9 @@ def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, cap
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
-    def act(folders, on_report, on_end):
-        first, second = folders
-        on_report(second, folder.read_epochs(second)[-1])
+    def act(items, on_report, on_end):
+        first, second = items
+        on_report(second, folder.read_epochs(second.directory)[-1])
         on_end(first, "it died")
         on_end(second, "it died")
 
@@ -207,9 +208,9 @@ def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, caps
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, replace_ray, capsys, number, status):
-    def act(folders, on_report, on_end):
-        for trial_dir in folders:
-            on_report(trial_dir, folder.read_epochs(trial_dir)[-1])
+    def act(items, on_report, on_end):
+        for item in items:
+            on_report(item, folder.read_epochs(item.directory)[-1])
         assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
         raise Stopped(number)
 
@@ -229,12 +230,12 @@ def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monke
 
 
 def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
-    def act(folders, on_report, on_end):
-        on_report(folders[0], {names.ACTIVITY: "reads its data"})
-        on_report(folders[0], {names.EVALUATED: 0, names.IMAGES: 50})
+    def act(items, on_report, on_end):
+        on_report(items[0], {names.ACTIVITY: "reads its data"})
+        on_report(items[0], {names.EVALUATED: 0, names.IMAGES: 50})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
-        for trial_dir in folders:
-            on_end(trial_dir, "it died")
+        for item in items:
+            on_end(item, "it died")
 
     replace_ray(act)
     assert unfinished.main() == 1

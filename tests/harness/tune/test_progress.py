@@ -11,6 +11,7 @@ from harness.storage import folder
 from harness.tune.progress import Bars, SweepProgress
 from harness.tune.run_sweep import _SweepListener
 from harness.tune.time_left import TimeLeft, wall_seconds
+from harness.tune.workers import Item
 
 ROW = {
     names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4,
@@ -87,13 +88,14 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs(tiny_trial, 
 
 def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(tiny_trial, terminal, tmp_path):
     progress, (key, *_) = sweep_of(tiny_trial, terminal)
-    (trial_dir := tmp_path / key).mkdir()
+    item = Item(trial_dir := tmp_path / key, "", {})
+    trial_dir.mkdir()
     folder.add_training_warnings(trial_dir, ["compiled steps given up: no compiler"])
     logged = []
     listener = _SweepListener(progress, lambda *call: logged.append(call))
-    listener.on_report(trial_dir, {**ROW, names.EPOCH: 1})
+    listener.on_report(item, {**ROW, names.EPOCH: 1})
     assert "warning cnn5 ibp seed 0: compiled steps given up: no compiler" in terminal.file.getvalue()
-    listener.on_report(trial_dir, ROW)
+    listener.on_report(item, ROW)
     progress.finished(key, folder.TrialResult(key, ERRORS, {}, {}, folder.read_training_warnings(trial_dir)))
     assert terminal.file.getvalue().count("given up") == 1
     assert logged == [(trial_dir, True)] * 2

@@ -47,14 +47,14 @@ class Events(logging.Handler, Listener):
     def emit(self, record):
         self.logged.append(record.getMessage())
 
-    def on_start(self, directory):
-        self.starts.append(directory.name)
+    def on_start(self, item):
+        self.starts.append(item.directory.name)
 
-    def on_report(self, directory, row):
-        self.rows[directory.name].append(row)
+    def on_report(self, item, row):
+        self.rows[item.directory.name].append(row)
 
-    def on_end(self, directory, error):
-        self.ends[directory.name].append(error)
+    def on_end(self, item, error):
+        self.ends[item.directory.name].append(error)
 
 
 def item_of(path):
@@ -171,7 +171,7 @@ def test_ray_s_own_analysis_shows_each_trial_by_its_config_with_its_epochs(real_
 @pytest.mark.slow
 def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
     class Full(Listener):
-        def on_end(self, directory, error):
+        def on_end(self, item, error):
             raise OSError(28, "No space left on device")
 
     items = [Item(tmp_path / "2-1", "2-1", {})]
@@ -326,7 +326,7 @@ from harness.tune.workers import Item, Listener, RayOptions
 
 class Killing(Listener):
     killed = 0
-    def on_report(self, directory, row):
+    def on_report(self, item, row):
         pid = int(os.popen(f"pgrep -P {os.getpid()} -x {sys.argv[1]}").read())
         os.kill(pid, signal.SIGKILL)
         print("killed", flush=True)

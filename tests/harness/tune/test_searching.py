@@ -75,7 +75,7 @@ def workers(monkeypatch, begun):
                 begun.append(item.directory.name)
                 if len(begun) == killed_at:
                     raise Killed
-                listener.on_end(item.directory, do(item.directory))
+                listener.on_end(item, do(item.directory))
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 

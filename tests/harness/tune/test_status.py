@@ -67,11 +67,11 @@ def test_a_damaged_file_hides_no_other_trial(copied, capsys, name):
 def test_certifications_are_status_of(copied, capsys):
     for is_done, trial_dir in zip((True, False), copied.trial_dirs.values(), strict=True):
         made = trial_dir / "certified" / "ibp-all-images"
-        (made / "shards").mkdir(parents=True)
+        (made / "ranges/0").mkdir(parents=True)
         (made / "certification.json").write_text("{}")
-        (made / ("result.json" if is_done else "shards/00000.json")).write_text("{}")
+        (made / ("result.json" if is_done else "ranges/0/00000-00020.pt")).write_text("{}")
     by_model, _ = status_of(copied, capsys)
-    assert sorted("1 parts so far" in line for line in by_model.values()) == [False, True]
+    assert sorted("20 images so far" in line for line in by_model.values()) == [False, True]
     assert all("ibp-all-images" in line for line in by_model.values())
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from harness.command_line import FAILED, OK, TERMINATED, main
 from harness.common import names
 from harness.data import load
-from harness.evaluation import parts
-from harness.storage import files, folder
+from harness.storage import files, folder, ranges
 from harness.storage.folder import make_trial, trial_json
 from harness.training import train_and_certify
 from harness.tune.progress import SweepProgress
@@ -58,18 +57,15 @@ def batches(rows):
     return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _four_parts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "images_per_part", lambda *_: 16)
-        yield
+def in_four_ranges(config):
+    return config.replace(evaluation=config.evaluation.replace(batch_size=16))
 
 
 @pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
 def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
-    """Each call ends after one epoch, one part of the evaluation, or what equilibria do; nothing is done twice."""
+    """Each call ends after one epoch, one range of the evaluation, or what equilibria do; nothing is done twice."""
     few = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
-    config = tiny_trial(model, eps="1/4", train_images=128, train={"eps": "1/32"}, options=few)
+    config = in_four_ranges(tiny_trial(model, eps="1/4", train_images=128, train={"eps": "1/32"}, options=few))
     at_once = train_and_certify(config, tmp_path / "at_once")
     rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
@@ -78,7 +74,7 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
             train_and_certify(config, tmp_path / "pieces", killed_after(1, rows), save_seconds=0)
         except Killed:
             assert folder.read_failure(tmp_path / "pieces") is None
-    assert calls == 7, "3 epochs with the untrained network, and 4 parts"
+    assert calls == 7, "3 epochs with the untrained network, and 4 ranges"
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
     assert dict.fromkeys(batches(rows)) == dict.fromkeys([(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)])
     pieces = folder.read_result(tmp_path / "pieces")
@@ -91,16 +87,16 @@ def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path,
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     points = [(tmp_path / name / folder.COUNTEREXAMPLES).read_bytes() for name in ("at_once", "pieces")]
     assert points[0] == points[1] and len(load_file(tmp_path / "at_once" / folder.COUNTEREXAMPLES)) > 0
-    assert not (tmp_path / "pieces" / folder.SHARDS).exists()
+    assert not (tmp_path / "pieces" / ranges.RANGES).exists()
 
 
 @pytest.fixture(scope="module")
 def stopped(tiny_trial, tmp_path_factory):
-    """A trial that was stopped after the first part of its evaluation, and its folder, which no test may change."""
-    config, trial_dir = tiny_trial(train_images=128), tmp_path_factory.mktemp("stopped")
+    """A trial that was stopped after the first range of its evaluation, and its folder, which no test may change."""
+    config, trial_dir = in_four_ranges(tiny_trial(train_images=128)), tmp_path_factory.mktemp("stopped")
     with pytest.raises(Killed):
         train_and_certify(config, trial_dir, killed_after(5))
-    assert len(list((trial_dir / folder.SHARDS).glob("*.json"))) == 1
+    assert ranges.count_saved_images(trial_dir) == 16
     return config, trial_dir
 
 
@@ -112,14 +108,14 @@ def begun(stopped, tmp_path):
     return config
 
 
-@pytest.mark.parametrize("damaged", ["00000.json", "00000.parquet", "00000.safetensors", "other weights"])
-def test_parts_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
+@pytest.mark.parametrize("damaged", ["a range", "other weights"])
+def test_ranges_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged):
     if damaged == "other weights":
         (tmp_path / folder.CHECKPOINT).unlink()
         (tmp_path / folder.TRIAL).unlink()
         begun = begun.replace(seed=1)
     else:
-        (tmp_path / folder.SHARDS / damaged).write_bytes(b"nothing")
+        next(tmp_path.glob("ranges/*/00000-00016.pt")).write_bytes(b"nothing")
     rows = []
     train_and_certify(begun, tmp_path, rows.append)
     assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]

@@ -82,13 +82,13 @@ def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monk
     config, model, images, labels = trained(name)
     monkeypatch.setattr(alpha_crown, "ITERATIONS", ASCENT)
     monkeypatch.setattr(leaf_search, "_ROOT_STEPS", replace(leaf_search._ROOT_STEPS, count=ASCENT))
-    expected = verdicts.evaluate_part(
+    expected = verdicts.evaluate_images(
         verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
     )
     counts = counts_by_stage(monkeypatch)
     with Values():
         network = verdicts.prepare_network(model.cuda(), STAGES)
-        evaluation = verdicts.evaluate_part(network, images.cuda(), labels.cuda(), 0, config)
+        evaluation = verdicts.evaluate_images(network, images.cuda(), labels.cuda(), 0, config)
     print(f"\n{name:14} launches    waits")
     for stage, added in counts.items():
         print(f"{stage:14} {added['launches']:8} {added['synchronisations']:8}")
@@ -145,7 +145,7 @@ def evaluate(trained, first=0, last=IMAGES):
     with Values():
         network = verdicts.prepare_network(model.cuda(), settings.stages)
         part = images[first:last].cuda(), labels[first:last].cuda()
-        return verdicts.evaluate_part(network, *part, first, config)
+        return verdicts.evaluate_images(network, *part, first, config)
 
 
 @pytest.fixture(scope="module")

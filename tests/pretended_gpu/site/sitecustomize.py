@@ -15,7 +15,7 @@ from pathlib import Path
 
 CALLS = {
     "harness.training.trial": ["train_and_certify"],
-    "harness.evaluation.certification_shards": ["certify_shard"],
+    "harness.tune.certify_trials": ["evaluate_item"],
 }
 
 

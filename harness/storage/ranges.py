@@ -1,0 +1,41 @@
+"""The files of an evaluation that is under way: ranges/<hash>/<first>-<stop>.pt, one for each range of images.
+
+They lie in the folder of the trial or of its certification until the result is written. The hash is of all that the
+verdicts follow from: ranges of other weights, settings, devices or versions lie in another folder, and are not used.
+"""
+
+import shutil
+from pathlib import Path
+
+RANGES = "ranges"
+"""A folder of a trial, or of a certification."""
+
+
+def ranges_dir(directory: Path, digest: str) -> Path:
+    """Return the folder of the ranges with this hash."""
+    return directory / RANGES / digest
+
+
+def range_path(ranges_dir: Path, images: range) -> Path:
+    """Return the file of a range of images, which are counted from 0."""
+    return ranges_dir / f"{images.start:05}-{images.stop:05}.pt"
+
+
+def begin_ranges(ranges_dir: Path) -> bool:
+    """Make the folder of an evaluation's ranges; return whether ranges with another hash were removed."""
+    ranges_dir.mkdir(parents=True, exist_ok=True)
+    others = [path for path in ranges_dir.parent.iterdir() if path != ranges_dir]
+    for path in others:
+        shutil.rmtree(path)
+    return bool(others)
+
+
+def count_saved_images(directory: Path) -> int:
+    """Return how many images of an unfinished trial or certification are evaluated."""
+    bounds = (path.stem.split("-") for path in directory.glob(f"{RANGES}/*/*.pt"))
+    return sum(int(stop) - int(first) for first, stop in bounds)
+
+
+def remove_ranges(directory: Path) -> None:
+    """Remove all ranges of a trial or certification."""
+    shutil.rmtree(directory / RANGES, ignore_errors=True)

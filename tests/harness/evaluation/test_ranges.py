@@ -1,0 +1,117 @@
+"""The images of an evaluation are divided into ranges, which are saved one by one and joined to the whole."""
+
+import pandas as pd
+import pytest
+import torch
+
+from baselines import build
+from harness.data import Split, load
+from harness.evaluation.network import prepare_network
+from harness.evaluation.ranges import (
+    evaluate_range,
+    finish_evaluation,
+    hash_inputs,
+    join_ranges,
+    missing_ranges,
+    plan_ranges,
+    read_range,
+)
+from harness.evaluation.verdicts import evaluate
+from harness.settings import Evaluation
+from harness.storage import folder, ranges
+from harness.storage.files import DamagedFileError
+
+PLANNED = [range(0, 15), range(15, 30), range(30, 40)]
+TEXTS = ["verdict", "stage", "reason"]
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "size"),
+    [
+        (30, {}, 20),
+        (1000, {}, 31),
+        (10_000, {}, 100),
+        (10_000, {"batch_size": 7}, 7),
+        (1000, {"stages": ("ibp", "bab")}, 20),
+        (1000, {"stages": ("ibp", "bab"), "bab_seconds": 5000.0}, 1),
+        (1000, {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 9}, 31),
+    ],
+)
+def test_ranges_have_each_image_once_and_few_where_branch_and_bound_is_slow(images, settings, size):
+    planned = plan_ranges(images, Evaluation(**settings))
+    assert [image for each in planned for image in each] == list(range(images))
+    assert {len(each) for each in planned[:-1]} <= {size}
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build("cnn5", dataset="digits", width=0.1).double().eval()
+
+
+@pytest.fixture(scope="module")
+def config(tiny_trial):
+    return tiny_trial(eps="1/16", width=0.1)
+
+
+@pytest.fixture(scope="module")
+def split(network):
+    """Forty images, with the network's own predictions as labels, so that there is something to attack."""
+    images = load("digits").test.images[:40]
+    with torch.no_grad():
+        return Split(images, network(images.double() / 255).argmax(1))
+
+
+@pytest.fixture
+def evaluated(network, split, config, tmp_path):
+    """The folder of three ranges of forty images."""
+    ranges_dir = ranges.ranges_dir(tmp_path, "0")
+    ranges.begin_ranges(ranges_dir)
+    for images in PLANNED:
+        evaluate_range(ranges_dir, images, prepare_network(network, config.evaluation.stages), split, config)
+    return ranges_dir
+
+
+def test_ranges_are_joined_to_the_evaluation_of_all_images(network, split, config, evaluated):
+    at_once = evaluate(network, split.images, split.labels, config)
+    joined = join_ranges([read_range(evaluated, images) for images in PLANNED])
+    pd.testing.assert_frame_equal(joined.verdicts, at_once.verdicts, check_dtype=False)
+    assert joined.verdicts.dtypes.drop(TEXTS).equals(at_once.verdicts.dtypes.drop(TEXTS))
+    assert joined.layers == pytest.approx(at_once.layers)
+    assert joined.clean_mean == pytest.approx(at_once.clean_mean)
+    assert joined.clean_spread == pytest.approx(at_once.clean_spread, rel=1e-2)
+    assert joined.seconds.keys() == at_once.seconds.keys()
+    assert joined.proofs.keys() == at_once.proofs.keys() and len(joined.proofs) > 0
+    assert all(joined.proofs[name].equal(tensor) for name, tensor in at_once.proofs.items())
+
+
+def test_what_is_missing_or_damaged_is_left_to_do(config, evaluated, tmp_path):
+    assert missing_ranges(evaluated, PLANNED) == []
+    assert ranges.count_saved_images(tmp_path) == 40
+    ranges.range_path(evaluated, PLANNED[0]).write_bytes(b"nothing")
+    ranges.range_path(evaluated, PLANNED[2]).unlink()
+    assert missing_ranges(evaluated, PLANNED) == [PLANNED[0], PLANNED[2]]
+    with pytest.raises(DamagedFileError, match=r"00000-00015\.pt cannot be read"):
+        finish_evaluation(tmp_path, evaluated, PLANNED, config, {})
+    assert not (tmp_path / folder.VERDICTS).exists()
+
+
+def test_ranges_of_other_inputs_are_removed(evaluated, tmp_path):
+    assert not ranges.begin_ranges(evaluated)
+    other = ranges.ranges_dir(tmp_path, "1")
+    assert ranges.begin_ranges(other)
+    assert ranges.count_saved_images(tmp_path) == 0 and missing_ranges(other, PLANNED) == PLANNED
+
+
+def test_the_hash_is_of_weights_trial_settings_and_versions(config):
+    inputs = [b"weights", "key", config, {"torch": "2"}]
+    others = [b"other", "other", config.replace(evaluation=config.evaluation.replace(attack_steps=9)), {"torch": "3"}]
+    hashes = {hash_inputs(*inputs[:i], other, *inputs[i + 1 :]) for i, other in enumerate(others)}
+    assert len(hashes | {hash_inputs(*inputs)}) == 5
+
+
+def test_a_folder_that_is_gone_is_not_made_again(network, split, config, tmp_path):
+    prepared = prepare_network(network, ("ibp",))
+    with pytest.raises(FileNotFoundError, match="the trial's folder is gone"):
+        evaluate_range(tmp_path / "gone/ranges/0", range(2), prepared, split, config)
+    assert not (tmp_path / "gone").exists()
