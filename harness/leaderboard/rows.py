@@ -13,7 +13,7 @@ from harness.config.trial import RECIPE_VERSION, Trial
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.pretrained.checkpoint import Source
 from harness.settings import Evaluation
-from harness.storage import certification, folder, ranges, study_tables
+from harness.storage import certification, folder, ranges, study_tables, training_record
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
@@ -174,7 +174,7 @@ def state_of(trial_dir: Path, epochs: int) -> tuple[str, str]:
         return FAILED, str(failure["error"])
     if folder.last_write(trial_dir) is None:
         return NOT_BEGUN, ""
-    parts = [f"epoch {folder.last_epoch(trial_dir)} of {epochs}"] if epochs else []
+    parts = [f"epoch {training_record.last_epoch(trial_dir)} of {epochs}"] if epochs else []
     return UNFINISHED, ", ".join([*parts, *(["being evaluated"] if (trial_dir / ranges.RANGES).exists() else [])])
 
 

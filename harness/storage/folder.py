@@ -22,9 +22,7 @@ failure.json; the driver writes failure.json if the worker died.
 """
 
 import errno
-import json
 import re
-import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,21 +30,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field
 
 from harness.common import names
-from harness.common.errors import InputError, SettingError, require, shorten
+from harness.common.errors import InputError, SettingError, require
 from harness.common.masking import mask_secrets
 from harness.common.models import LENIENT, Model, validate
 from harness.config.trial import RECIPE_VERSION, Trial
 from harness.pretrained.checkpoint import Checkpoint, digest_of, read_file
 from harness.storage.files import (
     DamagedFileError,
-    append_line,
-    load_json,
-    parse_file,
     parse_json,
     read_bytes,
     write_bytes,
     write_json,
-    write_text,
 )
 from harness.storage.parquet import read_table
 from harness.storage.ranges import RANGES
@@ -305,98 +299,10 @@ def check_columns(verdicts: "pd.DataFrame") -> list[str]:
     return problems
 
 
-def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
-    """Read the trial's rows of the epochs after `after` in order, numbers or None by name. Raises DamagedFileError.
-
-    An epoch that was trained again replaces the rows from it on.
-    """
-    path = directory / EPOCHS
-    if not path.exists():
-        return []
-
-    def parse(content: bytes) -> list[dict[str, Any]]:
-        rows, lines = list[dict[str, Any]](), content.splitlines()
-        if len(lines) > 1 and not lines[-1].endswith(b"}"):
-            del lines[-1]  # half a line of a killed process
-        for line in reversed(lines):
-            row = _check_row(load_json(line))
-            if row[names.EPOCH] <= after:
-                break
-            if not rows or row[names.EPOCH] < rows[-1][names.EPOCH]:
-                rows.append(row)
-        return rows[::-1]
-
-    return parse_file(path, parse)
-
-
-def last_epoch(directory: Path) -> int:
-    """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
-    return max((row[names.EPOCH] for row in read_epochs(directory)), default=0)
-
-
-def _check_row(row: Any) -> dict[str, Any]:
-    if type(row) is not dict or type(row.get(names.EPOCH)) is not int:
-        raise ValueError(f"{shorten(row)} is not an epoch's row")
-    for name, value in row.items():
-        if type(value) not in (int, float, types.NoneType):
-            raise ValueError(f"epoch {row[names.EPOCH]}: {name}: found {shorten(value)}, allowed: a number or null")
-    return row
-
-
-def cut_epochs(directory: Path, last: int) -> None:
-    """Remove the rows after the epoch `last`, which are written again. Raises DamagedFileError."""
-    rows = read_epochs(directory)
-    kept = [row for row in rows if row[names.EPOCH] <= last]
-    if len(kept) < len(rows):
-        write_text(directory / EPOCHS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
-
-
-def write_epoch(directory: Path, row: dict[str, Any]) -> None:
-    """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
-    if row[names.EPOCH] > 0:
-        require_there(directory)
-    append_line(directory / EPOCHS, json.dumps(row, allow_nan=False))
-
-
 def last_write(trial_dir: Path) -> float | None:
     """Return when the trial last wrote a file, in seconds since 1970; None for a trial that is not begun."""
     paths = [*(trial_dir / name for name in _WRITTEN), *trial_dir.glob(f"{RANGES}/*")]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
-
-
-def read_training_warnings(directory: Path) -> list[str]:
-    """Return the warnings of training so far, such as a line for each optimisation that failed."""
-    return _read_lines(directory / TRAINING_WARNINGS)
-
-
-def add_training_warnings(directory: Path, lines: list[str]) -> None:
-    """Add lines to those that `read_training_warnings` returns; a line that is there is not added again."""
-    _add_lines(directory / TRAINING_WARNINGS, lines)
-
-
-def read_training_devices(directory: Path) -> list[str]:
-    """Return the devices that the trial was trained on so far, in order."""
-    return _read_lines(directory / TRAINED_ON)
-
-
-def add_training_device(directory: Path, device: str) -> None:
-    """Add a device to those that `read_training_devices` returns, unless it is there."""
-    _add_lines(directory / TRAINED_ON, [device])
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file, each once; none if there is no file. Raises DamagedFileError."""
-    if not path.exists():
-        return []
-    lines = parse_file(path, lambda content: content.decode().splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
-
-
-def _add_lines(path: Path, lines: list[str]) -> None:
-    """Add lines to a file; a line that is there is not added again."""
-    before = _read_lines(path)
-    if added := [line for line in lines if line not in before]:
-        write_text(path, "".join(line + "\n" for line in before + added))
 
 
 def trial_folders(sweep_dir: Path) -> list[Path]:

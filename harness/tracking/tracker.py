@@ -20,7 +20,7 @@ from rich.console import Console
 from harness.common import names
 from harness.common.masking import mask_secrets
 from harness.config.trial import flatten
-from harness.storage import certification, folder
+from harness.storage import certification, folder, training_record
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, read_text, write_json
 from harness.storage.folder import TrialRecord, TrialResult
 from harness.tracking import view
@@ -179,7 +179,7 @@ class Tracker:
             with tracking_errors(self.uri):
                 points = self.client.get_metric_history(logged.run, names.TRAIN_EPS)
             logged.epoch = max((point.step for point in points), default=-1)
-        rows = folder.read_epochs(trial_dir, logged.epoch)
+        rows = training_record.read_epochs(trial_dir, logged.epoch)
         size = LARGEST_BATCH // max(1, *map(len, rows)) if rows else 1
         for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
             write_json(trial_dir / STATE, logged.model_copy(update={"epoch": None}).model_dump())

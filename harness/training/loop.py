@@ -16,7 +16,7 @@ from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
-from harness.storage.folder import (
+from harness.storage.training_record import (
     add_training_device,
     add_training_warnings,
     cut_epochs,

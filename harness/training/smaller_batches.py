@@ -10,7 +10,7 @@ from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.config.trial import Trial
 from harness.machine.freed_memory import free_memory
-from harness.storage.folder import read_epochs
+from harness.storage.training_record import read_epochs
 from harness.training.checkpoint import Clock
 from harness.training.loop import Report, train
 

@@ -27,7 +27,7 @@ from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.pretrained.weights import read_weights
-from harness.storage import folder, ranges
+from harness.storage import folder, ranges, training_record
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.storage.log import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS, Clock
@@ -133,7 +133,7 @@ def _train_and_evaluate(
     else:
         network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
     free_memory()
-    devices = folder.read_training_devices(trial_dir)
+    devices = training_record.read_training_devices(trial_dir)
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
     metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report)
@@ -197,13 +197,13 @@ def _evaluate(
     except SoundnessError:
         ranges.remove_ranges(trial_dir)
         raise
-    started, epochs = time.monotonic(), folder.read_epochs(trial_dir)
+    started, epochs = time.monotonic(), training_record.read_epochs(trial_dir)
     of_recurrence = recurrence_report(model, test.images.to(device), test.labels.to(device), config)
     further = finite_or_none(network_metrics | of_recurrence)
     metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, config, further)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
     metrics[names.EVALUATION_SECONDS] = (metrics[names.EVALUATION_SECONDS] or 0.0) + time.monotonic() - started
-    messages += [*describe_smaller_batches(config, epochs), *folder.read_training_warnings(trial_dir)]
+    messages += [*describe_smaller_batches(config, epochs), *training_record.read_training_warnings(trial_dir)]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])

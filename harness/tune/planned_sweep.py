@@ -17,7 +17,7 @@ from harness.data import load
 from harness.leaderboard.rows import FINISHED, NOT_COUNTED
 from harness.machine.device import best_device, count_cores
 from harness.own_data import MeasuredData, OwnData
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import TrialRecord
 from harness.training.trial import split_images
@@ -97,7 +97,7 @@ class PlannedSweep:
     def seconds_left(self, trials: list[TrialRecord]) -> dict[str, float | None]:
         """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
         return {
-            trial.key: self.times.seconds(trial, folder.last_epoch(self.trial_dirs[trial.key]))
+            trial.key: self.times.seconds(trial, training_record.last_epoch(self.trial_dirs[trial.key]))
             if self.times.is_measured(trial)
             else None
             for trial in trials

@@ -18,7 +18,7 @@ from harness.leaderboard.summary import Summary
 from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
 from harness.machine.environment import device_name, source_digest
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.storage.files import read_text, remove_unfinished
 from harness.storage.folder import TrialRecord
 from harness.tune.planned_sweep import PlannedSweep
@@ -159,7 +159,7 @@ class _SweepListener(Listener):
             return
         self.progress.report(item.directory.name, row)
         if names.EPOCH in row:
-            self.progress.warn(item.directory.name, folder.read_training_warnings(item.directory))
+            self.progress.warn(item.directory.name, training_record.read_training_warnings(item.directory))
         if names.EPOCH in row or names.ACTIVITY in row:
             self.log(item.directory, True)
 

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialRecord
 
@@ -33,7 +33,7 @@ class TimeLeft:
             with suppress(DamagedFileError):
                 if result := folder.read_result(trial_dir):
                     row = folder.read_trial(trial_dir / folder.TRIAL).config.identity
-                    for epoch in folder.read_epochs(trial_dir):
+                    for epoch in training_record.read_epochs(trial_dir):
                         times.add_epoch(row, epoch)
                     times.add_evaluation(row, result.metrics)
         return times

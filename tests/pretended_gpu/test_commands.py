@@ -13,7 +13,7 @@ import yaml
 from pretended import environment, problem, run_python
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 
 pytestmark = [pytest.mark.skipif(problem() is not None, reason=str(problem())), pytest.mark.timeout(600)]
 SWEEP = {
@@ -167,7 +167,7 @@ def _worker_in_the_middle(machine: Machine) -> int:
     """Wait until a trial has trained two epochs, and return the process that trains it first."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
-        if any(len(folder.read_epochs(trial)) > 2 for trial in machine.trials()):
+        if any(len(training_record.read_epochs(trial)) > 2 for trial in machine.trials()):
             return machine.calls("train_and_certify")[0]["process"]
         time.sleep(0.2)
     raise TimeoutError("no trial trained two epochs")

@@ -10,7 +10,7 @@ import pandas as pd
 from harness.common import names
 from harness.leaderboard.table import Section
 from harness.report.figures.style import COLOURS, GREY, MARKERS
-from harness.storage import certification, folder
+from harness.storage import certification, folder, training_record
 
 OTHERS = {"color": GREY, "marker": "."}  # of rows for which there is no colour
 
@@ -47,7 +47,9 @@ class SectionData:
     def epochs(self) -> pd.DataFrame:
         """A row for each epoch of each trial, with its label, model and seed; epoch 0 is the untrained network."""
         trials = self.trials[["label", "model", "seed", "trial_dir"]].to_dict("records")
-        return pd.DataFrame([trial | epoch for trial in trials for epoch in folder.read_epochs(trial["trial_dir"])])
+        return pd.DataFrame(
+            [trial | epoch for trial in trials for epoch in training_record.read_epochs(trial["trial_dir"])]
+        )
 
     @cached_property
     def untrained(self) -> pd.DataFrame:

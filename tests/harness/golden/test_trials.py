@@ -15,7 +15,7 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import evaluate
 from harness.leaderboard.rows import read_trials
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import load_network
 from harness.training.loop import train
 from harness.training.step import Stepper
@@ -73,7 +73,7 @@ def test_training_has_not_changed(tmp_path, monkeypatch):
     after it, and the last report is repeated.
     """
     config = folder.read_trial(HERE / "cnn5" / folder.TRIAL).config
-    recorded, rows, reports, step = folder.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
+    recorded, rows, reports, step = training_record.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
 
     def in_the_first_epoch(stepper, *arguments):
         if len(rows) < 2:

@@ -10,7 +10,7 @@ from harness.config.trial import Trial
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import EvaluationResult
 from harness.settings import Evaluation, Recipe
-from harness.storage import files, folder
+from harness.storage import files, folder, training_record
 
 STAGES = ("ibp", "crown-ibp")
 IMAGES = 200
@@ -33,7 +33,7 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     table[names.WIDTH] = np.linspace(0.1, 3, len(table))
     table.to_parquet(path / folder.VERDICTS)
     for epoch in range(epochs):
-        folder.write_epoch(path, _epoch(model, epoch))
+        training_record.write_epoch(path, _epoch(model, epoch))
     layers = _widths(model, 0.5 + seed / 10)
     for number, layer in enumerate(_names(model), start=1):
         layers |= {names.layer_unstable(layer): 10.0 * number, names.layer_inactive(layer): 5.0}

@@ -9,7 +9,7 @@ import torch
 
 from harness.leaderboard.changed import _is_part
 from harness.leaderboard.literature import read_literature
-from harness.storage import folder, lock
+from harness.storage import folder, lock, training_record
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import LOCK
 from harness.storage.log import log_to_folder
@@ -23,7 +23,7 @@ READERS = {
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
     "published.csv": lambda path: read_literature(path / "sweep"),
-    folder.EPOCHS: folder.read_epochs,
+    folder.EPOCHS: training_record.read_epochs,
     folder.VERDICTS: lambda path: folder.read_verdicts(path, []),
 }
 """What reads the file of this name in a directory."""

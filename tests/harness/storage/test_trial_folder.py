@@ -8,7 +8,7 @@ import pytest
 from harness.common import names
 from harness.common.errors import SettingError
 from harness.config.trial import RECIPE_VERSION
-from harness.storage import files, folder
+from harness.storage import files, folder, training_record
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
 
@@ -59,6 +59,16 @@ def test_not_a_number_is_not_written_as_json(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": NaN}', b'{"a": 1e999}', b'{"a": 1, "\\u0061": 2}', '{"a": 1}'.encode("utf-16"), b"[" * 10**5, b""],
+)
+def test_what_is_no_json_or_what_readers_take_differently_is_damaged(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.json cannot be read"):
+        files.parse_json(tmp_path / "x.json", lambda content: content)
+
+
 def test_a_trial_its_result_and_its_failure_are_read_as_they_were_written(tmp_path, trial):
     assert folder.read_result(tmp_path) is None and folder.read_failure(tmp_path) is None
     folder.take_over(tmp_path, trial)
@@ -72,10 +82,13 @@ def test_a_trial_its_result_and_its_failure_are_read_as_they_were_written(tmp_pa
 
 
 def test_an_epoch_written_again_drops_the_rows_from_it_on(tmp_path):
-    assert folder.read_epochs(tmp_path) == []
+    assert training_record.read_epochs(tmp_path) == []
     for epoch, loss in ((0, 9.0), (1, 8.0), (2, 7.0), (1, 6.0)):
-        folder.write_epoch(tmp_path, {names.EPOCH: epoch, names.TRAIN_LOSS: loss})
-    assert [(row[names.EPOCH], row[names.TRAIN_LOSS]) for row in folder.read_epochs(tmp_path)] == [(0, 9.0), (1, 6.0)]
+        training_record.write_epoch(tmp_path, {names.EPOCH: epoch, names.TRAIN_LOSS: loss})
+    assert [(row[names.EPOCH], row[names.TRAIN_LOSS]) for row in training_record.read_epochs(tmp_path)] == [
+        (0, 9.0),
+        (1, 6.0),
+    ]
 
 
 def test_a_folder_is_claimed_once_and_by_one_trial(tmp_path, trial, tiny_trial):
@@ -115,9 +128,9 @@ def test_the_trials_of_a_sweep_are_the_folders_with_a_trial_json_by_name(tmp_pat
 
 def test_half_a_row_of_a_killed_process_is_no_row_and_is_replaced(tmp_path):
     for epoch in (0, 1):
-        folder.write_epoch(tmp_path, {names.EPOCH: epoch})
+        training_record.write_epoch(tmp_path, {names.EPOCH: epoch})
     with open(tmp_path / folder.EPOCHS, "a") as file:
         file.write('{"epoch": 2, "tra')
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1]
-    folder.write_epoch(tmp_path, {names.EPOCH: 2})
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path, after=0)] == [1, 2]
+    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path)] == [0, 1]
+    training_record.write_epoch(tmp_path, {names.EPOCH: 2})
+    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path, after=0)] == [1, 2]

@@ -17,7 +17,7 @@ from harness.common import names
 from harness.common.errors import Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import precision, train_and_certify
 from harness.training.initialise import initialise
 
@@ -104,7 +104,9 @@ def test_auto_is_bf16_where_that_is_faster_and_stays_what_it_was(tiny_trial, tmp
         train_and_certify(config, tmp_path, stop, save_seconds=0)
     monkeypatch.setattr(precision, "cost_of_bf16", lambda: pytest.fail("earlier epochs decide"))
     assert train_and_certify(config, tmp_path).warnings == []
-    assert [row[names.TRAIN_BF16] for row in folder.read_epochs(tmp_path)[1:]] == [is_bf16] * config.train.epochs
+    assert [row[names.TRAIN_BF16] for row in training_record.read_epochs(tmp_path)[1:]] == [
+        is_bf16
+    ] * config.train.epochs
 
 
 def test_bf16_that_is_slow_here_is_one_warning(tiny_trial, tmp_path, monkeypatch):

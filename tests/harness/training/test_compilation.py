@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import loop, objective, train_and_certify
 from harness.training.compilation import WORTH_COMPILING, choose_compilation
 
@@ -43,7 +43,7 @@ def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkey
     monkeypatch.setattr(objective, "compiled_loss", lambda loss: fail)
     result = train_and_certify(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
     assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
-    assert [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path)[1:]] == [0.0] * 3
+    assert [row[names.TRAIN_COMPILED] for row in training_record.read_epochs(tmp_path)[1:]] == [0.0] * 3
 
 
 def test_timing_steps_changes_nothing(tiny_trial):
@@ -66,13 +66,13 @@ def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tin
     train_and_certify(config, directory=tmp_path / "uninterrupted")
     with pytest.raises(Killed):
         train_and_certify(config, directory=tmp_path / "interrupted", report=kill, save_seconds=0)
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
+    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     train_and_certify(config, directory=tmp_path / "interrupted")
     train_and_certify(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
     whole, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     for name in ("uninterrupted", "interrupted"):
-        compiled = [row[names.TRAIN_COMPILED] for row in folder.read_epochs(tmp_path / name)[1:]]
+        compiled = [row[names.TRAIN_COMPILED] for row in training_record.read_epochs(tmp_path / name)[1:]]
         assert compiled == [1.0] * config.train.epochs
     torch.testing.assert_close(whole, eager, rtol=0.2, atol=1e-2)

@@ -10,7 +10,7 @@ from steppers import Killed, kill
 
 from harness.common import names
 from harness.data import load
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import checkpoint, train_and_certify
 from harness.training.loop import train
 
@@ -47,7 +47,7 @@ def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny
     train_and_certify(config, tmp_path / "undisturbed")
     resumed, undisturbed = (load_file(path / folder.WEIGHTS) for path in (broken, tmp_path / "undisturbed"))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
-    assert [row[names.EPOCH] for row in folder.read_epochs(broken)] == [0, 1, 2, 3]
+    assert [row[names.EPOCH] for row in training_record.read_epochs(broken)] == [0, 1, 2, 3]
 
 
 def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(tmp_path, tiny_trial, whole_trial):
@@ -68,11 +68,11 @@ def test_a_trial_killed_before_its_first_checkpoint_writes_the_untrained_network
     config, images, labels = tiny_trial(), *images_of_320()
     with pytest.raises(Killed):
         train(config, images, labels, tmp_path, kill)
-    (written,) = folder.read_epochs(tmp_path)
+    (written,) = training_record.read_epochs(tmp_path)
     rows = []
     train(config, images, labels, tmp_path, rows.append)
     assert [row[names.EPOCH] for row in rows] == [1, 2, 3]
-    assert folder.read_epochs(tmp_path) == [written, *rows]
+    assert training_record.read_epochs(tmp_path) == [written, *rows]
 
 
 @pytest.mark.parametrize("where", ["write_epoch", "checkpoint.save"])
@@ -96,7 +96,7 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
         train_and_certify(config, tmp_path, report, save_seconds=0)
     monkeypatch.undo()
     result = train_and_certify(config, tmp_path)
-    rows = folder.read_epochs(tmp_path)
+    rows = training_record.read_epochs(tmp_path)
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     assert rows[:2] == done
     assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))
@@ -109,7 +109,7 @@ def test_a_trial_killed_between_the_files_of_an_epoch_lacks_no_row(
 def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_rows(tiny_trial, tmp_path, monkeypatch):
     """Here after the second epoch, whose checkpoint is the only one; a row of the third is there already."""
     config = tiny_trial(width=0.05, train={"epochs": 4, "ema_decay": 0.9})
-    monkeypatch.setattr(checkpoint.Clock, "is_save_due", lambda clock: len(folder.read_epochs(tmp_path)) == 3)
+    monkeypatch.setattr(checkpoint.Clock, "is_save_due", lambda clock: len(training_record.read_epochs(tmp_path)) == 3)
 
     def kill(row):
         if row.get(names.EPOCH) == 3:
@@ -117,10 +117,10 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_very_same_row
 
     with pytest.raises(Killed):
         train_and_certify(config, tmp_path, kill)
-    written, again = folder.read_epochs(tmp_path), []
+    written, again = training_record.read_epochs(tmp_path), []
     train_and_certify(config, tmp_path, again.append)
     assert [row[names.EPOCH] for row in again if names.EPOCH in row] == [3, 4]
-    assert folder.read_epochs(tmp_path)[:3] == written[:3]
+    assert training_record.read_epochs(tmp_path)[:3] == written[:3]
     assert without_times(again[:1]) == without_times(written[3:])
     lines = (tmp_path / folder.EPOCHS).read_text().splitlines()
     assert [json.loads(line)[names.EPOCH] for line in lines] == [0, 1, 2, 3, 4], "each epoch once"

@@ -6,7 +6,7 @@ from steppers import Killed, kill
 
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import train_and_certify
 from harness.training.step import Stepper
 
@@ -29,7 +29,7 @@ def memory_for(monkeypatch):
 
 
 def accumulated(trial_dir):
-    return [row.get(names.TRAIN_ACCUMULATE) for row in folder.read_epochs(trial_dir)]
+    return [row.get(names.TRAIN_ACCUMULATE) for row in training_record.read_epochs(trial_dir)]
 
 
 def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_path, memory_for):

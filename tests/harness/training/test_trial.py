@@ -11,14 +11,14 @@ from cerdeq.equilibrium import contraction
 from harness.common import names
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import NonFiniteLossError, load_network, loop, train_and_certify, trial
 
 
 def test_a_trial_leaves_everything_that_its_numbers_rest_on(tiny_trial, whole_trial):
     trial_dir, rows = whole_trial("cerdeq")
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
-    assert rows == folder.read_epochs(trial_dir)
+    assert rows == training_record.read_epochs(trial_dir)
     assert {names.TRAIN_LOSS, names.TRAIN_EPS, names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"} <= rows[
         1
     ].keys()
@@ -55,7 +55,7 @@ def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tin
     rows = []
     train_and_certify(tiny_trial(), directory=tmp_path, report=rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
-    assert rows[0] == folder.read_epochs(tmp_path)[0] == expected
+    assert rows[0] == training_record.read_epochs(tmp_path)[0] == expected
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeypatch):
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeyp
     assert "non-finite in epoch 2" in failure["error"]
     assert math.isfinite(failure["last_finite"][names.TRAIN_LOSS])
     assert folder.read_result(tmp_path) is None
-    assert [row[names.EPOCH] for row in folder.read_epochs(tmp_path)] == [0, 1]
+    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path)] == [0, 1]
     monkeypatch.undo()
     train_and_certify(tiny_trial(), directory=tmp_path)
     assert folder.read_failure(tmp_path) is None

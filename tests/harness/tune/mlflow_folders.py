@@ -4,7 +4,7 @@ import pandas
 
 from harness.config.trial import Trial
 from harness.settings import Recipe
-from harness.storage import files, folder
+from harness.storage import files, folder, training_record
 
 FINGERPRINT = "0123456789abcdef" * 4
 FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}
@@ -31,7 +31,7 @@ def make_folder(tmp_path, seed=0):
 def train(trial_dir, first, last, loss=1.0):
     for epoch in range(first, last + 1):
         row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "missing": None}
-        folder.write_epoch(trial_dir, row)
+        training_record.write_epoch(trial_dir, row)
 
 
 def finish(trial_dir, metrics=FINAL):

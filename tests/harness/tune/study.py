@@ -13,7 +13,7 @@ from small_sweep import load_sweep
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.tune import ray_tune
 from harness.tune.workers import run_here
 
@@ -112,12 +112,12 @@ class Study:
             result, logged = folder.read_result(trial_dir), self.runs[made.key]
             assert result.key == made.key
             assert folder.read_failure(trial_dir) is None
-            assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == epochs
+            assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == epochs
             assert logged.info.status == "FINISHED"
             for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
                 assert self.history(made.key, name) == [(0, result.metrics[name])]
             for name, first in ((names.TRAIN_LOSS, 1), (names.TRAIN_EPS, 0), (names.in_training(names.BOUND_WIDTH), 0)):
-                written = [(row[names.EPOCH], row[name]) for row in folder.read_epochs(trial_dir)[first:]]
+                written = [(row[names.EPOCH], row[name]) for row in training_record.read_epochs(trial_dir)[first:]]
                 assert self.history(made.key, name) == written
             speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]

@@ -13,7 +13,7 @@ from study import TINY, Study, snapshot
 from harness.checker.bounds import operators
 from harness.common import names
 from harness.common.errors import Stopped
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 
@@ -93,7 +93,7 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row_and_as_many_as_run_at_a_t
     study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
     for model in ("cnn5", "cerdeq"):  # 2 epochs of a minute, 4 minutes of evaluation
         trial_dir = study.trial_dirs[model, 0]
-        rows = [row | {names.TRAIN_EPOCH_SECONDS: 60.0} for row in folder.read_epochs(trial_dir)[1:]]
+        rows = [row | {names.TRAIN_EPOCH_SECONDS: 60.0} for row in training_record.read_epochs(trial_dir)[1:]]
         (trial_dir / folder.EPOCHS).write_text("".join(json.dumps(row) + "\n" for row in rows))
         result = json.loads((trial_dir / folder.RESULT).read_text())
         result["metrics"][names.EVALUATION_SECONDS] = 240.0
@@ -143,7 +143,7 @@ def test_the_longest_trials_start_first_and_failed_ones_last(unfinished, started
     for model, seconds in (("cnn5", 1.0), ("cerdeq", 100.0)):
         trial_dir, trial = study.trial_dirs[model, 1], study.trials[model, 1]
         folder.take_over(trial_dir, trial)
-        folder.write_epoch(trial_dir, {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: seconds})
+        training_record.write_epoch(trial_dir, {names.EPOCH: 1, names.TRAIN_EPOCH_SECONDS: seconds})
         folder.write_result(trial_dir, folder.TrialResult(trial.key, {}, {}, {}, []))
     assert unfinished.main() == 1
     (unfinished.trial_dirs["cnn5", 0] / folder.FAILURE).unlink()
@@ -196,7 +196,7 @@ def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, cap
 def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
     def act(items, on_report, on_end):
         first, second = items
-        on_report(second, folder.read_epochs(second.directory)[-1])
+        on_report(second, training_record.read_epochs(second.directory)[-1])
         on_end(first, "it died")
         on_end(second, "it died")
 
@@ -210,7 +210,7 @@ def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, caps
 def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, replace_ray, capsys, number, status):
     def act(items, on_report, on_end):
         for item in items:
-            on_report(item, folder.read_epochs(item.directory)[-1])
+            on_report(item, training_record.read_epochs(item.directory)[-1])
         assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
         raise Stopped(number)
 

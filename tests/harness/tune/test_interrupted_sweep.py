@@ -11,7 +11,7 @@ from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot, without_ray
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -55,7 +55,7 @@ def test_more_seeds_train_only_the_new_ones(copied):
 
 def assert_goes_on(trial_dir, before):
     """Epochs that were there are there still, but for durations: those after the last checkpoint are trained again."""
-    rows = folder.read_epochs(trial_dir)
+    rows = training_record.read_epochs(trial_dir)
     assert without_times(rows[: len(before)]) == without_times(before)
 
 
@@ -68,7 +68,9 @@ def stopped_in_the_middle(study, number, send=None):
     """Start the command, send it a signal once a trial has three epochs, and wait until no worker of it is left."""
     driver = study.start(start_new_session=True)
     try:
-        wait_for(lambda: any(len(folder.read_epochs(trial_dir)) > 2 for trial_dir in study.trial_dirs.values()), 150)
+        wait_for(
+            lambda: any(len(training_record.read_epochs(trial_dir)) > 2 for trial_dir in study.trial_dirs.values()), 150
+        )
         running = workers(driver.pid)
         assert running, "trials run"
         (send or os.kill)(driver.pid, number)
@@ -76,10 +78,10 @@ def stopped_in_the_middle(study, number, send=None):
     finally:
         driver.kill()
     wait_for(lambda: not any(map(alive, running)), 15)
-    left = {trial_dir: folder.read_epochs(trial_dir) for trial_dir in study.trial_dirs.values()}
+    left = {trial_dir: training_record.read_epochs(trial_dir) for trial_dir in study.trial_dirs.values()}
     assert any(folder.read_result(trial_dir) is None for trial_dir in left)
     time.sleep(1)
-    assert {trial_dir: folder.read_epochs(trial_dir) for trial_dir in left} == left, "nobody writes any more"
+    assert {trial_dir: training_record.read_epochs(trial_dir) for trial_dir in left} == left, "nobody writes any more"
     return driver.returncode, out, err, left
 
 
@@ -104,11 +106,11 @@ def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store
     before, killed = [], []
 
     def kill():
-        wait_for(lambda: len(folder.read_epochs(trial_dir)) > 2)
+        wait_for(lambda: len(training_record.read_epochs(trial_dir)) > 2)
         killed.extend(workers(os.getpid()))
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
-        before.extend(folder.read_epochs(trial_dir))
+        before.extend(training_record.read_epochs(trial_dir))
 
     killer = threading.Thread(target=kill)
     killer.start()

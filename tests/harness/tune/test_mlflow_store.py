@@ -15,7 +15,7 @@ from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finis
 from rich.console import Console
 
 from harness.config.trial import RECIPE_VERSION
-from harness.storage import files, folder
+from harness.storage import files, folder, training_record
 from harness.tracking import view
 from harness.tracking.client import TrackingError
 from harness.tracking.tracker import STATE, Tracker, row_of
@@ -53,7 +53,7 @@ def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
     trial_dir = make_folder(tmp_path)
     tracker.log(trial_dir)
     assert only_run(tracker).info.status == "RUNNING" and artifacts(tracker) == {folder.TRIAL}
-    folder.write_epoch(trial_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
+    training_record.write_epoch(trial_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
     for first, last in ((1, 2), (3, 4)):
         for _ in range(2):
             tracker.log(trial_dir)

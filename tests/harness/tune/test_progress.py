@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.tune.progress import Bars, SweepProgress
 from harness.tune.run_sweep import _SweepListener
 from harness.tune.time_left import TimeLeft, wall_seconds
@@ -90,13 +90,13 @@ def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(tiny_trial,
     progress, (key, *_) = sweep_of(tiny_trial, terminal)
     item = Item(trial_dir := tmp_path / key, "", {})
     trial_dir.mkdir()
-    folder.add_training_warnings(trial_dir, ["compiled steps given up: no compiler"])
+    training_record.add_training_warnings(trial_dir, ["compiled steps given up: no compiler"])
     logged = []
     listener = _SweepListener(progress, lambda *call: logged.append(call))
     listener.on_report(item, {**ROW, names.EPOCH: 1})
     assert "warning cnn5 ibp seed 0: compiled steps given up: no compiler" in terminal.file.getvalue()
     listener.on_report(item, ROW)
-    progress.finished(key, folder.TrialResult(key, ERRORS, {}, {}, folder.read_training_warnings(trial_dir)))
+    progress.finished(key, folder.TrialResult(key, ERRORS, {}, {}, training_record.read_training_warnings(trial_dir)))
     assert terminal.file.getvalue().count("given up") == 1
     assert logged == [(trial_dir, True)] * 2
 

@@ -13,7 +13,7 @@ from study import LONG, SETTINGS, Study
 from test_soak import contents, logged, table
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "docs/clusters/slurm.sh"
@@ -102,7 +102,7 @@ def test_a_stopped_job_saves_its_epochs_and_the_next_one_goes_on(quiet, environm
     job = Job(study, nodes, environment)
 
     def epochs():
-        return {trial_dir: len(folder.read_epochs(trial_dir)) - 1 for trial_dir in study.trial_dirs.values()}
+        return {trial_dir: len(training_record.read_epochs(trial_dir)) - 1 for trial_dir in study.trial_dirs.values()}
 
     wait_for(lambda: min(epochs().values()) > 0 or job.has_ended(), PATIENCE)
     before = epochs()
@@ -119,7 +119,7 @@ def test_a_stopped_job_saves_its_epochs_and_the_next_one_goes_on(quiet, environm
     assert "Killed" not in printed and "srun" not in printed
     wait_for(lambda: not processes_with(f"SLURM_JOB_ID={again.id}"), 120)  # agents of Ray look for it each minute
     for trial_dir in before:
-        assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == list(range(EPOCHS + 1))
+        assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == list(range(EPOCHS + 1))
     assert contents(study) == contents(quiet)
     assert logged(study) == logged(quiet)
     assert table(study) == table(quiet)

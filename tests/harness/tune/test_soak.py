@@ -23,7 +23,7 @@ from servers import free_port
 from study import SETTINGS, TINY, Study
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,7 +146,7 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
     for number in range(ROUNDS):
         study = make_study(root / str(number))
         machines.drive(study)
-        begun = folder.read_result if kind == "gcs_server" and number % 2 else folder.read_epochs
+        begun = folder.read_result if kind == "gcs_server" and number % 2 else training_record.read_epochs
         wait_for(lambda study=study, begun=begun: any(map(begun, study.trial_dirs.values())), PATIENCE)
         time.sleep(drawn.uniform(0, LINGERING / 6 if begun is folder.read_result else LINGERING))
         assert machines.driver.poll() is None, "the sweep has ended before the kill"
@@ -193,7 +193,7 @@ def contents(study):
     return {
         trial_dir.name: (
             {path.name: path.read_bytes() if path.name in exact else None for path in trial_dir.rglob("*")},
-            list(map(without_times, folder.read_epochs(trial_dir))),
+            list(map(without_times, training_record.read_epochs(trial_dir))),
             without_times(folder.read_result(trial_dir).metrics),
             folder.read_result(trial_dir).warnings,
         )

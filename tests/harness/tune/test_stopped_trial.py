@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.command_line import FAILED, OK, TERMINATED, main
 from harness.common import names
 from harness.data import load
-from harness.storage import files, folder, ranges
+from harness.storage import files, folder, ranges, training_record
 from harness.storage.folder import make_trial, trial_json
 from harness.training import train_and_certify
 from harness.tune.progress import SweepProgress
@@ -149,7 +149,7 @@ def test_sigterm_ends_a_trial_and_the_same_command_goes_on(trial_file, tmp_path,
         patch.setattr(SweepProgress, "report", terminate)
         assert call(tmp_path, first, second) == TERMINATED
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
-    assert [row[names.EPOCH] for row in folder.read_epochs(trial_dir)] == [0, 1]
+    assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == [0, 1]
     assert folder.read_failure(trial_dir) is None and not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
     assert folder.read_result(trial_dir) is not None and folder.read_result(other) is not None

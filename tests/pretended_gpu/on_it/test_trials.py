@@ -6,7 +6,7 @@ from controls import failing
 from values import Values
 
 from harness.common import names
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.training import train_and_certify
 from harness.training import trial as trial_module
 
@@ -35,5 +35,8 @@ def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, op
     assert not (tmp_path / "gpu" / folder.TRAINING_WARNINGS).exists()
     for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR, names.ATTACK_ERROR):
         assert abs(result.metrics[name] - expected.metrics[name]) < 4, name
-    losses = [[row.get(names.TRAIN_LOSS) for row in folder.read_epochs(tmp_path / device)] for device in ("gpu", "cpu")]
+    losses = [
+        [row.get(names.TRAIN_LOSS) for row in training_record.read_epochs(tmp_path / device)]
+        for device in ("gpu", "cpu")
+    ]
     assert losses[0][1:] == pytest.approx(losses[1][1:], rel=1e-3)

@@ -1,0 +1,99 @@
+"""What training writes to a trial's folder while it runs: rows of epochs, warnings, devices."""
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+from harness.common import names
+from harness.common.errors import shorten
+from harness.storage import folder
+from harness.storage.files import append_line, load_json, parse_file, write_text
+
+
+def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
+    """Read the trial's rows of the epochs after `after` in order, numbers or None by name. Raises DamagedFileError.
+
+    An epoch that was trained again replaces the rows from it on.
+    """
+    path = directory / folder.EPOCHS
+    if not path.exists():
+        return []
+
+    def parse(content: bytes) -> list[dict[str, Any]]:
+        rows, lines = list[dict[str, Any]](), content.splitlines()
+        if len(lines) > 1 and not lines[-1].endswith(b"}"):
+            del lines[-1]  # half a line of a killed process
+        for line in reversed(lines):
+            row = _check_row(load_json(line))
+            if row[names.EPOCH] <= after:
+                break
+            if not rows or row[names.EPOCH] < rows[-1][names.EPOCH]:
+                rows.append(row)
+        return rows[::-1]
+
+    return parse_file(path, parse)
+
+
+def last_epoch(directory: Path) -> int:
+    """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
+    return max((row[names.EPOCH] for row in read_epochs(directory)), default=0)
+
+
+def _check_row(row: Any) -> dict[str, Any]:
+    if type(row) is not dict or type(row.get(names.EPOCH)) is not int:
+        raise ValueError(f"{shorten(row)} is not an epoch's row")
+    for name, value in row.items():
+        if type(value) not in (int, float, types.NoneType):
+            raise ValueError(f"epoch {row[names.EPOCH]}: {name}: found {shorten(value)}, allowed: a number or null")
+    return row
+
+
+def cut_epochs(directory: Path, last: int) -> None:
+    """Remove the rows after the epoch `last`, which are written again. Raises DamagedFileError."""
+    rows = read_epochs(directory)
+    kept = [row for row in rows if row[names.EPOCH] <= last]
+    if len(kept) < len(rows):
+        write_text(directory / folder.EPOCHS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+
+
+def write_epoch(directory: Path, row: dict[str, Any]) -> None:
+    """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
+    if row[names.EPOCH] > 0:
+        folder.require_there(directory)
+    append_line(directory / folder.EPOCHS, json.dumps(row, allow_nan=False))
+
+
+def read_training_warnings(directory: Path) -> list[str]:
+    """Return the warnings of training so far, such as a line for each optimisation that failed."""
+    return _read_lines(directory / folder.TRAINING_WARNINGS)
+
+
+def add_training_warnings(directory: Path, lines: list[str]) -> None:
+    """Add lines to those that `read_training_warnings` returns; a line that is there is not added again."""
+    _add_lines(directory / folder.TRAINING_WARNINGS, lines)
+
+
+def read_training_devices(directory: Path) -> list[str]:
+    """Return the devices that the trial was trained on so far, in order."""
+    return _read_lines(directory / folder.TRAINED_ON)
+
+
+def add_training_device(directory: Path, device: str) -> None:
+    """Add a device to those that `read_training_devices` returns, unless it is there."""
+    _add_lines(directory / folder.TRAINED_ON, [device])
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a file, each once; none if there is no file. Raises DamagedFileError."""
+    if not path.exists():
+        return []
+    lines = parse_file(path, lambda content: content.decode().splitlines())
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _add_lines(path: Path, lines: list[str]) -> None:
+    """Add lines to a file; a line that is there is not added again."""
+    before = _read_lines(path)
+    if added := [line for line in lines if line not in before]:
+        write_text(path, "".join(line + "\n" for line in before + added))
