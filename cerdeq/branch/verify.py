@@ -169,7 +169,7 @@ def _decide_one(
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
             if is_bounded_by_forms(exact):
-                program, float32 = (p and with_sparse_layers(p) for p in (program, float32))
+                program, float32 = with_sparse_layers(program), float32 and with_sparse_layers(float32)
                 exact = replace(exact, program=program)
             fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]

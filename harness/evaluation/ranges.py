@@ -20,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.common import names
 from harness.config.trial import Trial
@@ -35,19 +37,37 @@ from harness.storage.files import DamagedFileError, parse_file, write_bytes
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
 
-_RANGES, _FEWEST, _MOST = 32, 20, 100  # of an evaluation; images of a range
-_BAB_SECONDS = 1200.0  # of branch and bound for a range, at most; mostly far less
+_OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
+"""Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
+_FEWEST = 20  # images of a range
+_BAB_SECONDS, _BAB_SHARE = 1200.0, 0.05
+"""Of a range: the time that branch and bound takes, if it gets this share of the images."""
 
 
-def plan_ranges(images: int, settings: Evaluation) -> list[range]:
-    """Return the ranges of so many images: a 32nd of them each, 20 to 100, or fewer where branch and bound is slow.
+def plan_ranges(images: Split, network: nn.Module, settings: Evaluation) -> list[range]:
+    """Return the ranges of images: a batch of them each, or fewer where the attack or branch and bound is slow.
 
-    A range is what a worker of `harness.certify` evaluates at a time, what a kill loses, and a step of progress.
+    A range is what a worker of `harness.certify` evaluates at a time, what a kill loses, and a step of progress. It
+    does not depend on the speed of the machine.
     """
-    size = min(settings.batch_size, _MOST, max(_FEWEST, images // _RANGES))
+    passes = 3 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
+    operations = passes * _operations(network, images.images.shape[1:])
+    size = min(settings.batch_size, max(_FEWEST, int(_OPERATIONS[_device_of(network).type] / operations)))
     if names.BAB in settings.stages and settings.bab_seconds is not None:
-        size = min(size, max(1, int(_BAB_SECONDS / settings.bab_seconds)))
-    return [range(first, min(first + size, images)) for first in range(0, images, size)]
+        size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * settings.bab_seconds))))
+    return [range(first, min(first + size, len(images))) for first in range(0, len(images), size)]
+
+
+@torch.no_grad()
+def _operations(network: nn.Module, shape: torch.Size) -> int:
+    """Return how many operations the network takes for an image."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *shape, dtype=torch.float64, device=_device_of(network)))
+    return max(1, counter.get_total_flops())
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def hash_inputs(weights: bytes, key: str, config: Trial, environment: Mapping[str, str]) -> str:
@@ -60,20 +80,31 @@ def hash_inputs(weights: bytes, key: str, config: Trial, environment: Mapping[st
     return hashlib.sha256(weights + content.encode()).hexdigest()[:16]
 
 
-def evaluate_range(ranges_dir: Path, images: range, network: PreparedNetwork, split: Split, config: Trial) -> None:
+def limit_branch_and_bound(config: Trial, used: float) -> Trial:
+    """Return the config for the next range, after branch and bound has used so many seconds of a trial's limit."""
+    limit = config.evaluation.bab_trial_seconds
+    if limit is None:
+        return config
+    return config.replace(evaluation=config.evaluation.replace(bab_trial_seconds=max(0.0, limit - used)))
+
+
+def evaluate_range(
+    ranges_dir: Path, images: range, network: PreparedNetwork, split: Split, config: Trial
+) -> EvaluationResult:
     """Evaluate a range of the images of a split, and write its file.
 
     Raises:
         SoundnessError: an example is both certified and falsified.
         FileNotFoundError: the folder is gone.
     """
-    device = next(network.model.parameters()).device
+    device = _device_of(network.model)
     part = split.part(images.start, images.stop)
     result = evaluate_images(network, part.images.to(device), part.labels.to(device), images.start, config)
     content = BytesIO()
     torch.save({**vars(result), "verdicts": result.verdicts.to_dict("list")}, content)
     folder.require_there(ranges_dir)
     write_bytes(range_path(ranges_dir, images), content.getvalue())
+    return result
 
 
 def read_range(ranges_dir: Path, images: range) -> EvaluationResult:

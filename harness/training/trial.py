@@ -22,7 +22,15 @@ from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.metrics import finite_or_none, missing_classes
 from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.ranges import evaluate_range, finish_evaluation, hash_inputs, missing_ranges, plan_ranges
+from harness.evaluation.ranges import (
+    evaluate_range,
+    finish_evaluation,
+    hash_inputs,
+    limit_branch_and_bound,
+    missing_ranges,
+    plan_ranges,
+    read_range,
+)
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
@@ -181,17 +189,20 @@ def _evaluate(
     """Evaluate the network whose weights the folder holds, write verdicts and proofs, return metrics and warnings."""
     config, path = trial.config, trial_dir / folder.WEIGHTS
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
-    weights, planned = read_bytes(path), plan_ranges(len(test), config.evaluation)
+    weights = read_bytes(path)
     model = load_network(config, path, weights).to(device)
-    network = prepare_network(model, config.evaluation.stages)
+    network, planned = prepare_network(model, config.evaluation.stages), plan_ranges(test, model, config.evaluation)
     ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, trial.key, config, environment))
     ranges.begin_ranges(ranges_dir)
     missing = missing_ranges(ranges_dir, planned)
+    saved = [read_range(ranges_dir, images) for images in planned if images not in missing]
+    used = sum(evaluation.seconds.get(names.BAB, 0.0) for evaluation in saved)
     done = len(test) - sum(map(len, missing))
     report({names.EVALUATED: done, names.IMAGES: len(test)})
     try:
         for images in missing:
-            evaluate_range(ranges_dir, images, network, test, config)
+            evaluation = evaluate_range(ranges_dir, images, network, test, limit_branch_and_bound(config, used))
+            used += evaluation.seconds.get(names.BAB, 0.0)
             done += len(images)
             report({names.EVALUATED: done, names.IMAGES: len(test)})
     except SoundnessError:

@@ -74,10 +74,11 @@ class Certification:
         """The images to evaluate. Raises InputError if there are too few."""
         return self.data.evaluated_images(self.config.validation_images, self.config.evaluation.test_images)
 
-    @property
+    @cached_property
     def ranges(self) -> list[range]:
         """The ranges of these images."""
-        return plan_ranges(len(self.images), self.config.evaluation)
+        model = load_network(self.config, self.trial_dir / folder.WEIGHTS, self.weights).to(best_device())
+        return plan_ranges(self.images, model, self.config.evaluation)
 
     @cached_property
     def weights(self) -> bytes:

@@ -79,7 +79,7 @@ class Splitting:
         return self._solve_active(active, self.weight.mT, active * g)
 
     def _is_near(self, image: Tensor, z: Tensor) -> Tensor:
-        """Return where z [B, N] is its image to four digits; units differ by the factor by which they see themselves."""
+        """Return where z [B, N] is its image to four digits, each unit divided by 1 - W_ii."""
         residual = (image - z) / (1 - self.weight.diagonal()).to(z)
         return residual.abs().amax(1) <= _TRAINING_TOLERANCE * z.abs().amax(1)
 

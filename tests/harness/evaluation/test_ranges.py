@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from baselines import build
 from harness.data import Split, load
@@ -26,20 +27,24 @@ TEXTS = ["verdict", "stage", "reason"]
 
 
 @pytest.mark.parametrize(
-    ("images", "settings", "size"),
+    ("units", "settings", "size"),
     [
-        (30, {}, 20),
-        (1000, {}, 31),
-        (10_000, {}, 100),
-        (10_000, {"batch_size": 7}, 7),
-        (1000, {"stages": ("ibp", "bab")}, 20),
-        (1000, {"stages": ("ibp", "bab"), "bab_seconds": 5000.0}, 1),
-        (1000, {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 9}, 31),
+        (10, {}, 500),
+        (10, {"batch_size": 7}, 7),
+        (10**7, {}, 55),
+        (10**7, {"attack_steps": 20}, 111),
+        (3 * 10**7, {}, 20),
+        (10, {"stages": ("ibp", "bab"), "bab_seconds": 100.0}, 240),
+        (10, {"stages": ("ibp", "bab"), "bab_seconds": 1e6}, 1),
+        (10, {"stages": ("ibp", "bab"), "bab_seconds": None, "bab_branches": 9}, 500),
     ],
 )
-def test_ranges_have_each_image_once_and_few_where_branch_and_bound_is_slow(images, settings, size):
-    planned = plan_ranges(images, Evaluation(**settings))
-    assert [image for each in planned for image in each] == list(range(images))
+def test_ranges_have_each_image_once_and_few_where_the_attack_or_branch_and_bound_is_slow(units, settings, size):
+    """The network takes two operations a unit; the attack takes 3 x 40 x 3 passes."""
+    images = Split(torch.zeros(1100, 1, 1, 1, dtype=torch.uint8), torch.zeros(1100))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, units, bias=False, dtype=torch.float64))
+    planned = plan_ranges(images, network, Evaluation(**settings))
+    assert [image for each in planned for image in each] == list(range(1100))
     assert {len(each) for each in planned[:-1]} <= {size}
 
 
