@@ -25,14 +25,15 @@ def batch_norm_interval(
     if training:
         statistics = _batch_statistics(ctx, x.clean_value(), statistics, momentum)
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x.center)
-    offset = shift - mean * scale
+    offset = _for_each(len(x.center), shift - mean * scale)
+    scale = _for_each(len(x.center), scale)
     center = torch.addcmul(offset, x.center, scale)
     clean = None if x.clean is None else torch.addcmul(offset, x.clean, scale)
     largest = x.center.abs() + mean.abs() if ctx.sound else x.center
     radius = widen_terms(ctx, largest, x.radius, 8) * scale.abs()
     if ctx.sound:  # of a scale that is rounded to a subnormal number or 0
         radius = radius + torch.finfo(radius.dtype).tiny * (largest + x.radius)
-        radius = torch.where(_loses_digits(statistics[1], eps).view(scale.shape), torch.inf, radius)
+        radius = torch.where(_loses_digits(statistics[1], eps).view(mean.shape), torch.inf, radius)
     return Interval(center, widen_sum(ctx, radius, 8, shift), clean)
 
 
@@ -44,7 +45,7 @@ def batch_norm_points(
     if training:
         statistics = _batch_statistics(ctx, x, statistics, momentum)
     mean, scale, shift = _normalisation(statistics, weight, bias, eps, x)
-    return torch.addcmul(shift - mean * scale, x, scale)
+    return torch.addcmul(_for_each(len(x), shift - mean * scale), x, _for_each(len(x), scale))
 
 
 def batch_norm_backward(
@@ -69,8 +70,10 @@ def batch_norm_backward(
         return Pulled((coefficients * per_row(scale),), constant)
     # Channels last, as convolutions take them: torch's compiler would store the product as contiguous.
     coefficients = coefficients.movedim(2, -1)
-    constant = (coefficients * offset.flatten()).flatten(2).sum(2)
-    return Pulled(((coefficients * scale.flatten()).movedim(-1, 2),), constant)
+    scale, offset = (per_row(_for_each(len(coefficients), value)).movedim(2, -1) for value in (scale, offset))
+    of_channels = coefficients if coefficients.dim() == 3 else coefficients.flatten(2, -2).sum(2)
+    constant = (of_channels * offset.flatten(2)).sum(2)
+    return Pulled(((coefficients * scale).movedim(-1, 2),), constant)
 
 
 def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,6 +84,15 @@ def _normalisation(statistics: Statistics, weight, bias, eps: float, like: Tenso
     shift = torch.zeros_like(scale) if bias is None else bias
     shape = (1, -1) + (1,) * (like.dim() - 2)
     return mean.view(shape), scale.view(shape), shift.view(shape)
+
+
+def _for_each(examples: int, value: Tensor) -> Tensor:
+    """Return a value [1, C, ...] once for each example.
+
+    Its gradient is then summed example by example: compiled CPU code stays in a cache, where it would run through the
+    batch once for every few channels.
+    """
+    return value.expand(examples, *value.shape[1:])
 
 
 def _loses_digits(variance: Tensor, eps: float) -> Tensor:
@@ -95,13 +107,19 @@ def _batch_statistics(ctx: Context, clean: Tensor, running: Statistics, momentum
     A new context saves those of `clean` [B, C, ...] and, if `ctx.follow`, moves the running ones, if there are any.
     """
     if ctx.step not in ctx.saved:
-        others = [d for d in range(clean.dim()) if d != 1]
-        mean = clean.mean(others)  # not var_mean, which is an order of magnitude slower on CPUs
-        variance = (clean - mean.view(1, -1, *[1] * len(others[1:]))).square().mean(others)
+        mean = _mean(clean)  # not var_mean, which is an order of magnitude slower on CPUs
+        # Detached: the variance's derivative by the mean is 0, since deviations sum to 0.
+        deviations = clean - mean.detach().view(1, -1, *[1] * (clean.dim() - 2))
+        variance = _mean(deviations.square())
         if running[0] is not None and ctx.follow:
             _follow((mean, variance), running, momentum, clean.numel() // clean.shape[1])
         ctx.saved[ctx.step] = mean, variance
     return ctx.saved[ctx.step]
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Return the mean [C] of each channel of x [B, C, ...]; first of each example, as in `_for_each`."""
+    return (x if x.dim() == 2 else x.flatten(2).mean(2)).mean(0)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ by `pull_through_lines` and its derivatives, by `_ThroughUnits` at unstable unit
 costs of rounding.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,14 +247,24 @@ class _Through(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, mean, gap, half)
         ctx.side = side
-        return _pulled_through(a, mean, gap, half, side)
+        pulled, constant = _pulled_through(*_channels_last(a, mean, gap), half.movedim(1, -1), side)
+        return pulled.movedim(-1, 2), constant
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_pulled: Tensor, of_constant: Tensor) -> tuple[Tensor | None, ...]:
-        a, mean, gap, half = ctx.saved_tensors
+        half, (a, mean, gap, of_pulled) = ctx.saved_tensors[3], _channels_last(*ctx.saved_tensors[:3], of_pulled)
         outer = of_pulled, of_constant
-        return *_gradients_through(a, mean, gap, half, ctx.side, outer, ctx.needs_input_grad[3]), None
+        of_a, of_mean, of_gap, of_half = _gradients_through(
+            a, mean, gap, half.movedim(1, -1), ctx.side, outer, ctx.needs_input_grad[3]
+        )
+        gradients = (gradient.movedim(-1, 2) for gradient in (of_a, of_mean, of_gap))
+        return *gradients, None if of_half is None else of_half.movedim(-1, 1), None
+
+
+def _channels_last(*coefficients: Tensor) -> Iterator[Tensor]:
+    """Return views of coefficients [B, K, C, ...] as [B, K, ..., C], for the reason that `_ReLUBox` has."""
+    return (part.movedim(2, -1) for part in coefficients)
 
 
 class _ThroughUnits(torch.autograd.Function):
