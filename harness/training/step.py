@@ -104,7 +104,7 @@ class Stepper:
         reports = torch.stack([self._differentiate(part, method) for part in parts])
         if self.config.train.clip_norm is not None:
             # First clip entries, so that squares do not overflow: deep networks begin with gradients past 1e19.
-            nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST, norm_type=torch.inf)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), _LARGEST, _largest_gradient(self.model))
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
@@ -218,6 +218,15 @@ def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:
     optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_cuda)
     optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # warming up is intended
     return optimiser
+
+
+def _largest_gradient(model: nn.Module) -> Tensor:
+    """Return the largest magnitude of all gradients' entries."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if gradients[0].is_cuda:
+        return nn.utils.get_total_norm(gradients, torch.inf)
+    ends = [end for gradient in gradients for end in gradient.aminmax()]  # on CPUs ten times as fast as that norm
+    return torch.stack(ends).abs().max()
 
 
 def _tensors_of(model: nn.Module) -> list[Tensor]:

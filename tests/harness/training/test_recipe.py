@@ -107,6 +107,22 @@ def test_gradients_are_clipped(tiny_trial):
     assert gradient_norm(free) > 0.1
 
 
+def test_gradients_whose_squares_overflow_are_clipped(tiny_trial, monkeypatch):
+    """Their sum of squares is infinite, and by its root all gradients would be 0."""
+    stepper = stepper_of(tiny_trial(train={"clip_norm": 0.1}))
+    differentiate = stepper._differentiate
+
+    def steep(*arguments):
+        report = differentiate(*arguments)
+        for parameter in stepper.model.parameters():
+            parameter.grad.mul_(1e25)
+        return report
+
+    monkeypatch.setattr(stepper, "_differentiate", steep)
+    take_steps(stepper, 1)
+    assert gradient_norm(stepper) == pytest.approx(0.1, rel=1e-3)
+
+
 def test_gradients_accumulate_over_parts_with_batch_norm_over_each(tiny_trial):
     in_parts = stepper_of(tiny_trial(train={"accumulate": 2, "clip_norm": None}))
     choices = choices_of(in_parts)
