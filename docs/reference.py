@@ -1,4 +1,4 @@
-"""Write the tables of docs/*.md and the list of all names: `uv run python docs/reference.py`; --check only compares.
+"""Write the tables of docs/*.md: `uv run python docs/reference.py`; --check only compares.
 
 A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
-from harness.config import names
 from harness.config.sweep import Sweep, TrialEntry, options_model
 from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
@@ -127,16 +126,9 @@ def with_tables(text):
     return re.sub(r"<!-- reference: ([^>]+?) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-def listed_names():
-    """Return the list of all names that harness.config reads without importing torch."""
-    return json.dumps({kind: names.registered(kind) for kind in ("network", "training method")}, indent=1) + "\n"
-
-
 if __name__ == "__main__":
     pages = {page: page.read_text() for page in sorted(DOCS.glob("*.md"))}
     stale = {page: new for page, text in pages.items() if (new := with_tables(text)) != text}
-    if names.LIST.read_text() != (listed := listed_names()):
-        stale[names.LIST] = listed
     if "--check" in sys.argv:
         sys.exit(f"run `uv run python docs/reference.py`: {', '.join(page.name for page in stale)}" if stale else 0)
     for page, text in stale.items():

@@ -14,7 +14,6 @@ from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
-from harness.config.file import check_keys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +61,9 @@ def main(options: argparse.Namespace) -> int:
         return _run_trial_files(options)
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
-    file = check_keys(options.files[0], options.profile, options.set)  # wrong keys fail before seconds of imports
     say("loads packages and data")
     from harness.checker.images import describe_unreadable
+    from harness.config.file import read_file
     from harness.machine.environment import data_directory
     from harness.storage import folder
     from harness.storage.lock import lock_directory
@@ -75,7 +74,8 @@ def main(options: argparse.Namespace) -> int:
     console = new_console()
     machines = machines_at(None if options.here else options.ray_address)
     has_gpu = any(machine["GPU"] for machine in machines)
-    sweep, data = load_checked(file, has_gpu, options.results_dir, options.data_dir, writes=not options.dry_run)
+    file = read_file(options.files[0], options.profile, has_gpu, options.set)
+    sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
     gpu = sweep.resources.gpu if has_gpu else 0
     check_reserved(sweep, gpu, machines, file)
     sweep_dir = (options.results_dir / sweep.name).absolute()

@@ -7,18 +7,18 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any
 
-from baselines import options_of
+from baselines import network_names, options_of, suggestion
 from harness.common.errors import InputError, require
-from harness.common.models import validate
+from harness.common.models import MOST_PROBLEMS, validate
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_settings
-from harness.config.file import CheckedFile, ExpandedSweep, profile_mark
+from harness.config.file import ASSIGNED, ExpandedSweep, SweepFile, locate, profile_mark
 from harness.config.grid import LARGEST, expand, names_in
 from harness.config.search import Searched, check_search, make_searched
 from harness.config.sweep import Sweep, TrialEntry, options_model
 from harness.config.text import merge, nest
 from harness.config.trial import Trial, flatten
-from harness.methods import method_options
+from harness.methods import METHODS, method_options
 from harness.own_data import MeasuredData
 from harness.pretrained.checkpoint import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.pretrained.weights import read_weights
@@ -27,34 +27,30 @@ from harness.settings import Recipe
 _SECTIONS = ("train", "options", "method_options")
 
 
-def expand_file(
-    file: CheckedFile, has_gpu: bool, trained: Collection[str] = (), own_data: MeasuredData | None = None
-) -> ExpandedSweep:
-    """Return a file's sweep under the profile for this machine, changed as `--set` says.
+def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> ExpandedSweep:
+    """Return a file's sweep, changed as `--set` says.
 
-    has_gpu: without, the profile is `cpu` if the file has it and no other one is asked for. trained: the identities of
-    trials that have been trained: their networks are not built to be checked. own_data: that of the file, measured.
-    Raises InputError, with a line for each problem: the file or `--set`, the key, what was found, what is allowed.
+    trained: the identities of trials that have been trained: their networks are not built to be checked. own_data: that
+    of the file, measured. Raises InputError, with a line for each problem: the file or `--set`, the key, what was
+    found, what is allowed.
     """
-    profile, mark = file.profile_here(has_gpu), profile_mark(file.changes)
-    expansion = _Expansion(file.sweep(profile, False), profile, file.path.parent, own_data)
+    location: str | Path = file.path
     try:
+        expansion = _Expansion(file.sweep, file.profile, file.path.parent, own_data)
         entries = expansion.entries()
-        if not file.assignments:
+        if file.changed is None:
             return expansion.checked(entries, trained)
-    except InputError as error:
-        raise file.located(error, profile, False) from None
-    originals = {entry.trial.identity for entry in entries}
-    expansion = _Expansion(file.sweep(profile, True), profile, file.path.parent, own_data)
-    try:
+        location, mark = ASSIGNED, profile_mark(file.changes)
+        originals = {entry.trial.identity for entry in entries}
+        expansion = replace(expansion, sweep=file.changed)
         changed = [
             # The profile is part of keys and stands over tables, so no changed trial is mistaken for the file's.
-            entry if entry.trial.identity in originals else entry.with_trial(profile=f"{profile} {mark}")
+            entry if entry.trial.identity in originals else entry.with_trial(profile=f"{file.profile} {mark}")
             for entry in expansion.entries()
         ]
         return replace(expansion.checked(changed, trained), changed=mark)
     except InputError as error:
-        raise file.located(error, profile, True) from None
+        raise locate(error, location, file.profile, file.included) from None
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,8 @@ class _Expansion:
         require("model", keys.model, is_alone, "networks without a checkpoint beside `search`, which trains")
         parts = {
             "train": lambda: validate(Recipe, sweep.train.model_dump(exclude_unset=True) | keys.train, "train"),
-            "options": lambda: _changed_options("options", keys.options, options_of(keys.model)),
-            "method_options": lambda: _changed_options(
-                "method_options", keys.method_options, method_options(keys.method)
-            ),
+            "options": lambda: _changed_options("options", keys.model, keys.options),
+            "method_options": lambda: _changed_options("method_options", keys.method, keys.method_options),
             "plugins": lambda: plugins.digests(sweep.plugins, keys.model),
         }
         content = vars(sweep) | vars(keys)
@@ -216,13 +210,24 @@ def _all_or_none(**parts: Callable[[], Any]) -> dict[str, Any]:
     return result
 
 
-def _changed_options(section: str, options: dict[str, Any], allowed: Any) -> dict[str, Any]:
-    """Return the options that are not at their defaults, as JSON has them, so that 1 and 1.0 name one trial.
+def _changed_options(section: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a network or method that are not at their defaults, as JSON has them.
 
-    Raises InputError.
+    So 1 and 1.0 name one trial. Raises InputError.
     """
-    kind = options_model(allowed)
-    return validate(kind, options, section, is_json=True).model_dump(mode="json", exclude_defaults=True)
+    names, of = (network_names(), options_of) if section == "options" else (METHODS, method_options)
+    allowed = of(name)
+    problems = list[str]()
+    for option in [option for option in options if option not in allowed][:MOST_PROBLEMS]:
+        owners = [other for other in names if option in of(other)]
+        owner = f"; `{'model' if section == 'options' else 'method'}: {owners[0]}` has {option}" if owners else ""
+        text = f"allowed: {', '.join(allowed)}" if allowed else f"{name} has no options"
+        hint = suggestion(option, list(allowed)) or owner
+        problems.append(f"{section}.{option}: unknown option of {name}; {text}{hint}")
+    _refuse(problems)
+    return validate(options_model(allowed), options, section, is_json=True).model_dump(
+        mode="json", exclude_defaults=True
+    )
 
 
 def _without_effect(sweep: Sweep, entries: list[_Entry], unused: dict[int, dict[str, str]]) -> tuple[str, ...]:

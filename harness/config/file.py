@@ -1,4 +1,4 @@
-"""Read a sweep file and check what can be checked before torch is imported: its keys, and the names in it."""
+"""Read a sweep file under a profile, with what it includes and what `--set` changes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,10 @@ from typing import Any
 
 from baselines import UnknownNameError
 from harness.common.errors import InputError, SettingError
-from harness.common.models import MOST_PROBLEMS, unknown_key, validate
+from harness.common.models import validate
 from harness.config import plugins
-from harness.config.grid import names_in
-from harness.config.names import Kind, check_name, describe_unknown_option
 from harness.config.search import Searched, SearchSettings
-from harness.config.sweep import FIXED, Resources, Sweep, TrialEntry
+from harness.config.sweep import FIXED, Resources, Sweep
 from harness.config.text import merge, parse_assignments, read
 from harness.config.trial import FULL_PROFILE, Trial, flatten
 from harness.settings import Radius
@@ -21,11 +19,6 @@ from harness.settings import Radius
 CPU_PROFILE = "cpu"
 ASSIGNED = "--set"
 """The location that error messages name if `--set` is wrong."""
-_NAMED: tuple[tuple[Kind, str, str], ...] = (
-    ("network", "model", "options"),
-    ("training method", "method", "method_options"),
-)
-"""What entries name, under which key, and where the options are."""
 
 
 @dataclass(frozen=True)
@@ -53,57 +46,32 @@ class ExpandedSweep:
 
 
 @dataclass(frozen=True)
-class CheckedFile:
-    """A sweep file whose keys are right under one profile at least that may be run.
+class SweepFile:
+    """A sweep file under a profile.
 
-    content: of the file and those that it includes. note: on included files, for messages.
-    profile: the one that is asked for, if any. assignments, changes: of `--set`, as typed and as a profile.
+    sweep: its keys. changed: its keys with those of `--set`, None without. changes: those. assignments: as typed.
+    included: the files that it includes.
     """
 
     path: Path
-    note: str
-    content: dict[str, Any]
-    profile: str | None
+    included: list[Path]
+    profile: str
     assignments: Sequence[str]
     changes: dict[str, Any]
+    sweep: Sweep
+    changed: Sweep | None
 
-    def profile_here(self, has_gpu: bool) -> str:
-        """Return the profile to run: `cpu` without a GPU, if the file has it and no other one is asked for."""
-        has_cpu_profile = CPU_PROFILE in (self.content.get("profiles") or {})
-        return self.profile or (CPU_PROFILE if has_cpu_profile and not has_gpu else FULL_PROFILE)
-
-    def sweep(self, profile: str, is_changed: bool) -> Sweep:
-        """Return the keys under a profile, checked. is_changed: by `--set`. Raises InputError, with its location."""
-        content = self.content
-        try:
-            if profile != FULL_PROFILE:
-                changes = content["profiles"][profile]
-                if fixed := [key for key in changes if key in FIXED]:
-                    raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
-                content = merge(content, changes)
-            sweep: Sweep = validate(Sweep, merge(content, self.changes) if is_changed else content)
-            if problems := _wrong_names(sweep):
-                raise InputError("\n".join(problems))
-        except InputError as error:
-            raise self.located(error, profile, is_changed) from None
-        return sweep
-
-    def located(self, error: InputError, profile: str, is_changed: bool) -> InputError:
-        """Return an error of the file, or of `--set`, each line with it before and the profile after it."""
-        location, end = ASSIGNED if is_changed else self.path, f"(profile {profile}{self.note})"
-        return InputError("\n".join(f"{location}: {line} {end}" for line in str(error).splitlines()))
-
-    def with_location(self, error: InputError, profile: str) -> InputError:
+    def with_location(self, error: InputError) -> InputError:
         """Return an error of the file or of `--set`, each line with both before it, and the profile after it."""
         location = " ".join([str(self.path), *(f"--set {assignment}" for assignment in self.assignments)])
-        return InputError("\n".join(f"{location}: {line} (profile {profile})" for line in str(error).splitlines()))
+        return locate(error, location, self.profile)
 
 
-def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ()) -> CheckedFile:
-    """Read a sweep file and check its keys and names, then those of `--set`. Imports the file's plugins.
+def read_file(path: Path, profile: str | None, has_gpu: bool, assignments: Sequence[str] = ()) -> SweepFile:
+    """Read a sweep file and check its keys, then those of `--set`. Imports the file's plugins. Raises InputError.
 
-    profile: the one that is asked for, if any. assignments: of `--set`, KEY=VALUE each, applied after the profile.
-    Raises InputError.
+    profile: the one that is asked for; else it is `cpu` without a GPU, if the file has it. assignments: of `--set`,
+    KEY=VALUE each, applied after the profile.
     """
     content, included = read(path)
     try:
@@ -111,51 +79,31 @@ def check_keys(path: Path, profile: str | None, assignments: Sequence[str] = ())
         profiles = validate(dict[str, dict[str, Any]] | None, content.get("profiles"), "profiles") or {}
         if FULL_PROFILE in profiles:
             raise InputError(f"profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
+        if profile not in (None, FULL_PROFILE, *profiles):
+            allowed = UnknownNameError("profile", profile, [FULL_PROFILE, *profiles]).allowed
+            raise SettingError("--profile", profile, allowed)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if profile not in (None, FULL_PROFILE, *profiles):
-        allowed = UnknownNameError("profile", profile, [FULL_PROFILE, *profiles]).allowed
-        raise InputError(f"{path}: {SettingError('--profile', profile, allowed)}")
+    profile = profile or (CPU_PROFILE if CPU_PROFILE in profiles and not has_gpu else FULL_PROFILE)
     changes = parse_assignments(assignments, Sweep.model_fields.keys() - FIXED)
-    file = CheckedFile(path, "".join(f", includes {each}" for each in included), content, profile, assignments, changes)
-    # Without --profile, the machine decides: then what is right under one of two may be right.
-    runnable = (
-        [profile] if profile else [name for name in (FULL_PROFILE, CPU_PROFILE) if name in (FULL_PROFILE, *profiles)]
-    )
-    for is_changed in (False, True) if changes else (False,):
-        errors = []
-        for name in runnable:
-            try:
-                file.sweep(name, is_changed)
-            except InputError as error:
-                errors.append(error)
-        if len(errors) == len(runnable):
-            raise errors[0]
-    return file
+    location = path
+    try:
+        own = profiles.get(profile, {})
+        if fixed := [key for key in own if key in FIXED]:
+            raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
+        content = merge(content, own)
+        sweep = validate(Sweep, content)
+        location = Path(ASSIGNED)
+        changed = validate(Sweep, merge(content, changes)) if changes else None
+    except InputError as error:
+        raise locate(error, location, profile, included) from None
+    return SweepFile(path, included, profile, assignments, changes, sweep, changed)
 
 
-def _wrong_names(sweep: Sweep) -> list[str]:
-    """Return a line for each unknown key, network, method and option of the entries, as far as torch is not needed."""
-    problems = []
-    for number, entry in enumerate(sweep.trials):
-        where, keys = f"trials.{number}", list(TrialEntry.model_fields)
-        problems += [unknown_key(f"{where}.{key}", keys) for key in entry if key not in keys]
-        for kind, key, section in _NAMED:
-            for name in names_in(entry, key):
-                if ":" in name:  # a function of a plugin
-                    continue
-                choice = f" (with {key} {name})" if isinstance(entry[key], list) else ""
-                try:
-                    check_name(kind, name)
-                except UnknownNameError as error:
-                    problems.append(str(SettingError(f"{where}.{key}", name, error.allowed)) + choice)
-                    continue
-                options = entry.get(section)
-                few = list(options)[:MOST_PROBLEMS] if isinstance(options, dict) and not choice else []
-                for option in few:
-                    if problem := describe_unknown_option(kind, name, option):
-                        problems.append(f"{where}.{section}.{option}: {problem}")
-    return problems
+def locate(error: InputError, location: str | Path, profile: str, included: Sequence[Path] = ()) -> InputError:
+    """Return an error with a location before each line, and the profile and included files after it."""
+    end = "".join([f"(profile {profile}", *(f", includes {each}" for each in included), ")"])
+    return InputError("\n".join(f"{location}: {line} {end}" for line in str(error).splitlines()))
 
 
 def profile_mark(changes: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from baselines import network_names, options_of
 from harness.common.errors import require
 from harness.common.models import Model
 from harness.config.text import merge, nest
+from harness.methods import METHODS, method_options
 from harness.pretrained.checkpoint import Checkpoint, Source
 from harness.settings import Recipe
 
@@ -83,8 +84,6 @@ def _lists(entry: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _is_list(entry: dict[str, Any], section: str, name: str) -> bool:
     """Return whether an option or setting of an entry is a list by its type."""
-    from harness.methods import METHODS, method_options  # imported late, as torch takes seconds
-
     owners: list[Any] = [_SECTIONS.get(section, Recipe).model_fields]
     if section == "options":
         owners = [options_of(model) for model in names_in(entry, "model") if model in network_names()]

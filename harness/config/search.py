@@ -13,6 +13,7 @@ from harness.common.errors import InputError, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.config.trial import Trial
+from harness.methods import method_options
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -159,8 +160,6 @@ def make_searched(
 
 def _settings_of(trial: Trial) -> dict[str, Any]:
     """Return all settings that can be searched, by their keys in an entry, as in JSON."""
-    from harness.methods import method_options  # here: wrong keys are refused before torch is imported
-
     settings = {f"train.{name}": value for name, value in trial.train.model_dump(mode="json").items()}
     settings["train.eps"] = str(trial.train_eps)
     for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):

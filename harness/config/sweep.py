@@ -1,6 +1,5 @@
 """The keys of a sweep file and of its entries."""
 
-from functools import partial
 from typing import Annotated, Any
 
 from pydantic import (
@@ -14,12 +13,12 @@ from pydantic import (
     field_validator,
 )
 
-from baselines import DATASETS, UnknownNameError
+from baselines import DATASETS, UnknownNameError, options_of
 from harness.common.errors import InputError, require
 from harness.common.models import STRICT, Model
-from harness.config.names import Kind, check_name
 from harness.config.search import SearchSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
+from harness.methods import METHODS
 from harness.own_data import OwnData
 from harness.pretrained.checkpoint import Checkpoint, Source
 from harness.settings import Evaluation, Radius, Recipe
@@ -28,8 +27,15 @@ FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""
 
 
-def _known(kind: Kind) -> AfterValidator:
-    return AfterValidator(partial(check_name, kind))
+def _check_network(name: str) -> str:
+    options_of(name)
+    return name
+
+
+def _check_method(name: str) -> str:
+    if name not in METHODS:
+        raise UnknownNameError("training method", name, list(METHODS))
+    return name
 
 
 def _check_dataset(name: str) -> str:
@@ -48,9 +54,9 @@ Width = Annotated[float, Field(gt=0, le=LARGEST_WIDTH)]
 class TrialEntry(Model):
     """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
 
-    model: Annotated[str, _known("network")] = Field(examples=["cnn7"])
+    model: Annotated[str, AfterValidator(_check_network)] = Field(examples=["cnn7"])
     """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, _known("training method")] = Field("", examples=["ibp"])
+    method: Annotated[str, AfterValidator(_check_method)] = Field("", examples=["ibp"])
     """The training method; required, except beside `checkpoint`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""

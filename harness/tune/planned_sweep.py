@@ -12,7 +12,7 @@ import torch
 from harness.common.errors import InputError
 from harness.common.patterns import select_by_pattern
 from harness.config.expansion import expand_file
-from harness.config.file import CheckedFile, ExpandedSweep
+from harness.config.file import ExpandedSweep, SweepFile
 from harness.data import load
 from harness.leaderboard.rows import FINISHED, NOT_COUNTED
 from harness.machine.device import best_device, count_cores
@@ -125,44 +125,44 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
 
 
 def load_checked(
-    file: CheckedFile, has_gpu: bool, results_dir: Path, data_dir: str | None, writes: bool
+    file: SweepFile, results_dir: Path, data_dir: str | None, writes: bool
 ) -> tuple[ExpandedSweep, dict[str, Any]]:
     """Return a file's sweep, and the summary and title of its data.
 
     results_dir: of all sweeps; networks that are trained there are not built to be checked. data_dir, writes: as in
     `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    sweep_dir = results_dir / str(file.content["name"])
+    sweep_dir = results_dir / file.sweep.name
     trained = set[str]()
     for trial_dir in folder.trial_folders(sweep_dir):
         with suppress(DamagedFileError):  # the leaderboard names it
             if (trial_dir / folder.RESULT).exists():
                 trained.add(folder.read_trial(trial_dir / folder.TRIAL).config.identity)
-    source = file.sweep(file.profile_here(has_gpu), False).dataset
+    source = file.sweep.dataset
     if isinstance(source, OwnData):  # networks are built for what is measured
         source = source.relative_to(file.path.parent)
         try:
             data = load(source, data_dir, writes)
         except InputError as error:
             raise InputError(f"{file.path}: {error}") from None
-        sweep = expand_file(file, has_gpu, trained, MeasuredData(source=source, entry=data.info))
+        sweep = expand_file(file, trained, MeasuredData(source=source, entry=data.info))
     else:
-        sweep = expand_file(file, has_gpu, trained)
+        sweep = expand_file(file, trained)
         data = load(source, data_dir, writes)
     try:
         for config in sweep.trials:
             split_images(config, data)
     except InputError as error:
-        raise file.with_location(error, sweep.profile) from None
+        raise file.with_location(error) from None
     return sweep, data.summary() | {"title": data.info.title, "description": data.describe()}
 
 
-def check_reserved(sweep: ExpandedSweep, gpu: float, machines: list[dict[str, float]], file: CheckedFile) -> None:
+def check_reserved(sweep: ExpandedSweep, gpu: float, machines: list[dict[str, float]], file: SweepFile) -> None:
     """Raise InputError unless one machine has the CPUs and GPUs that a trial reserves."""
     try:
         check_fits(machines, sweep.resources.cpu, gpu)
     except InputError as error:
-        raise file.with_location(error, sweep.profile) from None
+        raise file.with_location(error) from None
 
 
 def check_owner(sweep_dir: Path, sweep: ExpandedSweep) -> None:

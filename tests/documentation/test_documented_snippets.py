@@ -16,7 +16,7 @@ from pages import ROOT, blocks, files, inline
 from baselines import build
 from harness.common.models import validate
 from harness.config.expansion import expand_file
-from harness.config.file import check_keys
+from harness.config.file import read_file
 from harness.own_data import KINDS, OwnData
 
 PYTHON = blocks("python")
@@ -55,7 +55,7 @@ def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
     torch.save({**build("conv", "mnist")[1:].state_dict()}, tmp_path / "net.pt")  # where the file names a checkpoint
-    assert expand_file(check_keys(path, None), has_gpu=True).trials
+    assert expand_file(read_file(path, None, has_gpu=True)).trials
 
 
 def test_data_of_one_s_own_is_named_in_every_form():

@@ -7,7 +7,7 @@ import yaml
 
 from harness.common.errors import InputError
 from harness.config.expansion import expand_file
-from harness.config.file import check_keys
+from harness.config.file import read_file
 
 BASE = {
     "name": "study",
@@ -41,7 +41,7 @@ def write(directory, content, name="study.yaml"):
 
 def load_sweep(path, profile, has_gpu, assignments=()):
     """The trials of a sweep file on registered data."""
-    return expand_file(check_keys(path, profile, assignments), has_gpu)
+    return expand_file(read_file(path, profile, has_gpu, assignments))
 
 
 def trials_of(tmp_path, content, profile="full", has_gpu=True):

@@ -4,17 +4,13 @@ Each case is a key, its wrong value, and parts of the message. Ranges are pydant
 """
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch.nn.functional as F
 from small_sweep import BASE, changed, entry, refusal, trials_of, write
 from torch import nn
 
-from baselines import UnknownNameError
 from cerdeq.operators import table
-from harness.config import names
 
 NAMES = [
     ("epochs", 3, "epochs: unknown key; allowed: name, ", "profiles"),
@@ -193,40 +189,3 @@ def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypat
     for part in ("trials.0", "relu", "ibp alone"):
         assert part in message
     assert trials_of(tmp_path, changed(("evaluation.stages", ["ibp"])))
-
-
-NO_TORCH = """
-import sys
-from harness.command_line import main
-status = main("run", [sys.argv[1]])
-sys.exit("torch was imported" if "torch" in sys.modules else status)
-"""
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("trials.0.method", "ibpp", "did you mean 'ibp'?"),
-        ("trials.0.model", "cnn15", "write `model: cnn, options: {depth: 15}`"),
-        ("trials.1.options", {"margn": 1}, "did you mean 'margin'?"),
-        ("evaluation.stages", ["ibp", "crwn"], "did you mean 'crown'?"),
-        ("trials.1.optoins", {}, "did you mean 'options'?"),
-    ],
-)
-def test_a_misspelt_name_is_refused_before_torch_is_imported(tmp_path, key, value, problem):
-    path = write(tmp_path, changed((key, value)))
-    done = subprocess.run([sys.executable, "-c", NO_TORCH, path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and f"study.yaml: {key}" in done.stderr and problem in done.stderr, done.stderr
-
-
-def test_a_name_that_is_new_in_the_sources_is_looked_up_though_it_is_not_listed(tmp_path, monkeypatch):
-    listed = {kind: dict(names.registered(kind)) for kind in ("network", "training method")}
-    del listed["network"]["cnn5"]
-    monkeypatch.setattr(names, "_listed", lambda: listed)
-    monkeypatch.delitem(sys.modules, "torch")
-    assert names.check_name("network", "resnet9") == "resnet9"
-    assert names.check_name("network", "densenet") == "densenet"
-    with pytest.raises(UnknownNameError, match="did you mean 'cnn7'"):
-        names.check_name("network", "cnn_7")
-    del listed["network"]["densenet"]
-    assert names.check_name("network", "densenet") == "densenet", "its source registers it"

@@ -18,8 +18,8 @@ from test_trial_config import ELSEWHERE, OTHER
 from harness.common.errors import InputError
 from harness.config import expansion
 from harness.config.buildable import check_buildable
-from harness.config.file import check_keys
 from harness.config.sweep import Sweep, TrialEntry
+from harness.config.text import read
 from harness.config.trial import FULL_PROFILE, Trial
 from harness.settings import Evaluation, Recipe
 
@@ -31,7 +31,7 @@ RECORD = Path(__file__).with_name("sweep_keys.json")
 def digests(path):
     """How many trials a file has under each profile, and a hash of all their keys."""
     found = {}
-    for profile in (FULL_PROFILE, *(check_keys(path, None).content.get("profiles") or {})):
+    for profile in (FULL_PROFILE, *(read(path)[0].get("profiles") or {})):
         keys = sorted(trial.key("data") for trial in load_sweep(path, profile, True).trials)
         found[profile] = [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
     return found

@@ -125,23 +125,21 @@ def test_files_where_directories_should_be_are_refused(refused, tmp_path):
     assert "published.csv" in refused(write(tmp_path, changed(("name", "published.csv"))))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "imported"),
-    [("train.epochs", 0, []), pytest.param("train_images", 5000, ["torch", "mlflow"], marks=pytest.mark.slow)],
-)
-def test_bad_input_is_refused_without_importing_ray_in_any_locale(tmp_path, key, value, imported):
-    """In a process of its own, whose locale knows ASCII alone. What needs the data needs torch."""
-    (tmp_path / "bad.yaml").write_bytes(("# gr\u00f6\u00dfer\n" + yaml.safe_dump(changed((key, value)))).encode())
+def test_bad_input_is_refused_without_ray_and_mlflow_in_any_locale(tmp_path):
+    """In a process of its own, whose locale knows ASCII alone."""
+    (tmp_path / "bad.yaml").write_bytes(
+        ("# gr\u00f6\u00dfer\n" + yaml.safe_dump(changed(("train.epochs", 0)))).encode()
+    )
     script = (
         "import sys\n"
         "from harness.command_line import main\n"
-        "print(main('run', ['bad.yaml']), [name for name in ('ray', 'torch', 'mlflow') if name in sys.modules])\n"
+        "print(main('run', ['bad.yaml']), [name for name in ('ray', 'mlflow') if name in sys.modules])\n"
     )
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, text=True, timeout=120)
-    assert done.stdout == f"2 {imported}\n", done.stderr
-    assert key in done.stderr and f"found {value}" in done.stderr
+    assert done.stdout.endswith("2 []\n"), done.stderr
+    assert "train.epochs: found 0" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
