@@ -72,7 +72,7 @@ class Tracker:
             if experiment and experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
             location = experiment.artifact_location if experiment and artifacts else ""
-            if location not in ("", artifacts) and not Path(location).exists():
+            if location.startswith("/") and location != artifacts and not Path(location).exists():
                 old = f"{sweep}, experiment {experiment.experiment_id}, files in {location}"
                 client.rename_experiment(experiment.experiment_id, old)
                 experiment = None
@@ -102,9 +102,8 @@ class Tracker:
             return False
         try:
             with tracking_errors(self.uri):
-                register_best(
-                    self.client, self.sweep, [run for run in self._runs() if run.data.tags.get("trial") in keys]
-                )
+                own = [run for run in self._runs() if run.data.tags.get("trial") in keys]
+                register_best(self.client, self.sweep, own)
         except TrackingError as error:  # a store without a registry is no failure
             self.console.print(f"no network is registered as a model: {error}", soft_wrap=True)
         self.console.print(f"\nMLflow:\n{self.how_to_open()}", soft_wrap=True)
@@ -153,11 +152,16 @@ class Tracker:
         once("row", row_of(trial), self._set_tags, {view.ROW_TAG: row_of(trial)})
         self._log_epochs(trial_dir, logged)
         if result:
-            once("result", _digest(trial_dir), self._log_result, trial_dir, result)
+            paths = [trial_dir / name for name in (folder.VERDICTS, folder.RESULT, folder.CHOSEN, folder.WEIGHTS)]
+            paths = [path for path in paths if path.exists()]
+            for path in paths:
+                path.open("rb").close()  # what cannot be read is the folder's fault, and MLflow would read it next
+            once("result", _digest(trial_dir), self._log_result, trial_dir, result, paths)
         for directory in certification.folders(trial_dir):
             if certified := folder.read_result(directory):
                 once(f"certified/{directory.name}", _digest(directory), self._log_metrics, directory, certified)
-        once("status", status, self._set_status, status, failure["error"] if failure else "")
+        error = failure["error"] if status == "FAILED" and failure else ""
+        once("status", f"{status} {error}", self._set_status, status, error)
 
     def _find(self, trial_dir: Path, trial: TrialRecord) -> Logged:
         """Return what the store has of a trial, whose run is created if there is none."""
@@ -195,12 +199,12 @@ class Tracker:
         self.client.log_artifact(run_id, str(trial_dir / folder.TRIAL))
         self.client.log_batch(run_id, params=[entities.Param(*each) for each in _texts(flatten(config))])
 
-    def _log_result(self, run_id: str, trial_dir: Path, result: TrialResult) -> None:
-        for name in (folder.VERDICTS, folder.RESULT, folder.CHOSEN):
-            if (trial_dir / name).exists():
-                self.client.log_artifact(run_id, str(trial_dir / name))
-        if (trial_dir / folder.WEIGHTS).exists():
-            log_network(self.client, run_id, trial_dir)
+    def _log_result(self, run_id: str, trial_dir: Path, result: TrialResult, paths: list[Path]) -> None:
+        for path in paths:
+            if path.name == folder.WEIGHTS:
+                log_network(self.client, run_id, trial_dir)
+            else:
+                self.client.log_artifact(run_id, str(path))
         environment = {f"environment.{name}": value for name, value in result.environment.items()}
         self._set_tags(run_id, environment | ({"warnings": "\n".join(result.warnings)} if result.warnings else {}))
         self._log_metrics(run_id, trial_dir, result)

@@ -300,9 +300,11 @@ def test_a_full_disk_of_the_store_is_the_store_s(tracker, tmp_path, monkeypatch,
     assert printed.startswith(f"warning: MLflow store {tracker.uri} cannot be used: [Errno 28] No space left")
 
 
-@pytest.mark.parametrize("name", [STATE, folder.RESULT, folder.EPOCHS])
+@pytest.mark.parametrize("name", [STATE, folder.RESULT, folder.EPOCHS, folder.VERDICTS, folder.WEIGHTS])
 def test_a_fault_of_a_trial_s_folder_is_not_the_store_s(tracker, tmp_path, capsys, name):
     faulty, other = (make_folder(tmp_path, seed) for seed in range(2))
+    finish(faulty)
+    (faulty / name).unlink(missing_ok=True)
     (faulty / name).mkdir()
     for _ in range(2):
         tracker.log(faulty)
