@@ -156,7 +156,8 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
 
 def _outcome(path: Path, trial: folder.TrialRecord) -> dict[str, Any]:
     """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
-    if (result := folder.read_result(path)) is not None:
+    result, _ = folder.read_result(path), folder.read_failure(path)  # a damaged one of either is a problem
+    if result is not None:
         return _numbers(result, trial)
     if (path / certification.CERTIFICATION).exists():
         return _problem(UNFINISHED, f"{ranges.count_saved_images(path)} images of {path.name} are evaluated")

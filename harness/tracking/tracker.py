@@ -89,10 +89,10 @@ class Tracker:
                 self._warn(f"{error}: not logged to MLflow; the same command logs it later")
             self.failed.add(trial_dir)
 
-    def finish(self, sweep_dir: Path, keys: Collection[str]) -> bool:
-        """Log whatever is missing, imported trials too; print how to open MLflow. Return whether MLflow has everything.
+    def finish(self, sweep_dir: Path, own: Collection[str], candidates: Collection[str]) -> bool:
+        """Log whatever is missing, imported trials too; print how to open MLflow. Return whether it has all own trials.
 
-        keys: of the sweep file's own trials, of which the best network is registered.
+        own, candidates: keys of the command's trials, and of those of which the best network is registered.
         """
         self.is_away, self.failed = False, set()
         for trial_dir in folder.trial_folders(sweep_dir):
@@ -102,12 +102,12 @@ class Tracker:
             return False
         try:
             with tracking_errors(self.uri):
-                own = [run for run in self._runs() if run.data.tags.get("trial") in keys]
-                register_best(self.client, self.sweep, own)
+                runs = [run for run in self._runs() if run.data.tags.get("trial") in candidates]
+                register_best(self.client, self.sweep, runs)
         except TrackingError as error:  # a store without a registry is no failure
             self.console.print(f"no network is registered as a model: {error}", soft_wrap=True)
         self.console.print(f"\nMLflow:\n{self.how_to_open()}", soft_wrap=True)
-        return not self.failed
+        return not {path.name for path in self.failed} & set(own)
 
     def how_to_open(self) -> str:
         """Return the command that serves the store, unless it is a server, and a link to this sweep's charts."""

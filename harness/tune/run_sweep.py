@@ -103,11 +103,13 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
     before = _table_text(plan.sweep_dir)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, plan.unchanged_keys)
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, plan.trial_dirs, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
+    labels = {plan.trial_dirs[trial.key]: trial.config.label for trial in plan.trials}
     for trial_dir, problem in problems.items():
+        trial = f"{labels[trial_dir]} ({trial_dir})"
         advice = "put the file back, or remove that folder to train the trial again"
-        console.print(f"cannot be used: {trial_dir}: {problem}; {advice}", soft_wrap=True)
+        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
     is_complete = is_logged and not plan.unfinished() and not problems
     return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete)
 

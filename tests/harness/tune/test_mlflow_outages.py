@@ -44,13 +44,13 @@ def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tracker, tmp_
     assert client.calls == before + 1 and tracker.is_away
     assert capsys.readouterr().out.count("warning: MLflow store") == 1
     finish(trial_dirs[0])
-    assert tracker.finish(tmp_path, [trial_dirs[0].name])
+    assert tracker.finish(tmp_path, [], [trial_dirs[0].name])
     out = capsys.readouterr().out
     assert "no network is registered as a model: MLflow store" in out and "mlflow ui" in out and "warning" not in out
     assert len(tracker._runs()) == 2
     finish(trial_dirs[1])
     client.is_away = True
-    assert not tracker.finish(tmp_path, [])
+    assert not tracker.finish(tmp_path, [], [])
     out = capsys.readouterr().out
     assert out.count("warning: MLflow store") == 1 and "mlflow ui" not in out and "registered" not in out
 

@@ -120,10 +120,10 @@ def test_a_store_that_was_moved_with_its_files_gets_all_again_where_they_are(ope
     tracker = opened("moved", f"sqlite:///{old}/mlflow.db")
     tracker.log(trial_dir)
     (old / "leaderboard.md").write_text("")
-    assert tracker.finish(old, [trial_dir.name])
+    assert tracker.finish(old, [], [trial_dir.name])
     old.rename(new)
     moved = opened("moved", f"sqlite:///{new}/mlflow.db")
-    assert moved.finish(new, [trial_dir.name])
+    assert moved.finish(new, [], [trial_dir.name])
     assert_complete(moved)
     version = moved.client.get_model_version_by_alias("moved", "best")
     assert Path(version.source).is_relative_to(new) and (Path(version.source) / "MLmodel").exists()
@@ -313,9 +313,10 @@ def test_a_fault_of_a_trial_s_folder_is_not_the_store_s(tracker, tmp_path, capsy
     assert printed.count("warning: ") == 1 and name in printed and "not logged to MLflow" in printed
     assert not tracker.is_away and other.name in {run.data.tags["trial"] for run in tracker._runs()}
     (tmp_path / "leaderboard.md").write_text("")
-    assert not tracker.finish(tmp_path, [])
+    assert not tracker.finish(tmp_path, [faulty.name], [])
+    assert tracker.finish(tmp_path, [other.name], []), "another command's trial"
     (faulty / name).rmdir()
-    assert tracker.finish(tmp_path, [])
+    assert tracker.finish(tmp_path, [faulty.name], [])
     assert len(tracker._runs()) == 2
 
 

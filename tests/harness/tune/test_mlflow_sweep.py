@@ -66,7 +66,7 @@ def test_the_best_network_is_registered_once_and_another_once_it_is_better(copie
     client = MlflowClient(copied.store)
 
     def register(keys):
-        assert Tracker.open("tiny", copied.store, Console()).finish(copied.directory, keys)
+        assert Tracker.open("tiny", copied.store, Console()).finish(copied.directory, [], keys)
 
     register(copied.runs.keys())
     version = client.get_model_version_by_alias("tiny", "best")
