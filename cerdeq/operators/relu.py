@@ -247,7 +247,8 @@ class _Through(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, mean: Tensor, gap: Tensor, half: Tensor, side: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, mean, gap, half)
         ctx.side = side
-        pulled, constant = _pulled_through(*_channels_last(a, mean, gap), half.movedim(1, -1), side)
+        a, mean, gap = _channels_last(a, mean, gap)
+        pulled, constant = _pulled_through(a, mean, gap, half.movedim(1, -1), side)
         return pulled.movedim(-1, 2), constant
 
     @staticmethod
