@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
 from harness.config.trial import Trial
 from harness.data import Split
@@ -61,7 +62,7 @@ def plan_ranges(images: Split, network: nn.Module, settings: Evaluation) -> list
 @torch.no_grad()
 def _operations(network: nn.Module, shape: torch.Size) -> int:
     """Return how many operations the network takes for an image."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, suppress(NotConvergedError):
         network(torch.zeros(1, *shape, dtype=torch.float64, device=_device_of(network)))
     return max(1, counter.get_total_flops())
 
