@@ -79,7 +79,7 @@ def _check_options(options: argparse.Namespace) -> None:
     stages = set(options.stages.split(","))
     for setting, users in stages_by_setting(options.certificates).items():
         name = setting.removeprefix("bab_")
-        value = getattr(options, name)
+        value = getattr(options, name, None)  # the limit for a whole trial is no option here
         if value and stages.isdisjoint(users):
             raise InputError(f"--{name}: needs one of the stages {', '.join(users)} in --stages")
 
