@@ -55,7 +55,7 @@ def _interval(ctx: Context, x: Interval, module: FixedPoint) -> Interval:
 
 
 def _box_in_training(ctx: Context, weight: Tensor, h: Interval, module: FixedPoint) -> Ends:
-    """Return the ball z +- |r| / m, r the radius of h, cut by its images: differentiable, and sound up to rounding."""
+    """Return the ball z +- |r| / m, r the radius of h, cut by its images: differentiable; z has four digits."""
     matrix, radius = dense_weight(weight, h.center.shape[1:]), h.radius.flatten(1).norm(dim=1)
     with torch.no_grad():
         modulus = 1 - torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[-1]

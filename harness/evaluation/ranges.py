@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cerdeq.equilibrium import NotConvergedError
+from harness.attacks.objectives import objectives
 from harness.common import names
 from harness.config.trial import Trial
 from harness.data import Split
@@ -45,14 +46,14 @@ _BAB_SECONDS, _BAB_SHARE = 1200.0, 0.05
 """Of a range: the time that branch and bound takes, if it gets this share of the images."""
 
 
-def plan_ranges(images: Split, network: nn.Module, settings: Evaluation) -> list[range]:
+def plan_ranges(images: Split, network: nn.Module, classes: int, settings: Evaluation) -> list[range]:
     """Return the ranges of images: a batch of them each, or fewer where the attack or branch and bound is slow.
 
     A range is what a worker of `harness.certify` evaluates at a time, what a kill loses, and a step of progress. It
     does not depend on the speed of the machine.
     """
-    passes = 3 * settings.attack_steps * settings.attack_restarts  # a gradient costs two
-    operations = passes * _operations(network, images.images.shape[1:])
+    starts = settings.attack_restarts * len(objectives(settings.attack, classes))
+    operations = 3 * settings.attack_steps * starts * _operations(network, images.images.shape[1:])
     size = min(settings.batch_size, max(_FEWEST, int(_OPERATIONS[_device_of(network).type] / operations)))
     if names.BAB in settings.stages and settings.bab_seconds is not None:
         size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * settings.bab_seconds))))
@@ -61,7 +62,7 @@ def plan_ranges(images: Split, network: nn.Module, settings: Evaluation) -> list
 
 @torch.no_grad()
 def _operations(network: nn.Module, shape: torch.Size) -> int:
-    """Return how many operations the network takes for an image."""
+    """Return how many operations the network takes for an image; a gradient takes two more."""
     with FlopCounterMode(display=False) as counter, suppress(NotConvergedError):
         network(torch.zeros(1, *shape, dtype=torch.float64, device=_device_of(network)))
     return max(1, counter.get_total_flops())
@@ -113,6 +114,8 @@ def read_range(ranges_dir: Path, images: range) -> EvaluationResult:
 
     def parse(content: bytes) -> EvaluationResult:
         fields: dict[str, Any] = torch.load(BytesIO(content), weights_only=True)  # no code in the file runs
+        if fields["verdicts"][names.INDEX] != list(images):
+            raise ValueError("it holds other images")
         return EvaluationResult(**fields | {"verdicts": pd.DataFrame(fields["verdicts"])})
 
     return parse_file(range_path(ranges_dir, images), parse)

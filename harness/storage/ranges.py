@@ -4,6 +4,7 @@ They lie in the folder of the trial or of its certification until the result is 
 verdicts follow from: ranges of other weights, settings, devices or versions lie in another folder, and are not used.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def begin_ranges(ranges_dir: Path) -> bool:
 
 def count_saved_images(directory: Path) -> int:
     """Return how many images of an unfinished trial or certification are evaluated."""
-    bounds = (path.stem.split("-") for path in directory.glob(f"{RANGES}/*/*.pt"))
-    return sum(int(stop) - int(first) for first, stop in bounds)
+    names = (path.name for path in directory.glob(f"{RANGES}/*/*.pt"))
+    matches = filter(None, map(re.compile(r"(\d+)-(\d+)\.pt").fullmatch, names))
+    return sum(int(match[2]) - int(match[1]) for match in matches)
 
 
 def remove_ranges(directory: Path) -> None:

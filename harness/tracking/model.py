@@ -25,6 +25,7 @@ def register_best(client: MlflowClient, sweep: str, runs: list[entities.Run]) ->
     """Register the network of the run with the lowest errors, once, as the model `sweep` with the alias `best`."""
     errors = names.CERTIFIED_ERROR, names.STANDARD_ERROR
     finished = [run for run in runs if run.data.metrics.keys() >= set(errors)]
+    finished = [run for run in finished if client.list_artifacts(run.info.run_id, "network")]
     for best in sorted(finished, key=lambda run: [run.data.metrics[name] for name in errors])[:1]:
         if not client.search_registered_models(f"name = '{sweep}'"):
             client.create_registered_model(sweep, description=f"To load it, see {_LOADER}.")

@@ -210,11 +210,12 @@ class Tracker:
         self._log_metrics(run_id, trial_dir, result)
 
     def _log_metrics(self, run_id: str, directory: Path, result: TrialResult) -> None:
-        """Log final numbers, once: at any other step than 0 MLflow draws a curve of one point."""
+        """Log final numbers that the store lacks: at any other step than 0 MLflow draws a curve of one point."""
         prefix = f"certified/{directory.name.replace('+', ' ')}/" if certification.is_certification(directory) else ""
         values = {f"{prefix}{name}": value for name, value in result.metrics.items()}
-        written = (directory / folder.RESULT).stat().st_mtime
-        self.client.log_batch(run_id, _metrics(values, 0, written))
+        known, written = self.client.get_run(run_id).data.metrics, (directory / folder.RESULT).stat().st_mtime
+        changed = {name: value for name, value in values.items() if known.get(name) != value}
+        self.client.log_batch(run_id, _metrics(changed, 0, written))
 
     def _set_status(self, run_id: str, status: str, error: str) -> None:
         if error:

@@ -191,7 +191,10 @@ def _evaluate(
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
     weights = read_bytes(path)
     model = load_network(config, path, weights).to(device)
-    network, planned = prepare_network(model, config.evaluation.stages), plan_ranges(test, model, config.evaluation)
+    network, planned = (
+        prepare_network(model, config.evaluation.stages),
+        plan_ranges(test, model, config.data_info.classes, config.evaluation),
+    )
     ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, trial.key, config, environment))
     ranges.begin_ranges(ranges_dir)
     missing = missing_ranges(ranges_dir, planned)

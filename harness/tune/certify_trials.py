@@ -78,7 +78,7 @@ class Certification:
     def ranges(self) -> list[range]:
         """The ranges of these images."""
         model = load_network(self.config, self.trial_dir / folder.WEIGHTS, self.weights).to(best_device())
-        return plan_ranges(self.images, model, self.config.evaluation)
+        return plan_ranges(self.images, model, self.config.data_info.classes, self.config.evaluation)
 
     @cached_property
     def weights(self) -> bytes:

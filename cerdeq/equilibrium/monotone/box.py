@@ -67,9 +67,11 @@ def cut_by_images(ctx: Context, weight: Tensor, h: Box, z: Box, images: int) -> 
         box = between(ctx, low, high, None)
         middle = box.center @ others.mT + h.center
         reach = widen_sum(ctx, widen_terms(ctx, box.center, box.radius, terms) @ others.abs().mT + of_h, terms)
-        least, largest = torch.relu(middle - reach) / divisor, torch.relu(middle + reach) / divisor
-        low = torch.maximum(low, least * (1 - rounding) - tiny)
-        high = torch.maximum(torch.minimum(high, largest * (1 + rounding) + tiny), low)
+        image_low = torch.relu(middle - reach) / divisor * (1 - rounding) - tiny
+        image_high = torch.relu(middle + reach) / divisor * (1 + rounding) + tiny
+        both = torch.maximum(low, image_low), torch.minimum(high, image_high)
+        overlap = both[0] <= both[1]  # in training z has four digits, so that boxes of tiny radius may miss it
+        low, high = torch.where(overlap, both[0], low), torch.where(overlap, both[1], high)
     return between(ctx, low, high, None).box
 
 

@@ -62,7 +62,9 @@ class Splitting:
             return self._is_near(torch.relu(z @ weight.mT + h), z)
 
         z, _ = self._iterate(h, torch.relu, inverse, _TRAINING_TOLERANCE, is_solved, _TRAINING_LIMIT)
-        return z if bool(is_solved(z).all()) else self.solve(h, _TRAINING_TOLERANCE).value.to(h)
+        if bool(is_solved(z).all()):
+            return z
+        return _converged(self.solve(h, _TRAINING_TOLERANCE)).to(h)
 
     def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
         """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]; in float32 to four digits."""
@@ -87,7 +89,7 @@ class Splitting:
         self, right: Tensor, project: Callable[[Tensor], Tensor], inverse: Tensor, tolerance: float,
         is_solved: Callable[[Tensor], Tensor], limit: int,
     ) -> tuple[Tensor, int]:  # fmt: skip
-        """Return z [B, N] with z = project(W z + right) and the iterations; `inverse` is that of I + t (I - W)."""
+        """Return z [B, N] with z = project(W z + right) and the iterations; `inverse`: of I + t (I - W), transposed."""
         step = self._step_and_inverse[0].to(right)
         u, z = torch.zeros_like(right), torch.zeros_like(right)
         change, iterations = right.new_full((len(right),), torch.inf), 0
@@ -160,12 +162,16 @@ class _Implicit(torch.autograd.Function):
 def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting, in_training: bool = False) -> Tensor:
     """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem.
 
-    In training they have four digits; else NotConvergedError is raised for those that do not converge.
+    In training they have four digits. Raises NotConvergedError if the solver does not converge.
     """
     if in_training:
         return _Implicit.apply(weight, h, splitting.solve_in_training(h), splitting)
-    with torch.no_grad():
-        solution = splitting.solve(h)
-        if missed := int((~solution.converged).sum()):
-            raise NotConvergedError(f"{missed} of {len(h)} equilibria did not converge: is I - W strongly monotone?")
-    return _Implicit.apply(weight, h, solution.value.to(h), splitting)
+    return _Implicit.apply(weight, h, _converged(splitting.solve(h)).to(h), splitting)
+
+
+def _converged(solution: Solution) -> Tensor:
+    """Return the value of a solution. Raises NotConvergedError if it is none."""
+    if missed := int((~solution.converged).sum()):
+        total = len(solution.converged)
+        raise NotConvergedError(f"{missed} of {total} equilibria did not converge: is I - W strongly monotone?")
+    return solution.value

@@ -8,10 +8,10 @@ import numpy as np
 from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, prove
-from harness.checker.bounds.multipliers import EquilibriumBounds
 from harness.checker.bounds.network import Network, ReluStep
 from harness.checker.bounds.relu_lines import LARGEST, rounding_loss
 from harness.checker.proofs.certificates import RefusedError, Tensors, require
+from harness.checker.proofs.multipliers import EquilibriumBounds
 
 PREFIX = "equilibrium"
 _FIELDS = {

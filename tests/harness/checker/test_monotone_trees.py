@@ -14,12 +14,15 @@ from torch import nn
 
 from cerdeq import Box as Region
 from cerdeq import verify
+from cerdeq.bounds import Context, Interval, trace
+from cerdeq.bounds.ibp import values_of
 from cerdeq.equilibrium import FixedPoint, PeacemanRachford
-from harness.checker.bounds import monotone, multipliers
+from harness.checker.bounds import monotone
 from harness.checker.bounds.boxes import Box
 from harness.checker.bounds.equilibrium import NotProvedError, prove_unique
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, first_box, multiply, prove
 from harness.checker.bounds.network import read_network
+from harness.checker.proofs import multipliers
 from harness.checker.proofs import tree as trees
 from harness.checker.proofs.example import prove_rows
 
@@ -265,6 +268,20 @@ def test_first_boxes_contain_equilibria(seed):
     assert (np.abs(z - box.center) <= box.radius + 1e-12).all()
     points = monotone.equilibrium_boxes(weight, Box(h, np.zeros_like(h)))
     assert (np.abs(z - points.center) <= points.radius).all() and points.radius.max() < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_cut_by_images_contain_equilibria_and_are_as_small_as_cerdeqs(seed):
+    rng = np.random.default_rng(seed)
+    weight = random_weight(rng) - 4 * np.eye(UNITS)  # so that images help
+    h = Box(rng.normal(size=(1, UNITS)), rng.uniform(0, 0.3, size=(1, UNITS)))
+    box = monotone.equilibrium_boxes(weight, h)
+    z = monotone._solve(weight, h.center + h.radius * rng.uniform(-1, 1, size=(400, UNITS)))[0]
+    assert (np.abs(z - box.center) <= box.radius + 1e-12).all()
+    layer = FixedPoint(torch.tensor(weight), PeacemanRachford()).eval()
+    region = Interval(torch.tensor(h.center), torch.tensor(h.radius))
+    other = values_of(trace(layer), region, Context(sound=True))[-1]
+    assert np.allclose(box.radius, other.radius.numpy(), rtol=1e-9)
 
 
 def mutant(module, old, new):

@@ -43,7 +43,7 @@ def test_ranges_have_each_image_once_and_few_where_the_attack_or_branch_and_boun
     """The network takes two operations a unit; the attack takes 3 x 40 x 3 passes."""
     images = Split(torch.zeros(1100, 1, 1, 1, dtype=torch.uint8), torch.zeros(1100))
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, units, bias=False, dtype=torch.float64))
-    planned = plan_ranges(images, network, Evaluation(**settings))
+    planned = plan_ranges(images, network, 10, Evaluation(attack="margin", **settings))
     assert [image for each in planned for image in each] == list(range(1100))
     assert {len(each) for each in planned[:-1]} <= {size}
 

@@ -76,9 +76,10 @@ def test_branch_and_bound_stops_where_the_seconds_of_a_trial_are_used(monkeypatc
     assert len(limits) > 5 and set(limits) == {0.25} and len(limits) == table[names.BRANCHES].notna().sum()
     limits.clear()
     limited = verdicts("cnn5", 60, **settings, bab_trial_seconds=0.35)
-    assert len(limits) == 4 and limits[0] == 0.25 and limits == sorted(limits, reverse=True) and limits[-1] <= 0.05
+    calls = len(limits)  # of at least a tenth of a second
+    assert 1 <= calls <= 4 and limits[0] == 0.25 and limits == sorted(limits, reverse=True)
     assert limited[names.VERDICT].tolist() == table[names.VERDICT].tolist() and names.TIMEOUT in set(table["verdict"])
-    assert limited[names.BRANCHES].notna().sum() == 4
+    assert limited[names.BRANCHES].notna().sum() == calls
 
 
 def test_images_together_have_the_time_of_all_and_branch_and_bound_has_no_limit_here():
