@@ -83,10 +83,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def tightness(input_radius: Tensor, preactivations: list[Box]) -> Tensor:
     """Return the mean over i of relu(tau - D0 / Di) / tau.
 
-    Di: the mean radius before ReLU i. D0: the mean radius of the normalised input.
+    Di: the mean radius before ReLU i. D0: the mean radius of the normalised input, above 0. The term is 0 where Di is
+    below D0, and Di itself is 0 behind a layer that is inactive for all images.
     """
-    terms = [torch.relu(_TAU - input_radius.mean() / box.radius.mean()) / _TAU for box in preactivations]
-    return torch.stack(terms).mean()
+    first = input_radius.mean()
+    ratios = [first / torch.maximum(box.radius.mean(), first) for box in preactivations]
+    return torch.stack([torch.relu(_TAU - ratio) / _TAU for ratio in ratios]).mean()
 
 
 def balance(preactivations: list[Box]) -> Tensor:

@@ -42,3 +42,11 @@ def test_a_layer_without_a_ratio_has_finite_gradients(center, expected):
     value.backward()
     assert value.item() == expected
     assert center.grad.isfinite().all()
+
+
+def test_a_layer_behind_one_that_is_inactive_for_all_images_has_finite_gradients():
+    """Its box is a point, as the output of a small layer that has died."""
+    radius = torch.zeros(4, 7, requires_grad=True)
+    value = tightness(torch.full((4, 3), 1e-6), [Box(torch.zeros(4, 7), radius)])
+    value.backward()
+    assert value == 0 and (radius.grad == 0).all()
