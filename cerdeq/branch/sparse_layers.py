@@ -54,7 +54,9 @@ def _sparse_step(step: Step) -> Step:
     if not is_linear or not isinstance(step.target, nn.Linear) or step.target.weight.numel() < _FEWEST_WEIGHTS:
         return step
     is_used = step.target.weight.detach() != 0
-    most = int(is_used.sum(1).max())
+    most = max(
+        1, int(is_used.sum(1).max())
+    )  # without a column, outputs would not depend on inputs, nor have a gradient
     if most > _MOST_IN_ROW:
         return step
     return replace(step, record=_RECORD, target=sparse_linear, args=(*step.args, _sparse(step.target, most)))

@@ -88,3 +88,13 @@ def test_rounding_is_counted(programs, seed):
     ]
     assert encloses(values[-1].box, Exact(rows, rows))
     assert all(Fraction(bound) <= row for bound, row in zip(lower[0].tolist(), rows, strict=True))
+
+
+def test_a_layer_of_zeros_has_a_gradient(programs):
+    zeros = layer(5, 7, 3, 0)
+    zeros.weight.data.zero_()
+    _, program = programs(nn.Sequential(zeros))
+    x = torch.randn(2, 5).double().requires_grad_()
+    values = program.steps[0].run([x])
+    values.sum().backward()
+    assert torch.equal(values, zeros.bias.expand(2, -1)) and not x.grad.any()

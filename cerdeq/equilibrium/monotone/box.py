@@ -67,6 +67,8 @@ def cut_by_images(ctx: Context, weight: Tensor, h: Box, z: Box, images: int) -> 
         box = between(ctx, low, high, None)
         middle = box.center @ others.mT + h.center
         reach = widen_sum(ctx, widen_terms(ctx, box.center, box.radius, terms) @ others.abs().mT + of_h, terms)
+        bounds_it = middle.isfinite()  # a sum that overflows bounds nothing
+        middle, reach = torch.where(bounds_it, middle, 0), torch.where(bounds_it, reach, torch.inf)
         image_low = torch.relu(middle - reach) / divisor * (1 - rounding) - tiny
         image_high = torch.relu(middle + reach) / divisor * (1 + rounding) + tiny
         both = torch.maximum(low, image_low), torch.minimum(high, image_high)
