@@ -41,10 +41,14 @@ LONGEST_KEYS = """
     104b4fef48c45194 9b14337cfa459824 258aee3c964363ea d40b48c4a8d8b55d b9cb35896c418a8a 9934f94e6157787a
 """
 LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
-FULL_LENGTH = [f"mnist-conv/{name}" for name in read_table(RESULTS / "published/mnist-conv/trials.parquet")["folder"]]
-TRIALS = [*(name.partition("/certified")[0] for name in CERTIFIED_FURTHER), *LONGEST, *sorted(FULL_LENGTH)]
+WITH_ALL_CERTIFICATES = [
+    f"{study}/{name}"
+    for study in ("mnist-conv", "small-equilibria")
+    for name in read_table(RESULTS / f"published/{study}/trials.parquet")["folder"]
+]
+TRIALS = [*(name.partition("/certified")[0] for name in CERTIFIED_FURTHER), *LONGEST, *sorted(WITH_ALL_CERTIFICATES)]
 IMAGES = 5
-ONE_OF_EACH_KIND = (0, 1, 11, 12, 24, 28, 42, 48, 54)
+ONE_OF_EACH_KIND = (0, 1, 11, 12, 24, 28, 42, 48, 54, 65)
 OFTEN = {*(TRIALS[number] for number in ONE_OF_EACH_KIND), *CERTIFIED_FURTHER}
 EXAMPLES = sorted(RESULTS.glob("example/trials/*"))
 
@@ -100,7 +104,7 @@ def test_weights_and_certificates_exist():
     further = [path for path in files if path.endswith(certification.CERTIFICATION)]
     further = [path for path in further if path.split("/certified/")[0] in TRIALS]
     assert sorted(str(Path(path).parent) for path in further) == sorted(CERTIFIED_FURTHER)
-    assert not {f"{path}/{folder.CERTIFICATES}" for path in (*CERTIFIED_FURTHER, *FULL_LENGTH)} - set(files)
+    assert not {f"{path}/{folder.CERTIFICATES}" for path in (*CERTIFIED_FURTHER, *WITH_ALL_CERTIFICATES)} - set(files)
     assert not {f"{path}/{folder.COUNTEREXAMPLES}" for path in (*CERTIFIED_FURTHER, *TRIALS)} - set(files)
 
 
