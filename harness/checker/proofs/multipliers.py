@@ -8,20 +8,20 @@ hull of (relu(l_i), l_i), (relu(u_i), u_i) and, if 0 lies between, (0, 0). V is 
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, intersect, magnitude
 from harness.checker.bounds.monotone import AffineMap, Proof, add, exact, first_box, multiply
 
 _REPEATS, _MOVED = 10, 0.02  # a step's multipliers are applied again while the boxes shrink by this share
 
 
 class EquilibriumBounds:
-    """A proved equilibrium over a box x [d] of inputs."""
+    """A proved equilibrium over a box x [d] of inputs; z: a box [N] that contains it."""
 
-    def __init__(self, proof: Proof, inject: AffineMap, x: Box):
+    def __init__(self, proof: Proof, inject: AffineMap, x: Box, z: Box):
         self.loops, self.inject, self.x = proof.weight.diagonal().copy(), inject, x
         self.off_diagonal = proof.weight - np.diag(self.loops)
         self.divisor = 1 - self.loops
-        self.z = first_box(proof, inject, x)
+        self.z = intersect(first_box(proof, inject, x), z)
         terms = len(self.loops) + len(x.center)
         self.relative = SLACK * (terms + 8) * U
         self.h_size = np.abs(inject.matrix) @ magnitude(x) + np.abs(inject.offset) + terms * TINY

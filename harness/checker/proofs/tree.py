@@ -82,8 +82,8 @@ def equilibrium_bounds(network: Network, values: list[Box], spec: Array) -> tupl
         proof = prove(dense(weight, values[number].center.shape[1:]))
         inject = _affine_map(network, values, np.eye(len(proof.weight)), source, 0)
         rows = _affine_map(network, values, spec, len(network.steps), number)
-        x = Box(values[0].center.ravel(), values[0].radius.ravel())
-        return EquilibriumBounds(proof, inject, x), rows
+        x, z = (Box(box.center.ravel(), box.radius.ravel()) for box in (values[0], values[number]))
+        return EquilibriumBounds(proof, inject, x, z), rows
     except (NotMonotoneError, np.linalg.LinAlgError) as error:
         raise RefusedError(str(error)) from None
 

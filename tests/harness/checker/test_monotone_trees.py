@@ -34,7 +34,7 @@ def random_weight(rng, units=UNITS, modulus=0.3):
     return (1 - modulus) * np.eye(units) - a.T @ a / units + b - b.T
 
 
-def network(rng, shift=0.0):
+def network(rng, shift=0.0, loops=0.0):
     """Return a module of two outputs, the first less the second raised by `shift`."""
     first, last = nn.Linear(INPUTS, UNITS).double(), nn.Linear(UNITS, 2).double()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def network(rng, shift=0.0):
         last.weight.copy_(torch.tensor(rng.normal(size=(2, UNITS))))
         first.bias.zero_()
         last.bias.copy_(torch.tensor([shift, 0.0]))
-    layer = FixedPoint(torch.tensor(random_weight(rng)), PeacemanRachford())
+    layer = FixedPoint(torch.tensor(random_weight(rng) - loops * np.eye(UNITS)), PeacemanRachford())
     return nn.Sequential(first, layer, last).eval()
 
 
@@ -62,19 +62,24 @@ def lowest(model):
     return float((y[:, 0] - y[:, 1]).min())
 
 
-@pytest.fixture(scope="module", params=[0, 2])
+@pytest.fixture(scope="module", params=[(0, 0.0), (2, 0.0), (0, 20.0)], ids=str)
 def proved(request):
-    """A module that is certified by little, its certificate, and the same module made false by little."""
-    model, false = network(np.random.default_rng(request.param)), network(np.random.default_rng(request.param))
+    """A module that is certified by little, its certificate, and the same module made false by little.
+
+    With loops the search begins with boxes that their images cut.
+    """
+    seed, loops = request.param
+    model, false = (network(np.random.default_rng(seed), loops=loops) for _ in range(2))
     low, x, spec = lowest(model), region(), torch.tensor(SPEC)[None]
     assert model[1].contraction(model[1].weight).rate >= 1
     with torch.no_grad():
         false[2].bias[0] -= low + 0.01
         model[2].bias[0] -= low
+    step = 0.05 / (1 + loops)
     box = Region(torch.tensor(x.center), torch.tensor(x.radius))
     for _ in range(8):
         with torch.no_grad():
-            model[2].bias[0] += 0.05
+            model[2].bias[0] += step
         result = verify(model, box, spec, seconds=60, certificates=True)
         if result.status == ["certified"]:
             assert result.certificates[0]
@@ -268,6 +273,15 @@ def test_first_boxes_contain_equilibria(seed):
     assert (np.abs(z - box.center) <= box.radius + 1e-12).all()
     points = monotone.equilibrium_boxes(weight, Box(h, np.zeros_like(h)))
     assert (np.abs(z - points.center) <= points.radius).all() and points.radius.max() < 1e-9
+
+
+def test_a_tree_begins_with_the_box_that_images_have_cut():
+    rng = np.random.default_rng(0)
+    proof, u = prove(random_weight(rng)), rng.normal(size=(UNITS, INPUTS))
+    inject, x = AffineMap(u, np.zeros(UNITS), np.zeros(UNITS)), Box(np.zeros(INPUTS), np.ones(INPUTS))
+    first = first_box(proof, inject, x)
+    cut = Box(first.center, first.radius / 2)
+    assert np.allclose(multipliers.EquilibriumBounds(proof, inject, x, cut).z.radius, cut.radius)
 
 
 @pytest.mark.parametrize("seed", range(4))
