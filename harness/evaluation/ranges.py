@@ -121,16 +121,19 @@ def read_range(ranges_dir: Path, images: range) -> EvaluationResult:
     return parse_file(range_path(ranges_dir, images), parse)
 
 
+def saved_ranges(ranges_dir: Path, planned: list[range]) -> dict[range, EvaluationResult]:
+    """Return the evaluations that can be read."""
+    saved = {}
+    for images in planned:
+        with suppress(DamagedFileError):
+            saved[images] = read_range(ranges_dir, images)
+    return saved
+
+
 def missing_ranges(ranges_dir: Path, planned: list[range]) -> list[range]:
     """Return the ranges that are left to evaluate."""
-
-    def is_saved(images: range) -> bool:
-        with suppress(DamagedFileError):
-            read_range(ranges_dir, images)
-            return True
-        return False
-
-    return [images for images in planned if not is_saved(images)]
+    saved = saved_ranges(ranges_dir, planned)
+    return [images for images in planned if images not in saved]
 
 
 def finish_evaluation(

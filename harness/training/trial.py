@@ -27,9 +27,8 @@ from harness.evaluation.ranges import (
     finish_evaluation,
     hash_inputs,
     limit_branch_and_bound,
-    missing_ranges,
     plan_ranges,
-    read_range,
+    saved_ranges,
 )
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment, source_digest
@@ -191,19 +190,16 @@ def _evaluate(
     _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
     weights = read_bytes(path)
     model = load_network(config, path, weights).to(device)
-    network, planned = (
-        prepare_network(model, config.evaluation.stages),
-        plan_ranges(test, model, config.data_info.classes, config.evaluation),
-    )
+    network = prepare_network(model, config.evaluation.stages)
+    planned = plan_ranges(test, model, config.data_info.classes, config.evaluation)
     ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, trial.key, config, environment))
     ranges.begin_ranges(ranges_dir)
-    missing = missing_ranges(ranges_dir, planned)
-    saved = [read_range(ranges_dir, images) for images in planned if images not in missing]
-    used = sum(evaluation.seconds.get(names.BAB, 0.0) for evaluation in saved)
-    done = len(test) - sum(map(len, missing))
+    saved = saved_ranges(ranges_dir, planned)
+    used = sum(evaluation.seconds.get(names.BAB, 0.0) for evaluation in saved.values())
+    done = sum(map(len, saved))
     report({names.EVALUATED: done, names.IMAGES: len(test)})
     try:
-        for images in missing:
+        for images in [images for images in planned if images not in saved]:
             evaluation = evaluate_range(ranges_dir, images, network, test, limit_branch_and_bound(config, used))
             used += evaluation.seconds.get(names.BAB, 0.0)
             done += len(images)
