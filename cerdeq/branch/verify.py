@@ -168,7 +168,7 @@ def _decide_one(
             exact = SearchQuery(program, query.values, spec[0])
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
                 return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
-            if is_bounded_by_forms(exact):
+            if by_forms := is_bounded_by_forms(exact):
                 program, float32 = with_sparse_layers(program), float32 and with_sparse_layers(float32)
                 exact = replace(exact, program=program)
             fast = exact.in_float32(float32)
@@ -177,7 +177,7 @@ def _decide_one(
             if is_falsified:
                 return Decision(FALSIFIED, lower, points)
             closest = points[:1]
-            if not is_bounded_by_forms(exact):
+            if not by_forms:
                 query = tighten(query, program)  # in float64, also for the search: float32's are wider
                 lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
                 exact = replace(exact, values=query.values)
