@@ -16,7 +16,7 @@ from cerdeq.operators.backward import nested_items
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
-from cerdeq.tracing.trace import WAY_OUT, trace_lock, user_line
+from cerdeq.tracing.trace import WAY_OUT, user_line
 
 _POINTS = 8
 _ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # differences of an output, relative to its largest size
@@ -68,15 +68,14 @@ def refuse_other_outputs(model: nn.Module, program: Program, x: Tensor) -> None:
 
 def _agreeing_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Tensor]:
     """Return the model's outputs: of the first point, with gradients and without, of all, and of the last one."""
-    with trace_lock:  # torch.fx patches the calls of all modules
-        expected = _run(program, x)
-        _refuse_other_form(expected, x)
-        tensors = [x, *model.parameters(), *model.buffers()]
-        has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
-        with torch.set_grad_enabled(has_gradients):
-            one = _output(model, program, x[:1].clone().requires_grad_(has_gradients)).detach()
-        together = _output(model, program, x)
-        outputs = [one, _output(model, program, x[:1], watched=True), together, together[-1:]]
+    expected = _run(program, x)
+    _refuse_other_form(expected, x)
+    tensors = [x, *model.parameters(), *model.buffers()]
+    has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
+    with torch.set_grad_enabled(has_gradients):
+        one = _output(model, program, x[:1].clone().requires_grad_(has_gradients)).detach()
+    together = _output(model, program, x)
+    outputs = [one, _output(model, program, x[:1], watched=True), together, together[-1:]]
     sizes = expected.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected)
     allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected)
     _refuse_differences(outputs, expected, allowed)

@@ -43,7 +43,7 @@ WAY_OUT = (
     "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
     "x.shape, x.size and x.dim"
 )
-trace_lock = threading.RLock()  # held while torch.fx traces: it patches the calls of all modules, for all threads
+_one_trace = threading.RLock()  # torch.fx patches the calls and attributes of all modules, for all threads
 
 
 class _Proxy(torch.fx.Proxy):
@@ -60,6 +60,8 @@ for _function in AUGMENTED:
 class _Tracer(torch.fx.Tracer):
     """Stops at modules that have a record, follows buffers by name, and remembers the user's lines for messages.
 
+    Modules that other threads use meanwhile are left as they are.
+
     used: the tensors that the forward has used as they are, with a copy made at the first use, and its line.
     """
 
@@ -68,6 +70,17 @@ class _Tracer(torch.fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.used: dict[int, tuple[Tensor, Tensor, str]] = {}
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, torch.fx.Proxy]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -97,7 +110,7 @@ def trace(model: nn.Module, linear: bool = False) -> Program:
     linear: whether backward rules are needed as well. Raises UnsupportedOperator, also for whatever the forward raises
     under torch.fx.
     """
-    with trace_lock:
+    with _one_trace:
         return _trace(model, linear)
 
 

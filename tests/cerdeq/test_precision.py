@@ -15,6 +15,7 @@ from cerdeq.bounds import BOUNDS
 from cerdeq.equilibrium import certificate
 from cerdeq.exact_products import InexactProductsError, check_products
 from cerdeq.precision import counted_rounding, uncounted_rounding
+from cerdeq.tracing.trace import trace
 
 OPERATORS = {
     "cuda.matmul": torch.backends.cuda.matmul,
@@ -273,6 +274,24 @@ def test_an_environment_that_reduces_precision_is_refused(monkeypatch, _unchecke
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     with pytest.raises(InexactProductsError, match="ONEDNN_DEFAULT_FPMATH_MODE=BF16"), counted_rounding("cpu"):
         pass
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_modules_that_another_thread_calls_during_a_trace_are_left_as_they_are(shared):
+    """torch.fx replaces the calls and attributes of all modules while it traces."""
+    linear, other, outputs = nn.Linear(2, 2), nn.Linear(2, 2), []
+
+    class Meanwhile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x):
+            run_in_threads(lambda: outputs.append((linear if shared else other)(torch.ones(1, 2))))
+            return self.linear(x)
+
+    assert len(trace(Meanwhile().eval()).steps) == 1
+    assert [type(output) for output in outputs] == [torch.Tensor]
 
 
 def test_two_threads_may_bound_at_the_same_time():
