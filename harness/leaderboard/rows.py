@@ -9,17 +9,18 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.config.trial import RECIPE_VERSION, Trial
+from harness.config.trial import Trial
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
 from harness.pretrained.checkpoint import Source
 from harness.settings import Evaluation
-from harness.storage import certification, folder, ranges, study_tables, training_record
+from harness.storage import certification, folder, study_tables
+from harness.storage.certification import is_certification
+from harness.storage.state import State, TrialState, read_state
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
-FINISHED, FAILED, UNFINISHED, NOT_BEGUN = "finished", "failed", "unfinished", "not begun"
 NOT_COUNTED = "not counted"
-"""States of a trial; the last one is that of a trial whose files cannot be right, or of another recipe version."""
+"""The state here of a trial that is OLDER or DAMAGED, or whose numbers cannot be right."""
 _NO_SETTINGS = (
     "row",
     "state",
@@ -61,22 +62,21 @@ def _budget(settings: Evaluation) -> str:
 def read_trials(*directories: Path) -> pd.DataFrame:
     """Return a row for each trial of these sweeps and each of its certifications, finished ones first.
 
-    `state` is one of those above; `problem` says why a trial has no usable numbers. `row` is the same for trials that
-    differ in their seeds alone.
+    `state` is a `State` or NOT_COUNTED; `problem` says why a trial has no usable numbers. `row` is the same for trials
+    that differ in their seeds alone.
     Raises InputError where a directory has no trials, or none can be read.
     """
     trial_dirs = [path for directory in directories for path in _trial_dirs(directory)]
-    rows = [_read(path, path / folder.TRIAL) for path in trial_dirs]
     certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
-    rows += [_read(path, path / certification.CERTIFICATION) for path in certifications]
-    stored = [row for directory in directories for row in study_tables.read_stored_trials(directory)]
-    rows += [_printable(_stored(row)) for row in sorted(stored, key=lambda row: row.is_certification)]
-    trials = pd.DataFrame(rows, dtype=object)
+    states = {path: read_state(path) for path in (*trial_dirs, *certifications)}
+    for directory in directories:
+        states |= study_tables.read_stored_trials(directory)
+    trials = pd.DataFrame([_row(path, states[path]) for path in sorted(states, key=is_certification)], dtype=object)
     if "profile" not in trials:
         first = trial_dirs[0]
         raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
     trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
-    twice = list(_problem(NOT_COUNTED, "another folder has the same trial").values())
+    twice = list(_not_counted("another folder has the same trial").values())
     trials.loc[trials.duplicated(["row", "seed"]), ["state", "problem"]] = twice
     return trials.astype({column.name: float for column in COLUMNS if column.name in trials})
 
@@ -89,43 +89,20 @@ def _trial_dirs(directory: Path) -> list[Path]:
     return trial_dirs
 
 
-def _read(path: Path, file: Path) -> dict[str, Any]:
-    """Return a trial or certification as a flat row, its texts without control characters. file: with its config."""
-    return _printable(_read_as_written(path, file))
-
-
-def _printable(row: dict[str, Any]) -> dict[str, Any]:
+def _row(path: Path, state: TrialState) -> dict[str, Any]:
+    """Return a trial or certification as a flat row, its texts without control characters."""
+    row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
+    row |= {"is_certification": is_certification(path), "evaluated_by": "", "result": None}
+    row |= {column.name: None for column in COLUMNS if column.is_required}
+    if state.trial is not None:
+        row |= _settings(state.trial, describe_evaluation(state.trial.config, row["is_certification"]))
+    if state.chosen is not None:
+        row[CHOSEN] = state.chosen["text"]
+    row |= _problem(state)
+    if state.state is State.FINISHED and state.result is not None:
+        row |= _numbers(state.result)
     row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
     return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
-
-
-def _empty(path: Path, is_certification: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
-    row |= {"is_certification": is_certification, "evaluated_by": "", "result": None}
-    row |= _problem(FINISHED)
-    return row | {column.name: None for column in COLUMNS if column.is_required}
-
-
-def _stored(stored: study_tables.StoredTrial) -> dict[str, Any]:
-    """Return a trial of a study's table as a row."""
-    row = _empty(stored.path, stored.is_certification)
-    row |= _settings(stored.trial, describe_evaluation(stored.trial.config, stored.is_certification))
-    if stored.chosen:
-        row[CHOSEN] = stored.chosen["text"]
-    return row | (_other_version(stored.trial) or _numbers(stored.result, stored.trial))
-
-
-def _read_as_written(path: Path, file: Path) -> dict[str, Any]:
-    is_certification = file.name == certification.CERTIFICATION
-    row = _empty(path, is_certification)
-    try:
-        trial = (folder.read_certified_trial if is_certification else folder.read_trial)(file)
-        row |= _settings(trial, describe_evaluation(trial.config, is_certification))
-        if chosen := folder.read_chosen(certification.trial_of(path)):
-            row[CHOSEN] = chosen["text"]
-        return row | (_other_version(trial) or _outcome(path, trial))
-    except (OSError, ValueError, KeyError) as error:
-        return row | _problem(NOT_COUNTED, str(error).replace(f"{path}/", ""))
 
 
 def _settings(trial: folder.TrialRecord, evaluation: str) -> dict[str, Any]:
@@ -154,52 +131,25 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
     return dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True))
 
 
-def _outcome(path: Path, trial: folder.TrialRecord) -> dict[str, Any]:
-    """Return numbers, result and warnings of a finished trial or certification; of any other its problem."""
-    result, _ = folder.read_result(path), folder.read_failure(path)  # a damaged one of either is a problem
-    if result is not None:
-        return _numbers(result, trial)
-    if (path / certification.CERTIFICATION).exists():
-        return _problem(UNFINISHED, f"{ranges.count_saved_images(path)} images of {path.name} are evaluated")
-    return _problem(*state_of(path, trial.config.epochs))
-
-
-def state_of(trial_dir: Path, epochs: int) -> tuple[str, str]:
-    """Return the state of a trial's folder, and the error, or how far the trial is. Raises DamagedFileError.
-
-    epochs: of the trial, 0 for a network trained elsewhere.
-    """
-    if folder.read_result(trial_dir) is not None:
-        return FINISHED, ""
-    if (failure := folder.read_failure(trial_dir)) is not None:
-        return FAILED, str(failure["error"])
-    if folder.last_write(trial_dir) is None:
-        return NOT_BEGUN, ""
-    parts = [f"epoch {training_record.last_epoch(trial_dir)} of {epochs}"] if epochs else []
-    return UNFINISHED, ", ".join([*parts, *(["being evaluated"] if (trial_dir / ranges.RANGES).exists() else [])])
-
-
-def _problem(state: str, text: str = "") -> dict[str, Any]:
+def _problem(state: TrialState) -> dict[str, Any]:
     """Return the columns of a trial's state: what tables show of it is its problem, unless it is finished."""
-    return {"state": state, "problem": None if state == FINISHED else ": ".join(filter(None, [state, text]))}
+    if state.state is State.FINISHED:
+        return {"state": State.FINISHED, "problem": None}
+    if state.state in (State.OLDER, State.DAMAGED):
+        return _not_counted(state.description)
+    return {"state": state.state, "problem": ": ".join(filter(None, [state.state, state.description]))}
 
 
-def _other_version(trial: folder.TrialRecord) -> dict[str, Any]:
-    """Return the problem of a trial of another recipe version; nothing for one of today's."""
-    if trial.recipe_version == RECIPE_VERSION:
-        return {}
-    advice = f"older, of recipe version {trial.recipe_version}, today's is {RECIPE_VERSION}: run it again"
-    return _problem(NOT_COUNTED, advice)
+def _not_counted(why: str) -> dict[str, Any]:
+    return {"state": NOT_COUNTED, "problem": f"{NOT_COUNTED}: {why}"}
 
 
-def _numbers(result: folder.TrialResult, trial: folder.TrialRecord) -> dict[str, Any]:
-    if result.key != trial.key:
-        return _problem(NOT_COUNTED, f"{folder.RESULT} belongs to another trial, {result.key}")
+def _numbers(result: folder.TrialResult) -> dict[str, Any]:
     numbers = numbers_of(result)
     order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
     errors = [round(numbers[name], 9) for name in order if name in numbers]
     if errors != sorted(errors):
-        return _problem(NOT_COUNTED, f"standard <= attack <= certified error does not hold: {errors}")
+        return _not_counted(f"standard <= attack <= certified error does not hold: {errors}")
     expected = [column.name for column in COLUMNS if column.is_required or column.name in result.metrics]
     missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}

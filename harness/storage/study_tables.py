@@ -8,7 +8,6 @@ If the trial folders exist, they are read instead.
 """
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,15 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, folder
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
-from harness.storage.folder import TrialRecord, TrialResult
 from harness.storage.parquet import read_table, unpack_table, write_table
+from harness.storage.state import State, TrialState, describe_older
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
 FOLDER = "folder"
-
-
-@dataclass(frozen=True)
-class StoredTrial:
-    """A row of trials.parquet. path: where its folder was; is_certification: whether it is a certification."""
-
-    path: Path
-    is_certification: bool
-    trial: TrialRecord
-    result: TrialResult
-    chosen: dict[str, Any] | None
 
 
 def write_study_tables(study: Path, to: Path) -> None:
@@ -60,25 +49,30 @@ def _compact(path: Path) -> str | None:
     return json.dumps(json.loads(read_text(path))) if path.exists() else None
 
 
-def read_stored_trials(study: Path) -> list[StoredTrial]:
-    """Return the rows of trials.parquet, none if there is no such file or the folders are there.
+def read_stored_trials(study: Path) -> dict[Path, TrialState]:
+    """Return the rows of trials.parquet by folder, none if there is no such file or the folders are there.
 
     Raises DamagedFileError.
     """
     path = study / TRIALS
     if not path.exists() or folder.trial_folders(study):
-        return []
-    return parse_file(
-        path, lambda content: [_parse(study, row) for row in unpack_table(content).to_pandas().to_dict("records")]
-    )
+        return {}
+    return parse_file(path, lambda content: _parse(study, unpack_table(content).to_pandas()))
 
 
-def _parse(study: Path, row: dict[Any, Any]) -> StoredTrial:
-    is_certification = certification.is_certification(Path(row[FOLDER]))
-    parse = folder.parse_certified_trial if is_certification else folder.parse_trial
-    chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
-    result = folder.parse_result(_json(row["result"]))
-    return StoredTrial(study / row[FOLDER], is_certification, parse(_json(row["trial"])), result, chosen)
+def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, TrialState]:
+    states = {}
+    for row in rows.to_dict("records"):
+        path = study / row[FOLDER]
+        parse = folder.parse_certified_trial if certification.is_certification(path) else folder.parse_trial
+        trial, result = parse(_json(row["trial"])), folder.parse_result(_json(row["result"]))
+        chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
+        is_older = trial.recipe_version != RECIPE_VERSION
+        description = describe_older(trial.recipe_version) if is_older else ""
+        states[path] = TrialState(
+            State.OLDER if is_older else State.FINISHED, description, trial, result, chosen=chosen
+        )
+    return states
 
 
 def _json(text: str) -> Any:

@@ -14,12 +14,13 @@ from harness.common.patterns import select_by_pattern
 from harness.config.expansion import expand_file
 from harness.config.file import ExpandedSweep, SweepFile
 from harness.data import load
-from harness.leaderboard.rows import FINISHED, NOT_COUNTED
+from harness.leaderboard.rows import NOT_COUNTED
 from harness.machine.device import best_device, count_cores
 from harness.own_data import MeasuredData, OwnData
 from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import TrialRecord
+from harness.storage.state import State
 from harness.training.trial import split_images
 from harness.tune.time_left import TimeLeft
 from harness.tune.workers import check_fits
@@ -78,7 +79,7 @@ class PlannedSweep:
             missing = [name for name in (folder.WEIGHTS, folder.VERDICTS) if not (row.trial_dir / name).exists()]
             if row.state == NOT_COUNTED:
                 problems[row.trial_dir] = str(row.problem)
-            elif row.state == FINISHED and missing:
+            elif row.state == State.FINISHED and missing:
                 problems[row.trial_dir] = f"{' and '.join(missing)} is missing"
         return problems
 

@@ -18,30 +18,28 @@ from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.config.file import CPU_PROFILE
 from harness.config.trial import FULL_PROFILE
-from harness.leaderboard.rows import UNFINISHED, state_of
 from harness.settings import describe_weak_attack
 from harness.storage import certification, folder, ranges
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
+from harness.storage.state import State, read_state
 from harness.tune.planned_sweep import PlannedSweep
 from harness.tune.progress import percent
 from harness.tune.time_left import minutes, wall_seconds
 from harness.tune.workers import RayOptions
 
-RUNNING = "running"
 
+def describe_state(trial_dir: Path, run: dict[str, Any] | None) -> tuple[str, str]:
+    """Return a trial's state and description; of a finished trial its certified error.
 
-def describe_state(trial_dir: Path, epochs: int, run: dict[str, Any] | None) -> tuple[str, str]:
-    """Return a trial's state as `state_of` does, or RUNNING; of a finished trial also its certified error.
-
-    run: that holds the sweep's directory, from `holder`. A trial counts as running if it has written to its folder
-    since that began, also when its worker has just died.
+    run: that holds the sweep's directory, from `holder`.
     """
-    state, description = state_of(trial_dir, epochs)
-    if (result := folder.read_result(trial_dir)) is not None:
-        description = f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
-    is_running = state == UNFINISHED and run and (folder.last_write(trial_dir) or 0) >= run["since"]
-    return RUNNING if is_running else state, description
+    found = read_state(trial_dir, run["since"] if run else None)
+    if found.state is State.DAMAGED:
+        raise DamagedFileError(found.description)
+    if found.result is not None:
+        return found.state, f"certified error {percent(found.result.metrics.get(names.CERTIFIED_ERROR))}"
+    return found.state, found.description
 
 
 def print_status(sweep_dir: Path) -> None:
@@ -62,10 +60,7 @@ def print_status(sweep_dir: Path) -> None:
     for trial_dir, label in sorted(by_dir.items(), key=lambda item: item[1]):
         written = folder.last_write(trial_dir)
         try:
-            if trial_dir not in configs:
-                raise DamagedFileError(folder.TRIAL)
-            state, description = describe_state(trial_dir, configs[trial_dir].epochs, run)
-            state += ", of another recipe" if folder.is_stale(trial_dir) else ""
+            state, description = describe_state(trial_dir, run)
         except DamagedFileError as error:
             state, description, written = "cannot be read", str(error), None
         counts[state] += 1
@@ -142,7 +137,7 @@ def print_plan(plan: PlannedSweep, ray: RayOptions, at_once: int, retry_failed: 
     left = plan.seconds_left([trial for trial in plan.trials if trial.key in to_run])
     rows = []
     for trial in plan.trials:
-        state = describe_state(plan.trial_dirs[trial.key], trial.config.epochs, holder(plan.sweep_dir))
+        state = describe_state(plan.trial_dirs[trial.key], holder(plan.sweep_dir))
         seconds = left.get(trial.key)
         time = "" if trial.key not in to_run else "unknown" if seconds is None else minutes(seconds)
         would_run = "yes" if trial.key in to_run else "no"

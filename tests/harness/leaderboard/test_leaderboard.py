@@ -193,13 +193,11 @@ def test_results_that_cannot_be_right_or_are_of_another_recipe_are_not_counted(s
     add(sweep, metrics(90.0), key="a-copy")
     add(sweep, metrics(), model="old", recipe=RECIPE_VERSION - 1)
     (add(sweep, metrics(), model="unreadable") / folder.RESULT).write_text("{")
-    foreign = add(sweep, metrics(), model="foreign")
-    files.write_json(foreign / folder.RESULT, json.loads((foreign / folder.RESULT).read_text()) | {"key": "else"})
     files.write_json(sweep / "trials/no-trial" / folder.TRIAL, {"key": "no-trial"})
     leaderboard = build_leaderboard(sweep)
     assert own(leaderboard)["model"].tolist() == ["cnn7"]
     problems = dict(leaderboard.uncounted[["model", "problem"]].to_numpy())
-    assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "foreign", "no-trial"}
+    assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "no-trial"}
     assert all(problem.startswith("not counted: ") for problem in problems.values())
     assert "attack <= certified" in problems["unordered"] and "another folder" in problems["cnn7"]
     assert f"of recipe version {RECIPE_VERSION - 1}, today's is {RECIPE_VERSION}" in problems["old"]

@@ -1,0 +1,74 @@
+"""The state of a trial and of a certification, by what lies in its folder."""
+
+import dataclasses
+import os
+
+import pytest
+
+from harness.common import names
+from harness.config.trial import RECIPE_VERSION
+from harness.storage import certification, files, folder, training_record
+from harness.storage.folder import TrialResult
+from harness.storage.state import State, read_state
+
+
+@pytest.fixture
+def trial(tiny_trial):
+    return folder.make_trial(tiny_trial(), "data")
+
+
+def test_a_trial_goes_through_its_states(tmp_path, trial):
+    assert read_state(tmp_path / "none").state is State.NOT_BEGUN and not (tmp_path / "none").exists()
+    folder.take_over(tmp_path, trial)
+    begun = read_state(tmp_path)
+    assert begun.state is State.NOT_BEGUN and begun.trial == trial and begun.written is None
+    training_record.write_epoch(tmp_path, {names.EPOCH: 1})
+    os.utime(tmp_path / folder.EPOCHS, (1000, 1000))
+    progress = f"epoch 1 of {trial.config.epochs}"
+    for run_began, state in ((None, State.UNFINISHED), (1001.0, State.UNFINISHED), (999.0, State.RUNNING)):
+        found = read_state(tmp_path, run_began)
+        assert (found.state, found.description, found.written) == (state, progress, 1000)
+    (tmp_path / "ranges/0").mkdir(parents=True)
+    assert read_state(tmp_path).description == f"{progress}, being evaluated"
+    failure = folder.write_failure(tmp_path, "ValueError: no")
+    failed = read_state(tmp_path)
+    assert (failed.state, failed.description, failed.failure) == (State.FAILED, "ValueError: no", failure)
+    result = TrialResult(trial.key, {}, {}, {}, [])
+    folder.write_result(tmp_path, result)
+    finished = read_state(tmp_path)
+    assert finished.state is State.FINISHED and finished.result == result and finished.failure is None
+
+
+def test_a_certification_has_the_same_states(tmp_path, trial):
+    folder.take_over(tmp_path, trial)
+    directory = tmp_path / certification.FOLDER / "ibp"
+    certification.begin_certification(directory, trial, "weights")
+    assert read_state(directory).state is State.NOT_BEGUN
+    (directory / "ranges/0").mkdir(parents=True)
+    (directory / "ranges/0/00000-00020.pt").touch()
+    found = read_state(directory)
+    assert found.state is State.UNFINISHED and found.description == "20 images of ibp are evaluated"
+    folder.write_result(directory, TrialResult(trial.key, {}, {}, {}, []))
+    assert read_state(directory).state is State.FINISHED
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_trial_of_another_recipe_is_older_readable_or_not(tmp_path, trial, is_readable):
+    older = folder.trial_json(dataclasses.replace(trial, recipe_version=RECIPE_VERSION - 1))
+    older["config"]["train"] |= {} if is_readable else {"no such setting": 1}
+    files.write_json(tmp_path / folder.TRIAL, older)
+    found = read_state(tmp_path)
+    assert found.state is State.OLDER and (found.trial is not None) == is_readable
+    assert found.description.startswith(f"older, of recipe version {RECIPE_VERSION - 1}, ")
+
+
+@pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT, folder.FAILURE, folder.CHOSEN, folder.EPOCHS])
+def test_a_damaged_file_is_named(tmp_path, trial, name):
+    folder.take_over(tmp_path, trial)
+    for content in ("{", "{}", '{"recipe_version": []}'):
+        (tmp_path / folder.EPOCHS).write_text("")
+        (tmp_path / name).write_text(content)
+        found = read_state(tmp_path)
+        is_older = name == folder.TRIAL and "[]" in content
+        assert found.state is (State.OLDER if is_older else State.DAMAGED)
+        assert is_older or found.description.startswith(f"{name} cannot be read: ")
