@@ -172,7 +172,8 @@ class _StudyFiles:
 
     @cached_property
     def _configs(self) -> dict[Path, Trial]:
-        return {row.path: row.trial.config for row in study_tables.read_stored_trials(self.study)}
+        states = study_tables.read_stored_trials(self.study)
+        return {path: state.trial.config for path, state in states.items() if state.trial is not None}
 
     def verdicts(self, paths: list[Path]) -> pd.DataFrame:
         """Return the verdicts of trials or certifications, with the best `margin` of the stages if it is stored."""

@@ -7,6 +7,7 @@ At x = centre + sum t_k (point_k - centre), |t_k| <= 1, errors e of the stored v
 for every slope in [0, 1] (Singh et al. 2018).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of, result_box
 from harness.checker.bounds.regions import tight_region, tighten
 
-_FEWEST_VALUES, _MOST_INPUTS = 4096, 2  # of a network that takes too long to bound all units of
+_MOST_INPUTS = 2
+_MOST_VALUES = 8192  # of a network all of whose units are bounded: at least twice as many as in the search
 _MOST_TIGHTENED = 8  # units of each ReLU, by linear bounds
 
 
@@ -42,12 +44,21 @@ class Form:
         return Form(points, total * (1 + SLACK * len(points) * U))
 
 
-def region_of_part(network: Network, part: Box) -> Region:
-    """Return boxes over a part [1, ...] of a box: by forms in wide networks of few inputs, else tightened."""
+def regions_of_part(network: Network, part: Box) -> Iterator[Region]:
+    """Yield boxes over a part [1, ...] of a box: by forms with few inputs, then tightened unless that takes too long.
+
+    A search counts a network's values in its own way, so whatever it proves a part by is tried here.
+    """
     free = (part.radius > SLACK * U * np.abs(part.center) + TINY).ravel().nonzero()[0]
-    has_forms = all(_has_form(step) for step in network.steps) and len(free) <= _MOST_INPUTS
-    if not has_forms or sum(box.center.size for box in boxes_of(network.steps[:-1], part)) <= _FEWEST_VALUES:
-        return tight_region(network, part, all_units=True)
+    by_forms = all(_has_form(step) for step in network.steps) and len(free) <= _MOST_INPUTS
+    if by_forms:
+        yield _region_by_forms(network, part, free)
+    if not by_forms or sum(box.center.size for box in boxes_of(network.steps[:-1], part)) <= _MOST_VALUES:
+        yield tight_region(network, part, all_units=True)
+
+
+def _region_by_forms(network: Network, part: Box, free: Array) -> Region:
+    """Return boxes by forms of the inputs with the flat numbers `free`."""
     region, forms = Region([part], {}), [_form_of_inputs(part, free)]
     for number, step in enumerate(network.steps[:-1], start=1):
         source = step.sources[0]

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box
-from harness.checker.bounds.forms import region_of_part
+from harness.checker.bounds.forms import regions_of_part
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
@@ -151,13 +151,7 @@ def _minima_over_parts(
         queue = [(part, _MORE_SPLITS)]
         while queue:
             box, left = queue.pop()
-            region = region_of_part(network, box)
-            bounds = lower_bounds(network, region, {len(network.steps): spec[rows]}, {})
-            if not (bounds > 0).all() and (slopes := certificate.slopes.get(number)):
-                leaves = np.arange(len(slopes.rows))
-                for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, slopes, leaves):
-                    for row, bound in zip(slopes.rows[batch], low, strict=True):
-                        bounds[rows == row] = np.fmax(bounds[rows == row], bound)
+            bounds = _bounds_over_part(network, box, spec, rows, certificate.slopes.get(number))
             if left and not (bounds > 0).all():
                 queue += [(half, left - 1) for half in halves_of(box, images)]
                 continue
@@ -165,6 +159,21 @@ def _minima_over_parts(
             if not (minima > 0).all():
                 return minima
     return minima
+
+
+def _bounds_over_part(network: Network, part: Box, spec: Array, rows: Array, slopes: Certificate | None) -> Array:
+    """Return bounds of these rows over a part: the best of several boxes, up to those by which all are positive."""
+    bounds = np.full(len(rows), -np.inf)
+    for region in regions_of_part(network, part):
+        bounds = np.fmax(bounds, lower_bounds(network, region, {len(network.steps): spec[rows]}, {}))
+        if slopes and not (bounds > 0).all():
+            leaves = np.arange(len(slopes.rows))
+            for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, slopes, leaves):
+                for row, bound in zip(slopes.rows[batch], low, strict=True):
+                    bounds[rows == row] = np.fmax(bounds[rows == row], bound)
+        if (bounds > 0).all():
+            break
+    return bounds
 
 
 def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array | None, eps: Fraction) -> str:

@@ -1,6 +1,7 @@
 """The checker's affine forms, in exact rational arithmetic, and certificates of the search that uses forms."""
 
 import copy
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.branch import input_search
 from harness.checker.bounds import boxes, forms
-from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, region_of_part
+from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part
 from harness.checker.bounds.maps import product
 from harness.checker.bounds.network import Step, read_network
 from harness.checker.proofs.box_parts import SPLITS
@@ -74,7 +75,7 @@ def test_parts_of_wide_networks_are_bounded_by_forms_and_searches_confirmed(wide
     model, region, lowest = wide
     assert lowest > 0
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
-    monkeypatch.setattr(forms, "_FEWEST_VALUES", 0)
+    monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tight_region", None)  # it would raise an error
     result = verify(model, region, torch.ones(1, 1, 1).double(), None, 10**4, certificates=True)
     tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
@@ -86,16 +87,40 @@ def test_parts_of_wide_networks_are_bounded_by_forms_and_searches_confirmed(wide
     assert prove_rows(read_network(lower), part, np.eye(1), tensors).proved_by == ""
 
 
-def test_boxes_contain_values_at_points(wide, monkeypatch):
+def test_boxes_contain_values_at_points(wide):
     model, _, _ = wide
-    monkeypatch.setattr(forms, "_FEWEST_VALUES", 0)
     random, network = np.random.default_rng(0), read_network(model)
     for radius in (1e-12, 1e-3, 0.3):
         part = boxes.Box(random.uniform(-1, 1, (1, 2)), np.full((1, 2), radius))
-        region = region_of_part(network, part)
+        region = next(regions_of_part(network, part))
         points = part.center + radius * random.uniform(-1, 1, (500, 2))
         values = network.boxes(boxes.Box(points, np.zeros_like(points)))
         for box, at_points in zip(region.values, values, strict=True):
             assert (np.abs(at_points.center - box.center) <= box.radius + at_points.radius).all()
         loose = network.boxes(part)
         assert region.values[-1].radius.sum() < loose[-1].radius.sum() or radius < 1e-9
+
+
+def test_a_search_by_other_boxes_than_forms_is_confirmed_though_the_checker_counts_more_values():
+    """A leaky ReLU is two steps of the checker; through many layers, forms bound next to nothing."""
+    torch.manual_seed(0)
+    sizes = [2, *[46] * 31]
+    layers = [nn.Sequential(nn.Linear(*pair), nn.LeakyReLU(0.01)) for pair in itertools.pairwise(sizes)]
+    model = nn.Sequential(*layers, nn.Linear(46, 1))
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    model.double().eval().requires_grad_(False)
+    region = Box(torch.tensor([[0.3, -0.7]]).double(), torch.full((1, 2), 0.02).double())
+    steps = torch.linspace(-0.02, 0.02, 101, dtype=torch.float64)
+    lowest = model(region.center + torch.cartesian_prod(steps, steps)).amin()
+    model[-1].bias += (
+        model(region.center)[0, 0] - 2 * lowest
+    )  # the smallest value is about its distance to the centre's
+    result = verify(model, region, torch.ones(1, 1, 1).double(), None, 200, certificates=True)
+    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    assert result.status == ["certified"] and SPLITS in tensors
+    part, network = boxes.Box(region.center.numpy(), region.radius.numpy()), read_network(model)
+    assert sum(box.center.size for box in network.boxes(part)) > 4096
+    assert prove_rows(network, part, np.eye(1), tensors).proved_by == CERTIFICATE
