@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,19 @@ SCRIPTS = Path(__file__).parents[3] / "docs" / "vnncomp"
 SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "(and (>= Y_0 0.6) (<= Y_1 0.5))"))
 
 
-@pytest.fixture
-def files(tmp_path):
-    """The folder of a network whose outputs are its two inputs, added and one by one, and of two properties."""
-
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory):
+    """The file of a network whose outputs are its two inputs, added and one by one."""
+    path = tmp_path_factory.mktemp("network") / "net.onnx"
     layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    network = with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
-    export_onnx(network, tmp_path / "net.onnx", (2,))
+    export_onnx(with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])), path, (2,))
+    return path
+
+
+@pytest.fixture
+def files(network_file, tmp_path):
+    """The folder of a network and of two properties."""
+    shutil.copy(network_file, tmp_path)
     for name, text in (("sat", SAT), ("unsat", UNSAT)):
         (tmp_path / f"{name}.vnnlib").write_text(text)
     (tmp_path / "list.csv").write_text("net.onnx,sat.vnnlib,60\n./net.onnx,unsat.vnnlib,60\n")
@@ -191,10 +198,7 @@ def test_instances_are_solved_side_by_side(files):
         ("list.csv:net.onnx,sat.vnnlib,soon\n", ["list.csv"], "list.csv, line 1, timeout: found 'soon'"),
         ("list.csv:net.onnx,no.vnnlib,9\n", ["list.csv"], "list.csv, line 1: found 'no.vnnlib', allowed: a file"),
         (f"list.csv:net.onnx,{'a' * 300},9\n", ["list.csv"], "list.csv, line 1: found 'aaa"),
-        (f"list.csv:{'a' * 300},sat.vnnlib,9\n", ["list.csv"], "list.csv, line 1: found 'aaa"),
         ("", [f"{'a' * 300}.onnx", "sat.vnnlib", "--results-dir", "r"], "allowed: a file that exists"),
-        ("", [f"{'a' * 300}.onnx", "sat.vnnlib"], "cannot be read: File name too long"),
-        ("", [f"{'a' * 300}.csv"], "File name too long"),
         ("list.csv:net.onnx,\0,9\n", ["list.csv"], "list.csv"),
         ("sat.vnnlib:(declare-const Y_2 Real)", ["net.onnx", "sat.vnnlib"], "2 inputs and 3 outputs, allowed: 2 and 2"),
         ("", ["net.onnx.gz"], "found ['net.onnx.gz'], allowed: NETWORK.onnx PROPERTY.vnnlib"),
@@ -226,15 +230,6 @@ def test_outputs_are_compared_in_the_box_of_the_property(files, monkeypatch, cap
     (files / "sat.vnnlib").write_text(SAT.replace("0.7", end))
     assert verify(files / "net.onnx", files / "sat.vnnlib") == 2
     assert message in capsys.readouterr().err
-
-
-def test_an_environment_that_reduces_precision_is_refused_before_anything_starts(files, monkeypatch, capsys):
-    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-    monkeypatch.chdir(files)
-    for arguments in (["net.onnx", "sat.vnnlib"], ["list.csv"]):
-        assert verify(*arguments) == 2
-        assert "error: ONEDNN_DEFAULT_FPMATH_MODE=BF16" in capsys.readouterr().err
-    assert not (files / "results").exists()
 
 
 def test_the_scripts_of_the_competition(files):

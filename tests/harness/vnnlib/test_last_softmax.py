@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_logits_and_are_confirmed(tmp_path):
     """The oracle enumerates the signs of ReLUs of the network without Softmax."""
     expected, rows = [], []
     endings = [[("Softmax", {})], [("Softmax", {"axis": 1}), ("Identity", {}), ("Flatten", {})]]
-    for seed in range(8):
+    for seed in range(6):
         constraints, scale = order_of(np.random.default_rng(seed)), 4096 if seed % 3 == 2 else 1
         network, text, weights = write_files(tmp_path, seed, constraints, endings[seed % 2], scale)
         violation = min(smallest_violation(weights, case) for case in property_in(text.read_bytes(), text).cases)

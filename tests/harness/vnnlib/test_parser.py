@@ -86,7 +86,7 @@ points = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(expressions, min_size=1, max_size=3), st.lists(points, min_size=5, max_size=5))
 def test_cases_mean_what_the_assertions_say(assertions, points):
     text = BOX + OUTPUTS + "".join(f"(assert {to_text(each)})\n" for each in assertions)

@@ -4,7 +4,6 @@ import functools
 import itertools
 from contextlib import nullcontext
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ from small_properties import (
     SECONDS,
     TINY,
     declared,
-    network_of,
-    property_of_seed,
     proved_by,
     run,
     solved,
@@ -29,16 +26,14 @@ from small_properties import (
 )
 from torch import nn
 
-from cerdeq import Box
 from harness.checker.proofs.box_parts import SPLITS
 from harness.common.errors import InputError
-from harness.common.properties import Case, Constraint, Declaration, InputBox, Property
+from harness.common.properties import Case, Declaration, InputBox, Property
 from harness.common.rounding import round_up
-from harness.vnnlib import solve as solving
 from harness.vnnlib.brackets import parse
 from harness.vnnlib.counterexample import NoDecimalError, decimal_between, decimals_inside
 from harness.vnnlib.files import check_shapes
-from harness.vnnlib.query import region_of, with_violations
+from harness.vnnlib.query import region_of
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of
 
@@ -82,30 +77,6 @@ def test_rounding_up_is_the_smallest_float_above(number):
         assert Fraction(rounded) >= number > Fraction(float(np.nextafter(kind(rounded), kind(-np.inf))))
 
 
-def random_case(random):
-    constraints = []
-    for number in range(random.integers(1, 8)):
-        factors = {int(n): Fraction(int(random.integers(1, 9)), 10) for n in random.permutation(OUTPUTS)[:2]}
-        constraints.append(Constraint(factors, Fraction(number, 7)))
-    return Case(InputBox((), ()), tuple(constraints))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_violations_are_positive_only_where_a_constraint_is_violated(seed):
-    random = np.random.default_rng(seed)
-    cases = [random_case(random) for _ in range(3)]
-    outputs = torch.from_numpy(random.integers(-16, 17, (50, OUTPUTS)) / 8)
-    everywhere = Box(torch.zeros(1, OUTPUTS).double(), torch.full((1, OUTPUTS), 2.0).double())
-    values = with_violations(nn.Identity(), everywhere, cases, OUTPUTS)(outputs)
-    for row, y in zip(values.tolist(), outputs.tolist(), strict=True):
-        for value, case in zip(row, cases, strict=True):
-            violations = [
-                sum(f * Fraction(y[n]) for n, f in c.coefficients.items()) - c.bound for c in case.constraints
-            ]
-            assert (value > 0) <= (max(violations) > 0)
-            assert (value > -1e-5) == (max(violations) > -1e-6) or abs(max(violations)) < 1e-5
-
-
 def case_of(bound, coefficient=Fraction(1), low=Fraction(0), high=Fraction(1)):
     return property_of(parse(text_of(f"(<= (* {coefficient} Y_0) {bound})", low, high, INPUTS, OUTPUTS)))
 
@@ -142,13 +113,6 @@ def test_a_case_without_constraints_on_outputs_is_satisfied_by_any_input():
     assert solve(property_, network, functools.partial(run, network), SECONDS).status == "sat"
 
 
-def test_without_time_nothing_is_decided_by_search():
-    network, _ = network_of(3)
-    property_ = property_of_seed(3)
-    answer = solve(property_, network, functools.partial(run, network), 0.0)
-    assert answer.status in ("timeout", "unsat", "sat")
-
-
 def test_other_shapes_are_refused():
     network = identity()
     with pytest.raises(InputError, match="found 2 inputs and 3 outputs, allowed: 3 and 3"):
@@ -159,15 +123,6 @@ def test_other_shapes_are_refused():
         property_ = Property(6, 6, (), declared=(Declaration("A", "real", shape),) * 2)
         with nullcontext() if is_the_same else pytest.raises(InputError, match=r"allowed: \[1, 2, 3\]"):
             check_shapes(property_, network, "p.vnnlib")
-
-
-def test_packages_are_loaded_before_the_time_of_an_instance_runs(monkeypatch):
-    """In a fresh process they take seconds, which a short limit does not have."""
-    loaded = []
-    monkeypatch.setattr(solving, "import_module", loaded.append)
-    monkeypatch.setattr(solving, "time", SimpleNamespace(monotonic=lambda: pytest.fail(f"began with {loaded}")))
-    with pytest.raises(pytest.fail.Exception, match=r"began with \['torch._dynamo'\]"):
-        solving.solve_files("net.onnx", "property.vnnlib", 1)
 
 
 BY_PARTS = (36, 44, 57, 67)  # seeds of results that need parts of the box
