@@ -8,12 +8,13 @@ folder of its entry. A data set that comes as Parquet needs no code here.
 import gzip
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from baselines.datasets import Dataset
 from harness.common.errors import InputError
-from harness.data.reading import convert, name_errors, open_image, read_parquet
+from harness.data.reading import convert, name_errors, open_image, read_parquet, require_memory
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -135,7 +136,9 @@ def image_folders(info: Dataset, folder: Path) -> Source | None:
     def shard(where: Path, images: list[tuple[Path, int]]) -> Shard:
         files = [path for path, _ in images]
         values = np.array([label for _, label in images], np.int64)
-        return Shard((where, wnids, *files), lambda: (_decode(info, [(path, path) for path in files]), values))
+        return Shard(
+            (where, wnids, *files), lambda: (_decode(info, zip(files, files, strict=True), len(files)), values)
+        )
 
     return Source(folder, (shard(folder / "train", train),), (shard(annotations, test),))
 
@@ -166,13 +169,14 @@ def _shards(info: Dataset, folder: Path, split: str) -> tuple[tuple[Shard, ...],
 
 def _read_parquet(info: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     encoded, labels = read_parquet(path, info.image_column)
-    return _decode(info, encoded), labels
+    require_memory(path, len(labels) * prod(info.shape), path.stat().st_size)
+    return _decode(info, encoded, len(labels)), labels
 
 
-def _decode(info: Dataset, encoded: Sequence[tuple[object, BytesIO | Path]]) -> np.ndarray:
+def _decode(info: Dataset, encoded: Iterable[tuple[object, BytesIO | Path]], count: int) -> np.ndarray:
     """Decode (name for errors, image) pairs to uint8 [N, C, H, W]; greyscale becomes RGB as needed, and the reverse."""
     channels, height, width = info.shape
-    images = np.empty((len(encoded), *info.shape), np.uint8)
+    images = np.empty((count, *info.shape), np.uint8)
     for index, (where, file) in enumerate(encoded):  # one thread: for such small images the GIL makes threads useless
         with open_image(where, file) as image:
             if image.size != (width, height):

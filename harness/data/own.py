@@ -18,7 +18,7 @@ import numpy as np
 from baselines.datasets import Dataset
 from baselines.unknown_names import UnknownNameError
 from harness.common.errors import InputError, SettingError, require
-from harness.data.reading import check_labels, convert, name_errors, open_image, read_parquet
+from harness.data.reading import check_labels, convert, name_errors, open_image, read_parquet, require_memory
 from harness.own_data import OwnData
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -166,13 +166,19 @@ def _measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(round(mean, 4) for mean in means), tuple(round(max(v**0.5, 1 / 255), 4) for v in variances)
 
 
-def _decode(encoded: Iterable[tuple[object, Any]], labels: np.ndarray, source: OwnData) -> Images:
-    """Return decoded and, where `size` says so, resized images. encoded: name for errors, and image, of each."""
-    names, pixels = list[str](), list[np.ndarray]()
+def _decode(encoded: Iterable[tuple[object, Any]], labels: np.ndarray, source: OwnData, path: Path) -> Images:
+    """Return decoded and, where `size` says so, resized images. encoded: name for errors, and image, of each.
+
+    path: of all files. Raises InputError once the images need far more memory than these have bytes.
+    """
+    names, pixels, count = list[str](), list[np.ndarray](), 0
+    size = sum(file.stat().st_size for file in files_of(path))
     for where, file in encoded:
         with open_image(where, file) as image:
             names.append(str(where))
             pixels.append(_pixels(image, where, source))
+        count += pixels[-1].nbytes
+        require_memory(path, count, size)
     return Images(pixels, labels, names.__getitem__)
 
 
@@ -200,7 +206,7 @@ def _folder(source: OwnData, path: Path) -> list[Images]:
         with name_errors(folder):
             images = ImageFolder(str(folder))
         labels = np.array([images.classes[number] for number in images.targets])
-        parts.append(_decode([(name, Path(name)) for name, _ in images.samples], labels, source))
+        parts.append(_decode([(name, Path(name)) for name, _ in images.samples], labels, source, path))
     return parts
 
 
@@ -208,6 +214,7 @@ def _arrays(source: OwnData, path: Path) -> list[Images]:
     """Read x_train, y_train, x_test and y_test of an .npz file; the last two may be missing."""
     parts = []
     with name_errors(path), np.load(path, allow_pickle=False) as file:
+        require_memory(path, sum(part.file_size for part in file.zip.infolist()), path.stat().st_size)
         has_test = "x_test" in file or "y_test" in file
         for split in ("train", "test") if has_test else ("train",):
             if missing := [name for name in (f"x_{split}", f"y_{split}") if name not in file]:
@@ -247,7 +254,7 @@ def _parquet(source: OwnData, path: Path) -> list[Images]:
         if len(kinds) > 1:
             raise InputError(f"{path}: column 'label': found integers and texts, allowed: one of them in all files")
         labels = np.concatenate([labels for _, labels in tables])
-        parts.append(_decode(chain.from_iterable(encoded for encoded, _ in tables), labels, source))
+        parts.append(_decode(chain.from_iterable(encoded for encoded, _ in tables), labels, source, path))
     return parts
 
 

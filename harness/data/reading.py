@@ -12,6 +12,9 @@ from harness.common.errors import InputError, error_line, shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from pyarrow.parquet import ParquetFile
+
+_ALWAYS_ALLOWED, _MOST_TIMES = 2**30, 100  # bytes of images, unpacked; for each byte of their files
 
 _SHALLOW = {"1": "L", "L": "L", "P": "RGB", "LA": "L", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB",
             "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "La": "L", "RGBa": "RGB"}  # fmt: skip
@@ -54,35 +57,74 @@ def convert(image: "Image", where: object, mode: str | None = None) -> np.ndarra
     return np.asarray(image.convert(mode or _SHALLOW[image.mode]))
 
 
-def read_parquet(path: Path, image_column: str) -> tuple[list[tuple[str, BytesIO]], np.ndarray]:
+def require_memory(where: object, count: int, size: int) -> None:
+    """Raise InputError if images need far more memory than their files have bytes: a stranger's may repeat one image.
+
+    count: bytes in memory. size: of the files.
+    """
+    if count > (largest := max(_ALWAYS_ALLOWED, _MOST_TIMES * size)):
+        raise InputError(f"{where}: found {count:,} bytes of images, unpacked, allowed in so small files: {largest:,}")
+
+
+def read_parquet(path: Path, image_column: str) -> tuple[Iterator[tuple[str, BytesIO]], np.ndarray]:
     """Return the encoded images of a file, each with its name for errors, and the column `label`: integers or texts.
 
-    An image is bytes or {bytes, path}, as Hugging Face writes them. Raises InputError.
+    An image is bytes or {bytes, path}, as Hugging Face writes them. Equal ones lie in memory once. Raises InputError,
+    before anything is unpacked that needs far more memory than the file has bytes.
     """
-    import pyarrow.compute
-    import pyarrow.parquet
-    import pyarrow.types as types
+    from pyarrow import parquet, types
 
     with name_errors(path):
-        table = pyarrow.parquet.read_table(path)
+        file = parquet.ParquetFile(path)
+    metadata, schema, size = file.metadata, file.schema_arrow, path.stat().st_size
     for name in (image_column, "label"):
-        if name not in table.column_names:
-            columns = ", ".join(table.column_names) or "none"
+        if name not in schema.names:
+            columns = ", ".join(schema.names) or "none"
             raise InputError(f"{path}: column {name!r}: found the columns {columns}, allowed: {image_column}, label")
-    column, labels = table[image_column], table["label"]
-    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        column = pyarrow.compute.struct_field(column, "bytes")
-    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
-        found, allowed = table.schema.field(image_column).type, "encoded images such as PNG, as bytes or {bytes, path}"
-        raise InputError(f"{path}: column {image_column!r}: found {found}, allowed: {allowed}")
-    if not (types.is_integer(labels.type) or types.is_string(labels.type) or types.is_large_string(labels.type)):
-        raise InputError(f"{path}: column 'label': found {labels.type}, allowed: integers or texts")
-    for name, values in ((image_column, column), ("label", labels)):
-        if values.null_count:
-            row = values.is_null().to_pylist().index(True)
-            raise InputError(f"{path}: column {name!r}, row {row}: found null, allowed: a value in every row")
-    encoded = [(f"{path}, row {row}", BytesIO(content)) for row, content in enumerate(column.to_pylist())]
-    return encoded, np.array(labels.to_pylist())
+    kind, labels = schema.field(image_column).type, schema.field("label").type
+    is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    encoded = kind.field("bytes").type if is_struct else kind
+    if not (types.is_binary(encoded) or types.is_large_binary(encoded)):
+        allowed = "encoded images such as PNG, as bytes or {bytes, path}"
+        raise InputError(f"{path}: column {image_column!r}: found {kind}, allowed: {allowed}")
+    are_texts = types.is_string(labels) or types.is_large_string(labels)
+    if not (types.is_integer(labels) or are_texts):
+        raise InputError(f"{path}: column 'label': found {labels}, allowed: integers or texts")
+    stored = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    require_memory(path, max(stored, 8 * metadata.num_rows), size)
+    column = f"{image_column}.bytes" if is_struct else image_column
+    with name_errors(path):
+        file = parquet.ParquetFile(path, read_dictionary=[column, *(["label"] if are_texts else [])])
+        return _images(file, path, column), _labels(file, path)
+
+
+def _images(file: "ParquetFile", path: Path, column: str) -> Iterator[tuple[str, BytesIO]]:
+    """Yield the encoded images. column: `image`, or `image.bytes`."""
+    name, _, inner = column.partition(".")
+    with name_errors(path):
+        groups = (file.read_row_group(number, columns=[column]) for number in range(file.num_row_groups))
+        chunks = (chunk.field(inner) if inner else chunk for group in groups for chunk in group[name].chunks)
+        for row, value in enumerate(value for chunk in chunks for value in chunk):
+            _refuse_null(path, name, row, not value.is_valid)
+            yield f"{path}, row {row}", BytesIO(value.as_py())
+
+
+def _labels(file: "ParquetFile", path: Path) -> np.ndarray:
+    """Return the column `label`: integers, or texts, of which NumPy has each as long as the longest."""
+    labels = file.read(columns=["label"])["label"].combine_chunks()
+    if labels.null_count:
+        _refuse_null(path, "label", labels.is_null().to_pylist().index(True), True)
+    if not hasattr(labels, "dictionary"):
+        return labels.to_numpy(zero_copy_only=False).astype(np.int64)
+    texts = labels.dictionary.to_pylist()
+    count = 4 * max(map(len, texts), default=0) * (len(texts) + len(labels))
+    require_memory(path, count, path.stat().st_size)
+    return np.array(texts)[labels.indices.to_numpy()]
+
+
+def _refuse_null(path: Path, column: str, row: int, is_null: bool) -> None:
+    if is_null:
+        raise InputError(f"{path}: column {column!r}, row {row}: found null, allowed: a value in every row")
 
 
 def check_labels(labels: np.ndarray, where: object) -> np.ndarray:

@@ -358,6 +358,37 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
         load(source)
 
 
+def black(size):
+    """An image that is 1,000 times as large as its file."""
+    return encoded(np.zeros((3, size, size), np.uint8))
+
+
+def packed(path, image, label):
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": image, "label": label}), path / f"{split}.parquet", compression="zstd")
+    return {"parquet": "."}
+
+
+BOMBS = {  # each needs 4 MB or more, from files of 20 kB
+    "one image in many rows": lambda path: packed(path, [black(300)] * 20, [0, 1] * 10),
+    "bytes that are no images": lambda path: packed(path, [bytes(2**22), b""], [0, 1]),
+    "many rows": lambda path: packed(path, pa.array([b""] * 500_000), pa.array([0] * 500_000)),
+    "a long label in many rows": lambda path: packed(path, [black(9)] * 200, ["a", "b" * 9_000] * 100),
+    "arrays": lambda path: np.savez_compressed(path / "x.npz", x_train=np.zeros((2, 999, 999, 3), np.uint8)),
+    "pictures": lambda path: write_folder(path, np.zeros((2, 999, 999, 3), np.uint8), [0, 1]),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_files_that_are_small_beside_what_they_hold_are_refused_before_memory_runs_out(tmp_path, monkeypatch, case):
+    monkeypatch.setattr("harness.data.reading._ALWAYS_ALLOWED", 2**20)
+    (path := tmp_path / "bomb").mkdir()
+    source = BOMBS[case](path) or ({"arrays": "x.npz"} if case == "arrays" else {"folder": "."})
+    assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 20_000
+    with pytest.raises(InputError, match=r"found [\d,]+ bytes of images, unpacked, allowed in so small files: 1,\d"):
+        load(OwnData(name="own", test_share=0.5 if case == "pictures" else None, **source).relative_to(path))
+
+
 def test_a_missing_class_is_a_warning_and_a_mark_on_the_row(tmp_path, capsys):
     directory = run(tmp_path, folders(tmp_path), evaluation=SWEEP["evaluation"] | {"test_images": 1})
     text = (directory / "leaderboard.md").read_text()
