@@ -8,6 +8,7 @@ unless they would fail again.
 import argparse
 import os
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 from harness import command_line
@@ -62,22 +63,29 @@ def main(options: argparse.Namespace) -> int:
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
     say("loads packages and data")
-    from harness.checker.images import describe_unreadable
     from harness.config.file import read_file
+
+    @cache
+    def machines() -> list[dict[str, float]]:
+        from harness.tune.planned_sweep import machines_at  # imports torch: a wrong file is refused before
+
+        return machines_at(None if options.here else options.ray_address)
+
+    file = read_file(
+        options.files[0], options.profile, lambda: any(machine["GPU"] for machine in machines()), options.set
+    )
+    from harness.checker.images import describe_unreadable
     from harness.machine.environment import data_directory
     from harness.storage import folder
     from harness.storage.lock import lock_directory
-    from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked, machines_at
+    from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked
     from harness.tune.status import print_header, print_plan
     from harness.tune.workers import RayOptions, count_fitting
 
     console = new_console()
-    machines = machines_at(None if options.here else options.ray_address)
-    has_gpu = any(machine["GPU"] for machine in machines)
-    file = read_file(options.files[0], options.profile, has_gpu, options.set)
     sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
-    gpu = sweep.resources.gpu if has_gpu else 0
-    check_reserved(sweep, gpu, machines, file)
+    gpu = sweep.resources.gpu if any(machine["GPU"] for machine in machines()) else 0
+    check_reserved(sweep, gpu, machines(), file)
     sweep_dir = (options.results_dir / sweep.name).absolute()
     check_owner(sweep_dir, sweep)
     ray = RayOptions(
@@ -103,7 +111,7 @@ def main(options: argparse.Namespace) -> int:
         console.print(f"warning: {warning}", soft_wrap=True)
     if options.dry_run:
         print_header(plan, ray.gpu, options.profile, console)
-        fitting = count_fitting(machines, ray.cpu, ray.gpu)
+        fitting = count_fitting(machines(), ray.cpu, ray.gpu)
         at_once = 1 if options.here else min(fitting, count or fitting)
         print_plan(plan, ray, at_once, options.retry_failed, console)
         return OK

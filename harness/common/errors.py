@@ -1,5 +1,8 @@
 """Errors of user input, how errors are shown, and a stop that is no error."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 _MOST_WORDS = 40
 
 
@@ -27,6 +30,34 @@ def require(key: str, value: object, holds: bool, allowed: str) -> None:
     """Raise SettingError unless `holds`."""
     if not holds:
         raise SettingError(key, value, allowed)
+
+
+Location = Callable[..., AbstractContextManager[None]]
+"""Takes the start and end of lines about a part of the input; within, an InputError ends the block and is collected."""
+
+
+@contextmanager
+def collect_problems() -> Iterator[Location]:
+    """Yield a Location. After the block, raise InputError with a line for each problem, if there are any."""
+    lines = dict[str, None]()
+
+    @contextmanager
+    def at(start: str, end: str = "") -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            lines.update(dict.fromkeys(f"{start}{line}{end}" for line in str(error).splitlines()))
+
+    yield at
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+@contextmanager
+def located(start: str, end: str = "") -> Iterator[None]:
+    """Within, put where the input is, such as "study.yaml: ", before each line of an InputError, and `end` after it."""
+    with collect_problems() as at, at(start, end):
+        yield
 
 
 def shorten(value: object) -> str:

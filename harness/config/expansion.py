@@ -1,18 +1,19 @@
 """Expand a sweep file to its trials, each checked to the last key."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import abspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from baselines import network_names, options_of, suggestion
-from harness.common.errors import InputError, require
+from harness.common.errors import InputError, collect_problems, located, require
 from harness.common.models import MOST_PROBLEMS, validate
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_settings
-from harness.config.file import ASSIGNED, ExpandedSweep, SweepFile, locate, profile_mark
+from harness.config.file import ExpandedSweep, SweepFile, profile_mark
 from harness.config.grid import LARGEST, expand, names_in
 from harness.config.search import Searched, check_search, make_searched
 from harness.config.sweep import Sweep, TrialEntry, options_model
@@ -27,50 +28,43 @@ from harness.settings import Recipe
 _SECTIONS = ("train", "options", "method_options")
 
 
-def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> ExpandedSweep:
-    """Return a file's sweep, changed as `--set` says.
+class _Entry(NamedTuple):
+    """An entry of `trials` without lists. where, choice: begin and end messages. trial: under seed 0."""
 
-    trained: the identities of trials that have been trained: their networks are not built to be checked. own_data: that
-    of the file, measured. Raises InputError, with a line for each problem: the file or `--set`, the key, what was
-    found, what is allowed.
-    """
-    location: str | Path = file.path
-    try:
-        expansion = _Expansion(file.sweep, file.profile, file.path.parent, own_data)
-        entries = expansion.entries()
-        if file.changed is None:
-            return expansion.checked(entries, trained)
-        location, mark = ASSIGNED, profile_mark(file.changes)
-        originals = {entry.trial.identity for entry in entries}
-        expansion = replace(expansion, sweep=file.changed)
-        changed = [
-            # The profile is part of keys and stands over tables, so no changed trial is mistaken for the file's.
-            entry if entry.trial.identity in originals else entry.with_trial(profile=f"{file.profile} {mark}")
-            for entry in expansion.entries()
-        ]
-        return replace(expansion.checked(changed, trained), changed=mark)
-    except InputError as error:
-        raise locate(error, location, file.profile, file.included) from None
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """An entry of `trials` without lists.
-
-    trial: its trial under seed 0. keys: of the entry. where: as messages name it. choice: of lists, at their end.
-    """
-
-    trial: Trial
-    keys: TrialEntry
     where: str
     choice: str
+    keys: TrialEntry
+    trial: Trial
 
-    def with_trial(self, **changes: Any) -> "_Entry":
-        return replace(self, trial=self.trial.replace(**changes))
 
-    def problems(self, error: InputError) -> list[str]:
-        """Return the lines of an error of this entry."""
-        return [f"{self.where}.{line}{self.choice}" for line in str(error).splitlines()]
+def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> ExpandedSweep:
+    """Return a file's sweep. Networks are built as a check, except those of trials that have been trained.
+
+    trained: the identities of these. own_data: that of the file, measured. Raises InputError, with a line for each
+    problem: the file, the key, what was found, what is allowed.
+    """
+    with file.located():
+        expansion = _Expansion(file.sweep, file.profile, file.path.parent, own_data)
+        return expansion.checked(_mark_changed(expansion, file), trained)
+
+
+def _mark_changed(expansion: "_Expansion", file: SweepFile) -> list[_Entry]:
+    """Return the entries; the profile of those that the file has not without `--set` says what that changed.
+
+    The profile is part of keys and stands over tables, so no changed trial is mistaken for the file's.
+    """
+    entries, unchanged = expansion.entries(), set[str]()
+    if mark := profile_mark(file.changes):
+        with suppress(InputError):  # a file that is right with `--set` alone has no trials without
+            original = replace(expansion, sweep=validate(Sweep, file.content))
+            unchanged = {entry.trial.identity for entry in original.entries()}
+        entries = [
+            entry
+            if entry.trial.identity in unchanged
+            else entry._replace(trial=entry.trial.replace(profile=f"{file.profile} {mark}"))
+            for entry in entries
+        ]
+    return entries
 
 
 @dataclass(frozen=True)
@@ -87,82 +81,78 @@ class _Expansion:
 
     def entries(self) -> list[_Entry]:
         """Return all that `trials` stand for. Raises InputError with the first wrong trial of each entry."""
-        entries, first, problems, total = list[_Entry](), dict[str, str](), list[str](), 0
-        for number, lists in enumerate(self.sweep.trials):
-            where, choice = f"trials.{number}", ""
-            try:
-                for name in names_in(lists, "model"):
-                    plugins.add_factory(name, self.sweep.plugins)
-                choices = expand(lists)
-                total += len(choices) * len(self.sweep.seeds)
-                if total > LARGEST:
-                    break
-                for content, values in choices:
-                    choice = f" (with {', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
-                    keys = validate(TrialEntry, content)
-                    trial = self.resolve(keys)
-                    same = first.get(trial.identity, "")
-                    require("model", keys.model, not same, f"a trial that differs from {same}")
-                    first[trial.identity] = where + choice
-                    entries.append(_Entry(trial, keys, where, choice))
-            except InputError as error:
-                problems += [f"{where}.{line}{choice}" for line in str(error).splitlines()]
-        require("trials", f"{total:,} trials or more with all seeds", total <= LARGEST, f"at most {LARGEST:,}")
-        _refuse(problems)
+        expanded, entries, first, total = dict[str, list[Any]](), list[_Entry](), dict[str, str](), 0
+        with collect_problems() as at:
+            for number, lists in enumerate(self.sweep.trials):
+                with at(f"trials.{number}."):
+                    for name in names_in(lists, "model"):
+                        plugins.add_factory(name, self.sweep.plugins)
+                    choices = expanded[f"trials.{number}"] = expand(lists)
+                    total += len(choices) * len(self.sweep.seeds)
+                found = f"{total:,} trials or more with all seeds"
+                require("trials", found, total <= LARGEST, f"at most {LARGEST:,}")
+            for where, choices in expanded.items():
+                with at(f"{where}."):
+                    for content, values in choices:
+                        choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
+                        with located("", choice):
+                            keys = validate(TrialEntry, content)
+                            trial = self.trial(keys)
+                            same = first.get(trial.identity, "")
+                            require("model", keys.model, not same, f"a trial that differs from {same}")
+                        first[trial.identity] = where + choice
+                        entries.append(_Entry(where, choice, keys, trial))
         return entries
 
-    def resolve(self, keys: TrialEntry) -> Trial:
+    def trial(self, keys: TrialEntry) -> Trial:
         """Return an entry's trial under seed 0. Raises InputError."""
-        keys.check_keys()
         sweep, checkpoint = self.sweep, keys.checkpoint
         is_alone = sweep.search is None or checkpoint is None
         require("model", keys.model, is_alone, "networks without a checkpoint beside `search`, which trains")
-        parts = {
-            "train": lambda: validate(Recipe, sweep.train.model_dump(exclude_unset=True) | keys.train, "train"),
-            "options": lambda: _changed_options("options", keys.model, keys.options),
-            "method_options": lambda: _changed_options("method_options", keys.method, keys.method_options),
-            "plugins": lambda: plugins.digests(sweep.plugins, keys.model),
-        }
         content = vars(sweep) | vars(keys)
         content |= {"sweep": sweep.name, "profile": self.profile, "seed": 0, "width": keys.width or sweep.width}
         content |= {"dataset": sweep.dataset_name, "own_data": self.own_data}
-        if checkpoint is not None:
-            del parts["train"], parts["method_options"]
-            path = self.checkpoint_path(keys)
-            sha256 = digest_of(read_file(path, checkpoint))
-            content |= {"method": TRAINED_ELSEWHERE, "train": Recipe(), "train_images": None}
-            content["checkpoint"] = checkpoint.replace(file=path.name, sha256=sha256)
-        content |= _all_or_none(**parts)
+        with collect_problems() as at:
+            if checkpoint is None:
+                with at(""):
+                    recipe = sweep.train.model_dump(exclude_unset=True) | keys.train
+                    content["train"] = validate(Recipe, recipe, "train")
+                with at(""):
+                    content["method_options"] = _changed_options("method_options", keys.method, keys.method_options)
+            else:
+                path = self.checkpoint_path(keys)
+                sha256 = digest_of(read_file(path, checkpoint))
+                content |= {"method": TRAINED_ELSEWHERE, "train": Recipe(), "train_images": None}
+                content["checkpoint"] = checkpoint.replace(file=path.name, sha256=sha256)
+            with at(""):
+                content["options"] = _changed_options("options", keys.model, keys.options)
+            with at(""):
+                content["plugins"] = plugins.digests(sweep.plugins, keys.model)
         trial = validate(Trial, {name: content[name] for name in Trial.model_fields if name in content})
         own = [f"train.{name}" for name in keys.train if getattr(trial.train, name) != getattr(sweep.train, name)]
         return trial.replace(named=(*(["width"] if trial.width != sweep.width else []), *own))
 
     def checked(self, entries: list[_Entry], trained: Collection[str]) -> ExpandedSweep:
-        """Return the sweep, with networks built as a check, except those of trials that have been trained.
-
-        Raises InputError.
-        """
-        sweep, problems, unused, trials = self.sweep, list[str](), dict[int, dict[str, str]](), list[Trial]()
-        checkpoints = {}
-        for number, entry in enumerate(entries):
-            trial, checkpoint = entry.trial, entry.trial.checkpoint
-            try:
-                if trial.identity not in trained or sweep.search is not None:
-                    unused[number] = unused_settings(trial, check_buildable(trial))
-                if checkpoint is not None:
-                    checkpoints[checkpoint.sha256] = self.checkpoint_path(entry.keys)
-                    if trial.identity not in trained:
-                        read_weights(checkpoints[checkpoint.sha256], trial)
-            except InputError as error:
-                problems += entry.problems(error)
-            seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
-            trials += [trial.replace(seed=seed) for seed in seeds]
-        _refuse(problems)
+        """Return the sweep, with the networks of all trials built that have not been trained. Raises InputError."""
+        sweep, unused, trials = self.sweep, list[dict[str, str] | None](), list[Trial]()
+        checkpoints = dict[str, Path]()
+        with collect_problems() as at:
+            for where, choice, keys, trial in entries:
+                is_new = trial.identity not in trained
+                with at(f"{where}.", choice):
+                    is_built = is_new or sweep.search is not None
+                    unused.append(unused_settings(trial, check_buildable(trial)) if is_built else None)
+                    if trial.checkpoint is not None:
+                        path = checkpoints[trial.checkpoint.sha256] = self.checkpoint_path(keys)
+                        if is_new:
+                            read_weights(path, trial)
+                seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
+                trials += [trial.replace(seed=seed) for seed in seeds]
         searched: tuple[Searched, ...] = ()
         if sweep.search is not None:
             searched = tuple(
-                make_searched(sweep.search, entry.trial, unused[number], partial(self.candidate, entry.keys))
-                for number, entry in enumerate(entries)
+                make_searched(sweep.search, entry.trial, ignored or {}, partial(self.candidate, entry.keys))
+                for entry, ignored in zip(entries, unused, strict=True)
             )
             check_search(sweep.search, sweep.validation_images, searched)
         return ExpandedSweep(
@@ -183,31 +173,13 @@ class _Expansion:
         content = keys.model_dump()
         for key, value in settings.items():
             content = merge(content, nest(key.split("."), value))
-        trial = self.resolve(validate(TrialEntry, content))
+        trial = self.trial(validate(TrialEntry, content))
         check_buildable(trial)
         return trial
 
     def checkpoint_path(self, keys: TrialEntry) -> Path:
         """Return the path of the file with an entry's weights."""
         return Path(abspath(self.directory / (keys.checkpoint.file if keys.checkpoint else "")))
-
-
-def _refuse(problems: list[str]) -> None:
-    """Raise InputError if there are problems."""
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
-
-
-def _all_or_none(**parts: Callable[[], Any]) -> dict[str, Any]:
-    """Return the parts of a trial. Raises InputError with the problems of all of them."""
-    result, problems = {}, list[str]()
-    for name, part in parts.items():
-        try:
-            result[name] = part()
-        except InputError as error:
-            problems += str(error).splitlines()
-    _refuse(problems)
-    return result
 
 
 def _changed_options(section: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -217,35 +189,34 @@ def _changed_options(section: str, name: str, options: dict[str, Any]) -> dict[s
     """
     names, of = (network_names(), options_of) if section == "options" else (METHODS, method_options)
     allowed = of(name)
-    problems = list[str]()
-    for option in [option for option in options if option not in allowed][:MOST_PROBLEMS]:
-        owners = [other for other in names if option in of(other)]
-        owner = f"; `{'model' if section == 'options' else 'method'}: {owners[0]}` has {option}" if owners else ""
-        text = f"allowed: {', '.join(allowed)}" if allowed else f"{name} has no options"
-        hint = suggestion(option, list(allowed)) or owner
-        problems.append(f"{section}.{option}: unknown option of {name}; {text}{hint}")
-    _refuse(problems)
+    text = f"allowed: {', '.join(allowed)}" if allowed else f"{name} has no options"
+    with collect_problems() as at:
+        for option in [option for option in options if option not in allowed][:MOST_PROBLEMS]:
+            owners = [other for other in names if option in of(other)]
+            owner = f"; `{'model' if section == 'options' else 'method'}: {owners[0]}` has {option}" if owners else ""
+            hint = suggestion(option, list(allowed)) or owner
+            with at(f"{section}.{option}: "):
+                raise InputError(f"unknown option of {name}; {text}{hint}")
     return validate(options_model(allowed), options, section, is_json=True).model_dump(
         mode="json", exclude_defaults=True
     )
 
 
-def _without_effect(sweep: Sweep, entries: list[_Entry], unused: dict[int, dict[str, str]]) -> tuple[str, ...]:
+def _without_effect(sweep: Sweep, entries: list[_Entry], unused: list[dict[str, str] | None]) -> tuple[str, ...]:
     """Return a line on the settings of the file and of its entries that change nothing, none if there are none.
 
-    unused: of the entries whose networks were built. The ramp may be 0 and evaluation settings null or false, so that a
-    profile or an entry can take back what it does not use.
+    unused: of each entry; None where the network was not built. The ramp may be 0 and evaluation settings null or
+    false, so that a profile or an entry can take back what it does not use.
     """
     found = list[str]()
-    for number, reasons in unused.items():
-        entry = entries[number]
+    for entry, reasons in zip(entries, unused, strict=True):
         own = flatten({section: getattr(entry.keys, section) for section in _SECTIONS})
         own = {key: value for key, value in own.items() if (key, value) != ("train.ramp_epochs", 0)}
-        found += [f"{entry.where}.{key} ({reasons[key]})" for key in own if key in reasons]
+        found += [f"{entry.where}.{key} ({reasons[key]})" for key in own if reasons and key in reasons]
     shared = {section: getattr(sweep, section).model_dump(exclude_unset=True) for section in ("train", "evaluation")}
     for key, value in flatten(shared).items():
-        reasons_of_all = [reasons.get(key) for reasons in unused.values()]
-        if value and len(unused) == len(entries) and all(reasons_of_all):
+        reasons_of_all = [reasons and reasons.get(key) for reasons in unused]
+        if value and all(reasons_of_all):
             found.append(f"{key} ({reasons_of_all[0]})")
     if all(entry.trial.is_trained_elsewhere for entry in entries):
         found += ["train_images (no entry is trained)"] if sweep.train_images is not None else []

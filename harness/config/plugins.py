@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from baselines.registry import network_names, register
-from harness.common.errors import InputError, SettingError, error_line, require
+from harness.common.errors import InputError, SettingError, error_line, located, require
 from harness.common.terminal import say
 from harness.config.trial import Trial
 
@@ -34,8 +34,6 @@ def digests(names: Iterable[str], model: str = "") -> dict[str, str]:
 
 def load(names: Iterable[str]) -> None:
     """Import plugins, once a process. Raises SettingError where one cannot be imported."""
-    are_names = isinstance(names, list | dict) and all(isinstance(name, str) for name in names)
-    require("plugins", names, are_names, "a list of names of modules, such as [my_package.nets]")
     digests(names)  # checks all names before anything is imported
     for name in names:
         _import(name)
@@ -47,14 +45,12 @@ def load_for(config: Trial) -> None:
     Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
     allowed = "the digest of the source that this trial was made with; put that back, or train anew"
-    try:
+    with located(f"{config.label}: "):
         today = digests(config.plugins, config.model)
         for name, digest in config.plugins.items():
             require(f"plugins.{name}", today[name], today[name] == digest, f"{digest}, {allowed}")
         load(config.plugins)
         add_factory(config.model, config.plugins)
-    except SettingError as error:
-        raise InputError(f"{config.label}: {error}") from error
 
 
 def add_factory(model: str, plugins: Collection[str]) -> None:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from baselines import options_of
-from harness.common.errors import InputError, require
+from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.config.trial import Trial
-from harness.methods import method_options
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -151,15 +150,15 @@ def make_searched(
     first = {key: values[0] for key, values in extremes.items()}
     for key, values in extremes.items():
         for value in values:
-            try:
+            with located(f"search.spaces.{key}: "):
                 entry.config(first | {key: value})
-            except InputError as error:
-                raise InputError(f"search.spaces.{key}: {error}") from None
     return entry
 
 
 def _settings_of(trial: Trial) -> dict[str, Any]:
     """Return all settings that can be searched, by their keys in an entry, as in JSON."""
+    from harness.methods import method_options  # imports torch, which most wrong files are refused without
+
     settings = {f"train.{name}": value for name, value in trial.train.model_dump(mode="json").items()}
     settings["train.eps"] = str(trial.train_eps)
     for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):

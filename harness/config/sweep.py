@@ -1,6 +1,6 @@
 """The keys of a sweep file and of its entries."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -11,14 +11,14 @@ from pydantic import (
     Tag,
     create_model,
     field_validator,
+    model_validator,
 )
 
 from baselines import DATASETS, UnknownNameError, options_of
-from harness.common.errors import InputError, require
+from harness.common.errors import require
 from harness.common.models import STRICT, Model
 from harness.config.search import SearchSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
-from harness.methods import METHODS
 from harness.own_data import OwnData
 from harness.pretrained.checkpoint import Checkpoint, Source
 from harness.settings import Evaluation, Radius, Recipe
@@ -33,6 +33,8 @@ def _check_network(name: str) -> str:
 
 
 def _check_method(name: str) -> str:
+    from harness.methods import METHODS  # imports torch, which most wrong files are refused without
+
     if name not in METHODS:
         raise UnknownNameError("training method", name, list(METHODS))
     return name
@@ -74,20 +76,17 @@ class TrialEntry(Model):
     zip: list[str] = Field(default_factory=list)
     """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
 
-    def check_keys(self) -> None:
-        """Refuse a training method or its settings for a network trained elsewhere, and a source for any other.
-
-        Raises InputError.
-        """
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        """Refuse a training method or its settings for a network trained elsewhere, and a source for any other."""
         if self.checkpoint is None:
-            if not self.method:
-                raise InputError("method: missing")
+            require("method", self.method, bool(self.method), "a training method, such as ibp, without `checkpoint`")
             allowed = "nothing, for the network is trained here, without `checkpoint`"
             require("source", self.source and self.source.model_dump(), self.source is None, allowed)
-            return
-        for key in ("method", "method_options", "train"):
+        for key in ("method", "method_options", "train") if self.checkpoint else ():
             value = getattr(self, key)
             require(key, value, not value, "nothing beside `checkpoint`, for the network is not trained")
+        return self
 
 
 class Resources(Model):

@@ -142,28 +142,22 @@ def load_checked(
     source = file.sweep.dataset
     if isinstance(source, OwnData):  # networks are built for what is measured
         source = source.relative_to(file.path.parent)
-        try:
+        with file.located():
             data = load(source, data_dir, writes)
-        except InputError as error:
-            raise InputError(f"{file.path}: {error}") from None
         sweep = expand_file(file, trained, MeasuredData(source=source, entry=data.info))
     else:
         sweep = expand_file(file, trained)
         data = load(source, data_dir, writes)
-    try:
+    with file.located():
         for config in sweep.trials:
             split_images(config, data)
-    except InputError as error:
-        raise file.with_location(error) from None
     return sweep, data.summary() | {"title": data.info.title, "description": data.describe()}
 
 
 def check_reserved(sweep: ExpandedSweep, gpu: float, machines: list[dict[str, float]], file: SweepFile) -> None:
     """Raise InputError unless one machine has the CPUs and GPUs that a trial reserves."""
-    try:
+    with file.located():
         check_fits(machines, sweep.resources.cpu, gpu)
-    except InputError as error:
-        raise file.with_location(error) from None
 
 
 def check_owner(sweep_dir: Path, sweep: ExpandedSweep) -> None:

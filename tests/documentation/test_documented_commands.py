@@ -75,7 +75,7 @@ def labels_of(path):
     else:
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)
-        configs = expand_file(read_file(ROOT / "sweeps" / f"{path.stem}.yaml", "full", True)).trials
+        configs = expand_file(read_file(ROOT / "sweeps" / f"{path.stem}.yaml", "full", lambda: True)).trials
     return {config.key(""): config.names(config.key("")) for config in configs}
 
 
@@ -98,7 +98,7 @@ def check_harness_command(name, arguments):
             file = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
             assert file.exists() or path.parts[1] == OWN
             if baseline := getattr(options, "compare", None):
-                assert baseline in [trial.row for trial in expand_file(read_file(file, "full", True)).trials]
+                assert baseline in [trial.row for trial in expand_file(read_file(file, "full", lambda: True)).trials]
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=f"{where} {shlex.join(words)}") for where, words in ALL])

@@ -55,7 +55,7 @@ def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
     torch.save({**build("conv", "mnist")[1:].state_dict()}, tmp_path / "net.pt")  # where the file names a checkpoint
-    assert expand_file(read_file(path, None, has_gpu=True)).trials
+    assert expand_file(read_file(path, None, has_gpu=lambda: True)).trials
 
 
 def test_data_of_one_s_own_is_named_in_every_form():

@@ -41,7 +41,7 @@ def write(directory, content, name="study.yaml"):
 
 def load_sweep(path, profile, has_gpu, assignments=()):
     """The trials of a sweep file on registered data."""
-    return expand_file(read_file(path, profile, has_gpu, assignments))
+    return expand_file(read_file(path, profile, lambda: has_gpu, assignments))
 
 
 def trials_of(tmp_path, content, profile="full", has_gpu=True):

@@ -13,7 +13,7 @@ def test_a_changed_trial_has_the_change_in_its_profile(tmp_path):
     mark = "--set train.clip_norm=5 --set train.decay_epochs=[2]"
     assert {trial.profile for trial in sweep.trials} == {f"full {mark}"}
     assert {(trial.train.clip_norm, trial.train.decay_epochs) for trial in sweep.trials} == {(5.0, (2,))}
-    assert (sweep.profile, sweep.changed) == ("full", mark)
+    assert sweep.profile == "full"
     assert not {one.key("") for one in sweep.trials} & {one.key("") for one in original.trials}
 
 
@@ -30,7 +30,7 @@ def test_unchanged_trials_are_the_file_s(tmp_path):
     assert load(tmp_path, "train.epochs=4").trials == original.trials
     sweep = load(tmp_path, "seeds=[0]", "resources.cpu=2")
     assert sweep.trials == [trial for trial in original.trials if trial.seed == 0]
-    assert (sweep.resources.cpu, sweep.changed) == (2, "")
+    assert sweep.resources.cpu == 2
     sweep = load(tmp_path, "trials=[{model: [cnn5, cnn7], method: ibp}]", "seeds=[0]")
     assert [(trial.model, trial.profile) for trial in sweep.trials] == [("cnn5", "full"), ("cnn7", "full --set trials")]
 
@@ -41,28 +41,24 @@ def test_several_spellings_are_one_change(tmp_path):
 
 
 WRONG = {
-    "no value": ("train.epochs", ["--set: found 'train.epochs'", "KEY=VALUE"]),
-    "an unknown key": ("epochs=3", ["--set: found 'epochs=3'", "train"]),
-    "an unknown key inside": ("train.epoch=3", ["--set: train.epoch: unknown key", "epochs"]),
-    "what a profile cannot change": ("eps=0.1", ["--set: found 'eps=0.1'", "KEY one of evaluation, "]),
-    "plugins": ("plugins=[own.nets]", ["--set: found 'plugins=[own.nets]'"]),
-    "out of range": ("train.epochs=0", ["--set: train.epochs: found 0", "or equal to 1"]),
-    "another type": ("train.epochs=two", ["--set: train.epochs: found 'two'", "integer"]),
-    "what does not fit": ("train.epochs=2", ["--set: train.decay_epochs: found [3]", "epochs = 2"]),
-    "no YAML": ("seeds=[0", ["--set: found 'seeds=[0'", "YAML"]),
-    "seeds twice": ("seeds=[1, 1]", ["--set: seeds: found [1, 1]"]),
+    "no value": ("train.epochs", "--set: found 'train.epochs', allowed: KEY=VALUE"),
+    "an unknown key": ("epochs=3", "--set: found 'epochs=3', allowed: KEY=VALUE, KEY one of evaluation, "),
+    "what a profile cannot change": ("eps=0.1", "--set: found 'eps=0.1', allowed: KEY=VALUE, KEY one of evaluation, "),
+    "plugins": ("plugins=[own.nets]", "--set: found 'plugins=[own.nets]'"),
+    "no YAML": ("seeds=[0", "--set: found 'seeds=[0', allowed: a value in YAML"),
+    "an unknown key inside": ("train.epoch=3", "study.yaml --set train.epoch=3: train.epoch: unknown key; allowed: ep"),
+    "another type": ("train.epochs=two", "study.yaml --set train.epochs=two: train.epochs: found 'two': Input should"),
+    "what does not fit": ("train.epochs=2", "study.yaml --set train.epochs=2: train.decay_epochs: found [3], allowed"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_assignment_is_refused_as_such(refused, tmp_path, case):
+def test_a_wrong_assignment_is_refused_with_what_was_typed(refused, tmp_path, case):
     assignment, expected = WRONG[case]
-    message = refused(write(tmp_path, BASE), "--set", assignment)
-    for part in expected:
-        assert part in message, message
-    assert "study.yaml" not in message
+    assert expected in refused(write(tmp_path, BASE), "--set", assignment)
 
 
-def test_a_wrong_file_is_reported_first(refused, tmp_path):
-    message = refused(write(tmp_path, changed(("train.epochs", 0))), "--set", "train.epochs=3")
-    assert "study.yaml: train.epochs: found 0" in message
+def test_a_file_that_is_right_with_an_assignment_alone_is_a_sweep_of_changed_trials(tmp_path):
+    for wrong in (("train.epochs", 0), ("trials.0.method", "ibpp")):
+        sweep = load(tmp_path, "train.epochs=4", "trials=[{model: cnn5, method: ibp}]", content=changed(wrong))
+        assert {trial.profile for trial in sweep.trials} == {"full --set train.epochs=4 --set trials"}

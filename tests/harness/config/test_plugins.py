@@ -87,7 +87,7 @@ WRONG = {  # the source of own.nets, what is changed in the sweep, the message
     "no such package": (NETS, [("plugins", ["owm.nets"])], "plugins: found 'owm.nets', allowed: a module that Python"),
     "no such module": (NETS, [("plugins", ["own.nts"])], "found 'own.nts', allowed: a module that can be imported"),
     "a path": (NETS, [("plugins", ["own/nets.py"])], "plugins: found 'own/nets.py', allowed: the name of a module"),
-    "no list": (NETS, [("plugins", "own.nets")], "plugins: found 'own.nets', allowed: a list of names of modules"),
+    "no list": (NETS, [("plugins", "own.nets")], "plugins: found 'own.nets': Input should be a valid list"),
     "an error": ("1 / 0", [], "plugins: found 'own.nets', allowed: a module that can be imported; importing it ended"),
     "a taken name": (
         "from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)", [],

@@ -59,7 +59,7 @@ def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, monk
     monkeypatch.setattr("harness.config.text._MOST_VALUES", 1_000)
     path = write(tmp_path, BOMBS[case])
     with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
-        read_file(path, None, True)
+        read_file(path, None, lambda: True)
 
 
 HOSTILE = {
@@ -127,7 +127,7 @@ def test_many_values_are_read_or_refused_in_seconds(refused, tmp_path, key):
 
 def test_a_file_that_is_endless_is_refused():
     with pytest.raises(InputError, match="cannot be read: it is no file"):
-        read_file(Path("/dev/zero"), None, True)
+        read_file(Path("/dev/zero"), None, lambda: True)
 
 
 def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
@@ -147,7 +147,7 @@ def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
 def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, kind, text):
     content = yaml.safe_dump(changed(remove=["train"])) + f"train: {{{key}: {text}}}\n"
     with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}': Input should be a valid {kind}"):
-        read_file(write(tmp_path, content), None, True)
+        read_file(write(tmp_path, content), None, lambda: True)
 
 
 @pytest.mark.parametrize("text", ["no", "1:30", "007", "2026-11-20"])
