@@ -30,10 +30,6 @@ class Network(nn.Module):
         return self.function(self, self.layer(x))
 
 
-def is_traced(x):
-    return isinstance(x, torch.fx.Proxy)
-
-
 def constant_changed_after_use(module, x):
     c = torch.ones(4, dtype=torch.float64)
     y = x * c
@@ -75,13 +71,6 @@ def detached_alias(module, x):
     return y
 
 
-class Doubling(Tensor):
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        result = super().__torch_function__(function, types, args, kwargs or {})
-        return result.as_subclass(Tensor) * 2 if function is F.relu else result
-
-
 FORWARDS = {
     "constant changed after its use": constant_changed_after_use,
     "constant shared with numpy": constant_shared_with_numpy,
@@ -90,17 +79,7 @@ FORWARDS = {
     "random": random,
     "try around a branch": swallows_the_error,
     "detached alias": detached_alias,
-    "isinstance of a proxy": lambda m, x: x if is_traced(x) else x * (1 + 1e-5),
     "isinstance of a tensor": lambda m, x: F.relu(x) if isinstance(x, Tensor) else x,
-    "grad mode": lambda m, x: x if torch.is_grad_enabled() else x + 1,
-    "no grad mode": lambda m, x: x + 1 if torch.is_grad_enabled() else x,
-    "requires_grad": lambda m, x: x + 1 if not is_traced(x) and x.requires_grad else x,
-    "several examples": lambda m, x: x + 1 if not is_traced(x) and len(x) > 1 else x,
-    "value of one point": lambda m, x: x + 1 if not is_traced(x) and x[0, 0].item() == 0.75 else x,
-    "value by numpy": lambda m, x: x + 1 if not is_traced(x) and x.detach().numpy()[0, 0] == 0.75 else x,
-    "equal where it is tried": lambda m, x: x if is_traced(x) else torch.where(x.abs() < 1e3, x, 0 * x),
-    "subclass of Tensor": lambda m, x: F.relu(x if is_traced(x) else x.as_subclass(Doubling)),
-    "in place and read again": lambda m, x: x.relu_() + x if is_traced(x) else 2.001 * x.relu(),
 }
 
 
@@ -116,22 +95,14 @@ class OwnCast(nn.LeakyReLU):
         return super()._apply(function, recurse)
 
 
-def own_cast(module, x):
-    return module.own(x - 20000)
-
-
 PRECISIONS = {
     "constant": lambda m, x: x - (20000.0 if has_float32(m) else 0.0),
-    "keyword": lambda m, x: torch.sub(x, 1, alpha=20000 if has_float32(m) else -1),
     "slope": lambda m, x: F.leaky_relu(x - 20000, -5.0 if has_float32(m) else 0.5),
-    "function": lambda m, x: (torch.sub if has_float32(m) else torch.add)(x, 20000.0),
     "another step": lambda m, x: -x if has_float32(m) else x,
-    "another source": lambda m, x: (lambda y: y - x if has_float32(m) else y + x)(x * 0.5),
     "another attribute": lambda m, x: x + (m.low if has_float32(m) else m.high),
-    "precision of a step": lambda m, x: x - (torch.finfo(next(m.parameters()).dtype).eps * 1e15),
     "tensor of its precision": lambda m, x: x - torch.full((), torch.finfo(next(m.parameters()).dtype).eps) * 1e15,
-    "option of a layer": own_cast,
-    "value of its own type": lambda m, x: x - 20000 if not is_traced(x) and x.dtype == torch.float32 else x,
+    "option of a layer": lambda m, x: m.own(x - 20000),
+    "value of its own type": lambda m, x: x - 20000 if isinstance(x, Tensor) and x.dtype == torch.float32 else x,
 }
 
 
@@ -185,29 +156,6 @@ def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name):
         assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()
 
 
-class OwnForward(nn.Sequential):
-    def forward(self, x):
-        return -super().forward(x)
-
-
-def test_a_sequential_with_its_own_forward_is_bounded_rightly():
-    model = nn.Sequential(OwnForward(nn.Linear(4, 4), nn.ReLU()), nn.ReLU(), nn.Linear(4, 4)).double().eval()
-    box = Box(torch.full((3, 4), 0.5).double(), torch.full((3, 4), 0.5).double())
-    lower, upper = bound(model, box)
-    for y in outputs(model, box):
-        assert (lower[: len(y)] <= y + 1e-12).all() and (y <= upper[: len(y)] + 1e-12).all()
-
-
-def test_a_layer_whose_code_was_replaced_is_refused(monkeypatch):
-    """Its outputs tell, each by itself: a large one hides no other."""
-    model = nn.Sequential(nn.Linear(4, 4)).double().eval()
-    with torch.no_grad():
-        model[0].bias[3] = 1e6
-    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: F.linear(x, self.weight * (1 + 1e-9), self.bias))
-    with pytest.raises(UnsupportedOperator, match="layers that compute what torch's do"):
-        bound(model, Box(torch.ones(1, 4).double(), torch.ones(1, 4).double()))
-
-
 class OwnSize(nn.Module):
     """A transposed convolution whose size is an argument of its call."""
 
@@ -241,43 +189,7 @@ def test_an_output_that_depends_on_the_position_in_the_batch_is_refused():
             refuse()
 
 
-class ForgetsInCopies(nn.Linear):
-    """A layer that copies lose a number of."""
-
-    gain = 1.0
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "gain"}
-
-
-def test_a_model_whose_copy_is_another_function_is_refused():
-    model = Lambda(lambda module, x: module.layer.gain * module.layer(x))
-    model.layer = ForgetsInCopies(4, 4)
-    model.layer.gain = -1.0
-    for dtype in (torch.float32, torch.float64):
-        box = Box(torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype))
-        with pytest.raises(UnsupportedOperator, match="the model is another function"):
-            verify(model.to(dtype).eval(), box, torch.eye(4, dtype=dtype)[None])
-
-
-class Noisy(nn.Sequential):
-    """A network whose outputs are random where its input lies in a finite or an infinite box."""
-
-    def forward(self, x):
-        return super().forward(x.clamp(0, 1)) + torch.randn(3)
-
-
-class Masked(nn.Sequential):
-    """A network that masks an output, which torch.fx does not see."""
-
-    def forward(self, x):
-        y = super().forward(x)
-        return y.masked_fill(torch.tensor([False, True, False]), -torch.inf) if isinstance(y, torch.Tensor) else y
-
-
-@pytest.mark.parametrize(("kind", "radius"), [(Noisy, torch.inf), (Noisy, 1e30), (Masked, 0.1)])
-def test_infinite_regions_and_outputs_hide_no_other_function(kind, radius):
-    x = torch.rand(2, 6)
-    model = kind(nn.Linear(6, 3)).eval()
+def test_an_infinite_region_hides_no_other_function():
+    x = torch.rand(2, 4).double()
     with pytest.raises(UnsupportedOperator, match="misreads the model"):
-        bound(model, Box(x, torch.full_like(x, radius)), "ibp")
+        bound(Network(random).double().eval(), Box(x, torch.full_like(x, torch.inf)), "ibp")
