@@ -1,4 +1,4 @@
-"""Provides CASES: a model around every operator, in every way it can be called; two small networks, assert_sound."""
+"""Provides CASES: a model around every operator, in every way to call it; a small network; `assert_sound`."""
 
 import operator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from cerdeq import bound
 class Case:
     """A model around one operator.
 
-    shape: of its input, without the batch. form: whether it is only another way to call what an earlier case computes.
+    shape: of its input, without the batch. form: True for another way to call what an earlier case computes.
     """
 
     name: str
@@ -38,7 +38,7 @@ def transposed(kernel, **options):
 
 
 def function(forward, **shapes):
-    """A model that calls `forward(x, **parameters)`."""
+    """Return a maker of models that call `forward(x, **parameters)`."""
     return lambda: Lambda(
         lambda module, x: forward(x, **{name: getattr(module, name) for name in shapes}),
         **{name: torch.randn(shape) for name, shape in shapes.items()},
@@ -46,7 +46,7 @@ def function(forward, **shapes):
 
 
 def with_norm(layer):
-    """A network of a batch norm whose statistics and parameters are not the defaults."""
+    """Return a maker of a batch norm whose statistics and parameters are not the defaults."""
     return lambda: nn.Sequential(normed(layer()))
 
 
@@ -162,7 +162,7 @@ AFFINE = {
     }),
     "mean": cases(IMAGE, {
         "method": function(lambda x: x.mean((2, 3))),
-        "kept": function(lambda x: torch.mean(x, dim=[-1, 2], keepdim=True)),
+        "keepdim": function(lambda x: torch.mean(x, dim=[-1, 2], keepdim=True)),
         "one dimension": function(lambda x: x.mean(1)),
     }),
     "sum": cases(IMAGE, {

@@ -1,9 +1,11 @@
 """Provides strongly monotone layers, and exact minima of networks with one by all sign patterns, without cerdeq."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import torch
+from oracles import exact
 from scipy.optimize import linprog
 from torch import nn
 
@@ -71,6 +73,22 @@ def exact_minima(weight, u, b, rows, low, high):
         values = np.where((regular & held.all(2))[..., None], z @ rows.T, np.inf)
         best = np.minimum(best, values.min((0, 1)))
     return best
+
+
+def exact_bound(weight, inject, x, low, high, e, a, beta, row, offset):
+    """Return what multipliers a [N] prove of e . q + beta (row . z + offset) in a leaf low <= q <= high, in fractions.
+
+    q = (W z - w z + h) / (1 - w), w the diagonal of W, z = relu(q), h = inject(x) up to its error, x in a box.
+    """
+    w, u, b, error = (exact(v) for v in (weight, inject.matrix, inject.offset, inject.error))
+    low, high, e, a, row, center, radius = (exact(v) for v in (low, high, e, a, row, x.center, x.radius))
+    loops, beta = w.diagonal(), Fraction(float(beta))
+    of_z, of_q = beta * row + a @ (w - np.diag(loops)), e - (1 - loops) * a
+    total = beta * Fraction(float(offset)) + a @ b - abs(a) @ error + a @ u @ center - abs(a @ u) @ radius
+    for i in range(len(a)):
+        corners = [(max(low[i], 0), low[i]), (max(high[i], 0), high[i])] + [(0, 0)] * (low[i] < 0 < high[i])
+        total += min(of_z[i] * z + of_q[i] * q for z, q in corners)
+    return total
 
 
 def equilibria(weight, h):

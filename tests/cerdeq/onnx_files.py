@@ -39,8 +39,8 @@ def model_of(net):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", net.opset)])
     model.ir_version = 9
     inferred = onnx.shape_inference.infer_shapes(model).graph.output[0]
-    known = inferred.type.tensor_type.HasField("shape")
-    shape = inferred if known else helper.make_tensor_value_info(inferred.name, TensorProto.FLOAT, net.shape)
+    is_inferred = inferred.type.tensor_type.HasField("shape")
+    shape = inferred if is_inferred else helper.make_tensor_value_info(inferred.name, TensorProto.FLOAT, net.shape)
     model.graph.output[0].CopyFrom(shape)
     return model
 

@@ -69,11 +69,39 @@ def fractions(values: Tensor) -> list:
     return [fractions(value) for value in values]
 
 
+def exact(values) -> np.ndarray:
+    """Return numbers as an array of exact Fractions."""
+    array = np.asarray(values.detach() if isinstance(values, Tensor) else values, dtype=np.float64)
+    return np.array([Fraction(float(value)) for value in array.ravel()], dtype=object).reshape(array.shape)
+
+
 def root_below_and_above(value: Fraction) -> tuple[Fraction, Fraction]:
     """Return two Fractions below and above the square root of `value`, closer to it than any float."""
     scale = 1 << 400
     floor = isqrt(value.numerator * scale * scale // value.denominator)
     return Fraction(floor, scale), Fraction(floor + 1, scale)
+
+
+def exact_value(layers, x: list[Fraction]) -> list[Fraction]:
+    """Return the outputs at a point of linear layers, (leaky) ReLUs and blocks x + branch(x)."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            offset = [Fraction(0)] * layer.out_features if layer.bias is None else fractions(layer.bias)
+            rows = zip(fractions(layer.weight), offset, strict=True)
+            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in rows]
+        elif hasattr(layer, "branch"):
+            x = [a + b for a, b in zip(x, exact_value(layer.branch, x), strict=True)]
+        else:
+            slope = Fraction(getattr(layer, "negative_slope", 0.0))
+            x = [v if v >= 0 else slope * v for v in x]
+    return x
+
+
+def lost(dtype, count: int) -> Tensor:
+    """Return 1 and many halves of its last digit: summed in few parts, most of them are lost."""
+    values = torch.full((count,), torch.finfo(dtype).eps / 2, dtype=dtype)
+    values[0] = 1
+    return values
 
 
 class Exact:

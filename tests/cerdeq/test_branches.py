@@ -68,16 +68,6 @@ def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
             assert (problem.at(alone)[0] < 0).any() and ((alone - region.center).abs() <= region.radius).all()
 
 
-def test_the_points_after_the_last_step_are_tried():
-    """One start, near 0; one step of 0.5 along a line that is negative below -0.25."""
-    network, region = nn.Linear(1, 1).double().eval(), Box(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
-    network.weight.data, network.bias.data = torch.ones(1, 1).double(), torch.tensor([0.25]).double()
-    problem = problem_of(network, region, torch.ones(1, 1).double())
-    with torch.no_grad(), patch.multiple(attack, _MOST=1, _FEWEST=1, _DIVERSIFYING=0, _DESCENDING=1):
-        point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
-    assert is_falsified and network(point) < 0
-
-
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 
 
@@ -167,20 +157,6 @@ def small_problem(kind):
     return SearchQuery(program, values, spec)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_the_searchs_bound_is_the_proofs_but_for_rounding(kind):
-    problem = small_problem(kind)
-    layout, root = root_leaves(problem, problem, torch.arange(3))
-    leaves = root.of(torch.arange(60) % 3)
-    signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
-    choices = torch.rand(leaves.choices.shape, dtype=torch.float64)
-    leaves = replace(leaves, signs=signs, choices=choices)
-    search, proof = (problem.lower(leaves, layout, sound=sound) for sound in (False, True))
-    assert root.signs.shape[1] >= 2
-    torch.testing.assert_close(search, proof, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("is_explicit", [True, False])
 @torch.no_grad()
 def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
@@ -198,23 +174,6 @@ def test_the_root_is_bounded_as_tightly_as_by_alpha_crown(is_explicit):
     context = Backward(sound=False, slopes=optimise_slopes(program, problem.values, spec[None], target=None))
     alpha_crown = linear_lower_bound(program, problem.values, spec[None], program.output, context)[0]
     assert (alpha_crown > root.lower + 0.1).all() and (lower >= alpha_crown - 1e-9).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_searchs_gradient_is_that_of_differences(kind):
-    problem = small_problem(kind)
-    layout, root = root_leaves(problem, problem, torch.arange(3))
-    signs = torch.randint(-1, 2, root.signs.shape, dtype=torch.int8)
-    choices = (0.2 + 0.6 * torch.rand(root.choices.shape, dtype=torch.float64)).requires_grad_()
-    leaves = replace(root, signs=signs, choices=choices)
-    (gradient,) = torch.autograd.grad(problem.lower(leaves, layout, sound=False).sum(), choices)
-    direction = torch.randn_like(choices)
-    with torch.no_grad():
-        ends = [
-            problem.lower(replace(leaves, choices=choices + step * direction), layout, sound=False).sum()
-            for step in (1e-6, -1e-6)
-        ]
-    assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["deep", "convolution padded", "equilibrium"])

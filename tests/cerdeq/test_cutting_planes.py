@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from oracles import fractions
 from test_verify import problem_of
 from torch import nn
 
@@ -13,10 +14,6 @@ from cerdeq.branch.cutting_planes import descend_by_planes
 
 SEEDS = range(4)
 DEPTH = 2.0**-12
-
-
-def exact(tensor):
-    return [exact(part) if part.dim() else Fraction(part.item()) for part in tensor]
 
 
 @torch.no_grad()
@@ -35,10 +32,10 @@ def valley(seed, minimum, edge=0.9):
     first.bias.copy_(-first.weight @ lowest)
     last.weight.fill_(1)
     last.bias.fill_(minimum)
-    distances = exact(rows), exact(lowest)
+    distances = fractions(rows), fractions(lowest)
 
     def value(point):
-        moved = [x - p for x, p in zip(exact(point.flatten()), distances[1], strict=True)]
+        moved = [x - p for x, p in zip(fractions(point.flatten()), distances[1], strict=True)]
         return sum(abs(sum(a * m for a, m in zip(row, moved, strict=True))) for row in distances[0]) + Fraction(minimum)
 
     return nn.Sequential(first, nn.ReLU(), last).eval().requires_grad_(False), region, value
@@ -51,8 +48,8 @@ def test_narrow_counterexamples_that_gradient_steps_miss_are_found(seed):
     problem = problem_of(network, region, torch.ones(1, 1).double())
     points, is_falsified = first_attack(problem, problem, torch.tensor([0]))
     assert not is_falsified and min(map(value, points)) > 0
-    found = descend_by_planes(problem, points, torch.arange(3))
-    assert value(found) < 0 and torch.equal(found, descend_by_planes(problem, points, torch.arange(3)))
+    point = descend_by_planes(problem, points, torch.arange(3))
+    assert value(point) < 0 and torch.equal(point, descend_by_planes(problem, points, torch.arange(3)))
     result = verify(network, region, torch.ones(1, 1, 1).double(), branches=1)
     assert result.status == ["falsified"] and value(result.counterexample) < 0
 
@@ -81,7 +78,7 @@ def test_points_lie_in_the_box_and_other_inputs_stay(seed, edge):
             results.append(point is not None)
             if point is None:
                 continue
-            for x, center, radius in zip(*map(exact, (point[0], region.center[0], region.radius[0])), strict=True):
+            for x, center, radius in zip(*map(fractions, (point[0], region.center[0], region.radius[0])), strict=True):
                 assert abs(x - center) <= radius
             if len(inputs) == 2:
                 assert point[0, 1] == pytest.approx(start[1].item(), abs=1e-6)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from oracles import fractions, points_of
+from oracles import exact_value, fractions, points_of
 from pairs import every_pair
 from torch import nn
 
@@ -50,19 +50,6 @@ def float32_network(make, blocks, seed=0):
     return model.eval(), torch.rand(1, *shape)
 
 
-def exact_outputs(model, x):
-    """Return the outputs of a dense network at a point of fractions, exactly."""
-    for layer in model:
-        if isinstance(layer, Residual):
-            x = [a + b for a, b in zip(x, exact_outputs(layer.branch, x), strict=True)]
-        elif isinstance(layer, nn.Linear):
-            rows = zip(fractions(layer.weight), fractions(layer.bias), strict=True)
-            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in rows]
-        else:
-            x = [max(v, Fraction(0)) for v in x]
-    return x
-
-
 @pytest.mark.parametrize(
     ("make", "blocks", "eps", "method"), every_pair([dense, convolutional], [1, 4, 10], [1e-5, 1e-3, 0.02], LINEAR)
 )
@@ -85,7 +72,7 @@ def test_bounds_of_points_contain_their_exact_outputs(method, in_own_precision, 
         request.getfixturevalue("slow_float64")
     for seed in range(3):
         model, x = float32_network(dense, 3, seed)
-        values = exact_outputs(model, fractions(x[0]))
+        values = exact_value(model, fractions(x[0]))
         for dtype in (torch.float32, torch.float64):
             lower, upper = bound(model.to(dtype), Box(x.to(dtype), torch.zeros_like(x, dtype=dtype)), method)
             ends = zip(lower[0].tolist(), values, upper[0].tolist(), strict=True)

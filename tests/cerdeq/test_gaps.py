@@ -1,4 +1,4 @@
-"""Bounds of equilibrium networks against exact optima: by every method, with adjoints cut short, by broken solvers."""
+"""Bounds of equilibrium networks against exact optima: by every method, and with adjoints cut short."""
 
 import gaps
 import pytest

@@ -96,8 +96,8 @@ def test_verify_falsifies_by_the_program(monkeypatch):
     monkeypatch.setattr(leaf_search, "is_searched_by_parts", lambda _: False)
     monkeypatch.setattr(leaf_search, "_PROGRAM_AFTER", 1)
     monkeypatch.setattr(leaf_search, "solve_integer_program", counted)
-    found = verify(model, box(), torch.ones(1, 1, 1, dtype=torch.float64), seconds=60)
-    assert found.status == ["falsified"] and points and model(found.counterexample).item() < 0
+    result = verify(model, box(), torch.ones(1, 1, 1, dtype=torch.float64), seconds=60)
+    assert result.status == ["falsified"] and points and model(result.counterexample).item() < 0
 
 
 def test_other_networks_have_no_program():

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from monotone import equilibria, network, random_monotone
+from monotone import equilibria, exact_bound, network, random_monotone
+from oracles import exact
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval, trace
@@ -22,37 +23,17 @@ from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gr
 F = torch.float64
 
 
-def exact(values):
-    """Return a nested list of fractions."""
-    array = np.asarray(values)
-    return [Fraction(float(v)) for v in array] if array.ndim == 1 else [exact(row) for row in array]
-
-
-def is_positive_definite(matrix):
-    """Return whether a symmetric matrix of fractions is positive definite, by exact elimination."""
-    matrix = [row[:] for row in matrix]
-    for i in range(len(matrix)):
-        if matrix[i][i] <= 0:
-            return False
-        for j in range(i + 1, len(matrix)):
-            factor = matrix[j][i] / matrix[i][i]
-            matrix[j] = [a - factor * b for a, b in zip(matrix[j], matrix[i], strict=True)]
-    return True
-
-
-def shifted_symmetric_part(weight, modulus):
-    """Return the symmetric part of (1 - modulus) I - W, in fractions."""
-    w, m, n = exact(weight), Fraction(float(modulus)), len(weight)
-    return [[(1 - m if i == j else 0) - (w[i][j] + w[j][i]) / 2 for j in range(n)] for i in range(n)]
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_the_modulus_holds_in_exact_arithmetic(seed):
     rng = np.random.default_rng(seed)
     weight = random_monotone(rng, 6, 10.0 ** rng.uniform(-9, 1), size=10.0 ** rng.uniform(-2, 2))
     proof = monotonicity(torch.tensor(weight))
     assert proof.is_proved and proof.modulus > 0
-    assert is_positive_definite(shifted_symmetric_part(weight, proof.modulus))
+    rest = exact(np.eye(6)) * (1 - Fraction(float(proof.modulus)))
+    rest = rest - (exact(weight) + exact(weight.T)) / 2
+    for i in range(6):  # positive definite, by elimination
+        assert rest[i, i] > 0
+        rest[i + 1 :] -= np.outer(rest[i + 1 :, i] / rest[i, i], rest[i])
     smallest = np.linalg.eigvalsh((2 * np.eye(6) - weight - weight.T) / 2)[0]
     assert proof.modulus > smallest * (1 - 1e-3) - 1e-8
 
@@ -82,34 +63,6 @@ def test_any_root_is_checked():
     assert not check_root(2 * torch.eye(4, dtype=F) - weight, good.root).is_proved  # I - W has the opposite sign
 
 
-def test_products_count_every_rounding():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 5, 5)) * 10.0 ** rng.integers(-8, 9, size=(2, 5, 5))
-    ea, eb = np.abs(a) * 1e-3, np.abs(b) * 1e-5
-    product = Enclosure(torch.tensor(a), torch.tensor(ea)) @ Enclosure(torch.tensor(b), torch.tensor(eb))
-    fa, fb, low, high = exact(a + ea * 0.99), exact(b - eb * 0.99), exact(product.value), exact(product.error)
-    for i in range(5):
-        for j in range(5):
-            true = sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0))
-            assert abs(true - low[i][j]) <= high[i][j]
-    plain = Enclosure.exact(torch.tensor(a)) @ Enclosure.exact(torch.tensor(b))
-    fa, fb, low, high = exact(a), exact(b), exact(plain.value), exact(plain.error)
-    errors = [
-        abs(sum((fa[i][k] * fb[k][j] for k in range(5)), Fraction(0)) - low[i][j]) for i in range(5) for j in range(5)
-    ]
-    assert max(errors) > 0 and all(e <= high[i // 5][i % 5] for i, e in enumerate(errors))
-
-
-def test_products_of_subnormal_and_huge_numbers_count_every_rounding():
-    rng = np.random.default_rng(0)
-    a, b = torch.tensor(rng.normal(size=(3, 4)) * 1e300), torch.tensor(rng.normal(size=(4, 3)) * 2.0**-1050)
-    product = Enclosure.exact(a) @ Enclosure.exact(b)
-    fa, fb, value, error = exact(a), exact(b), exact(product.value), exact(product.error)
-    for i in range(3):
-        for j in range(3):
-            assert abs(sum((fa[i][k] * fb[k][j] for k in range(4)), Fraction(0)) - value[i][j]) <= error[i][j]
-
-
 @pytest.mark.parametrize("outer", [1.0, 2.0**100])
 def test_weights_whose_product_underflows_prove_nothing_false(outer):
     # 2^-460 (2^-660 x) is 2^-120 on the box; the product of the weights is 0 in float64
@@ -134,10 +87,8 @@ def test_the_largest_eigenvalue_is_an_upper_bound():
     for size in (1.0, 1e-120, 1e100):
         a = rng.normal(size=(6, 3)) * size
         matrix = a @ a.T
-        bound_of_it = largest_eigenvalue(Enclosure.exact(torch.tensor(matrix)))
-        assert (
-            np.linalg.eigvalsh(matrix)[-1] * (1 - 1e-14) <= bound_of_it <= np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
-        )
+        largest = np.linalg.eigvalsh(matrix)[-1]
+        assert 1 - 1e-14 <= largest_eigenvalue(Enclosure.exact(torch.tensor(matrix))) / largest <= 1 + 1e-9
 
 
 def instance(seed, units=5, inputs=3):
@@ -150,26 +101,6 @@ def samples(rng, center, radius, count=40):
     points = rng.uniform(-1, 1, size=(count, len(center)))
     points[: count // 2] = np.sign(points[: count // 2])
     return center + radius * points
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_first_boxes_contain_all_equilibria(seed):
-    rng, weight, u, b, center, radius = instance(seed)
-    x = samples(rng, center, radius)
-    z = equilibria(weight, x @ u.T + b)
-    proof, inject = (
-        monotonicity(torch.tensor(weight)),
-        AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F)),
-    )
-    box = Box(torch.tensor(center), torch.tensor(radius))
-    first = first_box(proof, inject, box)
-    h = inject.range_over(box)
-    of_points = equilibrium_boxes(proof, Box(h.value[None], h.error[None]))
-    for found in (first, Box(of_points.center[0], of_points.radius[0])):
-        assert (np.abs(z - found.center.numpy()) <= found.radius.numpy() + 1e-11).all()
-    single = equilibrium_boxes(proof, Box(torch.tensor(x @ u.T + b), torch.zeros(len(x), 5, dtype=F)))
-    assert (np.abs(z - single.center.numpy()) <= single.radius.numpy() + 1e-12).all()
-    assert single.radius.max() < 1e-9
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
@@ -191,31 +122,6 @@ def test_a_box_cut_by_its_images_contains_all_equilibria_and_is_smaller(seed, si
         assert box.radius.sum() < 0.9 * ball.radius.sum()
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_images_of_a_box_count_every_rounding(images):
-    """In exact arithmetic they lie in the computed ones, where 1 - W_ii is rounded, too; an empty one is no box."""
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        weight, low = rng.normal(size=(4, 4)) - 3 * np.eye(4), rng.uniform(0, 1, size=4)
-        z = interval(low, low + rng.uniform(0, 1, size=4))
-        h = interval(low_h := rng.normal(size=4), low_h + rng.uniform(0, 0.1, size=4))
-        cut = cut_by_images(Context(sound=True), torch.tensor(weight), h, z, images)
-        w, center, radius = exact(weight), exact(h.center[0]), exact(h.radius[0])
-        ends = [(c - r, c + r) for c, r in zip(exact(z.center[0]), exact(z.radius[0]), strict=True)]
-        for _ in range(images):
-            cut_ends = []
-            for i, (least, largest) in enumerate(ends):
-                products = [[w[i][j] * end for end in ends[j]] for j in range(4) if j != i]
-                lower = max(center[i] - radius[i] + sum(map(min, products)), 0) / (1 - w[i][i])
-                upper = max(center[i] + radius[i] + sum(map(max, products)), 0) / (1 - w[i][i])
-                both = max(least, lower), min(largest, upper)
-                cut_ends.append(both if both[0] <= both[1] else (least, largest))
-            ends = cut_ends
-        for i, (least, largest) in enumerate(ends):
-            c, r = Fraction(float(cut.center[0, i])), Fraction(float(cut.radius[0, i]))
-            assert c - r <= least and largest <= c + r
-
-
 def interval(low, high):
     """Return the box [1, N] between two arrays."""
     return Box(torch.tensor((low + high) / 2)[None], torch.tensor((high - low) / 2)[None])
@@ -226,66 +132,6 @@ def read(weight, u, b, c, offset, center, radius):
     program = trace(network(weight, u, b, c, offset), linear=True)
     x = Interval(torch.tensor(center)[None], torch.tensor(radius)[None])
     return equilibrium_network(program, values_of(program, x, Context(sound=True)), torch.eye(len(c), dtype=F))
-
-
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize("seed", range(4))
-def test_bounds_of_any_multipliers_are_below_the_exact_minimum_over_the_leaf(seed, size):
-    rng, weight, u, b, center, radius = instance(seed)
-    row = rng.normal(size=(1, 5))
-    layer = EquilibriumBounds(read(weight, u, b, row, np.zeros(1), center, radius))
-    leaf = replace(layer.first_leaf(), row=torch.tensor(row[0]))
-    z = equilibria(weight, samples(rng, center, radius) @ u.T + b)
-    h = samples(np.random.default_rng(seed), center, radius) @ u.T + b
-    z, w = equilibria(weight, h), np.diag(weight)
-    q = (z @ weight.T - w * z + h) / (1 - w)
-    assert (q >= leaf.low.numpy() - 1e-11).all() and (q <= leaf.high.numpy() + 1e-11).all()
-    multipliers = torch.tensor(rng.normal(size=(11, 5)) * size)
-    units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
-    step = TighteningStep.rounded(units, signs, multipliers, torch.tensor([0.0] * 10 + [1.0]))
-    found = layer.lower_bounds(leaf, step).numpy()
-    assert (found[:5] <= q.min(0) + 1e-11).all() and (found[5:10] <= -q.max(0) + 1e-11).all()
-    assert found[10] <= (z @ row[0]).min() + 1e-11
-
-
-def exact_bound(layer, leaf, step):
-    """Return the bounds of `EquilibriumBounds.lower_bounds` in fractions, from the same multipliers."""
-    w = exact(layer.network.proof.weight)
-    u, b, error = exact(layer.inject.matrix), exact(layer.inject.offset), exact(layer.inject.error)
-    center, radius = exact(layer.x.center), exact(layer.x.radius)
-    low, high, row, offset = exact(leaf.low), exact(leaf.high), exact(leaf.row), Fraction(float(leaf.offset))
-    n, bounds = len(w), []
-    a_all = exact(step.multipliers.double() * step.scales.double()[:, None] / layer.divisor)
-    for number, a in enumerate(a_all):
-        unit, sign, beta = int(step.units[number]), int(step.signs[number]), Fraction(float(step.betas[number]))
-        total = beta * offset
-        for i in range(n):
-            of_z = beta * row[i] + sum((a[k] * w[k][i] for k in range(n) if k != i), Fraction(0))
-            of_q = (sign if i == unit else 0) - (1 - w[i][i]) * a[i]
-            corners = [(max(low[i], 0), low[i]), (max(high[i], 0), high[i])] + [(0, 0)] * (low[i] < 0 < high[i])
-            total += min(of_z * z + of_q * q for z, q in corners)
-        for j in range(len(center)):
-            of_x = sum((a[k] * u[k][j] for k in range(n)), Fraction(0))
-            total += of_x * center[j] - abs(of_x) * radius[j]
-        bounds.append(total + sum((a[k] * b[k] - abs(a[k]) * error[k] for k in range(n)), Fraction(0)))
-    return bounds
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_bounds_are_at_most_their_formula_in_exact_arithmetic(seed):
-    rng, weight, u, b, center, radius = instance(seed)
-    u = u * 10.0 ** rng.integers(-8, 9, size=u.shape)
-    row = rng.normal(size=(1, 5)) * 10.0 ** rng.integers(-8, 9, size=(1, 5))
-    inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.tensor(np.abs(b) * 1e-9))
-    proof, box = monotonicity(torch.tensor(weight)), Box(torch.tensor(center * 1e5), torch.tensor(radius))
-    layer = EquilibriumBounds(EquilibriumNetwork(proof, box, inject, inject, first_box(proof, inject, box)))
-    first = layer.first_leaf()
-    units, signs = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])
-    multipliers = torch.tensor(rng.normal(size=(11, 5)) * 10.0 ** rng.integers(-3, 4, size=(11, 1)))
-    step = TighteningStep.rounded(units, signs, multipliers, torch.tensor(rng.uniform(0, 2, size=11)))
-    leaf = replace(first, row=torch.tensor(row[0]), offset=torch.tensor(rng.normal(), dtype=F))
-    found, allowed = layer.lower_bounds(leaf, step), exact_bound(layer, leaf, step)
-    assert all(Fraction(float(f)) <= a for f, a in zip(found, allowed, strict=True))
 
 
 def test_solutions_and_their_gradients():
@@ -343,3 +189,91 @@ def test_convolutional_weights_are_made_dense():
     label = int(model(x).argmax())
     spec = torch.eye(2, dtype=F)[[label]] - torch.eye(2, dtype=F)[[1 - label]]
     assert verify(model, Box(x, torch.full_like(x, 1e-4)), spec[None], seconds=20).status == ["certified"]
+
+
+@pytest.mark.parametrize(("size_a", "size_b", "error"), [(1, 1, 0), (1, 1, 1e-3), (1e300, 2.0**-1050, 0)])
+def test_products_count_every_rounding(size_a, size_b, error):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 5)) * 10.0 ** rng.integers(-4, 5, size=(2, 5, 5))
+    a, b = size_a * a, size_b * b
+    errors = error * np.abs(a), error * np.abs(b)
+    product = Enclosure(*map(torch.tensor, (a, errors[0]))) @ Enclosure(*map(torch.tensor, (b, errors[1])))
+    missed = abs(exact(a + 0.99 * errors[0]) @ exact(b - 0.99 * errors[1]) - exact(product.value))
+    assert missed.max() > 0 and (missed <= exact(product.error)).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_first_boxes_contain_all_equilibria(seed):
+    rng, weight, u, b, center, radius = instance(seed)
+    h = samples(rng, center, radius) @ u.T + b
+    z, proof = equilibria(weight, h), monotonicity(torch.tensor(weight))
+    inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.zeros(5, dtype=F))
+    x = Box(torch.tensor(center), torch.tensor(radius))
+    box_h = inject.range_over(x)
+    of_all = equilibrium_boxes(proof, Box(box_h.value[None], box_h.error[None]))
+    of_each = equilibrium_boxes(proof, Box(torch.tensor(h), torch.zeros(len(h), 5, dtype=F)))
+    for box in (first_box(proof, inject, x), of_all, of_each):
+        assert (np.abs(z - box.center.numpy()) <= box.radius.numpy() + 1e-11).all()
+    assert of_each.radius.max() < 1e-9
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_images_of_a_box_count_every_rounding(images):
+    """In exact arithmetic they lie in the computed ones, where 1 - W_ii is rounded, too; an empty one is no box."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weight, low = rng.normal(size=(4, 4)) - 3 * np.eye(4), rng.uniform(0, 1, size=4)
+        z = interval(low, low + rng.uniform(0, 1, size=4))
+        h = interval(low_h := rng.normal(size=4), low_h + rng.uniform(0, 0.1, size=4))
+        cut = cut_by_images(Context(sound=True), torch.tensor(weight), h, z, images)
+        w, center, radius = exact(weight), exact(h.center[0]), exact(h.radius[0])
+        loops, others = w.diagonal(), w - np.diag(w.diagonal())
+        least, largest = exact(z.center[0]) - exact(z.radius[0]), exact(z.center[0]) + exact(z.radius[0])
+        for _ in range(images):
+            positive, negative = np.maximum(others, 0), np.minimum(others, 0)
+            lower = np.maximum(center - radius + positive @ least + negative @ largest, 0) / (1 - loops)
+            upper = np.maximum(center + radius + positive @ largest + negative @ least, 0) / (1 - loops)
+            lower, upper = np.maximum(least, lower), np.minimum(largest, upper)
+            is_box = lower <= upper
+            least, largest = np.where(is_box, lower, least), np.where(is_box, upper, largest)
+        c, r = exact(cut.center[0]), exact(cut.radius[0])
+        assert (c - r <= least).all() and (largest <= c + r).all()
+
+
+STEPS = torch.arange(11) % 5, torch.tensor([1] * 5 + [-1] * 5 + [0])  # units and signs; the last is of a row
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_of_any_multipliers_are_below_the_exact_minimum_over_the_leaf(seed, size):
+    rng, weight, u, b, center, radius = instance(seed)
+    row = rng.normal(size=(1, 5))
+    layer = EquilibriumBounds(read(weight, u, b, row, np.zeros(1), center, radius))
+    leaf = replace(layer.first_leaf(), row=torch.tensor(row[0]))
+    h = samples(rng, center, radius) @ u.T + b
+    z, w = equilibria(weight, h), np.diag(weight)
+    q = (z @ weight.T - w * z + h) / (1 - w)
+    assert (q >= leaf.low.numpy() - 1e-11).all() and (q <= leaf.high.numpy() + 1e-11).all()
+    multipliers = torch.tensor(rng.normal(size=(11, 5)) * size)
+    step = TighteningStep.rounded(*STEPS, multipliers, torch.tensor([0.0] * 10 + [1.0]))
+    bounds = layer.lower_bounds(leaf, step).numpy()
+    assert (bounds[:5] <= q.min(0) + 1e-11).all() and (bounds[5:10] <= -q.max(0) + 1e-11).all()
+    assert bounds[10] <= (z @ row[0]).min() + 1e-11
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bounds_are_at_most_their_formula_in_exact_arithmetic(seed):
+    rng, weight, u, b, center, radius = instance(seed)
+    u = u * 10.0 ** rng.integers(-8, 9, size=u.shape)
+    row = torch.tensor(rng.normal(size=5) * 10.0 ** rng.integers(-8, 9, size=5))
+    inject = AffineMap(torch.tensor(u), torch.tensor(b), torch.tensor(np.abs(b) * 1e-9))
+    proof, box = monotonicity(torch.tensor(weight)), Box(torch.tensor(center * 1e5), torch.tensor(radius))
+    layer = EquilibriumBounds(EquilibriumNetwork(proof, box, inject, inject, first_box(proof, inject, box)))
+    multipliers = torch.tensor(rng.normal(size=(11, 5)) * 10.0 ** rng.integers(-3, 4, size=(11, 1)))
+    step = TighteningStep.rounded(*STEPS, multipliers, torch.tensor(rng.uniform(0, 2, size=11)))
+    leaf = replace(layer.first_leaf(), row=row, offset=torch.tensor(rng.normal(), dtype=F))
+    used = step.multipliers.double() * step.scales.double()[:, None] / layer.divisor
+    for unit, sign, a, beta, lower in zip(*STEPS, used, step.betas, layer.lower_bounds(leaf, step), strict=True):
+        e = sign * (torch.arange(5) == unit)
+        expected = exact_bound(weight, layer.inject, layer.x, leaf.low, leaf.high, e, a, beta, row, leaf.offset)
+        assert Fraction(float(lower)) <= expected

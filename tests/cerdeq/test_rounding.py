@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import deep, wild_box
-from oracles import DTYPES, Exact, Lambda, fractions, points_of, random_box, root_below_and_above
+from oracles import DTYPES, Exact, Lambda, exact_value, fractions, points_of, random_box, root_below_and_above
 from pairs import every_pair
 from torch import nn
 
@@ -155,19 +155,6 @@ def test_too_many_terms_for_the_precision_are_refused():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rounding
-
-
-def exact_value(model, x):
-    """A chain of linear layers and (leaky) ReLUs at a point of Fractions, exactly."""
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            offset = [Fraction(0)] * layer.out_features if layer.bias is None else fractions(layer.bias)
-            rows = fractions(layer.weight)
-            x = [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(rows, offset, strict=True)]
-        else:
-            slope = Fraction(getattr(layer, "negative_slope", 0.0))
-            x = [v if v >= 0 else slope * v for v in x]
-    return x
 
 
 def exact_points(box, inside=3):

@@ -46,11 +46,11 @@ def boxes(dtype):
 def points(center, radius, slopes):
     """Decimals in a box: its ends, some between them, and where the curve less a slope is nearly extreme."""
     middle, half = Decimal(center), Decimal(radius)
-    found = [middle + half * Decimal(share) / 16 for share in range(-16, 17)]
+    candidates = [middle + half * Decimal(share) / 16 for share in range(-16, 17)]
     steep = [4 * slope for slope in slopes if 0 < slope < 0.25] + [slope for slope in slopes if 0 < slope < 1]
     extreme = [Decimal(2 * math.atanh(math.sqrt(1 - s)) if s < 1 else 0) for s in steep]
-    found += [sign * p / scale for p in extreme for sign in (-1, 1) for scale in (1, 2)]
-    return [p for p in [*found, Decimal(0)] if abs(p - middle) <= half]
+    candidates += [sign * p / scale for p in extreme for sign in (-1, 1) for scale in (1, 2)]
+    return [p for p in [*candidates, Decimal(0)] if abs(p - middle) <= half]
 
 
 @every_curve

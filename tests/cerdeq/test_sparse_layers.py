@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from oracles import Exact, encloses, fractions
+from oracles import Exact, encloses, exact_value, fractions
 from torch import nn
 
 from cerdeq.bounds import Context, Interval, trace, values_of
@@ -81,11 +81,7 @@ def test_rounding_is_counted(programs, seed):
     with counted_rounding("cpu"):
         values = values_of(program, x, Context(sound=True))
         lower = linear_lower_bound(program, values, torch.eye(40).double()[None], program.output, Backward(sound=True))
-    inputs, bias = fractions(x.center[0]), fractions(linear.bias)
-    rows = [
-        sum((w * v for w, v in zip(row, inputs, strict=True)), b)
-        for row, b in zip(fractions(linear.weight), bias, strict=True)
-    ]
+    rows = exact_value([linear], fractions(x.center[0]))
     assert encloses(values[-1].box, Exact(rows, rows))
     assert all(Fraction(bound) <= row for bound, row in zip(lower[0].tolist(), rows, strict=True))
 

@@ -17,10 +17,7 @@ from torch import nn
 
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Columns, Layout, Leaves, SearchQuery, root_leaves
-from cerdeq.branch.parallel import ParallelUnits
-from cerdeq.branch.split import Candidates, make_cases
-from cerdeq.operators.relu import split_name
+from cerdeq.branch.leaves import Leaves, SearchQuery, root_leaves
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
@@ -157,25 +154,6 @@ def test_leaves_of_equilibria_are_bounded_whatever_is_chosen(kernel, count):
     region = LinfBall(torch.rand(1, *((3,) if kernel is None else (1, 3, 3)), dtype=torch.float64), 0.3)
     spec = margin_spec(torch.tensor([1]), 3)[0].double()
     check_leaves(model, region, spec, lambda points: exact_outputs(model, points[:, None])[:, 0])
-
-
-def test_cases_of_units_are_all_of_them_once():
-    columns = [Columns("relu", torch.Size([4]), torch.arange(4), 0)]
-    choices, none = [Columns(split_name("relu"), torch.Size([4]), torch.arange(4), 1)], torch.arange(0)
-    layout = Layout(columns, choices, torch.ones(2, 5), ParallelUnits(none, none, none, none))
-    leaves = Leaves(torch.arange(2), torch.zeros(2, 4, dtype=torch.int8), torch.rand(2, 5), torch.zeros(2))
-    candidates = Candidates(torch.tensor([[0, 2, 3], [1, -1, -1]]), torch.rand(2, 3, 2))
-    cases = make_cases(layout, leaves, candidates, 3)
-    result = [(int(row), tuple(signs.tolist())) for row, signs in zip(cases.row, cases.signs, strict=True)]
-    assert sorted(result) == sorted(
-        [(0, (a, 0, b, c)) for a, b, c in itertools.product((-1, 1), repeat=3)] + [(1, (0, a, 0, 0)) for a in (-1, 1)]
-    )
-    for n, (row, signs) in enumerate(result):
-        expected = leaves.choices[row].clone()
-        for place, unit in enumerate(candidates.units[row].tolist()):
-            if unit >= 0:
-                expected[1 + unit] = candidates.multipliers[row, place, int(signs[unit] < 0)]
-        assert torch.equal(cases.choices[n], expected)
 
 
 def hard(seed=1):
