@@ -27,7 +27,7 @@ from harness.evaluation.metrics import final_metrics
 pytestmark = pytest.mark.filterwarnings("default")
 
 STAGES = ("ibp", "crown-ibp", "alpha-crown", "bab")
-IMAGES, ASCENT = 4, 4  # ASCENT: steps of searches for slopes, which take 30 to 40
+IMAGES, ASCENT = 4, 2  # ASCENT: steps of searches for slopes, which take 30 to 40
 EPS = {"cnn5": "1/16", "cerdeq": "1/32"}  # for which each stage has images to decide
 MOST_WAITS = {  # synchronisations for a batch
     "cnn5": {"clean and ibp": 8, "attack": 24, "crown-ibp": 10, "alpha-crown": 40, "bab": 60},
@@ -173,14 +173,13 @@ def test_bounds_that_do_not_fit_are_computed_by_halves(trained, expected, monkey
         assert list(result[column]) == list(expected[column]), column
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_image_that_does_not_fit_is_not_certified_and_the_next_part_is(trained, expected, monkeypatch, fault):
+def test_an_image_that_does_not_fit_is_not_certified_and_the_next_part_is(trained, expected, monkeypatch):
     original, sizes = stages.lower_bounds, []
 
     def lower_bounds(program, region, *arguments, **named):
         sizes.append(len(region.center))
         if len(sizes) <= 3:  # the first part, and each of its images alone
-            run_out_of_memory(fault)
+            run_out_of_memory("memory")
         return original(program, region, *arguments, **named)
 
     monkeypatch.setattr(stages, "lower_bounds", lower_bounds)
