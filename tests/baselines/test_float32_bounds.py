@@ -9,7 +9,7 @@ from small_networks import NAMED, small
 from baselines.contract import images
 from cerdeq import LinfBall, bound
 
-FAST = ("cnn5", "conv", "fc", "resnext")
+FAST = ("cnn5", "conv", "fc")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMED])

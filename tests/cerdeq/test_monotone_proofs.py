@@ -191,7 +191,9 @@ def test_convolutional_weights_are_made_dense():
     assert verify(model, Box(x, torch.full_like(x, 1e-4)), spec[None], seconds=20).status == ["certified"]
 
 
-@pytest.mark.parametrize(("size_a", "size_b", "error"), [(1, 1, 0), (1, 1, 1e-3), (1e300, 2.0**-1050, 0)])
+@pytest.mark.parametrize(
+    ("size_a", "size_b", "error"), [(1, 1, 0), (1, 1, 1e-3), (1e300, 2.0**-1050, 0), (2.0**-540, 2.0**-540, 0)]
+)
 def test_products_count_every_rounding(size_a, size_b, error):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 5, 5)) * 10.0 ** rng.integers(-4, 5, size=(2, 5, 5))

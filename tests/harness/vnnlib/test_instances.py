@@ -5,7 +5,6 @@ import functools
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,19 +24,12 @@ SCRIPTS = Path(__file__).parents[3] / "docs" / "vnncomp"
 SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "(and (>= Y_0 0.6) (<= Y_1 0.5))"))
 
 
-@pytest.fixture(scope="module")
-def network_file(tmp_path_factory):
-    """The file of a network whose outputs are its two inputs, added and one by one."""
-    path = tmp_path_factory.mktemp("network") / "net.onnx"
-    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    export_onnx(with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])), path, (2,))
-    return path
-
-
 @pytest.fixture
-def files(network_file, tmp_path):
-    """The folder of a network and of two properties."""
-    shutil.copy(network_file, tmp_path)
+def files(tmp_path):
+    """The folder of a network whose outputs are its two inputs, added and one by one, and of two properties."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    network = with_weights(layers, torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    export_onnx(network, tmp_path / "net.onnx", (2,))
     for name, text in (("sat", SAT), ("unsat", UNSAT)):
         (tmp_path / f"{name}.vnnlib").write_text(text)
     (tmp_path / "list.csv").write_text("net.onnx,sat.vnnlib,60\n./net.onnx,unsat.vnnlib,60\n")
