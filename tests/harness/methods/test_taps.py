@@ -104,9 +104,9 @@ def test_the_latent_attack_stays_in_the_box_and_below_no_bound(method):
     latent = box.values[classifier_start(program, 1)]
     points = latent.center[:, None] + positions * latent.radius[:, None]
     assert (points <= latent.box.upper[:, None] + 1e-12).all() and (points >= latent.box.lower[:, None] - 1e-12).all()
-    found = margins_at(program, classifier_start(program, 1), box, points)
+    lowest = margins_at(program, classifier_start(program, 1), box, points)
     middle = margins_at(program, classifier_start(program, 1), box, latent.center[:, None].expand_as(points))
-    assert (found >= box.margins.box.lower - 1e-9).all() and (found < middle).all()
+    assert (lowest >= box.margins.box.lower - 1e-9).all() and (lowest < middle).all()
 
 
 def test_each_margin_s_point_is_the_lowest_of_all_steps_and_restarts():

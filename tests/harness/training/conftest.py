@@ -14,8 +14,8 @@ def whole_trial(tiny_trial, tmp_path_factory):
 
     @functools.cache
     def of(model):
-        rows, place = [], tmp_path_factory.mktemp(f"whole-{model}")
-        train_and_certify(tiny_trial(model), directory=place, report=rows.append)
-        return place, [row for row in rows if names.EPOCH in row]
+        rows, trial_dir = [], tmp_path_factory.mktemp(f"whole-{model}")
+        train_and_certify(tiny_trial(model), directory=trial_dir, report=rows.append)
+        return trial_dir, [row for row in rows if names.EPOCH in row]
 
     return of

@@ -16,7 +16,8 @@ EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain
 EVERY += [("densenet", "plain", {})]  # concatenates lists
 SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; compiling takes seconds
 TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
-FEW = {"cerdeq": {"iterations": 2, "backward_iterations": 1}}  # compiling takes as long as there are iterations
+ONCE = {"iterations": 2, "backward_iterations": 1}  # compiling takes as long as there are iterations, and layers
+FEW = {"cerdeq": ONCE, "fc": {"hidden": [8, 8]}, "fcdeq": {"hidden": [8], **ONCE}}
 WARM = {"parametrisation": "monotone", "warm_start": True}
 
 
@@ -24,8 +25,16 @@ LATENT = [("taps", {"latent_steps": 1}), ("staps", {"latent_steps": 1, "attack_s
 ATTACKED = [("sabr", {"attack_steps": 1}), ("mtl-ibp", {"attack_steps": 1})]
 EQUILIBRIA = [{"parametrisation": name} for name in PARAMETRISATIONS]
 EQUILIBRIA += [{"gradient": "unrolled"}, {"warm_start": True}]
-GIVES_NOTHING_UP = [("cnn5", method, {}, options) for method, options in [*BOUNDING, *ATTACKED, *LATENT]]
-GIVES_NOTHING_UP += [("cerdeq", "ibp", own, {}) for own in EQUILIBRIA] + [("cerdeq", "crown-ibp", {}, {})]
+
+
+def cases_of(explicit, equilibrium):
+    """Return each method on an explicit network, and each kind of equilibrium."""
+    cases = [(explicit, method, {}, options) for method, options in [*BOUNDING, *ATTACKED, *LATENT]]
+    return [*cases, *((equilibrium, "ibp", own, {}) for own in EQUILIBRIA), (equilibrium, "crown-ibp", {}, {})]
+
+
+LARGE = [pytest.param(*case, marks=pytest.mark.slow) for case in cases_of("cnn5", "cerdeq")]
+GIVES_NOTHING_UP = [*cases_of("fc", "fcdeq"), ("conv", "crown-ibp", {}, {}), *LARGE]
 
 
 @pytest.mark.parametrize(("model", "method", "own", "options"), GIVES_NOTHING_UP)
@@ -75,7 +84,7 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_trial, model, method, optio
 @pytest.mark.parametrize("method", ["taps", pytest.param("staps", marks=pytest.mark.slow)])
 def test_the_compiled_loss_on_latent_points_takes_the_same_steps(tiny_trial, method):
     """Once eps has grown: before that, IBP or SABR trains."""
-    assert_compiled_steps_are_eager_ones(tiny_trial(method=method), 2, "eager", first=4)
+    assert_compiled_steps_are_eager_ones(tiny_trial("fc", method=method, options=FEW["fc"], width=1.0), 2, "eager", 4)
 
 
 @pytest.mark.parametrize(
