@@ -111,10 +111,6 @@ class Runtime:
             raise OnnxError(f"{self._file.path}: the network has {found}")
         return outputs.reshape(-1, *self._output_shape)
 
-    def run_together(self, points: np.ndarray) -> np.ndarray:
-        """Return the outputs of points as one batch, of any shape. Many files take batches of 1 alone."""
-        return self._run(points)
-
     def _run(self, batch: np.ndarray) -> np.ndarray:
         with _named_errors(self._file.path, "onnxruntime"):
             return self._session.run(None, {self._file.input: batch})[0]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,9 @@ from harness.common.errors import InputError, error_line
 from harness.data import Data, Split
 from harness.entries.attack import NotAdversarialError, check_attack, check_witnesses
 from harness.entries.checked import CheckedNetwork, Outcome, Tensors, numbers_of
-from harness.entries.files import OutOfTimeError, copy_files, limits
+from harness.entries.files import OutOfTimeError, check_files, limits
 from harness.entries.manifest import MANIFEST, EntryNetwork, Manifest, read_manifest
-from harness.entries.network import load_entry_network, why_not_of_kind
+from harness.entries.network import load_entry_network
 from harness.entries.proofs import ProverOf, check_proofs, in_random_order
 from harness.entries.table import read_entry_table
 from harness.machine.environment import code_version
@@ -54,15 +53,13 @@ class EntryChecker:
         report: is called with each step. Raises NotAdversarialError, and InputError for a data set that is not here.
         """
         steps = list[CheckStep]()
-        with TemporaryDirectory() as files:
-            self.files = Path(files)
-            for name in STEPS:
-                is_over = any(not step.passed and (step.passed is False or step.name in _NEEDED) for step in steps)
-                steps.append(CheckStep(name=name, passed=None, message="not run") if is_over else self._run(name))
-                report(steps[-1])
-                if name == "schema" and steps[-1].passed:
-                    data = self.load_data(self.manifest.dataset)
-                    self.images: Split = data.test_images(self.manifest.images)
+        for name in STEPS:
+            is_over = any(not step.passed and (step.passed is False or step.name in _NEEDED) for step in steps)
+            steps.append(CheckStep(name=name, passed=None, message="not run") if is_over else self._run(name))
+            report(steps[-1])
+            if name == "schema" and steps[-1].passed:
+                data = self.load_data(self.manifest.dataset)
+                self.images: Split = data.test_images(self.manifest.images)
         tables = [each.verdicts.assign(seed=each.entry.seed) for each in self.networks]
         return self._record(steps), pd.concat(tables, ignore_index=True)[COLUMNS] if tables else None
 
@@ -87,7 +84,7 @@ class EntryChecker:
             passed, message = False, str(error)
         except Exception as error:  # hostile files may raise anything
             passed, message = False, error_line(error)
-        message = " ".join(message.replace(f"{self.files}/", "").split())
+        message = " ".join(message.replace(f"{self.entry}/", "").split())
         return CheckStep(name=name, passed=passed, message=message[:1000])
 
     def _check_schema(self) -> Outcome:
@@ -97,7 +94,7 @@ class EntryChecker:
 
     def _check_hashes(self) -> Outcome:
         """Check the files' digests, then the rows of the tables, images and labels."""
-        copy_files(self.entry, self.manifest.sha256, self.files, MANIFEST)
+        check_files(self.entry, self.manifest.sha256, MANIFEST)
         self.networks = [self._read(entry) for entry in self.manifest.networks]
         rows = f"{len(self.images)} rows for each network, each image once, with the labels of {self.manifest.dataset}"
         named = {name for entry in self.manifest.networks for name in entry.files}
@@ -108,17 +105,15 @@ class EntryChecker:
     def _read(self, entry: EntryNetwork) -> CheckedNetwork:
         """Return a network with its table."""
         classes = DATASETS[self.manifest.dataset].classes
-        table = read_entry_table(self.files / entry.verdicts, self.images.labels, classes)
+        table = read_entry_table(self.entry / entry.verdicts, self.images.labels, classes)
         claims = in_random_order(numbers_of(table, names.CERTIFIED), self.digest, self.nonce, entry.seed)
         record = NetworkCheck(seed=entry.seed, reported=_reported(table), claimed=len(claims))
-        return CheckedNetwork(entry, self.files, table, self.images, self.manifest.radius, record, claims)
+        return CheckedNetwork(entry, self.entry, table, self.images, self.manifest.radius, record, claims)
 
     def _check_accuracy(self) -> Outcome:
         """Predict all images, and compare with the tables."""
         for each in self.networks:
-            each.network = load_entry_network(self.manifest, each.entry, self.files)
-            if why := why_not_of_kind(each.network, self.manifest.network_kind):
-                raise InputError(why)
+            each.network = load_entry_network(self.manifest, each.entry, self.entry)
             predicted, recorded = each.network.predict(self.images.images), each.verdicts["prediction"]
             if len(others := np.flatnonzero(predicted != recorded.to_numpy())):
                 index, runtime = int(others[0]), "onnxruntime" if each.network.run else "torch"

@@ -1,4 +1,4 @@
-"""The files of an entry: copied once, hashed as they are copied, and never read from the entry again."""
+"""The files of an entry: their names, sizes and digests are checked before anything reads them."""
 
 import hashlib
 import os
@@ -39,8 +39,8 @@ def read_bounded(path: Path, largest: int) -> bytes:
     return content
 
 
-def copy_files(entry: Path, digests: Mapping[str, str], to: Path, manifest: str) -> None:
-    """Copy the files of an entry, all but its manifest, to the folder `to`.
+def check_files(entry: Path, digests: Mapping[str, str], manifest: str) -> None:
+    """Check the files of an entry, all but its manifest.
 
     Raises InputError for a file that has another SHA-256 than `digests` says, is missing there or here, or is a link or
     a folder, for too many files and too many bytes.
@@ -60,7 +60,6 @@ def copy_files(entry: Path, digests: Mapping[str, str], to: Path, manifest: str)
         left -= len(content)
         if (computed := hashlib.sha256(content).hexdigest()) != digest:
             raise InputError(f"{name}: found the SHA-256 {computed}, allowed: {digest}, which {manifest} has")
-        (to / name).write_bytes(content)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from baselines import DATASETS, build
-from cerdeq import OnnxError
 from cerdeq.onnx import load_content, read_content
 from harness.common.errors import InputError
 from harness.config.trial import Trial
@@ -21,13 +20,8 @@ NETWORK = "network."
 """What the names of steps begin with that come from an ONNX file."""
 _STAGES = ("ibp", "crown-ibp")
 _AGREEMENT = 1e-3  # of margins of float32 and float64, relative to their size and their median
-_ROUNDING = 1e-4  # of float32, relative to the largest logit
 _FEW = 1000  # one image of so many may have another class in float64: its largest logits are nearly equal
 _BATCH = 100  # images
-_NOT_RELU = {
-    "absolute", "clamp", "fixed_point", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu6", "sigmoid",
-    "sign", "tanh",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,12 +29,11 @@ class LoadedNetwork:
     """A network of an entry.
 
     prepared: the network from pixels in [0, 1] to logits. run: the same from float32 [B, C, H, W], by the runtime that
-    predictions are those of, one image at a time; None if that is torch in float64. run_together: all as one batch.
+    predictions are those of, one image at a time; None if that is torch in float64.
     """
 
     prepared: PreparedNetwork
     run: Callable[[Tensor], np.ndarray] | None = None
-    run_together: Callable[[Tensor], np.ndarray] | None = None
 
     @property
     def parameters(self) -> int:
@@ -50,36 +43,16 @@ class LoadedNetwork:
     def predict(self, images: Tensor) -> np.ndarray:
         """Return the predictions [N] of images uint8 [N, C, H, W].
 
-        Raises InputError as `logits` does.
-
-        Also for more than a thousandth of images that have another class in float64: proofs are about that network.
-        And for other logits of images together: who uses the network so would have another one than was checked.
+        Raises InputError as `logits` does, and for more than a thousandth of images that have another class in float64:
+        proofs are about that network.
         """
-        parts = []
-        for part in images.split(_BATCH):
-            x = part.double() / 255
-            parts.append(self.logits(x))
-            for count in (2, len(part)):
-                self._refuse_mixing(x[:count].float(), parts[-1][0][:count])
+        parts = [self.logits(part.double() / 255) for part in images.split(_BATCH)]
         predicted, exact = np.concatenate([run.argmax(1) for run, _ in parts]), np.concatenate([e for _, e in parts])
         others = np.flatnonzero(predicted != exact.argmax(1))
         if len(others) > len(images) // _FEW:
             found = f"found {len(others)} images with another class in float64 than by onnxruntime, such as {others[0]}"
             raise InputError(f"{found}, allowed: {len(images) // _FEW}, as proofs are in real numbers")
         return predicted
-
-    def _refuse_mixing(self, x: Tensor, alone: np.ndarray) -> None:
-        """Raise InputError if images together have other logits than each alone. A file for one image passes."""
-        if self.run_together is None:
-            return
-        try:
-            together = self.run_together(x)
-        except OnnxError:
-            return
-        is_alike = together.shape == alone.shape
-        if not (is_alike and np.allclose(together, alone, rtol=0, atol=_ROUNDING * np.abs(alone).max())):
-            found = f"found other logits for {len(x)} images together than for each alone"
-            raise InputError(f"{found}, allowed: the same, or a file whose input is one image: a first dimension of 1")
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -119,16 +92,4 @@ def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> 
         buffer.copy_(torch.tensor(getattr(normalisation, name, [default] * channels)).view_as(buffer))
     front = copy.deepcopy(nn.Sequential(*[layer for name, layer in model.named_children() if name != "network"]))
     run = load_content(read_content(path), path).run
-    return LoadedNetwork(
-        prepare_network(model.double().eval(), _STAGES),
-        lambda x: run(front(x).numpy()),
-        lambda x: run.run_together(front(x).numpy()),
-    )
-
-
-def why_not_of_kind(network: LoadedNetwork, kind: str) -> str:
-    """Return why a network is not of the kind that its manifest says, or "". Lipschitz networks are not recognised."""
-    operators = {step.record.name for step in network.prepared.program.steps if step.record is not None}
-    if kind == "relu" and (others := sorted(operators & _NOT_RELU)):
-        return f"network_kind: found 'relu' of a network with {', '.join(others)}, allowed: another kind"
-    return ""
+    return LoadedNetwork(prepare_network(model.double().eval(), _STAGES), lambda x: run(front(x).numpy()))

@@ -229,9 +229,7 @@ def test_a_network_s_size_and_shape_are_checked_before_it_is_run(entry, monkeypa
     entry.assert_refused("accuracy", f"network.onnx: {message}")
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`", "\u3164"]
-)
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\x1b[31m", "\u202e evil", "$(rm -rf .)", "`id`"])
 def test_a_script_in_a_name(entry, name):
     entry.sign(authors=[name])
     step, message = entry.refused_at()
@@ -282,20 +280,6 @@ def test_one_network_under_two_seeds(entry):
         "schema",
         "entry.yaml: networks: found one file under two seeds, allowed: a network trained with each",
     )
-
-
-def test_another_kind_of_network(entry):
-    entry_files.write_onnx(sigmoid(), entry.folder / "network.onnx")
-    entry.sign()
-    assert entry.refused_at() == (
-        "accuracy", "network_kind: found 'relu' of a network with sigmoid, allowed: another kind"
-    )  # fmt: skip
-
-
-def sigmoid():
-    network = entry_files.plain()
-    network[2] = entry_files.nn.Sigmoid()
-    return network
 
 
 HOSTILE = {
@@ -417,49 +401,3 @@ def test_onnxruntime_computes_another_function_by_rounding(entry):
     onnx.save(model, path)
     entry.sign()
     entry.assert_refused("accuracy", "in float64, allowed: the same up to rounding, as proofs are in real numbers")
-
-
-def branch_on_the_batch(graph):
-    """Exchange two logits if there is more than one image; return the constants that this takes."""
-    graph.node[-1].output[0] = "logits"
-    for kind, inputs, to in (
-        ("Shape", ["input"], "shape"), ("Gather", ["shape", "zero"], "size"), ("Equal", ["size", "one"], "is_one"),
-        ("Where", ["is_one", "none", "shift"], "chosen"), ("Add", ["logits", "chosen"], "output"),
-    ):  # fmt: skip
-        graph.node.append(onnx.helper.make_node(kind, inputs, [to]))
-    shift = np.linspace(0, 1000, 10, dtype=np.float32)[None]
-    return {"zero": np.int64([0]), "one": np.int64([1]), "none": 0 * shift, "shift": shift}
-
-
-def add_the_first_image(graph):
-    """Add the logits of the batch's first image to those of all; return the constants that this takes."""
-    graph.node[-1].output[0] = "logits"
-    for kind, inputs, to, options in (
-        ("Flatten", ["input"], "all", {"axis": 0}), ("Slice", ["all", "start", "end", "axis"], "first", {}),
-        ("MatMul", ["first", "weight"], "of_first", {}), ("Add", ["logits", "of_first"], "output", {}),
-    ):  # fmt: skip
-        graph.node.append(onnx.helper.make_node(kind, inputs, [to], **options))
-    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
-    return {"start": np.int64([0]), "end": np.int64([64]), "axis": np.int64([1]), "weight": weight}
-
-
-@pytest.mark.parametrize("change", [branch_on_the_batch, add_the_first_image])
-def test_a_network_computes_something_else_for_images_together(tmp_path, change):
-    """An honest entry for one image at a time; for two, its file computes another function."""
-    (folder := tmp_path / "original").mkdir()
-    path = folder / "network.onnx"
-    entry_files.write_onnx(entry_files.plain(), path)
-    model = onnx.load(path)
-    graph = model.graph
-    for value, name in ((graph.input[0], "input"), (graph.output[0], "output")):
-        for node in graph.node:
-            for names in (node.input, node.output):
-                names[:] = [name if each == value.name else each for each in names]
-        value.name, value.type.tensor_type.shape.dim[0].dim_param = name, "images"
-    for name, values in change(graph).items():
-        graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    onnx.save(model, path)
-    entry_files.write(folder, *entry_files.verdicts_of(load_onnx(path), count=20))
-    step, message = entry_files.Entry(folder, tmp_path).refused_at()
-    expected = "found other logits for 2 images together than for each alone, allowed: the same, or"
-    assert step == "accuracy" and message.startswith(expected)
