@@ -4,7 +4,7 @@ A form is an affine function L of the inputs x and a remainder: each element of 
 L is stored by its values at n + 1 points: the centre of the box of x, and for each of n inputs the centre moved by the
 radius along it. An affine operator takes the points to points. A ReLU is L itself where its input is not below 0, 0
 where it is not above 0, else slope L + shift with a larger remainder, as in DeepZ (Singh et al. 2018). Remainders do
-not cancel.
+not cancel, except in sums of ReLUs of sparse layers (`relu_sums.py`).
 
 Each point takes one more pass through the layers. CROWN's boxes take a backward pass for each hidden unit; here only
 the units of each ReLU that are furthest from having one sign get one, where the remainder is a large part of the box.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cerdeq.bounds.crown import tighten_box
 from cerdeq.bounds.query import examples_of
+from cerdeq.bounds.relu_sums import ReluSums
 from cerdeq.boxes import smaller_box
 from cerdeq.deadline import check
 from cerdeq.operators.interval import Context, Interval
@@ -32,10 +33,14 @@ _LEAST_CROSSING = 1e-6  # by a unit's box over 0, in units of the layer's larges
 
 @dataclass(frozen=True)
 class _Form:
-    """points: [n + 1, D, *shape], of L, the centre first. remainder: [D, *shape]."""
+    """points: [n + 1, D, *shape], of L, the centre first. remainder: [D, *shape].
+
+    rounding: [D, *shape], what rounding of the last step alone may have moved L by; the remainder includes it.
+    """
 
     points: Tensor
     remainder: Tensor
+    rounding: Tensor
 
     @property
     def box(self) -> Interval:
@@ -52,14 +57,17 @@ def has_forms(program: Program) -> bool:
     return all(record.affine is not None or record.interval is relu_interval for record in records)
 
 
-def values_by_forms(program: Program, x: Interval, inputs: Tensor, memory: int) -> list[Any]:
+def values_by_forms(
+    program: Program, x: Interval, inputs: Tensor, memory: int, sums: dict[int, ReluSums]
+) -> list[Any]:  # fmt: skip
     """Return a sound forward pass as `values_of` does: an Interval of each value that depends on the input.
 
     Call it within `counted_rounding`, for a program that `has_forms`.
 
     x: [D, ...], in float64. inputs: [n], flat numbers of the inputs that forms depend on; the others stay boxes.
-    memory: about how many bytes backward passes may take.
+    memory: about how many bytes backward passes may take. sums: of the program; what they read is not tightened.
     """
+    summed = {of.preactivation for of in sums.values()}
     ctx, forms, values = Context(sound=True), {0: _input_form(x, inputs)}, list[Any]([x])
     for number, step in enumerate(program.steps, start=1):
         check()
@@ -70,12 +78,15 @@ def values_by_forms(program: Program, x: Interval, inputs: Tensor, memory: int) 
             continue
         if step.record.interval is relu_interval:
             source = step.sources[0]
-            values[source] = _tightened(program, values, source, forms[source], memory)
+            if source not in summed:
+                values[source] = _tightened(program, values, source, forms[source], memory)
             values.append(relu_interval(ctx, values[source]))
             forms[number] = _relu(forms[source], values[source])
             continue
         box = step.record.interval(ctx, *arguments, **options)
         forms[number] = _affine(ctx, step, values, forms)
+        if number in sums:
+            forms[number] = _of_sums(sums[number], forms, values, forms[number])
         ends = forms[number].box
         smaller = smaller_box(box.box, ends.center - ends.radius, ends.center + ends.radius)
         values.append(Interval(smaller.center, smaller.radius))
@@ -112,7 +123,7 @@ def _input_form(x: Interval, inputs: Tensor) -> _Form:
         points[number, :, column] += radius[:, column]
     remainder = radius.clone()
     remainder[:, inputs] = 2 * torch.finfo(center.dtype).eps * (center.abs() + radius)[:, inputs]
-    return _Form(points.view(-1, *x.center.shape), remainder.view_as(x.center))
+    return _Form(points.view(-1, *x.center.shape), remainder.view_as(x.center), torch.zeros_like(x.center))
 
 
 def _affine(ctx: Context, step: Step, values: list[Any], forms: dict[int, _Form]) -> _Form:
@@ -136,13 +147,33 @@ def _affine(ctx: Context, step: Step, values: list[Any], forms: dict[int, _Form]
     around = result({source: Interval(form.points[0], form.remainder) for source, form in sources.items()})
     points = [at_point(number) for number in range(count)]
     errors = torch.stack([point.radius for point in points])
-    remainder = around.radius + count * errors[0] + errors[1:].sum(0)
-    remainder = remainder * (1 + (count + 4) * torch.finfo(remainder.dtype).eps)
-    return _Form(torch.stack([point.center for point in points]), remainder)
+    upwards = 1 + (count + 4) * torch.finfo(errors.dtype).eps
+    rounding = (count * errors[0] + errors[1:].sum(0)) * upwards
+    return _Form(torch.stack([point.center for point in points]), (around.radius + rounding) * upwards, rounding)
+
+
+def _of_sums(sums: ReluSums, forms: dict[int, _Form], values: list[Any], form: _Form) -> _Form:
+    """Return the form of sums of ReLUs, `form` with a smaller remainder: one for all steps from x to the sums."""
+    x, p, z = (forms[number] for number in (sums.source, sums.preactivation, sums.relu))
+    low, high, slope, shift = _lines(values[sums.preactivation])
+    rounding = slope * p.rounding + z.rounding
+    remainder = sums.remainder(x.remainder, slope, shift, torch.maximum(-low, high), rounding) + form.rounding
+    remainder = remainder * (1 + 2 * torch.finfo(remainder.dtype).eps)
+    return _Form(form.points, torch.minimum(form.remainder, remainder), form.rounding)
 
 
 def _relu(form: _Form, x: Interval) -> _Form:
-    """Return the form after a ReLU of values in the box x.
+    """Return the form after a ReLU of values in the box x."""
+    limits = torch.finfo(x.center.dtype)
+    low, high, slope, shift = _lines(x)
+    points = slope * form.points + shift
+    size = 4 * limits.eps * (points.abs().sum(0) + len(points) * (points[0].abs() + shift)) + limits.tiny
+    rounding = torch.where((low < 0) & (high > 0), size, 0)
+    return _Form(points, (slope * form.remainder + shift + rounding) * (1 + 4 * limits.eps), rounding)
+
+
+def _lines(x: Interval) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ends of the box x, a slope and a shift: relu(v) lies within `shift` of slope v + shift for each v of it.
 
     On [low, high] with 0 inside, relu(v) - slope v lies between 0 and the larger of -slope low and (1 - slope) high.
     """
@@ -150,10 +181,5 @@ def _relu(form: _Form, x: Interval) -> _Form:
     slack = 4 * limits.eps * (x.center.abs() + x.radius)
     low, high = x.center - x.radius - slack, x.center + x.radius + slack
     slope = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, high / (high - low)))
-    is_unstable = (low < 0) & (high > 0)
     excess = torch.maximum(-slope * low, (1 - slope) * high) * (1 + 8 * limits.eps) + limits.tiny
-    shift = torch.where(is_unstable, excess / 2, 0)
-    points = slope * form.points + shift
-    size = 4 * limits.eps * (points.abs().sum(0) + len(points) * (points[0].abs() + shift)) + limits.tiny
-    remainder = torch.where(is_unstable, slope * form.remainder + shift + size, slope * form.remainder)
-    return _Form(points, remainder * (1 + 4 * limits.eps))
+    return low, high, slope, torch.where((low < 0) & (high > 0), excess / 2, 0)

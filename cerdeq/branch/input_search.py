@@ -3,7 +3,7 @@
 CROWN bounds all hidden units and the rows of the specification over each part anew, in float64 with rounding counted. A
 part of which some row is not proved is halved along one input. The parts cover the input box, so a row is positive
 everywhere if it is positive over each part. In wide networks of two inputs affine forms bound all hidden units, and
-CROWN only the few of each layer that are furthest from having one sign.
+CROWN only the few of each layer that are furthest from having one sign, none where sparse layers are minima of pairs.
 
 The slopes of the last few ReLUs are optimised; halves of a part start with its slopes. Where a row is the largest of
 several constraints' values, made of ReLUs, these slopes are the constraints' weights.
@@ -23,6 +23,7 @@ from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
 from cerdeq.bounds.query import examples_of
+from cerdeq.bounds.relu_sums import relu_sums
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.attack import PROMISING, find_counterexample
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
@@ -109,6 +110,7 @@ class InputSearch:
         self._radius, free = proof.values[0].radius.flatten(), _free_inputs(proof)
         self._free = free if len(free) else self._radius.argmax()[None]
         self._has_forms = is_bounded_by_forms(proof)
+        self._sums = relu_sums(proof.program) if self._has_forms else {}
         self._shapes, slopes = _last_slopes(proof, len(self._rows))
         self._queue = _Parts(low, high, low.new_zeros(1), torch.zeros_like(self._rows[:1]), slopes)
         self._proved = [(self._queue.number[:0], slopes[:0])]  # numbers, and slopes if there are any
@@ -197,7 +199,7 @@ class InputSearch:
         box = Interval(center.unflatten(1, shape), outward.unflatten(1, shape))
         program = self._proof.program
         if self._has_forms:
-            values = values_by_forms(program, box, self._free, self._memory)
+            values = values_by_forms(program, box, self._free, self._memory, self._sums)
         else:
             values = tighten_boxes(program, box, self._memory, all_units=True)
         bounds = self._linear_bounds(values, parts.slopes, sound)

@@ -16,13 +16,13 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
+from cerdeq.bounds.sparse_layers import with_sparse_layers
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack, prove_point
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.input_search import is_bounded_by_forms
 from cerdeq.branch.leaf_search import Search
 from cerdeq.branch.leaves import SearchQuery
-from cerdeq.branch.sparse_layers import with_sparse_layers
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import equilibrium_network
 from cerdeq.equilibrium.monotone.tree_search import decide_rows

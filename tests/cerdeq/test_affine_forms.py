@@ -25,7 +25,7 @@ def values_over(model, region):
     inputs = range(region.center.numel())
     program, x = trace(model, linear=True), Interval(region.center, region.radius)
     with counted_rounding("cpu"):
-        by_forms = values_by_forms(program, x, torch.tensor(list(inputs)), 2**28)
+        by_forms = values_by_forms(program, x, torch.tensor(list(inputs)), 2**28, {})
         return by_forms, values_of(program, x, Context(sound=True))
 
 
@@ -86,7 +86,7 @@ def after_sum(points):
     """Return a form of these points, and the form of the sum of their elements."""
     layer = nn.Linear(points.shape[2], 1).double()
     layer.weight.data.fill_(1), layer.bias.data.zero_()
-    program, form = trace(nn.Sequential(layer), linear=True), _Form(points, torch.zeros_like(points[0]))
+    program, form = trace(nn.Sequential(layer), linear=True), _Form(points, *torch.zeros(2, *points[0].shape).double())
     values = [Interval(points[0], torch.zeros_like(points[0]))]
     return form, affine_forms._affine(Context(sound=True), program.steps[-1], values, {0: form})
 
@@ -103,7 +103,7 @@ def test_errors_of_points_are_counted_at_each_share(kinds):
 
 def test_ends_of_a_form_are_rounded_outwards():
     moved = lost(torch.float64, 256)[:, None, None]
-    box = _Form(torch.cat([torch.zeros_like(moved[:1]), moved]), torch.zeros(1, 1).double()).box
+    box = _Form(torch.cat([torch.zeros_like(moved[:1]), moved]), *torch.zeros(2, 1, 1).double()).box
     assert sum(fractions(moved.flatten())) <= Fraction(box.radius.item())
 
 
@@ -113,7 +113,7 @@ def test_lines_of_a_relu_hold_far_from_its_box(reach):
     for seed in range(20):
         center, end, low, high = torch.rand(4, generator=torch.Generator().manual_seed(seed)).double().tolist()
         points = torch.tensor([[[center * reach]], [[2 * center * reach + end]]], dtype=torch.float64)
-        form = _Form(points, torch.full((1, 1), 1e-3, dtype=torch.float64))
+        form = _Form(points, torch.full((1, 1), 1e-3, dtype=torch.float64), torch.zeros(1, 1).double())
         ends = torch.tensor([[[high - low]], [[high + low]]], dtype=torch.float64)
         x = Interval(*ends / 2)
         after = affine_forms._relu(form, x)

@@ -17,6 +17,7 @@ from harness.checker.bounds.linear import Region
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of, result_box
 from harness.checker.bounds.regions import tight_region, tighten
+from harness.checker.bounds.relu_sums import ReluSums
 
 _MOST_INPUTS = 2
 _MOST_VALUES = 8192  # of a network all of whose units are bounded: at least twice as many as in the search
@@ -25,10 +26,14 @@ _MOST_TIGHTENED = 8  # units of each ReLU, by linear bounds
 
 @dataclass(frozen=True)
 class Form:
-    """points: [n + 1, *shape], the centre first. remainder: [1, *shape]."""
+    """points: [n + 1, *shape], the centre first. remainder: [1, *shape].
+
+    rounding: the part of it by which rounding of the last step may have moved L.
+    """
 
     points: Array
     remainder: Array
+    rounding: Array | float = 0.0
 
     @property
     def box(self) -> Box:
@@ -40,37 +45,42 @@ class Form:
 
     def moved_by(self, points: Array, errors: Array, remainder: Array) -> "Form":
         """Return the form of these points, which are off by `errors` [n + 1, *shape]."""
-        total = remainder + len(points) * errors[:1] + errors[1:].sum(0, keepdims=True)
-        return Form(points, total * (1 + SLACK * len(points) * U))
+        upwards = 1 + SLACK * len(points) * U
+        rounding = (len(points) * errors[:1] + errors[1:].sum(0, keepdims=True)) * upwards
+        return Form(points, (remainder + rounding) * upwards, rounding)
 
 
-def regions_of_part(network: Network, part: Box) -> Iterator[Region]:
+def regions_of_part(network: Network, part: Box, sums: dict[int, ReluSums]) -> Iterator[Region]:
     """Yield boxes over a part [1, ...] of a box: by forms with few inputs, then tightened unless that takes too long.
 
     A search counts a network's values in its own way, so whatever it proves a part by is tried here.
+
+    sums: of the network; linear bounds do not tighten what they read.
     """
     free = (part.radius > SLACK * U * np.abs(part.center) + TINY).ravel().nonzero()[0]
     by_forms = all(_has_form(step) for step in network.steps) and len(free) <= _MOST_INPUTS
     if by_forms:
-        yield _region_by_forms(network, part, free)
+        yield _region_by_forms(network, part, free, sums)
     if not by_forms or sum(box.center.size for box in boxes_of(network.steps[:-1], part)) <= _MOST_VALUES:
         yield tight_region(network, part, all_units=True)
 
 
-def _region_by_forms(network: Network, part: Box, free: Array) -> Region:
+def _region_by_forms(network: Network, part: Box, free: Array, sums: dict[int, ReluSums]) -> Region:
     """Return boxes by forms of the inputs with the flat numbers `free`."""
-    region, forms = Region([part], {}), [_form_of_inputs(part, free)]
+    region, forms, summed = Region([part], {}), [_form_of_inputs(part, free)], {each.p for each in sums.values()}
     for number, step in enumerate(network.steps[:-1], start=1):
         source = step.sources[0]
         if isinstance(step.operation, ReluStep):
             box = region.values[source]
             mask = _furthest(box)
-            if source > 0 and mask.any():
+            if source > 0 and source not in summed and mask.any():
                 box = region.values[source] = tighten(network, region, box, mask, {source: None})
             forms.append(form_after_relu(forms[source], box))
             region.values.append(relu(box))
         else:
             forms.append(form_after_map(step, [forms[source] for source in step.sources]))
+            if number in sums:
+                forms[number] = _with_less_error(sums[number], forms, region.values[sums[number].p])
             box = result_box(step, *[region.values[source] for source in step.sources])
             region.values.append(intersect(box, forms[number].box))
     return region
@@ -108,13 +118,27 @@ def form_after_map(step: Step, forms: list[Form]) -> Form:
     return forms[0].moved_by(result.center[1:], result.radius[1:], result.radius[:1])
 
 
+def _with_less_error(sums: ReluSums, forms: list[Form], p: Box) -> Form:
+    """Return the last form, which is of these sums, with their remainder where it is smaller. p: box of their units."""
+    form, before, after = forms[-1], forms[sums.p], forms[sums.relu]
+    (slope, shift), size = lines(p), np.maximum(np.abs(p.lower), np.abs(p.upper))
+    rounding = (slope * before.rounding + after.rounding) * (1 + SLACK * U)
+    error = sums.error(forms[sums.x].remainder, slope, shift, size, rounding) + form.rounding
+    return Form(form.points, np.minimum(form.remainder, error * (1 + SLACK * U)), form.rounding)
+
+
 def form_after_relu(form: Form, p: Box) -> Form:
     """Return the form after a ReLU of values in the box p."""
+    slope, shift = lines(p)
+    points = slope * form.points + shift
+    errors = np.where(shift > 0, SLACK * U * (np.abs(points) + shift) + TINY, 0)
+    return form.moved_by(points, errors, slope * form.remainder * (1 + SLACK * U) + shift)
+
+
+def lines(p: Box) -> tuple[Array, Array]:
+    """Return slope and shift: relu(v) lies within `shift` of slope v + shift for every v in the box p."""
     low, high = p.lower, p.upper
     is_unstable = (low < 0) & (high > 0)
     slope = np.divide(high, high - low, where=is_unstable, out=(low >= 0).astype(float)).clip(0, 1)
     excess = np.maximum(-slope * low, (1 - slope) * high) * (1 + SLACK * U) + TINY
-    shift = np.where(is_unstable, excess / 2, 0)
-    points = slope * form.points + shift
-    errors = np.where(is_unstable, SLACK * U * (np.abs(points) + shift) + TINY, 0)
-    return form.moved_by(points, errors, slope * form.remainder * (1 + SLACK * U) + shift)
+    return slope, np.where(is_unstable, excess / 2, 0)

@@ -11,6 +11,7 @@ from harness.checker.bounds.forms import regions_of_part
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
+from harness.checker.bounds.relu_sums import ReluSums, relu_sums
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
@@ -146,12 +147,12 @@ def _minima_over_parts(
 
     A part that is not proved is halved again, up to _MORE_SPLITS times.
     """
-    minima = np.full(len(rows), np.inf)
+    minima, sums = np.full(len(rows), np.inf), relu_sums(network)
     for number, part in certificate.parts or ():
         queue = [(part, _MORE_SPLITS)]
         while queue:
             box, left = queue.pop()
-            bounds = _bounds_over_part(network, box, spec, rows, certificate.slopes.get(number))
+            bounds = _bounds_over_part(network, box, sums, spec, rows, certificate.slopes.get(number))
             if left and not (bounds > 0).all():
                 queue += [(half, left - 1) for half in halves_of(box, images)]
                 continue
@@ -161,10 +162,12 @@ def _minima_over_parts(
     return minima
 
 
-def _bounds_over_part(network: Network, part: Box, spec: Array, rows: Array, slopes: Certificate | None) -> Array:
+def _bounds_over_part(
+    network: Network, part: Box, sums: dict[int, ReluSums], spec: Array, rows: Array, slopes: Certificate | None
+) -> Array:  # fmt: skip
     """Return bounds of these rows over a part: the best of several boxes, up to those by which all are positive."""
     bounds = np.full(len(rows), -np.inf)
-    for region in regions_of_part(network, part):
+    for region in regions_of_part(network, part, sums):
         bounds = np.fmax(bounds, lower_bounds(network, region, {len(network.steps): spec[rows]}, {}))
         if slopes and not (bounds > 0).all():
             leaves = np.arange(len(slopes.rows))

@@ -15,6 +15,7 @@ from harness.checker.bounds import boxes, forms
 from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part
 from harness.checker.bounds.maps import product
 from harness.checker.bounds.network import Step, read_network
+from harness.checker.bounds.relu_sums import relu_sums
 from harness.checker.proofs.box_parts import SPLITS
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
 
@@ -92,7 +93,7 @@ def test_boxes_contain_values_at_points(wide):
     random, network = np.random.default_rng(0), read_network(model)
     for radius in (1e-12, 1e-3, 0.3):
         part = boxes.Box(random.uniform(-1, 1, (1, 2)), np.full((1, 2), radius))
-        region = next(regions_of_part(network, part))
+        region = next(regions_of_part(network, part, relu_sums(network)))
         points = part.center + radius * random.uniform(-1, 1, (500, 2))
         values = network.boxes(boxes.Box(points, np.zeros_like(points)))
         for box, at_points in zip(region.values, values, strict=True):

@@ -50,20 +50,24 @@ def with_sparse_layers(program: Program) -> Program:
 
 
 def _sparse_step(step: Step) -> Step:
+    is_large = isinstance(step.target, nn.Linear) and step.target.weight.numel() >= _FEWEST_WEIGHTS
+    weights = sparse_weights(step) if is_large else None
+    return step if weights is None else replace(step, record=_RECORD, target=sparse_linear, args=(*step.args, weights))
+
+
+def sparse_weights(step: Step) -> SparseWeights | None:
+    """Return the weights of a linear layer with few of them in each row, None for any other step."""
+    if step.target is sparse_linear:
+        return step.args[-1]
     is_linear = step.record is not None and step.record.interval is linear_interval
-    if not is_linear or not isinstance(step.target, nn.Linear) or step.target.weight.numel() < _FEWEST_WEIGHTS:
-        return step
-    is_used = step.target.weight.detach() != 0
-    most = max(
-        1, int(is_used.sum(1).max())
-    )  # without a column, outputs would not depend on inputs, nor have a gradient
-    if most > _MOST_IN_ROW:
-        return step
-    return replace(step, record=_RECORD, target=sparse_linear, args=(*step.args, _sparse(step.target, most)))
-
-
-def _sparse(layer: nn.Linear, most: int) -> SparseWeights:
+    if not is_linear or not isinstance(step.target, nn.Linear):
+        return None
+    layer = step.target
     weight = layer.weight.detach()
+    most = int((weight != 0).sum(1).max())
+    if most > _MOST_IN_ROW:
+        return None
+    most = max(1, most)  # without a column, outputs would not depend on inputs, nor have a gradient
     columns = (weight != 0).byte().topk(most, dim=1).indices
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     return SparseWeights(columns, weight.gather(1, columns), bias, weight.shape[1])
