@@ -37,8 +37,8 @@ class Model(BaseModel):
 def validate(kind: Any, value: Any, *section: str, is_json: bool = False) -> Any:
     """Return a value, such as the content of a file, as a type has it.
 
-    section: the keys that lead to the value. is_json: whether lists stand for tuples everywhere. Raises InputError,
-    with a line for each problem: the key, what was found, what is allowed.
+    section: the keys that lead to the value. is_json: whether tuples may be lists everywhere. Raises InputError, with a
+    line for each problem: the key, what was found, what is allowed.
     """
     try:
         return _adapter(kind).validate_json(json.dumps(value)) if is_json else _adapter(kind).validate_python(value)

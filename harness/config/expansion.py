@@ -80,7 +80,10 @@ class _Expansion:
     own_data: MeasuredData | None
 
     def entries(self) -> list[_Entry]:
-        """Return all that `trials` stand for. Raises InputError with the first wrong trial of each entry."""
+        """Return the entries of `trials`, one for each value of their lists.
+
+        Raises InputError with the first wrong trial of each entry.
+        """
         expanded, entries, first, total = dict[str, list[Any]](), list[_Entry](), dict[str, str](), 0
         with collect_problems() as at:
             for number, lists in enumerate(self.sweep.trials):

@@ -1,4 +1,4 @@
-"""Entries of `trials` that stand for several trials: a list where no list belongs is a choice between its values.
+"""Lists in an entry of `trials`: a list where no list belongs is a choice between its values, a trial for each.
 
 What is a list by its type (decay_epochs, and options of networks and methods that take lists) stays one. To choose
 among such lists, list the mapping around them: `train: [{decay_epochs: [6, 7]}, {decay_epochs: []}]`.

@@ -158,7 +158,7 @@ class Sweep(Model):
 def options_model(options: Any) -> type[BaseModel]:
     """Return a class whose fields are the options of a network or a training method, by name as signatures have them.
 
-    A list of JSON stands for a tuple, too.
+    A tuple may be a list, as in JSON.
     """
     kinds: Any = {
         name: (option.annotation, ... if option.default is option.empty else option.default)

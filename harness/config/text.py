@@ -16,7 +16,7 @@ from harness.common.errors import InputError, SettingError, require
 INCLUDE = "include"
 MOST_CHARACTERS = 1_000_000
 """How many characters a sweep file may have."""
-_MOST_VALUES, _LONGEST_VALUE, _DEEPEST = 50_000, 4_000, 50
+_MOST_VALUES, _DEEPEST = 50_000, 50
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -111,8 +111,6 @@ class _Loader(yaml.SafeLoader):
         within = chain(*within) if isinstance(node, yaml.MappingNode) else within
         self.counts[id(node)] = 1 + sum(self.counts.get(id(each), 0) for each in within)
         self._require(self.counts[id(node)] <= _MOST_VALUES, f"more than {_MOST_VALUES:,} values", mark)
-        is_long = isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_VALUE
-        self._require(not is_long, f"a value of more than {_LONGEST_VALUE:,} characters", mark)
         is_no_text = isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value)
         self._require(not is_no_text, "a NUL or half a surrogate pair", mark)
         return node

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -165,15 +166,16 @@ class Trial(Model):
         return self.train.eps or self.eps
 
     @property
-    def named_options(self) -> dict[str, Any]:
-        """The options of network and method and the checkpoint together, in the order of their names."""
+    def options_text(self) -> str:
+        """The options of network and method and the checkpoint, such as "gain=0.5 margin=0.1", sorted."""
         checkpoint = {"checkpoint": self.checkpoint.label} if self.checkpoint else {}
-        return dict(sorted((self.options | self.method_options | checkpoint).items()))
+        options = self.options | self.method_options | checkpoint
+        return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
 
     @property
     def row(self) -> str:
         """The name of the trial and its other seeds: model, method, options of both, settings of its own entry."""
-        return self._name(*(self.named or ()))
+        return self._row_with(self.named or ())
 
     @property
     def label(self) -> str:
@@ -182,13 +184,13 @@ class Trial(Model):
 
     def names(self, key: str) -> tuple[str, str, str]:
         """Return what patterns of commands select the trial by: its label, its key, its label with the whole recipe."""
-        settings = [name for name in self.settings if name == "width" or is_of_training(name)]
-        return self.label, key, f"{self._name(*settings)} seed {self.seed}"
+        recipe = [name for name in self.settings if name == "width" or is_of_training(name)]
+        return self.label, key, f"{self._row_with(recipe)} seed {self.seed}"
 
-    def _name(self, *names: str) -> str:
-        settings = {name: setting_text(name, self.settings[name]) for name in names if name in self.settings}
-        options = " ".join(f"{name}={value}" for name, value in self.named_options.items())
-        return row_name(self.model, self.method, options, settings)
+    def _row_with(self, names: Iterable[str]) -> str:
+        settings = {name: self.settings[name] for name in names if name in self.settings}
+        texts = {name: missing_text(name) if value is None else value_text(value) for name, value in settings.items()}
+        return row_name(self.model, self.method, self.options_text, texts)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -212,11 +214,6 @@ def row_name(model: str, method: str, options: str, settings: dict[str, str]) ->
     has_recipe = method != TRAINED_ELSEWHERE
     shown = [f"{name}={text}" for name, text in settings.items() if text and (has_recipe or not is_of_training(name))]
     return " ".join(filter(None, [model, method, options, *shown]))
-
-
-def setting_text(name: str, value: Any) -> str:
-    """Return a setting's value, by its flat name, as labels show it."""
-    return missing_text(name) if value is None else value_text(value)
 
 
 def missing_text(setting: str) -> str:

@@ -116,7 +116,7 @@ def _settings(trial: folder.TrialRecord, evaluation: str) -> dict[str, Any]:
         "seed": config.seed,
         "model": config.model,
         "method": config.method,
-        "options": " ".join(f"{name}={value}" for name, value in config.named_options.items()),
+        "options": config.options_text,
         **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
         **_source_columns(config.source),
     }

@@ -1,14 +1,10 @@
 """Lists in an entry of `trials`: which trials they make. Which lists are refused: test_refused_files.py."""
 
-from inspect import signature
-
 import pytest
 from small_sweep import changed, entry, trials_of
 
-from baselines import registry
 from harness.common.errors import InputError
-from harness.config.grid import expand, takes_list
-from harness.settings import Evaluation, Recipe
+from harness.config.grid import expand
 
 
 def cerdeq(**keys):
@@ -54,26 +50,6 @@ def test_mappings_may_be_listed_and_hold_lists(tmp_path):
     assert [trial.options for trial in trials] == [{"recurrent": False}, {"margin": 0.1}, {"margin": 0.2}]
     trials = expanded(tmp_path, cerdeq(train=[{"decay_epochs": [2, 3]}, {"decay_epochs": []}]))
     assert [trial.train.decay_epochs for trial in trials] == [(2, 3), ()], "a list by its type stays one"
-
-
-def test_which_settings_are_lists_by_their_type():
-    for kind, lists in ((Recipe, {"decay_epochs", "mean", "std"}), (Evaluation, {"stages"})):
-        parameters = signature(kind).parameters
-        assert {name for name, parameter in parameters.items() if takes_list(parameter.annotation)} == lists
-
-
-def test_an_option_is_a_list_or_a_choice_by_its_type(monkeypatch):
-    def listed(shape, classes, width, layers: tuple[int, ...] = (1,)):
-        raise AssertionError("nothing is built")
-
-    def counted(shape, classes, width, layers: int = 1):
-        raise AssertionError("nothing is built")
-
-    registry.network_names()  # which imports all others
-    monkeypatch.setattr(registry, "_BUILDERS", {"listed": listed, "counted": counted})
-    options = {"layers": [2, 3]}
-    assert [len(expand(entry(model=model, options=options))) for model in ("listed", "counted")] == [1, 2]
-    assert len(expand(entry(model="listed", options=[options, {"layers": [4]}]))) == 2
 
 
 def test_lists_within_lists_are_counted_before_all_are_expanded():

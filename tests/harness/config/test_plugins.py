@@ -89,7 +89,7 @@ WRONG = {  # the source of own.nets, what is changed in the sweep, the message
     "a path": (NETS, [("plugins", ["own/nets.py"])], "plugins: found 'own/nets.py', allowed: the name of a module"),
     "no list": (NETS, [("plugins", "own.nets")], "plugins: found 'own.nets': Input should be a valid list"),
     "an error": ("1 / 0", [], "plugins: found 'own.nets', allowed: a module that can be imported; importing it ended"),
-    "a taken name": (
+    "the name of another network": (
         "from baselines import register\nregister('cnn7')(lambda shape, classes, width: None)", [],
         "ValueError: network 'cnn7' is registered twice",
     ),
@@ -167,7 +167,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_imports_a_plugin_of_results_that_it_was_not_told_to_trust(
+def test_no_command_imports_a_plugin_of_results_without_an_option_that_names_it(
     command, package, tiny_trial, tmp_path, monkeypatch, capsys
 ):
     """The results lie in the working directory, which Python searches first."""

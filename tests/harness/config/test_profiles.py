@@ -130,5 +130,5 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
 def test_a_wrong_include_is_refused_with_the_included_file(tmp_path, recipes, name, content, message):
     write(recipes, content, "recipe.yaml")
     (tmp_path / "link.yaml").symlink_to("/etc/passwd")
-    found = refusal(tmp_path, changed(("include", name)))
-    assert message in found and "secret" not in found and "root:" not in found
+    printed = refusal(tmp_path, changed(("include", name)))
+    assert message in printed and "secret" not in printed and "root:" not in printed

@@ -1,6 +1,6 @@
 """Wrong sweep files: the message has the file, the key, what was found and what is allowed; nothing starts.
 
-Each case is a key, its wrong value, and parts of the message. Ranges are pydantic's: a few of them stand for all.
+Each case is a key, its wrong value, and parts of the message. Pydantic checks types and ranges: one case of each kind.
 """
 
 import dataclasses
@@ -42,38 +42,29 @@ NAMES = [
 TYPES = [  # where there is an example of a right value, it is shown
     ("seeds", "0,1", "seeds: found '0,1': Input should be a valid list, such as [0, 1]"),
     ("seeds", ["0"], "seeds.0: found '0': Input should be a valid integer"),
-    ("train", [1], "train: found [1]: Input should be a valid dictionary"),
-    ("trials.0.train", None, "trials.0.train: found None: Input should be a valid dictionary"),
     ("trials", {"model": "cnn5"}, 'a valid list, such as [{"model": "cnn7", "method": "ibp"}]'),
     ("trials.0", "cnn5", "trials.0: found 'cnn5': Input should be a valid dictionary"),
     ("trials", [], "trials: found []", "at least 1"),
     ("profiles", {"cpu": None}, "profiles.cpu: found None: Input should be a valid dictionary"),
     ("train.epochs", "3", "train.epochs: found '3': Input should be a valid integer, such as 160"),
-    ("train.epochs", True, "train.epochs: found True: Input should be a valid integer"),
     ("train.decay_epochs", 3, "train.decay_epochs: found 3", "such as [120, 140]"),
     ("train.regularisation", float("nan"), "train.regularisation: found nan: Input should be a finite number"),
     ("include", [], "include: found [], allowed: the relative path of another file"),
     ("trials.0.method", 5, 'trials.0.method: found 5: Input should be a valid string, such as "ibp"'),
-    ("trials.0.model", 7, 'trials.0.model: found 7: Input should be a valid string, such as "cnn7"'),
     ("plugins", 5, 'plugins: found 5: Input should be a valid list, such as ["my_package.nets"]'),
     ("trials.1.options", {"norm": "no"}, "options.norm: found 'no': Input should be a valid boolean, such as true"),
     ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
-    ("trials.1.options", {"iterations": 1.5}, "trials.1.options.iterations: found 1.5", "a valid integer"),
     ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "a valid number, such as 10.0"),
-    ("resources.cpu", 1.5, "resources.cpu: found 1.5: Input should be a valid integer"),
     ("eps", [8, 255], "eps: found [8, 255]", "fraction"),
     ("eps", 8, "eps: found '8'", "did you mean 8/255?"),
 ]
 VALUES = [
     ("train.epochs", 0, "train.epochs: found 0: Input should be greater than or equal to 1"),
     ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32', 'bf16' or 'auto'"),
-    ("trials.0.width", 1e9, "trials.0.width: found 1000000000.0: Input should be less than or equal to 100"),
-    ("seeds", [-1], "seeds.0: found -1: Input should be greater than or equal to 0"),
     ("seeds", [0, 1, 0], "seeds: found [0, 1, 0], allowed: each one once"),
     ("eps", "256/255", "a radius in pixel units"),
     ("train.eps", "abc", "train.eps: found 'abc', allowed: a number or a fraction such as 8/255"),
     ("train.decay_epochs", [2, 5], "train.decay_epochs: found [2, 5], allowed: increasing epochs from 1 to epochs = 4"),
-    ("train.decay_epochs", [0], "increasing epochs from 1"),
     ("train.decay_epochs", [3, 3], "increasing epochs from 1"),
     ("train.ramp_epochs", 5, "train.ramp_epochs: found 5", "a ramp that ends by epoch 4; this one ends in 5"),
     ("train.std", [1e-46], "train.std: found [1e-46], allowed: numbers from 1e-06 to 1e6"),

@@ -216,7 +216,7 @@ def test_settings_without_effect_are_one_warning(tmp_path, case):
     assert warning.startswith("settings without effect: ") and setting in warning
 
 
-def test_what_some_trial_uses_and_what_is_taken_back_is_no_warning(tmp_path):
+def test_a_setting_that_a_trial_uses_or_that_is_null_or_zero_is_no_warning(tmp_path):
     less = {"stages": ["ibp"], "bab_seconds": None, "certificates": False, "test_images": None}
     for changes in (
         [("train.regularisation", 0.1), ("trials", [*BASE["trials"], entry("plain")])],
