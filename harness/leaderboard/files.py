@@ -5,7 +5,6 @@ Markdown also shows notes, warnings and failures.
 
 import json
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from harness.leaderboard.latex import latex_tables
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.section_text import row_label, stages_table
 from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, short_table, summaries_of
-from harness.leaderboard.table import Leaderboard, Section, build_leaderboard
+from harness.leaderboard.table import Leaderboard, build_leaderboard
 from harness.storage.files import read_text, write_text
 
 LEGEND = (
@@ -34,7 +33,6 @@ UNCOUNTED = "Trials that the tables do not count"
 _MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
 """Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
 LATEX_TABLE = "leaderboard.tex"
-MakeTable = Callable[[Section, Summary], pd.DataFrame]
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -51,7 +49,7 @@ def write_leaderboard(directory: Path, latex: bool = False) -> tuple[Leaderboard
     """
     leaderboard = build_leaderboard(directory)
     summaries = summaries_of(leaderboard)
-    texts = leaderboard_texts(leaderboard, summaries, short_table)
+    texts = leaderboard_texts(leaderboard, summaries)
     for path, text in zip(leaderboard_files(directory), texts, strict=True):
         is_wanted = path.name != LATEX_TABLE or latex or path.exists()
         if is_wanted and not (path.exists() and read_text(path) == text):
@@ -59,13 +57,13 @@ def write_leaderboard(directory: Path, latex: bool = False) -> tuple[Leaderboard
     return leaderboard, summaries
 
 
-def leaderboard_texts(leaderboard: Leaderboard, summaries: dict[str, Summary], table: MakeTable) -> list[str]:
-    """Return the content of each of `leaderboard_files`. table: of a section, in Markdown."""
+def leaderboard_texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]:
+    """Return the content of each of `leaderboard_files`."""
     rows = leaderboard.rows.assign(warnings=leaderboard.rows["warnings"].map("; ".join, na_action="ignore"))
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
     records = [{name: value for name, value in row.items() if name != "source" or value} for row in records]
     return [
-        _markdown(leaderboard, summaries, table),
+        _markdown(leaderboard, summaries),
         latex_tables(leaderboard, summaries),
         csv_text(rows),
         json.dumps(records, indent=1, allow_nan=False) + "\n",
@@ -78,13 +76,13 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
 
 
-def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary], table: MakeTable) -> str:
+def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
     parts = [f"# Leaderboard of the sweep {markdown_text(leaderboard.sweep)}\n"]
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(table(section, summary), section.is_literature)]
+        parts += [markdown_table(short_table(section, summary), section.is_literature)]
         parts += [f"{markdown_text(line)}\n" for line in summary.lines]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
         if len(stages := stages_table(section.trials)):

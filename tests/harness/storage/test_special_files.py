@@ -7,10 +7,9 @@ import socket
 import pytest
 import torch
 
-from harness.leaderboard.changed import _is_part
 from harness.leaderboard.literature import read_literature
 from harness.storage import folder, lock, training_record
-from harness.storage.files import DamagedFileError
+from harness.storage.files import DamagedFileError, read_text
 from harness.storage.lock import LOCK
 from harness.storage.log import log_to_folder
 from harness.training.checkpoint import restore
@@ -21,7 +20,7 @@ READERS = {
     folder.LOG: lambda path: log_to_folder(path).__enter__(),
     folder.CHECKPOINT: lambda path: restore(path, {}, torch.device("cpu")),
     JOURNAL: load_studies,
-    "leaderboard.md": lambda path: _is_part(path / "leaderboard.md", ""),
+    "leaderboard.md": lambda path: read_text(path / "leaderboard.md"),
     "published.csv": lambda path: read_literature(path / "sweep"),
     folder.EPOCHS: training_record.read_epochs,
     folder.VERDICTS: lambda path: folder.read_verdicts(path, []),
