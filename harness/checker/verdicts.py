@@ -24,6 +24,7 @@ from harness.data.own import require_near
 from harness.machine.environment import data_directory
 from harness.own_data import OwnData
 from harness.storage import certification, folder
+from harness.storage.verdict_table import read_verdicts
 
 
 @dataclass
@@ -95,7 +96,7 @@ def recheck(
     if problems := check_data(data, stored):
         return RecheckResult(0, 0, problems)
     test = _evaluated_images(data, stored)
-    verdicts = folder.read_verdicts(verdict_dir, verdict_tables.COLUMNS)
+    verdicts = read_verdicts(verdict_dir, verdict_tables.COLUMNS)
     if problems := _check_records(verdicts, test, stored):
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):

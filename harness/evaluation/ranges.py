@@ -95,16 +95,13 @@ def evaluate_range(
 ) -> EvaluationResult:
     """Evaluate a range of the images of a split, and write its file.
 
-    Raises:
-        SoundnessError: an example is both certified and falsified.
-        FileNotFoundError: the folder is gone.
+    Raises SoundnessError if an example is both certified and falsified.
     """
     device = _device_of(network.model)
     part = split.part(images.start, images.stop)
     result = evaluate_images(network, part.images.to(device), part.labels.to(device), images.start, config)
     content = BytesIO()
     torch.save({**vars(result), "verdicts": result.verdicts.to_dict("list")}, content)
-    folder.require_there(ranges_dir)
     write_bytes(range_path(ranges_dir, images), content.getvalue())
     return result
 
@@ -141,11 +138,9 @@ def finish_evaluation(
 ) -> tuple[dict[str, float | None], list[str]]:
     """Join the ranges, write verdicts and proofs to a directory, and return metrics and warnings.
 
-    further: metrics that do not follow from the verdicts. Raises DamagedFileError if a range cannot be
-    read, FileNotFoundError if the directory is gone.
+    further: metrics that do not follow from the verdicts. Raises DamagedFileError if a range cannot be read.
     """
     evaluation = join_ranges([read_range(ranges_dir, images) for images in planned])
-    folder.require_there(directory)
     write_proofs(directory, evaluation.proofs)
     write_table(directory / folder.VERDICTS, evaluation.verdicts)
     seconds = {names.EVALUATION_SECONDS: sum(evaluation.seconds.values())}

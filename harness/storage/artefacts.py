@@ -49,8 +49,8 @@ def commit_of(directory: Path) -> str | None:
     """Return the commit that ARTEFACTS.md, two directories above, names for published results; None if it has none."""
     page = directory.resolve().parents[1] / PAGE
     line = rf"^\| {re.escape(directory.name)} \| [\d.]+ \| `([0-9a-f]{{40}})` \|"
-    found = re.search(line, read_text(page), re.MULTILINE) if page.exists() else None
-    return found[1] if found else None
+    match = re.search(line, read_text(page), re.MULTILINE) if page.exists() else None
+    return match[1] if match else None
 
 
 def _locate(directory: Path) -> tuple[Path, str]:
@@ -65,7 +65,7 @@ def _resolve(root: Path, commit: str) -> str:
 
 
 def _git(directory: Path, *words: str) -> bytes:
-    done = subprocess.run(["git", "-C", directory, *words], capture_output=True)
-    if done.returncode:
-        raise InputError(f"git {' '.join(words[:6])}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
+    process = subprocess.run(["git", "-C", directory, *words], capture_output=True)
+    if process.returncode:
+        raise InputError(f"git {' '.join(words[:6])}: {process.stderr.decode(errors='replace').strip()}")
+    return process.stdout

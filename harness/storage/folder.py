@@ -21,32 +21,20 @@ Every file but epochs.jsonl is written atomically. `train_and_certify` of harnes
 failure.json; the driver writes failure.json if the worker died.
 """
 
-import errno
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from harness.common import names
-from harness.common.errors import InputError, SettingError, require
+from harness.common.errors import SettingError, require
 from harness.common.masking import mask_secrets
 from harness.common.models import LENIENT, Model, validate
 from harness.config.trial import RECIPE_VERSION, Trial
 from harness.pretrained.checkpoint import Checkpoint, digest_of, read_file
-from harness.storage.files import (
-    DamagedFileError,
-    parse_json,
-    read_bytes,
-    write_bytes,
-    write_json,
-)
-from harness.storage.parquet import read_table
+from harness.storage.files import parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRIALS = "trials"
 """A folder of the sweep's directory, with a folder for each trial."""
@@ -129,13 +117,7 @@ def read_certified_trial(path: Path) -> TrialRecord:
 
 def parse_certified_trial(content: Any) -> TrialRecord:
     """Return the trial that certification.json holds."""
-    try:
-        trial: TrialRecord = validate(TrialRecord, content, is_json=True)
-    except InputError:
-        if (version := content["recipe_version"]) != RECIPE_VERSION:
-            advice = f"older, of recipe version {version}, today's is {RECIPE_VERSION}: run it again"
-            raise ValueError(advice) from None
-        raise
+    trial: TrialRecord = validate(TrialRecord, content, is_json=True)
     _require_name(trial.key)
     return trial
 
@@ -178,12 +160,6 @@ def refuse_another(directory: Path, trial: TrialRecord) -> None:
     if others := ", ".join(keys - {trial.key}):
         allowed = f"an empty folder or that of trial {trial.key}"
         raise SettingError("directory", str(directory), f"{allowed}; it holds {others}")
-
-
-def require_there(directory: Path) -> None:
-    """Raise FileNotFoundError if the trial's folder is gone: it is not made again."""
-    if not directory.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the trial's folder is gone", str(directory))
 
 
 def read_result(directory: Path) -> TrialResult | None:
@@ -266,37 +242,6 @@ class _Chosen(Model):
 
     text: str
     search: str
-
-
-_INTEGERS = (names.INDEX, names.LABEL, names.PREDICTION)
-_TEXTS = (names.VERDICT, names.STAGE, names.REASON)
-_COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.WIDTH]
-
-
-def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.DataFrame":
-    """Read columns of a trial's verdicts, or all, among them at least _COLUMNS; one row for each test image.
-
-    Raises DamagedFileError, also for a column that is missing or of another type.
-    """
-    path, required = directory / VERDICTS, columns or _COLUMNS
-    verdicts = read_table(path)
-    missing = [f"{name} is missing" for name in required if name not in verdicts]
-    if problems := missing or check_columns(verdicts[required]):
-        raise DamagedFileError(f"{path}: {'; '.join(problems)}")
-    return verdicts if columns is None else verdicts[columns]
-
-
-def check_columns(verdicts: "pd.DataFrame") -> list[str]:
-    """Check the type of each column; return a line for each that is wrong."""
-    from pandas.api.types import is_string_dtype  # imported late, as pandas is
-
-    problems = []
-    for name, column in verdicts.items():
-        expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"
-        fits = is_string_dtype(column) if name in _TEXTS else column.dtype == expected
-        if not fits and not (name == names.WIDTH and column.dtype == "float32"):  # as published
-            problems.append(f"{name} is {column.dtype}, expected {expected}")
-    return problems
 
 
 def last_write(trial_dir: Path) -> float | None:

@@ -56,28 +56,29 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
     is_certification = certification.is_certification(directory)
     path = directory / (certification.CERTIFICATION if is_certification else folder.TRIAL)
     read_record = folder.read_certified_trial if is_certification else folder.read_trial
-    known = TrialState(State.NOT_BEGUN)
+    state = TrialState(State.NOT_BEGUN)
     try:
         if not path.exists():
-            return known
+            return state
         if (version := parse_json(path, lambda content: content["recipe_version"])) != RECIPE_VERSION:
             with suppress(DamagedFileError):
-                known = replace(known, trial=read_record(path))
-            return replace(known, state=State.OLDER, description=describe_older(version))
+                state = replace(state, trial=read_record(path))
+            return replace(state, state=State.OLDER, description=describe_older(version))
         trial, written = read_record(path), folder.last_write(directory)
-        known = replace(known, trial=trial, written=written)
-        known = replace(known, chosen=folder.read_chosen(certification.trial_of(directory)))
+        state = replace(state, trial=trial, written=written)
+        state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
         result, failure = folder.read_result(directory), folder.read_failure(directory)
         if result is not None:
-            return replace(known, state=State.FINISHED, result=result)
+            return replace(state, state=State.FINISHED, result=result)
         if failure is not None:
-            return replace(known, state=State.FAILED, description=str(failure["error"]), failure=failure)
+            return replace(state, state=State.FAILED, description=str(failure["error"]), failure=failure)
         if written is None:
-            return known
-        state = State.RUNNING if run_began is not None and written >= run_began else State.UNFINISHED
-        return replace(known, state=state, description=_describe_progress(directory, trial, is_certification))
+            return state
+        is_running = run_began is not None and written >= run_began
+        kind = State.RUNNING if is_running else State.UNFINISHED
+        return replace(state, state=kind, description=_describe_progress(directory, trial, is_certification))
     except (OSError, ValueError) as error:
-        return replace(known, state=State.DAMAGED, description=str(error).replace(f"{directory}/", ""))
+        return replace(state, state=State.DAMAGED, description=str(error).replace(f"{directory}/", ""))
 
 
 def describe_older(version: object) -> str:

@@ -52,15 +52,13 @@ def _check_row(row: Any) -> dict[str, Any]:
 def cut_epochs(directory: Path, last: int) -> None:
     """Remove the rows after the epoch `last`, which are written again. Raises DamagedFileError."""
     rows = read_epochs(directory)
-    kept = [row for row in rows if row[names.EPOCH] <= last]
-    if len(kept) < len(rows):
-        write_text(directory / folder.EPOCHS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+    shorter = [row for row in rows if row[names.EPOCH] <= last]
+    if len(shorter) < len(rows):
+        write_text(directory / folder.EPOCHS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in shorter))
 
 
 def write_epoch(directory: Path, row: dict[str, Any]) -> None:
-    """Append an epoch's row. Raises FileNotFoundError if the folder is gone."""
-    if row[names.EPOCH] > 0:
-        folder.require_there(directory)
+    """Append an epoch's row."""
     append_line(directory / folder.EPOCHS, json.dumps(row, allow_nan=False))
 
 

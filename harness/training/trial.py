@@ -120,8 +120,7 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
                 message = f"out of memory; on a GPU, raise resources.gpu: {message}"
-            with suppress(OSError):  # of a full disk, say, or a folder that is gone
-                folder.require_there(trial_dir)
+            with suppress(OSError):  # of a full disk, say
                 folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
             raise
 

@@ -135,7 +135,6 @@ def trial_item(trial: folder.TrialRecord, label: str, directory: Path) -> Item:
 
 def train_item(item: Item, report: Report, data_dir: str | None, code: str | None = None) -> dict[str, Any]:
     """Train and certify a trial, of a sweep or of a search, and return its metrics. Raises as its function does."""
-    folder.require_there(item.directory)  # else a retry would make it again
     report({names.ACTIVITY: "reads its data"})
     return train_and_certify(Trial.model_validate(item.settings), item.directory, report, data_dir, code=code).metrics
 

@@ -113,10 +113,3 @@ def test_the_hash_is_of_weights_trial_settings_and_versions(config):
     others = [b"other", "other", config.replace(evaluation=config.evaluation.replace(attack_steps=9)), {"torch": "3"}]
     hashes = {hash_inputs(*inputs[:i], other, *inputs[i + 1 :]) for i, other in enumerate(others)}
     assert len(hashes | {hash_inputs(*inputs)}) == 5
-
-
-def test_a_folder_that_is_gone_is_not_made_again(network, split, config, tmp_path):
-    prepared = prepare_network(network, ("ibp",))
-    with pytest.raises(FileNotFoundError, match="the trial's folder is gone"):
-        evaluate_range(tmp_path / "gone/ranges/0", range(2), prepared, split, config)
-    assert not (tmp_path / "gone").exists()

@@ -1,19 +1,16 @@
-"""A disk that is full, and a folder that is gone: the trial fails with a message, and no file is cut off."""
+"""A disk that is full: the trial fails with a message, and no file is cut off."""
 
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from harness.command_line import main
-from harness.common import names
 from harness.data import load
 from harness.storage import files, folder
-from harness.training import train_and_certify
 
 
 def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_trial, monkeypatch, capsys):
@@ -27,18 +24,6 @@ def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_trial, monkeypa
     assert main("run", ["--here", str(tmp_path / "trial.json"), "--results-dir", str(tmp_path / "results")]) == 1
     error = capsys.readouterr().err
     assert "failed" in error and "No space left on device: '" in error and "Traceback" not in error
-
-
-def test_a_folder_that_goes_away_while_training_is_not_made_again(tmp_path, tiny_trial):
-    trial_dir = tmp_path / "results/tiny/trials/key"
-
-    def remove(row):
-        if row.get(names.EPOCH) == 1:
-            shutil.rmtree(tmp_path / "results")
-
-    with pytest.raises(FileNotFoundError, match=r"the trial's folder is gone: '.*/trials/key'"):
-        train_and_certify(tiny_trial(width=0.05), trial_dir, remove)
-    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.slow
