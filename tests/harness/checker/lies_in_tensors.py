@@ -91,24 +91,8 @@ LIES = {
     # Weights.
     **{
         f"weights as {dtype}": Lie(store_as(dtype), f"weights.safetensors: classifier.weight is {dtype}", TENSORS)
-        for dtype in (
-            torch.float64,
-            torch.complex64,
-            torch.float16,
-            torch.bfloat16,
-            torch.float8_e4m3fn,
-            torch.int32,
-            torch.bool,
-        )
+        for dtype in (torch.float64, torch.complex64, torch.bfloat16, torch.int32)
     },
-    "float64 weights that round to the network": Lie(
-        change_weights(
-            lambda state: state.update({"classifier.weight": state["classifier.weight"].double() * (1 + 1e-9)})),
-        "classifier.weight is torch.float64", TENSORS),
-    "complex weights, their imaginary part dropped": Lie(
-        change_weights(lambda state: state.update(
-            {"classifier.weight": torch.complex(state["classifier.weight"], state["classifier.weight"])})),
-        "classifier.weight is torch.complex64", TENSORS),
     "a count as float32": Lie(store_as(torch.float32, "norm1.num_batches_tracked"),
         "norm1.num_batches_tracked is torch.float32", TENSORS),
     "a number as a vector": Lie(
@@ -137,7 +121,6 @@ LIES = {
     "a counterexample beyond the ball": Lie(change_points(lambda k: torch.full_like(k, -32768)), "outside of the ball",
         FALSIFIED),
     "counterexamples as int32": Lie(change_points(lambda k: k.int()), "the counterexample is int32", FALSIFIED),
-    "counterexamples as float64": Lie(change_points(lambda k: k.double()), "outside of the ball", FALSIFIED),
     "counterexamples of NaN": Lie(change_points(lambda k: torch.nan * k.double()), "outside of the ball", FALSIFIED),
     "counterexamples of another shape": Lie(change_points(lambda k: k[0]),
         "(8, 8), expected float64 or int16 (1, 8, 8)", FALSIFIED),

@@ -190,19 +190,6 @@ def test_parts_cover_the_box_exactly():
         )
 
 
-def test_fixed_inputs_are_not_halved():
-    box = boxes.Box(np.full((1, 3), 0.1), np.array([[0.2, 1e-17, 0.0]]))
-    ((_, part),) = parts_of(box, np.zeros((0, 2), np.int32))
-    first, second = halves_of(part, box)
-    assert first.upper[0, 0] < 0.11 and second.lower[0, 0] > 0.09
-
-
-def test_other_tensors_beside_splits_are_refused(proved):
-    model, region, tensors = proved
-    proof = prove_rows(read_network(model), checked(region), ROW, tensors | {"row": np.zeros(1, np.int16)})
-    assert proof.proved_by == "" and "no tensor part" in proof.refused
-
-
 def test_several_rows_are_proved_together():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()

@@ -201,22 +201,6 @@ def test_faulty_certificates_are_refused(proved, fault):
     assert proof.proved_by == "" and message in proof.refused
 
 
-def test_other_numbers_in_a_certificate_prove_less_and_never_more(proved):
-    """Multipliers and signs of other leaves are sound, and not enough here."""
-    model, tensors = proved
-    network = read_network(model)
-    assert prove(network, BOX, LABEL, tensors).proved_by == CERTIFICATE
-    others = tensors | {"2/multipliers": tensors["2/multipliers"][::-1]}
-    assert prove(network, BOX, LABEL, others).proved_by == ""
-    assert prove(network, BOX, LABEL, tensors | {"2/signs": -tensors["2/signs"]}).proved_by == ""
-    shares = np.full((len(tensors["row"]), 5), 255, dtype=np.uint8)
-    assert prove(network, BOX, LABEL, tensors | {"2/line_shares": shares}).proved_by == CERTIFICATE
-    assert prove(network, ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2 + 1 / 255), LABEL, tensors).proved_by == ""
-    model[-1].weight[OTHERS] += 1e-3
-    assert prove(read_network(model), BOX, LABEL, tensors).proved_by == ""
-    model[-1].weight[OTHERS] -= 1e-3
-
-
 def test_every_leaf_counts_where_few_are_bounded_at_a_time(proved, monkeypatch):
     """The leaf in which the row is not positive comes first in one of both orders at most."""
     model, tensors = proved

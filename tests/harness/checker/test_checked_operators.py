@@ -1,12 +1,12 @@
 """The operators that the checker knows, in every way to call them; docs/soundness.md lists what it does not know."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import CASES, build_model, function
 from test_readings import EPS, margins_by_checker
 from torch import nn
 
@@ -14,9 +14,6 @@ from cerdeq.operators.table import TABLE
 from harness.checker.bounds.maps import UnknownLayerError, move
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.operators import OPERATORS
-
-sys.path.append(str(Path(__file__).parents[2] / "cerdeq"))
-from cases import CASES, build_model, function
 
 UNKNOWN = {
     "linear": {"function of a changed weight"},

@@ -97,7 +97,6 @@ def bare(sweep):
 def lines_of(lie, sweep, output):
     """Return the lines that say it of whom the lie is about, by label, or by key where there is none."""
     starts = {"": lie.says, "key": f"{sweep.cnn5.name}: ", "cerdeq": "cerdeq ibp "}
-    starts |= {f"{name} elsewhere": f"{name} trained elsewhere " for name in ("cnn5", "cerdeq")}
     lines = [
         line for line in output.splitlines() if line.startswith(starts.get(lie.of, "cnn5 ibp ")) and lie.says in line
     ]
@@ -161,10 +160,10 @@ def test_damaged_files_are_named(name, bare, capsys, remembered):
     for what, content in contents.items():
         path.write_bytes(content)
         assert_named(bare, path, *recheck(bare, capsys), what)
-    for place in range(0, len(good), len(good) // 5 + 1):  # a flipped byte may be of what no verdict depends on
-        path.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
+    for position in range(0, len(good), len(good) // 5 + 1):  # a flipped byte may be of what no verdict depends on
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x55]) + good[position + 1 :])
         status, output = recheck(bare, capsys)
-        assert status in (OK, FAILED) and ": of 17 certified by ibp, confirmed: 17 by ibp" in output, place
+        assert status in (OK, FAILED) and ": of 17 certified by ibp, confirmed: 17 by ibp" in output, position
     path.unlink()
     path.mkdir()
     assert_named(bare, path, *recheck(bare, capsys), "a folder")
@@ -203,7 +202,7 @@ def test_a_lie_is_named_and_the_others_are_checked(name, sweep, capsys, request)
     status, output = recheck(sweep, capsys)
     assert status == FAILED and lines_of(lie, sweep, output), output
     assert CONFIRMED not in output and "the liar has run" not in output
-    if not lie.of.startswith("cerdeq") and lie.check not in (DATA, LEADERBOARD) and name != "results swapped":
+    if not lie.of.startswith("cerdeq") and lie.check not in (DATA, LEADERBOARD):
         assert ": of 17 certified by ibp, confirmed: 17 by ibp" in output
 
 

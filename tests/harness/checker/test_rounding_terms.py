@@ -10,6 +10,7 @@ from math import isqrt
 import numpy as np
 import pytest
 import torch
+from oracles import exact
 from torch import nn
 
 from harness.checker.bounds import boxes, equilibrium, linear, maps
@@ -23,12 +24,6 @@ from harness.checker.bounds.relu_lines import LARGEST, Leaves, lines, rounding_l
 SMALLEST = 2.0**-1074
 COUNT = 64  # terms of a sum whose rounding SLACK alone does not cover
 LOST = np.array([1.0, *[U] * (COUNT - 1)])  # summed from the left, only the 1 is left
-
-
-def exact(values):
-    """Return a tensor or an array as an array of fractions."""
-    array = np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
-    return np.array([Fraction(float(v)) for v in array.ravel()], dtype=object).reshape(array.shape)
 
 
 def holds(box, low, high):
@@ -70,6 +65,33 @@ def test_balls_count_the_division_and_a_radius_that_no_float_holds():
         values = [Fraction(int(p), 255) for p in pixels]
         low, high = [max(v - eps, Fraction(0)) for v in values], [min(v + eps, Fraction(1)) for v in values]
         assert holds(ball(pixels, float(eps)), np.array(low, dtype=object), np.array(high, dtype=object))
+
+
+@pytest.mark.parametrize("share", [-1, 0, 1])
+def test_boxes_of_relu_hold_every_value(share):
+    x = Box(random(300), np.abs(random(300, seed=1)))
+    value = np.maximum(exact(x.center) + share * exact(x.radius), Fraction(0))
+    assert holds(boxes.relu(x), value, value)
+
+
+def test_intersections_hold_what_lies_in_both_and_what_is_inside_lies_in_the_outer_box():
+    count, inside_both = 400, 0
+    a, b = (Box(random(count, 2, seed=s), np.abs(random(count, 2, seed=s + 1)) * 2) for s in (0, 2))
+    both, is_inside = boxes.intersect(a, b), inside(a, b)
+    for share in (-1, Fraction(1, 3), 1):
+        z = exact(a.center) + share * exact(a.radius)
+        in_b = (abs(z - exact(b.center)) <= exact(b.radius)).all(1)
+        assert holds(Box(both.center[in_b], both.radius[in_b]), z[in_b].ravel(), z[in_b].ravel())
+        assert in_b[is_inside].all()
+        inside_both += in_b.sum()
+    assert is_inside.any() and inside_both > 100
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf])
+def test_what_is_not_finite_is_inside_nothing_and_bounds_nothing(spoiled):
+    good, bad = Box(np.zeros((1, 2)), np.ones((1, 2))), Box(np.zeros((1, 2)), np.array([[1.0, spoiled]]))
+    assert not inside(bad, good)[0] and not inside(good, bad)[0]
+    assert bad.lower[0, 1] == -np.inf and bad.upper[0, 1] == np.inf
 
 
 def test_what_widens_covers_its_centre_its_radius_and_underflow():

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_rounding_terms import assert_below, exact, holds, pulled_through
+from oracles import exact
+from test_rounding_terms import assert_below, holds, pulled_through
 from torch import nn
 
 from harness.checker.bounds.boxes import Box
