@@ -52,7 +52,8 @@ def main(options: argparse.Namespace) -> int:
     from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
-    from harness.tune.certify_trials import certify, finished_trials, plan_certifications
+    from harness.tune.certify_plan import finished_trials, plan_certifications
+    from harness.tune.certify_trials import certify
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])

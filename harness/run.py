@@ -67,59 +67,62 @@ def main(options: argparse.Namespace) -> int:
 
     @cache
     def machines() -> list[dict[str, float]]:
-        from harness.tune.planned_sweep import machines_at  # imports torch: a wrong file is refused before
+        from harness.tune.machines import machines_at  # imports torch: a wrong file is refused before
 
-        return machines_at(None if options.here else options.ray_address)
+        return machines_at(address)
 
-    file = read_file(
-        options.files[0], options.profile, lambda: any(machine["GPU"] for machine in machines()), options.set
-    )
+    def has_gpu() -> bool:
+        return any(machine["GPU"] for machine in machines())
+
+    address = None if options.here else options.ray_address
+    file = read_file(options.files[0], options.profile, has_gpu, options.set)
     from harness.checker.images import describe_unreadable
     from harness.machine.environment import data_directory
     from harness.storage import folder
     from harness.storage.lock import lock_directory
+    from harness.storage.state import State
+    from harness.tune.items import RayOptions
+    from harness.tune.machines import count_fitting
+    from harness.tune.plan_text import print_header, print_plan
     from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked
-    from harness.tune.status import print_header, print_plan
-    from harness.tune.workers import RayOptions, count_fitting
 
     console = new_console()
     sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
-    gpu = sweep.resources.gpu if any(machine["GPU"] for machine in machines()) else 0
+    cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if has_gpu() else 0
     check_reserved(sweep, gpu, machines(), file)
     sweep_dir = (options.results_dir / sweep.name).absolute()
     check_owner(sweep_dir, sweep)
-    ray = RayOptions(
-        cpu=sweep.resources.cpu,
-        gpu=gpu,
-        data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
-        address=options.ray_address,
-        at_once=options.max_concurrent,
-        dashboard=options.dashboard,
-    )
+    data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
+    fitting = count_fitting(machines(), cpu, gpu)
+    at_once = 1 if options.here else min(fitting, count or fitting)
+    # A sampler proposes when a worker is free. A list of trials needs no limit: more machines may join the cluster.
+    ray = RayOptions(cpu, gpu, at_once if sweep.search else count, address, options.dashboard)
     lacks_candidates = False
     if sweep.search is not None:
-        from harness.tune.run_sweep import run_search
+        from harness.tune.run_search import run_search  # here, since most sweeps need no Optuna
 
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
         require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
-        winners = run_search(sweep, sweep_dir, ray, options, console)
+        winners = run_search(sweep, sweep_dir, ray, data_dir, options, console)
         if winners is None:
             return OK if options.dry_run else FAILED
         sweep, lacks_candidates = winners
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
-    for warning in [*sweep.warnings, *describe_unreadable(trial.config for trial in plan.unfinished())]:
+    unfinished = [
+        plan.trials[trial_dir] for trial_dir, state in plan.states().items() if state.state is not State.FINISHED
+    ]
+    for warning in [*sweep.warnings, *describe_unreadable(trial.config for trial in unfinished)]:
         console.print(f"warning: {warning}", soft_wrap=True)
     if options.dry_run:
-        print_header(plan, ray.gpu, options.profile, console)
-        fitting = count_fitting(machines(), ray.cpu, ray.gpu)
-        at_once = 1 if options.here else min(fitting, count or fitting)
-        print_plan(plan, ray, at_once, options.retry_failed, console)
+        print_header(plan, gpu, options.profile, console)
+        print_plan(plan, gpu, at_once, options.retry_failed, console)
         return OK
     from harness.tune.run_sweep import run_sweep  # here: a dry run does without
 
     # Jobs of an array may run other trials --here at the same time.
     with nullcontext() if options.here else lock_directory(sweep_dir):
-        outcome = run_sweep(plan, ray, options, console)
+        print_header(plan, gpu, options.profile, console)
+        outcome = run_sweep(plan, None if options.here else ray, data_dir, options, console)
         page = sweep_dir / folder.REPORT
         if not options.here and (outcome.has_changed or not page.exists()):
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from harness.common import names
 from harness.common.errors import shorten
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, folder, ranges, training_record
@@ -29,8 +30,8 @@ class State(StrEnum):
 class TrialState:
     """What a folder says of its trial or certification.
 
-    description: the error of one that failed or cannot be read, how far an unfinished one is, of which recipe an older
-    one is.
+    description: a finished one's certified error, the error of one that failed or cannot be read, how far an unfinished
+    one is, of which recipe an older one is.
     trial: None if its file is missing or cannot be read.
     failure: as `folder.read_failure` returns it; None unless it failed.
     chosen: how a search chose the trial, as `folder.read_chosen` returns it.
@@ -45,6 +46,11 @@ class TrialState:
     failure: dict[str, Any] | None = None
     chosen: dict[str, Any] | None = None
     written: float | None = None
+
+    @property
+    def fails_again(self) -> bool:
+        """True if a trial has failed, and would end with the same error on any machine."""
+        return self.failure is not None and self.failure["repeats"]
 
 
 def read_state(directory: Path, run_began: float | None = None) -> TrialState:
@@ -69,7 +75,9 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
         state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
         result, failure = folder.read_result(directory), folder.read_failure(directory)
         if result is not None:
-            return replace(state, state=State.FINISHED, result=result)
+            error = result.metrics.get(names.CERTIFIED_ERROR)
+            description = f"certified error {'not finite' if error is None else f'{error:.2f} %'}"
+            return replace(state, state=State.FINISHED, description=description, result=result)
         if failure is not None:
             return replace(state, state=State.FAILED, description=str(failure["error"]), failure=failure)
         if written is None:

@@ -1,4 +1,4 @@
-"""The trials of a sweep that `harness.run` runs: checked before anything starts, where they lie, how long they take."""
+"""The trials of a sweep that `harness.run` runs: checked before anything starts, and what state they are in."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-import torch
 
 from harness.common.errors import InputError
 from harness.common.patterns import select_by_pattern
@@ -15,15 +14,14 @@ from harness.config.expansion import expand_file
 from harness.config.file import ExpandedSweep, SweepFile
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.machine.device import best_device, count_cores
 from harness.own_data import MeasuredData, OwnData
-from harness.storage import folder, training_record
+from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import TrialRecord
-from harness.storage.state import State
+from harness.storage.lock import holder
+from harness.storage.state import State, TrialState, read_state
 from harness.training.trial import split_images
-from harness.tune.time_left import TimeLeft
-from harness.tune.workers import check_fits
+from harness.tune.machines import check_fits
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class PlannedSweep:
     """The trials of a sweep that a command runs or reports.
 
     data: the data set's summary, its `title` and `description`.
-    trials: those that the command runs or reports.
     sweep_dir: the directory of the sweep's results.
+    trials: by their folders.
     """
 
     sweep: ExpandedSweep
     data: dict[str, Any]
-    trials: list[TrialRecord]
     sweep_dir: Path
+    trials: dict[Path, TrialRecord]
 
     @classmethod
     def of(cls, sweep: ExpandedSweep, data: dict[str, Any], sweep_dir: Path, patterns: list[str]) -> Self:
@@ -46,18 +44,29 @@ class PlannedSweep:
 
         Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
         """
-        trials = {trial.key: trial for trial in (folder.make_trial(each, data["fingerprint"]) for each in sweep.trials)}
-        names = {key: trial.config.names(key) for key, trial in trials.items()}
-        keys = select_by_pattern("--only", patterns, names) if patterns else list(trials)
-        plan = cls(sweep, data, [trials[key] for key in keys], sweep_dir)
-        for key, trial_dir in plan.trial_dirs.items():
-            folder.refuse_another(trial_dir, trials[key])
-        return plan
+        records = [folder.make_trial(config, data["fingerprint"]) for config in sweep.trials]
+        trials = {folder.trial_dir(sweep_dir, trial.key): trial for trial in records}
+        if patterns:
+            names = {trial_dir: trial.config.names(trial.key) for trial_dir, trial in trials.items()}
+            trials = {trial_dir: trials[trial_dir] for trial_dir in select_by_pattern("--only", patterns, names)}
+        for trial_dir, trial in trials.items():
+            folder.refuse_another(trial_dir, trial)
+        return cls(sweep, data, sweep_dir, trials)
 
-    @cached_property
-    def trial_dirs(self) -> dict[str, Path]:
-        """The folder of each trial, by key."""
-        return {trial.key: folder.trial_dir(self.sweep_dir, trial.key) for trial in self.trials}
+    def states(self) -> dict[Path, TrialState]:
+        """Return the state of each trial now, by its folder. Raises DamagedFileError."""
+        run = holder(self.sweep_dir)
+        states = {trial_dir: read_state(trial_dir, run["since"] if run else None) for trial_dir in self.trials}
+        for trial_dir, state in states.items():
+            if state.state is State.DAMAGED:
+                raise DamagedFileError(f"{trial_dir}: {state.description}")
+        return states
+
+    def to_run(self, retry_failed: bool) -> list[Path]:
+        """Return the trials without a result, failed ones last; without `retry_failed` none that would fail again."""
+        left = {trial_dir: state for trial_dir, state in self.states().items() if state.state is not State.FINISHED}
+        chosen = [trial_dir for trial_dir, state in left.items() if retry_failed or not state.fails_again]
+        return sorted(chosen, key=lambda trial_dir: left[trial_dir].state is State.FAILED)
 
     @cached_property
     def unchanged_keys(self) -> set[str]:
@@ -65,64 +74,19 @@ class PlannedSweep:
         unchanged = [config for config in self.sweep.trials if config.profile == self.sweep.profile]
         return {config.key(self.data["fingerprint"]) for config in unchanged}
 
-    def unfinished(self) -> list[TrialRecord]:
-        """Return the trials without a result."""
-        return [trial for trial in self.trials if folder.read_result(self.trial_dirs[trial.key]) is None]
-
     def unusable(self, table: pd.DataFrame) -> dict[Path, str]:
         """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by folder.
 
         table: a row for each trial in the directory, as `leaderboard.rows.read_trials` returns it.
         """
         problems = {}
-        for row in table[table["trial_dir"].isin(list(self.trial_dirs.values()))].itertuples():
+        for row in table[table["trial_dir"].isin(list(self.trials))].itertuples():
             missing = [name for name in (folder.WEIGHTS, folder.VERDICTS) if not (row.trial_dir / name).exists()]
             if row.state == NOT_COUNTED:
                 problems[row.trial_dir] = str(row.problem)
             elif row.state == State.FINISHED and missing:
                 problems[row.trial_dir] = f"{' and '.join(missing)} is missing"
         return problems
-
-    def to_run(self, retry_failed: bool) -> list[TrialRecord]:
-        """Return the unfinished trials without those that would fail again; with `retry_failed`, all of them."""
-        unfinished = self.unfinished()
-        failures = {trial.key: folder.read_failure(self.trial_dirs[trial.key]) for trial in unfinished}
-        fails_again = {key for key, failure in failures.items() if failure and failure["repeats"]}
-        return [trial for trial in unfinished if retry_failed or trial.key not in fails_again]
-
-    @cached_property
-    def times(self) -> TimeLeft:
-        """What the finished trials in the sweep's directory took."""
-        return TimeLeft.measured_in(self.sweep_dir)
-
-    def seconds_left(self, trials: list[TrialRecord]) -> dict[str, float | None]:
-        """Return the seconds that each trial has left, by key; None where no trial of its row has finished."""
-        return {
-            trial.key: self.times.seconds(trial, training_record.last_epoch(self.trial_dirs[trial.key]))
-            if self.times.is_measured(trial)
-            else None
-            for trial in trials
-        }
-
-    def longest_first(self, trials: list[TrialRecord]) -> list[TrialRecord]:
-        """Return the trials with the longest first, then unknown ones, then those that failed before."""
-        left = self.seconds_left(trials)
-
-        def rank(trial: TrialRecord) -> tuple[bool, float]:
-            has_failed = folder.read_failure(self.trial_dirs[trial.key]) is not None
-            return has_failed, -(left[trial.key] or 0.0)
-
-        return sorted(trials, key=rank)
-
-
-def machines_at(ray_address: str | None) -> list[dict[str, float]]:
-    """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
-    if ray_address is not None:
-        from harness.tune.resources import machines_of_cluster  # here, since a finished sweep needs no Ray
-
-        return machines_of_cluster(ray_address)
-    gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
-    return [{"CPU": count_cores(), "GPU": gpus}]
 
 
 def load_checked(

@@ -1,4 +1,4 @@
-"""What a person sees while trials run or images are evaluated: bars in a terminal, lines elsewhere."""
+"""What a person sees while items are done: bars in a terminal, lines elsewhere."""
 
 import math
 import time
@@ -10,38 +10,30 @@ from rich.text import Text
 
 from harness.common import names
 from harness.common.terminal import one_line, printable
-from harness.storage.folder import TrialRecord, TrialResult
-from harness.tune.time_left import TimeLeft, minutes, wall_seconds
+from harness.tune.items import Item, Listener
 
 LINE_SECONDS = 30.0
-"""How long after a line about running trials the next one comes, where there is no terminal."""
-_ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+"""How long after a line about running items the next one comes, where there is no terminal."""
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
 
 
 class Bars:
-    """Shows bars in a terminal, and elsewhere nothing. A context manager.
+    """Shows bars in a terminal, and elsewhere nothing. A context manager."""
 
-    has_clock: each bar has the time left, at the speed since its start.
-    """
-
-    def __init__(self, console: Console, has_clock: bool = True):
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            *([progress.TimeRemainingColumn()] if has_clock else []),
-            progress.TextColumn("{task.fields[note]}", markup=False),
-        )
+    def __init__(self, console: Console):
         self.console = console
         self.bars = progress.Progress(
-            *columns,
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
             speed_estimate_period=math.inf,  # parts may take minutes
         )
-        self.tasks: dict[str, progress.TaskID] = {}
+        self.tasks: dict[Any, progress.TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -50,142 +42,116 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def move(self, name: str, done: int, parts: int, note: str = "", label: str = "") -> None:
-        """Move the bar of this name, which the first call makes. label: what stands before it; note: after."""
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(label or name, total=parts, note="")
-        self.bars.update(self.tasks[name], completed=done, total=parts, note=note)
+    def move(self, key: Any, name: str, share: float, note: str = "") -> None:
+        """Move the bar of this key, which the first call makes. name: what stands before it; note: after."""
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(name, total=1.0, note="")
+        self.bars.update(self.tasks[key], description=name, completed=share, note=note)
 
-    def remove(self, name: str) -> None:
-        """Remove the bar of this name, if there is one."""
-        if name in self.tasks:
-            self.bars.remove_task(self.tasks.pop(name))
+    def remove(self, key: Any) -> None:
+        """Remove the bar of this key, if there is one."""
+        if key in self.tasks:
+            self.bars.remove_task(self.tasks.pop(key))
+
+    def seconds_left(self, key: Any) -> float | None:
+        """Return how long the rest will take, at the speed so far; None before there is one."""
+        return next(task.time_remaining for task in self.bars.tasks if task.id == self.tasks[key])
 
 
-class SweepProgress(Bars):
-    """Shows the trials of a sweep: a line for each that has ended, and what each does that runs.
+class Progress(Bars, Listener):
+    """Shows items: what each does that runs, and a line for each that has ended, which a subclass words.
 
-    In a terminal each running trial has a bar; elsewhere a line every half a minute names them.
+    In a terminal each running item has a bar; elsewhere a line every half a minute names them.
 
-    times: of trials that have finished before.
+    unit: what is counted: images, or whole items, such as trials. total: how many, of all items. done: before.
     """
 
-    def __init__(self, trials: list[TrialRecord], console: Console, times: TimeLeft | None = None):
-        super().__init__(console, has_clock=False)
-        self.labels, self.times = {trial.key: trial.config.label for trial in trials}, times or TimeLeft()
-        self.trials = {trial.key: trial for trial in trials}
-        self.done = dict.fromkeys(self.trials, 0)  # epochs, of trials that have not ended
-        self.running: dict[str, str] = {}  # what each running trial does
-        self.at_once = 1
-        self.has_begun = False  # whether a trial has trained an epoch
-        self.warned = set[tuple[str, str]]()
-        self.last_line = time.monotonic()
+    def __init__(self, console: Console, unit: str, total: int, done: int = 0):
+        super().__init__(console)
+        self.unit, self.total, self.done, self.note = unit, total, done, ""
+        self.running: dict[Item, tuple[float, str]] = {}  # the share of each that is done, and what it does
+        self.is_quiet = False  # whether numbers are there to show, so that beginnings need no lines
+        self.next_line = time.monotonic() + LINE_SECONDS
         self._move_all()
 
-    def begin(self, key: str) -> None:
-        """Show that a worker is started for a trial."""
-        self._begin(key, "starts a worker")
-
-    def report(self, key: str, row: dict[str, Any]) -> None:
-        """Show what a trial reports: what it does, an epoch's row, or how many of its images are evaluated."""
-        if names.ACTIVITY in row:
-            self._begin(key, row[names.ACTIVITY])
-        elif names.EPOCH in row:
-            self.done[key] = row[names.EPOCH]
-            self.times.add_epoch(self.trials[key].config.identity, row)
-            self.has_begun |= row[names.EPOCH] > 0
-            if row[names.EPOCH]:
-                self._show(key, _short_metrics(row))
-            else:
-                self._begin(key, "trains its first epoch")
-        elif names.EVALUATED in row:
-            self.done[key] = self.trials[key].config.epochs
-            self._show(key, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
-
-    def finished(self, key: str, result: TrialResult) -> None:
-        """Show the result of a trial."""
-        self.times.add_evaluation(self.trials[key].config.identity, result.metrics)
-        self._end(key)
-        errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
-        self._print("done", "green", key, f"{', '.join(errors)} ({self._summary()})")
-        self.warn(key, result.warnings)
-
-    def warn(self, key: str, warnings: list[str]) -> None:
-        """Show the warnings of a trial that were not shown before."""
-        for warning in warnings:
-            if (key, warning) not in self.warned:
-                self.warned.add((key, warning))
-                self._print("warning", "yellow", key, one_line(warning))
-
-    def failed(self, key: str, error: str) -> None:
-        """Show that a trial has failed, after all retries."""
-        self._end(key)
-        self._print("failed", "red", key, error)
-
-    def print_line(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         """Print a line above the bars."""
         self.console.print(text, soft_wrap=True)
 
-    def tick(self) -> None:
-        """Where there is no terminal, print a line about the running trials if it is time for one."""
-        if self.running and not self.console.is_terminal and time.monotonic() >= self.last_line + LINE_SECONDS:
-            each = [f"{self.labels[key]}: {self._epochs(key)}{what}" for key, what in self.running.items()]
-            self.print_line(f"running: {'; '.join(each)} ({self._summary()})")
+    def on_start(self, item: Item) -> None:
+        """Show that an item begins."""
+        self._show(item, 0.0, "starts")
 
-    def _begin(self, key: str, what: str) -> None:
-        """Show what a trial begins; where there is no terminal, in a line of its own until there are epochs to show."""
-        if not self.console.is_terminal and not self.has_begun:
-            self.print_line(f"{self.labels[key]}: {what}")
-        self._show(key, what)
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
+        """Show what an item reports: what it does, an epoch's row, or how many of its images are evaluated."""
+        share, _ = self.running.get(item, (0.0, ""))
+        if names.ACTIVITY in row:
+            self._show(item, share, row[names.ACTIVITY])
+        elif row.get(names.EPOCH) == 0:
+            self._show(item, 0.0, "trains its first epoch")
+        elif names.EPOCH in row:
+            self.is_quiet, epochs = True, item.settings["train"]["epochs"]
+            numbers = ", ".join([f"epoch {row[names.EPOCH]} of {epochs}", *_short_metrics(row)])
+            self._show(item, row[names.EPOCH] / epochs, numbers)
+        elif names.EVALUATED in row:
+            self.is_quiet = True
+            self._show(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
 
-    def _show(self, key: str, what: str) -> None:
-        """Show what a running trial does."""
-        self.running[key] = what
-        self.at_once = max(self.at_once, len(self.running))
-        self.move(key, self.done[key], self.trials[key].config.epochs, what, self.labels[key])
+    def on_step(self) -> None:
+        """Where there is no terminal, print a line about the running items if it is time for one."""
+        if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
+            each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
+            self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
+
+    def end(self, item: Item) -> None:
+        """Count an item that has ended."""
+        self.is_quiet = True
+        self.remove(item)
+        self.running.pop(item, None)
+        self.done += _size(item)
         self._move_all()
-        self.tick()
 
-    def _end(self, key: str) -> None:
-        self.remove(key)
-        self.running.pop(key, None)
-        self.done.pop(key)
+    def print_outcome(self, what: str, style: str, item: Item, text: str) -> None:
+        """Print a line about an item above the bars, such as "done cnn5 ibp seed 0: ..."."""
+        self.console.print(Text.assemble((what, style), printable(f" {item.label}: {text}")), soft_wrap=True)
+
+    def warn(self, item: Item, warning: str) -> None:
+        """Print a warning of an item."""
+        self.print_outcome("warning", "yellow", item, one_line(warning))
+
+    def summary(self) -> str:
+        """Return how much is done and the time that is left, such as "3 of 12 trials, about 4.0 min left"."""
+        self.next_line = time.monotonic() + LINE_SECONDS
+        seconds = self.seconds_left(self) if self.done < self.total else None
+        return f"{self._count()}{'' if seconds is None else f', about {minutes(seconds)} left'}"
+
+    def _show(self, item: Item, share: float, what: str) -> None:
+        if not self.console.is_terminal and not self.is_quiet:
+            self.on_text(f"{item.label}: {what}")
+        self.running[item] = share, what
+        self.move(item, item.label, share, what)
         self._move_all()
+        self.on_step()
 
     def _move_all(self) -> None:
-        """Move the bar of the sweep."""
-        self.move("all trials", len(self.trials) - len(self.done), len(self.trials), self._left())
+        """Move the bar of all items, by the shares of those that run, too."""
+        done = self.done + sum(share * _size(item) for item, (share, _) in self.running.items())
+        self.move(self, self._count(), done / max(1, self.total), self.note)
 
-    def _summary(self) -> str:
-        self.last_line = time.monotonic()
-        left = f", {left}" if (left := self._left()) else ""
-        return f"{len(self.trials) - len(self.done)} of {len(self.trials)} trials{left}"
-
-    def _left(self) -> str:
-        """Return how long all trials will take; an empty text if that is unknown, or nothing is left."""
-        left = [self.times.seconds(self.trials[key], done) for key, done in self.done.items()]
-        estimates = [seconds for seconds in left if seconds is not None]
-        if not estimates or len(estimates) < len(left):
-            return ""
-        return f"about {minutes(wall_seconds(estimates, self.at_once))} left"
-
-    def _epochs(self, key: str) -> str:
-        """Return how many epochs a trial has trained."""
-        epochs = self.trials[key].config.epochs
-        return f"epoch {self.done[key]} of {epochs}, " if epochs else ""
-
-    def _print(self, what: str, style: str, key: str, text: str) -> None:
-        self.last_line = time.monotonic()
-        self.console.print(Text.assemble((what, style), printable(f" {self.labels[key]}: {text}")), soft_wrap=True)
+    def _count(self) -> str:
+        return f"{self.done} of {self.total} {self.unit}"
 
 
-def _short_metrics(row: dict[str, Any]) -> str:
+def _size(item: Item) -> int:
+    return 1 if item.images is None else len(item.images)
+
+
+def _short_metrics(row: dict[str, Any]) -> list[str]:
     texts = [f"{short} {row[name]:.4g}" for short, name in _SHORT_NAMES.items() if row.get(name) is not None]
-    if rate := row.get(names.TRAIN_EXAMPLES_PER_SECOND):
-        texts.append(f"{rate:,.0f} images/s")
-    return ", ".join(texts)
+    rate = row.get(names.TRAIN_EXAMPLES_PER_SECOND)
+    return [*texts, f"{rate:,.0f} images/s"] if rate else texts
 
 
-def percent(value: float | None) -> str:
-    """Return a text such as '12.34 %', for None that the value is not finite."""
-    return "not finite" if value is None else f"{value:.2f} %"
+def minutes(seconds: float) -> str:
+    """Return a text such as '12.3 min', or '40 s' below a minute."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

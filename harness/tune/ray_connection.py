@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 os.environ.update(
     {
         "RAY_AIR_NEW_OUTPUT": "0",  # with the new output, Tune prints a box even if verbose=0
@@ -40,16 +42,15 @@ os.environ.update(
 import ray
 
 from harness.common.errors import InputError
+from harness.machine.device import count_cores
 
 _ATTEMPTS = 3
-_LONGEST_SOCKET = 107  # bytes of a path
-_SOCKET = "session_2026-11-28_12-00-00_000000_{}/sockets/plasma_store"  # of a process, below Ray's temporary files
-_ERROR = re.compile(r"\[[^]]+ [EC] \d+ \d+\] .*")  # a line of such a log
-_CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for two minutes
+_ERROR = re.compile(r"\[[^]]+ [EC] \d+ \d+\] .*")  # a line of Ray's logs
+_CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for ten minutes
 
 
 class ResourceError(InputError):
-    """No Ray can be used, or its machines lack what trials need."""
+    """No Ray can be used."""
 
 
 class RayDiedError(ConnectionError):
@@ -76,6 +77,13 @@ def connected_to_ray(address: str | None, dashboard: bool = False) -> Iterator[s
         ray.shutdown()
 
 
+def machines_of_cluster(address: str) -> list[dict[str, float]]:
+    """Return the "CPU" and "GPU" of each machine of the cluster at `address`."""
+    with connected_to_ray(address):
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [{name: resources.get(name, 0) for name in ("CPU", "GPU")} for resources in alive]
+
+
 def is_here_alive() -> bool:
     """Return False once the Ray of this process has died on this machine; its own threads do not say so."""
     here = ray.get_runtime_context().get_node_id()
@@ -84,10 +92,12 @@ def is_here_alive() -> bool:
 
 def _connect(address: str) -> str:
     """Connect to a cluster, with the token in ~/.ray/auth_token, and return the URL of its dashboard."""
-    _check_port(address)
     if not (Path.home() / ".ray/auth_token").exists():
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # a cluster may ask for none, but Ray needs one
     try:
+        if re.fullmatch(r"[^/]+:\d+", address):
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECTION_SECONDS).close()
         return str(ray.init(address, logging_level=logging.ERROR, log_to_driver=False).dashboard_url)
     except Exception as error:  # Ray raises plain ones, too
         raise ResourceError(
@@ -99,60 +109,27 @@ def _connect(address: str) -> str:
 
 def _start(dashboard: bool) -> str:
     """Start Ray on this machine, with a token that nobody else has, and return the URL of its dashboard."""
-    _check_temporary_files()
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    resources = {"num_cpus": count_cores(), "num_gpus": torch.cuda.device_count()}  # what trials were planned for
+    options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
-            return str(ray.init("local", **options).dashboard_url or "")
+            return str(ray.init("local", **resources, **options).dashboard_url or "")
         except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
             ray.shutdown()
-            if attempt == _ATTEMPTS or (dashboard and "missing packages" in str(error)):
-                cause = f"Ray cannot be started here: {' '.join(str(error).split())}"
-                raise ResourceError(f"{cause}{_end_of_log()}") from error
+            cause = f"Ray cannot be started here: {' '.join(str(error).split())}{_end_of_log()}"
+            if attempt == _ATTEMPTS or "missing packages" in cause:  # of the dashboard
+                raise ResourceError(cause) from error
     raise AssertionError("unreachable")
-
-
-def _temporary_files() -> tuple[str, Path]:
-    """Return the variable that says where Ray's own files lie, and their directory."""
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    return name, Path(os.environ.get(name) or "/tmp") / "ray"
-
-
-def _check_temporary_files() -> None:
-    """Raise ResourceError if the paths of Ray's sockets would be too long, or their folder cannot be written."""
-    name, path = _temporary_files()
-    most = _LONGEST_SOCKET - len(f"/ray/{_SOCKET.format(os.getpid())}")
-    advice = "set RAY_TMPDIR to a short folder of your own, such as /tmp/$USER"
-    if len(os.fsencode(path.parent)) > most:
-        raise ResourceError(
-            f"{name}: found {str(path.parent)!r}, allowed: up to {most} bytes, as Ray's sockets lie there; {advice}"
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{name}: {path} cannot be made: {error.strerror}; {advice}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ResourceError(f"{name}: {path} cannot be written; {advice}")
 
 
 def _end_of_log() -> str:
     """Return the last error in the logs of the Ray that this process started, as the end of a message."""
-    sessions = sorted(_temporary_files()[1].glob(f"session_*_{os.getpid()}"))
+    directory = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    sessions = sorted(directory.glob(f"session_*_{os.getpid()}"))
     errors = []
     for path in sorted(sessions[-1].glob("logs/*")) if sessions else []:
         if re.fullmatch(r"(raylet|gcs_server).*\.(out|err)", path.name):
             errors += _ERROR.findall(path.read_text(errors="replace"))
     logs = f"; its logs: {sessions[-1]}/logs" if sessions else ""
     return logs + (f", whose last error is: {errors[-1]}" if errors else "")
-
-
-def _check_port(address: str) -> None:
-    """Raise ResourceError at once if nothing listens at HOST:PORT."""
-    if not re.fullmatch(r"[^/]+:\d+", address):
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECTION_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from None

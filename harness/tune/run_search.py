@@ -6,13 +6,14 @@ would repeat, then COMPLETE. FAIL is a proposal that does not fit, or is another
 command continues. Only the process that holds the directory's lock writes.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import warnings
-from collections import deque
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import optuna
@@ -24,13 +25,16 @@ from rich.console import Console
 
 from harness.config.file import ExpandedSweep
 from harness.config.trial import RECIPE_VERSION, Trial
-from harness.data import Data
+from harness.data import Data, load
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
+from harness.storage.state import State, read_state
 from harness.training.trial import split_images
-from harness.tune.workers import FailedFast, Item, Listener, RayOptions, read_outcome, train_item, trial_item
+from harness.tune.items import FailedFast, Item, RayOptions, run_items
+from harness.tune.progress import Progress
+from harness.tune.run_sweep import read_outcome, train_item, trial_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -86,7 +90,7 @@ class Search:
             f"searched: {', '.join(entry.base.row for entry in self.entries)}\ncandidates: {self.directory}"
         )
 
-    def run(self, options: RayOptions, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
+    def run(self, ray: RayOptions, data_dir: str, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
         """Search, and return the sweep with its winners as trials; None without a winner.
 
         The second value is True if candidates have failed that the same command would try again.
@@ -95,7 +99,7 @@ class Search:
         self.show()
         with lock_directory(self.sweep_dir), lock_directory(self.directory):
             self.begin()
-            winners = self.winners() if self.train(options, fail_fast) else []
+            winners = self.winners() if self.train(ray, data_dir, fail_fast) else []
         has_unfinished = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
         return (replace(self.sweep, trials=winners), has_unfinished) if winners else None
 
@@ -105,7 +109,6 @@ class Search:
         Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
         if path.exists():
             os.truncate(path, read_bytes(path).rfind(b"\n") + 1)  # such a process may leave half a line
-        load_studies(self.directory)
         storage = JournalStorage(JournalFileBackend(str(path)))
         minimize = [StudyDirection.MINIMIZE] * len(self.settings.objectives)
         create = partial(optuna.create_study, storage=storage, directions=minimize, load_if_exists=True)
@@ -118,28 +121,16 @@ class Search:
                 if self.claim(number, candidate) is None:  # killed while it was proposed
                     study.tell(candidate.number, state=TrialState.FAIL)
 
-    def train(self, options: RayOptions, fail_fast: bool) -> bool:
+    def train(self, ray: RayOptions, data_dir: str, fail_fast: bool) -> bool:
         """Train candidates until each entry has enough; return False if a failure has stopped them before."""
-        queue = deque(path for path in self.owners if not self.conclude(path))
-        for path in queue:
-            (path / folder.FAILURE).unlink(missing_ok=True)  # which may pass
-        queue = queue or deque(filter(None, [self.propose()]))
-        if not queue:
+        begun = [path for path in self.owners if not self.conclude(path)]
+        first = begun or list(filter(None, [self.propose()]))
+        if not first:
             return True
-        self.say("loads Ray and starts it")
-        from harness.tune.ray_tune import run_on_ray  # imported late: Ray takes seconds
-
-        def supply() -> Item | None:
-            trial_dir = queue.popleft() if queue else self.propose()
-            return None if trial_dir is None else self.item(trial_dir)
-
-        work = partial(train_item, data_dir=options.data_dir, code=source_digest())
-        try:
-            run_on_ray(supply, work, _SearchListener(self, fail_fast), options, self.directory)
-        except FailedFast:
-            self.say("a candidate failed: the others are stopped")
-            return False
-        return True
+        items = map(self.item, chain(first, iter(self.propose, None)))
+        work = partial(train_item, data_dir=data_dir, code=source_digest())
+        with _SearchListener(self, len(self.owners) - len(first), fail_fast) as listener:
+            return run_items(items, work, listener, ray, self.directory)
 
     def item(self, trial_dir: Path) -> Item:
         """Return the work of evaluating a candidate."""
@@ -185,10 +176,10 @@ class Search:
     def conclude(self, trial_dir: Path) -> bool:
         """Write what came of a candidate to its study; return whether there is nothing left to train."""
         number, candidate = self.owners[trial_dir]
-        result, failure = folder.read_result(trial_dir), folder.read_failure(trial_dir)
-        is_done = result is not None or (failure is not None and failure["repeats"])
+        state = read_state(trial_dir)
+        is_done = state.state is State.FINISHED or state.fails_again
         if is_done and not self.studies[number].trials[candidate].state.is_finished():
-            errors = [result.metrics.get(name) if result else None for name in self.settings.objectives]
+            errors = [state.result.metrics.get(name) if state.result else None for name in self.settings.objectives]
             self.studies[number].tell(candidate, [WORST if error is None else error for error in errors])
         return is_done
 
@@ -231,22 +222,43 @@ class Search:
         self.console.print(text, soft_wrap=True)
 
 
-class _SearchListener(Listener):
-    """Writes how candidates end to their studies, and says so."""
+def run_search(
+    sweep: ExpandedSweep,
+    sweep_dir: Path,
+    ray: RayOptions,
+    data_dir: str,
+    options: argparse.Namespace,
+    console: Console,
+) -> tuple[ExpandedSweep, bool] | None:
+    """Run a sweep's search, as `Search.run` does; with --dry-run, only print what is searched.
 
-    def __init__(self, search: Search, fail_fast: bool):
+    options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
+    """
+    search = Search(sweep, load(sweep.trials[0].data_source, data_dir, not options.dry_run), sweep_dir, console)
+    if options.dry_run:
+        search.show()
+        search.say("its winners become the trials; a dry run: nothing was started or written")
+        return None
+    from harness.tracking.tracker import Tracker  # here, since figures of a search need no MLflow
+
+    Tracker.open(sweep.name, options.tracking_uri, console)
+    return search.run(ray, data_dir, options.fail_fast)
+
+
+class _SearchListener(Progress):
+    """Shows candidates, and writes how they end to their studies."""
+
+    def __init__(self, search: Search, done: int, fail_fast: bool):
+        super().__init__(search.console, "candidates", search.settings.trials * len(search.entries), done)
         self.search, self.fail_fast = search, fail_fast
-
-    def on_text(self, text: str) -> None:
-        """Print it."""
-        self.search.say(text)
 
     def on_end(self, item: Item, error: str | None) -> None:
         """Conclude a candidate."""
+        self.end(item)
         _, failure = read_outcome(item.directory, error)
         self.search.conclude(item.directory)
-        text = self.search.describe(*self.search.owners[item.directory], failure["error"] if failure else "")
-        self.search.say(f"failed: {text}" if failure else text)
+        text = self.search.describe(*self.search.owners[item.directory], failure)
+        self.on_text(f"failed: {text}" if failure else text)
         if failure and self.fail_fast:
             raise FailedFast
 

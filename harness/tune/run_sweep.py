@@ -1,8 +1,8 @@
 """Run the trials of a sweep: under Ray or here, shown in the terminal, logged to MLflow, with tables at the end."""
 
 import argparse
-import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from harness.common import names
-from harness.config.file import ExpandedSweep
-from harness.data import load
+from harness.common.masking import mask_secrets
+from harness.config.trial import Trial
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.summary import Summary
 from harness.leaderboard.table import Leaderboard
@@ -20,21 +20,14 @@ from harness.machine.device import best_device
 from harness.machine.environment import device_name, source_digest
 from harness.storage import folder, training_record
 from harness.storage.files import read_text, remove_unfinished
-from harness.storage.folder import TrialRecord
+from harness.storage.folder import TrialRecord, TrialResult
+from harness.storage.state import State
+from harness.training.trial import Report, train_and_certify
+from harness.tune.items import FailedFast, Item, RayOptions, run_items
 from harness.tune.planned_sweep import PlannedSweep
-from harness.tune.progress import SweepProgress
-from harness.tune.status import print_header
-from harness.tune.time_left import TimeLeft
-from harness.tune.workers import (
-    FailedFast,
-    Item,
-    Listener,
-    RayOptions,
-    read_outcome,
-    run_here,
-    train_item,
-    trial_item,
-)
+from harness.tune.progress import Progress
+
+_ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 
 
 @dataclass(frozen=True)
@@ -51,42 +44,22 @@ class Outcome:
     is_complete: bool
 
 
-def run_search(
-    sweep: ExpandedSweep, sweep_dir: Path, ray: RayOptions, options: argparse.Namespace, console: Console
-) -> tuple[ExpandedSweep, bool] | None:
-    """Run a sweep's search, as `Search.run` does; with --dry-run, only print what is searched.
-
-    options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
-    """
-    from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
-
-    data = load(sweep.trials[0].data_source, options.data_dir, writes=not options.dry_run)
-    search = Search(sweep, data, sweep_dir, console)
-    if options.dry_run:
-        search.show()
-        search.say("its winners become the trials; a dry run: nothing was started or written")
-        return None
-    from harness.tracking.tracker import Tracker
-
-    Tracker.open(sweep.name, options.tracking_uri, console)
-    return search.run(ray, options.fail_fast)
-
-
-def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, console: Console) -> Outcome:
+def run_sweep(
+    plan: PlannedSweep, ray: RayOptions | None, data_dir: str, options: argparse.Namespace, console: Console
+) -> Outcome:
     """Run the trials that are left, log them and write the tables.
 
-    options: of `harness.run`. With --here, trials run in this process, and MLflow is left alone; without, the caller
-    has locked the sweep's directory.
+    ray: None runs trials in this process, and leaves MLflow alone; else the caller has locked the sweep's directory.
+    options: of `harness.run`.
 
     Raises:
         InputError: a wrong MLflow store.
         Stopped, KeyboardInterrupt: a signal came.
         RayDiedError: Ray has died.
     """
-    print_header(plan, ray.gpu, options.profile, console)
-    to_run = plan.longest_first(plan.to_run(options.retry_failed))
+    to_run = plan.to_run(options.retry_failed)
     mlflow = None
-    if not options.here:
+    if ray is not None:
         from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
 
         if to_run:
@@ -95,23 +68,20 @@ def run_sweep(plan: PlannedSweep, ray: RayOptions, options: argparse.Namespace, 
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
     _prepare_folders(plan, to_run, console)
-    trials = {plan.trial_dirs[trial.key]: trial for trial in to_run}
-    log = mlflow.log if mlflow else lambda trial_dir, running: None
-    run_trials(trials, None if options.here else ray, ray.data_dir, console, log, options.fail_fast)
-    if not folder.trial_folders(plan.sweep_dir):
-        raise FileNotFoundError(errno.ENOENT, "the results directory is gone", str(plan.sweep_dir))
+    trials = {trial_dir: plan.trials[trial_dir] for trial_dir in to_run}
+    run_trials(trials, ray, data_dir, console, mlflow.log if mlflow else _log_nothing, options.fail_fast)
     before = _table_text(plan.sweep_dir)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, plan.trial_dirs, plan.unchanged_keys)
+    own = {trial.key for trial in plan.trials.values()}
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
-    labels = {plan.trial_dirs[trial.key]: trial.config.label for trial in plan.trials}
     for trial_dir, problem in problems.items():
-        trial = f"{labels[trial_dir]} ({trial_dir})"
+        trial = f"{plan.trials[trial_dir].config.label} ({trial_dir})"
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
-    is_complete = is_logged and not plan.unfinished() and not problems
-    return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_complete)
+    is_finished = not problems and all(state.state is State.FINISHED for state in plan.states().values())
+    return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_logged and is_finished)
 
 
 def _table_text(sweep_dir: Path) -> str:
@@ -119,100 +89,112 @@ def _table_text(sweep_dir: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def _prepare_folders(plan: PlannedSweep, to_run: list[TrialRecord], console: Console) -> None:
+def _prepare_folders(plan: PlannedSweep, to_run: list[Path], console: Console) -> None:
     """Make the trials' folders; print which trials are not run."""
-    for trial in plan.unfinished():
-        if trial not in to_run:
-            failure = folder.read_failure(plan.trial_dirs[trial.key]) or {}
-            message = f"failed {trial.config.label}: {failure.get('error')}; it would fail the same way again"
+    for trial_dir, state in plan.states().items():
+        trial = plan.trials[trial_dir]
+        if state.state is not State.FINISHED and trial_dir not in to_run:
+            message = f"failed {trial.config.label}: {state.description}; it would fail the same way again"
             console.print(f"{message}. To retry anyway: --retry-failed", soft_wrap=True)
-    for trial in plan.trials:
-        folder.take_over(plan.trial_dirs[trial.key], trial)
-    for trial in to_run:
-        if (checkpoint := trial.config.checkpoint) is not None:
+        folder.take_over(trial_dir, trial)
+        if trial_dir in to_run and (checkpoint := trial.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
-            folder.copy_checkpoint(checkpoint, path, plan.trial_dirs[trial.key] / folder.IMPORTED)
+            folder.copy_checkpoint(checkpoint, path, trial_dir / folder.IMPORTED)
 
 
-class _SweepListener(Listener):
-    """Shows and logs what trials report and how they end.
+def _log_nothing(trial_dir: Path, running: bool) -> None:
+    pass
 
-    log: called with a trial's folder that has something new, and whether it runs.
+
+def run_trials(
+    trials: dict[Path, TrialRecord],
+    ray: RayOptions | None,
+    data_dir: str | None,
+    console: Console,
+    log: Callable[[Path, bool], None] = _log_nothing,
+    fail_fast: bool = False,
+) -> None:
+    """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_sweep` does.
+
+    log: called with a trial's folder that has something new, and whether the trial runs.
     """
+    if not trials:
+        return
+    items = [trial_item(trial, trial.config.label, trial_dir) for trial_dir, trial in trials.items()]
+    work = partial(train_item, data_dir=data_dir, code=source_digest())
+    with SweepListener(console, len(items), log, fail_fast) as listener:
+        if ray is None:
+            listener.on_text(f"device: {device_name(best_device())}")
+        try:
+            run_items(items, work, listener, ray, items[0].directory.parents[1])
+        finally:
+            for item in items:  # MLflow then says that nobody runs them
+                log(item.directory, False)
 
-    def __init__(self, progress: SweepProgress, log: Callable[[Path, bool], None], fail_fast: bool = False):
-        self.progress, self.log, self.fail_fast = progress, log, fail_fast
 
-    def on_text(self, text: str) -> None:
-        """Print it."""
-        self.progress.print_line(text)
+class SweepListener(Progress):
+    """Shows and logs what trials report and how they end. log: as in `run_trials`."""
 
-    def on_step(self) -> None:
-        """Say what runs, if it is time for that."""
-        self.progress.tick()
-
-    def on_start(self, item: Item) -> None:
-        """Show that a worker is started."""
-        self.progress.begin(item.directory.name)
+    def __init__(self, console: Console, total: int, log: Callable[[Path, bool], None], fail_fast: bool):
+        super().__init__(console, "trials", total)
+        self.log, self.fail_fast, self.warned = log, fail_fast, set[tuple[Item, str]]()
 
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """Show what a trial does, and log the row of an epoch."""
-        if not item.directory.is_dir():  # `on_end` reports it
-            return
-        self.progress.report(item.directory.name, row)
+        super().on_report(item, row)
         if names.EPOCH in row:
-            self.progress.warn(item.directory.name, training_record.read_training_warnings(item.directory))
+            self._warn(item, training_record.read_training_warnings(item.directory))
         if names.EPOCH in row or names.ACTIVITY in row:
             self.log(item.directory, True)
 
     def on_end(self, item: Item, error: str | None) -> None:
         """Show and log the result or the failure of a trial."""
-        if not item.directory.is_dir():
-            self.progress.failed(item.directory.name, f"its folder is gone: {item.directory}")
-            return
+        self.end(item)
         result, failure = read_outcome(item.directory, error)
         if result is not None:
-            self.progress.finished(item.directory.name, result)
+            errors = [f"{name.replace('_', ' ')} {_percent(result.metrics[name])}" for name in _ERRORS]
+            self.print_outcome("done", "green", item, f"{', '.join(errors)} ({self.summary()})")
+            self._warn(item, result.warnings)
         else:
-            self.progress.failed(item.directory.name, failure["error"])
+            self.print_outcome("failed", "red", item, failure)
         self.log(item.directory, False)
         if failure and self.fail_fast:
             raise FailedFast
 
+    def _warn(self, item: Item, warnings: list[str]) -> None:
+        """Show the warnings of a trial that were not shown before."""
+        for warning in warnings:
+            if (item, warning) not in self.warned:
+                self.warned.add((item, warning))
+                self.warn(item, warning)
 
-def run_trials(
-    trials: dict[Path, TrialRecord],
-    options: RayOptions | None,
-    data_dir: str | None,
-    console: Console,
-    log: Callable[[Path, bool], None] = lambda trial_dir, running: None,
-    fail_fast: bool = False,
-) -> None:
-    """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_sweep` does.
 
-    log: as in `_SweepListener`.
+def _percent(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2f} %"
+
+
+def trial_item(trial: TrialRecord, label: str, trial_dir: Path) -> Item:
+    """Return the work of training and certifying a trial in its folder, which says of no failure any more."""
+    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # else it would be reported as this run's
+    return Item(trial_dir, label, trial.config.model_dump(mode="json"))
+
+
+def train_item(item: Item, report: Report, data_dir: str | None, code: str | None = None) -> dict[str, Any]:
+    """Train and certify a trial, of a sweep or of a search, and return its metrics. Raises as its function does."""
+    report({names.ACTIVITY: "reads its data"})
+    return train_and_certify(Trial.model_validate(item.settings), item.directory, report, data_dir, code=code).metrics
+
+
+def read_outcome(trial_dir: Path, error: str | None) -> tuple[TrialResult | None, str]:
+    """Return the result of a trial that has ended, or why it failed, which is written here if its worker died.
+
+    error: of its worker.
     """
-    if not trials:
-        return
-    items = [trial_item(trial, trial.config.label, trial_dir) for trial_dir, trial in trials.items()]
-    for item in items:  # else an old failure would be reported as this run's
-        (item.directory / folder.FAILURE).unlink(missing_ok=True)
-    work = partial(train_item, data_dir=data_dir, code=source_digest())
-    sweep_dir = items[0].directory.parents[1]
-    with SweepProgress(list(trials.values()), console, TimeLeft.measured_in(sweep_dir)) as progress:
-        listener = _SweepListener(progress, log, fail_fast)
-        try:
-            if options is None:
-                progress.print_line(f"device: {device_name(best_device())}")
-                run_here(items, work, listener)
-            else:
-                progress.print_line("connects to Ray" if options.address else "loads Ray and starts it")
-                from harness.tune import ray_tune  # here, since a finished sweep needs no Ray
-
-                ray_tune.run_on_ray(items, work, listener, options, sweep_dir)
-        except FailedFast:
-            progress.print_line("a trial failed: the others are stopped")
-        except BaseException:
-            for item in items:  # MLflow then says that nobody runs them
-                log(item.directory, False)
-            raise
+    if (result := folder.read_result(trial_dir)) is not None:
+        return result, ""
+    if (failure := folder.read_failure(trial_dir)) is not None:
+        return None, failure["error"]
+    message = mask_secrets(error or "its worker ended without a result")
+    with suppress(OSError):  # of a full disk
+        folder.write_failure(trial_dir, message)
+    return None, message

@@ -1,19 +1,22 @@
-"""Train the trials that files trial.json of results describe again, in this process."""
+"""Trials that results describe: checked against this code and its data, and trained again in this process."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from harness.common.errors import InputError, SettingError, require
-from harness.config.plugins import require_trusted
+from harness.config.buildable import check_buildable
+from harness.config.plugins import load_for, require_trusted
 from harness.config.trial import RECIPE_VERSION
+from harness.data import Data, load
+from harness.own_data import OwnData
 from harness.pretrained.checkpoint import read_file
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
 from harness.training.trial import split_images
 from harness.tune.run_sweep import run_trials
-from harness.tune.workers import load_data
 
 
 def run_trial_files(
@@ -24,35 +27,37 @@ def run_trial_files(
     trusted: the plugins that may be imported. Raises InputError for a file that is no trial of this code or names
     another plugin, or data that is not the trial's; nothing was started.
     """
-    trials = {str(path): _load_trial(path) for path in paths}
-    for trial in trials.values():
+    files = dict[Path, Path]()  # by the trials' folders
+    for path in paths:
+        trial = _load_trial(path)
         require_trusted(trial.config, trusted)
-    trial_dirs = {name: folder.trial_dir(results_dir / trial.config.sweep, trial.key) for name, trial in trials.items()}
-    for name, trial in trials.items():
         refuse_links(results_dir / trial.config.sweep)
-        folder.refuse_another(trial_dirs[name], trial)
-    unfinished = {name: trial for name, trial in trials.items() if folder.read_result(trial_dirs[name]) is None}
-    for name in trials.keys() - unfinished.keys():
-        console.print(f"{trials[name].config.label} -> {trial_dirs[name]}: finished", soft_wrap=True)
-    sources = dict[str, Path]()  # of checkpoints
-    for name, trial in unfinished.items():
-        data = load_data({name: trial}, data_dir)[trial.config.data_source]
+        trial_dir = folder.trial_dir(results_dir / trial.config.sweep, trial.key)
+        folder.refuse_another(trial_dir, trial)
+        files[trial_dir] = path
+    trials, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
+    for trial_dir, path in files.items():
+        trial = _load_trial(path)
+        if folder.read_result(trial_dir) is not None:
+            console.print(f"{trial.config.label} -> {trial_dir}: finished", soft_wrap=True)
+            continue
+        trials[trial_dir] = trial
         try:
-            split_images(trial.config, data)
+            split_images(trial.config, load_data(trial, partial(load, data_dir=data_dir)))
         except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
         if trial.config.checkpoint is not None:
-            stored = trial_dirs[name] / folder.IMPORTED
-            sources[name] = stored if stored.exists() else Path(name).with_name(folder.IMPORTED)
-            read_file(sources[name], trial.config.checkpoint)
-    for name, trial in unfinished.items():
-        make_directory(trial_dirs[name])
-        folder.take_over(trial_dirs[name], trial)
+            stored = trial_dir / folder.IMPORTED
+            sources[trial_dir] = stored if stored.exists() else path.with_name(folder.IMPORTED)
+            read_file(sources[trial_dir], trial.config.checkpoint)
+    for trial_dir, trial in trials.items():
+        make_directory(trial_dir)
+        folder.take_over(trial_dir, trial)
         if trial.config.checkpoint is not None:
-            folder.copy_checkpoint(trial.config.checkpoint, sources[name], trial_dirs[name] / folder.IMPORTED)
-        console.print(f"{trial.config.label} -> {trial_dirs[name]}", soft_wrap=True)
-    run_trials({trial_dirs[name]: trial for name, trial in unfinished.items()}, None, data_dir, console)
-    return all(folder.read_result(trial_dir) is not None for trial_dir in trial_dirs.values())
+            folder.copy_checkpoint(trial.config.checkpoint, sources[trial_dir], trial_dir / folder.IMPORTED)
+        console.print(f"{trial.config.label} -> {trial_dir}", soft_wrap=True)
+    run_trials(trials, None, data_dir, console)
+    return all(folder.read_result(trial_dir) is not None for trial_dir in files)
 
 
 def _load_trial(path: Path) -> folder.TrialRecord:
@@ -63,3 +68,16 @@ def _load_trial(path: Path) -> folder.TrialRecord:
     version = trial.recipe_version
     require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}, that of this code")
     return trial
+
+
+def load_data(trial: folder.TrialRecord, load_source: Callable[[str | OwnData], Data]) -> Data:
+    """Return the data set of a trial, after checking that this code can run the trial on it.
+
+    load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing or another one.
+    """
+    load_for(trial.config)
+    check_buildable(trial.config)
+    data = load_source(trial.config.data_source)
+    fits = data.fingerprint == trial.fingerprint
+    require("data", data.fingerprint, fits, f"the data it was made for, {trial.fingerprint}")
+    return data

@@ -37,8 +37,8 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
+from harness.tune.items import Item, Listener, run_items, share_machine
 from harness.tune.progress import Bars
-from harness.tune.workers import Item, Listener, run_items
 
 _NETWORK = r"""\s*\(\s*(?:'\w+'|"\w+")\s*,\s*(?:'([^']*)'|"([^"]*)")\s*\)\s*"""
 _NETWORKS = re.compile(rf"\s*\[(?:{_NETWORK},)*(?:{_NETWORK})?\]\s*")
@@ -181,7 +181,9 @@ def _solve_missing(
         known = [record for record in records.values() if record]
         write_text(directory / RESULTS, results_text(known))
         counts = _counts(known)
-        bars.move("instances", counts.total(), len(queries), _in_words(counts))
+        bars.move(
+            "all", f"{counts.total()} of {len(queries)} instances", counts.total() / len(queries), _in_words(counts)
+        )
         if not console.is_terminal:
             name = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{name}: {record['result']}, {record['seconds']:.1f} s"
@@ -194,7 +196,7 @@ def _solve_missing(
                 write(path, problems[path])
         items = [Item(path, path.stem, queries[path]) for path in todo if path not in problems]
         if items:
-            run_items(items, _solve_instance, _Ends(write), "", workers)
+            run_items(items, _solve_instance, _Ends(write), share_machine(len(items), workers))
 
 
 class _Ends(Listener):

@@ -21,7 +21,8 @@ from harness.evaluation.ranges import evaluate_range, finish_evaluation
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import certification, folder, ranges
-from harness.tune.certify_trials import Certification, certify
+from harness.tune.certify_plan import Certification
+from harness.tune.certify_trials import certify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}
@@ -87,7 +88,7 @@ def _certify(trial_dir: Path) -> None:
     limits = {"bab_seconds": None, "bab_branches": 60}
     settings = trial.config.evaluation.replace(stages=stages, test_images=CERTIFIED_IMAGES, **limits)
     trial = replace(trial, config=trial.config.replace(evaluation=settings))
-    assert certify([Certification(trial_dir, "", trial, load("digits"))], None, 1, Console(quiet=True))
+    assert certify([Certification(trial_dir, trial, load("digits"))], None, 1, Console(quiet=True))
 
 
 Change = Callable[[Sweep], None]

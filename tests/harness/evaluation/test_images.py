@@ -9,7 +9,7 @@ from harness.checker.verdicts import _evaluated_images
 from harness.data import load
 from harness.storage.folder import make_trial
 from harness.training.trial import split_images
-from harness.tune.certify_trials import Certification, _change_evaluation
+from harness.tune.certify_plan import Certification, change_evaluation
 
 TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
 
@@ -24,8 +24,8 @@ def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_ou
     options = SimpleNamespace(
         stages="ibp", seconds=None, branches=None, images=images, certificates=False, stage_seconds=None
     )
-    certification = _change_evaluation(config, options)
-    certified = Certification(TRIAL, "", make_trial(certification, data.fingerprint), data)
+    certification = change_evaluation(config, options)
+    certified = Certification(TRIAL, make_trial(certification, data.fingerprint), data)
     of_trial = data.train.labels[-40:] if held_out else data.test.labels[:test_images]
     of_certification = of_trial if images is None else of_trial[:images]
     assert split_images(config, data)[1].labels.equal(of_trial)

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,7 +13,6 @@ import torch
 from processes import alive, descendants, wait_for
 
 import cerdeq
-from harness.checker.bounds import operators
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
@@ -23,8 +21,8 @@ from harness.evaluation.ledger import SoundnessError
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder, ranges
 from harness.training import train_and_certify
-from harness.tune import certify_trials
-from harness.tune.workers import Item, Listener, run_items
+from harness.tune import certify_plan, certify_trials
+from harness.tune.items import share_machine
 
 STAGES = "ibp,crown-ibp,crown"
 NAME = "ibp+crown-ibp+crown-30-images"
@@ -129,14 +127,6 @@ def printed(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_networks_that_recheck_cannot_read_are_named(sweep_dir, monkeypatch, capsys):
-    monkeypatch.delitem(operators._MODULES, torch.nn.ReLU)
-    monkeypatch.setattr(certify_trials, "evaluate_range", die)
-    assert run(sweep_dir) == 130
-    printed = capsys.readouterr().out
-    assert printed.count("warning: cnn5: harness.recheck will confirm no verdict: it has no rule for ReLU()") == 1
-
-
 def test_every_finished_trial_has_verdicts_and_a_result(certified):
     for trial_dir in finished_trials(certified):
         directory = trial_dir / "certified" / NAME
@@ -184,7 +174,7 @@ def test_what_is_of_other_weights_or_versions_is_evaluated_again(
         assert run(trial_dir) == 0
         evaluated.clear()
     if change == "versions":
-        monkeypatch.setattr(certify_trials, "describe_environment", lambda device: {"torch": "another"})
+        monkeypatch.setattr(certify_plan, "describe_environment", lambda device: {"torch": "another"})
     else:
         shutil.copy(other / folder.WEIGHTS, trial_dir / folder.WEIGHTS)
     certify_trials._open.cache_clear()
@@ -377,11 +367,7 @@ def test_a_certification_that_cannot_be_read_is_refused_and_stays(certified, tmp
 )
 def test_so_many_workers_as_are_asked_for_fit_on_the_gpus(monkeypatch, workers, gpus, share):
     """Ray gives a worker its share of one GPU: of shares of 2 / 3 there is room for one on each."""
-    given = []
-    run_on_ray = lambda items, work, listener, options, scratch: given.append(options)  # noqa: E731
-    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", SimpleNamespace(run_on_ray=run_on_ray))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    items = [Item(Path(str(number)), "", {}) for number in range(workers)]
-    run_items(items, lambda item, report: {}, Listener(), "", workers)
-    assert (given[0].gpu, given[0].at_once) == (share, workers)
-    assert share == 0 or int(1 / given[0].gpu) * gpus >= workers
+    options = share_machine(workers, workers)
+    assert (options.gpu, options.at_once) == (share, workers)
+    assert share == 0 or int(1 / options.gpu) * gpus >= workers

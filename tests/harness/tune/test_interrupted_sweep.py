@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -85,45 +84,6 @@ def stopped_in_the_middle(study, number, send=None):
     return driver.returncode, out, err, left
 
 
-def assert_the_same_command_finishes(study, left, printed=()):
-    assert study.main() == 0
-    study.assert_complete(printed)
-    for trial_dir, before in left.items():
-        assert_goes_on(trial_dir, before)
-
-
-@pytest.mark.slow
-def test_after_a_killed_driver_the_same_command_goes_on(tmp_path, store, cluster):
-    study = Study(tmp_path, {**LONG, "name": "killed", "seeds": [0, 1, 2]}, store)
-    *_, left = stopped_in_the_middle(study, signal.SIGKILL)
-    assert_the_same_command_finishes(study, left)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_s_trial_goes_on_within_the_same_command(tmp_path, store, cluster, caplog, capsys):
-    study = Study(tmp_path, {**LONG, "name": "worker"}, store)
-    (trial_dir,) = study.trial_dirs.values()
-    before, killed = [], []
-
-    def kill():
-        wait_for(lambda: len(training_record.read_epochs(trial_dir)) > 2)
-        killed.extend(workers(os.getpid()))
-        for worker in killed:
-            os.kill(worker, signal.SIGKILL)
-        before.extend(training_record.read_epochs(trial_dir))
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    assert study.main() == 0
-    killer.join()
-    assert killed
-    assert 3 <= len(before) < 12
-    study.assert_complete()
-    assert_goes_on(trial_dir, before)
-    assert "Traceback" not in capsys.readouterr().out
-    assert not caplog.records, "a retry is nobody's business, and Tune's traceback would tear the live table"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "send"),
@@ -141,4 +101,7 @@ def test_after_a_signal_the_same_command_goes_on(tmp_path, store, cluster, numbe
     assert {run.info.status for run in study.runs.values()} <= {"KILLED", "FINISHED"}
     unfinished = [trial_dir for trial_dir in left if folder.read_result(trial_dir) is None]
     assert "KILLED" in {study.runs[trial_dir.name].info.status for trial_dir in unfinished}
-    assert_the_same_command_finishes(study, left)
+    assert study.main() == 0
+    study.assert_complete()
+    for trial_dir, before in left.items():
+        assert_goes_on(trial_dir, before)

@@ -17,14 +17,13 @@ import pytest
 import torch
 
 from harness.common import names
-from harness.common.errors import SettingError
 from harness.data import load
-from harness.machine.device import NoGpuError
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
 from harness.tune import ray_connection, ray_tune
-from harness.tune.ray_connection import RayDiedError, ResourceError, ray
-from harness.tune.workers import Item, Listener, RayOptions, train_item
+from harness.tune.items import Item, Listener, RayOptions
+from harness.tune.ray_connection import RayDiedError, ray
+from harness.tune.run_sweep import train_item
 
 PROBE = "probe.json"
 
@@ -71,7 +70,7 @@ def call(root, items, work, **options):
         work(item.directory, report)
         return {"last": 1.0}
 
-    events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "data_dir": "", **options})
+    events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "at_once": 4, **options})
     paths = [root / "results" / name for name in items]
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ def look(item, report):
 
 @pytest.mark.slow
 def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tune, "_limit_torch", print)  # torch sees no GPU
+    monkeypatch.setattr(ray_tune, "limit_gpu_memory", print)  # torch sees no GPU
     items = [f"4-{number}" for number in range(5)]
     events = call(tmp_path, items, look, gpu=0.5)
     probes = [json.loads(path.read_text()) for path in (tmp_path / "results").glob(f"*/{PROBE}")]
@@ -135,7 +134,7 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
     events = call(tmp_path, ["raises", "refuses", "recovers", "trained"], work, cpu=2)
     attempts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "results").glob("*/attempts")}
     assert attempts == {"raises": 2, "refuses": 1, "recovers": 2}
-    assert events.ends["raises"] == ["its worker failed 2 times: ValueError: boom"]
+    assert events.ends["raises"] == ["its worker failed 2 times: ValueError: boom and a second line"]
     assert "DamagedFileError: " in events.ends["refuses"][0]
     assert events.ends["recovers"] == events.ends["trained"] == [None]
     assert json.loads((tmp_path / "results/recovers" / PROBE).read_text()) in (None, ""), (
@@ -176,7 +175,7 @@ def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
 
     items = [Item(tmp_path / "2-1", "2-1", {})]
     with pytest.raises(OSError, match="No space left"):
-        ray_tune.run_on_ray(items, lambda item, report: {}, Full(), RayOptions(1, 0, ""), tmp_path)
+        ray_tune.run_on_ray(items, lambda item, report: {}, Full(), RayOptions(1, 0, 1), tmp_path)
 
 
 @pytest.fixture
@@ -191,7 +190,7 @@ def do_in_worker(monkeypatch, tmp_path):
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
         trial_dir = tmp_path / "tiny/trials/0"
-        ray_tune._trainable(work, directory)({"trial": ray_tune._settings(item_of(trial_dir))})
+        ray_tune.make_trainable(work, directory)({ray_tune.TRIAL: ray_tune.settings_of(item_of(trial_dir))})
         return reports
 
     yield do
@@ -210,7 +209,7 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
     folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
     *_, last = do_in_worker(partial(train_item, data_dir=None))
     error = {"diverges": "NonFiniteLossError", "unreadable": "SettingError: data: found"}[name]
-    assert error in last[ray_tune._ERROR] and error in folder.read_failure(trial_dir)["error"]
+    assert error in last[ray_tune.ERROR] and error in folder.read_failure(trial_dir)["error"]
 
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
@@ -222,59 +221,12 @@ def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
 
 
-@pytest.mark.slow
-def test_relative_paths_mean_the_same_in_a_worker(real_ray, tmp_path, monkeypatch):
-    """Tune gives each worker a directory of its own; options such as `file: net.onnx` are relative to the command's."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.onnx").write_text("a network")
-    call(tmp_path, ["0", "1"], lambda item, report: (item / PROBE).write_text(Path("net.onnx").read_text()))
-    assert [(tmp_path / "results" / name / PROBE).read_text() for name in "01"] == ["a network"] * 2
-
-
 def test_a_worker_is_where_the_command_is_or_stays_on_a_machine_without_that_directory(do_in_worker, tmp_path):
     (tmp_path / "there").mkdir()
     seen = []
     for name in ("there", "missing"):
         do_in_worker(lambda *_: seen.append(Path.cwd()), tmp_path / name)
     assert seen == [tmp_path / "there"] * 2
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_torch_does_not_see_is_an_error(do_in_worker):
-    with pytest.raises(NoGpuError, match="GPU is reserved for this process, and torch cannot use it"):
-        do_in_worker(print, CPU=1.0, GPU=0.5)
-
-
-@pytest.fixture
-def two_machines(monkeypatch):
-    """A Ray of two machines with two CPUs and a GPU each, which starts nothing."""
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}] * 2)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
-    monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
-
-
-@pytest.mark.parametrize(
-    ("cpu", "gpu", "message"), [(3, 0, "cpu: found 3, allowed: at most 2"), (1, 2.5, "gpu: found 2.5")]
-)
-def test_more_than_any_machine_has_is_refused(tmp_path, two_machines, cpu, gpu, message):
-    with pytest.raises(SettingError, match=message):
-        call(tmp_path, ["one"], print, cpu=cpu, gpu=gpu)
-
-
-def test_one_machine_must_have_the_cpus_and_the_gpu(tmp_path, two_machines, monkeypatch):
-    """Each is there, on another machine: Ray would wait for ever."""
-    machines = [{"CPU": 32.0}, {"CPU": 2.0, "GPU": 1.0}]
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": machine} for machine in machines])
-    with pytest.raises(SettingError, match="cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU"):
-        call(tmp_path, ["one"], print, cpu=8, gpu=1)
-
-
-def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeypatch):
-    """A trial asks for a GPU only if torch has seen one."""
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
-    with pytest.raises(ResourceError, match="CUDA_VISIBLE_DEVICES"):
-        call(tmp_path, ["one"], print, gpu=0.5)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +236,6 @@ def test_a_gpu_that_ray_does_not_see_is_an_error(tmp_path, two_machines, monkeyp
 def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_up, address, error):
     calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: is_up)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
 
     def init(address, **_):
         calls.append(f"init {address}")
@@ -294,7 +244,6 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr(ray_connection.socket, "create_connection", lambda *_: io.BytesIO())
-    monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
 
     def fit(self):
         if error:
@@ -306,11 +255,11 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     assert calls == ([] if is_up else [f"init {address or 'local'}", "shutdown"])
 
 
-def test_an_error_of_ray_itself_is_its_death(tmp_path, two_machines, monkeypatch):
+def test_an_error_of_ray_itself_is_its_death(tmp_path, monkeypatch):
     def fit(self):
         raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
 
-    monkeypatch.setattr(ray_tune, "check_storage", lambda *_: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
     with pytest.raises(
         RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"
@@ -322,7 +271,7 @@ BECOMES_STUCK = """
 import os, signal, sys, time
 from pathlib import Path
 from harness.tune import ray_tune
-from harness.tune.workers import Item, Listener, RayOptions
+from harness.tune.items import Item, Listener, RayOptions
 
 class Killing(Listener):
     killed = 0
@@ -335,7 +284,7 @@ def work(item, report):
     report({"epoch": 1})
     time.sleep(600)
 
-ray_tune.run_on_ray([Item(Path("one"), "one", {})], work, Killing(), RayOptions(1, 0, ""), Path.cwd())
+ray_tune.run_on_ray([Item(Path("one"), "one", {})], work, Killing(), RayOptions(1, 0, 1), Path.cwd())
 """
 
 

@@ -15,6 +15,7 @@ from baselines import DATASETS
 from harness.command_line import main
 from harness.config.trial import Trial
 from harness.data import load
+from harness.machine.device import count_cores
 from harness.storage import files, folder
 
 
@@ -27,7 +28,7 @@ from harness.storage import files, folder
         ("train_images", 1438, "train_images: found 1438, allowed: 1 to 1437; "),
         ("validation_images", 1437, "validation_images: found 1437, allowed: at most 1436; "),
         ("evaluation.test_images", 361, "evaluation.test_images: found 361, allowed: 1 to 360; "),
-        ("resources.cpu", 1000, f"resources.cpu: found 1000, allowed: at most {os.cpu_count()}, "),
+        ("resources.cpu", 1000, f"resources.cpu: found 1000, allowed: at most {count_cores()}, "),
     ],
 )
 def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tmp_path, key, value, expected):
@@ -42,18 +43,18 @@ def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tm
 
 def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_path, monkeypatch):
     machines = [{"CPU": 32, "GPU": 0}, {"CPU": 2, "GPU": 1}]
-    monkeypatch.setattr("harness.tune.planned_sweep.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
     path = write(tmp_path, changed(("resources", {"cpu": 8, "gpu": 1})))
     expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU (profile full)"
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
 
 
-def test_a_trial_json_that_asks_for_more_images_than_there_are_is_refused(tmp_path, capsys):
-    config = trials_of(tmp_path, BASE)[0].replace(validation_images=1400)
-    trial = folder.make_trial(config, load("digits").fingerprint)
-    files.write_json(path := tmp_path / "trial.json", folder.trial_json(trial))
-    assert main("run", ["--here", str(path), "--results-dir", str(tmp_path / "results")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {path}: train.batch_size: found 64, allowed: at most the 37")
+@pytest.mark.parametrize(("key", "value"), [("train.epochs", 0), ("trials.0.model", "cnn55")])
+@pytest.mark.parametrize("profiles", [{}, {"cpu": {"seeds": [1]}}])
+def test_a_wrong_file_is_refused_before_a_cluster_is_asked(refused, tmp_path, monkeypatch, key, value, profiles):
+    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: pytest.fail("it asks Ray"))
+    path = write(tmp_path, changed((key, value), ("profiles", profiles)))
+    assert f"{path}: {key}: found {value!r}" in refused(path, "--ray-address", "127.0.0.1:9")
 
 
 def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_path, monkeypatch):

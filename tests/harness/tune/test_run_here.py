@@ -26,13 +26,13 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-TRIAL_AND_TABLES = """
+RUN = """
 import contextlib, sys
 from harness.command_line import main
 with contextlib.suppress(ModuleNotFoundError):
     import ray
     sys.exit("is not blocked")
-sys.exit(main("run", ["--here", "../trial.json", "--results-dir", "out"]) or main("tables", ["out/tiny"]))
+sys.exit(main("run", ["--here", "../study.yaml", "--results-dir", "out"]))
 """
 
 
@@ -80,23 +80,22 @@ def trial_dir_of(path):
     return folder.trial_dir(path.parent / "results" / content["config"]["sweep"], content["key"])
 
 
-def test_a_trial_runs_and_tables_are_written_without_ray_and_mlflow(trial_file, tmp_path):
+def test_a_sweep_runs_to_its_tables_without_ray_and_mlflow(tmp_path):
     """In a process of its own, outside the project; equilibrium networks and Parquet included."""
-    path = trial_file(model="cerdeq", options={"iterations": 3, "backward_iterations": 3}, train_images=128)
+    few = {"iterations": 3, "backward_iterations": 3}
+    trials = [{"model": "cerdeq", "method": "ibp", "options": few}]
+    write(tmp_path, {**TINY, "train_images": 128, "train": {**TINY["train"], "epochs": 1}, "trials": trials})
     for name in ("block", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "block/sitecustomize.py").write_text(BLOCKER)
     paths = [str(tmp_path / "block"), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-c", TRIAL_AND_TABLES]
     options = {"cwd": tmp_path / "elsewhere", "env": environment, "capture_output": True, "text": True, "timeout": 200}
-    done = subprocess.run(command, **options)
+    done = subprocess.run([sys.executable, "-c", RUN], **options)
     assert (done.returncode, done.stderr) == (0, "")
-    trial_dir = tmp_path / "elsewhere/out/tiny/trials" / json.loads(path.read_text())["key"]
-    assert folder.read_trial(trial_dir / folder.TRIAL) == folder.read_trial(path)
+    (trial_dir,) = folder.trial_folders(tmp_path / "elsewhere/out/tiny")
     error = folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
-    for part in (f" -> out/tiny/trials/{trial_dir.name}\n", f"certified error {error:.2f} % (1 of 1 trials"):
-        assert part in done.stdout
+    assert f"certified error {error:.2f} % (1 of 1 trials" in done.stdout
     assert json.loads((trial_dir.parents[1] / "leaderboard.json").read_text())[0][names.CERTIFIED_ERROR] == error
 
 
@@ -113,7 +112,10 @@ def test_a_sweep_file_s_trials_are_those_that_harness_run_finds_finished(tmp_pat
     assert "1 finished already" in capsys.readouterr().out
     assert "leaderboard.md" in {path.name for path in trial_dir.parents[1].iterdir()}
     assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
-    assert folder.read_result(tmp_path / "again/tiny/trials" / trial_dir.name) is not None
+    again = tmp_path / "again/tiny/trials" / trial_dir.name
+    assert f" -> {again}\n" in capsys.readouterr().out
+    assert folder.read_trial(again / folder.TRIAL) == folder.read_trial(trial_dir / folder.TRIAL)
+    assert folder.read_result(again) is not None
 
 
 def test_a_run_here_removes_nothing_that_others_write(tmp_path):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from harness.command_line import main
+from harness.config.trial import RECIPE_VERSION
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 
@@ -54,6 +55,14 @@ def test_a_trial_runs_where_the_run_that_holds_the_directory_wrote_for_it(copied
     assert "unfinished" in by_model["cerdeq"] and "2 h ago" in by_model["cerdeq"]
     by_model, _ = status_of(copied, capsys)
     assert "unfinished" in by_model["cnn5"], "nobody holds the directory any more"
+
+
+def test_a_trial_of_an_older_recipe_counts_as_none_of_today_s(copied, capsys):
+    path = copied.trial_dirs["cnn5", 0] / folder.TRIAL
+    path.write_text(path.read_text().replace(f'"recipe_version": {RECIPE_VERSION}', '"recipe_version": 1'))
+    by_model, lines = status_of(copied, capsys)
+    assert "of an older recipe" in by_model["cnn5"] and "finished" in by_model["cerdeq"]
+    assert lines[-1].startswith("2 trials: 1 finished, 1 of an older recipe; ")
 
 
 @pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT])

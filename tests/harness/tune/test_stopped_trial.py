@@ -14,7 +14,7 @@ from harness.data import load
 from harness.storage import files, folder, ranges, training_record
 from harness.storage.folder import make_trial, trial_json
 from harness.training import train_and_certify
-from harness.tune.progress import SweepProgress
+from harness.tune.run_sweep import SweepListener
 
 
 @pytest.fixture
@@ -141,12 +141,12 @@ def test_several_trials_in_order_one_finished_one_that_fails(trial_file, tmp_pat
 def test_sigterm_ends_a_trial_and_the_same_command_goes_on(trial_file, tmp_path, capsys, monkeypatch):
     (first, trial_dir), (second, other) = trial_file(train={"epochs": 3}), trial_file(seed=1)
 
-    def terminate(progress, key, row):
+    def terminate(listener, item, row):
         if row.get(names.EPOCH) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SweepProgress, "report", terminate)
+        patch.setattr(SweepListener, "on_report", terminate)
         assert call(tmp_path, first, second) == TERMINATED
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
     assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == [0, 1]

@@ -1,0 +1,120 @@
+"""Items of work, such as a trial of a sweep or a range of images, done under Ray or in this process."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.common.errors import error_line
+from harness.machine.device import count_cores
+from harness.machine.freed_memory import free_memory
+from harness.training.trial import Report
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of work.
+
+    directory: where its results go, such as a trial's folder.
+    images: those of a trial that are evaluated, if that is the work.
+    label: its name in messages and in Ray's dashboard.
+    settings: JSON, such as a trial's config; Ray shows it.
+    """
+
+    directory: Path
+    label: str = field(compare=False)
+    settings: dict[str, Any] = field(compare=False)
+    images: range | None = None
+
+
+Work = Callable[[Item, Report], dict[str, Any]]
+"""Does an item and returns its last numbers."""
+
+
+class Listener:
+    """What happens to items, told to the process of the command; the methods here do nothing."""
+
+    def on_start(self, item: Item) -> None:
+        """An item begins, or begins again in another worker."""
+
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
+        """An item has reported."""
+
+    def on_end(self, item: Item, error: str | None) -> None:
+        """An item has ended, by an error or by none."""
+
+    def on_step(self) -> None:
+        """Some time has passed; under Ray several times a second."""
+
+    def on_text(self, text: str) -> None:
+        """There is something to be said to a person."""
+
+
+class FailedFast(Exception):  # noqa: N818
+    """An item has failed, and no other is wanted: a listener raises it under --fail-fast."""
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How Ray runs items.
+
+    cpu, gpu: what each item reserves; items with a fraction of a GPU share it.
+    at_once: the most items at a time; None for as many as fit.
+    address: of a running cluster; None starts one on this machine.
+    dashboard: whether the Ray that is started has its dashboard.
+    """
+
+    cpu: int
+    gpu: float
+    at_once: int | None
+    address: str | None = None
+    dashboard: bool = False
+
+
+def share_machine(count: int, workers: int | None) -> RayOptions | None:
+    """Return how so many items are done on this machine, one for each GPU or core; None for one at a time.
+
+    workers: how many at a time, if that is asked for.
+    """
+    gpus = torch.cuda.device_count()
+    at_once = min(count, workers or gpus or count_cores())
+    gpu = 1 / math.ceil(at_once / gpus) if gpus and at_once else 0.0  # a worker's share is of one GPU alone
+    return RayOptions(cpu=1, gpu=gpu, at_once=at_once) if at_once > 1 else None
+
+
+def run_items(
+    items: Iterable[Item], work: Work, listener: Listener, ray: RayOptions | None, directory: Path | None = None
+) -> bool:
+    """Do items under Ray or, without its options, in this process; return False if `FailedFast` has ended that.
+
+    An item that fails ends no other one. directory: where Ray writes what it knows, if that is to stay. Raises as
+    `run_on_ray` does.
+    """
+    try:
+        if ray is None:
+            for item in items:
+                _do_here(item, work, listener)
+        else:
+            listener.on_text("connects to Ray" if ray.address else "loads Ray and starts it")
+            from harness.tune.ray_tune import run_on_ray  # here, since it takes seconds
+
+            run_on_ray(items, work, listener, ray, directory)
+    except FailedFast:
+        listener.on_text("a trial failed: the others are stopped")
+        return False
+    return True
+
+
+def _do_here(item: Item, work: Work, listener: Listener) -> None:
+    error = None
+    listener.on_start(item)
+    try:
+        work(item, partial(listener.on_report, item))
+    except Exception as cause:
+        error = error_line(cause)
+    free_memory()
+    listener.on_end(item, error)
