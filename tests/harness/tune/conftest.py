@@ -1,10 +1,8 @@
 """One Ray, one finished sweep and one new MLflow store for all tests, since each takes seconds to make."""
 
 import logging
-import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +11,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from mlflow_folders import finish, make_folder
 from processes import descendants
 from rich.console import Console
 from study import SETTINGS, TINY, TOKEN, Study
@@ -69,10 +66,14 @@ def store(tmp_path_factory, opened_store):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, store):
-    """The command in a process of its own, on a terminal nobody watches, and what is left of it."""
-    study = Study(tmp_path_factory.mktemp("tiny"), TINY, store)
-    driver = study.start(cwd=study.root)
+def finished(tmp_path_factory):
+    """The command in a process of its own, on a terminal nobody watches, and what is left of it.
+
+    It makes the store of MLflow that is the default, in the working directory.
+    """
+    root = tmp_path_factory.mktemp("tiny")
+    study = Study(root, TINY, f"sqlite:///{root}/mlflow.db")
+    driver = study.start(study.options[:-2], cwd=root)
     started = set()
 
     def watch():
@@ -111,47 +112,12 @@ def no_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
 
 
-FIRST_USES = """
-import os, pathlib, sys, warnings
-from rich.console import Console
-from harness.tracking.tracker import Tracker
-warnings.filterwarnings("ignore", ".*fork")  # of later versions of Python
-for number in range(4):
-    if not os.fork():
-        try:
-            Tracker.open(f"study {number % 2}", sys.argv[2], Console())
-        except BaseException as error:
-            print(error, flush=True)
-            os._exit(1)
-        os._exit(0)
-if any([os.wait()[1] for _ in range(4)]):
-    sys.exit("a process cannot open a new store")
-Tracker.open("study", None, Console()).log(pathlib.Path(sys.argv[1]))
-"""
-
-
 @pytest.fixture(scope="session")
-def made_by_default(tmp_path_factory):
-    """A process without a setting of a store that logged a finished trial, and the directory that it worked in.
-
-    Before that, four processes open the store new/mlflow.db, beside that directory, at once.
-    """
-    directory = tmp_path_factory.mktemp("default-store") / "a directory"
-    directory.mkdir()
-    finish(trial_dir := make_folder(directory.parent))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    other = f"sqlite:///{directory.parent}/new/mlflow.db"
-    command = [sys.executable, "-W", "default", "-c", FIRST_USES, str(trial_dir), other]
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True), directory
-
-
-@pytest.fixture(scope="session")
-def opened_store(tmp_path_factory, made_by_default):
+def opened_store(tmp_path_factory):
     """The URI of an MLflow store that has been opened; each test's experiment has its name."""
-    path = tmp_path_factory.mktemp("opened-store") / "mlflow.db"
-    shutil.copy(made_by_default[1] / "mlflow.db", path)
-    return f"sqlite:///{path}"
+    uri = f"sqlite:///{tmp_path_factory.mktemp('opened-store')}/mlflow.db"
+    Tracker.open("first", uri, Console())
+    return uri
 
 
 @pytest.fixture

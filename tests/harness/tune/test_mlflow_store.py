@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -230,6 +233,8 @@ def test_how_to_open_is_a_command_and_a_short_link(tracker):
     link = f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
     command = f"uv run mlflow ui --backend-store-uri {tracker.uri}"
     assert tracker.how_to_open() == f"{command}\nhttp://127.0.0.1:5000{link}"
+    spaced = Tracker("sqlite:///a folder/m.db", "", tracker.experiment_id, tracker.client, Console())
+    assert "--backend-store-uri 'sqlite:///a folder/m.db'\n" in spaced.how_to_open()
     server = Tracker("http://user:secret@server:8080/", "", tracker.experiment_id, tracker.client, Console())
     assert server.how_to_open() == f"http://user:***@server:8080{link}"
 
@@ -253,19 +258,30 @@ def test_the_environment_names_the_store_and_the_option_wins(opened_store, tmp_p
     assert experiment.artifact_location.startswith(f"{tmp_path}/mlruns/")
 
 
-def test_without_a_uri_the_store_is_in_the_working_directory_and_nothing_is_printed(made_by_default):
-    done, directory = made_by_default
+OPENS_AT_ONCE = """
+import os, sys, warnings
+from rich.console import Console
+from harness.tracking.tracker import Tracker
+warnings.filterwarnings("ignore", ".*fork")  # of later versions of Python
+for number in range(4):
+    if not os.fork():
+        try:
+            Tracker.open(f"study {number % 2}", sys.argv[1], Console())
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+        os._exit(0)
+sys.exit(any([os.wait()[1] for _ in range(4)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_new_store_is_opened_by_several_processes_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-W", "default", "-c", OPENS_AT_ONCE, uri]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert {path.name for path in directory.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlruns"}
-    tracker = opened("study", f"sqlite:///{directory}/mlflow.db")
-    assert only_run(tracker).info.artifact_uri.startswith(f"{directory}/mlruns/study/")
-    assert f"--backend-store-uri 'sqlite:///{directory}/mlflow.db'" in tracker.how_to_open()
-
-
-def test_a_new_store_is_opened_by_several_processes_at_once(made_by_default):
-    done, directory = made_by_default
-    assert done.returncode == 0, done.stdout + done.stderr
-    uri = f"sqlite:///{directory.parent}/new/mlflow.db"
     experiments = {experiment.name for experiment in MlflowClient(uri).search_experiments()}
     assert experiments == {"Default", "study 0", "study 1"}
 
