@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from harness.common.errors import InputError, SettingError, require
+from harness.common.errors import InputError, SettingError, located, require
 
 INCLUDE = "include"
 MOST_CHARACTERS = 1_000_000
@@ -36,7 +36,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
             raise SettingError(f"{last}: {INCLUDE}", name, allowed) from None
         is_other = isinstance(name, str) and target not in files and target.is_relative_to(path.parent.resolve())
         require(f"{last}: {INCLUDE}", name, is_other, allowed)
-        content = merge(_read_mapping(included), content)
+        with located(f"{last}: {INCLUDE}: "):
+            content = merge(_read_mapping(included), content)
         last = files[target] = included
     return content, list(files.values())[1:]
 

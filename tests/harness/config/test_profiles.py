@@ -116,6 +116,7 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
         ("link.yaml", BASE, "study.yaml: include: found 'link.yaml', allowed: the relative path"),
         ("recipes/recipe.yaml", {"include": "../../other.yaml"}, "recipe.yaml: include: found '../../other.yaml'"),
         ("nowhere.yaml", BASE, "nowhere.yaml: cannot be read: No such file"),
+        ("nowhere.yaml", BASE, "study.yaml: include: /"),
         ("recipes/recipe.yaml", "- secret\n", "recipes/recipe.yaml: found a list, allowed: a mapping"),
         ("recipes/recipe.yaml", "secret", "recipes/recipe.yaml: found a text, allowed: a mapping"),
         ("recipes/recipe.yaml", "secret\n: secret", "recipes/recipe.yaml: is not YAML: "),
