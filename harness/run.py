@@ -95,8 +95,7 @@ def main(options: argparse.Namespace) -> int:
     data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
     fitting = count_fitting(machines(), cpu, gpu)
     at_once = 1 if options.here else min(fitting, count or fitting)
-    # A sampler proposes when a worker is free. A list of trials needs no limit: more machines may join the cluster.
-    ray = RayOptions(cpu, gpu, at_once if sweep.search else count, address, options.dashboard)
+    ray = RayOptions(cpu, gpu, count, address, options.dashboard)
     lacks_candidates = False
     if sweep.search is not None:
         from harness.tune.run_search import run_search  # here, since most sweeps need no Optuna

@@ -73,12 +73,11 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
         trial, written = read_record(path), folder.last_write(directory)
         state = replace(state, trial=trial, written=written)
         state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
-        result, failure = folder.read_result(directory), folder.read_failure(directory)
-        if result is not None:
+        if (result := folder.read_result(directory)) is not None:
             error = result.metrics.get(names.CERTIFIED_ERROR)
             description = f"certified error {'not finite' if error is None else f'{error:.2f} %'}"
             return replace(state, state=State.FINISHED, description=description, result=result)
-        if failure is not None:
+        if (failure := folder.read_failure(directory)) is not None:
             return replace(state, state=State.FAILED, description=str(failure["error"]), failure=failure)
         if written is None:
             return state

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 os.environ.update(
     {
         "RAY_AIR_NEW_OUTPUT": "0",  # with the new output, Tune prints a box even if verbose=0
@@ -42,7 +40,6 @@ os.environ.update(
 import ray
 
 from harness.common.errors import InputError
-from harness.machine.device import count_cores
 
 _ATTEMPTS = 3
 _ERROR = re.compile(r"\[[^]]+ [EC] \d+ \d+\] .*")  # a line of Ray's logs
@@ -80,7 +77,12 @@ def connected_to_ray(address: str | None, dashboard: bool = False) -> Iterator[s
 def machines_of_cluster(address: str) -> list[dict[str, float]]:
     """Return the "CPU" and "GPU" of each machine of the cluster at `address`."""
     with connected_to_ray(address):
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return machines_of_ray()
+
+
+def machines_of_ray() -> list[dict[str, float]]:
+    """Return the "CPU" and "GPU" of each machine that this process is connected to."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [{name: resources.get(name, 0) for name in ("CPU", "GPU")} for resources in alive]
 
 
@@ -110,11 +112,10 @@ def _connect(address: str) -> str:
 def _start(dashboard: bool) -> str:
     """Start Ray on this machine, with a token that nobody else has, and return the URL of its dashboard."""
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    resources = {"num_cpus": count_cores(), "num_gpus": torch.cuda.device_count()}  # what trials were planned for
     options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return str(ray.init("local", **resources, **options).dashboard_url or "")
+            return str(ray.init("local", **options).dashboard_url or "")
         except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
             ray.shutdown()
             cause = f"Ray cannot be started here: {' '.join(str(error).split())}{_end_of_log()}"

@@ -21,7 +21,13 @@ from typing import Any
 import torch
 
 # isort: off
-from harness.tune.ray_connection import RayDiedError, connected_to_ray, is_here_alive, ray  # before Ray itself
+from harness.tune.ray_connection import (  # before Ray itself
+    RayDiedError,
+    connected_to_ray,
+    is_here_alive,
+    machines_of_ray,
+    ray,
+)
 
 # isort: on
 from ray import tune
@@ -36,6 +42,7 @@ from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import DETERMINISTIC_ERRORS
 from harness.tune.items import Item, Listener, RayOptions, Work
+from harness.tune.machines import check_fits, count_fitting
 
 RAY_STATE = "ray"
 """The directory of Ray's own state, in that of the results."""
@@ -137,7 +144,7 @@ def run_on_ray(
         directory: of the results; Ray's own state stays there.
 
     Raises:
-        InputError: Ray cannot be used.
+        InputError: Ray cannot be used, or no machine has what an item reserves.
         RayDiedError: Ray has died.
         Stopped: SIGINT or SIGTERM came. Workers have ended.
         Exception: of the listener.
@@ -154,6 +161,12 @@ def run_on_ray(
             listener.on_text(f"Ray's dashboard: http://{url}")
         if options.dashboard and not options.address:
             listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
+        machines = machines_of_ray()
+        check_fits(machines, options.cpu, options.gpu)  # Ray may see less than torch, and would wait for ever
+        at_once = options.at_once
+        if searcher:  # it proposes when a worker is free; a list needs no limit, since machines may join the cluster
+            fitting = count_fitting(machines, options.cpu, options.gpu)
+            at_once = min(fitting, at_once or fitting)
         path = (directory or Path(scratch)).absolute()
         shutil.rmtree(path / RAY_STATE, ignore_errors=True)  # Tune would go on with it
         tuner = Tuner(
@@ -162,7 +175,7 @@ def run_on_ray(
             tune_config=TuneConfig(
                 search_alg=searcher,
                 num_samples=-1 if searcher else 1,
-                max_concurrent_trials=options.at_once,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_name_creator=_label,
                 trial_dirname_creator=_trial_id,

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from harness.common import names
+from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
@@ -229,11 +230,28 @@ def test_a_worker_is_where_the_command_is_or_stays_on_a_machine_without_that_dir
     assert seen == [tmp_path / "there"] * 2
 
 
+@pytest.fixture
+def one_machine(monkeypatch):
+    """A Ray of one machine with a CPU, which starts nothing."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray_tune.Tuner, "fit", lambda self: pytest.fail("it would wait for ever"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"cpu": 2}, "cpu: found 2, allowed: at most 1"), ({"gpu": 0.5}, "gpu: found 0.5, allowed: at most 0")],
+)
+def test_more_than_any_machine_of_ray_has_is_refused(tmp_path, one_machine, options, message):
+    with pytest.raises(SettingError, match=message):
+        call(tmp_path, ["one"], print, **options)
+
+
 @pytest.mark.parametrize(
     ("is_up", "address", "error"),
     [(False, None, KeyboardInterrupt), (False, "10.0.0.1:6379", None), (True, None, None)],
 )
-def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_up, address, error):
+def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, one_machine, monkeypatch, is_up, address, error):
     calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: is_up)
 
@@ -255,11 +273,10 @@ def test_ray_is_stopped_exactly_where_it_was_started(tmp_path, monkeypatch, is_u
     assert calls == ([] if is_up else [f"init {address or 'local'}", "shutdown"])
 
 
-def test_an_error_of_ray_itself_is_its_death(tmp_path, monkeypatch):
+def test_an_error_of_ray_itself_is_its_death(tmp_path, one_machine, monkeypatch):
     def fit(self):
         raise ray.exceptions.RaySystemError("WrongClusterID: GCS has restarted")
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
     with pytest.raises(
         RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"

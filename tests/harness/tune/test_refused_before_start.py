@@ -49,8 +49,10 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
 
 
-@pytest.mark.parametrize(("key", "value"), [("train.epochs", 0), ("trials.0.model", "cnn55")])
-@pytest.mark.parametrize("profiles", [{}, {"cpu": {"seeds": [1]}}])
+@pytest.mark.parametrize(
+    ("key", "value", "profiles"),
+    [("train.epochs", 0, {}), ("train.epochs", 0, {"cpu": {"seeds": [1]}}), ("trials.0.model", "cnn55", {})],
+)
 def test_a_wrong_file_is_refused_before_a_cluster_is_asked(refused, tmp_path, monkeypatch, key, value, profiles):
     monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: pytest.fail("it asks Ray"))
     path = write(tmp_path, changed((key, value), ("profiles", profiles)))

@@ -65,7 +65,6 @@ def test_a_finished_trial_that_cannot_be_used_fails_the_run_which_names_it(copie
     shutil.copytree(trial_dir, good)
     for spoil, message in (
         (exchange_errors, "standard <= attack <= certified error does not hold"),
-        (lambda trial_dir: (trial_dir / folder.FAILURE).write_text("{"), folder.FAILURE),
         (lambda trial_dir: (trial_dir / folder.WEIGHTS).unlink(), f"{folder.WEIGHTS} is missing"),
         (lambda trial_dir: (trial_dir / folder.VERDICTS).unlink(), f"{folder.VERDICTS} is missing"),
         (lambda trial_dir: (trial_dir / folder.VERDICTS).unlink(), f"{folder.VERDICTS} is missing"),  # and again

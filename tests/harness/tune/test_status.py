@@ -61,8 +61,8 @@ def test_a_trial_of_an_older_recipe_counts_as_none_of_today_s(copied, capsys):
     path = copied.trial_dirs["cnn5", 0] / folder.TRIAL
     path.write_text(path.read_text().replace(f'"recipe_version": {RECIPE_VERSION}', '"recipe_version": 1'))
     by_model, lines = status_of(copied, capsys)
-    assert "of an older recipe" in by_model["cnn5"] and "finished" in by_model["cerdeq"]
-    assert lines[-1].startswith("2 trials: 1 finished, 1 of an older recipe; ")
+    assert "older, of recipe version 1" in by_model["cnn5"] and "finished" in by_model["cerdeq"]
+    assert lines[-1].startswith("2 trials: 1 finished, 1 older; ")
 
 
 @pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT])
