@@ -24,7 +24,6 @@ from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
 from harness.storage import artefacts, entry_check, folder, study_tables, verdict_table
 from harness.storage.files import DamagedFileError
-from harness.storage.parquet import read_table
 
 OURS, ENTRY, PAPER = "ours", "entry", "paper"
 ALL_IMAGES = "all test images"
@@ -161,14 +160,6 @@ class _StudyFiles:
     def __init__(self, study: Path):
         self.study = study
         self.leaderboard = build_leaderboard(study)
-        self._verdicts = {} if folder.trial_folders(study) else self._stored_verdicts()
-
-    def _stored_verdicts(self) -> dict[Path, pd.DataFrame]:
-        path = self.study / study_tables.VERDICTS
-        table = read_table(path, [study_tables.FOLDER, *_SHOWN])
-        if problems := verdict_table.check_columns(table[_SHOWN]):
-            raise DamagedFileError(f"{path}: {'; '.join(problems)}")
-        return {self.study / str(name): part[_SHOWN] for name, part in table.groupby(study_tables.FOLDER)}
 
     @cached_property
     def _configs(self) -> dict[Path, Trial]:
@@ -186,8 +177,8 @@ class _StudyFiles:
         return "\n".join([*lines, commands(paths, self._configs), recheck_command(self.study, paths)])
 
     def _read(self, path: Path) -> pd.DataFrame:
-        if path in self._verdicts:
-            return self._verdicts[path]
+        if not (path / folder.VERDICTS).exists():
+            return study_tables.read_stored_verdicts(path, _SHOWN)
         table = verdict_table.read_verdicts(path)
         margins = [name for stage in STAGES if (name := names.margin_column(stage)) in table]
         return table[_SHOWN].assign(margin=table[margins].max(axis=1))
@@ -198,7 +189,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
     study, trials = files.study, files.leaderboard.trials
     for index, row in section.own.iterrows():
         finished = section.finished[section.finished["row"] == index]
-        paths, metrics = list(finished["trial_dir"]), [result.metrics for result in finished["result"]]
+        paths = list(finished["trial_dir"])
         keys = {path.relative_to(study).as_posix() for path in paths}
         if keys <= seen:
             continue
@@ -224,10 +215,10 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             relu="yes" if kind in _RELU or row["model"] == "fc" else "no" if is_equilibrium else "unknown",
             seeds=str(row["seeds"]),
             check=PROVED,
-            standard=_mean(its[names.STANDARD_ERROR] for its in metrics),
+            standard=_of_row(row, names.STANDARD_ERROR),
             reported=_mean([row.get(REPORTED[0])]),
-            checked=_mean(its[names.CERTIFIED_ERROR] for its in metrics),
-            undecided=_mean(its.get(names.UNDECIDED_ERROR) for its in metrics),
+            checked=_of_row(row, names.CERTIFIED_ERROR),
+            undecided=_of_row(row, names.UNDECIDED_ERROR),
             details=details,
             commands=files.commands(paths),
             verdicts=files.verdicts(paths),
@@ -301,6 +292,14 @@ def _images(check: entry_check.EntryCheck, verdicts: pd.DataFrame | None) -> str
     indices = [] if verdicts is None else sorted(verdicts[names.INDEX].unique())
     is_first = check.split == "test" and len(indices) == check.images and indices == list(range(len(indices)))
     return f"first {check.images:,} test images" if is_first else f"{check.images:,} images of entry {check.name}"
+
+
+def _of_row(row: pd.Series, name: str) -> Number | None:
+    """Return mean and deviation of a metric as a leaderboard's row has them; None if a seed lacks it."""
+    if pd.isna(row.get(name)):
+        return None
+    deviation = row[f"{name}_std"]
+    return Number(float(row[name]), None if pd.isna(deviation) else float(deviation))
 
 
 def _mean(values: Iterable[float | None]) -> Number | None:

@@ -96,4 +96,7 @@ def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
 
 @lru_cache(maxsize=1)  # a table for all trials of a study, which are read one after the other
 def _verdicts_by_folder(path: Path, columns: tuple[str, ...], changed_at: int) -> dict[Any, pd.DataFrame]:
-    return dict(iter(read_table(path, list(columns)).groupby(FOLDER, observed=True)))
+    table = read_table(path, list(columns))
+    if problems := verdict_table.check_columns(table[list(columns[1:])]):
+        raise DamagedFileError(f"{path}: {'; '.join(problems)}")
+    return dict(iter(table.groupby(FOLDER, observed=True)))
