@@ -25,6 +25,7 @@ from harness.config.text import read
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder
+from harness.storage.certification import is_certification
 from harness.storage.study_tables import read_stored_trials
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
@@ -71,7 +72,8 @@ def labels_of(path):
     if str(path).startswith(PUBLISHED):
         stored = read_stored_trials(ROOT / path)
         trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
-        configs = [trial.config for trial in trials or [row.trial for row in stored if not row.is_certification]]
+        trials = trials or [state.trial for path, state in stored.items() if not is_certification(path)]
+        configs = [trial.config for trial in trials]
     else:
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)
