@@ -74,9 +74,12 @@ def test_boxes_of_a_lattice_contain_all_values_and_are_far_smaller(radius, monke
 
 @pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
 @pytest.mark.parametrize("remainder", [0.0, 1e-17, 0.1])
-@pytest.mark.parametrize("offset", [0.0, 1e9])
-def test_errors_hold_in_exact_arithmetic(scale, remainder, offset):
-    """At every combination of ends of x's remainders, for boxes of units that other bounds have cut unevenly."""
+@pytest.mark.parametrize(("offset", "distance"), [(0.0, 0.0), (1e9, 0.0), (1e9, 100.0)])
+def test_errors_hold_in_exact_arithmetic(scale, remainder, offset, distance):
+    """At every combination of ends of x's remainders, for boxes of units that other bounds have cut unevenly.
+
+    distance: of p from 0; if it is large, units have one sign, and rounding is all that sums miss.
+    """
     random = np.random.default_rng(1)
     for is_even in (True, False, False):
         v, w = np.zeros((12, 4)), np.zeros((3, 12))
@@ -88,7 +91,7 @@ def test_errors_hold_in_exact_arithmetic(scale, remainder, offset):
             w[row, 4 * row : 4 * row + 4] = random.normal(size=4)
         w[2, 8:10] = 0.5, -0.5  # a sum that is its p
         points = scale * random.normal(size=(3, 4)) + offset * scale * random.normal(size=4)
-        c = scale * random.normal(size=12) - (v @ points[0]) * bool(offset)  # all but rounding is gone
+        c = scale * (random.normal(size=12) + distance) - (v @ points[0]) * bool(offset)  # all but rounding is gone
         c[1::2] = -c[::2]
         c[7] += scale
         first, last = maps.product(v, c), maps.product(w, np.zeros(3))
@@ -103,7 +106,7 @@ def test_errors_hold_in_exact_arithmetic(scale, remainder, offset):
         by_steps = form_after_map(steps[2], [z])
         form = forms._with_less_error(sums, [x, p, z, by_steps], box)
         assert (form.remainder <= by_steps.remainder).all()
-        assert (form.remainder < by_steps.remainder).any() or not is_even
+        assert (form.remainder < by_steps.remainder).any() or not is_even or distance
         ends, exact = ([[Fraction(value) for value in row] for row in rows] for rows in (form.points, v))
         for share, *signs in product((-1, 0, 1), *[(-1, 1)] * 4):
             lines, at = [
@@ -115,3 +118,19 @@ def test_errors_hold_in_exact_arithmetic(scale, remainder, offset):
             for row, on_line, most in zip(w, lines, form.remainder[0], strict=True):
                 output = sum(Fraction(a) * max(b, Fraction(0)) for a, b in zip(row, active, strict=True))
                 assert abs(output - on_line) <= Fraction(most)
+
+
+def test_rounding_of_products_is_counted():
+    """Of sums of products that cancel in float64, but not quite in exact arithmetic."""
+    random, missed, zeros = np.random.default_rng(0), 0, np.zeros((1, 2))
+    for _ in range(50):
+        v, w = random.uniform(1, 2, (2, 1)), random.uniform(1, 2, (1, 2))
+        w[0, 1] = -w[0, 0] * v[0, 0] / v[1, 0]
+        layers = maps.product(v, np.zeros(2)), ReluStep(None), maps.product(w, np.zeros(1))
+        steps = [Step(str(number), layer, (number,)) for number, layer in enumerate(layers)]
+        (sums,) = relu_sums(Network(steps, w, np.zeros(1))).values()
+        computed = sums.error(np.ones((1, 1)), np.ones((1, 2)), zeros, zeros, zeros)
+        exact = abs(sum(Fraction(a) * Fraction(b) for a, b in zip(w[0], v[:, 0], strict=True)))
+        assert exact <= Fraction(computed.item())
+        missed += exact > abs(Fraction((w @ v).item()))
+    assert missed
