@@ -162,10 +162,17 @@ class Encoding:
         return np.concatenate([self._wide(row[None]) for row in outputs]), np.zeros(len(windows))
 
     def _equilibrium(self, p, weight: np.ndarray):
-        """z = relu(W z + h) in 0 <= z <= (I - |W|)^-1 max(h, 0), which any rho(|W|) < 1 allows."""
-        size = len(weight)
-        assert np.abs(np.linalg.eigvals(np.abs(weight))).max() < 1
-        top = np.linalg.solve(np.eye(size) - np.abs(weight), self._ends(*p)[1].clip(min=0)) + 1e-9
+        """z = relu(W z + h). Its largest values: (I - |W|)^-1 max(h, 0), which any rho(|W|) < 1 allows.
+
+        If I - W is strongly monotone: modulus |z|^2 <= z . (I - W) z = z . h <= |z| |max(h, 0)|.
+        """
+        size, largest_h = len(weight), self._ends(*p)[1].clip(min=0)
+        if np.abs(np.linalg.eigvals(np.abs(weight))).max() < 1:
+            top = np.linalg.solve(np.eye(size) - np.abs(weight), largest_h) + 1e-9
+        else:
+            modulus = 1 - np.linalg.eigvalsh((weight + weight.T) / 2).max()
+            assert modulus > 0
+            top = np.full(size, np.linalg.norm(largest_h) / modulus + 1e-9)
         z = self._variables([0] * size, list(top))
         on = self._variables([0] * size, [1] * size, integer=True)
         low, high = self._ends(*p)

@@ -19,7 +19,7 @@ from harness.checker.proofs.tree import is_tree, prove_tree, read_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
-_MORE_SPLITS = 12  # of a part that the certificate leaves whole, since the checker's bounds are not the search's
+_MORE_SPLITS = 16  # of a part that the certificate leaves whole, since the checker's bounds are not the search's
 
 
 @dataclass(frozen=True)
