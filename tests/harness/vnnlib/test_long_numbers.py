@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from harness.checker.bounds.boxes import Box as CheckerBox
 from harness.checker.bounds.network import read_steps
 from harness.checker.properties import confirm_sat
-from harness.checker.violations import violations_network
+from harness.checker.violations import _row, violations_network
 from harness.common.properties import Case, Constraint, InputBox
 from harness.vnnlib.brackets import parse
 from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
@@ -77,6 +78,19 @@ def test_a_positive_value_is_an_exact_violation(digits):
                 rows = zip(sums, least[0].tolist(), numbers[0].tolist(), strict=True)
                 is_refuted = any(n == number and s > Fraction(b) for s, b, n in rows)
                 assert not (is_refuted and max(violations) <= 0)
+
+
+@pytest.mark.parametrize("digits", [2, 17, 300])
+def test_a_constraint_in_floats_is_at_most_the_exact_one_at_any_outputs(digits):
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        for constraint in (c for case in random_cases(random, digits) for c in case.constraints):
+            weight, constant = _row(constraint, 3, lambda: np.full(3, LARGEST))
+            for signs in product((-1, 1), repeat=3):
+                y = [sign * Fraction(LARGEST) for sign in signs]
+                exact = sum(v * y[n] for n, v in constraint.coefficients.items()) - constraint.bound
+                value = sum(Fraction(w) * e for w, e in zip(weight.tolist(), y, strict=True)) + Fraction(constant)
+                assert value <= constraint.scale * exact
 
 
 def exact_minimum(weights, coefficients, low):
