@@ -23,7 +23,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
-from harness.storage import artefacts, certification, folder, study_tables, verdict_table
+from harness.storage import artefacts, certification, folder, parquet, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
 
@@ -144,7 +144,7 @@ def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
         copy = to / source.relative_to(trial_dir)
         copy.mkdir(parents=True)
         folder.write_result(copy, replace(result, data=result.data | {"directory": None}))
-        verdicts = verdict_table.read_verdicts(source)
+        verdicts = parquet.read_verdicts(source)
         write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
         for name in (*files, *(_PROOF_FILES if with_proofs else ())):
             if (source / name).exists():

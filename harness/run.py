@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
 
     @cache
     def machines() -> list[dict[str, float]]:
-        from harness.tune.machines import machines_at  # imports torch: a wrong file is refused before
+        from harness.tune.items import machines_at  # imports torch: a wrong file is refused before
 
         return machines_at(address)
 
@@ -81,8 +81,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.storage import folder
     from harness.storage.lock import lock_directory
     from harness.storage.state import State
-    from harness.tune.items import RayOptions
-    from harness.tune.machines import count_fitting
+    from harness.tune.items import RayOptions, count_fitting
     from harness.tune.plan_text import print_header, print_plan
     from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked
 

@@ -24,7 +24,7 @@ from harness.data.own import require_near
 from harness.machine.environment import data_directory
 from harness.own_data import OwnData
 from harness.storage import certification, folder
-from harness.storage.verdict_table import read_verdicts
+from harness.storage.parquet import read_verdicts
 
 
 @dataclass

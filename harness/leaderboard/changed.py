@@ -1,5 +1,6 @@
 """Which files of a leaderboard say something else than the results: for `harness.recheck`."""
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,21 +15,28 @@ from harness.storage.files import load_json, read_text
 def changed_files(directory: Path) -> list[Path]:
     """Return the leaderboard's files in `directory` that say something else than `write_leaderboard` would write.
 
-    Tables of numbers may lack columns: earlier versions had fewer settings. The title of a page may name the sweep
-    otherwise, since a directory may be renamed. Raises InputError as `write_leaderboard` does.
+    Tables of numbers may lack columns: earlier versions had fewer settings. Titles may name the sweep as its trials do,
+    since a directory may be renamed. Raises InputError as `write_leaderboard` does.
     """
     paths = leaderboard_files(directory)
     if not any(path.exists() for path in paths):
         return []
     leaderboard = build_leaderboard(directory)
-    texts = dict(zip(paths, leaderboard_texts(leaderboard, summaries_of(leaderboard)), strict=True))
-    return [path for path, text in texts.items() if path.exists() and not _follows(path.suffix, read_text(path), text)]
+    summaries, sweeps = summaries_of(leaderboard), {leaderboard.sweep, *leaderboard.trials["sweep"].dropna()}
+    titled = [
+        leaderboard_texts(replace(leaderboard, directory=directory.parent / sweep), summaries)
+        for sweep in sorted(sweeps)
+    ]
+    allowed = zip(paths, zip(*titled, strict=True), strict=True)
+    return [
+        path
+        for path, texts in allowed
+        if path.exists() and not any(_follows(path.suffix, read_text(path), text) for text in texts)
+    ]
 
 
 def _follows(suffix: str, recorded: str, text: str) -> bool:
     """Return whether a file's recorded text says what `text` does, as far as it goes."""
-    if suffix == ".md":
-        return recorded.partition("\n")[2] == text.partition("\n")[2]
     if recorded == text or suffix not in (".csv", ".json"):
         return recorded == text
     try:

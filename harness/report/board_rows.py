@@ -22,7 +22,7 @@ from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
-from harness.storage import artefacts, entry_check, folder, study_tables, verdict_table
+from harness.storage import artefacts, entry_check, folder, parquet, study_tables
 from harness.storage.files import DamagedFileError
 
 OURS, ENTRY, PAPER = "ours", "entry", "paper"
@@ -179,7 +179,7 @@ class _StudyFiles:
     def _read(self, path: Path) -> pd.DataFrame:
         if not (path / folder.VERDICTS).exists():
             return study_tables.read_stored_verdicts(path, _SHOWN)
-        table = verdict_table.read_verdicts(path)
+        table = parquet.read_verdicts(path)
         margins = [name for stage in STAGES if (name := names.margin_column(stage)) in table]
         return table[_SHOWN].assign(margin=table[margins].max(axis=1))
 
@@ -231,7 +231,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
 def _entry_row(path: Path) -> Row:
     try:
         check, verdicts = entry_check.read_check(path), entry_check.read_checked_verdicts(path)
-        if verdicts is not None and (problems := verdict_table.check_columns(verdicts[[*_SHOWN, "margin"]])):
+        if verdicts is not None and (problems := parquet.check_columns(verdicts[[*_SHOWN, "margin"]])):
             raise DamagedFileError(f"{path / entry_check.VERDICTS}: {'; '.join(problems)}")
         return _checked_row(check, verdicts)
     except Exception as error:  # hostile files may raise anything

@@ -1,4 +1,4 @@
-"""Parquet tables, read and written."""
+"""Parquet tables, read and written; those of verdicts have one row for each test image."""
 
 from functools import partial
 from io import BytesIO
@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+from harness.common import names
 from harness.common.errors import require
-from harness.storage.files import parse_file, write_atomically
+from harness.storage import folder
+from harness.storage.files import DamagedFileError, parse_file, write_atomically
 
 _LARGEST_TABLE = 2**30  # bytes, unpacked
+_INTEGERS = (names.INDEX, names.LABEL, names.PREDICTION)
+_TEXTS = (names.VERDICT, names.STAGE, names.REASON)
+_COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.WIDTH]
 
 
 def read_table(path: Path, columns: list[str] | None = None, content: bytes | None = None) -> "pd.DataFrame":
@@ -62,3 +67,29 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
         "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT") | dict.fromkeys(unique, "DELTA_BINARY_PACKED"),
     }
     write_atomically(path, partial(table.to_parquet, **options))
+
+
+def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """Read columns of a trial's verdicts, or all, among them at least _COLUMNS; one row for each test image.
+
+    Raises DamagedFileError, also for a column that is missing or of another type.
+    """
+    path, required = directory / folder.VERDICTS, columns or _COLUMNS
+    verdicts = read_table(path)
+    missing = [f"{name} is missing" for name in required if name not in verdicts]
+    if problems := missing or check_columns(verdicts[required]):
+        raise DamagedFileError(f"{path}: {'; '.join(problems)}")
+    return verdicts if columns is None else verdicts[columns]
+
+
+def check_columns(verdicts: "pd.DataFrame") -> list[str]:
+    """Check the type of each column; return a line for each that is wrong."""
+    from pandas.api.types import is_string_dtype  # imported late, as pandas is
+
+    problems = []
+    for name, column in verdicts.items():
+        expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"
+        fits = is_string_dtype(column) if name in _TEXTS else column.dtype == expected
+        if not fits and not (name == names.WIDTH and column.dtype == "float32"):  # as published
+            problems.append(f"{name} is {column.dtype}, expected {expected}")
+    return problems

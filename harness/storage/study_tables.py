@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
-from harness.storage import certification, folder, verdict_table
+from harness.storage import certification, folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
 from harness.storage.state import State, TrialState, describe_older
@@ -39,7 +39,7 @@ def write_study_tables(study: Path, to: Path) -> None:
         name = path.relative_to(study).as_posix()
         texts = {"trial": path / file, "result": path / folder.RESULT, "chosen": path / folder.CHOSEN}
         rows.append({FOLDER: name, **{key: _compact(text) for key, text in texts.items()}})
-        verdicts.append(verdict_table.read_verdicts(path).assign(**{FOLDER: name}))
+        verdicts.append(parquet.read_verdicts(path).assign(**{FOLDER: name}))
     write_table(to / TRIALS, pd.DataFrame(rows))
     table = pd.concat(verdicts, ignore_index=True)
     write_table(to / VERDICTS, table[[name for name in (FOLDER, *VERDICT_COLUMNS) if name in table]])
@@ -86,7 +86,7 @@ def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
     """
     study = next((parent for parent in path.parents if (parent / VERDICTS).is_file()), None)
     if study is None or (path / folder.VERDICTS).exists():
-        return verdict_table.read_verdicts(path, columns)
+        return parquet.read_verdicts(path, columns)
     name = path.relative_to(study).as_posix()
     rows = _verdicts_by_folder(study / VERDICTS, (FOLDER, *columns), (study / VERDICTS).stat().st_mtime_ns).get(name)
     if rows is None:
@@ -97,6 +97,6 @@ def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
 @lru_cache(maxsize=1)  # a table for all trials of a study, which are read one after the other
 def _verdicts_by_folder(path: Path, columns: tuple[str, ...], changed_at: int) -> dict[Any, pd.DataFrame]:
     table = read_table(path, list(columns))
-    if problems := verdict_table.check_columns(table[list(columns[1:])]):
+    if problems := parquet.check_columns(table[list(columns[1:])]):
         raise DamagedFileError(f"{path}: {'; '.join(problems)}")
     return dict(iter(table.groupby(FOLDER, observed=True)))

@@ -36,7 +36,7 @@ from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.pretrained.weights import read_weights
 from harness.storage import folder, ranges, training_record
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
-from harness.storage.log import log_to_folder
+from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS, Clock
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.monitor import parametrisation_metrics

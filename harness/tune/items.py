@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.common.errors import error_line
-from harness.machine.device import count_cores
+from harness.common.errors import error_line, require
+from harness.machine.device import best_device, count_cores
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import Report
 
@@ -73,6 +73,31 @@ class RayOptions:
     at_once: int | None
     address: str | None = None
     dashboard: bool = False
+
+
+def machines_at(ray_address: str | None) -> list[dict[str, float]]:
+    """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
+    if ray_address is not None:
+        from harness.tune.ray_connection import machines_of_cluster  # here, since a finished sweep needs no Ray
+
+        return machines_of_cluster(ray_address)
+    gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
+    return [{"CPU": count_cores(), "GPU": gpus}]
+
+
+def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
+    """Raise SettingError unless a machine has what an item reserves: Ray would wait for it for ever."""
+    most = max((machine["GPU"] for machine in machines), default=0)
+    require("resources.gpu", gpu, gpu <= most, f"at most {most:g}, the GPUs of one machine")
+    most = max((machine["CPU"] for machine in machines if machine["GPU"] >= gpu), default=0)
+    beside = f" with {gpu:g} GPU" if gpu else ""
+    require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
+
+
+def count_fitting(machines: list[dict[str, float]], cpu: int, gpu: float) -> int:
+    """Return how many items that reserve these CPUs and GPUs the machines do at a time."""
+    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
+    return sum(min(int(machine[name] / count) for name, count in needs) for machine in machines)
 
 
 def share_machine(count: int, workers: int | None) -> RayOptions | None:

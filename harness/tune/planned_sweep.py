@@ -21,7 +21,7 @@ from harness.storage.folder import TrialRecord
 from harness.storage.lock import holder
 from harness.storage.state import State, TrialState, read_state
 from harness.training.trial import split_images
-from harness.tune.machines import check_fits
+from harness.tune.items import check_fits
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from fractions import Fraction
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box
-from harness.checker.bounds.forms import regions_of_part
+from harness.checker.bounds.forms import ReluSums, regions_of_part, relu_sums
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
-from harness.checker.bounds.relu_sums import ReluSums, relu_sums
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves

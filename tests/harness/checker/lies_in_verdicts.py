@@ -11,7 +11,7 @@ from harness.checker.proofs.example import LINEAR, Proof
 from harness.common import names
 
 INDEX, LABELS, VALUES = (f"{RECORDS}.check_{name}" for name in ("index", "labels", "values"))
-COLUMNS = "harness.storage.verdict_table.check_columns"
+COLUMNS = "harness.storage.parquet.check_columns"
 PREDICTED, IBP, PROVE = f"{IMAGES}.check_prediction", f"{IMAGES}.check_ibp", f"{IMAGES}.prove"
 NOT_PROVED_BY_IBP = "certified by ibp, but the smallest margin is at least -"
 NOT_CONFIRMED = "certified by alpha-crown, not confirmed: "

@@ -12,9 +12,8 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.branch import input_search
 from harness.checker.bounds import boxes, forms, maps
-from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, region_of_part
+from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part, relu_sums
 from harness.checker.bounds.network import Network, ReluStep, Step, read_network
-from harness.checker.bounds.relu_sums import relu_sums
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
 
 GADGET = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
@@ -45,7 +44,7 @@ def checked(box):
 def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
     """Its minimum over a fine grid is 0.02."""
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
-    monkeypatch.setattr(forms, "_FEWEST_VALUES", 0)
+    monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", None)  # it would raise an error
     model, box = lattice(), region(0.0, 1.0)
     ends = torch.linspace(-1, 1, 801, dtype=torch.float64)
@@ -61,10 +60,10 @@ def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
 
 @pytest.mark.parametrize("radius", [1e-12, 0.01, 1.0])
 def test_boxes_of_a_lattice_contain_all_values_and_are_far_smaller(radius, monkeypatch):
-    monkeypatch.setattr(forms, "_FEWEST_VALUES", 0)
+    monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", lambda network, region, box, mask, functional: box)
     network, part = read_network(lattice()), checked(region(0.3, radius))
-    by_sums, by_steps = (region_of_part(network, part, sums).values for sums in (relu_sums(network), {}))
+    by_sums, by_steps = (next(regions_of_part(network, part, sums)).values for sums in (relu_sums(network), {}))
     points = part.center + radius * np.random.default_rng(0).uniform(-1, 1, (2000, 2))
     values = network.boxes(boxes.Box(points, np.zeros_like(points)))
     for box, at_points in zip(by_sums, values, strict=True):

@@ -12,10 +12,9 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.branch import input_search
 from harness.checker.bounds import boxes, forms
-from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part
+from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part, relu_sums
 from harness.checker.bounds.maps import product
 from harness.checker.bounds.network import Step, read_network
-from harness.checker.bounds.relu_sums import relu_sums
 from harness.checker.proofs.box_parts import SPLITS
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
 

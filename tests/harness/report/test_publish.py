@@ -13,7 +13,7 @@ from harness import publish
 from harness.command_line import INTERRUPTED, main
 from harness.leaderboard.changed import changed_files
 from harness.leaderboard.rows import read_trials
-from harness.storage import folder, study_tables, verdict_table
+from harness.storage import folder, parquet, study_tables
 from harness.storage.parquet import read_table
 
 
@@ -160,7 +160,7 @@ def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     published, page, git = repository
     before = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
     rows = read_trials(published).drop(columns="trial_dir")
-    verdicts = {path.name: verdict_table.read_verdicts(path)["verdict"] for path in folder.trial_folders(published)}
+    verdicts = {path.name: parquet.read_verdicts(path)["verdict"] for path in folder.trial_folders(published)}
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "trials.parquet", "verdicts.parquet"}
     assert main("tables", [str(published)]) == 0

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from harness.leaderboard.literature import read_literature
-from harness.storage import folder, lock, training_record, verdict_table
+from harness.storage import folder, lock, parquet, training_record
 from harness.storage.files import DamagedFileError, read_text
 from harness.storage.lock import LOCK
-from harness.storage.log import log_to_folder
+from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import restore
 from harness.tune.run_search import JOURNAL, load_studies
 
@@ -23,7 +23,7 @@ READERS = {
     "leaderboard.md": lambda path: read_text(path / "leaderboard.md"),
     "published.csv": lambda path: read_literature(path / "sweep"),
     folder.EPOCHS: training_record.read_epochs,
-    folder.VERDICTS: lambda path: verdict_table.read_verdicts(path, []),
+    folder.VERDICTS: lambda path: parquet.read_verdicts(path, []),
 }
 """What reads the file of this name in a directory."""
 

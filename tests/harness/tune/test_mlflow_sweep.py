@@ -12,7 +12,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.data import load
-from harness.storage import folder, verdict_table
+from harness.storage import folder, parquet
 from harness.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -52,7 +52,7 @@ def test_the_network_of_each_run_predicts_as_it_was_evaluated(finished):
     for key, run in finished.runs.items():
         network = mlflow.pyfunc.load_model(f"{run.info.artifact_uri}/network")
         assert network.predict(images.astype(numpy.float32)).shape == (50, 10)
-        verdicts = verdict_table.read_verdicts(folder.trial_dir(finished.directory, key), [names.PREDICTION])[
+        verdicts = parquet.read_verdicts(folder.trial_dir(finished.directory, key), [names.PREDICTION])[
             names.PREDICTION
         ]
         assert numpy.array_equal(network.predict(images).argmax(1), verdicts)
