@@ -14,12 +14,7 @@ from harness.checker.proofs.certificates import Certificate
 
 def interval_region(network: Network, images: Box) -> Region:
     """Return boxes by intervals only."""
-    region = Region(network.boxes(images), {})
-    for number, step in enumerate(network.steps[:-1], start=1):
-        if isinstance(step.operation, ReluStep) and step.operation.weight is not None:
-            h, z = region.values[step.sources[0]], region.values[number]
-            region.preactivations[number] = preactivation(step.operation.weight, h, z)
-    return region
+    return with_images_of_equilibria(network, Region(network.boxes(images), {}))
 
 
 def tight_region(
@@ -54,6 +49,19 @@ def tight_region(
             region.values.append(result_box(step, h))
         tightened.add(source)
     return region
+
+
+def with_images_of_equilibria(network: Network, region: Region) -> Region:
+    """Return a region whose pre-activations of equilibria follow from the boxes of z and h alone, as in a search.
+
+    They are larger, but the lines that are chosen by them may give better bounds.
+    """
+    preactivations = {
+        number: preactivation(step.operation.weight, region.values[step.sources[0]], region.values[number])
+        for number, step in enumerate(network.steps[:-1], start=1)
+        if isinstance(step.operation, ReluStep) and step.operation.weight is not None
+    }
+    return Region(region.values, preactivations)
 
 
 def _equilibrium(network: Network, region: Region, number: int, weight: Array, source: int, is_first: bool) -> Box:

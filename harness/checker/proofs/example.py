@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 
@@ -10,7 +11,13 @@ from harness.checker.bounds.boxes import Array, Box
 from harness.checker.bounds.forms import ReluSums, regions_of_part, relu_sums
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
-from harness.checker.bounds.regions import activation_shapes, interval_region, leaf_bounds, tight_region
+from harness.checker.bounds.regions import (
+    activation_shapes,
+    interval_region,
+    leaf_bounds,
+    tight_region,
+    with_images_of_equilibria,
+)
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
@@ -54,8 +61,9 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         certificate = _ParsedCertificate() if tensors is None else _parse(network, intervals, len(spec), tensors)
     except RefusedError as error:  # a faulty certificate is refused even if the rows are proved without it
         return Proof("", -np.inf, str(error))
-    for is_tight in (False, True):
-        region = tight_region(network, images) if is_tight else intervals
+    tried = list[Region]()
+    for region in chain([intervals], _tight_regions(network, images)):
+        tried.append(region)
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
             bounds = lower_bounds(network, region, {len(network.steps): spec[unproved]}, {})
@@ -67,16 +75,39 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         minima = _minima_over_parts(network, images, spec, unproved, certificate)
         lower[unproved] = np.fmax(lower[unproved], minima)
     elif certificate.margins is not None:
-        region = tight_region(network, images, certificate.hidden) if certificate.hidden else region
+        regions = [*_tight_regions(network, images, certificate.hidden)] if certificate.hidden else tried[1:]
         for row in np.intersect1d(certificate.margins.rows, unproved):
-            leaves, minimum = np.flatnonzero(certificate.margins.rows == row), np.inf
-            choices = certificate.margins, leaves
-            for _, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, *choices):
-                minimum = min(minimum, low.min())
-                if not minimum > 0:
-                    break
-            lower[row] = max(lower[row], minimum)
+            lower[row] = max(lower[row], _minimum_over_leaves(network, regions, spec, certificate.margins, row))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _tight_regions(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Iterator[Region]:
+    """Yield boxes that linear bounds tighten; then, with equilibria, those by which a search chooses its lines."""
+    region = tight_region(network, images, hidden)
+    yield region
+    if region.preactivations:
+        yield with_images_of_equilibria(network, region)
+
+
+def _minimum_over_leaves(
+    network: Network, regions: list[Region], spec: Array, certificate: Certificate, row: int
+) -> float:  # fmt: skip
+    """Return the smallest bound of a row over its leaves, or of some, if it is not above 0.
+
+    A leaf has the bound over the first region by which it is above 0.
+    """
+    leaves, minimum = np.flatnonzero(certificate.rows == row), np.inf
+    for region in regions:
+        open_leaves = list[Array]()
+        for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, certificate, leaves):
+            minimum = min(minimum, low[low > 0].min(initial=np.inf))
+            open_leaves.append(batch[~(low > 0)])
+            if region is regions[-1] and len(open_leaves[-1]):
+                return float(low.min())
+        leaves = np.concatenate(open_leaves)
+        if not len(leaves):
+            break
+    return float(minimum)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from pattern_minima import at_point, full_certificate, minimum_at_pattern, patte
 from safetensors.numpy import save_file
 from torch import nn
 
-from cerdeq.equilibrium import FixedPoint
+import cerdeq
+from cerdeq import verify
+from cerdeq.equilibrium import Equilibrium, FixedPoint, fold
 from harness.checker.bounds import regions
-from harness.checker.bounds.boxes import ball
+from harness.checker.bounds.boxes import Box, ball
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import interval_region, tight_region
 from harness.checker.bounds.relu_lines import Leaves
 from harness.checker.proofs.certificates import read_tensors, split_by_example
-from harness.checker.proofs.example import CERTIFICATE, prove
+from harness.checker.proofs.example import CERTIFICATE, LINEAR, prove, prove_rows
 
 BOX, LABEL, OTHERS = ball(np.array([[[[100.0, 30.0, 200.0]]]]), 0.2), 1, [0, 2]
 SHAPE = BOX.center.shape[1:]
@@ -228,3 +230,21 @@ def test_files_are_read_by_example(tmp_path):
     save_file({"3/row": rows, "12/block.relu/signs": rows}, path)
     examples = split_by_example(read_tensors(path))
     assert {index: list(tensors) for index, tensors in examples.items()} == {"3": ["row"], "12": ["block.relu/signs"]}
+
+
+def test_what_a_search_proves_of_an_equilibrium_without_splits_is_confirmed():
+    """Smaller boxes of pre-activations choose other lines, which do not prove it."""
+    torch.manual_seed(324)
+    model = nn.Sequential(Equilibrium(8, nn.Linear(4, 8), None, margin=0.1, gain=None), nn.Linear(8, 1)).double().eval()
+    x, radius = torch.rand(1, 4).double(), torch.full((1, 4), 0.3).double()
+    fold(model.requires_grad_(False))
+    network, box = read_network(model), Box(x.numpy(), radius.numpy())
+    result = verify(model, cerdeq.Box(x, radius), torch.ones(1, 1, 1).double(), 10.0, certificates=True)
+    assert result.status == ["certified"] and not result.certificates[0]
+    one, region = np.eye(1), tight_region(network, box)
+    assert not lower_bounds(network, region, {len(network.steps): one}, {}) > 0
+    assert prove_rows(network, box, one).proved_by == LINEAR
+    model[-1].bias -= result.lower[0, 0] + 0.02  # more than the bound
+    steps = torch.linspace(-1, 1, 7).double()
+    assert model(x + radius * torch.cartesian_prod(*[steps] * 4)).min() < 0
+    assert prove_rows(read_network(model), box, one).proved_by == ""
