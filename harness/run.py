@@ -122,13 +122,18 @@ def main(options: argparse.Namespace) -> int:
         print_header(plan, gpu, options.profile, console)
         outcome = run_sweep(plan, None if options.here else ray, data_dir, options, console)
         page = sweep_dir / folder.REPORT
-        if not options.here and (outcome.has_changed or not page.exists()):
+        if not options.here and not _is_up_to_date(page, sweep_dir / "leaderboard.md"):
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
 
             write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
         if page.exists():
             console.print(f"\nAll results on a page:\n{page}", soft_wrap=True)
     return OK if outcome.is_complete and not lacks_candidates else FAILED
+
+
+def _is_up_to_date(page: Path, leaderboard: Path) -> bool:
+    """Return whether a page was written after the tables, which are written anew only when they change."""
+    return page.exists() and page.stat().st_mtime_ns >= leaderboard.stat().st_mtime_ns
 
 
 def _run_trial_files(options: argparse.Namespace) -> int:

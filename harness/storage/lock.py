@@ -69,8 +69,8 @@ def lock_directory(directory: Path) -> Iterator[None]:
         is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
         if is_locked is False or is_removed or (owner is not None and _is_held(owner, is_locked is True)):
             name = f"process {owner.process} on {owner.host}" if owner else "no process yet"
-            advice = "if that run is gone, delete the file"
-            raise InputError(f"another run is writing there: {path} names {name}; {advice}")
+            advice = "" if is_locked is False else "; if that run is gone, delete the file"
+            raise InputError(f"another run is writing there: {path} names {name}{advice}")
         file.truncate(0)
         own = Holder(host=socket.gethostname(), process=os.getpid(), since=time.time())
         file.write(own.model_dump_json().encode())

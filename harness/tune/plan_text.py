@@ -92,6 +92,6 @@ def _describe_time(left: list[float | None], at_once: int) -> str:
         return "time: none, nothing is left to do"
     known = [seconds for seconds in left if seconds is not None]
     if not known:
-        return "time: unknown until one trial of a row has finished"
+        return f"time: unknown for {with_plural(len(left), 'trial')}, of whose rows none has finished here"
     work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} trials"
     return f"{work}; {minutes(max(*known, sum(known) / at_once))} side by side" if at_once > 1 else work

@@ -19,7 +19,7 @@ from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
 from harness.machine.environment import device_name, source_digest
 from harness.storage import folder, training_record
-from harness.storage.files import read_text, remove_unfinished
+from harness.storage.files import remove_unfinished
 from harness.storage.folder import TrialRecord, TrialResult
 from harness.storage.state import State
 from harness.training.trial import Report, train_and_certify
@@ -34,13 +34,12 @@ _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 class Outcome:
     """What came of a sweep.
 
-    summaries: of the leaderboard's sections, by their headings. has_changed: the leaderboard is another one than
-    before. is_complete: all trials have usable results, and MLflow has them.
+    summaries: of the leaderboard's sections, by their headings. is_complete: all trials have usable results, and MLflow
+    has them.
     """
 
     leaderboard: Leaderboard
     summaries: dict[str, Summary]
-    has_changed: bool
     is_complete: bool
 
 
@@ -70,7 +69,6 @@ def run_sweep(
     _prepare_folders(plan, to_run, console)
     trials = {trial_dir: plan.trials[trial_dir] for trial_dir in to_run}
     run_trials(trials, ray, data_dir, console, mlflow.log if mlflow else _log_nothing, options.fail_fast)
-    before = _table_text(plan.sweep_dir)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
     own = {trial.key for trial in plan.trials.values()}
@@ -81,12 +79,7 @@ def run_sweep(
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
     is_finished = not problems and all(state.state is State.FINISHED for state in plan.states().values())
-    return Outcome(leaderboard, summaries, before != _table_text(plan.sweep_dir), is_logged and is_finished)
-
-
-def _table_text(sweep_dir: Path) -> str:
-    path = sweep_dir / "leaderboard.md"
-    return read_text(path) if path.exists() else ""
+    return Outcome(leaderboard, summaries, is_logged and is_finished)
 
 
 def _prepare_folders(plan: PlannedSweep, to_run: list[Path], console: Console) -> None:

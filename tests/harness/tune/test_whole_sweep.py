@@ -85,7 +85,7 @@ def test_a_lost_store_gets_all_again(copied, no_ray):
 
 
 def test_the_page_is_drawn_where_it_is_missing_or_a_table_changes(copied, no_ray):
-    """Here by a trial from elsewhere, which is logged."""
+    """Here by a trial from elsewhere, which is logged; first by a command that writes no page, or was killed before."""
     page = copied.directory / "report.html"
     page.unlink()
     assert copied.main() == 0
@@ -93,6 +93,8 @@ def test_the_page_is_drawn_where_it_is_missing_or_a_table_changes(copied, no_ray
     assert copied.main() == 0
     assert page.stat().st_mtime_ns == before
     add_a_trial(copied)
+    assert copied.main("--here") == 0
+    assert page.stat().st_mtime_ns == before
     assert copied.main() == 0
     assert page.stat().st_mtime_ns > before
     assert_logged(copied)
