@@ -68,6 +68,9 @@ def describe_weak_attack(first_step: float, steps: int) -> str:
     )
 
 
+_LARGEST_EXPONENT = 999  # of a radius, which a float must hold
+
+
 class Radius(Fraction):
     """An exact l-inf radius in pixel units, above 0 and at most 1. As text it is over 255 where small: 8/255.
 
@@ -78,8 +81,11 @@ class Radius(Fraction):
     def __new__(cls, value: object, denominator: int = 1) -> Self:
         """Return the radius `value / denominator`."""
         is_number = isinstance(value, str | int | float | Fraction) and not isinstance(value, bool)
+        text = str(value) if is_number else ""
         try:
-            fraction = Fraction(str(value) if is_number else "") / denominator
+            if abs(int(text.lower().partition("e")[2] or 0)) > _LARGEST_EXPONENT:  # it would take minutes
+                raise ValueError
+            fraction = Fraction(text) / denominator
         except (ValueError, ZeroDivisionError):
             raise SettingError("eps", value, "a number or a fraction such as 8/255") from None
         is_radius = 0 < fraction <= 1 and float(fraction) > 0

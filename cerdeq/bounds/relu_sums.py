@@ -15,6 +15,8 @@ from cerdeq.bounds.sparse_layers import sparse_weights
 from cerdeq.operators.relu import relu_interval
 from cerdeq.tracing.program import Program
 
+_MOST_PRODUCTS = 2**23  # of all sums together, with those that are 0
+
 
 @dataclass(frozen=True)
 class ReluSums:
@@ -46,19 +48,21 @@ class ReluSums:
         slope p + shift, |p| is at most `largest`, and `rounding` is added.
         """
         limits, (count, terms, _) = torch.finfo(x.dtype), self.products.shape
-        total = torch.zeros_like(x[..., :1])
+        # Products may underflow, each by at most `tiny`, before large numbers multiply them.
+        total, underflow = torch.zeros_like(x[..., :1]), 16 * (terms + 1) * limits.tiny
         slopes = [slope.index_select(-1, units) for units in self.units]
         for products, columns, sizes in zip(self.products, self.columns, self.sizes, strict=True):
             pairs = zip(products, slopes, strict=True)
             factor = sum((product * each for product, each in pairs), torch.zeros_like(x[..., :1])).abs()
-            total = total + (factor + (2 * terms + count + 8) * limits.eps * sizes) * x.index_select(-1, columns)
+            error = (2 * terms + count + 8) * limits.eps * sizes + underflow
+            total = total + (factor + error) * x.index_select(-1, columns)
         for k, units in enumerate(self.units):
             shifts, partner = shift.index_select(-1, units), self.partners[k]
             shift_of_partner = shift.index_select(-1, partner)
             apart = (slopes[k] + slope.index_select(-1, partner) - 1).abs() + 4 * limits.eps
             apart = apart * largest.index_select(-1, units) + (shifts - shift_of_partner).abs()
             apart = apart + 4 * limits.eps * (shifts + shift_of_partner)
-            missed = torch.where(self.is_paired[k], apart, 0) + rounding.index_select(-1, units)
+            missed = torch.where(self.is_paired[k], apart, 0) + rounding.index_select(-1, units) + limits.tiny
             total = total + self.shared[k].abs() * shifts + self.weights[k].abs() * missed
         return total * (1 + (4 * terms + 2 * count + 16) * limits.eps) + (count + 4) * (terms + 4) * limits.tiny
 
@@ -86,6 +90,8 @@ def _relu_sums(program: Program, number: int) -> ReluSums | None:
     is_first = torch.ones_like(different, dtype=torch.bool)
     is_first[:, 1:] = different[:, 1:] != different[:, :-1]
     count = int(is_first.sum(1).max())
+    if count * numbers.numel() > _MOST_PRODUCTS:
+        return None
     # Rows with fewer columns have one of them again, with products 0.
     columns_of_sums = different.gather(1, is_first.byte().topk(count, dim=1).indices)
     is_again = torch.zeros_like(columns_of_sums, dtype=torch.bool)

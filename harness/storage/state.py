@@ -74,6 +74,8 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
         state = replace(state, trial=trial, written=written)
         state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
         if (result := folder.read_result(directory)) is not None:
+            if result.key != trial.key:
+                raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {result.key}")
             error = result.metrics.get(names.CERTIFIED_ERROR)
             description = f"certified error {'not finite' if error is None else f'{error:.2f} %'}"
             return replace(state, state=State.FINISHED, description=description, result=result)

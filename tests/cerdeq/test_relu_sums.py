@@ -169,3 +169,19 @@ def test_a_lattice_is_decided_in_few_parts(monkeypatch):
     assert result.status == ["certified"] and 0 < result.lower.item() <= 0.02
     model[-1].bias -= 0.03
     assert verify(model, region, torch.ones(1, 1, 1).double(), branches=300).status == ["falsified"]
+
+
+@pytest.mark.parametrize(("v", "w", "x"), [(1e-165, 1e-165, 1e30), (1e-200, 1e-200, 1e100), (1e-320, 1e-1, 1e20)])
+def test_products_that_underflow_are_counted(v, w, x):
+    first, last = nn.Linear(1, 1).double(), nn.Linear(1, 1).double()
+    first.weight.data.fill_(v), last.weight.data.fill_(w)
+    model = nn.Sequential(nn.Identity(), first, nn.ReLU(), last)
+    (sums,) = relu_sums.relu_sums(trace(model.requires_grad_(False), linear=True)).values()
+    one, zero = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
+    assert Fraction(v) * Fraction(w) * Fraction(x) <= Fraction(sums.remainder(x * one, one, zero, zero, zero).item())
+
+
+def test_layers_of_many_products_are_no_sums(monkeypatch):
+    program = trace(nn.Sequential(*pairs(16, -1)), linear=True)
+    monkeypatch.setattr(relu_sums, "_MOST_PRODUCTS", 100)
+    assert not relu_sums.relu_sums(program)

@@ -56,12 +56,13 @@ class ReluSums:
         """
         s, t = slope[0, self.units], shift[0, self.units]
         first_slope, first_shift = slope[0, self.firsts], shift[0, self.firsts]
-        weights, relative = np.abs(self.weights), SLACK * (s.shape[1] + 2) * U
+        weights, terms, inner = np.abs(self.weights), s.shape[1] + 2, np.abs(self.inner)
         through = np.abs(np.einsum("nk,nkc->nc", self.weights * s, self.inner))
-        through += relative * np.einsum("nk,nkc->nc", weights, np.abs(self.inner))
+        through += SLACK * terms * U * np.einsum("nk,nkc->nc", weights, inner)
+        through += TINY * (inner.sum(1) + SLACK * terms)  # products that underflow, before others multiply them
         apart = (np.abs(s + first_slope - 1) + SLACK * U) * size[0, self.units]
         apart += np.abs(t - first_shift) + SLACK * U * (t + first_shift)
-        apart = np.where(self.firsts == self.units, 0, apart) + rounding[0, self.units]
+        apart = np.where(self.firsts == self.units, 0, apart) + rounding[0, self.units] + TINY
         total = (through * r[0, self.columns]).sum(1) + (np.abs(self.shares) * t + weights * apart).sum(1)
         terms = through.shape[1] + 2 * s.shape[1]
         result: Array = total[None] * (1 + SLACK * (terms + 2) * U) + SLACK * (terms + 2) * s.shape[1] * TINY
@@ -163,7 +164,7 @@ def _region_by_forms(network: Network, part: Box, free: Array, sums: dict[int, R
             region.values.append(relu(box))
         else:
             forms.append(form_after_map(step, [forms[source] for source in step.sources]))
-            if number in sums:
+            if number in sums and region.values[source].center.ndim == 2:
                 forms[number] = _with_less_error(sums[number], forms, region.values[sums[number].p])
             box = result_box(step, *[region.values[source] for source in step.sources])
             region.values.append(intersect(box, forms[number].box))

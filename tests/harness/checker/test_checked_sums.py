@@ -133,3 +133,37 @@ def test_rounding_of_products_is_counted():
         assert exact <= Fraction(computed.item())
         missed += exact > abs(Fraction((w @ v).item()))
     assert missed
+
+
+@pytest.mark.parametrize(
+    ("v", "w", "x", "slope"),
+    [
+        (1e-165, 1e-165, 1e30, 1.0),
+        (1e-200, 1e-200, 1e100, 1.0),
+        (1e280, 1e-165, 1e-100, 1e-160),
+        (1e-320, 0.1, 1e20, 1.0),
+    ],
+)
+def test_products_that_underflow_are_counted(v, w, x, slope):
+    first, last = (maps.product(np.full((1, 1), weight), np.zeros(1)) for weight in (v, w))
+    steps = [Step("v", first, (0,)), Step("relu", ReluStep(None), (1,)), Step("w", last, (2,))]
+    (sums,) = relu_sums(Network(steps, np.eye(1), np.zeros(1))).values()
+    one, zero = np.ones((1, 1)), np.zeros((1, 1))
+    exact = Fraction(v) * Fraction(w) * Fraction(slope) * Fraction(x)
+    assert exact <= Fraction(float(sums.error(x * one, slope * one, zero, zero, zero)[0, 0]))
+
+
+def test_layers_of_more_dimensions_are_bounded_step_by_step():
+    """Those of cerdeq's search are sums there, too."""
+    torch.manual_seed(0)
+
+    class Rows(nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 3, 2)
+
+    layers = [nn.Linear(2, 6), Rows(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.Flatten(), nn.Linear(3, 1)]
+    network = read_network(nn.Sequential(*layers).double().eval().requires_grad_(False))
+    part = boxes.Box(np.zeros((1, 2)), np.full((1, 2), 0.1))
+    assert relu_sums(network)
+    with_sums, without = (next(regions_of_part(network, part, sums)) for sums in (relu_sums(network), {}))
+    assert (with_sums.values[-1].radius == without.values[-1].radius).all()

@@ -72,3 +72,10 @@ def test_a_damaged_file_is_named(tmp_path, trial, name):
         is_older = name == folder.TRIAL and "[]" in content
         assert found.state is (State.OLDER if is_older else State.DAMAGED)
         assert is_older or found.description.startswith(f"{name} cannot be read: ")
+
+
+def test_a_result_of_another_trial_is_none(tmp_path, trial):
+    folder.take_over(tmp_path, trial)
+    folder.write_result(tmp_path, TrialResult("0123456789abcdef", {}, {}, {}, []))
+    found = read_state(tmp_path)
+    assert found.state is State.DAMAGED and "belongs to another trial, 0123456789abcdef" in found.description
