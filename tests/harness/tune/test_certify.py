@@ -1,5 +1,6 @@
 """`python -m harness.certify`: killed anywhere it ends with the very same verdicts; what it refuses, and what fails."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -312,6 +313,7 @@ def make_stale(trial_dir):
 def change_data(trial_dir):
     other = folder.make_trial(folder.read_trial(trial_dir / folder.TRIAL).config, "other")
     files.write_json(trial_dir / folder.TRIAL, folder.trial_json(other))
+    folder.write_result(trial_dir, dataclasses.replace(folder.read_result(trial_dir), key=other.key))
 
 
 @pytest.mark.parametrize(
