@@ -1,8 +1,8 @@
 """Sums of ReLUs between sparse layers, W relu(V x + c): lattices of minima and maxima of pairs are made of them.
 
-min(a, b) = (relu(a + b) - relu(-a - b) - relu(a - b) - relu(b - a)) / 2. Step by step, remainders of a and b come to
-the minimum by all four ReLUs. Here the remainder of x passes the product of all steps at once. Two ReLUs of opposite
-inputs, relu(-p) = relu(p) - p, share the distance from their lines, so that it may cancel.
+min(a, b) = (relu(a + b) - relu(-a - b) - relu(a - b) - relu(b - a)) / 2. Let relu(p) = slope p + shift + e with
+|e| <= shift. If x is off by up to r, then the sums are off by up to |W slope V| r + |W e|; step by step it would be
+|W| slope |V| r + |W| shift. Two ReLUs of opposite inputs, relu(-p) = relu(p) - p, share their e, so that it may cancel.
 """
 
 from dataclasses import dataclass
