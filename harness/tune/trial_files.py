@@ -27,17 +27,16 @@ def run_trial_files(
     trusted: the plugins that may be imported. Raises InputError for a file that is no trial of this code or names
     another plugin, or data that is not the trial's; nothing was started.
     """
-    files = dict[Path, Path]()  # by the trials' folders
+    files = dict[Path, tuple[Path, folder.TrialRecord]]()  # by the trials' folders
     for path in paths:
         trial = _load_trial(path)
         require_trusted(trial.config, trusted)
         refuse_links(results_dir / trial.config.sweep)
         trial_dir = folder.trial_dir(results_dir / trial.config.sweep, trial.key)
         folder.refuse_another(trial_dir, trial)
-        files[trial_dir] = path
+        files[trial_dir] = path, trial
     trials, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
-    for trial_dir, path in files.items():
-        trial = _load_trial(path)
+    for trial_dir, (path, trial) in files.items():
         if folder.read_result(trial_dir) is not None:
             console.print(f"{trial.config.label} -> {trial_dir}: finished", soft_wrap=True)
             continue
