@@ -92,8 +92,6 @@ def main(options: argparse.Namespace) -> int:
     sweep_dir = (options.results_dir / sweep.name).absolute()
     check_owner(sweep_dir, sweep)
     data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-    fitting = count_fitting(machines(), cpu, gpu)
-    at_once = 1 if options.here else min(fitting, count or fitting)
     ray = RayOptions(cpu, gpu, count, address, options.dashboard)
     lacks_candidates = False
     if sweep.search is not None:
@@ -106,21 +104,23 @@ def main(options: argparse.Namespace) -> int:
             return OK if options.dry_run else FAILED
         sweep, lacks_candidates = winners
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
-    unfinished = [
-        plan.trials[trial_dir] for trial_dir, state in plan.states().items() if state.state is not State.FINISHED
-    ]
+    states = plan.states()
+    unfinished = [plan.trials[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
     for warning in [*sweep.warnings, *describe_unreadable(trial.config for trial in unfinished)]:
         console.print(f"warning: {warning}", soft_wrap=True)
     if options.dry_run:
-        print_header(plan, gpu, options.profile, console)
-        print_plan(plan, gpu, at_once, options.retry_failed, console)
+        fitting = count_fitting(machines(), cpu, gpu)
+        at_once = 1 if options.here else min(fitting, count or fitting)
+        print_header(plan, states, gpu, options.profile, console)
+        print_plan(plan, states, gpu, at_once, options.retry_failed, console)
         return OK
     from harness.tune.run_sweep import run_sweep  # here: a dry run does without
 
     # Jobs of an array may run other trials --here at the same time.
     with nullcontext() if options.here else lock_directory(sweep_dir):
-        print_header(plan, gpu, options.profile, console)
-        outcome = run_sweep(plan, None if options.here else ray, data_dir, options, console)
+        states = plan.states()  # again: another run may have ended before the lock
+        print_header(plan, states, gpu, options.profile, console)
+        outcome = run_sweep(plan, states, None if options.here else ray, data_dir, options, console)
         page = sweep_dir / folder.REPORT
         if not options.here and not _is_up_to_date(page, sweep_dir / "leaderboard.md"):
             from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures

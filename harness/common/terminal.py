@@ -53,6 +53,11 @@ def print_table(
     console.print(make_table(titles, rows, styles))
 
 
+def percent(value: float | None) -> str:
+    """Return an error as text; None stands for one that is not finite."""
+    return "not finite" if value is None else f"{value:.2f} %"
+
+
 def with_plural(count: int, noun: str) -> str:
     """Return a number and what it counts: "1 instance", "2 instances", "3 branches"."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.common import names
 from harness.common.errors import shorten
+from harness.common.terminal import percent
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, folder, ranges, training_record
 from harness.storage.files import DamagedFileError, parse_json
@@ -76,8 +77,7 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
         if (result := folder.read_result(directory)) is not None:
             if result.key != trial.key:
                 raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {result.key}")
-            error = result.metrics.get(names.CERTIFIED_ERROR)
-            description = f"certified error {'not finite' if error is None else f'{error:.2f} %'}"
+            description = f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
             return replace(state, state=State.FINISHED, description=description, result=result)
         if (failure := folder.read_failure(directory)) is not None:
             return replace(state, state=State.FAILED, description=str(failure["error"]), failure=failure)

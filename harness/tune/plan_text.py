@@ -14,18 +14,20 @@ from harness.config.trial import FULL_PROFILE
 from harness.settings import describe_weak_attack
 from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError
-from harness.storage.state import State
-from harness.tune.planned_sweep import PlannedSweep
+from harness.storage.state import State, TrialState
+from harness.tune.planned_sweep import PlannedSweep, trials_to_run
 from harness.tune.progress import minutes
 
 
-def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, console: Console) -> None:
+def print_header(
+    plan: PlannedSweep, states: dict[Path, TrialState], gpus: float, asked_profile: str | None, console: Console
+) -> None:  # fmt: skip
     """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
     sweep, trials = plan.sweep, plan.trials.values()
     config = sweep.trials[0]
     all_trials = with_plural(len(sweep.trials), "trial")
     counted = all_trials if len(trials) == len(sweep.trials) else f"{len(trials)} of {all_trials}"
-    finished = sum(state.state is State.FINISHED for state in plan.states().values())
+    finished = sum(state.state is State.FINISHED for state in states.values())
     lines = [
         f"{sweep.name}: {plan.data['title']}, eps {sweep.eps}, profile {sweep.profile}; "
         f"{counted}, {finished} finished already",
@@ -53,11 +55,13 @@ def print_header(plan: PlannedSweep, gpus: float, asked_profile: str | None, con
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def print_plan(plan: PlannedSweep, gpus: float, at_once: int, retry_failed: bool, console: Console) -> None:
+def print_plan(
+    plan: PlannedSweep, states: dict[Path, TrialState], gpus: float, at_once: int, retry_failed: bool, console: Console
+) -> None:  # fmt: skip
     """Print a line for each trial, the resources and the time. at_once: how many trials run side by side."""
-    measured, to_run = _measured_seconds(plan.sweep_dir), plan.to_run(retry_failed)
+    measured, to_run = _measured_seconds(plan.sweep_dir), trials_to_run(states, retry_failed)
     left, rows = list[float | None](), []
-    for trial_dir, state in plan.states().items():
+    for trial_dir, state in states.items():
         trial, time = plan.trials[trial_dir], ""
         if trial_dir in to_run:
             seconds, epochs = measured.get(trial.config.identity), trial.config.epochs

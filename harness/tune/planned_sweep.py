@@ -62,12 +62,6 @@ class PlannedSweep:
                 raise DamagedFileError(f"{trial_dir}: {state.description}")
         return states
 
-    def to_run(self, retry_failed: bool) -> list[Path]:
-        """Return the trials without a result, failed ones last; without `retry_failed` none that would fail again."""
-        left = {trial_dir: state for trial_dir, state in self.states().items() if state.state is not State.FINISHED}
-        chosen = [trial_dir for trial_dir, state in left.items() if retry_failed or not state.fails_again]
-        return sorted(chosen, key=lambda trial_dir: left[trial_dir].state is State.FAILED)
-
     @cached_property
     def unchanged_keys(self) -> set[str]:
         """The keys of the trials that the sweep file has without `--set`."""
@@ -87,6 +81,13 @@ class PlannedSweep:
             elif row.state == State.FINISHED and missing:
                 problems[row.trial_dir] = f"{' and '.join(missing)} is missing"
         return problems
+
+
+def trials_to_run(states: dict[Path, TrialState], retry_failed: bool) -> list[Path]:
+    """Return the trials without a result, failed ones last; without `retry_failed` none that would fail again."""
+    unfinished = [trial_dir for trial_dir, state in states.items() if state.state is not State.FINISHED]
+    to_run = [trial_dir for trial_dir in unfinished if retry_failed or not states[trial_dir].fails_again]
+    return sorted(to_run, key=lambda trial_dir: states[trial_dir].state is State.FAILED)
 
 
 def load_checked(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.masking import mask_secrets
+from harness.common.terminal import percent
 from harness.config.trial import Trial
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.summary import Summary
@@ -21,10 +22,10 @@ from harness.machine.environment import device_name, source_digest
 from harness.storage import folder, training_record
 from harness.storage.files import remove_unfinished
 from harness.storage.folder import TrialRecord, TrialResult
-from harness.storage.state import State
+from harness.storage.state import State, TrialState
 from harness.training.trial import Report, train_and_certify
 from harness.tune.items import FailedFast, Item, RayOptions, run_items
-from harness.tune.planned_sweep import PlannedSweep
+from harness.tune.planned_sweep import PlannedSweep, trials_to_run
 from harness.tune.progress import Progress
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
@@ -44,10 +45,16 @@ class Outcome:
 
 
 def run_sweep(
-    plan: PlannedSweep, ray: RayOptions | None, data_dir: str, options: argparse.Namespace, console: Console
+    plan: PlannedSweep,
+    states: dict[Path, TrialState],
+    ray: RayOptions | None,
+    data_dir: str,
+    options: argparse.Namespace,
+    console: Console,
 ) -> Outcome:
     """Run the trials that are left, log them and write the tables.
 
+    states: of the plan's trials, now.
     ray: None runs trials in this process, and leaves MLflow alone; else the caller has locked the sweep's directory.
     options: of `harness.run`.
 
@@ -56,7 +63,7 @@ def run_sweep(
         Stopped, KeyboardInterrupt: a signal came.
         RayDiedError: Ray has died.
     """
-    to_run = plan.to_run(options.retry_failed)
+    to_run = trials_to_run(states, options.retry_failed)
     mlflow = None
     if ray is not None:
         from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
@@ -66,7 +73,7 @@ def run_sweep(
         mlflow = Tracker.open(plan.sweep.name, options.tracking_uri, console)
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
-    _prepare_folders(plan, to_run, console)
+    _prepare_folders(plan, states, to_run, console)
     trials = {trial_dir: plan.trials[trial_dir] for trial_dir in to_run}
     run_trials(trials, ray, data_dir, console, mlflow.log if mlflow else _log_nothing, options.fail_fast)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
@@ -82,9 +89,11 @@ def run_sweep(
     return Outcome(leaderboard, summaries, is_logged and is_finished)
 
 
-def _prepare_folders(plan: PlannedSweep, to_run: list[Path], console: Console) -> None:
+def _prepare_folders(
+    plan: PlannedSweep, states: dict[Path, TrialState], to_run: list[Path], console: Console
+) -> None:  # fmt: skip
     """Make the trials' folders; print which trials are not run."""
-    for trial_dir, state in plan.states().items():
+    for trial_dir, state in states.items():
         trial = plan.trials[trial_dir]
         if state.state is not State.FINISHED and trial_dir not in to_run:
             message = f"failed {trial.config.label}: {state.description}; it would fail the same way again"
@@ -145,7 +154,7 @@ class SweepListener(Progress):
         self.end(item)
         result, failure = read_outcome(item.directory, error)
         if result is not None:
-            errors = [f"{name.replace('_', ' ')} {_percent(result.metrics[name])}" for name in _ERRORS]
+            errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
             self.print_outcome("done", "green", item, f"{', '.join(errors)} ({self.summary()})")
             self._warn(item, result.warnings)
         else:
@@ -160,10 +169,6 @@ class SweepListener(Progress):
             if (item, warning) not in self.warned:
                 self.warned.add((item, warning))
                 self.warn(item, warning)
-
-
-def _percent(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f} %"
 
 
 def trial_item(trial: TrialRecord, label: str, trial_dir: Path) -> Item:
