@@ -26,6 +26,7 @@ from harness.common.terminal import new_console
 from harness.storage import artefacts, certification, folder, parquet, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
+from harness.storage.state import State, read_state_or_raise
 
 LIMIT_MIB = 120
 _TARGET = Path("results/published")
@@ -57,7 +58,8 @@ def main(options: argparse.Namespace) -> int:
     may_replace = not directory.exists() or not any(directory.iterdir()) or _is_published(directory)
     require("--to", options.to, may_replace, f"a directory whose {target.name} is empty, absent or a published study")
     trial_dirs = folder.trial_folders(options.directory)
-    finished = [path for path in trial_dirs if folder.read_result(path) is not None and not folder.is_stale(path)]
+    states = {path: read_state_or_raise(path) for path in trial_dirs}
+    finished = [path for path, state in states.items() if state.state is State.FINISHED]
     if not finished:
         raise InputError(f"{options.directory} holds no finished trial of today's recipe")
     configs = {path: folder.read_trial(path / folder.TRIAL).config for path in finished}
@@ -138,7 +140,7 @@ def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
     """Copy a trial and its certifications, without the path of its data, which says nothing elsewhere."""
     further = [(path, (certification.CERTIFICATION,)) for path in certification.folders(trial_dir)]
     for source, files in [(trial_dir, _TRIAL_FILES), *further]:
-        result = folder.read_result(source)
+        result = read_state_or_raise(source).result
         if result is None:
             continue
         copy = to / source.relative_to(trial_dir)

@@ -52,17 +52,15 @@ def is_special(path: Path) -> bool:
 
 def check_finished(verdict_dir: Path) -> Iterator[str]:
     """Check that a trial's or certification's config and result are there."""
-    config = certification.CERTIFICATION if is_certification(verdict_dir) else folder.TRIAL
+    config = certification.record_path(verdict_dir).name
     if missing := [name for name in (config, folder.RESULT) if not (verdict_dir / name).is_file()]:
         failure = folder.read_failure(verdict_dir)
-        yield f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure['error']})" if failure else "")
+        yield f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure.error})" if failure else "")
 
 
 def read_stored_result(verdict_dir: Path) -> StoredResult:
     """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
-    trained = evaluated = folder.read_trial(trial_of(verdict_dir) / folder.TRIAL)
-    if is_certification(verdict_dir):
-        evaluated = folder.read_certified_trial(verdict_dir / certification.CERTIFICATION)
+    trained, evaluated = (certification.read_record(path) for path in (trial_of(verdict_dir), verdict_dir))
     result = folder.read_result(verdict_dir)
     if result is None:
         raise InputError(f"{verdict_dir} is not finished")

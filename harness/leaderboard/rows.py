@@ -97,7 +97,7 @@ def _row(path: Path, state: TrialState) -> dict[str, Any]:
     if state.trial is not None:
         row |= _settings(state.trial, describe_evaluation(state.trial.config, row["is_certification"]))
     if state.chosen is not None:
-        row[CHOSEN] = state.chosen["text"]
+        row[CHOSEN] = state.chosen.text
     row |= _problem(state)
     if state.state is State.FINISHED and state.result is not None:
         row |= _numbers(state.result)

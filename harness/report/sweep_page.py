@@ -23,6 +23,7 @@ from harness.report.figures.section_data import SectionData
 from harness.settings import Evaluation
 from harness.storage import certification, folder
 from harness.storage.files import write_text
+from harness.storage.state import read_state
 
 _CODE = re.compile("`([^`]+)`")
 _MAIN = titles_of(TABLES, PAGE)
@@ -117,12 +118,11 @@ def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxy
     """
     trials = [certification.trial_of(path) for path in trial_dirs]
     files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
-    is_certification = certification.is_certification(trial_dirs[0])
-    file = trial_dirs[0] / (certification.CERTIFICATION if is_certification else folder.TRIAL)
-    config = stored[trial_dirs[0]] if trial_dirs[0] in stored else folder.read_certified_trial(file).config
+    first = trial_dirs[0]
+    config = stored[first] if first in stored else certification.read_record(first).config
     trusted = [word for name in config.plugins for word in ("--plugin", name)]
     lines = [_command("run", "--here", *files, "--results-dir", "again", *trusted)]
-    if is_certification:
+    if certification.is_certification(first):
         again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
         lines.append(_command("certify", *again, *_certify_options(config.evaluation), *trusted))
     return "\n".join(lines)
@@ -140,7 +140,7 @@ def _certify_options(settings: Evaluation) -> list[str]:
 
 def _recheck_command(sweep_dir: Path) -> str:
     """Return the command that proves verdicts again, of trials whose weights are there; empty where none are."""
-    finished = [trial for trial in folder.trial_folders(sweep_dir) if (trial / folder.RESULT).exists()]
+    finished = [trial for trial in folder.trial_folders(sweep_dir) if read_state(trial).result is not None]
     proved = [trial for trial in finished if (trial / folder.WEIGHTS).exists()]
     return recheck_command(sweep_dir, [] if len(proved) == len(finished) else proved) if proved else ""
 

@@ -5,7 +5,9 @@ ranges/             ranges of images that are evaluated so far (harness.storage.
 verdicts.parquet, counterexamples.safetensors, certificates.safetensors, result.json    as a trial's
 """
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness.common import names
 from harness.settings import Evaluation
@@ -42,6 +44,24 @@ def is_certification(directory: Path) -> bool:
 def trial_of(directory: Path) -> Path:
     """Return the folder of the trial that a folder of verdicts belongs to; a trial's is its own."""
     return directory.parent.parent if is_certification(directory) else directory
+
+
+def record_path(directory: Path) -> Path:
+    """Return the file that says what a folder of verdicts is of: trial.json or certification.json."""
+    return directory / (CERTIFICATION if is_certification(directory) else folder.TRIAL)
+
+
+def read_record(directory: Path) -> TrialRecord:
+    """Return the trial that a folder of verdicts is of; a certification's has the settings of its evaluation.
+
+    Raises DamagedFileError.
+    """
+    return parse_json(record_path(directory), partial(parse_record, directory))
+
+
+def parse_record(directory: Path, content: Any) -> TrialRecord:
+    """Return the trial of a folder of verdicts from its file's content; the key of a certification is its trial's."""
+    return folder.parse_record(content) if is_certification(directory) else folder.parse_trial(content)
 
 
 def begin_certification(directory: Path, trial: TrialRecord, weights: str) -> bool:

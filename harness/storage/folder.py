@@ -23,6 +23,7 @@ failure.json; the driver writes failure.json if the worker died.
 
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,6 +85,28 @@ class TrialResult:
     warnings: list[str]
 
 
+class Failure(Model):
+    """What failure.json holds: why a trial failed.
+
+    last_finite: the last finite values if training diverged. repeats: True if the trial would fail again.
+    """
+
+    model_config = LENIENT
+
+    error: str
+    last_finite: dict[str, Any] = Field(default={})
+    repeats: bool = False
+
+
+class Chosen(Model):
+    """What chosen.json holds: how a search chose a trial's settings, as text, and the search; searches write more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str
+    search: str
+
+
 def make_trial(config: Trial, fingerprint: str) -> TrialRecord:
     """Return the trial of a config on the data with this fingerprint, under today's recipe."""
     return TrialRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
@@ -101,22 +124,14 @@ def read_trial(path: Path) -> TrialRecord:
 
 def parse_trial(content: Any) -> TrialRecord:
     """Return the trial that trial.json holds. Raises SettingError if its key is another trial's."""
-    trial = parse_certified_trial(content)
+    trial = parse_record(content)
     expected = trial.config.key(trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
     require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
     return trial
 
 
-def read_certified_trial(path: Path) -> TrialRecord:
-    """Read certification.json as a trial with its own key and the config of the certification.
-
-    Raises DamagedFileError as `read_trial` does.
-    """
-    return parse_json(path, parse_certified_trial)
-
-
-def parse_certified_trial(content: Any) -> TrialRecord:
-    """Return the trial that certification.json holds."""
+def parse_record(content: Any) -> TrialRecord:
+    """Return the content of trial.json, or of a file that adds to it. Raises SettingError for a key that is no name."""
     trial: TrialRecord = validate(TrialRecord, content, is_json=True)
     _require_name(trial.key)
     return trial
@@ -181,40 +196,16 @@ def write_result(directory: Path, result: TrialResult) -> None:
 
 def write_failure(
     directory: Path, error: str, last_finite: dict[str, Any] | None = None, repeats: bool = False
-) -> dict[str, Any]:
-    """Write why the trial failed, and return what was written.
-
-    last_finite: the last finite values if training diverged. repeats: True if the trial would fail again.
-    """
-    failure = {"error": mask_secrets(error), "last_finite": last_finite or {}, "repeats": repeats}
-    write_json(directory / FAILURE, failure)
-    return failure
+) -> None:
+    """Write why the trial failed, as `Failure` has it."""
+    failure = Failure(error=mask_secrets(error), last_finite=last_finite or {}, repeats=repeats)
+    write_json(directory / FAILURE, failure.model_dump())
 
 
-def is_stale(directory: Path) -> bool:
-    """Return True if the trial is of another recipe version, also if today's code cannot read it."""
-    path = directory / TRIAL
-    return parse_json(path, lambda content: content["recipe_version"] != RECIPE_VERSION)
-
-
-def read_failure(directory: Path) -> dict[str, Any] | None:
-    """Read why the trial failed: `error`, `last_finite`, `repeats`, as `write_failure` has them; None if it did not."""
+def read_failure(directory: Path) -> Failure | None:
+    """Read why the trial failed, None if it did not. Raises DamagedFileError."""
     path = directory / FAILURE
-
-    def parse(content: Any) -> dict[str, Any]:
-        return dict(validate(_Failure, content))
-
-    return parse_json(path, parse) if path.exists() else None
-
-
-class _Failure(Model):
-    """What failure.json holds."""
-
-    model_config = LENIENT
-
-    error: str
-    last_finite: dict[str, Any] = Field(default={})
-    repeats: bool = False
+    return parse_json(path, partial(validate, Failure)) if path.exists() else None
 
 
 def write_chosen(directory: Path, content: dict[str, Any]) -> None:
@@ -222,26 +213,17 @@ def write_chosen(directory: Path, content: dict[str, Any]) -> None:
     write_json(directory / CHOSEN, content)
 
 
-def read_chosen(directory: Path) -> dict[str, Any] | None:
+def read_chosen(directory: Path) -> Chosen | None:
     """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
     path = directory / CHOSEN
     return parse_json(path, parse_chosen) if path.exists() else None
 
 
-def parse_chosen(content: Any) -> dict[str, Any]:
+def parse_chosen(content: Any) -> Chosen:
     """Return what chosen.json holds."""
-    chosen = validate(_Chosen, content)
+    chosen: Chosen = validate(Chosen, content)
     _require_name(chosen.search, "search")
-    return dict(chosen.model_dump())
-
-
-class _Chosen(Model):
-    """What chosen.json holds, and more that searches write."""
-
-    model_config = ConfigDict(extra="allow")
-
-    text: str
-    search: str
+    return chosen
 
 
 def last_write(trial_dir: Path) -> float | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pydantic import Field, ValidationError
 
@@ -84,11 +84,11 @@ def lock_directory(directory: Path) -> Iterator[None]:
                     directory.rmdir()
 
 
-def holder(directory: Path) -> dict[str, Any] | None:
-    """Return who holds a directory: the fields of `Holder`; None if nobody does."""
+def holder(directory: Path) -> Holder | None:
+    """Return who holds a directory; None if nobody does."""
     path = directory / LOCK
     owner = _parse(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
-    return owner.model_dump() if owner is not None and owner.may_be_running else None
+    return owner if owner is not None and owner.may_be_running else None
 
 
 def _is_held(owner: Holder, is_locked: bool) -> bool:

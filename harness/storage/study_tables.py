@@ -15,30 +15,29 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
-from harness.storage.state import State, TrialState, describe_older
+from harness.storage.state import TrialState, finished_state, read_state_or_raise
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
 FOLDER = "folder"
+_TEXTS = ("trial", "result", "chosen")
 
 
 def write_study_tables(study: Path, to: Path) -> None:
     """Write both tables of the finished trials and certifications below `study` to the directory `to`."""
     trial_dirs = folder.trial_folders(study)
     certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
-    files = {path: folder.TRIAL for path in trial_dirs} | dict.fromkeys(certifications, certification.CERTIFICATION)
     rows: list[dict[str, str | None]] = []
     verdicts = []
-    for path, file in files.items():
-        if folder.read_result(path) is None:
+    for path in (*trial_dirs, *certifications):
+        if read_state_or_raise(path).result is None:
             continue
         name = path.relative_to(study).as_posix()
-        texts = {"trial": path / file, "result": path / folder.RESULT, "chosen": path / folder.CHOSEN}
-        rows.append({FOLDER: name, **{key: _compact(text) for key, text in texts.items()}})
+        files = certification.record_path(path), path / folder.RESULT, path / folder.CHOSEN
+        rows.append({FOLDER: name, **dict(zip(_TEXTS, map(_compact, files), strict=True))})
         verdicts.append(parquet.read_verdicts(path).assign(**{FOLDER: name}))
     write_table(to / TRIALS, pd.DataFrame(rows))
     table = pd.concat(verdicts, ignore_index=True)
@@ -64,14 +63,9 @@ def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, TrialState]:
     states = {}
     for row in rows.to_dict("records"):
         path = study / row[FOLDER]
-        parse = folder.parse_certified_trial if certification.is_certification(path) else folder.parse_trial
-        trial, result = parse(_json(row["trial"])), folder.parse_result(_json(row["result"]))
+        trial = certification.parse_record(path, _json(row["trial"]))
         chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
-        is_older = trial.recipe_version != RECIPE_VERSION
-        description = describe_older(trial.recipe_version) if is_older else ""
-        states[path] = TrialState(
-            State.OLDER if is_older else State.FINISHED, description, trial, result, chosen=chosen
-        )
+        states[path] = finished_state(trial, folder.parse_result(_json(row["result"])), chosen)
     return states
 
 

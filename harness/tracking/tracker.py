@@ -23,6 +23,7 @@ from harness.config.trial import flatten
 from harness.storage import certification, folder, training_record
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, read_text, write_json
 from harness.storage.folder import TrialRecord, TrialResult
+from harness.storage.state import read_state_or_raise
 from harness.tracking import view
 from harness.tracking.client import SQLITE, MlflowClient, TrackingError, connect, entities, tracking_errors
 from harness.tracking.model import log_network, register_best
@@ -137,9 +138,9 @@ class Tracker:
 
     def _log(self, trial_dir: Path, running: bool) -> None:
         """Raises TrackingError for the store; OSError and DamagedFileError for the folder."""
-        trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
-        failure, logged = folder.read_failure(trial_dir), self._find(trial_dir, trial)
-        status = "FINISHED" if result else "FAILED" if failure else "RUNNING" if running else "KILLED"
+        trial, state = folder.read_trial(trial_dir / folder.TRIAL), read_state_or_raise(trial_dir)
+        logged = self._find(trial_dir, trial)
+        status = "FINISHED" if state.result else "FAILED" if state.failure else "RUNNING" if running else "KILLED"
 
         def once(part: str, version: str, action: Callable[..., None], *args: Any) -> None:
             if logged.parts.get(part) != version:
@@ -151,16 +152,16 @@ class Tracker:
         once("config", "", self._log_config, trial_dir, trial)
         once("row", row_of(trial), self._set_tags, {view.ROW_TAG: row_of(trial)})
         self._log_epochs(trial_dir, logged)
-        if result:
+        if state.result:
             paths = [trial_dir / name for name in (folder.VERDICTS, folder.RESULT, folder.CHOSEN, folder.WEIGHTS)]
             paths = [path for path in paths if path.exists()]
             for path in paths:
                 path.open("rb").close()  # what cannot be read is the folder's fault, and MLflow would read it next
-            once("result", _digest(trial_dir), self._log_result, trial_dir, result, paths)
+            once("result", _digest(trial_dir), self._log_result, trial_dir, state.result, paths)
         for directory in certification.folders(trial_dir):
-            if certified := folder.read_result(directory):
+            if certified := read_state_or_raise(directory).result:
                 once(f"certified/{directory.name}", _digest(directory), self._log_metrics, directory, certified)
-        error = failure["error"] if status == "FAILED" and failure else ""
+        error = state.failure.error if state.failure else ""
         once("status", f"{status} {error}", self._set_status, status, error)
 
     def _find(self, trial_dir: Path, trial: TrialRecord) -> Logged:

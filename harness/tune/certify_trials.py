@@ -25,6 +25,7 @@ from harness.machine.freed_memory import reuse_freed_memory
 from harness.pretrained.checkpoint import digest_of
 from harness.storage import certification, folder, ranges
 from harness.storage.lock import lock_directory
+from harness.storage.state import State, read_state
 from harness.training.trial import Report
 from harness.tune.certify_plan import Certification
 from harness.tune.items import Item, run_items, share_machine
@@ -61,7 +62,7 @@ def certify(planned: list[Certification], data_dir: str | None, workers: int | N
 def _begin(each: Certification, console: Console) -> bool:
     """Make the folder of a certification, and return whether it lacks a result of these weights."""
     is_new = certification.begin_certification(each.directory, each.trial, digest_of(each.weights))
-    is_unfinished = folder.read_result(each.directory) is None
+    is_unfinished = read_state(each.directory).state is not State.FINISHED
     if is_unfinished:
         is_new |= ranges.begin_ranges(each.ranges_dir)
     if is_new:
@@ -151,7 +152,7 @@ def _open(directory: Path, data_dir: str) -> tuple[Certification, PreparedNetwor
 
     Raises InputError if this machine has other data, weights, devices or versions than the one of the command.
     """
-    trial = folder.read_certified_trial(directory / certification.CERTIFICATION)
+    trial = certification.read_record(directory)
     trial_dir = certification.trial_of(directory)
     plugins.load_for(trial.config)
     certified = Certification(trial_dir, trial, load(trial.config.data_source, data_dir))

@@ -19,7 +19,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, refuse_links
 from harness.storage.folder import TrialRecord
 from harness.storage.lock import holder
-from harness.storage.state import State, TrialState, read_state
+from harness.storage.state import State, TrialState, read_state, read_state_or_raise
 from harness.training.trial import split_images
 from harness.tune.items import check_fits
 
@@ -56,11 +56,7 @@ class PlannedSweep:
     def states(self) -> dict[Path, TrialState]:
         """Return the state of each trial now, by its folder. Raises DamagedFileError."""
         run = holder(self.sweep_dir)
-        states = {trial_dir: read_state(trial_dir, run["since"] if run else None) for trial_dir in self.trials}
-        for trial_dir, state in states.items():
-            if state.state is State.DAMAGED:
-                raise DamagedFileError(f"{trial_dir}: {state.description}")
-        return states
+        return {trial_dir: read_state_or_raise(trial_dir, run.since if run else None) for trial_dir in self.trials}
 
     @cached_property
     def unchanged_keys(self) -> set[str]:
@@ -130,7 +126,7 @@ def check_owner(sweep_dir: Path, sweep: ExpandedSweep) -> None:
     refuse_links(sweep_dir)
     expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"
     for trial_dir in folder.trial_folders(sweep_dir):
-        if folder.is_stale(trial_dir):
+        if read_state(trial_dir).state is State.OLDER:
             continue
         config = folder.read_trial(trial_dir / folder.TRIAL).config
         owner = f"{config.sweep} on {config.dataset} at eps {config.eps}"

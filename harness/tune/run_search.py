@@ -189,7 +189,7 @@ class Search:
         They are the candidates with the lowest objective or, of two objectives, the first of each pair on the front.
         """
         configs = []
-        have_result = {owner for path, owner in self.owners.items() if folder.read_result(path) is not None}
+        have_result = {owner for path, owner in self.owners.items() if read_state(path).state is State.FINISHED}
         for number, study in enumerate(self.studies):
             front = [one for one in reversed(study.best_trials) if (number, one.number) in have_result]
             best = {tuple(one.values): one for one in front}

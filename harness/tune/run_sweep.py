@@ -191,7 +191,7 @@ def read_outcome(trial_dir: Path, error: str | None) -> tuple[TrialResult | None
     if (result := folder.read_result(trial_dir)) is not None:
         return result, ""
     if (failure := folder.read_failure(trial_dir)) is not None:
-        return None, failure["error"]
+        return None, failure.error
     message = mask_secrets(error or "its worker ended without a result")
     with suppress(OSError):  # of a full disk
         folder.write_failure(trial_dir, message)

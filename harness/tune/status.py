@@ -20,12 +20,12 @@ def print_status(sweep_dir: Path) -> None:
         raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
     run = holder(sweep_dir)
     if run:
-        say(f"process {run['process']} on {run['host']} has held {sweep_dir} for {_span(run['since'])}")
+        say(f"process {run.process} on {run.host} has held {sweep_dir} for {_span(run.since)}")
     else:
         say(f"no run on this machine is using {sweep_dir}")
     rows, counts = list[list[str]](), Counter[str]()
     for trial_dir in trial_dirs:
-        state = read_state(trial_dir, run["since"] if run else None)
+        state = read_state(trial_dir, run.since if run else None)
         counts[state.state] += 1
         age = "" if state.written is None else f"{_span(state.written)} ago"
         certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
@@ -39,7 +39,7 @@ def print_status(sweep_dir: Path) -> None:
 
 def _describe_certification(directory: Path) -> str:
     """Return the name of a certification, and how far it is if it is unfinished."""
-    if (directory / folder.RESULT).exists():
+    if read_state(directory).result is not None:
         return directory.name
     return f"{directory.name} ({ranges.count_saved_images(directory)} images so far)"
 

@@ -15,6 +15,7 @@ from harness.own_data import OwnData
 from harness.pretrained.checkpoint import read_file
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
+from harness.storage.state import State, read_state
 from harness.training.trial import split_images
 from harness.tune.run_sweep import run_trials
 
@@ -37,7 +38,7 @@ def run_trial_files(
         files[trial_dir] = path, trial
     trials, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
     for trial_dir, (path, trial) in files.items():
-        if folder.read_result(trial_dir) is not None:
+        if read_state(trial_dir).state is State.FINISHED:
             console.print(f"{trial.config.label} -> {trial_dir}: finished", soft_wrap=True)
             continue
         trials[trial_dir] = trial
@@ -56,7 +57,7 @@ def run_trial_files(
             folder.copy_checkpoint(trial.config.checkpoint, sources[trial_dir], trial_dir / folder.IMPORTED)
         console.print(f"{trial.config.label} -> {trial_dir}", soft_wrap=True)
     run_trials(trials, None, data_dir, console)
-    return all(folder.read_result(trial_dir) is not None for trial_dir in files)
+    return all(read_state(trial_dir).state is State.FINISHED for trial_dir in files)
 
 
 def _load_trial(path: Path) -> folder.TrialRecord:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from harness.common.errors import InputError
-from harness.storage.lock import LOCK, holder, lock_directory
+from harness.storage.lock import LOCK, Holder, holder, lock_directory
 
 HOLDING = """
 import sys
@@ -47,12 +47,12 @@ def file_system(request, monkeypatch):
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, other):
     with pytest.raises(InputError, match=f"process {other.pid} on {socket.gethostname()}"), lock_directory(tmp_path):
         pass
-    assert holder(tmp_path)["process"] == other.pid
+    assert holder(tmp_path).process == other.pid
     other.kill()
     other.wait()
     assert holder(tmp_path) is None
     with lock_directory(tmp_path):
-        assert holder(tmp_path)["process"] == os.getpid()
+        assert holder(tmp_path).process == os.getpid()
     assert (tmp_path / LOCK).read_text() == ""
     assert holder(tmp_path) is None
 
@@ -60,7 +60,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, other):
 @pytest.mark.usefixtures("file_system")
 def test_the_file_of_a_run_on_another_machine_must_be_deleted_by_hand(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7, "since": 0}))
-    assert holder(tmp_path)["host"] == "elsewhere"
+    assert holder(tmp_path).host == "elsewhere"
     refused = pytest.raises(InputError, match="process 7 on elsewhere; if that run is gone, delete the file")
     with refused, lock_directory(tmp_path):
         pass
@@ -91,7 +91,7 @@ def test_a_refused_run_leaves_the_lock_as_it_was(tmp_path):
         before = holder(tmp_path)
         with pytest.raises(InputError, match="another run"), lock_directory(tmp_path):
             pass
-        assert holder(tmp_path) == before == json.loads((tmp_path / LOCK).read_text())
+        assert holder(tmp_path) == before == Holder.model_validate_json((tmp_path / LOCK).read_text())
 
 
 def test_a_new_directory_is_removed_if_nothing_was_written_there(tmp_path):

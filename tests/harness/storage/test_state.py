@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, files, folder, training_record
+from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
-from harness.storage.state import State, read_state
+from harness.storage.state import State, read_state, read_state_or_raise
 
 
 @pytest.fixture
@@ -30,9 +32,10 @@ def test_a_trial_goes_through_its_states(tmp_path, trial):
         assert (found.state, found.description, found.written) == (state, progress, 1000)
     (tmp_path / "ranges/0").mkdir(parents=True)
     assert read_state(tmp_path).description == f"{progress}, being evaluated"
-    failure = folder.write_failure(tmp_path, "ValueError: no")
+    folder.write_failure(tmp_path, "ValueError: no")
     failed = read_state(tmp_path)
-    assert (failed.state, failed.description, failed.failure) == (State.FAILED, "ValueError: no", failure)
+    assert (failed.state, failed.description) == (State.FAILED, "ValueError: no")
+    assert failed.failure == folder.read_failure(tmp_path)
     result = TrialResult(trial.key, {}, {}, {}, [])
     folder.write_result(tmp_path, result)
     finished = read_state(tmp_path)
@@ -57,8 +60,9 @@ def test_a_trial_of_another_recipe_is_older_readable_or_not(tmp_path, trial, is_
     older = folder.trial_json(dataclasses.replace(trial, recipe_version=RECIPE_VERSION - 1))
     older["config"]["train"] |= {} if is_readable else {"no such setting": 1}
     files.write_json(tmp_path / folder.TRIAL, older)
+    folder.write_result(tmp_path, TrialResult(trial.key, {}, {}, {}, []))
     found = read_state(tmp_path)
-    assert found.state is State.OLDER and (found.trial is not None) == is_readable
+    assert found.state is State.OLDER and (found.trial is not None) == (found.result is not None) == is_readable
     assert found.description.startswith(f"older, of recipe version {RECIPE_VERSION - 1}, ")
 
 
@@ -70,6 +74,8 @@ def test_a_damaged_file_is_named(tmp_path, trial, name):
         (tmp_path / name).write_text(content)
         found = read_state(tmp_path)
         is_older = name == folder.TRIAL and "[]" in content
+        with nullcontext() if is_older else pytest.raises(DamagedFileError, match=f"{name} cannot be read: "):
+            read_state_or_raise(tmp_path)
         assert found.state is (State.OLDER if is_older else State.DAMAGED)
         assert is_older or found.description.startswith(f"{name} cannot be read: ")
 

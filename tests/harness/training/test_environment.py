@@ -18,7 +18,7 @@ def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, t
     folder.take_over(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
     with pytest.raises(SettingError, match=f"code: found '{environment.source_digest()}'"):
         train_and_certify(tiny_trial(), tmp_path, code="0" * 16)
-    assert "the driver's, 0000000000000000" in folder.read_failure(tmp_path)["error"]
+    assert "the driver's, 0000000000000000" in folder.read_failure(tmp_path).error
     assert not (tmp_path / folder.EPOCHS).exists()
 
 

@@ -61,7 +61,7 @@ def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_trial, tmp_path, me
     with pytest.raises(torch.OutOfMemoryError):
         train_and_certify(tiny_trial(width=0.05, train=train | {"compile": "never"}), tmp_path)
     message = "out of memory; on a GPU, raise resources.gpu: OutOfMemoryError: CUDA out of memory"
-    assert folder.read_failure(tmp_path)["error"] == message
+    assert folder.read_failure(tmp_path).error == message
 
 
 def test_another_error_is_not_tried_again(tiny_trial, tmp_path, memory_for):

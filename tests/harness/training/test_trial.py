@@ -69,8 +69,8 @@ def test_a_loss_that_is_not_finite_stops_the_trial(tmp_path, tiny_trial, monkeyp
     with pytest.raises(NonFiniteLossError, match="epoch 2, step"):
         train_and_certify(tiny_trial(), directory=tmp_path)
     failure = folder.read_failure(tmp_path)
-    assert "non-finite in epoch 2" in failure["error"]
-    assert math.isfinite(failure["last_finite"][names.TRAIN_LOSS])
+    assert "non-finite in epoch 2" in failure.error
+    assert math.isfinite(failure.last_finite[names.TRAIN_LOSS])
     assert folder.read_result(tmp_path) is None
     assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path)] == [0, 1]
     monkeypatch.undo()

@@ -210,7 +210,7 @@ def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
     folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
     *_, last = do_in_worker(partial(train_item, data_dir=None))
     error = {"diverges": "NonFiniteLossError", "unreadable": "SettingError: data: found"}[name]
-    assert error in last[ray_tune.ERROR] and error in folder.read_failure(trial_dir)["error"]
+    assert error in last[ray_tune.ERROR] and error in folder.read_failure(trial_dir).error
 
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):

@@ -89,5 +89,5 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
 
     monkeypatch.setattr(ray_tune, "run_on_ray", dies_at_once)
     assert copied.main() == 1
-    assert "it died" in folder.read_failure(trial_dir)["error"]
+    assert "it died" in folder.read_failure(trial_dir).error
     assert "last week" not in capsys.readouterr().out

@@ -48,7 +48,7 @@ def candidates(sweep, tmp_path):
 
 def chosen_text(tmp_path, winner):
     trial = folder.make_trial(winner, load("digits").fingerprint)
-    return folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key))["text"]
+    return folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key)).text
 
 
 def train(trial_dir):
@@ -179,8 +179,8 @@ def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_pa
     winners, _ = search_of(sweep, tmp_path).run(*OPTIONS)
     chosen = [folder.make_trial(trial, load("digits").fingerprint) for trial in winners.trials[::2]]
     marks = [folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key)) for trial in chosen]
-    assert [mark["candidate"] for mark in marks] == [1, 3]
-    assert [tuple(mark["validation"].values()) for mark in marks] == [(4, 9), (9, 1)]
+    assert [mark.candidate for mark in marks] == [1, 3]
+    assert [tuple(mark.validation.values()) for mark in marks] == [(4, 9), (9, 1)]
 
 
 def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, workers, begun):
