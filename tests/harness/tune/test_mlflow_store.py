@@ -18,7 +18,7 @@ from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finis
 from rich.console import Console
 
 from harness.config.trial import RECIPE_VERSION
-from harness.storage import files, folder, training_record
+from harness.storage import certification, files, folder, training_record
 from harness.tracking import view
 from harness.tracking.client import TrackingError
 from harness.tracking.tracker import STATE, Tracker, row_of
@@ -342,8 +342,7 @@ def test_certifications_of_a_trial_are_logged_once(tracker, tmp_path):
     finish(trial_dir)
     tracker.log(trial_dir)
     certified = trial_dir / "certified/ibp+bab-60.5s-all-images"
-    certified.mkdir(parents=True)
-    (certified / "certification.json").write_text("{}")
+    certification.begin_certification(certified, folder.read_trial(trial_dir / folder.TRIAL), "weights")
     tracker.log(trial_dir)
     assert only_run(tracker).data.metrics.keys() == {"train/loss", "train/eps", *FINAL}, "it has no result yet"
     folder.write_result(certified, folder.TrialResult(trial_dir.name, {"certified_error": 12.5, "x": None}, {}, {}, []))
