@@ -21,7 +21,7 @@ from harness.config.text import merge, nest
 from harness.config.trial import Trial, flatten
 from harness.methods import METHODS, method_options
 from harness.own_data import MeasuredData
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE, digest_of, read_file
+from harness.pretrained.network_file import TRAINED_ELSEWHERE, digest_of, read_file
 from harness.pretrained.weights import read_weights
 from harness.settings import Recipe
 

@@ -16,11 +16,11 @@ from harness.common.errors import require
 from harness.common.models import Model
 from harness.config.text import merge, nest
 from harness.methods import METHODS, method_options
-from harness.pretrained.checkpoint import Checkpoint, Source
+from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
 
 ZIP = "zip"
-_SECTIONS: dict[str, type[Model]] = {"train": Recipe, "checkpoint": Checkpoint, "source": Source}
+_SECTIONS: dict[str, type[Model]] = {"train": Recipe, "checkpoint": NetworkFile, "source": Source}
 LARGEST = 10_000
 """How many trials a sweep may have."""
 

@@ -20,7 +20,7 @@ from harness.common.models import STRICT, Model
 from harness.config.search import SearchSettings
 from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
 from harness.own_data import OwnData
-from harness.pretrained.checkpoint import Checkpoint, Source
+from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Evaluation, Radius, Recipe
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
@@ -68,7 +68,7 @@ class TrialEntry(Model):
     """Factor of the network's channels; null for the sweep's `width`."""
     train: dict[str, Any] = Field(default_factory=dict)
     """What this entry changes of the recipe; it overrides the sweep's `train` and a profile's."""
-    checkpoint: Annotated[Checkpoint | None, BeforeValidator(_name_file, Checkpoint | str | None)] = None
+    checkpoint: Annotated[NetworkFile | None, BeforeValidator(_name_file, NetworkFile | str | None)] = None
     """A file with the weights of a network that was trained elsewhere, or a mapping with `file`, below. The network is
     not trained; it is evaluated once, under the first seed."""
     source: Source | None = None

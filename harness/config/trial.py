@@ -12,7 +12,7 @@ from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.models import Model, Texts
 from harness.own_data import MeasuredData, OwnData
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE, Checkpoint, Source
+from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.settings import Evaluation, Radius, Recipe
 
 RECIPE_VERSION = 7
@@ -73,7 +73,7 @@ class Trial(Model):
     """How the trained network is evaluated."""
     plugins: dict[str, str] = Field(default={})
     """Modules of users that the trial needs, each with the digest of its source (harness.config.plugins)."""
-    checkpoint: Checkpoint | None = Field(None, validate_default=True)
+    checkpoint: NetworkFile | None = Field(None, validate_default=True)
     """The file with the weights of a network that was trained elsewhere; None trains the network."""
     source: Source | None = None
     """Where a network trained elsewhere was published."""
@@ -92,7 +92,7 @@ class Trial(Model):
 
     @field_validator("checkpoint")
     @classmethod
-    def _check_checkpoint(cls, checkpoint: Checkpoint | None, info: ValidationInfo) -> Checkpoint | None:
+    def _check_checkpoint(cls, checkpoint: NetworkFile | None, info: ValidationInfo) -> NetworkFile | None:
         is_elsewhere = info.data.get("method") == TRAINED_ELSEWHERE
         allowed = "a file with the weights" if is_elsewhere else f"null, if method is not {TRAINED_ELSEWHERE!r}"
         require("checkpoint", checkpoint, (checkpoint is not None) == is_elsewhere, allowed)

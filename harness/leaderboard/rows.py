@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
 from harness.config.trial import Trial
 from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
-from harness.pretrained.checkpoint import Source
+from harness.pretrained.network_file import Source
 from harness.settings import Evaluation
 from harness.storage import certification, folder, study_tables
 from harness.storage.certification import is_certification

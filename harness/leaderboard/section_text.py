@@ -10,7 +10,7 @@ from harness.common import names
 from harness.config.trial import row_name, value_text
 from harness.leaderboard.columns import INTEGER, Column
 from harness.leaderboard.rows import CHOSEN
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
+from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, describe_weak_attack
 
 

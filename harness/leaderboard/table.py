@@ -20,7 +20,7 @@ from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
 from harness.leaderboard.section_text import as_text, mean_and_std, row_label, section_notes
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
+from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import Radius
 
 FEWEST_SEEDS = 3

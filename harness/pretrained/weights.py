@@ -17,8 +17,8 @@ from baselines.registry import options_of
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
 from harness.common.errors import InputError, error_line, require
-from harness.pretrained.checkpoint import Checkpoint, read_file
 from harness.pretrained.mondeq import is_matlab, network_tensors, read_matlab
+from harness.pretrained.network_file import NetworkFile, read_file
 
 Tensors = dict[str, Tensor]
 
@@ -31,7 +31,7 @@ class Imported(Protocol):
     """What a trial says of a network trained elsewhere."""
 
     @property
-    def checkpoint(self) -> Checkpoint | None: ...  # noqa: D102
+    def checkpoint(self) -> NetworkFile | None: ...  # noqa: D102
     @property
     def model(self) -> str: ...  # noqa: D102
     @property
@@ -45,35 +45,37 @@ class Imported(Protocol):
 
 
 def read_weights(path: Path, config: Imported) -> Tensors:
-    """Return the tensors of a trial's network, its normalisation included, from the file of its checkpoint.
+    """Return the tensors of a trial's network, its normalisation included, from its network file.
 
     config: of a network trained elsewhere. Raises InputError where the file cannot be read, is another one, or does not
     hold exactly the network's tensors, finite, in their shapes and types.
     """
-    checkpoint = config.checkpoint
-    assert checkpoint is not None
-    content = read_file(path, checkpoint)
+    network_file = config.checkpoint
+    assert network_file is not None
+    content = read_file(path, network_file)
     with torch.random.fork_rng(devices=[]):
         network = build(config.model, config.data_info, config.width, **config.options)
     fold(network)
     try:
-        loaded = load_content(content, path).network.state_dict() if checkpoint.is_onnx else _load(content, checkpoint)
-        if checkpoint.is_onnx:
-            loaded = {f"network.{name}": tensor for name, tensor in loaded.items()}  # as in the network `onnx`
-        tensors = _select(loaded, checkpoint)
-        if checkpoint.keys == "mondeq":
+        if network_file.is_onnx:  # the tensors' names are those of the network `onnx`
+            state = load_content(content, path).network.state_dict()
+            loaded = {f"network.{name}": tensor for name, tensor in state.items()}
+        else:
+            loaded = _load(content, network_file)
+        tensors = _select(loaded, network_file)
+        if network_file.keys == "mondeq":
             options, image = options_of(config.model), config.data_info.shape
             require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
             tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
-        return _match(tensors, network.state_dict(), checkpoint)
+        return _match(tensors, network.state_dict(), network_file)
     except (InputError, OnnxError) as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
 
 
-def _load(content: bytes, checkpoint: Checkpoint) -> Tensors:
+def _load(content: bytes, network_file: NetworkFile) -> Tensors:
     """Return all tensors of a file. The names of nested mappings are joined by dots."""
     if content[8:9] == b"{":  # a header in JSON follows its length
-        by_order = checkpoint.keys == "by-order"
+        by_order = network_file.keys == "by-order"
         require("keys", "by-order", not by_order, "by-name, for safetensors files do not keep the order of tensors")
         try:
             return safetensors.torch.load(content)
@@ -124,30 +126,30 @@ def _flatten(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tenso
         yield from _flatten(inner, f"{name}.{key}" if name else str(key), seen)
 
 
-def _select(tensors: Tensors, checkpoint: Checkpoint) -> Tensors:
+def _select(tensors: Tensors, network_file: NetworkFile) -> Tensors:
     """Return the tensors to load, without the prefix in their names.
 
     Raises InputError if no tensor has the prefix or a name of `ignore`.
     """
     names = _names(tensors)
-    for name in checkpoint.ignore:
+    for name in network_file.ignore:
         require("ignore", name, name in tensors, f"a tensor of the file: {names}")
-    prefix = checkpoint.prefix
+    prefix = network_file.prefix
     selected = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     require("prefix", prefix, bool(selected), f"one that tensors of the file have: {names}")
-    return {name.removeprefix(prefix): selected[name] for name in selected if name not in checkpoint.ignore}
+    return {name.removeprefix(prefix): selected[name] for name in selected if name not in network_file.ignore}
 
 
-def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
+def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile) -> Tensors:
     """Return the network's tensors by its own names. Raises InputError unless the file has exactly these."""
-    if checkpoint.keys == "by-order":
+    if network_file.keys == "by-order":
         own = [name for name in expected if name not in (_MEAN, _STD)]
         if len(tensors) != len(own):
             raise InputError(f"found {len(tensors)} tensors, {_names(tensors)}, allowed: {len(own)}, {_names(own)}")
         tensors = dict(zip(own, tensors.values(), strict=True))
-    tensors = _normalisation(tensors, expected, checkpoint) | tensors
+    tensors = _normalisation(tensors, expected, network_file) | tensors
     if missing := [name for name in expected if name not in tensors]:
-        hint = "" if checkpoint.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
+        hint = "" if network_file.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
         names = _names(name for name in tensors if name not in (_MEAN, _STD))
         raise InputError(f"the file has no tensor {missing[0]} ({_kind(expected[missing[0]])}); it has {names}{hint}")
     if unexpected := [name for name in tensors if name not in expected]:
@@ -162,9 +164,9 @@ def _match(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tenso
     return {name: tensors[name].clone().contiguous() for name in expected}
 
 
-def _normalisation(tensors: Tensors, expected: Tensors, checkpoint: Checkpoint) -> Tensors:
+def _normalisation(tensors: Tensors, expected: Tensors, network_file: NetworkFile) -> Tensors:
     """Return mean and deviation of the network's first layer, unless the file has them."""
-    mean, std = (values and list(values) for values in (checkpoint.mean, checkpoint.std))
+    mean, std = (values and list(values) for values in (network_file.mean, network_file.std))
     channels = len(expected[_MEAN])
     if _MEAN in tensors or _STD in tensors:
         require("mean", mean, mean is None, f"nothing, for the file has {_MEAN}")

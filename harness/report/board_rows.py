@@ -19,7 +19,7 @@ from harness.config.trial import Trial
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
 from harness.leaderboard.table import Section, build_leaderboard
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE
+from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
 from harness.storage import artefacts, entry_check, folder, parquet, study_tables

@@ -2,7 +2,7 @@
 
     trial.json           key, recipe version, data fingerprint, config
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
-    checkpoint.pt        network, optimiser, epoch: a retry goes on from here and writes later rows again
+    checkpoint.pt        training: network, optimiser, epoch: a retry goes on from here and writes later rows again
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
     ranges/              ranges of images that are evaluated so far (harness.storage.ranges); until the end
@@ -33,7 +33,7 @@ from harness.common.errors import SettingError, require
 from harness.common.masking import mask_secrets
 from harness.common.models import LENIENT, Model, validate
 from harness.config.trial import RECIPE_VERSION, Trial
-from harness.pretrained.checkpoint import Checkpoint, digest_of, read_file
+from harness.pretrained.network_file import NetworkFile, digest_of, read_file
 from harness.storage.files import parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
 
@@ -46,7 +46,7 @@ LOG = "log.txt"
 CHOSEN = "chosen.json"
 TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
-IMPORTED = "source.checkpoint"  # of a network trained elsewhere
+NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
 _WRITTEN = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, RESULT, FAILURE)
 REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
@@ -162,10 +162,10 @@ def take_over(directory: Path, trial: TrialRecord) -> None:
         write_json(path, trial_json(trial))
 
 
-def copy_checkpoint(checkpoint: Checkpoint, path: Path, to: Path) -> None:
+def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
     """Copy the file of a network trained elsewhere. Raises InputError if there is none, or another one."""
-    if not (to.exists() and digest_of(read_bytes(to)) == checkpoint.sha256):
-        write_bytes(to, read_file(path, checkpoint))
+    if not (to.exists() and digest_of(read_bytes(to)) == network_file.sha256):
+        write_bytes(to, read_file(path, network_file))
 
 
 def refuse_another(directory: Path, trial: TrialRecord) -> None:

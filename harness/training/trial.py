@@ -58,7 +58,7 @@ def train_and_certify(
 ) -> folder.TrialResult:
     """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
 
-    The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_checkpoint`).
+    The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
 
     Args:
         report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
@@ -169,7 +169,7 @@ def _train(
 
 def _copy_weights(config: Trial, trial_dir: Path) -> dict[str, float]:
     """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
-    state = read_weights(trial_dir / folder.IMPORTED, config)
+    state = read_weights(trial_dir / folder.NETWORK_FILE, config)
     write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
     model = load_network(config, trial_dir / folder.WEIGHTS)
     return {names.PARAMETERS: sum(parameter.numel() for parameter in model.parameters())}

@@ -22,7 +22,7 @@ from harness.evaluation.ranges import evaluate_range, finish_evaluation, missing
 from harness.machine.device import best_device
 from harness.machine.environment import data_directory, device_name
 from harness.machine.freed_memory import reuse_freed_memory
-from harness.pretrained.checkpoint import digest_of
+from harness.pretrained.network_file import digest_of
 from harness.storage import certification, folder, ranges
 from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_state

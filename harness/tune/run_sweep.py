@@ -101,7 +101,7 @@ def _prepare_folders(
         folder.take_over(trial_dir, trial)
         if trial_dir in to_run and (checkpoint := trial.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
-            folder.copy_checkpoint(checkpoint, path, trial_dir / folder.IMPORTED)
+            folder.copy_network_file(checkpoint, path, trial_dir / folder.NETWORK_FILE)
 
 
 def _log_nothing(trial_dir: Path, running: bool) -> None:

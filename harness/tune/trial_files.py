@@ -12,7 +12,7 @@ from harness.config.plugins import load_for, require_trusted
 from harness.config.trial import RECIPE_VERSION
 from harness.data import Data, load
 from harness.own_data import OwnData
-from harness.pretrained.checkpoint import read_file
+from harness.pretrained.network_file import read_file
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
 from harness.storage.state import State, read_state
@@ -47,14 +47,14 @@ def run_trial_files(
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if trial.config.checkpoint is not None:
-            stored = trial_dir / folder.IMPORTED
-            sources[trial_dir] = stored if stored.exists() else path.with_name(folder.IMPORTED)
+            stored = trial_dir / folder.NETWORK_FILE
+            sources[trial_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
             read_file(sources[trial_dir], trial.config.checkpoint)
     for trial_dir, trial in trials.items():
         make_directory(trial_dir)
         folder.take_over(trial_dir, trial)
         if trial.config.checkpoint is not None:
-            folder.copy_checkpoint(trial.config.checkpoint, sources[trial_dir], trial_dir / folder.IMPORTED)
+            folder.copy_network_file(trial.config.checkpoint, sources[trial_dir], trial_dir / folder.NETWORK_FILE)
         console.print(f"{trial.config.label} -> {trial_dir}", soft_wrap=True)
     run_trials(trials, None, data_dir, console)
     return all(read_state(trial_dir).state is State.FINISHED for trial_dir in files)

@@ -14,7 +14,7 @@ from cerdeq.onnx import LoadedFile, OnnxNetwork, load_content, read_content
 from cerdeq.onnx.packed import read_stored, unpack
 from harness.common.errors import InputError, shorten
 from harness.common.properties import Property
-from harness.pretrained.checkpoint import digest_of
+from harness.pretrained.network_file import digest_of
 from harness.storage.instances import Record
 from harness.vnnlib.brackets import parse, without_comments
 from harness.vnnlib.version1 import property_of

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.common.errors import InputError, require
 from harness.common.terminal import one_line, print_table, printable, with_plural
-from harness.pretrained.checkpoint import digest_of
+from harness.pretrained.network_file import digest_of
 from harness.storage.files import (
     LARGEST_TEXT,
     DamagedFileError,

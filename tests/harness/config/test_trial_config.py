@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.config import trial as trial_module
 from harness.config.buildable import check_buildable
 from harness.config.trial import NO_NUMBER, Trial
-from harness.pretrained.checkpoint import TRAINED_ELSEWHERE, Checkpoint, Source
+from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.settings import STAGES, Evaluation, Recipe
 from harness.storage import folder
 from harness.storage.parquet import read_table
@@ -82,7 +82,7 @@ OTHER = {
     "evaluation.bab_trial_seconds": 1.5,
     "evaluation.certificates": True,
     "plugins": {"my_package.nets": "0123456789abcdef"},
-    "checkpoint": Checkpoint(file="net.pt", prefix="net.", mean=[0.5], std=[0.25], sha256="0" * 64),
+    "checkpoint": NetworkFile(file="net.pt", prefix="net.", mean=[0.5], std=[0.25], sha256="0" * 64),
 }
 ELSEWHERE = ("checkpoint", "source")
 """Fields of networks trained elsewhere alone."""

@@ -34,9 +34,16 @@ def study(tmp_path_factory, store):
 
 def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(study, capsys):
     trial_dir, key = study.trial_dirs["conv", 0], study.trials["conv", 0].key
-    expected = {folder.TRIAL, folder.IMPORTED, folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
+    expected = {
+        folder.TRIAL,
+        folder.NETWORK_FILE,
+        folder.WEIGHTS,
+        folder.VERDICTS,
+        folder.COUNTEREXAMPLES,
+        folder.RESULT,
+    }
     assert {path.name for path in trial_dir.iterdir()} == expected | {folder.LOG, "mlflow.json"}
-    assert (trial_dir / folder.IMPORTED).read_bytes() == (study.root / "net.pt").read_bytes()
+    assert (trial_dir / folder.NETWORK_FILE).read_bytes() == (study.root / "net.pt").read_bytes()
     result, run = folder.read_result(trial_dir), study.runs[key]
     assert run.info.status == "FINISHED" and run.data.metrics[names.CERTIFIED_ERROR] > 0
     digest = json.loads((trial_dir / folder.TRIAL).read_text())["config"]["checkpoint"]["sha256"]
@@ -65,9 +72,9 @@ def reported_row(study):
 def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
     assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
-    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.IMPORTED).exists()
+    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.NETWORK_FILE).exists()
     assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
-    (trial_dir / folder.IMPORTED).unlink()
+    (trial_dir / folder.NETWORK_FILE).unlink()
     capsys.readouterr()
     assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
     assert "checkpoint: found no file" in capsys.readouterr().err

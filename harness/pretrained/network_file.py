@@ -16,7 +16,7 @@ TRAINED_ELSEWHERE = "trained elsewhere"
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class Checkpoint(Model):
+class NetworkFile(Model):
     """A file of weights, safetensors or torch, and how it is read. In a trial `file` has no folders."""
 
     file: str
@@ -83,19 +83,19 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_file(path: Path, checkpoint: Checkpoint) -> bytes:
-    """Return the content of a checkpoint's file; of an ONNX file with external data, one file that holds all of it.
+def read_file(path: Path, network_file: NetworkFile) -> bytes:
+    """Return the content of a network file; of an ONNX file with external data, one file that holds all of it.
 
-    Raises InputError where there is no such file, it cannot be read, or its SHA-256 is not the checkpoint's.
+    Raises InputError where there is no such file, it cannot be read, or its SHA-256 is not the right one.
     """
     try:
         if not path.is_file():
             raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
-        content = _read_onnx(path) if checkpoint.is_onnx else path.read_bytes()
+        content = _read_onnx(path) if network_file.is_onnx else path.read_bytes()
     except OSError as error:
         raise InputError(f"checkpoint: {path} cannot be read: {error.strerror}") from None
-    own, allowed = digest_of(content), f"{checkpoint.sha256}, the SHA-256 of {path}"
-    require("checkpoint.sha256", own, checkpoint.sha256 in ("", own), allowed)
+    own, allowed = digest_of(content), f"{network_file.sha256}, the SHA-256 of {path}"
+    require("checkpoint.sha256", own, network_file.sha256 in ("", own), allowed)
     return content
 
 

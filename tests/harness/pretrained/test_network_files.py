@@ -14,9 +14,9 @@ from small_sweep import changed, load_sweep, refusal, trials_of, write
 
 from baselines import build
 from cerdeq.equilibrium import fold
-from harness.pretrained.checkpoint import digest_of
+from harness.pretrained.network_file import digest_of
 from harness.pretrained.weights import read_weights
-from harness.storage.folder import copy_checkpoint
+from harness.storage.folder import copy_network_file
 
 WIDTH = 0.1
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
@@ -77,7 +77,7 @@ def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
     loaded = load_sweep(write(tmp_path, content(**keys)), "full", True)
     (trial,) = loaded.trials
-    copy_checkpoint(trial.checkpoint, loaded.checkpoints[trial.checkpoint.sha256], copy)
+    copy_network_file(trial.checkpoint, loaded.checkpoints[trial.checkpoint.sha256], copy)
     assert digest_of(copy.read_bytes()) == trial.checkpoint.sha256
     data = tmp_path / "net.onnx.data"
     expected = bytes(data.read_bytes())
