@@ -28,7 +28,8 @@ from harness.common.terminal import new_console, print_table, say
 from harness.leaderboard.comparisons import ALL, METRICS, compare, too_few_seeds
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.leaderboard.table import FEWEST_SEEDS, build_leaderboard
+from harness.leaderboard.section import FEWEST_SEEDS
+from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
+import pandas as pd
+
 from harness.common import names
 from harness.settings import STAGES
-from harness.storage.folder import TrialResult
 
-_SECONDS_PER_IMAGE = "evaluation_seconds_per_image"
-
+SECONDS_PER_IMAGE = "evaluation_seconds_per_image"
 
 PERCENT, INTEGER, THREE_DIGITS = ".2f", ",.0f", "#.3g"
 TABLES, PAGE, HIDDEN = "tables", "page", "hidden"
@@ -44,6 +44,18 @@ class Column:
         shown = f"{deviation / 10 ** int(exponent or 0):,.{decimals}f}"
         return f"{text} ± {shown}{has_exponent}{exponent}"
 
+    def cells(self, rows: pd.DataFrame) -> list[str]:
+        """Return this column's cells, such as '12.34 ± 0.56'; empty for rows without the number."""
+
+        def cell(mean: float, std: float) -> str:
+            if math.isnan(mean):
+                return ""
+            if math.isnan(std) or (self.format == INTEGER and std == 0):
+                return self.text(mean)
+            return self.pair(mean, std)
+
+        return [cell(*pair) for pair in zip(rows[self.name], rows[f"{self.name}_std"], strict=True)]
+
 
 ERRORS = (
     Column(names.CERTIFIED_ERROR, "certified error", PERCENT, True, TABLES),
@@ -57,7 +69,7 @@ COLUMNS = (
     Column(names.BOUND_WIDTH_RELATIVE, "relative width", THREE_DIGITS, True),
     Column(names.PARAMETERS, "parameters", INTEGER, True, PAGE),
     Column(names.TRAIN_SECONDS, "train seconds", INTEGER, True, PAGE),
-    Column(_SECONDS_PER_IMAGE, "evaluation seconds per image", THREE_DIGITS),
+    Column(SECONDS_PER_IMAGE, "evaluation seconds per image", THREE_DIGITS),
     *(Column(names.certified_error_after(stage), f"certified error by {stage}", PERCENT) for stage in STAGES),
     Column(names.GAIN, "equilibrium gain", THREE_DIGITS),
     Column(names.MARGIN, "equilibrium margin", THREE_DIGITS),
@@ -78,13 +90,3 @@ _RANK, _SEEDS = ("#", "row"), ("seeds",)
 def titles_of(*places: str) -> list[str]:
     """Return the titles of a table with the columns that stand in these places, in order; it may lack some of them."""
     return [*_RANK, *(column.title for column in COLUMNS if column.where in places), *REPORTED[:2], *_SEEDS]
-
-
-def numbers_of(result: TrialResult) -> dict[str, float]:
-    """Return the finite numbers of a trial for COLUMNS, by their names."""
-    metrics = dict(result.metrics)
-    seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))
-    if seconds is not None and images:
-        metrics[_SECONDS_PER_IMAGE] = seconds / images
-    values = {column.name: metrics.get(column.name) for column in COLUMNS}
-    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}

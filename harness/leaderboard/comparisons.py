@@ -15,7 +15,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.leaderboard.rows import LABEL
-from harness.leaderboard.table import FEWEST_SEEDS, Section
+from harness.leaderboard.section import FEWEST_SEEDS, Section
 from harness.storage.study_tables import read_stored_verdicts
 
 SIGNIFICANCE = 0.05

@@ -14,8 +14,8 @@ from rich.console import Console
 from harness.common.terminal import one_line, print_table
 from harness.leaderboard.latex import latex_tables
 from harness.leaderboard.rows import LABEL
-from harness.leaderboard.section_text import row_label, stages_table
-from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, short_table, summaries_of
+from harness.leaderboard.section import row_label
+from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, summaries_of
 from harness.leaderboard.table import Leaderboard, build_leaderboard
 from harness.storage.files import read_text, write_text
 
@@ -82,10 +82,10 @@ def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
         summary = summaries[section.heading]
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(short_table(section, summary), section.is_literature)]
+        parts += [markdown_table(section.short_table(summary.tied), section.is_literature)]
         parts += [f"{markdown_text(line)}\n" for line in summary.lines]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
-        if len(stages := stages_table(section.trials)):
+        if len(stages := section.stages):
             parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
     if len(leaderboard.uncounted):
         parts += [f"## {UNCOUNTED}\n", markdown_table(leaderboard.uncounted)]
@@ -114,7 +114,7 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
     say = partial(console.print, soft_wrap=True)
     for section in leaderboard.sections:
         summary = summaries[section.heading]
-        table = short_table(section, summary)
+        table = section.short_table(summary.tied)
         say(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
         for note in section.notes:
             say(note, style="yellow")

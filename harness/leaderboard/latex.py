@@ -5,8 +5,9 @@ import re
 from harness.common import names
 from harness.common.terminal import one_line
 from harness.leaderboard.columns import ERRORS
-from harness.leaderboard.summary import Summary, short_table
-from harness.leaderboard.table import Leaderboard, Section
+from harness.leaderboard.section import Section
+from harness.leaderboard.summary import Summary
+from harness.leaderboard.table import Leaderboard
 
 _LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; "
@@ -33,7 +34,7 @@ def _latex_table(section: Section, summary: Summary, label: str) -> str:
 
     Few undecided images are no merit: a network that predicts one class for all images has none.
     """
-    table = short_table(section, summary).drop(columns="#").map(_escape)
+    table = section.short_table(summary.tied).drop(columns="#").map(_escape)
     table["row"] += [r"$^{\sim}$" if label in summary.tied else "" for label in section.labels]
     rows = section.comparable
     for column in (column for column in ERRORS if column.title in table and column.name != names.UNDECIDED_ERROR):

@@ -1,6 +1,7 @@
 """The trials of a sweep's directory, and their certifications by `harness.certify`, as one row each."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
 from harness.config.trial import Trial
-from harness.leaderboard.columns import COLUMNS, REPORTED, numbers_of
+from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.pretrained.network_file import Source
 from harness.settings import Evaluation
 from harness.storage import certification, folder, study_tables
@@ -136,8 +137,8 @@ def _problem(state: TrialState) -> dict[str, Any]:
     if state.state is State.FINISHED:
         return {"state": State.FINISHED, "problem": None}
     if state.state in (State.OLDER, State.DAMAGED):
-        return _not_counted(state.description)
-    return {"state": state.state, "problem": ": ".join(filter(None, [state.state, state.description]))}
+        return _not_counted(state.text)
+    return {"state": state.state, "problem": state.text}
 
 
 def _not_counted(why: str) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _not_counted(why: str) -> dict[str, Any]:
 
 
 def _numbers(result: folder.TrialResult) -> dict[str, Any]:
-    numbers = numbers_of(result)
+    numbers = _finite_numbers(result)
     order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
     errors = [round(numbers[name], 9) for name in order if name in numbers]
     if errors != sorted(errors):
@@ -153,6 +154,16 @@ def _numbers(result: folder.TrialResult) -> dict[str, Any]:
     expected = [column.name for column in COLUMNS if column.is_required or column.name in result.metrics]
     missing = [f"{name} is missing or not finite" for name in expected if name not in numbers]
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
+
+
+def _finite_numbers(result: folder.TrialResult) -> dict[str, float]:
+    """Return the finite numbers of a trial for COLUMNS, by their names."""
+    metrics = dict(result.metrics)
+    seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))
+    if seconds is not None and images:
+        metrics[SECONDS_PER_IMAGE] = seconds / images
+    values = {column.name: metrics.get(column.name) for column in COLUMNS}
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

@@ -1,7 +1,6 @@
 """Comparisons as sentences: which row is best, which rows it beats significantly, whether an equilibrium is better.
 
-The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them. Also the
-tables as text, in which `~` marks rows without a significant difference.
+The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,9 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.leaderboard.columns import TABLES, titles_of
 from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm, too_few_seeds
-from harness.leaderboard.table import FEWEST_SEEDS, Leaderboard, Section
+from harness.leaderboard.section import FEWEST_SEEDS, Section
+from harness.leaderboard.table import Leaderboard
 
 SUMMARY_LEGEND = (
     "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
@@ -34,22 +33,6 @@ class Summary:
     lines: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
     answer: str = ""
-
-
-def full_table(section: Section, summary: Summary) -> pd.DataFrame:
-    """Return a section's cells with `row`, the label, marked if it has warnings; `~` marks ranks like as the best."""
-    ranks = zip(section.cells["#"], section.labels, strict=True)
-    table = section.cells.assign(**{"#": [f"{rank} ~" if label in summary.tied else rank for rank, label in ranks]})
-    rows = zip(section.labels, section.rows["warnings"], section.is_literature, strict=True)
-    marked = [f"{label} (see warning)" if not is_paper and warnings else label for label, warnings, is_paper in rows]
-    table.insert(1, "row", marked)
-    return table
-
-
-def short_table(section: Section, summary: Summary) -> pd.DataFrame:
-    """Return the columns of a section that stand in all tables, as text."""
-    table = full_table(section, summary)
-    return table[[title for title in titles_of(TABLES) if title in table]]
 
 
 def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:

@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 from harness.config.trial import Trial, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
-from harness.leaderboard.section_text import as_text, stages_table
-from harness.leaderboard.summary import Summary, full_table
-from harness.leaderboard.table import Leaderboard, Section
+from harness.leaderboard.section import Section, as_text
+from harness.leaderboard.summary import Summary
+from harness.leaderboard.table import Leaderboard
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
@@ -76,7 +76,7 @@ def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir
 
 def _part(section: Section, summary: Summary) -> dict[str, Any]:
     """Return what the page shows of a section, but for its figures."""
-    cells = full_table(section, summary).drop(columns="source")  # the label of a row of a paper has it
+    cells = section.marked_table(summary.tied).drop(columns="source")  # the label of a row of a paper has it
     main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
     environments = pd.DataFrame([result.environment for result in section.trials["result"]])
@@ -86,7 +86,7 @@ def _part(section: Section, summary: Summary) -> dict[str, Any]:
         "summary": summary,
         "cells": cells[main + hidden].rename(columns=_PERCENT),
         "hidden": [_PERCENT.get(name, name) for name in hidden],
-        "stages": stages_table(section.trials),
+        "stages": section.stages,
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
         "commands": {label: commands(list(trial_dirs)) for label, trial_dirs in rows},

@@ -47,6 +47,12 @@ class TrialState:
     written: float | None = None
 
     @property
+    def text(self) -> str:
+        """The state and its description, such as 'failed: loss is not finite'."""
+        is_in_description = self.state in (State.OLDER, State.DAMAGED)
+        return self.description if is_in_description else ": ".join(filter(None, [self.state, self.description]))
+
+    @property
     def fails_again(self) -> bool:
         """True if a trial has failed, and would end with the same error on any machine."""
         return self.failure is not None and self.failure.repeats
