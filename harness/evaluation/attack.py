@@ -13,7 +13,8 @@ from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
 from harness.common import names
 from harness.common.names import Verdict
-from harness.evaluation.batch import Batch, Proofs, StageResult, verdict_where
+from harness.evaluation.batch import Batch
+from harness.evaluation.ledger import Proofs, StageResult, verdict_where
 from harness.evaluation.network import PreparedNetwork
 from harness.settings import Evaluation
 

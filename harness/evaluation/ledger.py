@@ -1,9 +1,10 @@
-"""The ledger of a batch: every example gets one verdict, from the first stage that decides it."""
+"""What stages answer about a batch, and its ledger: each example gets one verdict, from the first that decides it."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +20,39 @@ from harness.machine.freed_memory import free_memory
 
 T = TypeVar("T")
 
+Proofs = dict[str, Tensor]
+"""What proves verdicts: a counterexample by its image's index, a certificate's tensors by "<index>/<name>"."""
+
 NO_STAGE = "none"  # of an example that no stage decided
 _LONGEST_REASON = 300
 
 
 class SoundnessError(AssertionError):
     """An example is certified and yet misclassified or falsified: a bound is wrong, so no result can be trusted."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The result of a stage of the verifier; tensors are [B], NaN for examples that it has no answer for.
+
+    verdicts: of the examples, by their numbers, about which the stage has one.
+    lower: lower bounds of the smallest margin. counterexample_margin: of examples that the stage falsified, proved
+    upper bounds of the margin at a counterexample; the attack's have the smallest margin that it reached, too.
+    columns: further columns of the table of verdicts. proofs: counterexamples and certificates.
+    unproved: the numbers of examples for which a certificate was searched and not found.
+    """
+
+    verdicts: dict[int, Verdict]
+    lower: Tensor
+    counterexample_margin: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    proofs: Proofs = field(default_factory=dict)
+    unproved: list[int] = field(default_factory=list)
+
+
+def verdict_where(examples: Tensor, verdict: Verdict) -> dict[int, Verdict]:
+    """Return the verdict on examples, bool [B], by their numbers."""
+    return dict.fromkeys(examples.nonzero()[:, 0].tolist(), verdict)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from cerdeq.deadline import DeadlineError
 from harness.common import names
 from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
-from harness.evaluation.batch import Batch, Proofs, StageResult, verdict_where
+from harness.evaluation.batch import Batch
+from harness.evaluation.ledger import Proofs, StageResult, verdict_where
 from harness.settings import STAGES
 
 _UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"

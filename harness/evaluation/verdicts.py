@@ -15,9 +15,9 @@ from harness.common import names
 from harness.common.names import Verdict
 from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
-from harness.evaluation.batch import Batch, Proofs, verdict_where
+from harness.evaluation.batch import Batch
 from harness.evaluation.ibp import bound_batch
-from harness.evaluation.ledger import Ledger, SoundnessError
+from harness.evaluation.ledger import Ledger, Proofs, SoundnessError, verdict_where
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
 
