@@ -22,10 +22,11 @@ failure.json; the driver writes failure.json if the worker died.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -36,6 +37,8 @@ from harness.config.trial import RECIPE_VERSION, Trial
 from harness.pretrained.network_file import NetworkFile, digest_of, read_file
 from harness.storage.files import parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
+
+T = TypeVar("T")
 
 TRIALS = "trials"
 """A folder of the sweep's directory, with a folder for each trial."""
@@ -179,8 +182,7 @@ def refuse_another(directory: Path, trial: TrialRecord) -> None:
 
 def read_result(directory: Path) -> TrialResult | None:
     """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError."""
-    path = directory / RESULT
-    return parse_json(path, parse_result) if path.exists() else None
+    return _parse_if_there(directory / RESULT, parse_result)
 
 
 def parse_result(content: Any) -> TrialResult:
@@ -204,8 +206,7 @@ def write_failure(
 
 def read_failure(directory: Path) -> Failure | None:
     """Read why the trial failed, None if it did not. Raises DamagedFileError."""
-    path = directory / FAILURE
-    return parse_json(path, partial(validate, Failure)) if path.exists() else None
+    return _parse_if_there(directory / FAILURE, partial(validate, Failure))
 
 
 def write_chosen(directory: Path, content: dict[str, Any]) -> None:
@@ -215,8 +216,7 @@ def write_chosen(directory: Path, content: dict[str, Any]) -> None:
 
 def read_chosen(directory: Path) -> Chosen | None:
     """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
-    path = directory / CHOSEN
-    return parse_json(path, parse_chosen) if path.exists() else None
+    return _parse_if_there(directory / CHOSEN, parse_chosen)
 
 
 def parse_chosen(content: Any) -> Chosen:
@@ -224,6 +224,10 @@ def parse_chosen(content: Any) -> Chosen:
     chosen: Chosen = validate(Chosen, content)
     _require_name(chosen.search, "search")
     return chosen
+
+
+def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
+    return parse_json(path, parse) if path.exists() else None
 
 
 def last_write(trial_dir: Path) -> float | None:

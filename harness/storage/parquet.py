@@ -41,7 +41,7 @@ def unpack_table(content: bytes, columns: list[str] | None = None, largest: int 
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     columns_of_groups = [group.column(number) for group in groups for number in range(group.num_columns)]
     values = sum(abs(column.num_values) for column in columns_of_groups)
-    size = max(sum(size for column in columns_of_groups for size in _page_sizes(content, column)), 8 * values)
+    size = max(sum(size for column in columns_of_groups for size in page_sizes(content, column)), 8 * values)
     require("bytes, unpacked", size, size <= largest, f"at most {largest:,}")
     texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string())]
     for field in file.schema_arrow:
@@ -58,7 +58,7 @@ def unpack_table(content: bytes, columns: list[str] | None = None, largest: int 
     return table
 
 
-def _page_sizes(content: bytes, column: "parquet.ColumnChunkMetaData") -> Iterator[int]:
+def page_sizes(content: bytes, column: "parquet.ColumnChunkMetaData") -> Iterator[int]:
     """Yield how many bytes each page of a column of a row group takes, unpacked. Raises ValueError or IndexError."""
     at = min(filter(None, [column.dictionary_page_offset, column.data_page_offset]))
     stop = at + column.total_compressed_size

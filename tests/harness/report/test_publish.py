@@ -200,3 +200,12 @@ def test_a_trial_that_the_table_of_verdicts_lacks_is_named(repository):
     (published / "trials.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"trials\.parquet cannot be read"):
         read_trials(published)
+
+
+def test_a_row_of_the_table_with_the_result_of_another_trial_is_named(repository):
+    published, _, _ = repository
+    assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
+    rows = parquet.read_table(published / study_tables.TRIALS)
+    parquet.write_table(published / study_tables.TRIALS, rows.assign(result=rows["result"].to_numpy()[::-1]))
+    with pytest.raises(ValueError, match="belongs to another trial"):
+        study_tables.read_stored_trials(published)

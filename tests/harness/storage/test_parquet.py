@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from harness.common.errors import InputError
 from harness.storage.files import DamagedFileError
-from harness.storage.parquet import _page_sizes, read_table, unpack_table, write_table
+from harness.storage.parquet import page_sizes, read_table, unpack_table, write_table
 
 ROWS = 4000
 
@@ -101,7 +101,7 @@ def test_the_pages_of_honest_files_have_the_footer_s_size(options):
     content = b"".join(packed(table, data_page_size=2**16, write_statistics=True, **options))
     group = parquet.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
     for column in map(group.column, range(2)):
-        pages = list(_page_sizes(content, column))
+        pages = list(page_sizes(content, column))
         assert len(pages) > 2 and 0.99 < sum(pages) / column.total_uncompressed_size < 1  # without the headers
     assert unpack_table(content).equals(table)
 
