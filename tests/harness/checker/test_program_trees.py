@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("leaves_alone")
 HARD = [
     pytest.param((10, 24, 24, 4), False, 0.6, 0, -1.94641034, 0.156, marks=pytest.mark.slow),
     pytest.param((8, 12, 12, 12, 12, 3), False, 1.0, 2, -7.34040032, 0.307, marks=pytest.mark.slow),
-    ((8, 14, 12, 3), True, 0.3, 1, -0.9552849047, 0.023),
+    pytest.param((8, 14, 12, 3), True, 0.3, 1, -0.9552849047, 0.023, marks=pytest.mark.slow),
 ]
 DISTANCES = (0.05, -0.05, 0.01, -0.01)
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from entry_files import EPS, Entry
 from fetched_checkpoints import SWEEPS
-from onnx_writer import export_onnx
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from baselines import build
 from baselines.layers import Normalize
-from cerdeq import load_onnx
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.data import load
@@ -125,42 +123,6 @@ def test_what_is_done_in_time_counts(entry, monkeypatch):
     assert record.checked.attack_error is not None
     assert (record.confirmed_by_certificate, record.unconfirmed) == (3, record.sample - 3)
     assert f"of {record.sample} drawn images the checker proves 3" in check.steps[-1].message
-
-
-def lirpa_loss(network):
-    """The loss of auto_LiRPA's example: cross entropy of the worst margins by IBP, while eps grows linearly."""
-    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-
-    def loss(epoch, x, y):
-        eps = min(1.0, epoch / 50) * 0.03
-        low, high = (x - eps).clamp(0, 1).flatten(1), (x + eps).clamp(0, 1).flatten(1)
-        for number, layer in enumerate(linear):
-            center, radius = layer((low + high) / 2), (high - low) / 2 @ layer.weight.abs().T
-            low, high = center - radius, center + radius
-            if number < len(linear) - 1:
-                low, high = low.relu(), high.relu()
-        worst = torch.where(nn.functional.one_hot(y, 10).bool(), low, high)
-        return nn.functional.cross_entropy(worst, y)
-
-    return loss
-
-
-def test_a_network_of_auto_lirpa_s_recipe_is_checked(tmp_path):
-    """Its `mlp_3layer`, narrower, saved by plain torch; auto_LiRPA itself needs another torch."""
-    torch.manual_seed(0)
-    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)]
-    network = nn.Sequential(nn.Flatten(), *layers)
-    network = entry_files.train(network, lirpa_loss(network))
-    (folder := tmp_path / "original").mkdir()
-    torch.save(network.state_dict(), tmp_path / "saved.pth")
-    network.load_state_dict(torch.load(tmp_path / "saved.pth", weights_only=True))
-    export_onnx(network, folder / "network.onnx", (1, 8, 8))
-    network = load_onnx(folder / "network.onnx")
-    table, certificates, witnesses = entry_files.verdicts_of(network, "0.03")
-    assert (table["verdict"] == "certified").mean() > 0.6
-    entry_files.write(folder, table, certificates, witnesses, eps=0.03)
-    status, check = Entry(folder, tmp_path).check()
-    assert (status, check.status, check.eps) == (0, "partial", "3/100")
 
 
 def test_a_registered_network_with_two_seeds_is_checked(tmp_path):
