@@ -208,15 +208,15 @@ def _changed_options(section: str, name: str, options: dict[str, Any]) -> dict[s
 def _without_effect(sweep: Sweep, entries: list[_Entry], unused: list[dict[str, str] | None]) -> tuple[str, ...]:
     """Return a line on the settings of the file and of its entries that change nothing, none if there are none.
 
-    unused: of each entry; None where the network was not built. The ramp may be 0 and evaluation settings null or
-    false, so that a profile or an entry can take back what it does not use.
+    unused: of each entry; None where the network was not built. The ramp may be 0 and settings of the file null, false
+    or their defaults, so that a profile or an entry can take back what it does not use.
     """
     found = list[str]()
     for entry, reasons in zip(entries, unused, strict=True):
         own = flatten({section: getattr(entry.keys, section) for section in _SECTIONS})
         own = {key: value for key, value in own.items() if (key, value) != ("train.ramp_epochs", 0)}
         found += [f"{entry.where}.{key} ({reasons[key]})" for key in own if reasons and key in reasons]
-    shared = {section: getattr(sweep, section).model_dump(exclude_unset=True) for section in ("train", "evaluation")}
+    shared = {section: getattr(sweep, section).model_dump(exclude_defaults=True) for section in ("train", "evaluation")}
     for key, value in flatten(shared).items():
         reasons_of_all = [reasons and reasons.get(key) for reasons in unused]
         if value and all(reasons_of_all):

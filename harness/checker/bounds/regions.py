@@ -11,6 +11,8 @@ from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, ReluStep, result_box
 from harness.checker.proofs.certificates import Certificate
 
+_LENGTHENED = 1e-4  # of a box's length: more than rounding in float32, by which an evaluation chooses between two lines
+
 
 def interval_region(network: Network, images: Box) -> Region:
     """Return boxes by intervals only."""
@@ -62,6 +64,20 @@ def with_images_of_equilibria(network: Network, region: Region) -> Region:
         if isinstance(step.operation, ReluStep) and step.operation.weight is not None
     }
     return Region(region.values, preactivations)
+
+
+def lengthened_regions(region: Region) -> Iterator[Region]:
+    """Yield the region with longer boxes, first below, then above.
+
+    The lower line of a ReLU whose input has ends nearly as far from 0 is another one there.
+    """
+    for below, above in ((_LENGTHENED, 0.0), (0.0, _LENGTHENED)):
+
+        def lengthened(x: Box, below: float = below, above: float = above) -> Box:
+            return between(x.lower - 2 * below * x.radius, x.upper + 2 * above * x.radius)
+
+        boxes = {number: lengthened(box) for number, box in region.preactivations.items()}
+        yield Region([region.values[0], *map(lengthened, region.values[1:])], boxes)
 
 
 def _equilibrium(network: Network, region: Region, number: int, weight: Array, source: int, is_first: bool) -> Box:

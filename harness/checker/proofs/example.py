@@ -15,6 +15,7 @@ from harness.checker.bounds.regions import (
     activation_shapes,
     interval_region,
     leaf_bounds,
+    lengthened_regions,
     tight_region,
     with_images_of_equilibria,
 )
@@ -61,8 +62,9 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         certificate = _ParsedCertificate() if tensors is None else _parse(network, intervals, len(spec), tensors)
     except RefusedError as error:  # a faulty certificate is refused even if the rows are proved without it
         return Proof("", -np.inf, str(error))
-    tried = list[Region]()
-    for region in chain([intervals], _tight_regions(network, images)):
+    tried, is_linear = list[Region](), certificate.parts is None and certificate.margins is None
+    longer = lengthened_regions(intervals) if is_linear else iter(())
+    for region in chain([intervals], _tight_regions(network, images), longer):
         tried.append(region)
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):

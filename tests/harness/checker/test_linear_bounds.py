@@ -20,6 +20,7 @@ from harness.checker.bounds.network import ReluStep, read_network
 from harness.checker.bounds.regions import interval_region, tight_region
 from harness.checker.bounds.relu_lines import Leaves, lines
 from harness.checker.bounds.windows import Windows, convolve
+from harness.checker.proofs.example import LINEAR, prove
 
 
 class Residual(nn.Module):
@@ -273,3 +274,17 @@ def test_what_is_not_finite_or_huge_is_not_bounded():
     region = interval_region(network, Box(np.zeros((1, 1, 2, 2)), np.ones((1, 1, 2, 2))))
     for size in (1e101, np.inf, np.nan):
         assert (lower_bounds(network, region, {3: np.full((2, 3), size)}, {}) == -np.inf).all()
+
+
+@pytest.mark.parametrize("end", [-1e-6, 1e-6])
+@pytest.mark.parametrize("slope", [-1.0, 0.1])
+def test_either_line_is_tried_where_the_ends_of_a_relu_are_nearly_as_far_from_0(end, slope):
+    """relu(x) - x and relu(x) + x / 10 need different lower lines, and float32 may choose either over [-1, 1 + end]."""
+    first, last = nn.Linear(2, 4).double(), nn.Linear(4, 2).double()
+    with torch.no_grad():
+        first.weight[:] = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])
+        first.bias[:] = torch.tensor([0, 10, 10, 20])
+        last.weight[:] = torch.tensor([[1, slope, 0.5, -0.5], [0, 0, 0, 0]])  # intervals lose the difference of halves
+        last.bias[:] = torch.tensor([5.2 - 10 * slope, 0])
+    box = Box(np.array([[end / 2, 0]]), np.array([[1 + end / 2, 1]]))
+    assert prove(read_network(nn.Sequential(first, nn.ReLU(), last).eval()), box, 0).proved_by == LINEAR
