@@ -39,18 +39,18 @@ def load(names: Iterable[str]) -> None:
         _import(name)
 
 
-def load_for(config: Trial) -> None:
+def load_for(trial: Trial) -> None:
     """Import a trial's plugins, before it is trained or evaluated.
 
     Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
     allowed = "the digest of the source that this trial was made with; put that back, or train anew"
-    with located(f"{config.label}: "):
-        today = digests(config.plugins, config.model)
-        for name, digest in config.plugins.items():
+    with located(f"{trial.label}: "):
+        today = digests(trial.plugins, trial.model)
+        for name, digest in trial.plugins.items():
             require(f"plugins.{name}", today[name], today[name] == digest, f"{digest}, {allowed}")
-        load(config.plugins)
-        add_factory(config.model, config.plugins)
+        load(trial.plugins)
+        add_factory(trial.model, trial.plugins)
 
 
 def add_factory(model: str, plugins: Collection[str]) -> None:
@@ -113,11 +113,11 @@ def trust(modules: list[str], directories: list[Path]) -> None:
     load(modules)
 
 
-def require_trusted(config: Trial, trusted: Collection[str]) -> None:
+def require_trusted(trial: Trial, trusted: Collection[str]) -> None:
     """Raise InputError for a trial with a plugin that --plugin does not name: results may be someone else's."""
-    for name in config.plugins:
+    for name in trial.plugins:
         if name not in trusted:
-            raise InputError(f"{config.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
+            raise InputError(f"{trial.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
 
 
 @cache

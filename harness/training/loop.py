@@ -52,7 +52,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train(
-    config: Trial,
+    trial: Trial,
     images: Tensor,
     labels: Tensor,
     trial_dir: Path,
@@ -61,7 +61,7 @@ def train(
     is_last_try: bool = True,
     is_divided: bool = False,
 ) -> nn.Sequential:
-    """Train `config`'s network, going on from the folder's checkpoint, and return it.
+    """Train a trial's network, going on from the folder's checkpoint, and return it.
 
     Args:
         images, labels: uint8 [N, C, H, W] and [N], on the device.
@@ -74,21 +74,21 @@ def train(
         NonFiniteLossError: the loss became infinite or NaN.
     """
     clock = clock or Clock()
-    device, last, asked = images.device, config.train.epochs, config.train.precision
+    device, last, asked = images.device, trial.train.epochs, trial.train.precision
     before = read_epochs(trial_dir)
     chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
     precision = choose_precision(asked, device, chosen[-1] if chosen else None)
-    config = config.replace(train=config.train.replace(precision=precision))
-    model = untrained_network(config)
+    trial = trial.replace(train=trial.train.replace(precision=precision))
+    model = untrained_network(trial)
     model.to(device).to(memory_format=torch.channels_last).train()
-    stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)
+    stepper = Stepper(trial, model, images, labels, is_last_try=is_last_try)
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
     done = checkpoint.restore(trial_dir, parts, device)
     cut_epochs(trial_dir, done)
     if done == 0 and not before:
-        untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
+        untrained = monitor_untrained(trial, model, images[:_MONITORED], labels[:_MONITORED])
         row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}
         write_epoch(trial_dir, row)
         report(row)
@@ -103,7 +103,7 @@ def train(
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, trial_dir)
         if is_divided:
-            row[names.TRAIN_ACCUMULATE] = config.train.accumulate
+            row[names.TRAIN_ACCUMULATE] = trial.train.accumulate
         if asked == "auto":
             row[names.TRAIN_BF16] = float(precision == "bf16")
         add_training_warnings(trial_dir, stepper.failed_optimisations)
@@ -112,8 +112,8 @@ def train(
             checkpoint.save(trial_dir, epoch, parts)
         report(row)
     trained = stepper.networks[-1]
-    if config.train.recompute_statistics:
-        recompute_statistics(trained, images, config.train.batch_size)
+    if trial.train.recompute_statistics:
+        recompute_statistics(trained, images, trial.train.batch_size)
     return trained
 
 
@@ -138,13 +138,13 @@ def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
 
 def seconds_per_step(stepper: Stepper) -> float:
     """Return the seconds of the fastest of a few eager steps halfway up the ramp, of a copy of the network on a CPU."""
-    config, seconds = stepper.config, []
-    copied = Stepper(config, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
-    choices = _draws(stepper, epoch=1).batch(0, config.train.batch_size)
+    trial, seconds = stepper.config, []
+    copied = Stepper(trial, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
+    choices = _draws(stepper, epoch=1).batch(0, trial.train.batch_size)
     with torch.random.fork_rng([]):
         for _ in range(_TIMED_STEPS):
             started = time.perf_counter()
-            copied(choices, float(config.train_eps) / 2, config.train.learning_rate)
+            copied(choices, float(trial.train_eps) / 2, trial.train.learning_rate)
             seconds.append(time.perf_counter() - started)
     return min(seconds)
 
@@ -157,12 +157,12 @@ def _draws(stepper: Stepper, epoch: int) -> Draws:
 
 def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any]:
     """Train one epoch and return its row."""
-    config, settings = stepper.config, stepper.config.train
+    trial, settings = stepper.config, stepper.config.train
     steps = len(stepper.images) // settings.batch_size
-    ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps, settings.ramp_shape)
+    ramp = Ramp(float(trial.train_eps), settings.ramp_start, settings.ramp_epochs, steps, settings.ramp_shape)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = _draws(stepper, epoch)
-    torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
+    torch.manual_seed(seed_of(trial.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
     radii = [ramp((epoch - 1) * steps + step) for step in range(steps)]
     reports = []
     started = time.perf_counter()
@@ -182,7 +182,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
         names.TRAIN_EPOCH_SECONDS: seconds,
         names.TRAIN_COMPILED: float(stepper.compiled),
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
-        **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
+        **monitor_bounds(trial, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
     return {names.EPOCH: epoch, **finite_or_none(metrics)}
 

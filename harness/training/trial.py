@@ -49,14 +49,14 @@ DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 
 
 def train_and_certify(
-    config: Trial,
+    trial: Trial,
     directory: Path,
     report: Report = lambda row: None,
     data_dir: str | None = None,
     save_seconds: float = SAVE_SECONDS,
     code: str | None = None,
 ) -> folder.TrialResult:
-    """Train and evaluate `config` in its folder `directory`, and return the result; go on from what is saved there.
+    """Train and evaluate a trial in its folder `directory`, and return the result; go on from what is saved there.
 
     The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
 
@@ -77,18 +77,18 @@ def train_and_certify(
         if code is not None:
             own = source_digest()
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
-        load_for(config)
-        data = load(config.data_source, data_dir)
+        load_for(trial)
+        data = load(trial.data_source, data_dir)
         if (directory / folder.TRIAL).exists():
             expected = folder.read_trial(directory / folder.TRIAL).fingerprint
             fits = data.fingerprint == expected
             require("data", data.fingerprint, fits, f"the data this trial was made for, {expected}")
-        trial = folder.make_trial(config, data.fingerprint)
-        folder.take_over(directory, trial)
+        record = folder.make_trial(trial, data.fingerprint)
+        folder.take_over(directory, record)
         remove_unfinished(directory)
         if (result := folder.read_result(directory)) is None:
             with reuse_freed_memory():
-                result = _train_and_evaluate(trial, data, directory, report, Clock(save_seconds))
+                result = _train_and_evaluate(record, data, directory, report, Clock(save_seconds))
             folder.write_result(directory, result)
         (directory / folder.FAILURE).unlink(missing_ok=True)  # last: a trial counts as failed until it is done
         (directory / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
@@ -96,16 +96,16 @@ def train_and_certify(
         return result
 
 
-def split_images(config: Trial, data: Data) -> tuple[Split, Split]:
+def split_images(trial: Trial, data: Data) -> tuple[Split, Split]:
     """Return the images that the trial is trained on, none if that was elsewhere, and those that it is evaluated on.
 
-    Raises InputError if there are fewer than the config asks for.
+    Raises InputError if there are fewer than the trial asks for.
     """
-    evaluated = data.evaluated_images(config.validation_images, config.trial_image_count)
-    if config.is_trained_elsewhere:
+    evaluated = data.evaluated_images(trial.validation_images, trial.trial_image_count)
+    if trial.is_trained_elsewhere:
         return data.train.part(0, 0), evaluated
-    training = data.training_images(config.train_images, config.validation_images)
-    batch, available = config.train.batch_size, len(training)
+    training = data.training_images(trial.train_images, trial.validation_images)
+    batch, available = trial.train.batch_size, len(training)
     require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
     return training, evaluated
 
@@ -126,30 +126,30 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
 
 
 def _train_and_evaluate(
-    trial: folder.TrialRecord, data: Data, trial_dir: Path, report: Report, clock: Clock
+    record: folder.TrialRecord, data: Data, trial_dir: Path, report: Report, clock: Clock
 ) -> folder.TrialResult:
-    training, test = split_images(trial.config, data)
+    training, test = split_images(record.config, data)
     device = best_device()
     with counted_rounding(device.type):
         pass  # raises InexactProductsError now rather than after training
     environment = describe_environment(device)
-    _log.debug("%s: %s", trial.config.label, environment)
-    if trial.config.is_trained_elsewhere:
-        network_metrics = _copy_weights(trial.config, trial_dir)
+    _log.debug("%s: %s", record.config.label, environment)
+    if record.config.is_trained_elsewhere:
+        network_metrics = _copy_weights(record.config, trial_dir)
     else:
-        network_metrics = _train(trial.config, training, trial_dir, device, report, clock)
+        network_metrics = _train(record.config, training, trial_dir, device, report, clock)
     free_memory()
     devices = training_record.read_training_devices(trial_dir)
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
-    metrics, messages = _evaluate(trial, test, trial_dir, device, environment, network_metrics, report)
+    metrics, messages = _evaluate(record, test, trial_dir, device, environment, network_metrics, report)
     if len(training):
         messages = missing_classes(training.labels.tolist(), "training images", data.info) + messages
-    return folder.TrialResult(trial.key, metrics, environment, data.summary(), messages)
+    return folder.TrialResult(record.key, metrics, environment, data.summary(), messages)
 
 
 def _train(
-    config: Trial, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
+    trial: Trial, images: Split, trial_dir: Path, device: torch.device, report: Report, clock: Clock
 ) -> dict[str, float]:
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
 
@@ -158,7 +158,7 @@ def _train(
             _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
         report(row)
 
-    trained = train_within_memory(config, images.images, images.labels, trial_dir, device, log_and_report, clock)
+    trained = train_within_memory(trial, images.images, images.labels, trial_dir, device, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
@@ -167,16 +167,16 @@ def _train(
     return metrics
 
 
-def _copy_weights(config: Trial, trial_dir: Path) -> dict[str, float]:
+def _copy_weights(trial: Trial, trial_dir: Path) -> dict[str, float]:
     """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
-    state = read_weights(trial_dir / folder.NETWORK_FILE, config)
+    state = read_weights(trial_dir / folder.NETWORK_FILE, trial)
     write_atomically(trial_dir / folder.WEIGHTS, lambda path: save_file(state, path))
-    model = load_network(config, trial_dir / folder.WEIGHTS)
+    model = load_network(trial, trial_dir / folder.WEIGHTS)
     return {names.PARAMETERS: sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _evaluate(
-    trial: folder.TrialRecord,
+    record: folder.TrialRecord,
     test: Split,
     trial_dir: Path,
     device: torch.device,
@@ -185,13 +185,13 @@ def _evaluate(
     report: Report,
 ) -> tuple[dict[str, float | None], list[str]]:
     """Evaluate the network whose weights the folder holds, write verdicts and proofs, return metrics and warnings."""
-    config, path = trial.config, trial_dir / folder.WEIGHTS
-    _log.debug("evaluating %d images by %s", len(test), ", ".join(config.evaluation.stages))
+    trial, path = record.config, trial_dir / folder.WEIGHTS
+    _log.debug("evaluating %d images by %s", len(test), ", ".join(trial.evaluation.stages))
     weights = read_bytes(path)
-    model = load_network(config, path, weights).to(device)
-    network = prepare_network(model, config.evaluation.stages)
-    planned = plan_ranges(test, model, config.data_info.classes, config.evaluation)
-    ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, trial.key, config, environment))
+    model = load_network(trial, path, weights).to(device)
+    network = prepare_network(model, trial.evaluation.stages)
+    planned = plan_ranges(test, model, trial.data_info.classes, trial.evaluation)
+    ranges_dir = ranges.ranges_dir(trial_dir, hash_inputs(weights, record.key, trial, environment))
     ranges.begin_ranges(ranges_dir)
     saved = saved_ranges(ranges_dir, planned)
     used = sum(evaluation.seconds.get(names.BAB, 0.0) for evaluation in saved.values())
@@ -199,7 +199,7 @@ def _evaluate(
     report({names.EVALUATED: done, names.IMAGES: len(test)})
     try:
         for images in [images for images in planned if images not in saved]:
-            evaluation = evaluate_range(ranges_dir, images, network, test, limit_branch_and_bound(config, used))
+            evaluation = evaluate_range(ranges_dir, images, network, test, limit_branch_and_bound(trial, used))
             used += evaluation.seconds.get(names.BAB, 0.0)
             done += len(images)
             report({names.EVALUATED: done, names.IMAGES: len(test)})
@@ -207,12 +207,12 @@ def _evaluate(
         ranges.remove_ranges(trial_dir)
         raise
     started, epochs = time.monotonic(), training_record.read_epochs(trial_dir)
-    of_recurrence = recurrence_report(model, test.images.to(device), test.labels.to(device), config)
+    of_recurrence = recurrence_report(model, test.images.to(device), test.labels.to(device), trial)
     further = finite_or_none(network_metrics | of_recurrence)
-    metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, config, further)
+    metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, trial, further)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
     metrics[names.EVALUATION_SECONDS] = (metrics[names.EVALUATION_SECONDS] or 0.0) + time.monotonic() - started
-    messages += [*describe_smaller_batches(config, epochs), *training_record.read_training_warnings(trial_dir)]
+    messages += [*describe_smaller_batches(trial, epochs), *training_record.read_training_warnings(trial_dir)]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
