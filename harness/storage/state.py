@@ -34,6 +34,7 @@ class TrialState:
     one is, of which recipe an older one is.
     trial: None if its file is missing or cannot be read.
     failure: why it failed; None unless it did. chosen: how a search chose the trial, if one did.
+    epochs: how many are trained; of a trial that does not run, those of its checkpoint, after which it goes on.
     written: when training or evaluation last wrote a file, in seconds since 1970; None before they begin, and for
     OLDER and DAMAGED.
     """
@@ -44,6 +45,7 @@ class TrialState:
     result: TrialResult | None = None
     failure: Failure | None = None
     chosen: Chosen | None = None
+    epochs: int = 0
     written: float | None = None
 
     @property
@@ -78,13 +80,16 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
         state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
         if (result := folder.read_result(directory)) is not None:
             return replace(finished_state(trial, result, state.chosen), written=written)
+        is_running = run_began is not None and written is not None and written >= run_began
+        epochs = training_record.last_epoch(directory)
+        epochs = epochs if is_running else min(epochs, training_record.saved_epochs(directory))
+        state = replace(state, epochs=epochs)
         if (failure := folder.read_failure(directory)) is not None:
             return replace(state, state=State.FAILED, description=failure.error, failure=failure)
         if written is None:
             return state
-        is_running = run_began is not None and written >= run_began
         kind = State.RUNNING if is_running else State.UNFINISHED
-        return replace(state, state=kind, description=_describe_progress(directory, trial))
+        return replace(state, state=kind, description=_describe_progress(directory, trial, epochs))
     except (OSError, ValueError) as error:
         return replace(state, state=State.DAMAGED, description=str(error).replace(f"{directory}/", ""))
 
@@ -115,10 +120,10 @@ def _describe_older(version: object) -> str:
     return f"older, of recipe version {shorten(version)}, today's is {RECIPE_VERSION}: run it again"
 
 
-def _describe_progress(directory: Path, trial: TrialRecord) -> str:
-    """Return how far an unfinished trial or certification is. Raises DamagedFileError."""
+def _describe_progress(directory: Path, trial: TrialRecord, done: int) -> str:
+    """Return how far an unfinished trial or certification is. done: the trial's epochs."""
     if certification.is_certification(directory):
         return f"{ranges.count_saved_images(directory)} images of {directory.name} are evaluated"
     epochs = trial.config.epochs
-    parts = [f"epoch {training_record.last_epoch(directory)} of {epochs}"] if epochs else []
+    parts = [f"epoch {done} of {epochs}"] if epochs else []
     return ", ".join([*parts, *(["being evaluated"] if (directory / ranges.RANGES).exists() else [])])

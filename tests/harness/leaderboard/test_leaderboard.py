@@ -175,7 +175,7 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     failures = leaderboard.uncounted[["method", "seed", "problem"]].to_numpy().tolist()
     assert failures == [
         ["ibp", "2", "failed: the loss is not finite"],
-        ["sabr", "0", "unfinished: epoch 1 of 160"],
+        ["sabr", "0", "unfinished: epoch 0 of 160"],
         ["sabr", "1", "not begun"],
     ]
     assert all(problem in text(sweep, "md") for _, _, problem in failures)

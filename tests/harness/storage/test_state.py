@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 
 import pytest
+from torch import nn
 
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
@@ -12,6 +13,7 @@ from harness.storage import certification, files, folder, training_record
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult
 from harness.storage.state import State, read_state, read_state_or_raise
+from harness.training import checkpoint
 
 
 @pytest.fixture
@@ -26,11 +28,12 @@ def test_a_trial_goes_through_its_states(tmp_path, trial):
     assert begun.state is State.NOT_BEGUN and begun.trial == trial and begun.written is None
     training_record.write_epoch(tmp_path, {names.EPOCH: 1})
     os.utime(tmp_path / folder.EPOCHS, (1000, 1000))
-    progress = f"epoch 1 of {trial.config.epochs}"
-    for run_began, state in ((None, State.UNFINISHED), (1001.0, State.UNFINISHED), (999.0, State.RUNNING)):
-        found = read_state(tmp_path, run_began)
-        assert (found.state, found.description, found.written) == (state, progress, 1000)
+    expected = ((None, State.UNFINISHED, 0), (1001.0, State.UNFINISHED, 0), (999.0, State.RUNNING, 1))
+    for run_began, state, epoch in expected:
+        found, progress = read_state(tmp_path, run_began), f"epoch {epoch} of {trial.config.epochs}"
+        assert (found.state, found.description, found.epochs, found.written) == (state, progress, epoch, 1000)
     (tmp_path / "ranges/0").mkdir(parents=True)
+    progress = f"epoch 0 of {trial.config.epochs}"
     assert read_state(tmp_path).description == f"{progress}, being evaluated"
     folder.write_failure(tmp_path, "ValueError: no")
     failed = read_state(tmp_path)
@@ -40,6 +43,18 @@ def test_a_trial_goes_through_its_states(tmp_path, trial):
     folder.write_result(tmp_path, result)
     finished = read_state(tmp_path)
     assert finished.state is State.FINISHED and finished.result == result and finished.failure is None
+
+
+def test_epochs_that_are_trained_again_do_not_count(tmp_path, trial):
+    folder.take_over(tmp_path, trial)
+    for epoch in range(1, 4):
+        training_record.write_epoch(tmp_path, {names.EPOCH: epoch})
+    checkpoint.save(tmp_path, 2, {"model": nn.Linear(3, 2)})
+    assert (read_state(tmp_path).description, read_state(tmp_path, 0.0).description) == ("epoch 2 of 3", "epoch 3 of 3")
+    folder.write_failure(tmp_path, "ValueError: no")
+    assert read_state(tmp_path).epochs == 2
+    (tmp_path / folder.CHECKPOINT).write_bytes(b"PK" + bytes(100))
+    assert read_state(tmp_path).epochs == 0, "training removes it and begins anew"
 
 
 def test_a_certification_has_the_same_states(tmp_path, trial):
