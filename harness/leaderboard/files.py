@@ -120,10 +120,10 @@ def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], c
             say(note, style="yellow")
         styles = ["italic" if is_literature else "" for is_literature in section.is_literature]
         print_table(console, list(table), table.to_numpy(), styles)
-        for warning in section.warnings:
-            say(one_line(f"Warning: {warning}"))
         for line in summary.lines:
             say(line)
+        for warning in section.warnings:
+            say(one_line(f"Warning: {warning}"))
     if len(leaderboard.uncounted):
         say(f"\n{UNCOUNTED}", style="bold")
     for trial in leaderboard.uncounted.to_dict("records"):
