@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
-from harness.config.sweep import Sweep, TrialEntry, options_model
+from harness.config.sweep import Sweep, SweepEntry, options_model
 from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
 
@@ -28,7 +28,7 @@ DOCS = Path(__file__).parent
 
 def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
-    file, *others = [kind.model_json_schema() for kind in (Sweep, TrialEntry, Manifest)]
+    file, *others = [kind.model_json_schema() for kind in (Sweep, SweepEntry, Manifest)]
     parts = file["$defs"] | {other["title"]: other for other in others}
     for other in others:
         parts |= other["$defs"]

@@ -58,13 +58,13 @@ def main(options: argparse.Namespace) -> int:
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
     planned = plan_certifications(finished_trials(options.paths, console), options)
-    for warning in describe_unreadable(each.config for each in planned):
-        console.print(f"warning: {warning}", soft_wrap=True)
+    for warning in describe_unreadable(each.trial for each in planned):
+        console.print(f"warning: {warning}")
     is_complete = certify(planned, options.data_dir, options.workers, console)
     in_sweeps = [each.trial_dir for each in planned if each.trial_dir.parent.name == folder.TRIALS]
     for sweep_dir in dict.fromkeys(map(folder.sweep_dir_of, in_sweeps)):
         print_leaderboard(*sweep_page.write_sweep(sweep_dir, options.data_dir), console)
-        console.print(sweep_dir / folder.REPORT, soft_wrap=True)
+        console.print(sweep_dir / folder.REPORT)
     return OK if is_complete else FAILED
 
 

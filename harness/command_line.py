@@ -58,7 +58,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     profile = "a profile of the sweep file, or 'full'; default: 'cpu' where there is no GPU"
     parser.add_argument("--profile", help=profile)
     add_patterns(parser, "--only", "only trials whose label or key")
-    change = "override a key of the sweep file, such as train.epochs=2 or seeds=[0,1], after the profile; repeatable"
+    change = "override a key of the sweep file, such as seeds=[0,1] or train.kappa=0.5, after the profile; repeatable"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
 
 

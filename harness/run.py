@@ -7,14 +7,27 @@ unless they would fail again.
 
 import argparse
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
+from harness.config import plugins
+from harness.config.file import SweepFile, read_file
+from harness.storage import folder
+from harness.storage.lock import lock_directory
+from harness.storage.state import State
+
+if TYPE_CHECKING:
+    from harness.tune.run_sweep import Outcome
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,77 +76,83 @@ def main(options: argparse.Namespace) -> int:
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
     say("loads packages and data")
-    from harness.config.file import read_file
 
     @cache
-    def machines() -> list[dict[str, float]]:
-        from harness.tune.items import machines_at  # imports torch: a wrong file is refused before
+    def find_machines() -> list[dict[str, float]]:
+        from harness.tune.items import machines_at  # here, since it imports torch: a wrong file is refused before
 
-        return machines_at(address)
+        return machines_at(None if options.here else options.ray_address)
 
     def has_gpu() -> bool:
-        return any(machine["GPU"] for machine in machines())
+        return any(machine["GPU"] for machine in find_machines())
 
-    address = None if options.here else options.ray_address
     file = read_file(options.files[0], options.profile, has_gpu, options.set)
-    from harness.checker.images import describe_unreadable
-    from harness.machine.environment import data_directory
-    from harness.storage import folder
-    from harness.storage.lock import lock_directory
-    from harness.storage.state import State
-    from harness.tune.items import RayOptions, count_fitting
-    from harness.tune.plan_text import print_header, print_plan
-    from harness.tune.planned_sweep import PlannedSweep, check_owner, check_reserved, load_checked
+    return OK if _run_sweep_file(file, find_machines, options) else FAILED
 
-    console = new_console()
+
+def _run_sweep_file(
+    file: SweepFile, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+) -> bool:
+    """Check the sweep of a file, run what is left of it, or print that; return True if all of it is done.
+
+    find_machines: called once the file is right, since a cluster may be slow.
+    """
+    from harness.checker.images import describe_unreadable  # all here, since they import torch
+    from harness.machine.environment import data_directory
+    from harness.tune.items import RayOptions, check_fits, count_fitting
+    from harness.tune.plan import PlannedSweep, check_owner, load_checked, print_header, print_plan
+    from harness.tune.run_sweep import run_sweep
+
+    console, is_searched = new_console(), True
     sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
-    cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if has_gpu() else 0
-    check_reserved(sweep, gpu, machines(), file)
+    machines = find_machines()
+    cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if any(machine["GPU"] for machine in machines) else 0
+    with file.located():
+        check_fits(machines, cpu, gpu)
+    fitting = count_fitting(machines, cpu, gpu)
+    at_once = 1 if options.here else min(fitting, options.max_concurrent or fitting)
     sweep_dir = (options.results_dir / sweep.name).absolute()
     check_owner(sweep_dir, sweep)
     data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-    ray = RayOptions(cpu, gpu, count, address, options.dashboard)
-    lacks_candidates = False
+    ray = RayOptions(cpu, gpu, options.max_concurrent, options.ray_address, options.dashboard)
     if sweep.search is not None:
-        from harness.tune.run_search import run_search  # here, since most sweeps need no Optuna
-
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
         require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
-        winners = run_search(sweep, sweep_dir, ray, data_dir, options, console)
+        from harness.tune.run_search import run_search  # here, since most sweeps need no Optuna
+
+        # It proposes as many candidates at a time as fit.
+        winners = run_search(sweep, sweep_dir, replace(ray, at_once=at_once), data_dir, options, console)
         if winners is None:
-            return OK if options.dry_run else FAILED
-        sweep, lacks_candidates = winners
+            return bool(options.dry_run)
+        sweep, is_searched = winners
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
     states = plan.states()
-    unfinished = [plan.trials[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
-    for warning in [*sweep.warnings, *describe_unreadable(trial.config for trial in unfinished)]:
-        console.print(f"warning: {warning}", soft_wrap=True)
+    unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
+    for warning in [*sweep.warnings, *describe_unreadable(record.config for record in unfinished)]:
+        console.print(f"warning: {warning}")
     if options.dry_run:
-        fitting = count_fitting(machines(), cpu, gpu)
-        at_once = 1 if options.here else min(fitting, count or fitting)
         print_header(plan, states, gpu, options.profile, console)
         print_plan(plan, states, gpu, at_once, options.retry_failed, console)
-        return OK
-    from harness.tune.run_sweep import run_sweep  # here: a dry run does without
-
+        return True
     # Jobs of an array may run other trials --here at the same time.
     with nullcontext() if options.here else lock_directory(sweep_dir):
         states = plan.states()  # again: another run may have ended before the lock
         print_header(plan, states, gpu, options.profile, console)
         outcome = run_sweep(plan, states, None if options.here else ray, data_dir, options, console)
-        page = sweep_dir / folder.REPORT
-        if not options.here and not _is_up_to_date(page, sweep_dir / "leaderboard.md"):
-            from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
-
-            write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
-        if page.exists():
-            console.print(f"\nAll results on a page:\n{page}", soft_wrap=True)
-    return OK if outcome.is_complete and not lacks_candidates else FAILED
+        _write_page(outcome, options, console)
+    return outcome.is_complete and is_searched
 
 
-def _is_up_to_date(page: Path, leaderboard: Path) -> bool:
-    """Return whether a page was written after the tables, which are written anew only when they change."""
-    return page.exists() and page.stat().st_mtime_ns >= leaderboard.stat().st_mtime_ns
+def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Console) -> None:
+    """Write the sweep's page, unless it is up to date, and print where it is; --here only prints that."""
+    sweep_dir = outcome.leaderboard.directory
+    page, tables = sweep_dir / folder.REPORT, sweep_dir / "leaderboard.md"  # which is written when it changes
+    if not options.here and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
+        from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
+
+        write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
+    if page.exists():
+        console.print(f"\nAll results on a page:\n{page}")
 
 
 def _run_trial_files(options: argparse.Namespace) -> int:
@@ -141,9 +160,7 @@ def _run_trial_files(options: argparse.Namespace) -> int:
     require("TRIAL.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
     if options.only or options.set or options.profile:
         raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
-    from harness.config import plugins
-    from harness.storage import folder
-    from harness.tune.trial_files import run_trial_files
+    from harness.tune.trial_files import run_trial_files  # here, since it imports torch
 
     plugins.trust(options.plugin, [folder.sweep_dir_of(path.parent) for path in options.files])
     is_complete = run_trial_files(

@@ -16,22 +16,28 @@ With --status it shows the state of each trial instead, from the folders alone.
 """
 
 import argparse
+import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import filesize
 
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directories
 from harness.common.errors import InputError
-from harness.common.terminal import new_console, print_table, say
+from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.leaderboard.comparisons import ALL, METRICS, compare, too_few_seeds
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.section import FEWEST_SEEDS
 from harness.leaderboard.table import build_leaderboard
-from harness.storage import folder, study_tables
+from harness.storage import certification, folder, ranges, study_tables
 from harness.storage.files import write_text
+from harness.storage.lock import holder
+from harness.storage.state import read_state
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
 COMPARISONS = "comparisons.csv"
@@ -68,10 +74,8 @@ def main(options: argparse.Namespace) -> int:
     if options.compare is None and (options.only or options.seeds or options.metric):
         raise InputError("--only, --seeds and --metric: need --compare")
     if options.status:
-        from harness.tune.status import print_status  # imports torch, which --help does without
-
         for directory in options.directories:
-            print_status(directory)
+            _print_status(directory)
     elif options.compare is not None:
         _compare(options)
     else:
@@ -127,6 +131,54 @@ def _cells(line: dict[Any, Any]) -> list[str]:
         str(line["other_alone"]),
         *("" if np.isnan(p) else f"{p:.2g}" for p in p_values),
     ]
+
+
+def _print_status(sweep_dir: Path) -> None:
+    """Print the state of each trial of a sweep. Raises InputError if there are no trials."""
+    if not (trial_dirs := folder.trial_folders(sweep_dir)):
+        raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
+    run = holder(sweep_dir)
+    if run:
+        say(f"process {run.process} on {run.host} has held {sweep_dir} for {_span(run.since)}")
+    else:
+        say(f"no run on this machine is using {sweep_dir}")
+    rows, counts = list[list[str]](), Counter[str]()
+    for trial_dir in trial_dirs:
+        state = read_state(trial_dir, run.since if run else None)
+        counts[state.state] += 1
+        age = "" if state.written is None else f"{_span(state.written)} ago"
+        certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
+        size = filesize.decimal(_bytes(trial_dir))
+        label = state.trial.config.label if state.trial else "?"
+        rows.append([label, trial_dir.name, state.state, state.description, age, certified, size])
+    print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], sorted(rows))
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    say(f"{with_plural(len(trial_dirs), 'trial')}: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
+
+
+def _describe_certification(directory: Path) -> str:
+    """Return the name of a certification, and how far it is if it is unfinished."""
+    if read_state(directory).result is not None:
+        return directory.name
+    return f"{directory.name} ({ranges.count_saved_images(directory)} images so far)"
+
+
+def _bytes(directory: Path) -> int:
+    """Return the size of the files below a directory."""
+    total = 0
+    for path in directory.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            total += 0 if path.is_dir() else path.lstat().st_size
+    return total
+
+
+def _span(since: float) -> str:
+    """Return how long ago a time was, in seconds since 1970."""
+    seconds = max(0.0, time.time() - since)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class _Console(Console):
 
 
 def new_console() -> Console:
-    """Return a console on standard output."""
-    console = _Console(highlight=False, markup=False, emoji=False)
+    """Return a console on standard output, which breaks no lines of text: paths can be copied."""
+    console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
     return console
@@ -50,7 +50,7 @@ def print_table(
     console: Console, titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()
 ) -> None:
     """Print rows of text under their titles."""
-    console.print(make_table(titles, rows, styles))
+    console.print(make_table(titles, rows, styles), soft_wrap=False)
 
 
 def percent(value: float | None) -> str:
@@ -58,9 +58,10 @@ def percent(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.2f} %"
 
 
-def with_plural(count: int, noun: str) -> str:
-    """Return a number and what it counts: "1 instance", "2 instances", "3 branches"."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
+def with_plural(count: float, noun: str) -> str:
+    """Return a number and what it counts: "1 instance", "2 instances", "3 branches", "0.5 GPUs"."""
+    number = f"{count:g}" if isinstance(count, float) else count
+    return f"{number} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def printable(text: str) -> str:

@@ -1,21 +1,22 @@
 """Read a sweep file: its mappings, those of its includes, a profile and `--set` are merged, then checked."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from baselines import UnknownNameError
-from harness.common.errors import InputError, SettingError, located
-from harness.common.models import validate
+from harness.common.errors import InputError, SettingError, collect_problems, located
+from harness.common.models import MOST_PROBLEMS, Model, unknown_key, validate
 from harness.config import plugins
-from harness.config.search import Searched, SearchSettings
-from harness.config.sweep import FIXED, Resources, Sweep
+from harness.config.search import SearchedRow, SearchSettings
+from harness.config.sweep import FIXED, Resources, Sweep, SweepEntry
 from harness.config.text import merge, parse_assignments, read
 from harness.config.trial import FULL_PROFILE, Trial, flatten
-from harness.settings import Radius
+from harness.settings import Radius, Recipe
 
 CPU_PROFILE = "cpu"
 
@@ -25,7 +26,7 @@ class ExpandedSweep:
     """A sweep file under one profile, checked and expanded.
 
     search: how settings are searched; None without a search.
-    searched: the entries of `trials` whose settings are searched; empty without a search.
+    searched: the rows of `trials` if their settings are searched; empty without a search.
     checkpoints: the files of networks trained elsewhere, by their SHA-256.
     warnings: a line on settings without effect, if there are any.
     """
@@ -37,7 +38,7 @@ class ExpandedSweep:
     resources: Resources
     trials: list[Trial]
     search: SearchSettings | None = None
-    searched: tuple[Searched, ...] = ()
+    searched: tuple[SearchedRow, ...] = ()
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -82,13 +83,15 @@ def read_file(
     start = f"{' '.join([str(path), *(f'--set {each}' for each in assignments)])}: "
 
     def under(profile: str) -> SweepFile:
-        end = f" ({', '.join([f'profile {profile}', *(f'includes {each}' for each in included)])})"
+        notes = [] if profile == FULL_PROFILE else [f"profile {profile}"]
+        notes += [f"includes {each}" for each in included]
+        end = f" ({', '.join(notes)})" if notes else ""
         with located(start, end):
             own = profiles.get(profile, {})
             if fixed := [key for key in own if key in FIXED]:
                 raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
             merged = merge(content, own)
-            sweep = validate(Sweep, merge(merged, changes))
+            sweep = _validate(merge(merged, changes))
         return SweepFile(path, profile, merged, changes, sweep, start, end)
 
     file = under(profile or FULL_PROFILE)
@@ -97,6 +100,33 @@ def read_file(
     with file.located():
         plugins.load(file.sweep.plugins)
     return file
+
+
+def _validate(content: dict[str, Any]) -> Sweep:
+    """Return a sweep; the keys of its entries are checked here, too. Raises InputError with all unknown keys.
+
+    What entries say is checked once torch is imported, which takes seconds: `expansion`.
+    """
+    with collect_problems() as at:
+        with at(""):
+            sweep: Sweep = validate(Sweep, content)
+        entries = content.get("trials")
+        numbered = enumerate(entries if isinstance(entries, list) else [])
+        lines = chain.from_iterable(_unknown_keys(f"trials.{n}.", entry, SweepEntry) for n, entry in numbered)
+        with at(""):
+            if unknown := list(islice(lines, MOST_PROBLEMS)):
+                raise InputError("\n".join(unknown))
+    return sweep
+
+
+def _unknown_keys(start: str, content: Any, model: type[Model]) -> Iterator[str]:
+    """Yield a line for each key of a mapping, or of a list of mappings to choose from, that a model has not."""
+    for choice in content if isinstance(content, list) else [content]:
+        for key, value in choice.items() if isinstance(choice, dict) else ():
+            if key not in model.model_fields:
+                yield unknown_key(f"{start}{key}", list(model.model_fields))
+            elif key == "train":
+                yield from _unknown_keys(f"{start}{key}.", value, Recipe)
 
 
 def profile_mark(changes: dict[str, Any]) -> str:

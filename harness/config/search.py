@@ -115,8 +115,8 @@ class SearchSettings(Model):
 
 
 @dataclass(frozen=True)
-class Searched:
-    """An entry of `trials` whose settings are searched.
+class SearchedRow:
+    """A row of a sweep whose settings are searched.
 
     base: its trial with the settings in the file, under seed 0. spaces: the spaces of settings that it uses.
     resolve: makes a trial of settings.
@@ -126,7 +126,7 @@ class Searched:
     spaces: dict[str, Space]
     resolve: Callable[[dict[str, Any]], Trial]
 
-    def config(self, settings: dict[str, Any]) -> Trial:
+    def trial(self, settings: dict[str, Any]) -> Trial:
         """Return the trial with these settings, by key, under seed 0. Raises InputError where they do not fit."""
         return self.resolve(settings).replace(profile=self.base.profile)
 
@@ -137,22 +137,22 @@ class Searched:
         return {key: value for key, (value,) in settings.items()} if all(settings.values()) else None
 
 
-def make_searched(
+def make_searched_row(
     search: SearchSettings, trial: Trial, unused: Mapping[str, str], resolve: Callable[[Any], Trial]
-) -> Searched:
-    """Return a searched entry, after making its trial with both ends, or every choice, of each space.
+) -> SearchedRow:
+    """Return a searched row, after making its trial with both ends, or every choice, of each space.
 
-    trial: of the entry. unused: the settings that change nothing in it. resolve: as in `Searched`. Raises InputError.
+    trial: of the row. unused: the settings that change nothing in it. resolve: as in `SearchedRow`. Raises InputError.
     """
     used = _settings_of(trial).keys() - unused.keys()
-    entry = Searched(trial, {key: space for key, space in search.spaces.items() if key in used}, resolve)
-    extremes = {key: space.ends or space.choice or () for key, space in entry.spaces.items()}
+    row = SearchedRow(trial, {key: space for key, space in search.spaces.items() if key in used}, resolve)
+    extremes = {key: space.ends or space.choice or () for key, space in row.spaces.items()}
     first = {key: values[0] for key, values in extremes.items()}
     for key, values in extremes.items():
         for value in values:
             with located(f"search.spaces.{key}: "):
-                entry.config(first | {key: value})
-    return entry
+                row.trial(first | {key: value})
+    return row
 
 
 def _settings_of(trial: Trial) -> dict[str, Any]:
@@ -167,14 +167,14 @@ def _settings_of(trial: Trial) -> dict[str, Any]:
     return settings
 
 
-def check_search(search: SearchSettings, validation_images: int, entries: Sequence[Searched]) -> None:
-    """Raise InputError unless the sweep holds out no images itself, and spaces and entries fit each other."""
+def check_search(search: SearchSettings, validation_images: int, rows: Sequence[SearchedRow]) -> None:
+    """Raise InputError unless the sweep holds out no images itself, and spaces and rows fit each other."""
     allowed = "0 beside search, whose winners are evaluated on test images"
     require("validation_images", validation_images, validation_images == 0, allowed)
-    used = {key for entry in entries for key in entry.spaces}
+    used = {key for row in rows for key in row.spaces}
     for key, space in search.spaces.items():
         allowed = "a setting that a network or method of trials uses"
         require(f"search.spaces.{key}", space.model_dump(exclude_none=True), key in used, allowed)
-    for entry in entries:
-        allowed = f"also a setting that {entry.base.row} uses"
-        require("search.spaces", list(search.spaces), bool(entry.spaces), allowed)
+    for row in rows:
+        allowed = f"also a setting that {row.base.row} uses"
+        require("search.spaces", list(search.spaces), bool(row.spaces), allowed)

@@ -53,7 +53,7 @@ def _name_file(checkpoint: object) -> object:
 Width = Annotated[float, Field(gt=0, le=LARGEST_WIDTH)]
 
 
-class TrialEntry(Model):
+class SweepEntry(Model):
     """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
 
     model: Annotated[str, AfterValidator(_check_network)] = Field(examples=["cnn7"])

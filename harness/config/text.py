@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from baselines import suggestion
 from harness.common.errors import InputError, SettingError, located, require
 
 INCLUDE = "include"
@@ -154,8 +155,9 @@ def parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -
     for text in assignments:
         key, equals, value = text.partition("=")
         keys = key.split(".")
-        allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.epochs=2"
-        require("--set", text, equals == "=" and keys[0] in changeable, allowed)
+        allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.kappa=0.5"
+        hint = suggestion(keys[0], sorted(changeable)) if keys[0] not in changeable else ""
+        require("--set", text, equals == "=" and keys[0] in changeable, allowed + hint)
         try:
             changes = merge(changes, nest(keys, parse_yaml(value)))
         except ValueError as error:

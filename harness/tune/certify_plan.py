@@ -26,33 +26,33 @@ from harness.tune.trial_files import load_data
 class Certification:
     """The evaluation of a finished trial by other stages.
 
-    trial: with the settings of this evaluation.
+    record: of the trial, with the settings of this evaluation.
     """
 
     trial_dir: Path
-    trial: folder.TrialRecord
+    record: folder.TrialRecord
     data: Data
 
     @property
-    def config(self) -> Trial:
-        """The trial's config, with the settings of this evaluation."""
-        return self.trial.config
+    def trial(self) -> Trial:
+        """The trial, with the settings of this evaluation."""
+        return self.record.config
 
     @property
     def directory(self) -> Path:
         """Where the results go."""
-        return certification.directory_of(self.trial_dir, self.config.evaluation)
+        return certification.directory_of(self.trial_dir, self.trial.evaluation)
 
     @property
     def images(self) -> Split:
         """The images to evaluate. Raises InputError if there are too few."""
-        return self.data.evaluated_images(self.config.validation_images, self.config.evaluation.test_images)
+        return self.data.evaluated_images(self.trial.validation_images, self.trial.evaluation.test_images)
 
     @cached_property
     def ranges(self) -> list[range]:
         """The ranges of these images."""
-        model = load_network(self.config, self.trial_dir / folder.WEIGHTS, self.weights).to(best_device())
-        return plan_ranges(self.images, model, self.config.data_info.classes, self.config.evaluation)
+        model = load_network(self.trial, self.trial_dir / folder.WEIGHTS, self.weights).to(best_device())
+        return plan_ranges(self.images, model, self.trial.data_info.classes, self.trial.evaluation)
 
     @cached_property
     def weights(self) -> bytes:
@@ -67,7 +67,7 @@ class Certification:
     @cached_property
     def ranges_dir(self) -> Path:
         """Where the ranges are saved that this process can go on from."""
-        inputs = hash_inputs(self.weights, self.trial.key, self.config, self.environment)
+        inputs = hash_inputs(self.weights, self.record.key, self.trial, self.environment)
         return ranges.ranges_dir(self.directory, inputs)
 
 
@@ -91,25 +91,25 @@ def plan_certifications(trial_dirs: list[Path], options: argparse.Namespace) -> 
     """Return the certification of each trial. Raises InputError if settings, data or weights do not fit."""
     planned, load_once = [], cache(partial(load, data_dir=options.data_dir))  # the data is large, and shared
     for trial_dir in trial_dirs:
-        trial = folder.read_trial(trial_dir / folder.TRIAL)
-        plugins.require_trusted(trial.config, options.plugin)
-        trial = replace(trial, config=change_evaluation(trial.config, options))
+        record = folder.read_trial(trial_dir / folder.TRIAL)
+        plugins.require_trusted(record.config, options.plugin)
+        record = replace(record, config=change_evaluation(record.config, options))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
         try:
-            planned.append(Certification(trial_dir, trial, load_data(trial, load_once)))
+            planned.append(Certification(trial_dir, record, load_data(record, load_once)))
             _ = planned[-1].images  # raises InputError
         except InputError as error:
             raise InputError(f"{trial_dir}: {error}") from None
     return planned
 
 
-def change_evaluation(config: Trial, options: argparse.Namespace) -> Trial:
+def change_evaluation(trial: Trial, options: argparse.Namespace) -> Trial:
     """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
-    stages, before = tuple(options.stages.split(",")), config.evaluation
+    stages, before = tuple(options.stages.split(",")), trial.evaluation
     uses_it = names.BAB in stages or options.certificates
     budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if uses_it else {}
-    images = config.trial_image_count if options.images is None else options.images
+    images = trial.trial_image_count if options.images is None else options.images
     budget["certificates"] = options.certificates
     budget |= {"stage_seconds": options.stage_seconds or before.stage_seconds, "bab_trial_seconds": None}
-    return config.replace(evaluation=before.replace(stages=stages, test_images=images, **budget))
+    return trial.replace(evaluation=before.replace(stages=stages, test_images=images, **budget))

@@ -31,6 +31,7 @@ from harness.tune.certify_plan import Certification
 from harness.tune.items import Item, run_items, share_machine
 from harness.tune.progress import Progress
 
+_UNSOUND = "unsound"  # in a report: which bound is wrong
 _NETWORK_METRICS = (  # which a certification copies from its trial
     *(names.PARAMETERS, names.TRAIN_SECONDS, names.GAIN, names.MARGIN, names.RHO_BOUND),
     *(names.ITERATIONS, names.RESIDUAL, names.NOT_CONVERGED),
@@ -55,19 +56,19 @@ def certify(planned: list[Certification], data_dir: str | None, workers: int | N
             return False
         for each in planned:
             for line in _describe_outcome(each, errors):
-                console.print(f"{each.config.label} -> {each.directory}: {line}", soft_wrap=True)
+                console.print(f"{each.trial.label} -> {each.directory}: {line}")
     return not errors
 
 
 def _begin(each: Certification, console: Console) -> bool:
     """Make the folder of a certification, and return whether it lacks a result of these weights."""
-    is_new = certification.begin_certification(each.directory, each.trial, digest_of(each.weights))
+    is_new = certification.begin_certification(each.directory, each.record, digest_of(each.weights))
     is_unfinished = read_state(each.directory).state is not State.FINISHED
     if is_unfinished:
         is_new |= ranges.begin_ranges(each.ranges_dir)
     if is_new:
         message = "begun anew: what was there is of other weights, versions or another device"
-        console.print(f"{each.config.label} -> {each.directory}: {message}", soft_wrap=True)
+        console.print(f"{each.trial.label} -> {each.directory}: {message}")
     return is_unfinished
 
 
@@ -87,8 +88,8 @@ def _evaluate(
 
 
 def _items(each: Certification) -> list[Item]:
-    settings, missing = each.config.model_dump(mode="json"), missing_ranges(each.ranges_dir, each.ranges)
-    return [Item(each.directory, each.config.label, settings, images) for images in missing]
+    settings, missing = each.trial.model_dump(mode="json"), missing_ranges(each.ranges_dir, each.ranges)
+    return [Item(each.directory, each.trial.label, settings, images) for images in missing]
 
 
 class _RangeListener(Progress):
@@ -98,18 +99,24 @@ class _RangeListener(Progress):
     """
 
     def __init__(self, unfinished: list[Certification], items: dict[Path, list[Item]], console: Console):
-        super().__init__(console, "images", sum(len(item.images or ()) for left in items.values() for item in left))
+        super().__init__(console, "images", sum(item.size for left in items.values() for item in left))
         self.by_directory = {each.directory: each for each in unfinished}
         self.missing = {directory: set(left) for directory, left in items.items()}
         self.verdicts, self.errors = Counter[str](), dict[Path, str]()
+        self.unsound: str | None = None
         for each in unfinished:
             self.finish_if_complete(each)
 
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
+        """Show what an item does, and remember a wrong bound, after which nothing can be trusted."""
+        super().on_report(item, row)
+        self.unsound = self.unsound or row.get(_UNSOUND)
+
     def on_end(self, item: Item, error: str | None) -> None:
-        """Count the verdicts of a range; after the last one, finish its certification."""
+        """Count the verdicts of a range; after the last one, finish its certification. Raises SoundnessError."""
+        if self.unsound:
+            raise SoundnessError(self.unsound)
         if error is not None:
-            if error.startswith(SoundnessError.__name__):
-                raise SoundnessError(error)
             self.errors.setdefault(item.directory, mask_secrets(error))
         else:
             assert item.images is not None
@@ -129,8 +136,8 @@ class _RangeListener(Progress):
         trained = folder.read_result(each.trial_dir)
         assert trained is not None
         copied = {name: value for name, value in trained.metrics.items() if name in _NETWORK_METRICS}
-        metrics, warnings = finish_evaluation(each.directory, each.ranges_dir, each.ranges, each.config, copied)
-        result = folder.TrialResult(each.trial.key, metrics, each.environment, each.data.summary(), warnings)
+        metrics, warnings = finish_evaluation(each.directory, each.ranges_dir, each.ranges, each.trial, copied)
+        result = folder.TrialResult(each.record.key, metrics, each.environment, each.data.summary(), warnings)
         folder.write_result(each.directory, result)
         ranges.remove_ranges(each.directory)
 
@@ -141,8 +148,12 @@ def evaluate_item(item: Item, report: Report, data_dir: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     certified, network = _open(item.directory, data_dir)
     report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
-    with reuse_freed_memory():
-        evaluate_range(certified.ranges_dir, item.images, network, certified.images, certified.config)
+    try:
+        with reuse_freed_memory():
+            evaluate_range(certified.ranges_dir, item.images, network, certified.images, certified.trial)
+    except SoundnessError as error:
+        report({_UNSOUND: str(error)})
+        raise
     return {}
 
 
@@ -152,16 +163,16 @@ def _open(directory: Path, data_dir: str) -> tuple[Certification, PreparedNetwor
 
     Raises InputError if this machine has other data, weights, devices or versions than the one of the command.
     """
-    trial = certification.read_record(directory)
+    record = certification.read_record(directory)
     trial_dir = certification.trial_of(directory)
-    plugins.load_for(trial.config)
-    certified = Certification(trial_dir, trial, load(trial.config.data_source, data_dir))
-    if not certified.ranges_dir.is_dir() or certified.data.fingerprint != trial.fingerprint:
+    plugins.load_for(record.config)
+    certified = Certification(trial_dir, record, load(record.config.data_source, data_dir))
+    if not certified.ranges_dir.is_dir() or certified.data.fingerprint != record.fingerprint:
         raise InputError(
             f"{certified.ranges_dir} is gone, or data, weights, devices or versions differ between machines"
         )
-    model = load_network(trial.config, trial_dir / folder.WEIGHTS, certified.weights).to(best_device())
-    return certified, prepare_network(model, trial.config.evaluation.stages)
+    model = load_network(record.config, trial_dir / folder.WEIGHTS, certified.weights).to(best_device())
+    return certified, prepare_network(model, record.config.evaluation.stages)
 
 
 def _describe_outcome(each: Certification, errors: dict[Path, str]) -> list[str]:

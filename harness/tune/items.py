@@ -20,15 +20,20 @@ class Item:
     """A piece of work.
 
     directory: where its results go, such as a trial's folder.
-    images: those of a trial that are evaluated, if that is the work.
     label: its name in messages and in Ray's dashboard.
     settings: JSON, such as a trial's config; Ray shows it.
+    images: those that an item of `harness.certify` evaluates; None for every other item, which is all of a trial.
     """
 
     directory: Path
     label: str = field(compare=False)
     settings: dict[str, Any] = field(compare=False)
     images: range | None = None
+
+    @property
+    def size(self) -> int:
+        """What progress counts: images, or 1 for all of a trial."""
+        return 1 if self.images is None else len(self.images)
 
 
 Work = Callable[[Item, Report], dict[str, Any]]
@@ -63,7 +68,7 @@ class RayOptions:
     """How Ray runs items.
 
     cpu, gpu: what each item reserves; items with a fraction of a GPU share it.
-    at_once: the most items at a time; None for as many as fit.
+    at_once: the most items that are started at a time; None for as many as fit, and more that wait.
     address: of a running cluster; None starts one on this machine.
     dashboard: whether the Ray that is started has its dashboard.
     """
@@ -127,7 +132,7 @@ def run_items(
             listener.on_text("connects to Ray" if ray.address else "loads Ray and starts it")
             from harness.tune.ray_tune import run_on_ray  # here, since it takes seconds
 
-            run_on_ray(items, work, listener, ray, directory)
+            run_on_ray(iter(items), work, listener, ray, directory)
     except FailedFast:
         listener.on_text("a trial failed: the others are stopped")
         return False

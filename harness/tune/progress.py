@@ -13,7 +13,7 @@ from harness.common.terminal import one_line, printable
 from harness.tune.items import Item, Listener
 
 LINE_SECONDS = 30.0
-"""How long after a line about running items the next one comes, where there is no terminal."""
+"""How long after a line about an item the next one about running items comes, where there is no terminal."""
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
 
 
@@ -76,7 +76,7 @@ class Progress(Bars, Listener):
 
     def on_text(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text)
 
     def on_start(self, item: Item) -> None:
         """Show that an item begins."""
@@ -102,18 +102,20 @@ class Progress(Bars, Listener):
         if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
             each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
             self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
+            self.next_line = time.monotonic() + LINE_SECONDS
 
     def end(self, item: Item) -> None:
         """Count an item that has ended."""
         self.is_quiet = True
         self.remove(item)
         self.running.pop(item, None)
-        self.done += _size(item)
+        self.done += item.size
         self._move_all()
 
     def print_outcome(self, what: str, style: str, item: Item, text: str) -> None:
         """Print a line about an item above the bars, such as "done cnn5 ibp seed 0: ..."."""
-        self.console.print(Text.assemble((what, style), printable(f" {item.label}: {text}")), soft_wrap=True)
+        self.next_line = time.monotonic() + LINE_SECONDS
+        self.console.print(Text.assemble((what, style), printable(f" {item.label}: {text}")))
 
     def warn(self, item: Item, warning: str) -> None:
         """Print a warning of an item."""
@@ -121,7 +123,6 @@ class Progress(Bars, Listener):
 
     def summary(self) -> str:
         """Return how much is done and the time that is left, such as "3 of 12 trials, about 4.0 min left"."""
-        self.next_line = time.monotonic() + LINE_SECONDS
         seconds = self.seconds_left(self) if self.done < self.total else None
         return f"{self._count()}{'' if seconds is None else f', about {minutes(seconds)} left'}"
 
@@ -135,15 +136,11 @@ class Progress(Bars, Listener):
 
     def _move_all(self) -> None:
         """Move the bar of all items, by the shares of those that run, too."""
-        done = self.done + sum(share * _size(item) for item, (share, _) in self.running.items())
+        done = self.done + sum(share * item.size for item, (share, _) in self.running.items())
         self.move(self, self._count(), done / max(1, self.total), self.note)
 
     def _count(self) -> str:
         return f"{self.done} of {self.total} {self.unit}"
-
-
-def _size(item: Item) -> int:
-    return 1 if item.images is None else len(item.images)
 
 
 def _short_metrics(row: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ RAY_STATE = "ray"
 WORKER_RETRIES = 2  # of an item whose worker died
 _NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 ERROR = "error_of_item"
+_FEWEST_STARTED = 200  # items that run or wait, if there is no limit; as Ray's own
 _LIFE_CHECK_SECONDS = 5.0
 _GOES_ON = "the same command continues"
 TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of its other fields
@@ -133,12 +134,12 @@ class _NextItem(Searcher):
 
 
 def run_on_ray(
-    items: Iterable[Item], work: Work, listener: Listener, options: RayOptions, directory: Path | None
+    items: Iterator[Item], work: Work, listener: Listener, options: RayOptions, directory: Path | None
 ) -> None:
     """Run items in workers until all have ended.
 
     Args:
-        items: what is to be done. Of an iterator the next one is taken when a worker is free.
+        items: what is to be done. The next one is taken when fewer than `options.at_once` are started or wait.
         work: does an item in a worker, which has a thread for each CPU that it reserves.
         directory: of the results; Ray's own state stays there.
 
@@ -149,8 +150,6 @@ def run_on_ray(
         Exception: of the listener.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    searcher = None if isinstance(items, list) else _NextItem(iter(items))
-    space = {} if searcher else {TRIAL: tune.grid_search([settings_of(item) for item in items])}
     with (
         TemporaryDirectory(prefix="harness-") as scratch,
         connected_to_ray(options.address, options.dashboard) as url,
@@ -162,19 +161,16 @@ def run_on_ray(
             listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
         machines = machines_of_ray()
         check_fits(machines, options.cpu, options.gpu)  # Ray may see less than torch, and would wait for ever
-        at_once = options.at_once
-        if searcher:  # it proposes when a worker is free; a list needs no limit, since machines may join the cluster
-            fitting = count_fitting(machines, options.cpu, options.gpu)
-            at_once = min(fitting, at_once or fitting)
+        fitting = count_fitting(machines, options.cpu, options.gpu)
+        most_started = max(_FEWEST_STARTED, 2 * fitting)  # more machines may join the cluster
         path = (directory or Path(scratch)).absolute()
         shutil.rmtree(path / RAY_STATE, ignore_errors=True)  # Tune would go on with it
         tuner = Tuner(
             tune.with_resources(make_trainable(work, Path.cwd()), {"cpu": options.cpu, "gpu": options.gpu}),
-            param_space=space,
             tune_config=TuneConfig(
-                search_alg=searcher,
-                num_samples=-1 if searcher else 1,
-                max_concurrent_trials=at_once,
+                search_alg=_NextItem(items),
+                num_samples=-1,  # until there is no next item
+                max_concurrent_trials=options.at_once or most_started,
                 reuse_actors=True,
                 trial_name_creator=_label,
                 trial_dirname_creator=_trial_id,

@@ -1,7 +1,7 @@
-"""The search before a sweep: Optuna proposes settings of each entry, and candidates are evaluated on held-out images.
+"""The search before a sweep: Optuna proposes settings of each row, and candidates are evaluated on held-out images.
 
 The search's directory, results/<sweep>/search/<sampler>-<hash>/, reads like a sweep's. In `optuna.journal`, Optuna's
-storage, each entry is a study and each candidate a trial of it: RUNNING until its folder has a result or a failure that
+storage, each row is a study and each candidate a trial of it: RUNNING until its folder has a result or a failure that
 would repeat, then COMPLETE. FAIL is a proposal that does not fit, or is another candidate. After a kill, the same
 command continues. Only the process that holds the directory's lock writes.
 """
@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from harness.common.terminal import with_plural
 from harness.config.file import ExpandedSweep
 from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import Data, load
@@ -34,18 +35,18 @@ from harness.storage.state import State, read_state
 from harness.training.trial import split_images
 from harness.tune.items import FailedFast, Item, RayOptions, run_items
 from harness.tune.progress import Progress
-from harness.tune.run_sweep import read_outcome, train_item, trial_item
+from harness.tune.run_sweep import forget_failure, record_outcome, train_item, trial_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 JOURNAL = "optuna.journal"
 OBJECTIVES = "objectives"  # a study's attribute: the names of its values
 WORST = 100.0  # each error, in percent, of a candidate whose training fails in the same way each time
-_ATTEMPTS = 50  # so many proposals in a row that are no new candidates end an entry's search
+_ATTEMPTS = 50  # so many proposals, one after the other, that are no new candidates end a row's search
 
 
 def load_studies(search_dir: Path) -> list[optuna.Study]:
-    """Load the studies in the order of the sweep file's entries; none before the search. Raises DamagedFileError."""
+    """Load the studies in the order of the sweep file's rows; none before the search. Raises DamagedFileError."""
     path = search_dir / JOURNAL
     if not path.exists():
         return []
@@ -58,36 +59,37 @@ def load_studies(search_dir: Path) -> list[optuna.Study]:
 
 
 class Search:
-    """The search of a sweep. `owners` maps each candidate's folder to its entry and its number there."""
+    """The search of a sweep. `owners` maps each candidate's folder to its row and its number there."""
 
     def __init__(self, sweep: ExpandedSweep, data: Data, sweep_dir: Path, console: Console):
         """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
         assert sweep.search is not None
-        self.sweep, self.settings, self.entries, self.console = sweep, sweep.search, sweep.searched, console
+        self.sweep, self.settings, self.rows, self.console = sweep, sweep.search, sweep.searched, console
         self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, sweep.trials[0].seed
-        for entry in self.entries:
-            split_images(self.held_out(entry.base), data)
+        for row in self.rows:
+            split_images(self.held_out(row.base), data)
         settings = self.settings.model_dump(mode="json", exclude={"trials"})
-        bases = [entry.base.canonical() for entry in self.entries]
+        bases = [row.base.canonical() for row in self.rows]
         content = json.dumps([settings, bases, self.seed, self.fingerprint, RECIPE_VERSION], sort_keys=True)
         name = f"{self.settings.sampler}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         self.directory = sweep_dir / "search" / name
         self.studies = load_studies(self.directory)
         self.owners: dict[Path, tuple[int, int]] = {}
 
-    def held_out(self, config: Trial) -> Trial:
+    def held_out(self, trial: Trial) -> Trial:
         """Return a trial as a candidate's: evaluated on images held out of training, under the first seed."""
-        return config.replace(seed=self.seed, validation_images=self.settings.validation_images)
+        return trial.replace(seed=self.seed, validation_images=self.settings.validation_images)
 
     def show(self) -> None:
         """Print what is searched, and how far the search is."""
         begun = [candidate for study in self.studies for candidate in _candidates(study)]
         done = sum(candidate.state.is_finished() for candidate in begun)
         settings = self.settings
-        self.say(
-            f"{self.sweep.name}: search by {settings.sampler}, {settings.trials} candidates of each, evaluated on "
+        wanted = with_plural(settings.trials, "candidate")
+        self.console.print(
+            f"{self.sweep.name}: search by {settings.sampler}, {wanted} of each, evaluated on "
             f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
-            f"searched: {', '.join(entry.base.row for entry in self.entries)}\ncandidates: {self.directory}"
+            f"searched: {', '.join(row.base.row for row in self.rows)}\ncandidates: {self.directory}"
         )
 
     def run(self, ray: RayOptions, data_dir: str, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
@@ -104,7 +106,7 @@ class Search:
         return (replace(self.sweep, trials=winners), has_unfinished) if winners else None
 
     def begin(self) -> None:
-        """Load or create the studies, named by their entries' rows, for writing. Raises DamagedFileError."""
+        """Load or create the studies, named by their rows, for writing. Raises DamagedFileError."""
         path = self.directory / JOURNAL
         Path(f"{path}.lock").unlink(missing_ok=True)  # of a process that was killed; Optuna would wait for it
         if path.exists():
@@ -112,40 +114,41 @@ class Search:
         storage = JournalStorage(JournalFileBackend(str(path)))
         minimize = [StudyDirection.MINIMIZE] * len(self.settings.objectives)
         create = partial(optuna.create_study, storage=storage, directions=minimize, load_if_exists=True)
-        self.studies = [create(study_name=entry.base.row) for entry in self.entries]
-        for number, (study, entry) in enumerate(zip(self.studies, self.entries, strict=True)):
+        self.studies = [create(study_name=row.base.row) for row in self.rows]
+        for number, (study, row) in enumerate(zip(self.studies, self.rows, strict=True)):
             study.set_user_attr(OBJECTIVES, self.settings.objectives)
-            if not study.trials and (written := entry.written) is not None:
-                study.enqueue_trial({key: entry.spaces[key].encode(value) for key, value in written.items()})
+            if not study.trials and (written := row.written) is not None:
+                study.enqueue_trial({key: row.spaces[key].encode(value) for key, value in written.items()})
             for candidate in sorted(_candidates(study), key=lambda one: one.state == TrialState.RUNNING):
                 if self.claim(number, candidate) is None:  # killed while it was proposed
                     study.tell(candidate.number, state=TrialState.FAIL)
 
     def train(self, ray: RayOptions, data_dir: str, fail_fast: bool) -> bool:
-        """Train candidates until each entry has enough; return False if a failure has stopped them before."""
+        """Train candidates until each row has enough; return False if a failure has stopped them before."""
         begun = [path for path in self.owners if not self.conclude(path)]
         first = begun or list(filter(None, [self.propose()]))
         if not first:
             return True
-        items = map(self.item, chain(first, iter(self.propose, None)))
+        items = map(self.start, chain(first, iter(self.propose, None)))
         work = partial(train_item, data_dir=data_dir, code=source_digest())
         with _SearchListener(self, len(self.owners) - len(first), fail_fast) as listener:
             return run_items(items, work, listener, ray, self.directory)
 
-    def item(self, trial_dir: Path) -> Item:
-        """Return the work of evaluating a candidate."""
+    def start(self, trial_dir: Path) -> Item:
+        """Forget how a candidate failed before, and return the work of evaluating it."""
+        forget_failure(trial_dir)
         number, candidate = self.owners[trial_dir]
         label = f"candidate {candidate} of {self.studies[number].study_name}"
         return trial_item(folder.read_trial(trial_dir / folder.TRIAL), label, trial_dir)
 
     def propose(self) -> Path | None:
-        """Return the folder of a new candidate of the entry with the fewest; None once each has enough.
+        """Return the folder of a new candidate of the row with the fewest; None once each has enough.
 
         The sampler's seed depends on the number of proposals alone: a process that was killed makes no difference.
         """
         counts = [len(_candidates(study)) for study in self.studies]
         for number in sorted(range(len(counts)), key=counts.__getitem__):
-            study, spaces = self.studies[number], self.entries[number].spaces
+            study, spaces = self.studies[number], self.rows[number].spaces
             for _ in range(_ATTEMPTS if counts[number] < self.settings.trials else 0):
                 seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
                 study.sampler = _make_sampler(self.settings.sampler, int(seed.hexdigest()[:8], 16))
@@ -156,22 +159,22 @@ class Search:
         return None
 
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
-        """Return the folder of an entry's candidate; None if its settings do not fit, or are another candidate's."""
+        """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            trial = folder.make_trial(self.held_out(self.config(number, candidate)), self.fingerprint)
+            record = folder.make_trial(self.held_out(self.trial(number, candidate)), self.fingerprint)
         except (ValueError, KeyError):
             return None
-        trial_dir = folder.trial_dir(self.directory, trial.key)
+        trial_dir = folder.trial_dir(self.directory, record.key)
         if trial_dir in self.owners:
             return None
         self.owners[trial_dir] = number, candidate.number
-        folder.take_over(trial_dir, trial)
+        folder.take_over(trial_dir, record)
         return trial_dir
 
-    def config(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Trial:
-        """Return an entry's trial with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
-        entry = self.entries[number]
-        return entry.config({key: space.decode(candidate.params[key]) for key, space in entry.spaces.items()})
+    def trial(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Trial:
+        """Return a row's trial with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
+        row = self.rows[number]
+        return row.trial({key: space.decode(candidate.params[key]) for key, space in row.spaces.items()})
 
     def conclude(self, trial_dir: Path) -> bool:
         """Write what came of a candidate to its study; return whether there is nothing left to train."""
@@ -188,38 +191,35 @@ class Search:
 
         They are the candidates with the lowest objective or, of two objectives, the first of each pair on the front.
         """
-        configs = []
+        trials = list[Trial]()
         have_result = {owner for path, owner in self.owners.items() if read_state(path).state is State.FINISHED}
         for number, study in enumerate(self.studies):
             front = [one for one in reversed(study.best_trials) if (number, one.number) in have_result]
             best = {tuple(one.values): one for one in front}
             if not best:
-                self.say(f"{study.study_name}: no candidate has finished")
+                self.console.print(f"{study.study_name}: no candidate has finished")
             count = len(_candidates(study))
-            failed = count - sum(entry == number for entry, _ in have_result)
-            text = f"{self.settings.sampler}, {count} candidates{f' ({failed} failed)' if failed else ''}, "
-            text += f"evaluated on {self.settings.validation_images:,} images held out of training"
+            failed = count - sum(row == number for row, _ in have_result)
+            text = f"{self.settings.sampler}, {with_plural(count, 'candidate')}"
+            text += f"{f' ({failed} failed)' if failed else ''}, evaluated on "
+            text += f"{self.settings.validation_images:,} images held out of training"
             for values, winner in sorted(best.items()):
-                self.say(f"winner: {self.describe(number, winner.number)}")
+                self.console.print(f"winner: {self.describe(number, winner.number)}")
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
                 for seed in dict.fromkeys(trial.seed for trial in self.sweep.trials):
-                    configs.append(self.config(number, winner).replace(seed=seed))
-                    trial = folder.make_trial(configs[-1], self.fingerprint)
-                    folder.write_chosen(folder.trial_dir(self.sweep_dir, trial.key), choice)
-        return configs
+                    trials.append(self.trial(number, winner).replace(seed=seed))
+                    key = trials[-1].key(self.fingerprint)
+                    folder.write_chosen(folder.trial_dir(self.sweep_dir, key), choice)
+        return trials
 
     def describe(self, number: int, candidate: int, error: str = "") -> str:
-        """Return a line about an entry's candidate: its number, its error or what else came of it, its settings."""
-        trial, spaces = self.studies[number].trials[candidate], self.entries[number].spaces
+        """Return a line about a row's candidate: its number, its error or what else came of it, its settings."""
+        trial, spaces = self.studies[number].trials[candidate], self.rows[number].spaces
         errors = zip(self.settings.objectives, trial.values or (), strict=False)
         outcome = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in errors) or "not done"
         settings = ", ".join(f"{key}={space.decode(trial.params[key])}" for key, space in spaces.items())
         return f"candidate {candidate} of {self.studies[number].study_name}: {error or outcome}; {settings}"
-
-    def say(self, text: str) -> None:
-        """Print a text as it is."""
-        self.console.print(text, soft_wrap=True)
 
 
 def run_search(
@@ -237,7 +237,7 @@ def run_search(
     search = Search(sweep, load(sweep.trials[0].data_source, data_dir, not options.dry_run), sweep_dir, console)
     if options.dry_run:
         search.show()
-        search.say("its winners become the trials; a dry run: nothing was started or written")
+        console.print("its winners become the trials; a dry run: nothing was started or written")
         return None
     from harness.tracking.tracker import Tracker  # here, since figures of a search need no MLflow
 
@@ -249,13 +249,13 @@ class _SearchListener(Progress):
     """Shows candidates, and writes how they end to their studies."""
 
     def __init__(self, search: Search, done: int, fail_fast: bool):
-        super().__init__(search.console, "candidates", search.settings.trials * len(search.entries), done)
+        super().__init__(search.console, "candidates", search.settings.trials * len(search.rows), done)
         self.search, self.fail_fast = search, fail_fast
 
     def on_end(self, item: Item, error: str | None) -> None:
         """Conclude a candidate."""
         self.end(item)
-        _, failure = read_outcome(item.directory, error)
+        _, failure = record_outcome(item.directory, error)
         self.search.conclude(item.directory)
         text = self.search.describe(*self.search.owners[item.directory], failure)
         self.on_text(f"failed: {text}" if failure else text)
@@ -271,5 +271,5 @@ def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _candidates(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the candidates of an entry, without proposals that were rejected."""
+    """Return the candidates of a row, without proposals that were rejected."""
     return study.get_trials(states=[TrialState.RUNNING, TrialState.COMPLETE])

@@ -25,10 +25,12 @@ from harness.storage.folder import TrialRecord, TrialResult
 from harness.storage.state import State, TrialState
 from harness.training.trial import Report, train_and_certify
 from harness.tune.items import FailedFast, Item, RayOptions, run_items
-from harness.tune.planned_sweep import PlannedSweep, trials_to_run
+from harness.tune.plan import PlannedSweep, trials_to_run
 from harness.tune.progress import Progress
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+Log = Callable[[Path, bool], None]
+"""Takes the folder of a trial that has something new, and whether the trial runs."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,17 @@ def run_sweep(
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
     _prepare_folders(plan, states, to_run, console)
-    trials = {trial_dir: plan.trials[trial_dir] for trial_dir in to_run}
-    run_trials(trials, ray, data_dir, console, mlflow.log if mlflow else _log_nothing, options.fail_fast)
+    records, log = {trial_dir: plan.records[trial_dir] for trial_dir in to_run}, mlflow.log if mlflow else None
+    run_trials(records, ray, data_dir, console, log, options.fail_fast)
     leaderboard, summaries = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, summaries, console)
-    own = {trial.key for trial in plan.trials.values()}
+    own = {record.key for record in plan.records.values()}
     is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
     for trial_dir, problem in problems.items():
-        trial = f"{plan.trials[trial_dir].config.label} ({trial_dir})"
+        trial = f"{plan.records[trial_dir].config.label} ({trial_dir})"
         advice = "put the file back, or remove that folder to train the trial again"
-        console.print(f"cannot be used: {trial}: {problem}; {advice}", soft_wrap=True)
+        console.print(f"cannot be used: {trial}: {problem}; {advice}")
     is_finished = not problems and all(state.state is State.FINISHED for state in plan.states().values())
     return Outcome(leaderboard, summaries, is_logged and is_finished)
 
@@ -94,35 +96,30 @@ def _prepare_folders(
 ) -> None:  # fmt: skip
     """Make the trials' folders; print which trials are not run."""
     for trial_dir, state in states.items():
-        trial = plan.trials[trial_dir]
+        record = plan.records[trial_dir]
         if state.state is not State.FINISHED and trial_dir not in to_run:
-            message = f"failed {trial.config.label}: {state.description}; it would fail the same way again"
-            console.print(f"{message}. To retry anyway: --retry-failed", soft_wrap=True)
-        folder.take_over(trial_dir, trial)
-        if trial_dir in to_run and (checkpoint := trial.config.checkpoint) is not None:
+            message = f"failed {record.config.label}: {state.description}; it would fail the same way again"
+            console.print(f"{message}. To retry anyway: --retry-failed")
+        folder.take_over(trial_dir, record)
+        if trial_dir in to_run and (checkpoint := record.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
             folder.copy_network_file(checkpoint, path, trial_dir / folder.NETWORK_FILE)
 
 
-def _log_nothing(trial_dir: Path, running: bool) -> None:
-    pass
-
-
 def run_trials(
-    trials: dict[Path, TrialRecord],
+    records: dict[Path, TrialRecord],
     ray: RayOptions | None,
     data_dir: str | None,
     console: Console,
-    log: Callable[[Path, bool], None] = _log_nothing,
+    log: Log | None = None,
     fail_fast: bool = False,
 ) -> None:
-    """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_sweep` does.
-
-    log: called with a trial's folder that has something new, and whether the trial runs.
-    """
-    if not trials:
+    """Run trials, by their folders, under Ray or, without its options, here. Raises as `run_items` does."""
+    if not records:
         return
-    items = [trial_item(trial, trial.config.label, trial_dir) for trial_dir, trial in trials.items()]
+    for trial_dir in records:
+        forget_failure(trial_dir)
+    items = [trial_item(record, record.config.label, trial_dir) for trial_dir, record in records.items()]
     work = partial(train_item, data_dir=data_dir, code=source_digest())
     with SweepListener(console, len(items), log, fail_fast) as listener:
         if ray is None:
@@ -131,15 +128,15 @@ def run_trials(
             run_items(items, work, listener, ray, items[0].directory.parents[1])
         finally:
             for item in items:  # MLflow then says that nobody runs them
-                log(item.directory, False)
+                listener.log(item.directory, False)
 
 
 class SweepListener(Progress):
-    """Shows and logs what trials report and how they end. log: as in `run_trials`."""
+    """Shows and logs what trials report and how they end."""
 
-    def __init__(self, console: Console, total: int, log: Callable[[Path, bool], None], fail_fast: bool):
+    def __init__(self, console: Console, total: int, log: Log | None, fail_fast: bool):
         super().__init__(console, "trials", total)
-        self.log, self.fail_fast, self.warned = log, fail_fast, set[tuple[Item, str]]()
+        self.log, self.fail_fast, self.warned = log or (lambda *_: None), fail_fast, set[tuple[Item, str]]()
 
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """Show what a trial does, and log the row of an epoch."""
@@ -152,7 +149,7 @@ class SweepListener(Progress):
     def on_end(self, item: Item, error: str | None) -> None:
         """Show and log the result or the failure of a trial."""
         self.end(item)
-        result, failure = read_outcome(item.directory, error)
+        result, failure = record_outcome(item.directory, error)
         if result is not None:
             errors = [f"{name.replace('_', ' ')} {percent(result.metrics[name])}" for name in _ERRORS]
             self.print_outcome("done", "green", item, f"{', '.join(errors)} ({self.summary()})")
@@ -171,10 +168,14 @@ class SweepListener(Progress):
                 self.warn(item, warning)
 
 
-def trial_item(trial: TrialRecord, label: str, trial_dir: Path) -> Item:
-    """Return the work of training and certifying a trial in its folder, which says of no failure any more."""
-    (trial_dir / folder.FAILURE).unlink(missing_ok=True)  # else it would be reported as this run's
-    return Item(trial_dir, label, trial.config.model_dump(mode="json"))
+def forget_failure(trial_dir: Path) -> None:
+    """Remove why a trial failed before: it would be reported as the failure of this run."""
+    (trial_dir / folder.FAILURE).unlink(missing_ok=True)
+
+
+def trial_item(record: TrialRecord, label: str, trial_dir: Path) -> Item:
+    """Return the work of training and certifying a trial in its folder."""
+    return Item(trial_dir, label, record.config.model_dump(mode="json"))
 
 
 def train_item(item: Item, report: Report, data_dir: str | None, code: str | None = None) -> dict[str, Any]:
@@ -183,8 +184,8 @@ def train_item(item: Item, report: Report, data_dir: str | None, code: str | Non
     return train_and_certify(Trial.model_validate(item.settings), item.directory, report, data_dir, code=code).metrics
 
 
-def read_outcome(trial_dir: Path, error: str | None) -> tuple[TrialResult | None, str]:
-    """Return the result of a trial that has ended, or why it failed, which is written here if its worker died.
+def record_outcome(trial_dir: Path, error: str | None) -> tuple[TrialResult | None, str]:
+    """Return the result of a trial that has ended, or why it failed; write that if its worker could not.
 
     error: of its worker.
     """

@@ -30,54 +30,54 @@ def run_trial_files(
     """
     files = dict[Path, tuple[Path, folder.TrialRecord]]()  # by the trials' folders
     for path in paths:
-        trial = _load_trial(path)
-        require_trusted(trial.config, trusted)
-        refuse_links(results_dir / trial.config.sweep)
-        trial_dir = folder.trial_dir(results_dir / trial.config.sweep, trial.key)
-        folder.refuse_another(trial_dir, trial)
-        files[trial_dir] = path, trial
-    trials, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
-    for trial_dir, (path, trial) in files.items():
+        record = _load_trial(path)
+        require_trusted(record.config, trusted)
+        refuse_links(results_dir / record.config.sweep)
+        trial_dir = folder.trial_dir(results_dir / record.config.sweep, record.key)
+        folder.refuse_another(trial_dir, record)
+        files[trial_dir] = path, record
+    records, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
+    for trial_dir, (path, record) in files.items():
         if read_state(trial_dir).state is State.FINISHED:
-            console.print(f"{trial.config.label} -> {trial_dir}: finished", soft_wrap=True)
+            console.print(f"{record.config.label} -> {trial_dir}: finished")
             continue
-        trials[trial_dir] = trial
+        records[trial_dir] = record
         try:
-            split_images(trial.config, load_data(trial, partial(load, data_dir=data_dir)))
+            split_images(record.config, load_data(record, partial(load, data_dir=data_dir)))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        if trial.config.checkpoint is not None:
+        if record.config.checkpoint is not None:
             stored = trial_dir / folder.NETWORK_FILE
             sources[trial_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
-            read_file(sources[trial_dir], trial.config.checkpoint)
-    for trial_dir, trial in trials.items():
+            read_file(sources[trial_dir], record.config.checkpoint)
+    for trial_dir, record in records.items():
         make_directory(trial_dir)
-        folder.take_over(trial_dir, trial)
-        if trial.config.checkpoint is not None:
-            folder.copy_network_file(trial.config.checkpoint, sources[trial_dir], trial_dir / folder.NETWORK_FILE)
-        console.print(f"{trial.config.label} -> {trial_dir}", soft_wrap=True)
-    run_trials(trials, None, data_dir, console)
+        folder.take_over(trial_dir, record)
+        if record.config.checkpoint is not None:
+            folder.copy_network_file(record.config.checkpoint, sources[trial_dir], trial_dir / folder.NETWORK_FILE)
+        console.print(f"{record.config.label} -> {trial_dir}")
+    run_trials(records, None, data_dir, console)
     return all(read_state(trial_dir).state is State.FINISHED for trial_dir in files)
 
 
 def _load_trial(path: Path) -> folder.TrialRecord:
     try:
-        trial = folder.read_trial(path)
+        record = folder.read_trial(path)
     except DamagedFileError as error:
         raise SettingError(str(path), str(error), "a sweep file *.yaml, or a trial.json of results") from None
-    version = trial.recipe_version
+    version = record.recipe_version
     require(f"{path}: recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}, that of this code")
-    return trial
+    return record
 
 
-def load_data(trial: folder.TrialRecord, load_source: Callable[[str | OwnData], Data]) -> Data:
+def load_data(record: folder.TrialRecord, load_source: Callable[[str | OwnData], Data]) -> Data:
     """Return the data set of a trial, after checking that this code can run the trial on it.
 
     load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing or another one.
     """
-    load_for(trial.config)
-    check_buildable(trial.config)
-    data = load_source(trial.config.data_source)
-    fits = data.fingerprint == trial.fingerprint
-    require("data", data.fingerprint, fits, f"the data it was made for, {trial.fingerprint}")
+    load_for(record.config)
+    check_buildable(record.config)
+    data = load_source(record.config.data_source)
+    fits = data.fingerprint == record.fingerprint
+    require("data", data.fingerprint, fits, f"the data it was made for, {record.fingerprint}")
     return data

@@ -124,7 +124,7 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
         (
             "recipes/recipe.yaml",
             {"train": {"kappa": 5.0}},
-            "less than or equal to 1 (profile full, inc",
+            "less than or equal to 1 (inc",
         ),
     ],
 )

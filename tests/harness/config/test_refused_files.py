@@ -164,6 +164,8 @@ def test_wrong_yaml_keys_types_and_values_are_refused_before_torch_is_imported(t
             ("eps", "8 of 255", "eps: found '8 of 255'"),
             ("dataset", "cifar-10", "dataset: found 'cifar-10'"),
             ("evaluation.stages", ["ibp", "lp"], "evaluation.stages: found ['ibp', 'lp']"),
+            ("trials.0.modle", "cnn5", "trials.0.modle: unknown key"),
+            ("trials.1.train", [{"epochs": 4}, {"epoch": 3}], "trials.1.train.epoch: unknown key"),
         )},
     }  # fmt: skip
     paths = [str(write(tmp_path, text, f"{number}.yaml")) for number, text in enumerate(contents)]
@@ -181,11 +183,17 @@ def test_a_missing_key_is_named(tmp_path, key):
 
 
 def test_the_command_reports_all_problems_and_writes_nothing(refused, tmp_path):
-    message = refused(write(tmp_path, changed(("train.epochs", "3"), ("epochs", 1), ("eps", "8/0"))))
-    for key in ("train.epochs", "epochs: unknown", "eps"):
+    wrong = [("train.epochs", "3"), ("epochs", 1), ("eps", "8/0"), ("trials.0.modle", "cnn5")]
+    message = refused(write(tmp_path, changed(*wrong, ("trials.1.train", {"epoch": 3}))))
+    for key in ("train.epochs", "epochs: unknown", "eps", "trials.0.modle: unknown", "trials.1.train.epoch: unknown"):
         assert f"study.yaml: {key}" in message
-    message = refused(write(tmp_path, changed(("trials.0.model", "cnn6x"), ("trials.1.options", {"depth": 2}))))
-    assert "study.yaml: trials.0.model" in message and "study.yaml: trials.1.options.depth" in message
+    entries = [entry(model="cnn6x"), entry(options={"depth": 2}), entry(model="resnet", options={"depth": 8})]
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path, changed(("dataset", "cifar10"), ("trials", entries)))
+    message = refused(path, "--data-dir", str(tmp_path / "data"))
+    for key in ("0.model: found 'cnn6x'", "1.options.depth: unknown option of cnn5", "2.options: depth must be odd"):
+        assert f"study.yaml: trials.{key}" in message
+    assert "it would have to be downloaded" in message and not any((tmp_path / "data").iterdir())
     assert not (tmp_path / "results").exists()
 
 

@@ -18,7 +18,7 @@ from test_trial_config import ELSEWHERE, OTHER
 from harness.common.errors import InputError
 from harness.config import expansion
 from harness.config.buildable import check_buildable
-from harness.config.sweep import Sweep, TrialEntry
+from harness.config.sweep import Sweep, SweepEntry
 from harness.config.text import read
 from harness.config.trial import FULL_PROFILE, Trial
 from harness.settings import Evaluation, Recipe
@@ -39,7 +39,7 @@ def digests(path):
 
 def test_every_key_says_what_it_means():
     """The documentation is made of it."""
-    for schema in (Sweep.model_json_schema(), TrialEntry.model_json_schema()):
+    for schema in (Sweep.model_json_schema(), SweepEntry.model_json_schema()):
         for part in (schema, *schema["$defs"].values()):
             assert [name for name, value in part["properties"].items() if not value.get("description")] == []
 
@@ -103,7 +103,7 @@ SAME = {  # entries that are the same trial as one of BASE's
 def test_another_spelling_is_the_same_trial_and_refused_beside_it(tmp_path, case):
     (trial,) = trials_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
     assert trial in trials_of(tmp_path, BASE)
-    with pytest.raises(InputError, match=r"trials\.2\.model: .* a trial that differs from trials\.[01] "):
+    with pytest.raises(InputError, match=r"trials\.2\.model: .* a trial that differs from trials\.[01]"):
         trials_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
 
 

@@ -293,7 +293,7 @@ def test_searches_for_certificates_have_the_budget_that_is_asked_for(trial_dir, 
     all_planned = []
     monkeypatch.setattr(certify_trials, "certify", lambda planned, *rest: all_planned.extend(planned) or True)
     assert run(trial_dir, "--certificates", "--branches", "7") == 0
-    settings = all_planned[0].config.evaluation
+    settings = all_planned[0].trial.evaluation
     assert (settings.certificates, settings.bab_seconds, settings.bab_branches) == (True, None, 7)
 
 

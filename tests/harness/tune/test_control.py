@@ -72,7 +72,7 @@ def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypat
         assert part in lines["cnn5"]
     for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "unknown"):
         assert part in lines["cerd"]
-    for part in ("1 CPUs and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
+    for part in ("1 CPU and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
 
 
@@ -220,11 +220,12 @@ def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monke
 
 def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
     def act(items, on_report, on_end):
-        on_report(items[0], {names.ACTIVITY: "reads its data"})
-        on_report(items[0], {names.EVALUATED: 0, names.IMAGES: 50})
+        first, second = items
+        on_report(first, {names.ACTIVITY: "reads its data"})
+        on_report(first, {names.EVALUATED: 0, names.IMAGES: 50})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
-        for item in items:
-            on_end(item, "it died")
+        on_end(first, "it died")
+        on_end(second, "it died")
 
     replace_ray(act)
     assert unfinished.main() == 1

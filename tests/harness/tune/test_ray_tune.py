@@ -77,7 +77,7 @@ def call(root, items, work, **options):
         path.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray").addHandler(events)
     try:
-        ray_tune.run_on_ray([item_of(path) for path in paths], do, events, options, root / "results")
+        ray_tune.run_on_ray((item_of(path) for path in paths), do, events, options, root / "results")
     finally:
         logging.getLogger("ray").removeHandler(events)
     return events
@@ -176,7 +176,7 @@ def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
 
     items = [Item(tmp_path / "2-1", "2-1", {})]
     with pytest.raises(OSError, match="No space left"):
-        ray_tune.run_on_ray(items, lambda item, report: {}, Full(), RayOptions(1, 0, 1), tmp_path)
+        ray_tune.run_on_ray(iter(items), lambda item, report: {}, Full(), RayOptions(1, 0, 1), tmp_path)
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def work(item, report):
     report({"epoch": 1})
     time.sleep(600)
 
-ray_tune.run_on_ray([Item(Path("one"), "one", {})], work, Killing(), RayOptions(1, 0, 1), Path.cwd())
+ray_tune.run_on_ray(iter([Item(Path("one"), "one", {})]), work, Killing(), RayOptions(1, 0, 1), Path.cwd())
 """
 
 

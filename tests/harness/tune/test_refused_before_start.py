@@ -45,7 +45,7 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
     machines = [{"CPU": 32, "GPU": 0}, {"CPU": 2, "GPU": 1}]
     monkeypatch.setattr("harness.tune.items.machines_at", lambda address: machines)
     path = write(tmp_path, changed(("resources", {"cpu": 8, "gpu": 1})))
-    expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU (profile full)"
+    expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU"
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
 
 

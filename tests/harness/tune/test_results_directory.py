@@ -85,7 +85,7 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
     files.write_json(trial_dir / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
     def dies_at_once(items, work, listener, options, directory):
-        listener.on_end(items[0], "its worker failed 3 times: it died")
+        listener.on_end(next(items), "its worker failed 3 times: it died")
 
     monkeypatch.setattr(ray_tune, "run_on_ray", dies_at_once)
     assert copied.main() == 1
