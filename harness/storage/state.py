@@ -98,7 +98,7 @@ def read_state_or_raise(directory: Path, run_began: float | None = None) -> Tria
     """Return the state as `read_state` does. Raises DamagedFileError instead of returning DAMAGED."""
     state = read_state(directory, run_began)
     if state.state is State.DAMAGED:
-        raise DamagedFileError(f"{directory}: {state.description}")
+        raise DamagedFileError(f"{directory}/{state.description}")
     return state
 
 
