@@ -149,8 +149,6 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
     """Check that the leaderboard's files are those that the results give."""
     from harness.leaderboard.changed import changed_files
 
-    if special := [path for path in sweep_dir.rglob("*") if folders.is_special(path)]:
-        return [f"the leaderboard is not checked: {special[0]} is neither a file nor a folder"]
     advice = f"changed, or older than the results; `python -m harness.tables {sweep_dir}` writes it again"
     try:
         return [f"{path.name} does not follow from the results: {advice}" for path in changed_files(sweep_dir)]
@@ -162,8 +160,6 @@ def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, Trial], dict[Path, 
     """Return the configs that can be read, and all labels with keys: where there is no config, the folder's name."""
     configs = {}
     for trial_dir in trial_dirs:
-        if folders.is_special(trial_dir / folder.TRIAL):
-            continue
         try:
             configs[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL).config
         except InputError:  # which the recheck of the folder names

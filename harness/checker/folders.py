@@ -1,36 +1,14 @@
-"""Check that a sweep's directory holds the right files.
+"""The files of a sweep's directory that the checker reads. Each check returns a line for each problem."""
 
-The path says what a folder is (`trials/<key>`, in it `certified/<name>`); its files must agree. Each check returns a
-line for each problem.
-"""
-
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
 from pathlib import Path
 
 from harness.common.errors import InputError
 from harness.config.trial import Trial
 from harness.storage import certification, folder
-from harness.storage.certification import is_certification, trial_of
+from harness.storage.certification import trial_of
 from harness.storage.folder import TrialRecord, TrialResult
-
-
-@dataclass(frozen=True)
-class StoredResult:
-    """A finished trial or certification as its files describe it.
-
-    trained: the trial of trial.json. evaluated: the same; of a certification, with its own evaluation settings.
-    """
-
-    verdict_dir: Path
-    trained: TrialRecord
-    evaluated: TrialRecord
-    result: TrialResult
-
-    @property
-    def config(self) -> Trial:
-        """The config of the evaluation."""
-        return self.evaluated.config
+from harness.storage.state import read_state_or_raise
 
 
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
@@ -39,57 +17,23 @@ def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
     return {path: [path, *(p for p in _entries(path / certification.FOLDER) if p.is_dir())] for path in trial_dirs}
 
 
-def check_entries(verdict_dir: Path) -> Iterator[str]:
-    """Check that a folder, and its trial's, hold files and folders only."""
-    entries = {path for directory in (verdict_dir, trial_of(verdict_dir)) for path in _entries(directory)}
-    yield from (f"{path.name} is neither a file nor a folder" for path in sorted(entries) if is_special(path))
+def read_finished(verdict_dir: Path) -> tuple[TrialRecord, TrialResult]:
+    """Return what the files of a finished trial or certification describe, and its result.
 
-
-def is_special(path: Path) -> bool:
-    """Return whether something is neither a file nor a folder; reading a pipe would hang."""
-    return not (path.is_file() or path.is_dir())
-
-
-def check_finished(verdict_dir: Path) -> Iterator[str]:
-    """Check that a trial's or certification's config and result are there."""
-    config = certification.record_path(verdict_dir).name
-    if missing := [name for name in (config, folder.RESULT) if not (verdict_dir / name).is_file()]:
-        failure = folder.read_failure(verdict_dir)
-        yield f"missing: {', '.join(missing)}" + (f" (the trial failed: {failure.error})" if failure else "")
-
-
-def read_stored_result(verdict_dir: Path) -> StoredResult:
-    """Read the config and the result of a finished trial or certification. Raises DamagedFileError."""
-    trained, evaluated = (certification.read_record(path) for path in (trial_of(verdict_dir), verdict_dir))
-    result = folder.read_result(verdict_dir)
-    if result is None:
-        raise InputError(f"{verdict_dir} is not finished")
-    return StoredResult(verdict_dir, trained, evaluated, result)
-
-
-def check_keys(stored: StoredResult) -> Iterator[str]:
-    """Check that trial, certification and result lie where their keys, stages and images say, and describe one trial.
-
-    A certification describes its trial in all but the evaluation.
+    Raises InputError where one is missing or damaged, or the result is another trial's.
     """
-    trial_dir, key = trial_of(stored.verdict_dir), stored.trained.key
-    if trial_dir.name != key:
-        yield f"{folder.TRIAL} belongs in the folder {key}, not {trial_dir.name}"
-    if stored.result.key != key:
-        yield f"{folder.RESULT} belongs to another trial, {stored.result.key}"
-    of_trial = replace(stored.trained, config=stored.trained.config.replace(evaluation=stored.config.evaluation))
-    name = certification.directory_of(trial_dir, stored.config.evaluation).name
-    if stored.evaluated != of_trial:
-        yield f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"
-    elif is_certification(stored.verdict_dir) and stored.verdict_dir.name != name:
-        yield f"{certification.CERTIFICATION} belongs in the folder {name}"
+    state = read_state_or_raise(verdict_dir)
+    if state.trial is None or state.result is None:
+        missing = certification.record_path(verdict_dir).name if state.trial is None else folder.RESULT
+        raise InputError(f"{missing}: {state.text}")
+    return state.trial, state.result
 
 
-def check_plugins(stored: StoredResult, trusted: Collection[str]) -> list[str]:
+def check_plugins(config: Trial, trusted: Collection[str]) -> list[str]:
     """Check that a trial needs no code that is not trusted."""
     return [
         f"not checked: {folder.TRIAL} names the plugin {name}; if you trust it, add --plugin {name}"
-        for name in stored.config.plugins
+        for name in config.plugins
         if name not in trusted
     ]
 

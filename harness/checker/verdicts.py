@@ -1,7 +1,7 @@
 """Prove the verdicts in one folder again, a trial's or a certification's."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from harness.checker import folders, verdict_tables
-from harness.checker.folders import StoredResult
 from harness.checker.images import (
     Checker,
     check_contraction,
@@ -82,32 +81,29 @@ def recheck(
         trusted: the plugins that may be imported.
 
     Raises:
-        InputError: for unreadable files, missing data, and plugins that differ.
+        InputError: for an unfinished trial, unreadable files, missing data, and plugins that differ.
     """
-    if problems := [*folders.check_entries(verdict_dir)] or [*folders.check_finished(verdict_dir)]:
+    trial, result = folders.read_finished(verdict_dir)
+    config = trial.config
+    if problems := folders.check_plugins(config, trusted):
         return RecheckResult(0, 0, problems)
-    stored = folders.read_stored_result(verdict_dir)
-    if problems := [*folders.check_keys(stored)]:
+    load_for(config)
+    data = load_data(config.data_source)
+    if problems := check_data(data, trial.fingerprint):
         return RecheckResult(0, 0, problems)
-    if problems := folders.check_plugins(stored, trusted):
-        return RecheckResult(0, 0, problems)
-    load_for(stored.config)
-    data = load_data(stored.config.data_source)
-    if problems := check_data(data, stored):
-        return RecheckResult(0, 0, problems)
-    test = _evaluated_images(data, stored)
+    test = evaluated_images(verdict_dir, config, data)
     verdicts = read_verdicts(verdict_dir, verdict_tables.COLUMNS)
-    if problems := _check_records(verdicts, test, stored):
+    if problems := _check_records(verdicts, test, config.evaluation.stages, result.metrics):
         return RecheckResult(0, len(test), problems)
     if problems := folders.check_weights(verdict_dir):
         return RecheckResult(0, len(test), problems, has_weights=False)
     path = certification.trial_of(verdict_dir) / folder.WEIGHTS
-    network = load_checked_network(path, stored.config, test)
+    network = load_checked_network(path, config, test)
     counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
     certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
     if problems := check_contraction(network, test.images.shape[1:]):
         return RecheckResult(0, len(test), problems)
-    checker = Checker(network, stored.config.eps, counterexamples, certificates)
+    checker = Checker(network, config.eps, counterexamples, certificates)
     checked = verdicts[:limit]
     problems, proofs = checker.check_all(test, checked)
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
@@ -116,24 +112,24 @@ def recheck(
     return RecheckResult(len(checked), len(test), problems, recorded, error, proofs)
 
 
-def check_data(data: Data, stored: StoredResult) -> list[str]:
-    """Check that the data are those of the trial."""
-    if data.fingerprint == stored.trained.fingerprint:
+def check_data(data: Data, expected: str) -> list[str]:
+    """Check that the data have the trial's fingerprint."""
+    if data.fingerprint == expected:
         return []
-    return [f"data: the fingerprint is {data.fingerprint}, expected the trial's, {stored.trained.fingerprint}"]
+    return [f"data: the fingerprint is {data.fingerprint}, expected the trial's, {expected}"]
 
 
-def _evaluated_images(data: Data, stored: StoredResult) -> Split:
-    """Return the images of all verdicts."""
-    config: Trial = stored.config
-    is_certification = certification.is_certification(stored.verdict_dir)
+def evaluated_images(verdict_dir: Path, config: Trial, data: Data) -> Split:
+    """Return the images of all verdicts of a trial or certification."""
+    is_certification = certification.is_certification(verdict_dir)
     count = config.evaluation.test_images if is_certification else config.trial_image_count
     return data.evaluated_images(config.validation_images, count)
 
 
-def _check_records(verdicts: pd.DataFrame, test: Split, stored: StoredResult) -> list[str]:
+def _check_records(
+    verdicts: pd.DataFrame, test: Split, stages: Sequence[str], metrics: Mapping[str, float | None]
+) -> list[str]:
     """Return the problems of the table of verdicts, and of the metrics that follow from it."""
-    stages, metrics = stored.config.evaluation.stages, stored.result.metrics
     if problems := verdict_tables.check_index(verdicts, test):
         return problems
     return [

@@ -24,7 +24,7 @@ def write_board(results_dir: Path, output: Path, data_dir: str | None = None) ->
 
     data_dir: where the images of data sets are looked for; without them no pictures are shown. Raises InputError.
     """
-    rows = sorted(read_rows(results_dir), key=_order)
+    rows = sorted(read_rows(results_dir), key=sort_key)
     pictures = Pictures(data_dir)
     shown = [_shown(number, row, pictures) for number, row in enumerate(rows)]
     groups = [(group, list(its)) for group, its in groupby(shown, key=lambda row: row["row"].group)]
@@ -54,7 +54,7 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
 
     Only rows on all test images count whose verifier is named. Rows of different groups are never compared.
     """
-    ranked = sorted((row for row in rows if row.is_ranked), key=_order)
+    ranked = sorted((row for row in rows if row.is_ranked), key=sort_key)
     groups = []
     for group, grouped in groupby(ranked, key=lambda row: row.group):
         its = list(grouped)
@@ -72,7 +72,7 @@ def answers(rows: Sequence[Row]) -> list[tuple[Group, list[tuple[str, Row]]]]:
     return groups
 
 
-def _order(row: Row) -> tuple[Any, ...]:
+def sort_key(row: Row) -> tuple[Any, ...]:
     """Return the sort key of a row: its group's, then its certified error.
 
     Rows without one are last; unconfirmed entries are above these, below all others.

@@ -49,6 +49,11 @@ def widen_for_rounding(center: Array, radius: Array, size: Array | None = None) 
     return Box(center, (radius + error) * (1 + SLACK * U) + TINY)
 
 
+def add(a: Box, b: Box) -> Box:
+    """Return the box of a + b."""
+    return widen_for_rounding(a.center + b.center, a.radius + b.radius)
+
+
 def between(lower: Array, upper: Array) -> Box:
     """Return the box of all values from lower to upper."""
     center = lower / 2 + upper / 2

@@ -15,12 +15,12 @@ from harness.checker.bounds.boxes import (
     Array,
     Box,
     U,
+    add,
     affine,
     between,
     inside,
     intersect,
     relu,
-    widen_for_rounding,
 )
 from harness.checker.bounds.windows import Windows, convolve, convolve_back
 
@@ -66,12 +66,6 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     return v, v - image
 
 
-def rate(weight: Array) -> float:
-    """Return the bound of rho(|W|), which may be above 1."""
-    v, image = _power_iteration(weight)
-    return float((image / v).max())
-
-
 def prove_unique(weight: Array, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
     """Return a proof as `contraction` does, None if W does not contract but is strongly monotone. shape: of z.
 
@@ -102,7 +96,7 @@ def _power_iteration(weight: Array) -> tuple[Array, Array]:
 
 def preactivation(weight: Array, h: Box, z: Box) -> Box:
     """Return the box of p = W z + h over boxes of z and h. As z = relu(p), the ends of z bound p, too."""
-    p = _preactivation_box(weight, h, z)
+    p = preactivation_box(weight, h, z)
     return intersect(p, between(np.where(z.lower > 0, z.lower, p.lower), z.upper))
 
 
@@ -123,14 +117,14 @@ def apply_recurrence_back(weight: Array, a: Array) -> Array:
     return a @ weight if weight.ndim == 2 else convolve_back(weight, a, a.shape[1:], Windows.around_each(weight))
 
 
-def _preactivation_box(weight: Array, h: Box, z: Box) -> Box:
-    wz = affine(z, weight, None, apply_recurrence, weight[0].size)
-    return widen_for_rounding(wz.center + h.center, wz.radius + h.radius)
+def preactivation_box(weight: Array, h: Box, z: Box) -> Box:
+    """Return the box of W z + h."""
+    return add(affine(z, weight, None, apply_recurrence, weight[0].size), h)
 
 
 def _map(weight: Array, h: Box, z: Box) -> Box:
     """Return the box of relu(W z + h)."""
-    return relu(_preactivation_box(weight, h, z))
+    return relu(preactivation_box(weight, h, z))
 
 
 def _guess(weight: Array, h: Box) -> Box:

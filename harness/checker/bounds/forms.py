@@ -19,6 +19,7 @@ from itertools import combinations
 
 import numpy as np
 
+from harness.checker.bounds import relu_lines
 from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, intersect, relu, widen_for_rounding
 from harness.checker.bounds.linear import Region
 from harness.checker.bounds.maps import Map, Product
@@ -165,7 +166,7 @@ def _region_by_forms(network: Network, part: Box, free: Array, sums: dict[int, R
         else:
             forms.append(form_after_map(step, [forms[source] for source in step.sources]))
             if number in sums and region.values[source].center.ndim == 2:
-                forms[number] = _with_less_error(sums[number], forms, region.values[sums[number].p])
+                forms[number] = with_less_error(sums[number], forms, region.values[sums[number].p])
             box = result_box(step, *[region.values[source] for source in step.sources])
             region.values.append(intersect(box, forms[number].box))
     return region
@@ -203,10 +204,10 @@ def form_after_map(step: Step, forms: list[Form]) -> Form:
     return forms[0].moved_by(result.center[1:], result.radius[1:], result.radius[:1])
 
 
-def _with_less_error(sums: ReluSums, forms: list[Form], p: Box) -> Form:
+def with_less_error(sums: ReluSums, forms: list[Form], p: Box) -> Form:
     """Return the last form, which is of these sums, with their remainder where it is smaller. p: box of their units."""
     form, before, after = forms[-1], forms[sums.p], forms[sums.relu]
-    (slope, shift), size = lines(p), np.maximum(np.abs(p.lower), np.abs(p.upper))
+    (slope, shift), size = _slope_and_shift(p), np.maximum(np.abs(p.lower), np.abs(p.upper))
     rounding = (slope * before.rounding + after.rounding) * (1 + SLACK * U)
     error = sums.error(forms[sums.x].remainder, slope, shift, size, rounding) + form.rounding
     return Form(form.points, np.minimum(form.remainder, error * (1 + SLACK * U)), form.rounding)
@@ -214,16 +215,13 @@ def _with_less_error(sums: ReluSums, forms: list[Form], p: Box) -> Form:
 
 def form_after_relu(form: Form, p: Box) -> Form:
     """Return the form after a ReLU of values in the box p."""
-    slope, shift = lines(p)
+    slope, shift = _slope_and_shift(p)
     points = slope * form.points + shift
     errors = np.where(shift > 0, SLACK * U * (np.abs(points) + shift) + TINY, 0)
     return form.moved_by(points, errors, slope * form.remainder * (1 + SLACK * U) + shift)
 
 
-def lines(p: Box) -> tuple[Array, Array]:
+def _slope_and_shift(p: Box) -> tuple[Array, Array]:
     """Return slope and shift: relu(v) lies within `shift` of slope v + shift for every v in the box p."""
-    low, high = p.lower, p.upper
-    is_unstable = (low < 0) & (high > 0)
-    slope = np.divide(high, high - low, where=is_unstable, out=(low >= 0).astype(float)).clip(0, 1)
-    excess = np.maximum(-slope * low, (1 - slope) * high) * (1 + SLACK * U) + TINY
-    return slope, np.where(is_unstable, excess / 2, 0)
+    relaxation = relu_lines.lines(p, None)
+    return relaxation.chord, relaxation.offset / 2

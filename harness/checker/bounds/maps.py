@@ -13,6 +13,7 @@ from harness.checker.bounds.boxes import (
     Array,
     Box,
     U,
+    add,
     affine,
     magnitude,
     widen_for_rounding,
@@ -246,7 +247,7 @@ def add_values(sign: int = 1) -> Map:
     def box(a: Box, b: Box) -> Box:
         if a.center.shape != b.center.shape:
             raise UnknownLayerError(f"a sum of shapes {list(a.center.shape[1:])} and {list(b.center.shape[1:])}")
-        return widen_for_rounding(a.center + sign * b.center, a.radius + b.radius)
+        return add(a, Box(sign * b.center, b.radius))
 
     return Map(box, lambda a, shapes: (a, sign * a), lambda a, b: None)
 

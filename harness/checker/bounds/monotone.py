@@ -18,6 +18,7 @@ from harness.checker.bounds.boxes import (
     Array,
     Box,
     U,
+    add,
     between,
     intersect,
     magnitude,
@@ -70,11 +71,6 @@ def multiply(a: Box, b: Box) -> Box:
     size_a, size_b = magnitude(a), magnitude(b)
     radius = np.abs(a.center) @ b.radius + a.radius @ size_b + relative * (size_a @ size_b)
     return Box(a.center @ b.center, radius * (1 + relative) + 2 * (terms + 4) * TINY)
-
-
-def add(a: Box, b: Box) -> Box:
-    """Return the box of a + b."""
-    return widen_for_rounding(a.center + b.center, a.radius + b.radius)
 
 
 def once_a_weight(function: Callable[Concatenate[Array, P], T]) -> Callable[Concatenate[Array, P], T]:

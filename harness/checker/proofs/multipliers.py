@@ -8,8 +8,8 @@ hull of (relu(l_i), l_i), (relu(u_i), u_i) and, if 0 lies between, (0, 0). V is 
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, intersect, magnitude
-from harness.checker.bounds.monotone import AffineMap, Proof, add, exact, first_box, multiply
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, add, between, intersect, magnitude
+from harness.checker.bounds.monotone import AffineMap, Proof, exact, first_box, multiply
 
 _REPEATS, _MOVED = 10, 0.02  # a step's multipliers are applied again while the boxes shrink by this share
 

@@ -6,10 +6,11 @@ docs/certificates.md describes its tensors.
 import numpy as np
 
 from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
+from harness.checker.bounds.linear import Region, pull_back
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, prove
 from harness.checker.bounds.network import Network, ReluStep
-from harness.checker.bounds.relu_lines import LARGEST, rounding_loss
+from harness.checker.bounds.relu_lines import LARGEST
 from harness.checker.proofs.certificates import RefusedError, Tensors, require
 from harness.checker.proofs.multipliers import EquilibriumBounds
 
@@ -106,16 +107,9 @@ def _affine_map(network: Network, values: list[Box], rows: Array, at: int, sourc
         if number not in pending:
             continue
         step, a = network.steps[number - 1], pending.pop(number)
-        boxes = [values[earlier] for earlier in step.sources]
-        assert isinstance(step.operation, Map), "there is one activation"
-        back = step.operation.back(a, [box.center.shape[1:] for box in boxes])
-        size = step.operation.size(*[magnitude(box) for box in boxes])
-        if size is not None:
-            shift = np.broadcast_to(step.operation.offset(a.shape), a.shape)
-            offset = offset + (a * shift).reshape(len(a), -1).sum(1)
-            error = error + rounding_loss(a, size)
-            count += 1
-        for earlier, coefficients in zip(step.sources, back, strict=True):
+        pulled = pull_back(step, a, Region(values, {}), number, None)
+        offset, error, count = offset + pulled.constant, error + pulled.rounding_loss, count + 1
+        for earlier, coefficients in zip(step.sources, pulled.coefficients, strict=True):
             if earlier in pending:
                 raise RefusedError("the network has branches")
             pending[earlier] = coefficients

@@ -4,15 +4,12 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lying_sweep import (
-    CERTIFIED_IMAGES,
     Change,
     Sweep,
-    change_certification,
     change_config,
     change_metrics,
     change_result,
@@ -43,14 +40,9 @@ class Lie:
 
 
 FOLDERS, RECORDS, IMAGES = ("harness.checker." + name for name in ("folders", "verdict_tables", "images"))
-ENTRIES, KEYS, UNFINISHED = (f"{FOLDERS}.check_{name}" for name in ("entries", "keys", "finished"))
+READ, STORED = "harness.storage.files.read_bytes", f"{FOLDERS}.read_finished"
 METRICS = f"{RECORDS}.check_metrics"
 LEADERBOARD, PLUGINS = "harness.recheck.check_leaderboard", f"{FOLDERS}.check_plugins"
-
-
-def rename_certification(sweep: Sweep) -> None:
-    name = sweep.certified.name.replace(f"{CERTIFIED_IMAGES}-images", "10000-images")
-    sweep.certified.rename(sweep.certified.with_name(name))
 
 
 def name_plugin(sweep: Sweep) -> None:
@@ -103,14 +95,6 @@ def lay_pipe(name: str) -> Change:
     return damage
 
 
-def remove_pipes(verdict_dir: Path) -> list[str]:
-    """Let nothing hang that reads."""
-    for path in verdict_dir.glob("*"):
-        if path.is_fifo():
-            path.unlink()
-    return []
-
-
 def set_eps(eps: str) -> Change:
     return lambda sweep: edit_json(sweep.cnn5 / folder.TRIAL, lambda content: content["config"].update(eps=eps))
 
@@ -128,38 +112,27 @@ NAN = float("nan")
 DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
-    # A folder is what its path says.
-    "a pipe": Lie(lay_pipe(folder.CERTIFICATES), "certificates.safetensors is neither a file nor a folder", ENTRIES,
-        accept=remove_pipes),
-    "a pipe for a config": Lie(lay_pipe(folder.TRIAL), "trial.json is neither a file nor a folder", ENTRIES, "key",
-        accept=remove_pipes),
-    "a link into nothing": Lie(lambda sweep: (sweep.cnn5 / "ranges").symlink_to("nowhere"),
-        "ranges is neither a file nor a folder", ENTRIES),
-    "a copy of a trial under another name": Lie(
-        lambda sweep: shutil.copytree(sweep.cnn5, sweep.cnn5.with_name("copy")), "trial.json belongs in the folder",
-        KEYS),
-    # Nothing is missing.
-    "no result": Lie(hide(folder.RESULT), "missing: result.json", UNFINISHED),
-    "no result of a certification": Lie(hide(folder.RESULT, "certified"), "missing: result.json", UNFINISHED,
+    # What cannot be read, and what is missing.
+    "a pipe": Lie(lay_pipe(folder.CERTIFICATES), "certificates.safetensors cannot be read: FileNotFound", READ,
+        accept=lambda *_: b""),
+    "a pipe for a config": Lie(lay_pipe(folder.TRIAL), "trial.json cannot be read: FileNotFound", READ, "key",
+        accept=lambda *_: b""),
+    "no result": Lie(hide(folder.RESULT), "not checked: result.json: unfinished: epoch ", STORED),
+    "no result of a certification": Lie(hide(folder.RESULT, "certified"), "not checked: result.json: ", STORED,
         "certified"),
-    "no trial.json": Lie(hide(folder.TRIAL), "missing: trial.json", UNFINISHED, "key"),
-    "no certification.json": Lie(hide(certification.CERTIFICATION, "certified"), "missing: certification.json",
-        UNFINISHED, "certified"),
+    "no trial.json": Lie(hide(folder.TRIAL), "not checked: trial.json: not begun", STORED, "key"),
+    "no certification.json": Lie(hide(certification.CERTIFICATION, "certified"),
+        "not checked: certification.json: not begun", STORED, "certified"),
     "a failure of a finished trial": Lie(
         lambda sweep: (hide(folder.RESULT)(sweep), folder.write_failure(sweep.cnn5, "loss is NaN")),
-        "missing: result.json (the trial failed: loss is NaN)", UNFINISHED),
+        "not checked: result.json: failed: loss is NaN", STORED),
     "no weights": Lie(hide(folder.WEIGHTS), "weights.safetensors is not stored", f"{FOLDERS}.check_weights"),
     # Keys and configs.
     "a result of another trial": Lie(change_result(lambda content: content.update(key="0123456789abcdef")),
-        "result.json belongs to another trial", KEYS),
+        "result.json belongs to another trial", STORED),
     "a certification's result of another trial": Lie(
         change_result(lambda content: content.update(key="f" * 16), "certified"),
-        "result.json belongs to another trial", KEYS, "certified"),
-    "a certification with another eps": Lie(
-        change_certification(lambda content: content["config"].update(eps="1/10")),
-        "certification.json describes another trial", KEYS, "certified"),
-    "a certification of more images by its name": Lie(rename_certification, "certification.json belongs in the folder",
-        KEYS, "certified"),
+        "result.json belongs to another trial", STORED, "certified"),
     "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
     "a larger eps, with its key": Lie(change_config(eps="1/2"),
         "certified by ibp, but the smallest margin is at least -", f"{IMAGES}.check_ibp"),

@@ -20,7 +20,7 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import evaluate_range, finish_evaluation
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
-from harness.storage import certification, folder, ranges
+from harness.storage import folder, ranges
 from harness.tune.certify_plan import Certification
 from harness.tune.certify_trials import certify
 
@@ -108,10 +108,6 @@ def change_metrics(of: str = "cnn5", **metrics: Any) -> Change:
     """Change metrics by their names, "/" written as "__"."""
     changed = {name.replace("__", "/"): value for name, value in metrics.items()}
     return change_result(lambda content: content["metrics"].update(changed), of)
-
-
-def change_certification(change: Callable[[dict[str, Any]], Any]) -> Change:
-    return lambda sweep: edit_json(sweep.certified / certification.CERTIFICATION, change)
 
 
 def change_config(of: str = "cnn5", **changes: Any) -> Change:

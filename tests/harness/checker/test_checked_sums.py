@@ -103,7 +103,7 @@ def test_errors_hold_in_exact_arithmetic(scale, remainder, offset, distance):
         box = boxes.Box(p.box.center - more, (p.box.radius + more) * (1 + 1e-12))
         z = form_after_relu(p, box)
         by_steps = form_after_map(steps[2], [z])
-        form = forms._with_less_error(sums, [x, p, z, by_steps], box)
+        form = forms.with_less_error(sums, [x, p, z, by_steps], box)
         assert (form.remainder <= by_steps.remainder).all()
         assert (form.remainder < by_steps.remainder).any() or not is_even or distance
         ends, exact = ([[Fraction(value) for value in row] for row in rows] for rows in (form.points, v))

@@ -196,9 +196,9 @@ def test_pre_activations_count_the_recurrence_and_the_last_sum(monkeypatch):
     h, z = random(1, 200), point(*[1.0] * 200)
     weight = np.diag(2.0**-60 * random(200, seed=1))
     value = exact(h[0]) + exact(np.diag(weight))
-    assert holds(equilibrium._preactivation_box(weight, Box(h, 0 * h), z), value, value)
+    assert holds(equilibrium.preactivation_box(weight, Box(h, 0 * h), z), value, value)
     monkeypatch.setattr(equilibrium, "apply_recurrence", from_the_left)
-    box = equilibrium._preactivation_box(np.ones((1, COUNT)), point(0.0), point(*LOST))
+    box = equilibrium.preactivation_box(np.ones((1, COUNT)), point(0.0), point(*LOST))
     assert holds(box, [sum(exact(LOST))], [sum(exact(LOST))])
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.checker.verdicts import _evaluated_images
+from harness.checker.verdicts import evaluated_images
 from harness.data import load
 from harness.storage.folder import make_trial
 from harness.training.trial import split_images
@@ -31,5 +31,4 @@ def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_ou
     assert split_images(config, data)[1].labels.equal(of_trial)
     assert certified.images.labels.equal(of_certification)
     for verdict_dir, its, expected in ((TRIAL, config, of_trial), (CERTIFICATION, certification, of_certification)):
-        stored = SimpleNamespace(config=its, verdict_dir=verdict_dir)
-        assert _evaluated_images(data, stored).labels.equal(expected)
+        assert evaluated_images(verdict_dir, its, data).labels.equal(expected)

@@ -167,7 +167,7 @@ def test_entries_rank_by_checked_numbers_alone(tmp_path):
     ((_, best),) = answers(read_rows(tmp_path))
     assert [(what, row.name) for what, row in best] == [("all, ReLU", "CNN-7, SABR")]
     order = ["CNN-7, SABR", "checked", "claims much", "unconfirmed", "not computed"]
-    assert [row.name for row in sorted(read_rows(tmp_path), key=board_page._order)] == order
+    assert [row.name for row in sorted(read_rows(tmp_path), key=board_page.sort_key)] == order
     (tmp_path / "published.csv").write_text(HEADER)
     for name in ("checked", "claims much"):
         shutil.rmtree(tmp_path / "board" / name)
