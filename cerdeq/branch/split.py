@@ -1,10 +1,11 @@
-"""Choose the ReLU to split: by the cost of its relaxation, then by the bounds of both cases.
+"""Choose the ReLU to split: by the cost of its relaxation, then by the gains of both cases.
 
 At the input that minimises a leaf's linear bound, the row's value exceeds the bound by a sum over units: the size of
 the coefficient times the distance of the line from the activation. The cost of a unit is that term plus the largest
 cost of its chord, at 0, as in BaBSR (Bunel et al. 2020). The first is better in small networks, the second in larger
-ones. The eight units of the highest cost are remembered. The first three of these are sorted again, by the bound of the
-worse case, as in filtered smart branching (De Palma et al. 2021), and the first one is split.
+ones. The eight units of the highest cost are remembered. The first three of these are sorted again, by the bounds of
+both cases, as in filtered smart branching (De Palma et al. 2021), and the first one is split. The score is the product
+of what both cases gain, in units of what the leaf lacks, as in strong branching (Achterberg 2007).
 """
 
 import math
@@ -22,6 +23,7 @@ from cerdeq.precision import uncounted_rounding
 _REMEMBERED = 8  # candidates of each leaf
 _COMPARED = 3  # candidates whose cases are bounded
 _FILLED = 8  # with fewer leaves than this, several units of each are split at once
+_SMALLEST_GAIN = 1e-4  # added to each case's: if one gains nothing, the other one counts
 _SMALLEST_COST = 1e-30  # added to each cost, so that units with cost 0 can still be split, last
 
 
@@ -85,7 +87,7 @@ def split(search: SearchQuery, layout: Layout, leaves: Leaves, candidates: Candi
 def _sort_candidates(
     search: SearchQuery, layout: Layout, leaves: Leaves, candidates: Candidates, batch_size: int
 ) -> Candidates:
-    """Return the candidates, the first few sorted by the bounds of their cases before any ascent."""
+    """Return the candidates, the first few sorted by the gains of their cases before any ascent."""
     first = candidates.units[:, :_COMPARED]
     singles = [
         Candidates(units[:, None].clamp(min=0), candidates.multipliers[:, n : n + 1]) for n, units in enumerate(first.T)
@@ -97,8 +99,9 @@ def _sort_candidates(
             return search.lower(cases.of(part), layout, sound=False)
 
     lower = torch.cat(map_parts(bound, slices(len(cases.row), batch_size), cases.row.device))
-    pairs = lower.clamp(max=0).view(first.shape[1], 2, len(first))
-    scores = torch.where(first.T >= 0, pairs.amin(1) + 0.1 * pairs.amax(1), -torch.inf)
+    before = leaves.lower.to(lower).clamp(max=-torch.finfo(lower.dtype).tiny)
+    gains = 1 - lower.view(first.shape[1], 2, len(first)) / before  # 1: the case is closed
+    scores = torch.where(first.T >= 0, (gains.clamp(0, 1) + _SMALLEST_GAIN).prod(1), -torch.inf)
     order = scores.argsort(dim=0, descending=True, stable=True).T
     order = torch.cat([order, torch.arange(_COMPARED, candidates.units.shape[1]).to(order).expand(len(order), -1)], 1)
     multipliers = candidates.multipliers.gather(1, order[..., None].expand(-1, -1, 2))

@@ -26,6 +26,7 @@ from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.branch.program_search import ProgramSearch
+from cerdeq.branch.split import _COMPARED, _sort_candidates, make_cases
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -210,3 +211,26 @@ def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactiv
     problem = problem_of(model, region, torch.ones(1, 1).double())
     decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
     assert decision.status == FALSIFIED and model(decision.point) == -1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_first_candidate_has_the_largest_product_of_gains(kind):
+    problem = small_problem(kind)
+    layout, root = root_leaves(problem, problem, torch.arange(3))
+    ascent = ascend_leaves(problem, layout, replace(root, lower=root.lower - 1), Steps(5))
+    leaves, before = ascent.leaves, ascent.leaves.lower
+    ordered = _sort_candidates(problem, layout, leaves, ascent.candidates, 16)
+    for leaf in (before < 0).nonzero()[:, 0].tolist():
+        one, products = slice(leaf, leaf + 1), {}
+        for number in range(_COMPARED):
+            candidate = ascent.candidates.of(one)
+            columns = slice(number, number + 1)
+            candidate = replace(
+                candidate, units=candidate.units[:, columns], multipliers=candidate.multipliers[:, columns]
+            )
+            if (unit := int(candidate.units)) >= 0:
+                cases = make_cases(layout, leaves.of(one), candidate, 1)
+                lower = problem.lower(cases, layout, sound=False).clamp(max=0)
+                products[unit] = float(((lower - before[leaf]) / -before[leaf]).clamp(min=0).add(1e-4).prod())
+        assert products[int(ordered.units[leaf, 0])] >= (1 - 1e-9) * max(products.values())
