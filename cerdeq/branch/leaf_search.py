@@ -12,7 +12,7 @@ point whose value is proved.
 If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
 alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
 of the input box instead. After the first second linear programs of leaves (`ProgramSearch`) get a share of the time,
-and all of it while they promise to end: they close more than the ascent where programs are small.
+and all of it while their end is near: they close more than the ascent where programs are small.
 """
 
 import heapq
@@ -36,7 +36,7 @@ from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.branch.split import Candidates, split
 from cerdeq.branch.threads import map_parts, slices
-from cerdeq.deadline import seconds_left
+from cerdeq.deadline import DeadlineError, seconds_left, stop_at
 
 _BATCHES = 4  # of leaves, between two looks at the queue
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
@@ -136,26 +136,47 @@ class _Programs:
     def __init__(self, search: Search):
         self._search, self._last = search, Decision(TIMEOUT, search.lower)
         self._programs: ProgramSearch | None = None
-        self._began = time.monotonic()
+        self._began, self._seconds, self._are_slow = time.monotonic(), 0.0, False
 
     def run(self, seconds: float) -> Decision:
         """Return the decision after a share of these seconds, or at the end if that is near; TIMEOUT early in a search.
 
-        It is near if programs promise to take no longer than all searches have taken: that at most doubles the time.
+        Turns wait until all before them took no more than their share. If the first one takes longer than all other
+        searches did, the programs are too large, and no other follows: the solution of the first ones may take long.
         """
-        search = self._search
-        is_early = seconds < math.inf and time.monotonic() - self._began < _PROGRAMS_AFTER
-        if self._last.status != TIMEOUT or is_early:
+        others = time.monotonic() - self._began - self._seconds
+        waits = others < _PROGRAMS_AFTER or self._seconds > _PROGRAMS_SHARE * others or self._are_slow
+        if self._last.status != TIMEOUT or (waits and seconds < math.inf):
             return self._last
-        if self._programs is None:
-            self._programs = ProgramSearch(search.exact, search.lower, search.memory, search.certificates)
-        programs, turn = self._programs, max(_PROGRAMS_SHARE * seconds, _SHORTEST)
-        self._last = programs.run(search.budget, turn)
-        while self._last.status == TIMEOUT and not search.budget.is_exhausted:
-            if programs.seconds_to_go > min(seconds_left(), time.monotonic() - self._began):
-                break
-            self._last = programs.run(search.budget, turn)
+        began = time.monotonic()
+        is_limited = self._programs is None and seconds < math.inf
+        try:
+            self._run_turns(max(_PROGRAMS_SHARE * seconds, _SHORTEST), began + others if is_limited else math.inf)
+        except DeadlineError:
+            if seconds_left() <= 0:
+                raise
+            self._programs, self._are_slow = None, True  # it lacks the leaves that it was solving
+        self._seconds += time.monotonic() - began
         return self._last
+
+    def _run_turns(self, seconds: float, deadline: float) -> None:
+        """Run the programs for these seconds, and go on while the end is near. deadline: of the first turn.
+
+        It is near if what is left takes no longer than all searches have taken, at the pace of the last turn: that at
+        most doubles the time.
+        """
+        search, to_go = self._search, 0.0
+        while to_go <= min(seconds_left(), time.monotonic() - self._began):
+            with stop_at(deadline):
+                if self._programs is None:
+                    self._programs = ProgramSearch(search.exact, search.lower, search.memory, search.certificates)
+                programs, deadline = self._programs, math.inf
+                began, before = time.monotonic(), programs.open_share
+                self._last = programs.run(search.budget, seconds)
+            if self._last.status != TIMEOUT or search.budget.is_exhausted:
+                break
+            closed = before - programs.open_share
+            to_go = (time.monotonic() - began) * programs.open_share / closed if closed > 0 else math.inf
 
 
 class _LeafSearch:

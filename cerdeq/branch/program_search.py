@@ -6,7 +6,6 @@ slopes and multipliers of a linear bound. Only that bound, proved in float64 wit
 leaf whose program is above 0 but whose bound is not is split like any other.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +64,7 @@ class _Worker:
 class ProgramSearch:
     """The leaves of one image that are not proved yet: fewer, or smaller ones, after each call of `run`.
 
-    open_share: the share of all rows' inputs in these leaves. seconds: that `run` took so far.
+    open_share: the share of all rows' inputs in these leaves.
     """
 
     def __init__(self, exact: SearchQuery, lower: Tensor, memory: int, certificates: bool):
@@ -76,7 +75,7 @@ class ProgramSearch:
         self._default = roots.choices[:1]
         self._proved: list[Leaves] | None = [roots.of(slice(0))] if certificates else None
         self._row_bounds = lower.new_full((len(lower),), torch.inf)
-        self.open_share, self.seconds, self._workers = 1.0, 0.0, list[_Worker]()
+        self.open_share, self._workers = 1.0, list[_Worker]()
         network = network_rows(exact, self._layout)
         self._has_unsplittable = network is None
         if network is not None:
@@ -84,32 +83,23 @@ class ProgramSearch:
             signs = roots.signs[0].cpu().numpy()
             self._workers[0].queue = [_Leaf(row, signs, 1 / len(rows), None) for row in rows.tolist()]
 
-    @property
-    def seconds_to_go(self) -> float:
-        """How long the rest takes if it is like the part that is done."""
-        done = 1 - self.open_share
-        return self.seconds * self.open_share / done if done > 0 else math.inf
-
     def run(self, budget: Budget, seconds: float) -> Decision:
         """Solve, prove and halve leaves. The decision is TIMEOUT after these seconds, or if the budget is exhausted.
 
         It is UNKNOWN if a leaf with all signs is neither proved nor falsified, or if the network has no program.
         """
         began = time.monotonic()
-        try:
-            while any(worker.queue for worker in self._workers):
-                self._share_leaves()
-                busy = [worker for worker in self._workers if worker.queue]
-                parts = map_parts(lambda worker: worker.solve(self, began + seconds), busy, torch.device("cpu"))
-                solved = [leaf for part in parts for leaf in part]
-                budget.used += len(solved)
-                if (point := self._counterexample(solved)) is not None:
-                    return Decision(FALSIFIED, self._lower, point)
-                self._prove([leaf for leaf in solved if _is_above_0(leaf)])
-                if budget.is_exhausted or time.monotonic() - began >= seconds:
-                    return Decision(TIMEOUT, self._lower)
-        finally:
-            self.seconds += time.monotonic() - began
+        while any(worker.queue for worker in self._workers):
+            self._share_leaves()
+            busy = [worker for worker in self._workers if worker.queue]
+            parts = map_parts(lambda worker: worker.solve(self, began + seconds), busy, torch.device("cpu"))
+            solved = [leaf for part in parts for leaf in part]
+            budget.used += len(solved)
+            if (point := self._counterexample(solved)) is not None:
+                return Decision(FALSIFIED, self._lower, point)
+            self._prove([leaf for leaf in solved if _is_above_0(leaf)])
+            if budget.is_exhausted or time.monotonic() - began >= seconds:
+                return Decision(TIMEOUT, self._lower)
         if self._has_unsplittable:
             return Decision(UNKNOWN, self._lower)
         lower = torch.where(self._lower > 0, self._lower, self._row_bounds)

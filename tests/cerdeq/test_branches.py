@@ -1,5 +1,7 @@
 """Parts of branch and bound: the first attack, boxes of hidden units, passes of the search."""
 
+import math
+import time
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -21,12 +23,13 @@ from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.budget_and_decision import FALSIFIED, Budget
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget, Decision
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
+from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch, _Programs
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.branch.split import _COMPARED, _sort_candidates, make_cases
+from cerdeq.deadline import check
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -211,6 +214,58 @@ def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactiv
     problem = problem_of(model, region, torch.ones(1, 1).double())
     decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
     assert decision.status == FALSIFIED and model(decision.point) == -1
+
+
+def certifiable_search(kind="deep"):
+    """Return a search over leaves of a small network whose rows are all positive."""
+    graph, shape = network(kind, 1)
+    graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
+    spec = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0].numpy())
+    with torch.no_grad():
+        graph.nodes[-1].apply.bias += (0.02 - minimum) / 2
+    problem = problem_of(graph, region, spec)
+    return Search(problem, problem, spec.new_full((1,), -torch.inf), region.center, Budget(), 2**28)
+
+
+@torch.no_grad()
+def test_programs_whose_first_turn_takes_as_long_as_all_other_searches_have_no_other_turn_before_the_end():
+    search, calls = certifiable_search(), []
+
+    def never_ending(self, budget, seconds):
+        calls.append(time.monotonic())
+        while True:
+            check()
+
+    programs = _Programs(search)
+    with patch("cerdeq.branch.leaf_search._PROGRAMS_AFTER", 0.1):
+        time.sleep(0.2)
+        with patch.object(ProgramSearch, "run", never_ending):
+            began = time.monotonic()
+            assert programs.run(0.1).status == TIMEOUT
+            assert time.monotonic() - began < 2
+            time.sleep(1)  # their share would have grown again
+            assert programs.run(0.1).status == TIMEOUT
+        assert len(calls) == 1
+        assert programs.run(math.inf).status == CERTIFIED  # all leaves again, also those that were being solved
+
+
+@pytest.mark.parametrize(("shares", "turns"), [([0.1, 0.0999, 0.0], 2), ([0.6, 0.3, 0.0], 3)])
+@torch.no_grad()
+def test_programs_go_on_while_the_pace_of_their_last_turn_ends_soon(shares, turns):
+    search, left = certifiable_search(), list(shares)
+
+    def close(self, budget, seconds):
+        time.sleep(0.02)
+        self.open_share = left.pop(0)
+        return Decision(TIMEOUT if self.open_share else CERTIFIED, search.lower)
+
+    programs = _Programs(search)
+    programs._began -= 2.0  # the time of the other searches
+    with patch.object(ProgramSearch, "run", close):
+        decision = programs.run(0.1)
+    assert len(shares) - len(left) == turns
+    assert decision.status == (TIMEOUT if left else CERTIFIED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
