@@ -86,7 +86,8 @@ class ProgramSearch:
     def run(self, budget: Budget, seconds: float) -> Decision:
         """Solve, prove and halve leaves. The decision is TIMEOUT after these seconds, or if the budget is exhausted.
 
-        It is UNKNOWN if a leaf with all signs is neither proved nor falsified, or if the network has no program.
+        It is UNKNOWN if the network has no program, or as soon as a leaf with all signs is neither proved nor falsified
+        (no other leaf can certify the image then).
         """
         began = time.monotonic()
         while any(worker.queue for worker in self._workers):
@@ -98,6 +99,8 @@ class ProgramSearch:
             if (point := self._counterexample(solved)) is not None:
                 return Decision(FALSIFIED, self._lower, point)
             self._prove([leaf for leaf in solved if _is_above_0(leaf)])
+            if self._has_unsplittable:
+                break
             if budget.is_exhausted or time.monotonic() - began >= seconds:
                 return Decision(TIMEOUT, self._lower)
         if self._has_unsplittable:

@@ -23,7 +23,7 @@ from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget, Decision
+from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch, _Programs
 from cerdeq.branch.leaves import SearchQuery, root_leaves
@@ -289,3 +289,18 @@ def test_the_first_candidate_has_the_largest_product_of_gains(kind):
                 lower = problem.lower(cases, layout, sound=False).clamp(max=0)
                 products[unit] = float(((lower - before[leaf]) / -before[leaf]).clamp(min=0).add(1e-4).prod())
         assert products[int(ordered.units[leaf, 0])] >= (1 - 1e-9) * max(products.values())
+
+
+@torch.no_grad()
+def test_programs_end_at_a_leaf_that_they_cannot_prove():
+    """The sum of |a . x| is 0 where x is 0, in every leaf: after one of them no other changes the result."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 24, bias=False), nn.Linear(24, 1, bias=False)
+    first.weight[12:] = -first.weight[:12]
+    last.weight.fill_(1.0)
+    model = nn.Sequential(first, nn.ReLU(), last).double().eval().requires_grad_(False)
+    region = Box(torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64))
+    problem, budget = problem_of(model, region, torch.ones(1, 1).double()), Budget()
+    programs = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False)
+    assert programs.run(budget, 60.0).status == UNKNOWN
+    assert budget.used <= 64 and programs.open_share > 0.5
