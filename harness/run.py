@@ -103,7 +103,7 @@ def _run_sweep_file(
     from harness.tune.plan import PlannedSweep, check_owner, load_checked, print_header, print_plan
     from harness.tune.run_sweep import run_sweep
 
-    console, is_searched = new_console(), True
+    console, has_unfinished = new_console(), False
     sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
     machines = find_machines()
     cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if any(machine["GPU"] for machine in machines) else 0
@@ -124,7 +124,7 @@ def _run_sweep_file(
         winners = run_search(sweep, sweep_dir, replace(ray, at_once=at_once), data_dir, options, console)
         if winners is None:
             return bool(options.dry_run)
-        sweep, is_searched = winners
+        sweep, has_unfinished = winners
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
     states = plan.states()
     unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
@@ -140,7 +140,7 @@ def _run_sweep_file(
         print_header(plan, states, gpu, options.profile, console)
         outcome = run_sweep(plan, states, None if options.here else ray, data_dir, options, console)
         _write_page(outcome, options, console)
-    return outcome.is_complete and is_searched
+    return outcome.is_complete and not has_unfinished
 
 
 def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Console) -> None:

@@ -77,7 +77,7 @@ class ProgramSearch:
         self._row_bounds = lower.new_full((len(lower),), torch.inf)
         self.open_share, self._workers = 1.0, list[_Worker]()
         network = network_rows(exact, self._layout)
-        self._has_unsplittable = network is None
+        self._unprovable = set[int]()  # rows with a leaf that is neither proved nor falsified, and cannot be split
         if network is not None:
             self._workers = [_Worker(SignProgram(network)) for _ in range(_WORKERS)]
             signs = roots.signs[0].cpu().numpy()
@@ -86,8 +86,8 @@ class ProgramSearch:
     def run(self, budget: Budget, seconds: float) -> Decision:
         """Solve, prove and halve leaves. The decision is TIMEOUT after these seconds, or if the budget is exhausted.
 
-        It is UNKNOWN if the network has no program, or as soon as a leaf with all signs is neither proved nor falsified
-        (no other leaf can certify the image then).
+        It is UNKNOWN if the network has no program, or if a leaf with all signs was neither proved nor falsified. The
+        other leaves of its row are not searched then; those of other rows may still falsify the image.
         """
         began = time.monotonic()
         while any(worker.queue for worker in self._workers):
@@ -99,11 +99,11 @@ class ProgramSearch:
             if (point := self._counterexample(solved)) is not None:
                 return Decision(FALSIFIED, self._lower, point)
             self._prove([leaf for leaf in solved if _is_above_0(leaf)])
-            if self._has_unsplittable:
-                break
+            for worker in self._workers:
+                worker.queue = [leaf for leaf in worker.queue if leaf.row not in self._unprovable]
             if budget.is_exhausted or time.monotonic() - began >= seconds:
                 return Decision(TIMEOUT, self._lower)
-        if self._has_unsplittable:
+        if self._unprovable or not self._workers:
             return Decision(UNKNOWN, self._lower)
         lower = torch.where(self._lower > 0, self._lower, self._row_bounds)
         proved = {} if self._proved is None else certificate_tensors(self._layout, concatenate(self._proved))
@@ -133,7 +133,7 @@ class ProgramSearch:
     def _counterexample(self, leaves: Sequence[_Leaf]) -> Tensor | None:
         """Return a point at which a row is proved to be negative, from the solutions that are not above 0, or None."""
         points = [leaf.solution.x for leaf in leaves if leaf.solution is not None and not leaf.solution.value > 0]
-        self._has_unsplittable |= any(leaf.unit < 0 and not _is_above_0(leaf) for leaf in leaves)
+        self._unprovable |= {leaf.row for leaf in leaves if leaf.unit < 0 and not _is_above_0(leaf)}
         if not points:
             return None
         center = self._exact.values[0].center
@@ -160,7 +160,7 @@ class ProgramSearch:
             elif leaf.unit >= 0:
                 self._workers[0].queue += self.halves(leaf)
             else:
-                self._has_unsplittable = True
+                self._unprovable.add(leaf.row)
 
     def _packed(self, leaves: list[_Leaf]) -> Leaves:
         """Return solved leaves with their choices, rounded."""

@@ -1,6 +1,7 @@
 """The files of a sweep's directory that the checker reads. Each check returns a line for each problem."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from harness.common.errors import InputError
@@ -27,6 +28,14 @@ def read_finished(verdict_dir: Path) -> tuple[TrialRecord, TrialResult]:
         missing = certification.record_path(verdict_dir).name if state.trial is None else folder.RESULT
         raise InputError(f"{missing}: {state.text}")
     return state.trial, state.result
+
+
+def check_certification(verdict_dir: Path, record: TrialRecord) -> list[str]:
+    """Check that a certification describes its trial in all but the evaluation."""
+    trial = certification.read_record(trial_of(verdict_dir))
+    if record == replace(trial, config=trial.config.replace(evaluation=record.config.evaluation)):
+        return []
+    return [f"{certification.CERTIFICATION} describes another trial than the one that it belongs to"]
 
 
 def check_plugins(config: Trial, trusted: Collection[str]) -> list[str]:

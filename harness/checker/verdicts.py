@@ -85,7 +85,7 @@ def recheck(
     """
     trial, result = folders.read_finished(verdict_dir)
     config = trial.config
-    if problems := folders.check_plugins(config, trusted):
+    if problems := folders.check_certification(verdict_dir, trial) or folders.check_plugins(config, trusted):
         return RecheckResult(0, 0, problems)
     load_for(config)
     data = load_data(config.data_source)

@@ -42,6 +42,7 @@ import ray
 from harness.common.errors import InputError
 
 _ATTEMPTS = 3
+_TOKEN = secrets.token_hex(32)  # for each Ray that this process starts: Ray itself keeps the first one
 _ERROR = re.compile(r"\[[^]]+ [EC] \d+ \d+\] .*")  # a line of Ray's logs
 _CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for ten minutes
 
@@ -111,7 +112,7 @@ def _connect(address: str) -> str:
 
 def _start(dashboard: bool) -> str:
     """Start Ray on this machine, with a token that nobody else has, and return the URL of its dashboard."""
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
     for attempt in range(1, _ATTEMPTS + 1):
         try:

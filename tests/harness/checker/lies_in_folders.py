@@ -103,12 +103,17 @@ def hide(name: str, of: str = "cnn5") -> Change:
     return lambda sweep: (getattr(sweep, of) / name).unlink()
 
 
+def change_certification(change: Callable[[dict[str, Any]], Any]) -> Change:
+    return lambda sweep: edit_json(sweep.certified / certification.CERTIFICATION, change)
+
+
 def set_fingerprint(sweep: Sweep) -> None:
     edit_json(sweep.cnn5 / folder.TRIAL, lambda content: content.update(fingerprint="0123456789abcdef"))
     make_key(sweep)
 
 
 NAN = float("nan")
+CERTIFICATION = f"{FOLDERS}.check_certification"
 DATA = "harness.checker.verdicts.check_data"
 KEY = "harness.storage.folder.require"
 LIES = {
@@ -133,6 +138,10 @@ LIES = {
     "a certification's result of another trial": Lie(
         change_result(lambda content: content.update(key="f" * 16), "certified"),
         "result.json belongs to another trial", STORED, "certified"),
+    "a certification with another eps": Lie(change_certification(lambda content: content["config"].update(eps="1/10")),
+        "certification.json describes another trial", CERTIFICATION, "certified"),
+    "a certification of another seed": Lie(change_certification(lambda content: content["config"].update(seed=7)),
+        "certification.json describes another trial", CERTIFICATION, "certified"),
     "a larger eps": Lie(set_eps("1/8"), "trial.json cannot be read", KEY, "key"),
     "a larger eps, with its key": Lie(change_config(eps="1/2"),
         "certified by ibp, but the smallest margin is at least -", f"{IMAGES}.check_ibp"),

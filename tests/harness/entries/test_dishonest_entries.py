@@ -365,9 +365,9 @@ def test_a_step_that_takes_too_much_time_or_memory_ends(entry):
     with pytest.raises(MemoryError), files.limits(60, 2**28):
         np.zeros(2**30, np.uint8)
     np.zeros(2**29, np.uint8)
-    status, check = entry.check("--seconds", "0.001")
+    status, check = entry.check("--seconds", "1e-6")
     assert (status, check.status, check.level) == (0, "unconfirmed", "none")
-    assert [step.message for step in check.steps] == ["stopped after 0.001 s", *["not run"] * 5]
+    assert [step.message for step in check.steps] == ["stopped after 1e-06 s", *["not run"] * 5]
 
 
 def test_a_limit_that_no_timer_takes_is_a_wrong_request(entry, capsys):

@@ -29,6 +29,17 @@ def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster
         ray_connection.machines_of_cluster(address)
 
 
+@pytest.mark.slow
+def test_ray_starts_again_in_the_same_process_as_for_the_winners_of_a_search():
+    program = (
+        "from harness.tune.ray_connection import connected_to_ray\n"
+        "for _ in range(2):\n"
+        "    with connected_to_ray(None):\n"
+        "        pass\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=110)
+
+
 @pytest.fixture
 def plain_cluster(tmp_path):
     """Two machines on this one, where Ray was used before: what it leaves there, `ray start` then asks for."""

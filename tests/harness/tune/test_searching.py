@@ -1,6 +1,7 @@
 """A killed search goes on: no candidate is lost or trained twice, and the winners become the trials of the sweep."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -228,6 +229,15 @@ def test_only_is_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, 
     assert study.main("--dry-run") == 0
     assert "search by tpe, 4 candidates of each, evaluated on 50 images" in " ".join(capsys.readouterr().out.split())
     assert {path.name for path in Path().iterdir()} == {"sweep.yaml"}
+
+
+@pytest.mark.parametrize("has_unfinished", [False, True])
+def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.tune.run_search.run_search", lambda sweep, *_: (sweep, has_unfinished))
+    monkeypatch.setattr("harness.tune.run_sweep.run_sweep", lambda *_: SimpleNamespace(is_complete=True))
+    monkeypatch.setattr("harness.run._write_page", lambda *_: None)
+    assert Study(tmp_path, SEARCHED, "sqlite:///unused.db").main() == int(has_unfinished)
 
 
 @pytest.mark.slow
