@@ -43,12 +43,18 @@ LONGEST_KEYS = """
 LONGEST = [f"length-cifar10/trials/{key}" for key in LONGEST_KEYS.split()]
 WITH_ALL_CERTIFICATES = [
     f"{study}/{name}"
-    for study in ("mnist-conv", "small-equilibria", "small-equilibria-0.1", "small-equilibria-cifar10")
+    for study in (
+        "mnist-conv",
+        "small-equilibria",
+        "small-equilibria-0.1",
+        "small-equilibria-cifar10",
+        "small-equilibria-units",
+    )
     for name in read_table(RESULTS / f"published/{study}/trials.parquet")["folder"]
 ]
 TRIALS = [*(name.partition("/certified")[0] for name in CERTIFIED_FURTHER), *LONGEST, *sorted(WITH_ALL_CERTIFICATES)]
 IMAGES = 5
-ONE_OF_EACH_KIND = (0, 1, 11, 12, 24, 28, 42, 48, 54, 110, 146)
+ONE_OF_EACH_KIND = (0, 1, 11, 12, 24, 28, 42, 48, 54, 110, 164)
 OFTEN = {*(TRIALS[number] for number in ONE_OF_EACH_KIND), *CERTIFIED_FURTHER}
 EXAMPLES = sorted(RESULTS.glob("example/trials/*"))
 
