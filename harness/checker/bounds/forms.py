@@ -24,7 +24,7 @@ from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, intersect, 
 from harness.checker.bounds.linear import Region
 from harness.checker.bounds.maps import Map, Product
 from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of, result_box
-from harness.checker.bounds.regions import tight_region, tighten, with_images_of_equilibria
+from harness.checker.bounds.regions import tight_regions, tighten
 
 _MOST_INPUTS = 2
 _MOST_VALUES = 8192  # of a network all of whose units are bounded: at least twice as many as in the search
@@ -148,10 +148,7 @@ def regions_of_part(network: Network, part: Box, sums: dict[int, ReluSums]) -> I
     if by_forms:
         yield _region_by_forms(network, part, free, sums)
     if not by_forms or sum(box.center.size for box in boxes_of(network.steps[:-1], part)) <= _MOST_VALUES:
-        region = tight_region(network, part, all_units=True)
-        yield region
-        if region.preactivations:
-            yield with_images_of_equilibria(network, region)
+        yield from tight_regions(network, part, all_units=True)
 
 
 def _region_by_forms(network: Network, part: Box, free: Array, sums: dict[int, ReluSums]) -> Region:

@@ -66,6 +66,16 @@ def with_images_of_equilibria(network: Network, region: Region) -> Region:
     return Region(region.values, preactivations)
 
 
+def tight_regions(
+    network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
+) -> Iterator[Region]:
+    """Yield the boxes of `tight_region`; then, with equilibria, those by which a search chooses its lines."""
+    region = tight_region(network, images, hidden, all_units)
+    yield region
+    if region.preactivations:
+        yield with_images_of_equilibria(network, region)
+
+
 def lengthened_regions(region: Region) -> Iterator[Region]:
     """Yield the region with longer boxes, first below, then above.
 

@@ -16,8 +16,7 @@ from harness.checker.bounds.regions import (
     interval_region,
     leaf_bounds,
     lengthened_regions,
-    tight_region,
-    with_images_of_equilibria,
+    tight_regions,
 )
 from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
@@ -64,7 +63,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         return Proof("", -np.inf, str(error))
     tried, is_linear = list[Region](), certificate.parts is None and certificate.margins is None
     longer = lengthened_regions(intervals) if is_linear else iter(())
-    for region in chain([intervals], _tight_regions(network, images), longer):
+    for region in chain([intervals], tight_regions(network, images), longer):
         tried.append(region)
         lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
         if len(unproved := np.flatnonzero(~(lower > 0))):
@@ -77,18 +76,10 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         minima = _minima_over_parts(network, images, spec, unproved, certificate)
         lower[unproved] = np.fmax(lower[unproved], minima)
     elif certificate.margins is not None:
-        regions = [*_tight_regions(network, images, certificate.hidden)] if certificate.hidden else tried[1:]
+        regions = [*tight_regions(network, images, certificate.hidden)] if certificate.hidden else tried[1:]
         for row in np.intersect1d(certificate.margins.rows, unproved):
             lower[row] = max(lower[row], _minimum_over_leaves(network, regions, spec, certificate.margins, row))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
-
-
-def _tight_regions(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Iterator[Region]:
-    """Yield boxes that linear bounds tighten; then, with equilibria, those by which a search chooses its lines."""
-    region = tight_region(network, images, hidden)
-    yield region
-    if region.preactivations:
-        yield with_images_of_equilibria(network, region)
 
 
 def _minimum_over_leaves(

@@ -76,7 +76,7 @@ def test_parts_of_wide_networks_are_bounded_by_forms_and_searches_confirmed(wide
     assert lowest > 0
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
-    monkeypatch.setattr(forms, "tight_region", None)  # it would raise an error
+    monkeypatch.setattr(forms, "tight_regions", None)  # it would raise an error
     result = verify(model, region, torch.ones(1, 1, 1).double(), None, 10**4, certificates=True)
     tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
     assert result.status == ["certified"] and SPLITS in tensors and len(tensors[SPLITS]) >= 3
