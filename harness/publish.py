@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
     left_out = len(trial_dirs) - len(finished)
     console = new_console()
     console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")
-    console.print(str(target), soft_wrap=True)
+    console.print(str(target))
     return OK
 
 
@@ -103,7 +103,7 @@ def _leave_tables(options: argparse.Namespace) -> int:
         path.unlink()
     for path in [path for path in study.iterdir() if path.is_dir()]:
         shutil.rmtree(path)
-    new_console().print(f"{study}: {len(others)} files removed; {artefacts.PAGE} names {commit}", soft_wrap=True)
+    new_console().print(f"{study}: {len(others)} files removed; {artefacts.PAGE} names {commit}")
     return OK
 
 

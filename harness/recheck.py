@@ -104,7 +104,7 @@ def main(options: argparse.Namespace) -> int:
     summary = _summary(results, others, is_selection=bool(options.only))
     trust = f"; trusted plugins: {', '.join(trusted)}" if trusted else ""  # each import has named the file
     for line in [*lines, *others, summary + trust]:
-        console.print(printable(line), soft_wrap=True)
+        console.print(printable(line))
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
 
 
@@ -121,12 +121,12 @@ def _recheck_instances(options: argparse.Namespace, records: list[Path]) -> int:
     for result in check_records(records, load_recorded):
         outcome = f"confirmed by {result.proved_by}" if result.proved_by else f"not confirmed: {result.problem}"
         line = f"{result.name}: {result.status}" + (f" {outcome}, {result.seconds:.1f} s" if result.is_claim else "")
-        console.print(printable(line), soft_wrap=True)
+        console.print(printable(line))
         claims += [result] if result.is_claim else []
         is_confirmed = is_confirmed and (bool(result.proved_by) or not result.is_claim)
     others = [] if options.only else check_table(options.directory)
     for line in [*others, _count_results(claims, len(records))]:
-        console.print(printable(line), soft_wrap=True)
+        console.print(printable(line))
     return OK if not others and is_confirmed else FAILED
 
 

@@ -5,7 +5,6 @@ Markdown also shows notes, warnings and failures.
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -111,22 +110,21 @@ def markdown_table(frame: pd.DataFrame, in_italics: list[bool] | None = None) ->
 
 def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
     """Print the errors, each section's summary, warnings, failures, and where the files are."""
-    say = partial(console.print, soft_wrap=True)
     for section in leaderboard.sections:
         summary = summaries[section.heading]
         table = section.short_table(summary.tied)
-        say(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
+        console.print(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
         for note in section.notes:
-            say(note, style="yellow")
+            console.print(note, style="yellow")
         styles = ["italic" if is_literature else "" for is_literature in section.is_literature]
         print_table(console, list(table), table.to_numpy(), styles)
         for line in summary.lines:
-            say(line)
+            console.print(line)
         for warning in section.warnings:
-            say(one_line(f"Warning: {warning}"))
+            console.print(one_line(f"Warning: {warning}"))
     if len(leaderboard.uncounted):
-        say(f"\n{UNCOUNTED}", style="bold")
+        console.print(f"\n{UNCOUNTED}", style="bold")
     for trial in leaderboard.uncounted.to_dict("records"):
         own = row_label(trial, [name for name in trial if name not in _NOT_IN_LABELS])
-        say(one_line(f"{own} seed {trial['seed']} ({trial['trial']}): {trial['problem']}"))
-    say("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")
+        console.print(one_line(f"{own} seed {trial['seed']} ({trial['trial']}): {trial['problem']}"))
+    console.print("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")

@@ -106,8 +106,8 @@ class Tracker:
                 runs = [run for run in self._runs() if run.data.tags.get("trial") in candidates]
                 register_best(self.client, self.sweep, runs)
         except TrackingError as error:  # a store without a registry is no failure
-            self.console.print(f"no network is registered as a model: {error}", soft_wrap=True)
-        self.console.print(f"\nMLflow:\n{self.how_to_open()}", soft_wrap=True)
+            self.console.print(f"no network is registered as a model: {error}")
+        self.console.print(f"\nMLflow:\n{self.how_to_open()}")
         return not {path.name for path in self.failed} & set(own)
 
     def how_to_open(self) -> str:
@@ -127,7 +127,7 @@ class Tracker:
             self._warn(f"{error}; the end of this command, or the same command later, logs what is missing")
 
     def _warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+        self.console.print(f"warning: {text}", style="yellow")
 
     def _describe(self, note: str) -> None:
         with tracking_errors(self.uri):

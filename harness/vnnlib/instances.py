@@ -188,7 +188,7 @@ def _solve_missing(
             name = f"{_name(record['onnx'])} {_name(record['vnnlib'])}"
             line = f"{name}: {record['result']}, {record['seconds']:.1f} s"
             line += f": {record['detail']}" if record["result"] == ERROR else ""
-            console.print(printable(line), soft_wrap=True)
+            console.print(printable(line))
 
     with Bars(console) as bars:
         for path in todo:
@@ -268,7 +268,7 @@ def _report(records: Sequence[Record], total: int, directory: Path, console: Con
     titles = "network", "property", "result", "seconds", "branches", "detail"
     print_table(console, titles, (list(map(one_line, row)) for row in rows))
     counts = _counts(records)
-    console.print(f"{_in_words(counts)} -> {directory / RESULTS}", soft_wrap=True)
+    console.print(f"{_in_words(counts)} -> {directory / RESULTS}")
     return len(records) == total and not counts[ERROR]
 
 
