@@ -6,14 +6,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, build_model, function
-from test_readings import EPS, margins_by_checker
+from cases import CASES, IMAGE, SEQUENCE, Case, build_model, function
+from oracles import Lambda
 from torch import nn
+from torch.nn.utils import parametrize
 
 from cerdeq.operators.table import TABLE
+from harness.checker.bounds.boxes import Box
+from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.maps import UnknownLayerError, move
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.operators import OPERATORS
+from harness.checker.bounds.regions import tight_region
+
+EPS, LABEL = 0.1, 1
+
+
+def augmented(x, c):
+    y = x - c
+    y += x
+    y -= c
+    y /= c
+    return y
+
+
+def norm_without_bias():
+    layer = nn.BatchNorm2d(4)
+    layer.bias = None
+    return nn.Sequential(layer)
+
+
+NETWORKS = [
+    Case("layers used twice", lambda: nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()] * 2), IMAGE),
+    Case("in place", lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)), IMAGE),
+    Case("augmented assignments", function(augmented, c=(4, 1, 1)), IMAGE),
+    Case("no bias", norm_without_bias, IMAGE),
+]
 
 UNKNOWN = {
     "linear": {"function of a changed weight"},
@@ -37,9 +65,25 @@ def network_around(case):
     return nn.Sequential(model, nn.Flatten(), nn.Linear(features, 3)).double().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", CASES)
+def margins_by_checker(model, x, radius):
+    """Return lower and upper bounds of margins of images x over balls, or why the network is refused."""
+    try:
+        network = read_network(model)
+        network.refuse_other_logits(model, x.numpy())
+    except (UnknownLayerError, RuntimeError, ValueError) as error:  # RuntimeError, ValueError: shapes that do not fit
+        return str(error)
+    spec, ends = np.delete(np.eye(3)[LABEL] - np.eye(3), LABEL, 0), []
+    for image in x.numpy():
+        region = tight_region(network, Box(image[None], np.full_like(image[None], radius)))
+        box = network.margins(region.values, np.array([LABEL]))
+        low, high = np.split(lower_bounds(network, region, {len(network.steps): np.concatenate([spec, -spec])}, {}), 2)
+        ends.append((np.maximum(low, box.lower[0]), np.minimum(-high, box.upper[0])))
+    return tuple(torch.from_numpy(np.stack(side)) for side in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("name", [*CASES, "networks"])
 def test_every_form_is_bounded_or_listed(name):
-    for case in CASES[name]:
+    for case in CASES.get(name, NETWORKS):
         model, x = network_around(case), torch.rand(2, *case.shape).double()
         result = margins_by_checker(model, x, EPS)
         assert isinstance(result, str) == (case.name in UNKNOWN.get(name, ())), (case.name, result)
@@ -101,6 +145,64 @@ def test_moves_by_the_number_of_images_are_refused(last):
 
     with pytest.raises(UnknownLayerError, match=r"(getitem|pad|transpose) with .* a size that is computed"):
         read_network(nn.Sequential(function(forward)(), nn.Linear(2, 2)).eval())
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def with_changed_size(module, x):
+    module.pool.kernel_size = module.pool.stride = 2
+    y = module.pool(x)
+    module.pool.kernel_size = module.pool.stride = 4
+    return torch.cat([y.flatten(1), module.pool(x).flatten(1)], 1)
+
+
+def changing_its_size():
+    model = Lambda(with_changed_size)
+    model.pool = nn.AvgPool2d(2)
+    return model
+
+
+def another_forward(model):
+    plain = model.forward
+    model.forward = lambda x: 2 * plain(x)
+
+
+MISREAD = {  # the case, what is done to the network, and the message; what tracing refuses is in tests/cerdeq
+    "training": (Case("", lambda: nn.Sequential(nn.BatchNorm2d(4)), IMAGE), lambda m: m[0].train(), "in training mode"),
+    "parametrised": (
+        Case("", lambda: nn.Sequential(nn.Conv2d(4, 2, 3)), IMAGE),
+        lambda m: parametrize.register_parametrization(m[0][0][0], "weight", Doubled()).eval(), "ParametrizedConv2d"),
+    "precision": (
+        Case("", function(lambda x, c: x - (c.dtype == torch.float32), c=(1,)), IMAGE), None, "float32"),
+    "type": (
+        Case("", function(lambda x: 10 * x if isinstance(x, torch.Tensor) else x), IMAGE), None, "gives other logits"),
+    "size": (Case("", changing_its_size, (4, 8, 8)), None, "mismatch"),
+    "computed constant": (Case("", function(lambda x, c: x + 2 * c, c=(4, 1, 1)), IMAGE), None, "network computes"),
+    "constant that broadcasts": (Case("", function(lambda x, c: x + c, c=(3, 1, 1)), (1, 4, 4)), None, "of shape"),
+    "batch": (Case("", function(lambda x: x.reshape(-1, 9)), SEQUENCE), None, "mixes images"),
+    "number of images": (Case("", function(lambda x: x * x.shape[0]), IMAGE), None, "BATCH as an operand"),
+    "own forward": (Case("", lambda: nn.Sequential(nn.ReLU()), IMAGE), another_forward, "define forward in the class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_networks_that_are_easily_read_as_others_are_refused(name):
+    case, change, message = MISREAD[name]
+    model = network_around(case)
+    if change:
+        change(model)
+    assert message in str(margins_by_checker(model, torch.rand(2, *case.shape).double(), EPS))
+
+
+def test_a_global_hook_is_refused():
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 2 * output)
+    try:
+        assert "global forward hooks" in str(margins_by_checker(nn.Linear(2, 3).eval(), torch.rand(2, 2), EPS))
+    finally:
+        hook.remove()
 
 
 class SeveralUnknown(nn.Module):
