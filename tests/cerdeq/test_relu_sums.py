@@ -1,11 +1,11 @@
 """Sums of ReLUs between sparse layers: remainders in exact rational arithmetic, lattices against exact minima."""
 
 from fractions import Fraction
-from itertools import product
 
 import pytest
 import torch
-from oracles import fractions, points_of
+from lattices import assert_remainder_holds, lattice, pairs, sums_of_relus
+from oracles import points_of
 from torch import nn
 
 from cerdeq import Box, verify
@@ -13,27 +13,6 @@ from cerdeq.bounds import Context, Interval, affine_forms, relu_sums, trace, val
 from cerdeq.bounds.affine_forms import _Form, values_by_forms
 from cerdeq.branch import input_search
 from cerdeq.precision import counted_rounding
-
-GADGET = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
-
-
-def pairs(count, sign):
-    """Return layers that take the smaller (sign -1) or the larger (1) of each two of `count` values."""
-    before, after = nn.Linear(count, 2 * count), nn.Linear(2 * count, count // 2)
-    before.weight.data = torch.block_diag(*[GADGET] * (count // 2))
-    after.weight.data = torch.block_diag(*[torch.tensor([[0.5, -0.5, 0.5 * sign, 0.5 * sign]])] * (count // 2))
-    before.bias.data.zero_(), after.bias.data.zero_()
-    return before, nn.ReLU(), after
-
-
-def lattice(seed, functions=16):
-    """Return the largest of smallest values of affine functions of two inputs."""
-    torch.manual_seed(seed)
-    layers, count = [nn.Linear(2, functions)], functions
-    while count > 1:
-        layers += pairs(count, -1 if count > 4 else 1)
-        count //= 2
-    return nn.Sequential(*layers).double().eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -62,73 +41,34 @@ def test_boxes_of_lattices_contain_all_values_and_are_far_smaller(radius, monkey
     assert max(shares) <= 1 and (radius < 0.3 or sum(shares) < 0.5 * len(shares)), shares
 
 
-def sparse_layers(random, x_count):
-    """Return V, c and W: three sums of four units; each unit reads two values, and most have their opposite."""
-    v, c = torch.zeros(12, x_count).double(), torch.randn(12, generator=random).double()
-    for unit in range(0, 12, 2):
-        columns = torch.randperm(x_count, generator=random)[:2]
-        v[unit, columns] = torch.randn(2, generator=random).double()
-        v[unit + 1], c[unit + 1] = -v[unit], -c[unit]
-    v[3, 0] += 1  # no opposite, nor has unit 7
-    w = torch.zeros(3, 12).double()
-    for row in range(3):
-        w[row, 4 * row : 4 * row + 4] = torch.randn(4, generator=random).double()
-    w[2, 8:10] = torch.tensor([0.5, -0.5])  # a sum that is its p
-    return v, c, w
-
-
-def exact_relu(v, c, w, x):
-    """Return W relu(V x + c), and V x + c, in fractions."""
-    p = [sum((a * b for a, b in zip(row, x, strict=True)), start) for row, start in zip(v, c, strict=True)]
-    return [sum(a * max(b, Fraction(0)) for a, b in zip(row, p, strict=True)) for row in w], p
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
 @pytest.mark.parametrize("remainder", [0.0, 1e-17, 0.1])
 @pytest.mark.parametrize(("offset", "distance"), [(0.0, 0.0), (1e9, 0.0), (1e9, 100.0)])
 @torch.no_grad()
 def test_remainders_hold_in_exact_arithmetic(scale, remainder, offset, distance):
-    """At every combination of ends of x's remainders, for boxes of units that other bounds have cut unevenly.
-
-    distance: of p from 0; if it is large, units have one sign, and rounding is all that sums miss.
-    """
-    random, near = torch.Generator().manual_seed(1), 0
-    for is_even in (True, False, False):
-        v, c, w = sparse_layers(random, 4)
-        points = scale * torch.randn(3, 1, 4, generator=random).double()
-        points = points + offset * scale * torch.randn(4, generator=random).double()
-        c = scale * (c + distance) - (v @ points[0, 0]) * bool(offset)  # all but rounding is gone
-        c[1::2] = -c[::2]
-        c[7] += scale
+    for layers, (points, more) in ((part[:3], part[3:]) for part in sums_of_relus(scale, offset, distance)):
+        v, c, w, points, more = map(torch.from_numpy, (*layers, points[:, None], more))
         first, last = nn.Linear(4, 12).double(), nn.Linear(12, 3).double()
         first.weight.data, first.bias.data, last.weight.data, last.bias.data = v, c, w, torch.zeros(3).double()
         program = trace(nn.Sequential(nn.Identity(), first, nn.ReLU(), last).requires_grad_(False), linear=True)
         (number, sums), *others = relu_sums.relu_sums(program).items()
         assert not others and int(sums.is_paired.sum()) == 4
-        x = _Form(points, torch.full((1, 4), scale * remainder).double(), torch.zeros(1, 4).double())
+        own_remainder = torch.full((1, 4), scale * remainder, dtype=torch.float64)
+        x = _Form(points, own_remainder, torch.zeros(1, 4).double())
         ctx, steps, radius = Context(sound=True), program.steps, (points - points[0]).abs().sum(0) + x.remainder
         forms, values = {sums.source: x}, [None] * len(steps)
         values[sums.source] = Interval(points[0], radius * (1 + 1e-12))
         forms[sums.preactivation] = p = affine_forms._affine(ctx, steps[sums.preactivation - 1], values, forms)
-        more = torch.zeros(12) if is_even else torch.rand(12, generator=random) * p.box.radius  # than they need
+        more = more * p.box.radius
         values[sums.preactivation] = Interval(p.box.center - more, (p.box.radius + more) * (1 + 1e-12))
         forms[sums.relu] = affine_forms._relu(p, values[sums.preactivation])
         values[sums.relu] = values[sums.preactivation]
         by_steps = affine_forms._affine(ctx, steps[number - 1], values, forms)
         form = affine_forms._of_sums(sums, forms, values, by_steps)
         assert (form.remainder <= by_steps.remainder).all()
-        assert (form.remainder < by_steps.remainder).any() or not is_even or distance
-        exact, allowed = [fractions(part) for part in (v, c, w)], fractions(form.remainder[0])
-        starts, ends = fractions(points[:, 0]), fractions(form.points[:, 0])
-        for share, *signs in product((-1, 0, 1), *[(-1, 1)] * 4):
-            at = [a + share * (b - a + d - a) for a, b, d in zip(*starts, strict=True)]
-            moved = [a + sign * Fraction(r) for a, sign, r in zip(at, signs, x.remainder[0].tolist(), strict=True)]
-            outputs, _ = exact_relu(*exact, moved)
-            lines = [a + share * (b - a + d - a) for a, b, d in zip(*ends, strict=True)]
-            for output, on_line, most in zip(outputs, lines, allowed, strict=True):
-                assert abs(output - on_line) <= most
-                near += abs(output - on_line) > most / 2
-    assert near or distance or not remainder
+        assert (form.remainder < by_steps.remainder).any() or more.any() or distance
+        own, lines = points[:, 0].numpy(), form.points[:, 0].numpy()
+        assert_remainder_holds(layers, own, scale * remainder, lines, form.remainder[0])
 
 
 @torch.no_grad()
@@ -161,9 +101,7 @@ def test_layers_that_are_not_sparse_or_have_no_relu_between_are_no_sums():
 def test_a_lattice_is_decided_in_few_parts(monkeypatch):
     """The minimum over a fine grid is 0.02; the function's slopes are below 4, so that it is positive."""
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
-    model = lattice(0)
-    ends = torch.linspace(-1, 1, 801, dtype=torch.float64)
-    model[-1].bias -= model(torch.cartesian_prod(ends, ends)).amin() - 0.02
+    model = lattice(0, least=0.02)
     region = Box(torch.zeros(1, 2).double(), torch.ones(1, 2).double())
     result = verify(model, region, torch.ones(1, 1, 1).double(), branches=300)
     assert result.status == ["certified"] and 0 < result.lower.item() <= 0.02

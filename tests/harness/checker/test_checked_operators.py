@@ -176,7 +176,7 @@ MISREAD = {  # the case, what is done to the network, and the message; what trac
         Case("", lambda: nn.Sequential(nn.Conv2d(4, 2, 3)), IMAGE),
         lambda m: parametrize.register_parametrization(m[0][0][0], "weight", Doubled()).eval(), "ParametrizedConv2d"),
     "precision": (
-        Case("", function(lambda x, c: x - (c.dtype == torch.float32), c=(1,)), IMAGE), None, "float32"),
+        Case("", function(lambda x, c: x - float(c.dtype == torch.float32), c=(1,)), IMAGE), None, "float32"),
     "type": (
         Case("", function(lambda x: 10 * x if isinstance(x, torch.Tensor) else x), IMAGE), None, "gives other logits"),
     "size": (Case("", changing_its_size, (4, 8, 8)), None, "mismatch"),

@@ -2,11 +2,11 @@
 
 import copy
 from fractions import Fraction
-from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from lattices import assert_remainder_holds, lattice, sums_of_relus
 from torch import nn
 
 from cerdeq import Box, verify
@@ -15,22 +15,6 @@ from harness.checker.bounds import boxes, forms, maps
 from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part, relu_sums
 from harness.checker.bounds.network import Network, ReluStep, Step, read_network
 from harness.checker.proofs.example import CERTIFICATE, prove_rows
-
-GADGET = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
-
-
-def lattice(functions=16):
-    """Return the largest of smallest values of affine functions of two inputs, in pairs of pairs."""
-    torch.manual_seed(0)
-    layers, count = [nn.Linear(2, functions)], functions
-    while count > 1:
-        before, after, half = nn.Linear(count, 2 * count), nn.Linear(2 * count, count // 2), 0.5 if count <= 4 else -0.5
-        before.weight.data = torch.block_diag(*[GADGET] * (count // 2))
-        after.weight.data = torch.block_diag(*[torch.tensor([[0.5, -0.5, half, half]])] * (count // 2))
-        before.bias.data.zero_(), after.bias.data.zero_()
-        layers += [before, nn.ReLU(), after]
-        count //= 2
-    return nn.Sequential(*layers).double().eval().requires_grad_(False)
 
 
 def region(center, radius):
@@ -46,9 +30,7 @@ def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", None)  # it would raise an error
-    model, box = lattice(), region(0.0, 1.0)
-    ends = torch.linspace(-1, 1, 801, dtype=torch.float64)
-    model[-1].bias -= model(torch.cartesian_prod(ends, ends)).amin() - 0.02
+    model, box = lattice(0, least=0.02), region(0.0, 1.0)
     result = verify(model, box, torch.ones(1, 1, 1).double(), None, 300, certificates=True)
     tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
     assert result.status == ["certified"] and tensors
@@ -62,7 +44,7 @@ def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
 def test_boxes_of_a_lattice_contain_all_values_and_are_far_smaller(radius, monkeypatch):
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", lambda network, region, box, mask, functional: box)
-    network, part = read_network(lattice()), checked(region(0.3, radius))
+    network, part = read_network(lattice(0)), checked(region(0.3, radius))
     by_sums, by_steps = (next(regions_of_part(network, part, sums)).values for sums in (relu_sums(network), {}))
     points = part.center + radius * np.random.default_rng(0).uniform(-1, 1, (2000, 2))
     values = network.boxes(boxes.Box(points, np.zeros_like(points)))
@@ -75,48 +57,20 @@ def test_boxes_of_a_lattice_contain_all_values_and_are_far_smaller(radius, monke
 @pytest.mark.parametrize("remainder", [0.0, 1e-17, 0.1])
 @pytest.mark.parametrize(("offset", "distance"), [(0.0, 0.0), (1e9, 0.0), (1e9, 100.0)])
 def test_errors_hold_in_exact_arithmetic(scale, remainder, offset, distance):
-    """At every combination of ends of x's remainders, for boxes of units that other bounds have cut unevenly.
-
-    distance: of p from 0; if it is large, units have one sign, and rounding is all that sums miss.
-    """
-    random = np.random.default_rng(1)
-    for is_even in (True, False, False):
-        v, w = np.zeros((12, 4)), np.zeros((3, 12))
-        for unit in range(0, 12, 2):
-            v[unit, random.permutation(4)[:2]] = random.normal(size=2)
-            v[unit + 1] = -v[unit]
-        v[3, 0] += 1  # no opposite
-        for row in range(3):
-            w[row, 4 * row : 4 * row + 4] = random.normal(size=4)
-        w[2, 8:10] = 0.5, -0.5  # a sum that is its p
-        points = scale * random.normal(size=(3, 4)) + offset * scale * random.normal(size=4)
-        c = scale * (random.normal(size=12) + distance) - (v @ points[0]) * bool(offset)  # all but rounding is gone
-        c[1::2] = -c[::2]
-        c[7] += scale
+    for v, c, w, points, more in sums_of_relus(scale, offset, distance):
         first, last = maps.product(v, c), maps.product(w, np.zeros(3))
         steps = [Step("v", first, (0,)), Step("relu", ReluStep(None), (1,)), Step("w", last, (2,))]
         ((number, sums),) = relu_sums(Network(steps, w, np.zeros(3))).items()
         assert number == 3 and (sums.firsts != sums.units).sum() == 4
         x = Form(points, np.full((1, 4), scale * remainder))
         p = form_after_map(steps[0], [x])
-        more = 0 if is_even else random.uniform(size=12) * p.box.radius  # than they need
-        box = boxes.Box(p.box.center - more, (p.box.radius + more) * (1 + 1e-12))
+        box = boxes.Box(p.box.center - more * p.box.radius, (1 + more) * p.box.radius * (1 + 1e-12))
         z = form_after_relu(p, box)
         by_steps = form_after_map(steps[2], [z])
         form = forms.with_less_error(sums, [x, p, z, by_steps], box)
         assert (form.remainder <= by_steps.remainder).all()
-        assert (form.remainder < by_steps.remainder).any() or not is_even or distance
-        ends, exact = ([[Fraction(value) for value in row] for row in rows] for rows in (form.points, v))
-        for share, *signs in product((-1, 0, 1), *[(-1, 1)] * 4):
-            lines, at = [
-                [a + share * (b - a + d - a) for a, b, d in zip(*rows, strict=True)]
-                for rows in (ends, [[Fraction(value) for value in row] for row in points])
-            ]
-            at = [a + sign * Fraction(r) for a, sign, r in zip(at, signs, x.remainder[0], strict=True)]
-            active = [sum(map(Fraction.__mul__, row, at), Fraction(b)) for row, b in zip(exact, c, strict=True)]
-            for row, on_line, most in zip(w, lines, form.remainder[0], strict=True):
-                output = sum(Fraction(a) * max(b, Fraction(0)) for a, b in zip(row, active, strict=True))
-                assert abs(output - on_line) <= Fraction(most)
+        assert (form.remainder < by_steps.remainder).any() or more.any() or distance
+        assert_remainder_holds((v, c, w), points, scale * remainder, form.points, form.remainder[0])
 
 
 def test_rounding_of_products_is_counted():
