@@ -1,7 +1,5 @@
 """Parts of branch and bound: the first attack, boxes of hidden units, passes of the search."""
 
-import math
-import time
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -23,13 +21,11 @@ from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.budget_and_decision import FALSIFIED, UNKNOWN, Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch, _Programs
+from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.branch.program_search import ProgramSearch
-from cerdeq.branch.split import _COMPARED, _sort_candidates, make_cases
-from cerdeq.deadline import check
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -147,9 +143,6 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     assert float(result.lower) <= offset + 1e-7
 
 
-KINDS = ["deep", "convolution padded", "residual", "leaky 0.1", "leaky 1.5", "leaky -0.5"]
-
-
 def small_problem(kind):
     """Return a question in float64 about a small network, with 3 rows."""
     torch.manual_seed(1)
@@ -214,81 +207,6 @@ def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactiv
     problem = problem_of(model, region, torch.ones(1, 1).double())
     decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
     assert decision.status == FALSIFIED and model(decision.point) == -1
-
-
-def certifiable_search(kind="deep"):
-    """Return a search over leaves of a small network whose rows are all positive."""
-    graph, shape = network(kind, 1)
-    graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
-    spec = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0].numpy())
-    with torch.no_grad():
-        graph.nodes[-1].apply.bias += (0.02 - minimum) / 2
-    problem = problem_of(graph, region, spec)
-    return Search(problem, problem, spec.new_full((1,), -torch.inf), region.center, Budget(), 2**28)
-
-
-@torch.no_grad()
-def test_programs_whose_first_turn_takes_as_long_as_all_other_searches_have_no_other_turn_before_the_end():
-    search, calls = certifiable_search(), []
-
-    def never_ending(self, budget, seconds):
-        calls.append(time.monotonic())
-        while True:
-            check()
-
-    programs = _Programs(search)
-    with patch("cerdeq.branch.leaf_search._PROGRAMS_AFTER", 0.1):
-        time.sleep(0.2)
-        with patch.object(ProgramSearch, "run", never_ending):
-            began = time.monotonic()
-            assert programs.run(0.1).status == TIMEOUT
-            assert time.monotonic() - began < 2
-            time.sleep(1)  # their share would have grown again
-            assert programs.run(0.1).status == TIMEOUT
-        assert len(calls) == 1
-        assert programs.run(math.inf).status == CERTIFIED  # all leaves again, also those that were being solved
-
-
-@pytest.mark.parametrize(("shares", "turns"), [([0.1, 0.0999, 0.0], 2), ([0.6, 0.3, 0.0], 3)])
-@torch.no_grad()
-def test_programs_go_on_while_the_pace_of_their_last_turn_ends_soon(shares, turns):
-    search, left = certifiable_search(), list(shares)
-
-    def close(self, budget, seconds):
-        time.sleep(0.02)
-        self.open_share = left.pop(0)
-        return Decision(TIMEOUT if self.open_share else CERTIFIED, search.lower)
-
-    programs = _Programs(search)
-    programs._began -= 2.0  # the time of the other searches
-    with patch.object(ProgramSearch, "run", close):
-        decision = programs.run(0.1)
-    assert len(shares) - len(left) == turns
-    assert decision.status == (TIMEOUT if left else CERTIFIED)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_the_first_candidate_has_the_largest_product_of_gains(kind):
-    problem = small_problem(kind)
-    layout, root = root_leaves(problem, problem, torch.arange(3))
-    ascent = ascend_leaves(problem, layout, replace(root, lower=root.lower - 1), Steps(5))
-    leaves, before = ascent.leaves, ascent.leaves.lower
-    ordered = _sort_candidates(problem, layout, leaves, ascent.candidates, 16)
-    for leaf in (before < 0).nonzero()[:, 0].tolist():
-        one, products = slice(leaf, leaf + 1), {}
-        for number in range(_COMPARED):
-            candidate = ascent.candidates.of(one)
-            columns = slice(number, number + 1)
-            candidate = replace(
-                candidate, units=candidate.units[:, columns], multipliers=candidate.multipliers[:, columns]
-            )
-            if (unit := int(candidate.units)) >= 0:
-                cases = make_cases(layout, leaves.of(one), candidate, 1)
-                lower = problem.lower(cases, layout, sound=False).clamp(max=0)
-                products[unit] = float(((lower - before[leaf]) / -before[leaf]).clamp(min=0).add(1e-4).prod())
-        assert products[int(ordered.units[leaf, 0])] >= (1 - 1e-9) * max(products.values())
 
 
 @torch.no_grad()

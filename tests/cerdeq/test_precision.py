@@ -289,18 +289,6 @@ def test_modules_that_another_thread_calls_during_a_trace_are_left_as_they_are(s
     assert [type(output) for output in outputs] == [torch.Tensor]
 
 
-def test_two_threads_may_bound_at_the_same_time():
-    """torch.fx replaces the calls of all modules while it traces."""
-    box, results = Box(torch.full((1, 16), 0.1), torch.full((1, 16), 0.05)), []
-
-    def bound_often():
-        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
-        results.append(len({tuple(bound(model, box, "ibp")[0].flatten().tolist()) for _ in range(20)}))
-
-    run_in_threads(bound_often, bound_often)
-    assert results == [1, 1]
-
-
 def lower_by_bound(model, region, spec):
     return bound(model, region, "crown", spec)[0]
 
