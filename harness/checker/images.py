@@ -15,9 +15,9 @@ from torch import nn
 from baselines import build
 from cerdeq.equilibrium import fold
 from harness.checker.bounds.boxes import Array, Box, ball
-from harness.checker.bounds.equilibrium import NotProvedError, contraction, prove_unique
+from harness.checker.bounds.equilibrium import NotProvedError
 from harness.checker.bounds.maps import UnknownLayerError
-from harness.checker.bounds.network import Network, ReluStep, read_network, result_box
+from harness.checker.bounds.network import Network, read_network
 from harness.checker.bounds.regions import interval_region
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.proofs.example import prove, why_faulty, why_not_falsified
@@ -165,18 +165,10 @@ def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
     shape: of images.
     """
     image = np.zeros((1, *shape))
-    values = [Box(image, image)]
-    for step in network.steps[:-1]:
-        sources = [values[source] for source in step.sources]
-        if isinstance(step.operation, ReluStep) and (weight := step.operation.weight) is not None:
-            try:
-                if step.operation.by_splitting:
-                    prove_unique(weight, sources[0].center.shape[1:])
-                else:
-                    contraction(weight)
-            except NotProvedError as error:
-                return [f"{folder.WEIGHTS}: {step.name}: {error}"]
-        values.append(result_box(step, *sources))
+    try:
+        network.boxes(Box(image, image))
+    except NotProvedError as error:
+        return [f"{folder.WEIGHTS}: {error}"]
     return []
 
 

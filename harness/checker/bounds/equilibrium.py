@@ -32,26 +32,19 @@ class NotProvedError(Exception):
     """rho(|W|) < 1 could not be proved: there may be no equilibrium, or several."""
 
 
-def equilibrium(weight: Array, h: Box) -> Box:
+def equilibrium(weight: Array, h: Box, by_splitting: bool = True) -> Box:
     """Return a box of z for every h in the box [B, C, ...]; its radius is infinite where none is proved.
 
-    Raises NotProvedError if W has no proof of contraction, nor of strong monotonicity.
+    by_splitting: whether z is solved for any strongly monotone W; else W must contract. Raises NotProvedError.
     """
-    if (norm := prove_unique(weight, h.center.shape[1:])) is None:
+    if (norm := prove_unique(weight, h.center.shape[1:], by_splitting)) is None:
         return monotone.equilibrium_boxes(weight, h)
-    v, gap = norm
-    shape = (1, -1, *[1] * (h.center.ndim - 2))
-    v, gap = v.reshape(shape), gap.reshape(shape)
+    v, gap = (each.reshape(1, -1, *[1] * (h.center.ndim - 2)) for each in norm)
     z = _guess(weight, h)
     z = Box(z.center, z.radius + _scale_by_largest(_excess(_map(weight, h, z), z) / gap, v))
-    proved = inside(_map(weight, h, z), z)
-    if not proved.all():
-        largest_z = _scale_by_largest(np.maximum(h.upper, 0) / gap, v)
-        closed_form = Box(largest_z / 2, largest_z / 2)
-        z = _select(proved, z, closed_form)
-        proved = proved | inside(_map(weight, h, z), z)
+    proved = inside(_map(weight, h, z), z).reshape(-1, *[1] * (z.center.ndim - 1))
     z = tighten_by_map(weight, h, z)
-    return _select(proved, z, Box(z.center, np.full_like(z.radius, np.inf)))
+    return Box(z.center, np.where(proved, z.radius, np.inf))
 
 
 def contraction(weight: Array) -> tuple[Array, Array]:
@@ -66,14 +59,16 @@ def contraction(weight: Array) -> tuple[Array, Array]:
     return v, v - image
 
 
-def prove_unique(weight: Array, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+def prove_unique(weight: Array, shape: tuple[int, ...], by_splitting: bool = True) -> tuple[Array, Array] | None:
     """Return a proof as `contraction` does, None if W does not contract but is strongly monotone. shape: of z.
 
-    Raises NotProvedError if there is neither proof.
+    Raises NotProvedError if there is neither proof, or if W does not contract and z is not solved by splitting.
     """
     try:
         return contraction(weight)
     except NotProvedError as error:
+        if not by_splitting:
+            raise
         try:
             monotone.prove(monotone.dense(weight, shape))
         except monotone.NotMonotoneError as other:
@@ -165,8 +160,3 @@ def _scale_by_largest(multiples: Array, v: Array) -> Array:
     """Return each example's largest multiple times v, rounded up by more than `inside` needs."""
     largest = multiples.reshape(len(multiples), -1).max(1).reshape(-1, *[1] * (multiples.ndim - 1))
     return largest * v * (1 + 1e-9) + 4 * TINY + np.zeros_like(multiples)
-
-
-def _select(choose: Array, a: Box, b: Box) -> Box:
-    mask = choose.reshape(-1, *[1] * (a.center.ndim - 1))
-    return Box(np.where(mask, a.center, b.center), np.where(mask, a.radius, b.radius))

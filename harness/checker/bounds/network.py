@@ -143,10 +143,19 @@ def boxes_of(steps: list[Step], images: Box) -> list[Box]:
 
 
 def result_box(step: Step, *sources: Box) -> Box:
-    """Return the box of a step's result from the boxes of its sources."""
-    if isinstance(step.operation, Map | Relaxation):
-        return step.operation.box(*sources)
-    return relu(*sources) if step.operation.weight is None else equilibrium(step.operation.weight, *sources)
+    """Return the box of a step's result from the boxes of its sources.
+
+    Raises NotProvedError for an equilibrium that may not exist or not be unique, or that its module may not solve.
+    """
+    operation = step.operation
+    if isinstance(operation, Map | Relaxation):
+        return operation.box(*sources)
+    if operation.weight is None:
+        return relu(*sources)
+    try:
+        return equilibrium(operation.weight, *sources, operation.by_splitting)
+    except NotProvedError as error:
+        raise NotProvedError(f"{step.name}: {error}") from None
 
 
 def _read(model: nn.Module) -> Program:

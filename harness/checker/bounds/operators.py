@@ -268,10 +268,6 @@ def _move(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
     return maps.move(call, name)
 
 
-def _equilibrium(x: Any, weight: Array, is_split: bool) -> ReluStep:
-    return ReluStep(weight, is_split)
-
-
 _CONVOLUTION = "weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode"
 _MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
 _AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
@@ -341,7 +337,9 @@ OPERATORS = {
     "dropout": Operator(
         _identity, (F.dropout, F.dropout2d), {nn.Dropout: ("training",), nn.Dropout2d: ("training",)}
     ),
-    "equilibrium": Operator(_equilibrium, (), {FixedPoint: ("weight", "is_split")}),
+    "equilibrium": Operator(
+        lambda x, weight, is_split: ReluStep(weight, is_split), (), {FixedPoint: ("weight", "is_split")}
+    ),
 }  # fmt: skip
 _FUNCTIONS = {function: record for record in OPERATORS.values() for function in record.functions}
 _MODULES = {kind: record for record in OPERATORS.values() for kind in record.modules}

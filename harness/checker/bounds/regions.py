@@ -79,8 +79,11 @@ def tight_regions(
 def lengthened_regions(region: Region) -> Iterator[Region]:
     """Yield the region with longer boxes, first below, then above.
 
-    The lower line of a ReLU whose input has ends nearly as far from 0 is another one there.
+    The lower line of a ReLU whose input has ends nearly as far from 0 is another one there. Nothing is yielded where a
+    box is not finite: linear bounds have none there.
     """
+    if not all(np.isfinite(box.radius).all() for box in [*region.values, *region.preactivations.values()]):
+        return
     for below, above in ((_LENGTHENED, 0.0), (0.0, _LENGTHENED)):
 
         def lengthened(x: Box, below: float = below, above: float = above) -> Box:

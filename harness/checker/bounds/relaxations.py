@@ -1,6 +1,14 @@
-"""Activations other than ReLU: their boxes, and the affine functions between which they lie on a box."""
+"""Activations other than ReLU: their boxes, and the affine functions between which they lie on a box.
 
-from abc import ABC, abstractmethod
+Each class has three methods:
+
+- `box` returns the box of y = f(x) from that of x.
+- `is_loose` returns for which elements of x a tighter box makes the affine functions tighter.
+- `pull_back` bounds a . y from below, a [K, *shape of y]. It returns coefficients [K, *shape of x], each a sum over
+  elements of `a`, constants [K], and at least the magnitudes [1, *shape of y] of what each element of `a` is multiplied
+  with, here and by x.
+"""
+
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -12,29 +20,8 @@ from harness.checker.bounds.relu_lines import dot
 from harness.checker.bounds.windows import Sizes, pool_windows
 
 
-class Relaxation(ABC):
-    """y = f(x), which linear bounds replace by affine functions of x."""
-
-    @abstractmethod
-    def box(self, x: Box) -> Box:
-        """Return the box of y."""
-
-    @abstractmethod
-    def is_loose(self, x: Box) -> Array:
-        """Return for which elements of x a tighter box makes the affine functions tighter."""
-
-    @abstractmethod
-    def pull_back(self, a: Array, x: Box) -> tuple[Array, Array, Array]:
-        """Bound a . y from below. a: [K, *shape of y].
-
-        Returns:
-            Coefficients [K, *shape of x], each a sum over elements of `a`, constants [K], and at least the magnitudes
-            [1, *shape of y] of what each element of `a` is multiplied with, here and by x.
-        """
-
-
 @dataclass(frozen=True)
-class Curve(Relaxation):
+class Curve:
     """A continuous function of each element: (c + b p + a p^2) / divisor between two knots.
 
     knots: rising. pieces: (c, b, a) before the first knot, between the first two, ..., after the last one.
@@ -140,7 +127,7 @@ HARDSWISH = Curve((-3.0, 3.0), ((0.0, 0.0, 0.0), (0.0, 3.0, 1.0), (0.0, 6.0, 0.0
 
 
 @dataclass(frozen=True)
-class MaxPool(Relaxation):
+class MaxPool:
     """Max pooling of x [B, C, *sizes]; one number for each dimension of `sizes`."""
 
     kernel: Sizes
@@ -193,6 +180,9 @@ class MaxPool(Relaxation):
 
     def _elements(self, sizes: Sizes) -> Array:
         return _elements_of_windows(self, sizes)
+
+
+Relaxation = Curve | MaxPool
 
 
 @cache

@@ -29,11 +29,9 @@ class EquilibriumBounds:
 
     def first_leaf(self) -> tuple[Array, Array]:
         """Return low and high [N] of q, by intervals."""
-        column = multiply(exact(self.off_diagonal), Box(self.z.center[:, None], self.z.radius[:, None]))
-        h = multiply(exact(self.inject.matrix), Box(self.x.center[:, None], self.x.radius[:, None]))
-        h = add(h, Box(self.inject.offset[:, None], self.inject.error[:, None]))
-        total = add(column, h)
-        ends = np.stack([total.lower[:, 0], total.upper[:, 0]]) / self.divisor
+        h = add(multiply(exact(self.inject.matrix), self.x), Box(self.inject.offset, self.inject.error))
+        total = add(multiply(exact(self.off_diagonal), self.z), h)
+        ends = np.stack([total.lower, total.upper]) / self.divisor
         quotient = between(*ends)
         q = Box(quotient.center, quotient.radius + SLACK * U * np.abs(ends).max(0) + TINY)
         low = np.where(self.z.lower > 0, np.maximum(q.lower, self.z.lower), q.lower)

@@ -17,7 +17,7 @@ from harness.checker.bounds import linear
 from harness.checker.bounds.boxes import Box, ball
 from harness.checker.bounds.linear import lower_bounds
 from harness.checker.bounds.network import ReluStep, read_network
-from harness.checker.bounds.regions import interval_region, tight_region
+from harness.checker.bounds.regions import interval_region, lengthened_regions, tight_region
 from harness.checker.bounds.relu_lines import Leaves, lines
 from harness.checker.bounds.windows import Windows, convolve
 from harness.checker.proofs.example import LINEAR, prove
@@ -288,3 +288,11 @@ def test_either_line_is_tried_where_the_ends_of_a_relu_are_nearly_as_far_from_0(
         last.bias[:] = torch.tensor([5.2 - 10 * slope, 0])
     box = Box(np.array([[end / 2, 0]]), np.array([[1 + end / 2, 1]]))
     assert prove(read_network(nn.Sequential(first, nn.ReLU(), last).eval()), box, 0).proved_by == LINEAR
+
+
+def test_boxes_that_are_not_finite_are_not_lengthened():
+    """Linear bounds have none over them; numpy would warn of infinity less infinity."""
+    good, bad = Box(np.zeros((1, 2)), np.ones((1, 2))), Box(np.zeros((1, 2)), np.array([[1.0, np.inf]]))
+    assert len(list(lengthened_regions(linear.Region([good, good], {1: good})))) == 2
+    for region in (linear.Region([good, bad], {}), linear.Region([good, good], {1: bad})):
+        assert not list(lengthened_regions(region))
