@@ -56,27 +56,39 @@ def lower_bounds(network: Network, region: Region, functional: dict[int, Array],
     functional: coefficients [K, *shape] by the number of their value. leaves: by the step's name, the leaf of each row;
     without any, rows are bounded over the region itself.
     """
-    empty = np.zeros(len(next(iter(functional.values()))), bool)
     if not all((magnitude(box) <= LARGEST).all() for box in [*region.values, *region.preactivations.values()]):
-        return np.full(len(empty), -np.inf)
-    rows, constants, losses = dict(functional), list[Array](), list[Array]()
+        return np.full(len(next(iter(functional.values()))), -np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        for number in range(max(rows), 0, -1):
-            if number not in rows:
-                continue
-            step = network.steps[number - 1]
-            pulled = pull_back(step, rows.pop(number), region, number, leaves.get(step.name))
-            constants.append(pulled.constant)
-            losses.append(pulled.rounding_loss)
-            empty |= pulled.empty
-            for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
-                box = region.values[source]
-                if source in rows:
-                    coefficients = rows[source] + coefficients
-                    losses.append(rounding_loss(coefficients, magnitude(box)))
-                rows[source] = coefficients
+        rows, constants, losses, empty = pull_to(network, region, functional, leaves, 0)
         minimum, cost = minimum_over_box(rows[0], region.values[0])
         return np.where(empty, np.inf, sum_rounded_down(np.array([*constants, minimum]), np.array([*losses, cost])))
+
+
+def pull_to(
+    network: Network, region: Region, functional: dict[int, Array], leaves: dict[str, Leaves], last: int
+) -> tuple[dict[int, Array], list[Array], list[Array], Array]:  # fmt: skip
+    """Pull a functional back through all steps behind value `last`; arguments as for `lower_bounds`.
+
+    Returns:
+        Its coefficients, of values up to `last`; constants and costs of rounding, [K] each; and which rows have an
+        empty leaf, bool [K].
+    """
+    rows, constants, losses = dict(functional), list[Array](), list[Array]()
+    empty = np.zeros(len(next(iter(rows.values()))), bool)
+    for number in range(max(rows), last, -1):
+        if number not in rows:
+            continue
+        step = network.steps[number - 1]
+        pulled = pull_back(step, rows.pop(number), region, number, leaves.get(step.name))
+        constants.append(pulled.constant)
+        losses.append(pulled.rounding_loss)
+        empty |= pulled.empty
+        for source, coefficients in zip(step.sources, pulled.coefficients, strict=True):
+            if source in rows:
+                coefficients = rows[source] + coefficients
+                losses.append(rounding_loss(coefficients, magnitude(region.values[source])))
+            rows[source] = coefficients
+    return rows, constants, losses, empty
 
 
 def rows_at_once(region: Region) -> int:

@@ -6,7 +6,7 @@ docs/certificates.md describes its tensors.
 import numpy as np
 
 from harness.checker.bounds.boxes import SLACK, Array, Box, U, magnitude
-from harness.checker.bounds.linear import Region, pull_back
+from harness.checker.bounds.linear import Region, pull_to
 from harness.checker.bounds.maps import Map
 from harness.checker.bounds.monotone import AffineMap, NotMonotoneError, dense, prove
 from harness.checker.bounds.network import Network, ReluStep
@@ -101,22 +101,14 @@ def _equilibrium(network: Network) -> tuple[int, Array]:
 
 def _affine_map(network: Network, values: list[Box], rows: Array, at: int, source: int) -> AffineMap:
     """Return rows [K, N] of value `at` as a map of the flat value `source`."""
-    pending = {at: rows.reshape(len(rows), *(values[at].center.shape[1:] if at < len(values) else rows.shape[1:]))}
-    offset, error, count = np.zeros(len(rows)), np.zeros(len(rows)), 1
-    for number in range(at, source, -1):
-        if number not in pending:
-            continue
-        step, a = network.steps[number - 1], pending.pop(number)
-        pulled = pull_back(step, a, Region(values, {}), number, None)
-        offset, error, count = offset + pulled.constant, error + pulled.rounding_loss, count + 1
-        for earlier, coefficients in zip(step.sources, pulled.coefficients, strict=True):
-            if earlier in pending:
-                raise RefusedError("the network has branches")
-            pending[earlier] = coefficients
-    if pending.keys() != {source}:
+    rows = rows.reshape(len(rows), *(values[at].center.shape[1:] if at < len(values) else rows.shape[1:]))
+    pulled, constants, losses, _ = pull_to(network, Region(values, {}), {at: rows}, {}, source)
+    if pulled.keys() != {source}:
         raise RefusedError("the network has branches around its equilibrium")
-    error = (error + SLACK * count * U * (np.abs(offset) + error)) * (1 + SLACK * count * U)
-    return AffineMap(pending[source].reshape(len(rows), -1), offset, error)
+    count, lost = len(constants) + len(losses) + 1, np.sum([*losses, np.zeros(len(rows))], axis=0)
+    offset, sizes = (np.sum([*map(of, constants), np.zeros(len(rows))], axis=0) for of in (np.positive, np.abs))
+    error = (lost + SLACK * count * U * (sizes + lost)) * (1 + SLACK * count * U)
+    return AffineMap(pulled[source].reshape(len(rows), -1), offset, error)
 
 
 def read_tree(network: Network, values: list[Box], rows: int, tensors: Tensors) -> Tensors:

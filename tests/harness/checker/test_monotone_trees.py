@@ -54,7 +54,31 @@ def convolution(seed, channels=2, size=3):
     return nn.Sequential(first, layer, nn.Flatten(), last).eval(), images
 
 
+class Beside(nn.Module):
+    """The layers of a network; two linear layers, side by side, in place of the first."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.layers, self.beside = model, nn.Linear(INPUTS, UNITS).double()
+        with torch.no_grad():
+            model[0].weight -= self.beside.weight
+            model[0].bias -= self.beside.bias
+
+    def __getitem__(self, number):
+        return self.layers[number]
+
+    def forward(self, x):
+        return self.layers[2](self.layers[1](self.layers[0](x) + self.beside(x)))
+
+
+def branches(seed):
+    torch.manual_seed(seed)
+    model, x = dense(seed)
+    return Beside(model).eval(), x
+
+
 CASES = {
+    "branches": lambda: branches(0),
     "dense": lambda: dense(0),
     "another": lambda: dense(3),
     "boxes cut by images": lambda: dense(0, loops=20.0),
