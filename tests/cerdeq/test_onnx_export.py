@@ -46,19 +46,18 @@ LAYERS = {
 }  # fmt: skip
 
 
-OFTEN = ("cnn5", "resnet9", *LAYERS)  # every network takes seconds
+class SideBySide(nn.Module):
+    """All of LAYERS on one image, so that they are written together: a file takes a second, whatever it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(LAYERS.values())
+
+    def forward(self, x):
+        return torch.cat([part(x).flatten(1) for part in self.parts], 1)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in (*NETWORKS, *LAYERS)]
-)
-def test_networks_survive_being_written_and_read(name, tmp_path):
-    if name in NETWORKS:
-        network = with_statistics(NETWORKS[name].double(), "digits").float()
-    else:
-        network = LAYERS[name]
-        network(torch.rand(4, 1, 8, 8))  # moves the statistics of norms
-        network.eval()
+def check_written(network, tmp_path):
     export_onnx(network, tmp_path / "net.onnx", (1, 8, 8))
     loaded, x = load_onnx(tmp_path / "net.onnx"), torch.rand(3, 1, 8, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -67,6 +66,22 @@ def test_networks_survive_being_written_and_read(name, tmp_path):
     for method in ("ibp", "crown-ibp"):
         expected = bound(network, LinfBall(x, 0.01), method)
         torch.testing.assert_close(bound(loaded, LinfBall(x, 0.01), method), expected, rtol=1e-4, atol=1e-5)
+
+
+OFTEN = ("cnn5", "resnet9")  # every network takes seconds
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in NETWORKS]
+)
+def test_networks_survive_being_written_and_read(name, tmp_path):
+    check_written(with_statistics(NETWORKS[name].double(), "digits").float(), tmp_path)
+
+
+def test_layers_survive_being_written_and_read(tmp_path):
+    network = SideBySide()
+    network(torch.rand(4, 1, 8, 8))  # moves the statistics of norms
+    check_written(network.eval(), tmp_path)
 
 
 def in_float64(network, by=0.0):

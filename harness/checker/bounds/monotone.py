@@ -147,18 +147,14 @@ def _cut_by_images(weight: Array, h: Box, z: Box) -> Box:
 def first_box(proof: Proof, inject: AffineMap, x: Box) -> Box:
     """Return a box [N] of the equilibria of all inject(x), x [d] in the box."""
     k, matrix = exact(proof.root), exact(inject.matrix)
-    middle = multiply(matrix, exact(x.center[:, None]))
-    middle = add(middle, Box(inject.offset[:, None], inject.error[:, None]))
-    z, exact_h = _solve(proof.weight, middle.center.T)
-    shift = add(middle, Box(-exact_h.center.T, exact_h.radius.T))
-    moved = multiply(Box(k.center.T, k.radius), matrix)
+    middle = add(multiply(matrix, exact(x.center)), Box(inject.offset, inject.error))
+    (z,), exact_h = _solve(proof.weight, middle.center[None])
+    moved = multiply(exact(proof.root.T), matrix)
     moved = widen_for_rounding(moved.center * x.radius, moved.radius * x.radius)
-    column = multiply(exact(proof.root.T), shift)
-    norm = _largest_norm(moved) + _norm(magnitude(column)[:, 0])
-    middle = multiply(k, column)
+    shift = multiply(exact(proof.root.T), add(middle, Box(-exact_h.center[0], exact_h.radius[0])))
+    norm, middle = _largest_norm(moved) + _norm(magnitude(shift)), multiply(k, shift)
     reach = sum_up(magnitude(multiply(k, moved)))
-    linear = Box(middle.center[:, 0], (middle.radius[:, 0] + reach) * (1 + SLACK * U))
-    return _ball(proof, z[0], linear, norm)
+    return _ball(proof, z, Box(middle.center, (middle.radius + reach) * (1 + SLACK * U)), norm)
 
 
 def _ball(proof: Proof, z: Array, linear: Box, norm: Array) -> Box:

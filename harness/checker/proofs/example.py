@@ -65,10 +65,7 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
     longer = lengthened_regions(intervals) if is_linear else iter(())
     for region in chain([intervals], tight_regions(network, images), longer):
         tried.append(region)
-        lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
-        if len(unproved := np.flatnonzero(~(lower > 0))):
-            bounds = lower_bounds(network, region, {len(network.steps): spec[unproved]}, {})
-            lower[unproved] = np.fmax(lower[unproved], bounds)
+        lower = _raise_bounds(network, region, spec, lower)
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     unproved = np.flatnonzero(~(lower > 0))
@@ -80,6 +77,15 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         for row in np.intersect1d(certificate.margins.rows, unproved):
             lower[row] = max(lower[row], _minimum_over_leaves(network, regions, spec, certificate.margins, row))
     return Proof(CERTIFICATE if (lower > 0).all() else "", float(lower.min()))
+
+
+def _raise_bounds(network: Network, region: Region, spec: Array, lower: Array) -> Array:
+    """Return bounds of rows, raised to those over the region: by intervals; where that is not above 0, linear ones."""
+    lower = np.fmax(lower, network.rows(region.values, spec[None]).lower[0])
+    if len(unproved := np.flatnonzero(~(lower > 0))):
+        bounds = lower_bounds(network, region, {len(network.steps): spec[unproved]}, {})
+        lower[unproved] = np.fmax(lower[unproved], bounds)
+    return lower
 
 
 def _minimum_over_leaves(
@@ -191,7 +197,7 @@ def _bounds_over_part(
     """Return bounds of these rows over a part: the best of several boxes, up to those by which all are positive."""
     bounds = np.full(len(rows), -np.inf)
     for region in regions_of_part(network, part, sums):
-        bounds = np.fmax(bounds, lower_bounds(network, region, {len(network.steps): spec[rows]}, {}))
+        bounds = _raise_bounds(network, region, spec[rows], bounds)
         if slopes and not (bounds > 0).all():
             leaves = np.arange(len(slopes.rows))
             for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, slopes, leaves):
