@@ -1,7 +1,5 @@
 """The search over parts of the input box: against exact minima, points of the parts, and its own splits."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from gaps import solved
@@ -119,25 +117,6 @@ def test_a_limit_ends_the_search_which_goes_on_where_it_was():
     decision = search.run(budget, torch.inf)
     assert at_once.run(other, torch.inf).status == decision.status == CERTIFIED and other.used == budget.used
     assert torch.equal(search.certificate()[SPLITS], at_once.certificate()[SPLITS])
-
-
-@torch.no_grad()
-def test_cutting_planes_start_each_call_from_its_best_points():
-    search, points, starts = search_of(*case_with_many_parts(1)), [], []
-    bound = search._bound
-
-    def record(batch, sound=True):
-        bounds = bound(batch, sound)
-        points.append(bounds.points)
-        return bounds
-
-    search._bound = record
-    with patch("cerdeq.branch.input_search.descend_by_planes", lambda query, points, inputs: starts.append(points)):
-        assert search.run(Budget(), 10).status == TIMEOUT
-        values = search._proof.at(torch.cat(points))[0].amin(1)
-        search.run(Budget(), 1)
-    assert torch.equal(starts[0], search._proof.values[0].center)
-    assert torch.equal(search._proof.at(starts[1])[0].amin(1), values.sort().values[:4])
 
 
 def test_it_is_used_for_few_inputs_that_are_not_fixed():

@@ -89,7 +89,7 @@ def test_the_compiled_loss_on_latent_points_takes_the_same_steps(tiny_trial, met
 
 @pytest.mark.parametrize(
     ("model", "method", "backend"),
-    [("conv", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
+    [("fc", "ibp", "aot_eager"), pytest.param("cerdeq", "crown-ibp", "eager", marks=pytest.mark.slow)],
 )
 def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_trial, model, method, backend):
     config = tiny_trial(model, method=method, train={"precision": "bf16"}, options=FEW.get(model, {}))

@@ -90,6 +90,7 @@ def test_a_trial_that_was_killed_anywhere_has_every_row_once(where, tiny_trial, 
     assert next(row[names.EPOCH] for row in again if names.EPOCH in row) == first
     rows, (unbroken, undisturbed) = training_record.read_epochs(tmp_path), whole_trial("cnn5")
     assert rows[:first] == written[:first] and without_times(rows) == without_times(undisturbed)
+    assert len((tmp_path / folder.EPOCHS).read_text().splitlines()) == len(rows)
     assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))
     assert folder.read_result(unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
 

@@ -102,18 +102,6 @@ def test_answers_to_other_instances_are_not_replaced(files, capsys):
     assert main("recheck", [str(directory)]) == 0
 
 
-def test_an_instance_that_fails_is_an_error_and_the_others_are_answered(files, capsys):
-    (files / "sat.vnnlib").write_text("(assert")
-    arguments = files / "list.csv", "--results-dir", files / "results", "--workers", "1"
-    assert verify(*arguments) == 1
-    first, second = rows_of(files / "results")
-    assert first["result"] == "error" and "sat.vnnlib: line 1: found an opening bracket" in first["detail"]
-    assert second["result"] == "unsat"
-    (files / "sat.vnnlib").write_text(SAT)
-    assert verify(*arguments) == 0
-    assert [row["result"] for row in rows_of(files / "results")] == ["sat", "unsat"]
-
-
 def test_rows_that_cannot_be_solved_are_errors_in_a_line_and_the_others_are_answered(files, capsys):
     """The list form of VNN-COMP 2026 names networks; of one network it is answered."""
     (files / "broken.vnnlib").write_text("(assert (<= Y_0 1)")

@@ -258,99 +258,89 @@ VERSION1 = """
 """
 
 
-def test_version_2_says_the_same(tmp_path):
-    pytest.importorskip("vnnlib")
-    first, second = tmp_path / "1.vnnlib", tmp_path / "2.vnnlib"
-    first.write_text(VERSION1)
-    second.write_text(VERSION2)
-    assert read_property(first) == read_property(second)
-    for before, after, message in [
-        ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
-        ("[1,2]", "[1,3]", "found no lower bound of X_2"),
-        ("[1,2]", "[1000000,2]", "up to 1000000 numbers"),
-        ("[1,2]", "[99999999999999999999]", "not VNN-LIB 2.0: it has an index or size that is too large"),
-        ("B[1] 0.5", "B[99999999999999999999] 0.5", "not VNN-LIB 2.0: it has an index or size that is too large"),
-        ("<2.0>", "<2.9>", "allowed: .vnnlib-version <2.0>"),
-        ("(vnnlib-version <2.0>)", "", "allowed: .vnnlib-version <2.0>"),
-        ("a comment", "a comment \0", r"line 1: found the character '\\x00'"),
-        ("(assert (or", "(assert (and " + "(or " * 200, "more than 100 brackets"),
-        ("(<= A[0,0] 0.1)", "(<= A[0,7] 0.1)", "not VNN-LIB 2.0: line"),
-        ("(declare-output B", "(declare-input C float32 [1]) (declare-output B", "found a network with 2 inputs"),
-    ]:
-        second.write_text(VERSION2.replace(before, after))
-        with pytest.raises(InputError, match=message):
-            read_property(second)
+def square(inputs, outputs, name):
+    """Return a property of inputs A and outputs B of these types and the shape [2,2]; its last atom bounds `name`."""
+    end_of_inputs, end = ("1" if kind in ("int32", "uint8") else "1.0" for kind in (inputs, outputs))
+    box = (
+        f"(assert (<= A[{n},{m}] {end_of_inputs}))(assert (>= A[{n},{m}] {end_of_inputs}))" for n in "01" for m in "01"
+    )
+    declared = f"(declare-network n (declare-input A {inputs} [2,2]) (declare-output B {outputs} [2,2]))"
+    return f"(vnnlib-version <2.0>){declared}{''.join(box)}(assert (<= {name} {end}))"
 
 
 GLUED = ["1.5-2.0", "(+ 1.5-2.0 3.0)", "(- 1.5-2.0)", "(* 2.0-1.0 B[1])", "(+ B[0]-1.0 2.0)", "(+ B[0]B[1])", "B[0]1.0"]
-
-
-@pytest.mark.parametrize("term", [*GLUED, "B[1.9]", "B[1.0]", "B[0.0]", "B [ 1.9 ]", "B[-0]", "(+ B[0] 1.0.5 2.0)"])
-def test_words_of_version_2_that_its_package_reads_as_others_are_refused(term, tmp_path):
-    """It reads an index 1.9 as 1, and 1.5-2.0 as two numbers."""
-    pytest.importorskip("vnnlib")
-    path = tmp_path / "2.vnnlib"
-    path.write_text(VERSION2.replace("(assert (or", f"(assert (<= B[0] {term}))(assert (or"))
-    with pytest.raises(InputError, match=r"found '.*', allowed: numbers, names and operators apart"):
-        read_property(path)
-    path.write_text(VERSION2.replace("float32 [2]", "float32 [2.5]"))
-    with pytest.raises(InputError, match=r"found '.*', allowed: numbers, names and operators apart"):
-        read_property(path)
-
-
-@pytest.mark.parametrize("name", "AB")
-@pytest.mark.parametrize("indices", ["[1,-1]", "[0,2]", "[-1,1]", "[2,0]", "[1]", "[0,0,0]", "[4294967297,0]"])
-def test_indices_of_version_2_beyond_the_shape_are_refused(name, indices, tmp_path):
-    """A negative one was read as another variable once: [1,-1] of the shape [2,2] as number 1."""
-    pytest.importorskip("vnnlib")
-    path, inputs = tmp_path / "2.vnnlib", [f"A[{n},{m}]" for n in range(2) for m in range(2)]
-    path.write_text(
-        "(vnnlib-version <2.0>)(declare-network n (declare-input A float32 [2,2]) (declare-output B float32 [2,2]))"
-        + "".join(f"(assert (<= {each} 1.0))(assert (>= {each} 0.0))" for each in inputs)
-        + f"(assert (<= {name}{indices} 0.5))"
-    )
-    with pytest.raises(InputError, match=rf"found '{name}.*(allowed:|indices) from 0|not VNN-LIB 2.0: line"):
-        read_property(path)
-
-
-@pytest.mark.parametrize("kind", ["int32", "uint8", "float16", "float64", "string"])
-def test_types_of_version_2_that_are_not_the_network_s_are_refused(kind, tmp_path):
-    pytest.importorskip("vnnlib")
-    path, is_float = tmp_path / "2.vnnlib", kind.startswith("float")
-    end = "1.0" if is_float else "1"
-    for types in ((kind, "float32"), ("real", kind)):
-        a, b = (end if each == kind else "1.0" for each in types)
-        path.write_text(
-            "(vnnlib-version <2.0>)"
-            f"(declare-network n (declare-input A {types[0]} [1]) (declare-output B {types[1]} [1]))"
-            f"(assert (<= A[0] {a}))(assert (>= A[0] {a}))(assert (<= B[0] {b}))"
+GLUED += ["B[1.9]", "B[1.0]", "B[0.0]", "B [ 1.9 ]", "B[-0]", "(+ B[0] 1.0.5 2.0)"]  # 1.9 was read as 1
+BEYOND = ["[1,-1]", "[0,2]", "[-1,1]", "[2,0]", "[1]", "[0,0,0]", "[4294967297,0]"]  # of the shape [2,2]
+TYPES = ["int32", "uint8", "float16", "float64", "string"]
+TOO_LARGE = "not VNN-LIB 2.0: it has an index or size that is too large"
+CHANGES = [  # of VERSION2, and the messages
+    ("<= B[0] -3.0", "< B[0] -3.0", "found .*allowed: and, or"),
+    ("[1,2]", "[1,3]", "found no lower bound of X_2"),
+    ("[1,2]", "[1000000,2]", "up to 1000000 numbers"),
+    ("[1,2]", "[99999999999999999999]", TOO_LARGE),
+    ("B[1] 0.5", "B[99999999999999999999] 0.5", TOO_LARGE),
+    ("<2.0>", "<2.9>", "allowed: .vnnlib-version <2.0>"),
+    ("(vnnlib-version <2.0>)", "", "allowed: .vnnlib-version <2.0>"),
+    ("a comment", "a comment \0", r"line 1: found the character '\\x00'"),
+    ("(assert (or", "(assert (and " + "(or " * 200, "more than 100 brackets"),
+    ("(<= A[0,0] 0.1)", "(<= A[0,7] 0.1)", "not VNN-LIB 2.0: line"),
+    ("(declare-output B", "(declare-input C float32 [1]) (declare-output B", "found a network with 2 inputs"),
+]
+APART, SHAPE = r"found '.*', allowed: numbers, names and operators apart", r"found '{}.*(allowed:|indices) from 0"
+OF_TYPES = "found .*declare-.*put .*allowed: the types float32 and real"
+REFUSED = {
+    **{after: (VERSION2.replace(before, after), message) for before, after, message in CHANGES},
+    **{term: (VERSION2.replace("(assert (or", f"(assert (<= B[0] {term}))(assert (or"), APART) for term in GLUED},
+    "a size": (VERSION2.replace("float32 [2]", "float32 [2.5]"), APART),
+    **{
+        f"{name}{each}": (
+            square("float32", "float32", name + each),
+            f"{SHAPE.format(name)}|not VNN-LIB 2.0: line",
         )
-        with pytest.raises(InputError, match=r"found .*declare-.*put .*allowed: the types float32 and real"):
-            read_property(path)
+        for name in "AB"
+        for each in BEYOND
+    },
+    **{f"{kind} inputs": (square(kind, "float32", "B[0,0]"), OF_TYPES) for kind in TYPES},
+    **{f"{kind} outputs": (square("real", kind, "B[0,0]"), OF_TYPES) for kind in TYPES},
+}
 
 
-def test_comments_of_version_2_end_with_their_lines(tmp_path):
-    """The package's own end at LF alone."""
+@pytest.fixture
+def version2_file(tmp_path):
+    """A function of a text to its file."""
     pytest.importorskip("vnnlib")
-    path = tmp_path / "2.vnnlib"
-    path.write_text(VERSION2)
-    expected = read_property(path)
-    path.write_bytes(VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode())
-    assert read_property(path) == expected and [each.shape for each in expected.declared] == [(1, 2), (2,)]
+
+    def write(content):
+        path = tmp_path / "2.vnnlib"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
 
 
-def test_long_texts_of_version_2_are_refused_before_its_package_reads_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(version2, "_LARGEST", len(VERSION2) // 2)
-    monkeypatch.setitem(__import__("sys").modules, "vnnlib", None)
-    path = tmp_path / "2.vnnlib"
-    path.write_text(VERSION2)
-    with pytest.raises(InputError, match=r"found \d+ characters outside of comments, allowed: up to"):
-        read_property(path)
+@pytest.mark.parametrize("name", REFUSED, ids=ascii)
+def test_texts_of_version_2_that_it_or_its_package_reads_otherwise_are_refused(name, version2_file):
+    """The package reads 1.5-2.0 as two numbers; a negative index was read as another variable once."""
+    content, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        read_property(version2_file(content))
 
 
-def test_version_2_without_its_package_is_refused(tmp_path, monkeypatch):
+def test_version_2_says_the_same_and_its_comments_end_with_their_lines(version2_file):
+    """The package's own end at LF alone."""
+    expected = property_in(VERSION1.encode(), Path("1.vnnlib"))
+    assert read_property(version2_file(VERSION2)) == expected
+    with_comments = VERSION2.replace("(assert (or", "; \r(assert (or").replace("\n", "\r").encode()
+    property_ = read_property(version2_file(with_comments))
+    assert property_ == expected and [each.shape for each in property_.declared] == [(1, 2), (2,)]
+
+
+def test_long_texts_of_version_2_are_refused_before_its_package_reads_them_and_all_without_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vnnlib", None)
     path = tmp_path / "2.vnnlib"
     path.write_text(VERSION2)
     with pytest.raises(InputError, match="install the extra `vnnlib`"):
+        read_property(path)
+    monkeypatch.setattr(version2, "_LARGEST", len(VERSION2) // 2)
+    with pytest.raises(InputError, match=r"found \d+ characters outside of comments, allowed: up to"):
         read_property(path)
