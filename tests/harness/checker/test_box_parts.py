@@ -7,46 +7,38 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from searches import checked, searched
 from torch import nn
 
-from cerdeq import Box, verify
+from cerdeq import Box
 from harness.bench.verifier import edge_case
 from harness.checker.bounds import boxes
-from harness.checker.bounds.network import read_network
 from harness.checker.proofs.box_parts import PART, SPLITS, halves_of, parts_of
 from harness.checker.proofs.certificates import MULTIPLIERS, SIGNS, RefusedError
 from harness.checker.proofs.certificates import ROW as LEAF_ROW
-from harness.checker.proofs.example import CERTIFICATE, prove_rows
-
-ROW = np.eye(1)
+from harness.checker.proofs.example import CERTIFICATE
 
 
 @pytest.fixture(scope="module")
 def proved():
     """Return a network, a box and the certificate of its parts; the output's exact minimum is just above 0."""
     case = edge_case(6, False, 0, 0.1)
-    result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 10**4, certificates=True)
-    (certificate,) = result.certificates
-    assert result.status == ["certified"] and SPLITS in certificate
-    return case.model, case.region, {SPLITS: certificate[SPLITS].numpy()}
-
-
-def checked(region):
-    return boxes.Box(region.center.numpy(), region.radius.numpy())
+    result, tensors = searched(case.model, case.region, branches=10**4)
+    assert result.status == ["certified"]
+    return case.model, case.region, {SPLITS: tensors[SPLITS]}
 
 
 def test_a_proof_by_parts_is_confirmed_and_needs_them(proved):
     model, region, tensors = proved
-    assert prove_rows(read_network(model), checked(region), ROW, tensors).proved_by == CERTIFICATE
-    assert prove_rows(read_network(model), checked(region), ROW).proved_by == ""
+    assert checked(model, region, tensors).proved_by == CERTIFICATE
+    assert checked(model, region).proved_by == ""
 
 
 def test_an_equilibrium_is_proved_by_parts():
     case = edge_case(6, True, 0, 0.1)
-    result = verify(case.model, case.region, torch.ones(1, 1, 1, dtype=torch.float64), None, 2000, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    result, tensors = searched(case.model, case.region, branches=2000)
     assert result.status == ["certified"] and SPLITS in tensors
-    assert prove_rows(read_network(case.model), checked(case.region), ROW, tensors).proved_by == CERTIFICATE
+    assert checked(case.model, case.region, tensors).proved_by == CERTIFICATE
 
 
 class Largest(nn.Module):
@@ -81,16 +73,15 @@ def proved_by_weights():
     layers[2].bias -= model(torch.cartesian_prod(ends, ends)).amin() - 0.02
     region = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
     assert (model.network(torch.cartesian_prod(ends, ends)).amin(0) < 0).all()
-    result = verify(model, region, torch.ones(1, 1, 1, dtype=torch.float64), None, 10**4, certificates=True)
+    result, tensors = searched(model, region, branches=10**4)
     assert result.status == ["certified"]
-    return model, region, {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    return model, region, tensors
 
 
 def test_slopes_of_parts_are_read_and_checked(proved_by_weights):
     model, region, tensors = proved_by_weights
-    network = read_network(model)
     assert {SPLITS, PART, LEAF_ROW, "relus.0/slopes", "relus.1/slopes"} <= tensors.keys()
-    assert prove_rows(network, checked(region), ROW, tensors).proved_by == CERTIFICATE
+    assert checked(model, region, tensors).proved_by == CERTIFICATE
     signs = {f"relus.0/{SIGNS}": np.ones_like(tensors["relus.0/slopes"], np.int8)}
     multipliers = {f"relus.0/{MULTIPLIERS}": np.ones_like(tensors["relus.0/slopes"], np.float32)}
     for wrong, message in [
@@ -100,9 +91,9 @@ def test_slopes_of_parts_are_read_and_checked(proved_by_weights):
         (signs | multipliers, "leaves of parts have signs"),
         ({"hidden/relus.0/row": tensors[LEAF_ROW]}, "names no activation"),
     ]:
-        assert message in prove_rows(network, checked(region), ROW, tensors | wrong).refused
+        assert message in checked(model, region, tensors | wrong).refused
     without = {name: tensor for name, tensor in tensors.items() if name != PART}
-    assert "no tensor part" in prove_rows(network, checked(region), ROW, without).refused
+    assert "no tensor part" in checked(model, region, without).refused
 
 
 def test_no_slopes_prove_what_is_false(proved_by_weights):
@@ -111,7 +102,7 @@ def test_no_slopes_prove_what_is_false(proved_by_weights):
     shifted.network[-1].bias -= 0.02 + 1e-9
     for _ in range(3):
         changed = {n: random.permutation(t) if n.endswith((PART, "slopes")) else t for n, t in tensors.items()}
-        proof = prove_rows(read_network(shifted), checked(region), ROW, changed)
+        proof = checked(shifted, region, changed)
         assert proof.proved_by == proof.refused == "" and proof.minimum <= 0
 
 
@@ -124,7 +115,7 @@ def test_no_splits_prove_what_is_false(proved):
     for _ in range(3):
         splits = tensors[SPLITS].copy()
         splits[:, 1] = random.integers(0, 5, len(splits))
-        proof = prove_rows(read_network(shifted), checked(region), ROW, {SPLITS: splits})
+        proof = checked(shifted, region, {SPLITS: splits})
         assert proof.proved_by == "" and proof.minimum <= 0
 
 
@@ -143,9 +134,9 @@ def test_no_splits_prove_what_is_false(proved):
 )
 def test_faulty_splits_are_refused(proved, splits, message):
     model, region, _ = proved
-    assert message in prove_rows(read_network(model), checked(region), ROW, {SPLITS: splits}).refused
+    assert message in checked(model, region, {SPLITS: splits}).refused
     with pytest.raises(RefusedError):
-        parts_of(checked(region), splits)
+        parts_of(boxes.Box(region.center.numpy(), region.radius.numpy()), splits)
 
 
 def test_parts_that_do_not_fit_into_memory_are_refused():
@@ -198,10 +189,8 @@ def test_several_rows_are_proved_together():
     points = 2 * torch.rand(50000, 2, dtype=torch.float64) - 1
     values = model(points)
     model[-1].bias += 0.05 * values.std(0) - values.amin(0)
-    spec = torch.eye(2, dtype=torch.float64)
-    result = verify(model, region, spec[None], None, 10**4, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    result, tensors = searched(model, region, torch.eye(2), branches=10**4)
     assert result.status == ["certified"] and SPLITS in tensors
     assert (result.lower[0] <= model(points).amin(0)).all()
-    proof = prove_rows(read_network(model), checked(region), np.eye(2), tensors)
+    proof = checked(model, region, tensors, np.eye(2))
     assert proof.proved_by == CERTIFICATE and proof.minimum <= float(model(points).amin())

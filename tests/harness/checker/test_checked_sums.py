@@ -7,22 +7,19 @@ import numpy as np
 import pytest
 import torch
 from lattices import assert_remainder_holds, lattice, sums_of_relus
+from searches import checked, searched
 from torch import nn
 
-from cerdeq import Box, verify
+from cerdeq import Box
 from cerdeq.branch import input_search
 from harness.checker.bounds import boxes, forms, maps
 from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part, relu_sums
 from harness.checker.bounds.network import Network, ReluStep, Step, read_network
-from harness.checker.proofs.example import CERTIFICATE, prove_rows
+from harness.checker.proofs.example import CERTIFICATE
 
 
 def region(center, radius):
     return Box(torch.full((1, 2), center).double(), torch.full((1, 2), radius).double())
-
-
-def checked(box):
-    return boxes.Box(box.center.numpy(), box.radius.numpy())
 
 
 def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
@@ -31,20 +28,19 @@ def test_a_lattice_is_confirmed_only_where_it_is_positive(monkeypatch):
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", None)  # it would raise an error
     model, box = lattice(0, least=0.02), region(0.0, 1.0)
-    result = verify(model, box, torch.ones(1, 1, 1).double(), None, 300, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    result, tensors = searched(model, box, branches=300)
     assert result.status == ["certified"] and tensors
-    assert prove_rows(read_network(model), checked(box), np.eye(1), tensors).proved_by == CERTIFICATE
+    assert checked(model, box, tensors).proved_by == CERTIFICATE
     lower = copy.deepcopy(model)
     lower[-1].bias -= 0.02 + 1e-9
-    assert prove_rows(read_network(lower), checked(box), np.eye(1), tensors).proved_by == ""
+    assert checked(lower, box, tensors).proved_by == ""
 
 
 @pytest.mark.parametrize("radius", [1e-12, 0.01, 1.0])
 def test_boxes_of_a_lattice_contain_all_values_and_are_far_smaller(radius, monkeypatch):
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tighten", lambda network, region, box, mask, functional: box)
-    network, part = read_network(lattice(0)), checked(region(0.3, radius))
+    network, part = read_network(lattice(0)), boxes.Box(np.full((1, 2), 0.3), np.full((1, 2), radius))
     by_sums, by_steps = (next(regions_of_part(network, part, sums)).values for sums in (relu_sums(network), {}))
     points = part.center + radius * np.random.default_rng(0).uniform(-1, 1, (2000, 2))
     values = network.boxes(boxes.Box(points, np.zeros_like(points)))

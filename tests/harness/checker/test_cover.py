@@ -7,15 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import checked, searched
 from torch import nn
 
-from cerdeq import verify
 from cerdeq.boxes import Box
 from cerdeq.branch.parallel import ParallelUnits
-from harness.checker.bounds import boxes
-from harness.checker.bounds.network import read_network
 from harness.checker.proofs.cover import UnitLines, covers_everything
-from harness.checker.proofs.example import CERTIFICATE, prove_rows
+from harness.checker.proofs.example import CERTIFICATE
 
 TREES = st.recursive(
     st.just(()), lambda sides: st.tuples(st.integers(0, 5), sides, sides), max_leaves=10
@@ -98,13 +96,12 @@ def zero():
 
 def test_a_network_less_itself_is_decided_by_the_signs_of_one_of_the_two():
     model, ones = zero(), torch.ones(1, 9, dtype=torch.float64)
-    result = verify(model, Box(0 * ones, ones), torch.ones(1, 1, 1), seconds=None, branches=150, certificates=True)
+    region = Box(0 * ones, ones)
+    result, tensors = searched(model, region, branches=150)
     assert result.status == ["certified"]
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
-    box, spec = boxes.Box(np.zeros((1, 9)), np.ones((1, 9))), np.ones((1, 1))
-    assert prove_rows(read_network(model), box, spec, tensors).proved_by == CERTIFICATE
+    assert checked(model, region, tensors).proved_by == CERTIFICATE
     model.g[0].bias += 1e-12
-    assert "do not cover" in prove_rows(read_network(model), box, spec, tensors).refused
+    assert "do not cover" in checked(model, region, tensors).refused
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,8 +116,7 @@ def test_certificates_with_opposite_and_shifted_rows_are_confirmed(seed):
     corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=9))).double()
     model[2].bias[:] += 0.02 - model(corners).min()  # the model is concave
     ones = torch.ones(1, 9, dtype=torch.float64)
-    result = verify(model, Box(0 * ones, ones), torch.ones(1, 1, 1), seconds=None, branches=500, certificates=True)
+    region = Box(0 * ones, ones)
+    result, tensors = searched(model, region, branches=500)
     assert result.status == ["certified"] and 0 < result.lower <= 0.02
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
-    box, spec = boxes.Box(np.zeros((1, 9)), np.ones((1, 9))), np.ones((1, 1))
-    assert prove_rows(read_network(model), box, spec, tensors).proved_by == CERTIFICATE
+    assert checked(model, region, tensors).proved_by == CERTIFICATE

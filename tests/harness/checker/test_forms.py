@@ -7,16 +7,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from searches import checked, searched
 from torch import nn
 
-from cerdeq import Box, verify
+from cerdeq import Box
 from cerdeq.branch import input_search
 from harness.checker.bounds import boxes, forms
 from harness.checker.bounds.forms import Form, form_after_map, form_after_relu, regions_of_part, relu_sums
 from harness.checker.bounds.maps import product
 from harness.checker.bounds.network import Step, read_network
 from harness.checker.proofs.box_parts import SPLITS
-from harness.checker.proofs.example import CERTIFICATE, prove_rows
+from harness.checker.proofs.example import CERTIFICATE
 
 COUNT = 256
 
@@ -77,14 +78,12 @@ def test_parts_of_wide_networks_are_bounded_by_forms_and_searches_confirmed(wide
     monkeypatch.setattr(input_search, "_MOST_BYTES", 0)
     monkeypatch.setattr(forms, "_MOST_VALUES", 0)
     monkeypatch.setattr(forms, "tight_regions", None)  # it would raise an error
-    result = verify(model, region, torch.ones(1, 1, 1).double(), None, 10**4, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    result, tensors = searched(model, region, branches=10**4)
     assert result.status == ["certified"] and SPLITS in tensors and len(tensors[SPLITS]) >= 3
-    part, network = boxes.Box(region.center.numpy(), region.radius.numpy()), read_network(model)
-    assert prove_rows(network, part, np.eye(1), tensors).proved_by == CERTIFICATE
+    assert checked(model, region, tensors).proved_by == CERTIFICATE
     lower = copy.deepcopy(model)
     lower[-1].bias -= 0.06  # more than the smallest value on the grid
-    assert prove_rows(read_network(lower), part, np.eye(1), tensors).proved_by == ""
+    assert checked(lower, region, tensors).proved_by == ""
 
 
 def test_boxes_contain_values_at_points(wide):
@@ -118,9 +117,8 @@ def test_a_search_by_other_boxes_than_forms_is_confirmed_though_the_checker_coun
     model[-1].bias += (
         model(region.center)[0, 0] - 2 * lowest
     )  # the smallest value is about its distance to the centre's
-    result = verify(model, region, torch.ones(1, 1, 1).double(), None, 200, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
+    result, tensors = searched(model, region, branches=200)
     assert result.status == ["certified"] and SPLITS in tensors
     part, network = boxes.Box(region.center.numpy(), region.radius.numpy()), read_network(model)
     assert sum(box.center.size for box in network.boxes(part)) > 4096
-    assert prove_rows(network, part, np.eye(1), tensors).proved_by == CERTIFICATE
+    assert checked(model, region, tensors).proved_by == CERTIFICATE

@@ -5,16 +5,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from searches import checked, searched
 from torch import nn
 
-from cerdeq import Box, verify
+from cerdeq import Box
 from cerdeq.branch import leaf_search
 from cerdeq.branch.budget_and_decision import TIMEOUT, Decision
 from cerdeq.equilibrium import FixedPoint
 from harness.bench.verifier import edge_case, exact_minimum
-from harness.checker.bounds import boxes
-from harness.checker.bounds.network import read_network
-from harness.checker.proofs.example import CERTIFICATE, prove
+from harness.checker.proofs.example import CERTIFICATE
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 # sizes, whether hidden layers are equilibria, radius, seed, the smallest margin before the shift, and after it
@@ -60,11 +59,9 @@ def least_margin(model, region):
 def decide(model, region, seconds):
     """Return what `verify` decides of the first output's margins, and whether the checker confirms its certificate."""
     count = model[-1].out_features
-    spec = torch.cat([torch.ones(count - 1, 1), -torch.eye(count - 1)], dim=1).double()[None]
-    result = verify(model, region, spec, seconds, certificates=True)
-    tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}
-    box = boxes.Box(region.center.numpy(), region.radius.numpy())
-    return result, bool(tensors) and prove(read_network(model), box, 0, tensors).proved_by == CERTIFICATE
+    spec = torch.cat([torch.ones(count - 1, 1), -torch.eye(count - 1)], dim=1)
+    result, tensors = searched(model, region, spec, seconds)
+    return result, bool(tensors) and checked(model, region, tensors, spec.numpy()).proved_by == CERTIFICATE
 
 
 @pytest.mark.parametrize(("sizes", "has_equilibria", "radius", "seed", "least", "margin"), HARD)
