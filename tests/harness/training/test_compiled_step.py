@@ -14,8 +14,12 @@ from harness.training import objective
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
-SAMPLE = [("cerdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; compiling takes seconds
-TRACED = [pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow) for case in EVERY if case[0] != "cnn5"]
+SAMPLE = [("fcdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; compiling takes seconds
+TRACED = [
+    pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow)
+    for case in SAMPLE + EVERY
+    if case[0] != "cnn5"
+]
 ONCE = {"iterations": 2, "backward_iterations": 1}  # compiling takes as long as there are iterations, and layers
 FEW = {"cerdeq": ONCE, "fc": {"hidden": [8, 8]}, "fcdeq": {"hidden": [8], **ONCE}}
 WARM = {"parametrisation": "monotone", "warm_start": True}
