@@ -123,3 +123,14 @@ def test_layers_of_many_products_are_no_sums(monkeypatch):
     program = trace(nn.Sequential(*pairs(16, -1)), linear=True)
     monkeypatch.setattr(relu_sums, "_MOST_PRODUCTS", 100)
     assert not relu_sums.relu_sums(program)
+
+
+def test_opposite_units_whose_boxes_differ_do_not_share_their_errors():
+    """relu(p) - relu(-p) is p; the lines p / 2 + 1/4 and -p / 2 + 1/2, of boxes of radius 1 and 2, miss it by 1/4."""
+    first, last = nn.Linear(1, 2).double(), nn.Linear(2, 1).double()
+    first.weight.data, first.bias.data = torch.tensor([[1.0], [-1.0]]).double(), torch.zeros(2).double()
+    last.weight.data = torch.tensor([[1.0, -1.0]]).double()
+    model = nn.Sequential(nn.Identity(), first, nn.ReLU(), last)
+    (sums,) = relu_sums.relu_sums(trace(model.requires_grad_(False), linear=True)).values()
+    half, shift, size, zeros = torch.tensor([[0.5, 0.5], [0.25, 0.5], [1.0, 2.0], [0.0, 0.0]]).double()[:, None]
+    assert sums.remainder(torch.zeros(1, 1).double(), half, shift, size, zeros).item() >= 0.25

@@ -117,3 +117,28 @@ def test_layers_of_more_dimensions_are_bounded_step_by_step():
     assert relu_sums(network)
     with_sums, without = (next(regions_of_part(network, part, sums)) for sums in (relu_sums(network), {}))
     assert (with_sums.values[-1].radius == without.values[-1].radius).all()
+
+
+def test_opposite_units_whose_boxes_differ_do_not_share_their_errors():
+    """relu(p) - relu(-p) is p; the lines p / 2 + 1/4 and -p / 2 + 1/2, of boxes of radius 1 and 2, miss it by 1/4."""
+    first, last = (maps.product(np.array(w), np.zeros(len(w))) for w in ([[1.0], [-1.0]], [[1.0, -1.0]]))
+    steps = [Step("v", first, (0,)), Step("relu", ReluStep(None), (1,)), Step("w", last, (2,))]
+    (sums,) = relu_sums(Network(steps, np.eye(1), np.zeros(1))).values()
+    half, shift, size, zeros = (np.array([part]) for part in ([0.5, 0.5], [0.25, 0.5], [1.0, 2.0], [0.0, 0.0]))
+    assert sums.error(np.zeros((1, 1)), half, shift, size, zeros) >= 0.25
+
+
+def test_rounding_of_the_last_sum_is_counted():
+    """Of points whose units are all active, so that nothing else is rounded."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        x, w = random.uniform(1, 2, (1, 4)), random.normal(size=(1, 4))
+        first, last = maps.product(np.eye(4), np.zeros(4)), maps.product(w, np.zeros(1))
+        steps = [Step("v", first, (0,)), Step("relu", ReluStep(None), (1,)), Step("w", last, (2,))]
+        (sums,) = relu_sums(Network(steps, w, np.zeros(1))).values()
+        parts = [Form(x, np.zeros((1, 4)))] * 3
+        after = form_after_map(steps[2], parts[:1])
+        form = forms.with_less_error(sums, [*parts, after], boxes.Box(x, np.zeros((1, 4))))
+        assert form.remainder < after.remainder, "the sum's own error counts"
+        exact = sum(Fraction(a) * Fraction(b) for a, b in zip(w[0], x[0], strict=True))
+        assert abs(exact - Fraction(form.points.item())) <= Fraction(form.remainder.item())
