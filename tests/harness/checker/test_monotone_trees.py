@@ -200,6 +200,29 @@ def test_values_so_large_that_products_of_weights_may_underflow_are_refused():
     assert result.proved_by == "" and "may be above" in result.refused
 
 
+def test_maps_around_an_equilibrium_count_their_rounding():
+    """In exact arithmetic, at points of the box of their arguments."""
+    rng, missed = np.random.default_rng(0), 0
+    sizes = [(INPUTS, 4), (4, UNITS), (UNITS, 3), (3, 2)]
+    layers = [nn.Linear(*pair).double().requires_grad_(False) for pair in sizes]
+    weight = torch.tensor(random_monotone(rng, UNITS))
+    model = nn.Sequential(*layers[:2], FixedPoint(weight, PeacemanRachford()), *layers[2:]).eval()
+    network = read_network(model)
+    values = network.boxes(Box(np.zeros((1, INPUTS)), np.ones((1, INPUTS))))
+    layer, rows = trees.equilibrium_bounds(network, values, SPEC)
+    for computed, (first, second), box, spec in (
+        (layer.inject, layers[:2], layer.x, np.eye(UNITS)),
+        (rows, layers[2:], layer.z, SPEC),
+    ):
+        for _ in range(20):
+            point = exact(box.center) + exact(rng.uniform(-1, 1, box.center.shape)) * exact(box.radius)
+            value = exact(second.weight) @ (exact(first.weight) @ point + exact(first.bias)) + exact(second.bias)
+            errors = abs(exact(spec) @ value - exact(computed.matrix) @ point - exact(computed.offset))
+            assert (errors <= exact(computed.error)).all()
+            missed += (errors > 0).any()
+    assert missed
+
+
 def test_layers_that_are_not_strongly_monotone_are_refused():
     for excess in (0.0, 2.0**-52, 1e-3):
         weight = np.array([[0.5, 0.5 + excess], [0.5, 0.5]])
