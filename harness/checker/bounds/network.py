@@ -150,10 +150,11 @@ def result_box(step: Step, *sources: Box) -> Box:
     operation = step.operation
     if isinstance(operation, Map | Relaxation):
         return operation.box(*sources)
+    (h,) = sources
     if operation.weight is None:
-        return relu(*sources)
+        return relu(h)
     try:
-        return equilibrium(operation.weight, *sources, operation.by_splitting)
+        return equilibrium(operation.weight, h, operation.by_splitting)
     except NotProvedError as error:
         raise NotProvedError(f"{step.name}: {error}") from None
 
