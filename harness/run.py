@@ -151,7 +151,7 @@ def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Consol
     if not options.here and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
         from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
 
-        write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
+        write_page(outcome.leaderboard, options.data_dir)
     if page.exists():
         console.print(f"\nAll results on a page:\n{page}")
 
