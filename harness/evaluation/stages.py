@@ -1,6 +1,6 @@
 """The stages of the verifier after IBP: the other bounds of cerdeq, and branch and bound.
 
-To add a stage, add its record to `STAGES` in harness/settings.py. A stage that is no bound of cerdeq also needs
+To add a stage, add its name to `STAGES` in harness/settings.py. A stage that is no bound of cerdeq also needs
 a function here, in `FUNCTIONS`.
 """
 
@@ -19,10 +19,10 @@ from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import Proofs, StageResult, verdict_where
-from harness.settings import STAGES
+from harness.settings import CERTIFICATE_STAGES
 
 _UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"
-_CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
+_CERTIFICATES = "certificates"  # the name of the seconds spent on them
 
 
 def _bound(name: str, batch: Batch) -> StageResult:
@@ -36,7 +36,7 @@ def _bound(name: str, batch: Batch) -> StageResult:
 
     for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
         lower[examples] = margins.to(lower)
-    has_certificates = batch.config.evaluation.certificates and _CERTIFICATES in STAGES[name].settings
+    has_certificates = batch.config.evaluation.certificates and name in CERTIFICATE_STAGES
     proofs, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
     return StageResult(
         verdict_where(lower > 0, Verdict.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved
