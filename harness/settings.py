@@ -15,7 +15,6 @@ from harness.common import names
 from harness.common.errors import SettingError, require
 from harness.common.models import Floats, Integers, Model, Texts
 
-
 STAGES = (names.IBP, names.CROWN_IBP, names.CROWN, names.ALPHA_CROWN, names.BAB)
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""

@@ -21,7 +21,7 @@ from harness.config.sweep import Resources, Sweep
 from harness.config.text import merge, nest
 from harness.config.trial import Trial, flatten
 from harness.own_data import MeasuredData
-from harness.pretrained.network_file import TRAINED_ELSEWHERE, digest_of, read_file
+from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, digest_of, read_file
 from harness.pretrained.weights import read_weights
 from harness.settings import Radius, Recipe
 
@@ -67,17 +67,16 @@ def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: Measur
     problem: the file, the key, what was found, what is allowed.
     """
     with file.located():
-        expansion = _Expansion(file.sweep, file.profile, file.path.parent, own_data)
         with collect_problems() as at:
             with at(""):
                 if file.problems:
                     raise InputError(file.problems)
-            rows = _mark_changed(expansion.rows(at), expansion, file)
-            rows = [expansion.with_network(row, trained, at) for row in rows]
-        return expansion.expanded(rows)
+            rows = _mark_changed(_rows(file, own_data, at), file, own_data)
+            rows = [_with_network(row, file, trained, at) for row in rows]
+        return _expanded(rows, file, own_data)
 
 
-def _mark_changed(rows: list[_TrialRow], expansion: "_Expansion", file: SweepFile) -> list[_TrialRow]:
+def _mark_changed(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | None) -> list[_TrialRow]:
     """Return the rows; the profile of those that the file has not without `--set` says what that changed.
 
     The profile is part of keys and stands over tables, so no changed trial is mistaken for the file's.
@@ -87,8 +86,8 @@ def _mark_changed(rows: list[_TrialRow], expansion: "_Expansion", file: SweepFil
     unchanged = set[str]()
     # A file that is right with `--set` alone has no trials without.
     with suppress(InputError), collect_problems() as at:
-        original = replace(expansion, sweep=validate(Sweep, file.content))
-        unchanged = {row.trial.identity for row in original.rows(at)}
+        original = replace(file, sweep=validate(Sweep, file.content))
+        unchanged = {row.trial.identity for row in _rows(original, own_data, at)}
     changed = f"{file.profile} {mark}"
     return [
         row if row.trial.identity in unchanged else row._replace(trial=row.trial.replace(profile=changed))
@@ -106,107 +105,100 @@ def _profile_mark(changes: dict[str, Any]) -> str:
     return " ".join(sorted(texts))
 
 
-@dataclass(frozen=True)
-class _Expansion:
-    """Makes trials of the rows of a sweep file.
+def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_TrialRow]:
+    """Return a file's rows with their trials. at: collects the first wrong trial of each entry."""
+    rows, first = list[_TrialRow](), dict[str, str]()
+    for where, of_entry in groupby(file.sweep.trials, key=lambda row: row.where):
+        with at(f"{where}."):
+            for row in of_entry:
+                with located("", row.choice):
+                    trial = _trial(file, own_data, row.entry)
+                    same = first.get(trial.identity, "")
+                    require("model", row.entry.model, not same, f"a trial that differs from {same}")
+                first[trial.identity] = where + row.choice
+                rows.append(_TrialRow(row, trial))
+    return rows
 
-    directory: of the file, to which checkpoints are relative. own_data: measured, if the file names no registered data.
+
+def _trial(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Trial:
+    """Return an entry's trial under seed 0. Raises InputError."""
+    sweep, checkpoint = file.sweep, entry.checkpoint
+    is_alone = sweep.search is None or checkpoint is None
+    require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
+    content = vars(sweep) | vars(entry)
+    content |= {"sweep": sweep.name, "profile": file.profile, "seed": 0, "width": entry.width or sweep.width}
+    content |= {"dataset": sweep.dataset_name, "own_data": own_data}
+    content["options"] = changed_options("options", entry.model, entry.options)
+    content["plugins"] = plugins.digests(sweep.plugins, entry.model)
+    if checkpoint is None:
+        content["train"] = merge_recipes(sweep.train, entry.train)
+        content["method_options"] = changed_options("method_options", entry.method, entry.method_options)
+    else:
+        path = _checkpoint_path(file, checkpoint)
+        sha256 = digest_of(read_file(path, checkpoint))
+        content |= {"method": TRAINED_ELSEWHERE, "train": Recipe(), "train_images": None}
+        content["checkpoint"] = checkpoint.replace(file=path.name, sha256=sha256)
+    trial = validate(Trial, {name: content[name] for name in Trial.model_fields if name in content})
+    own = [f"train.{name}" for name in entry.train if getattr(trial.train, name) != getattr(sweep.train, name)]
+    return trial.replace(named=(*(["width"] if trial.width != sweep.width else []), *own))
+
+
+def _candidate(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry, settings: dict[str, Any]) -> Trial:
+    """Return the entry's trial under seed 0 with these settings, by their keys in it. Raises InputError."""
+    content = entry.model_dump()
+    for key, value in settings.items():
+        content = merge(content, nest(key.split("."), value))
+    trial = _trial(file, own_data, validate(SweepEntry, content, context=file.sweep.train))
+    check_buildable(trial)
+    return trial
+
+
+def _checkpoint_path(file: SweepFile, checkpoint: NetworkFile) -> Path:
+    """Return the path of an entry's weights, which is relative to the sweep file."""
+    return Path(abspath(file.path.parent / checkpoint.file))
+
+
+def _with_network(row: _TrialRow, file: SweepFile, trained: Collection[str], at: Location) -> _TrialRow:
+    """Return the row with its unused settings, after building its network, if it is not trained.
+
+    at: collects what is wrong with network, method and checkpoint.
     """
+    trial, checkpoint, is_new = row.trial, row.row.entry.checkpoint, row.trial.identity not in trained
+    with at(f"{row.row.where}.", row.row.choice):
+        if is_new or file.sweep.search is not None:
+            row = row._replace(unused=unused_settings(trial, check_buildable(trial)))
+        if checkpoint is not None and is_new:
+            read_weights(_checkpoint_path(file, checkpoint), trial)
+    return row
 
-    sweep: Sweep
-    profile: str
-    directory: Path
-    own_data: MeasuredData | None
 
-    def rows(self, at: Location) -> list[_TrialRow]:
-        """Return the rows with their trials. at: collects the first wrong trial of each entry."""
-        rows, first = list[_TrialRow](), dict[str, str]()
-        for where, of_entry in groupby(self.sweep.trials, key=lambda row: row.where):
-            with at(f"{where}."):
-                for row in of_entry:
-                    with located("", row.choice):
-                        trial = self.trial(row.entry)
-                        same = first.get(trial.identity, "")
-                        require("model", row.entry.model, not same, f"a trial that differs from {same}")
-                    first[trial.identity] = where + row.choice
-                    rows.append(_TrialRow(row, trial))
-        return rows
-
-    def trial(self, entry: SweepEntry) -> Trial:
-        """Return an entry's trial under seed 0. Raises InputError."""
-        sweep, checkpoint = self.sweep, entry.checkpoint
-        is_alone = sweep.search is None or checkpoint is None
-        require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
-        content = vars(sweep) | vars(entry)
-        content |= {"sweep": sweep.name, "profile": self.profile, "seed": 0, "width": entry.width or sweep.width}
-        content |= {"dataset": sweep.dataset_name, "own_data": self.own_data}
-        content["options"] = changed_options("options", entry.model, entry.options)
-        content["plugins"] = plugins.digests(sweep.plugins, entry.model)
-        if checkpoint is None:
-            content["train"] = merge_recipes(sweep.train, entry.train)
-            content["method_options"] = changed_options("method_options", entry.method, entry.method_options)
-        else:
-            path = self.checkpoint_path(entry)
-            sha256 = digest_of(read_file(path, checkpoint))
-            content |= {"method": TRAINED_ELSEWHERE, "train": Recipe(), "train_images": None}
-            content["checkpoint"] = checkpoint.replace(file=path.name, sha256=sha256)
-        trial = validate(Trial, {name: content[name] for name in Trial.model_fields if name in content})
-        own = [f"train.{name}" for name in entry.train if getattr(trial.train, name) != getattr(sweep.train, name)]
-        return trial.replace(named=(*(["width"] if trial.width != sweep.width else []), *own))
-
-    def with_network(self, row: _TrialRow, trained: Collection[str], at: Location) -> _TrialRow:
-        """Return the row with its unused settings, after building its network, if it is not trained.
-
-        at: collects what is wrong with network, method and checkpoint.
-        """
-        trial, is_new = row.trial, row.trial.identity not in trained
-        with at(f"{row.row.where}.", row.row.choice):
-            if is_new or self.sweep.search is not None:
-                row = row._replace(unused=unused_settings(trial, check_buildable(trial)))
-            if trial.is_trained_elsewhere and is_new:
-                read_weights(self.checkpoint_path(row.row.entry), trial)
-        return row
-
-    def expanded(self, rows: list[_TrialRow]) -> ExpandedSweep:
-        """Return the sweep of rows that are right. Raises InputError where the search does not fit them."""
-        sweep, trials, checkpoints = self.sweep, list[Trial](), dict[str, Path]()
-        for row, trial, _ in rows:
-            seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
-            trials += [trial.replace(seed=seed) for seed in seeds]
-            if trial.checkpoint is not None:
-                checkpoints[trial.checkpoint.sha256] = self.checkpoint_path(row.entry)
-        searched: tuple[SearchedRow, ...] = ()
-        if sweep.search is not None:
-            searched = tuple(
-                make_searched_row(sweep.search, trial, unused or {}, partial(self.candidate, row.entry))
-                for row, trial, unused in rows
-            )
-            check_search(sweep.search, sweep.validation_images, searched)
-        return ExpandedSweep(
-            name=sweep.name,
-            profile=self.profile,
-            dataset=sweep.dataset_name,
-            eps=sweep.eps,
-            resources=sweep.resources,
-            trials=trials,
-            search=sweep.search,
-            searched=searched,
-            checkpoints=checkpoints,
-            warnings=_without_effect(sweep, rows),
+def _expanded(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | None) -> ExpandedSweep:
+    """Return the sweep of rows that are right. Raises InputError where the search does not fit them."""
+    sweep, trials, checkpoints = file.sweep, list[Trial](), dict[str, Path]()
+    for row, trial, _ in rows:
+        seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
+        trials += [trial.replace(seed=seed) for seed in seeds]
+        if trial.checkpoint is not None and row.entry.checkpoint is not None:
+            checkpoints[trial.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
+    searched: tuple[SearchedRow, ...] = ()
+    if sweep.search is not None:
+        searched = tuple(
+            make_searched_row(sweep.search, trial, unused or {}, partial(_candidate, file, own_data, row.entry))
+            for row, trial, unused in rows
         )
-
-    def candidate(self, entry: SweepEntry, settings: dict[str, Any]) -> Trial:
-        """Return the entry's trial under seed 0 with these settings, by their keys in it. Raises InputError."""
-        content = entry.model_dump()
-        for key, value in settings.items():
-            content = merge(content, nest(key.split("."), value))
-        trial = self.trial(validate(SweepEntry, content, context=self.sweep.train))
-        check_buildable(trial)
-        return trial
-
-    def checkpoint_path(self, entry: SweepEntry) -> Path:
-        """Return the path of the file with an entry's weights."""
-        return Path(abspath(self.directory / (entry.checkpoint.file if entry.checkpoint else "")))
+        check_search(sweep.search, sweep.validation_images, searched)
+    return ExpandedSweep(
+        name=sweep.name,
+        profile=file.profile,
+        dataset=sweep.dataset_name,
+        eps=sweep.eps,
+        resources=sweep.resources,
+        trials=trials,
+        search=sweep.search,
+        searched=searched,
+        checkpoints=checkpoints,
+        warnings=_without_effect(sweep, rows),
+    )
 
 
 def _without_effect(sweep: Sweep, rows: list[_TrialRow]) -> tuple[str, ...]:
