@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from os.path import abspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.common.errors import InputError, Location, collect_problems, located, require
 from harness.common.models import validate
@@ -48,14 +48,14 @@ class ExpandedSweep:
     warnings: tuple[str, ...] = ()
 
 
-class _TrialRow(NamedTuple):
+@dataclass(frozen=True)
+class _TrialRow(Row):
     """A row with its trial under seed 0.
 
     unused: the settings that change nothing in it, by dotted key, each with the reason; None if its network was not
     built.
     """
 
-    row: Row
     trial: Trial
     unused: dict[str, str] | None = None
 
@@ -90,7 +90,7 @@ def _mark_changed(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData
         unchanged = {row.trial.identity for row in _rows(original, own_data, at)}
     changed = f"{file.profile} {mark}"
     return [
-        row if row.trial.identity in unchanged else row._replace(trial=row.trial.replace(profile=changed))
+        row if row.trial.identity in unchanged else replace(row, trial=row.trial.replace(profile=changed))
         for row in rows
     ]
 
@@ -116,7 +116,7 @@ def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[
                     same = first.get(trial.identity, "")
                     require("model", row.entry.model, not same, f"a trial that differs from {same}")
                 first[trial.identity] = where + row.choice
-                rows.append(_TrialRow(row, trial))
+                rows.append(_TrialRow(**vars(row), trial=trial))
     return rows
 
 
@@ -163,10 +163,10 @@ def _with_network(row: _TrialRow, file: SweepFile, trained: Collection[str], at:
 
     at: collects what is wrong with network, method and checkpoint.
     """
-    trial, checkpoint, is_new = row.trial, row.row.entry.checkpoint, row.trial.identity not in trained
-    with at(f"{row.row.where}.", row.row.choice):
+    trial, checkpoint, is_new = row.trial, row.entry.checkpoint, row.trial.identity not in trained
+    with at(f"{row.where}.", row.choice):
         if is_new or file.sweep.search is not None:
-            row = row._replace(unused=unused_settings(trial, check_buildable(trial)))
+            row = replace(row, unused=unused_settings(trial, check_buildable(trial)))
         if checkpoint is not None and is_new:
             read_weights(_checkpoint_path(file, checkpoint), trial)
     return row
@@ -175,16 +175,16 @@ def _with_network(row: _TrialRow, file: SweepFile, trained: Collection[str], at:
 def _expanded(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | None) -> ExpandedSweep:
     """Return the sweep of rows that are right. Raises InputError where the search does not fit them."""
     sweep, trials, checkpoints = file.sweep, list[Trial](), dict[str, Path]()
-    for row, trial, _ in rows:
-        seeds = sweep.seeds[:1] if trial.is_trained_elsewhere else sweep.seeds
-        trials += [trial.replace(seed=seed) for seed in seeds]
-        if trial.checkpoint is not None and row.entry.checkpoint is not None:
-            checkpoints[trial.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
+    for row in rows:
+        seeds = sweep.seeds[:1] if row.trial.is_trained_elsewhere else sweep.seeds
+        trials += [row.trial.replace(seed=seed) for seed in seeds]
+        if row.trial.checkpoint is not None and row.entry.checkpoint is not None:
+            checkpoints[row.trial.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
     searched: tuple[SearchedRow, ...] = ()
     if sweep.search is not None:
         searched = tuple(
-            make_searched_row(sweep.search, trial, unused or {}, partial(_candidate, file, own_data, row.entry))
-            for row, trial, unused in rows
+            make_searched_row(sweep.search, row.trial, row.unused or {}, partial(_candidate, file, own_data, row.entry))
+            for row in rows
         )
         check_search(sweep.search, sweep.validation_images, searched)
     return ExpandedSweep(
@@ -208,10 +208,10 @@ def _without_effect(sweep: Sweep, rows: list[_TrialRow]) -> tuple[str, ...]:
     back what it does not use.
     """
     found = list[str]()
-    for row, _, unused in rows:
+    for row in rows:
         own = flatten({name: getattr(row.entry, name) for name in ("train", "options", "method_options")})
         own = {key: value for key, value in own.items() if (key, value) != ("train.ramp_epochs", 0)}
-        found += [f"{row.where}.{key} ({unused[key]})" for key in own if unused and key in unused]
+        found += [f"{row.where}.{key} ({row.unused[key]})" for key in own if row.unused and key in row.unused]
     shared = {section: getattr(sweep, section).model_dump(exclude_defaults=True) for section in ("train", "evaluation")}
     for key, value in flatten(shared).items():
         reasons = [row.unused and row.unused.get(key) for row in rows]
@@ -220,6 +220,6 @@ def _without_effect(sweep: Sweep, rows: list[_TrialRow]) -> tuple[str, ...]:
     if all(row.trial.is_trained_elsewhere for row in rows):
         found += ["train_images (no entry is trained)"] if sweep.train_images is not None else []
         found += ["all seeds but the first (no entry is trained)"] if len(sweep.seeds) > 1 else []
-    if "width" in sweep.model_fields_set and all(row.row.entry.width is not None for row in rows):
+    if "width" in sweep.model_fields_set and all(row.entry.width is not None for row in rows):
         found.append("width (each entry has its own)")
     return (f"settings without effect: {'; '.join(dict.fromkeys(found))}",) if found else ()
