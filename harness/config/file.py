@@ -77,12 +77,13 @@ def read_file(
 
 
 def _validate(content: dict[str, Any]) -> tuple[Sweep, str]:
-    """Return a sweep, and what is wrong with it. Raises InputError where that leaves nothing else to be checked."""
+    """Return a sweep, and what is wrong with it. Raises InputError where that leaves no network to be checked."""
     right: dict[str, Any] = {}
     try:
         return validate(Sweep, content, context=right), ""
     except InputError as error:
-        if not right.keys() >= {"dataset", "evaluation", "width", "plugins", "trials"}:
+        is_named = isinstance(right.get("dataset"), str)  # own images are not read for a wrong file
+        if not is_named or not right.keys() >= {"evaluation", "width", "plugins", "trials"}:
             raise
         right["trials"] = [row for row in right["trials"] if "train" in right or not row.entry.train]
         return Sweep.model_construct(**_STAND_INS | right), str(error)
