@@ -112,7 +112,7 @@ def _name_tensors(batch: Batch, example: Tensor, verification: cerdeq.Verificati
 
 
 FUNCTIONS: dict[str, Callable[[Batch], StageResult]] = {
-    **{name: partial(_bound, name) for name in BOUNDS},
+    **{name: partial(_bound, name) for name in BOUNDS if name != names.IBP},
     names.BAB: _branch_and_bound,
 }
-"""What each stage finds of the undecided examples of a batch."""
+"""What each stage after IBP finds of the undecided examples of a batch."""
