@@ -83,13 +83,13 @@ def _validate(content: dict[str, Any]) -> tuple[Sweep, str]:
         return validate(Sweep, content, context=right), ""
     except InputError as error:
         is_named = isinstance(right.get("dataset"), str)  # own images are not read for a wrong file
-        if not is_named or not right.keys() >= {"evaluation", "width", "plugins", "trials"}:
+        if not is_named or not right.keys() >= {"name", "evaluation", "width", "plugins", "trials"}:
             raise
         right["trials"] = [row for row in right["trials"] if "train" in right or not row.entry.train]
         return Sweep.model_construct(**_STAND_INS | right), str(error)
 
 
-_STAND_INS: dict[str, Any] = {"name": "sweep", "eps": Radius(1), "seeds": [0]}
+_STAND_INS: dict[str, Any] = {"eps": Radius(1), "seeds": [0]}
 """For wrong values of keys without defaults, while the other keys are checked."""
 
 
