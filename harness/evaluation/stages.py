@@ -38,9 +38,7 @@ def _bound(name: str, batch: Batch) -> StageResult:
         lower[examples] = margins.to(lower)
     has_certificates = batch.config.evaluation.certificates and name in CERTIFICATE_STAGES
     proofs, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
-    return StageResult(
-        verdict_where(lower > 0, Verdict.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved
-    )
+    return StageResult(verdict_where(lower > 0, names.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved)
 
 
 def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
@@ -72,9 +70,9 @@ def _branch_and_bound(batch: Batch) -> StageResult:
             raise DeadlineError
         verification, number = _verify(batch, example, math.inf if limit is None else limit - used), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
-        if (verdict == Verdict.CERTIFIED) != (bound > 0):
+        if (verdict == names.CERTIFIED) != (bound > 0):
             raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
-        if verdict == Verdict.FALSIFIED:
+        if verdict == names.FALSIFIED:
             point = verification.counterexample.to(batch.images)
             upper[example], k_of[example] = margins_as_stored(batch, example, point)
             if upper[example] < 0:
@@ -84,11 +82,11 @@ def _branch_and_bound(batch: Batch) -> StageResult:
                 if upper[example] < 0:
                     proofs[str(batch.first + number)] = inside[0].cpu()
                 else:
-                    verdict, upper[example] = Verdict.UNKNOWN, torch.nan
+                    verdict, upper[example] = names.UNKNOWN, torch.nan
                     batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
         verdicts[number], lower[example], branches[example] = verdict, bound, float(verification.branches[0])
         proofs.update(_name_tensors(batch, example, verification))
-        if batch.config.evaluation.certificates and verdict == Verdict.CERTIFIED and _lacks_certificate(verification):
+        if batch.config.evaluation.certificates and verdict == names.CERTIFIED and _lacks_certificate(verification):
             unproved.append(number)
 
     for example in batch.undecided.nonzero():

@@ -12,7 +12,6 @@ from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
-from harness.common.names import Verdict
 from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch
@@ -65,12 +64,12 @@ def evaluate_images(
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
-    ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), Verdict.MISCLASSIFIED))
+    ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), names.MISCLASSIFIED))
     ibp_lower = bounds.lower.amin(1)
     certified = ibp_lower > 0
     results = {
         names.ATTACK: attack_batch(batch, certified),
-        names.IBP: StageResult(verdict_where(certified, Verdict.CERTIFIED), ibp_lower, batch.nan()),
+        names.IBP: StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan()),
     }
     attack_margin, proofs, further_columns = batch.nan(), Proofs(), dict[str, Tensor]()
     for stage in (names.ATTACK, *config.evaluation.stages):
