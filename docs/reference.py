@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from baselines import network_names, options_of
-from harness.config.sweep import Sweep, SweepEntry, options_model
+from harness.config.entry import SweepEntry, options_model
+from harness.config.sweep import Sweep
 from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
 

@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
     is_complete = certify(planned, options.data_dir, options.workers, console)
     in_sweeps = [each.trial_dir for each in planned if each.trial_dir.parent.name == folder.TRIALS]
     for sweep_dir in dict.fromkeys(map(folder.sweep_dir_of, in_sweeps)):
-        print_leaderboard(*sweep_page.write_sweep(sweep_dir, options.data_dir), console)
+        print_leaderboard(sweep_page.write_sweep(sweep_dir, options.data_dir), console)
         console.print(sweep_dir / folder.REPORT)
     return OK if is_complete else FAILED
 

@@ -91,7 +91,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m harness.{name}",
         description=module.__doc__,
-        epilog="exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in STATUSES.items()),
+        epilog="\n".join(["exit status:", *(f"  {status:<5} {meaning}" for status, meaning in STATUSES.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)

@@ -21,12 +21,12 @@ from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_resu
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
 from harness.config import plugins
-from harness.config.file import SweepFile, read_file
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 from harness.storage.state import State
 
 if TYPE_CHECKING:
+    from harness.config.file import SweepFile
     from harness.tune.run_sweep import Outcome
 
 
@@ -76,6 +76,7 @@ def main(options: argparse.Namespace) -> int:
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
     say("loads packages and data")
+    from harness.config.file import read_file  # here, since it imports torch
 
     @cache
     def find_machines() -> list[dict[str, float]]:
@@ -91,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run_sweep_file(
-    file: SweepFile, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+    file: "SweepFile", find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
 ) -> bool:
     """Check the sweep of a file, run what is left of it, or print that; return True if all of it is done.
 
@@ -150,7 +151,7 @@ def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Consol
     if not options.here and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
         from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
 
-        write_page(outcome.leaderboard, outcome.summaries, options.data_dir)
+        write_page(outcome.leaderboard, options.data_dir)
     if page.exists():
         console.print(f"\nAll results on a page:\n{page}")
 

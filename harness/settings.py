@@ -3,7 +3,6 @@
 The text below a field says what it means, in the reference of sweep files, too.
 """
 
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -16,40 +15,21 @@ from harness.common import names
 from harness.common.errors import SettingError, require
 from harness.common.models import Floats, Integers, Model, Texts
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the verifier.
-
-    settings: the evaluation settings that it uses and not every stage does. A stage that uses `certificates` has proofs
-    that only a certificate confirms for certain. searched: the settings that it uses as well where `certificates` is
-    set, since branch and bound then searches for its certificates.
-    """
-
-    settings: tuple[str, ...] = ()
-    searched: tuple[str, ...] = ()
-
-
-_BUDGET = ("bab_seconds", "bab_branches")
-STAGES = {
-    names.IBP: Stage(),
-    names.CROWN_IBP: Stage(),
-    names.CROWN: Stage(("certificates",), _BUDGET),
-    names.ALPHA_CROWN: Stage(("certificates",), _BUDGET),
-    names.BAB: Stage((*_BUDGET, "bab_trial_seconds", "certificates")),
-}
+STAGES = (names.IBP, names.CROWN_IBP, names.CROWN, names.ALPHA_CROWN, names.BAB)
 """The verifier's stages, cheapest first: the bounds of cerdeq.bounds, named here for code that runs without torch, and
 branch and bound."""
+CERTIFICATE_STAGES = (names.CROWN, names.ALPHA_CROWN, names.BAB)
+"""The stages whose proofs only a certificate confirms for certain."""
 
 
 def stages_by_setting(certificates: bool) -> dict[str, tuple[str, ...]]:
     """Return, for each evaluation setting that not every stage uses, the stages that use it.
 
-    certificates: the setting of that name.
+    certificates: the setting of that name. Branch and bound searches for certificates, within its budget.
     """
-    used = {name: (*stage.settings, *(stage.searched if certificates else ())) for name, stage in STAGES.items()}
-    settings = (*_BUDGET, "bab_trial_seconds", "certificates")
-    return {setting: tuple(name for name, of_stage in used.items() if setting in of_stage) for setting in settings}
+    searching = CERTIFICATE_STAGES if certificates else (names.BAB,)
+    budget = dict.fromkeys(("bab_seconds", "bab_branches"), searching)
+    return {**budget, "bab_trial_seconds": (names.BAB,), "certificates": CERTIFICATE_STAGES}
 
 
 Precision = Literal["tf32", "float32", "bf16", "auto"]
@@ -271,7 +251,7 @@ class Evaluation(Model):
     @field_validator("stages")
     @classmethod
     def _check_stages(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
-        fits = names.IBP in stages and list(stages) == [stage for stage in STAGES if stage in stages]
+        fits = names.IBP in stages and stages == tuple(stage for stage in STAGES if stage in stages)
         unknown = [suggestion(stage, list(STAGES)) for stage in stages if stage not in STAGES]
         allowed = f"'ibp' and any of the others, in this order: {', '.join(STAGES)}{''.join(unknown)}"
         require("stages", list(stages), fits, allowed)

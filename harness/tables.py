@@ -29,10 +29,9 @@ from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_directories
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
-from harness.leaderboard.comparisons import ALL, METRICS, compare, too_few_seeds
+from harness.leaderboard.comparisons import ALL, FEWEST_SEEDS, METRICS, compare, too_few_seeds
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.leaderboard.section import FEWEST_SEEDS
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, folder, ranges, study_tables
 from harness.storage.files import write_text
@@ -88,10 +87,10 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
     from harness.report.sweep_page import write_sweep
 
     if len(directories) == 1 and not folder.trial_folders(directories[0]):  # a published study's tables
-        print_leaderboard(*write_leaderboard(directories[0], latex), new_console())
+        print_leaderboard(write_leaderboard(directories[0], latex), new_console())
         return
     if len(directories) == 1:
-        print_leaderboard(*write_sweep(directories[0], data_dir, latex), new_console())
+        print_leaderboard(write_sweep(directories[0], data_dir, latex), new_console())
         say(directories[0] / folder.REPORT)
         return
     sweep_dirs = [path for path in directories if folder.trial_folders(path) or (path / study_tables.TRIALS).exists()]

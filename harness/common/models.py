@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from types import UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -24,6 +24,12 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
 
+class KeysOf(NamedTuple):
+    """In the annotation of a mapping: the model whose keys it has."""
+
+    model: type[BaseModel]
+
+
 class Model(BaseModel):
     """A part of a file that checks itself. `model_dump(mode="json")` and `model_validate` are its JSON."""
 
@@ -34,14 +40,16 @@ class Model(BaseModel):
         return validate(type(self), {**vars(self), **changes})
 
 
-def validate(kind: Any, value: Any, *section: str, is_json: bool = False) -> Any:
+def validate(kind: Any, value: Any, *section: str, is_json: bool = False, context: object = None) -> Any:
     """Return a value, such as the content of a file, as a type has it.
 
-    section: the keys that lead to the value. is_json: whether tuples may be lists everywhere. Raises InputError, with a
-    line for each problem: the key, what was found, what is allowed.
+    section: the keys that lead to the value. is_json: whether tuples may be lists everywhere. context: what validators
+    find as `info.context`. Raises InputError, with a line for each problem: the key, what was found, what is allowed.
     """
     try:
-        return _adapter(kind).validate_json(json.dumps(value)) if is_json else _adapter(kind).validate_python(value)
+        if is_json:
+            return _adapter(kind).validate_json(json.dumps(value))
+        return _adapter(kind).validate_python(value, context=context)
     except ValidationError as error:
         problems = sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing")
         lines = [line for item in problems[:MOST_PROBLEMS] for line in _describe(item, kind, section)]
@@ -60,12 +68,14 @@ def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
     cause = item.get("ctx", {}).get("error")
     key, (owner, field) = ".".join(location), _field_at(kind, item["loc"])
     if item["type"] == "missing":
-        yield f"{key}: missing"
+        yield f"{key}: missing{_example(field)}"
     elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        yield unknown_key(key, list(owner.model_fields) if owner else [])
+        yield _unknown_key(key, kind, list(owner.model_fields) if owner else [])
     elif isinstance(cause, SettingError):
         inside = [] if location[-1:] == [cause.key] else [cause.key]
         yield str(SettingError(".".join([*location, *inside]), cause.found, cause.allowed))
+    elif isinstance(cause, InputError):
+        yield from (f"{key}.{line}" if key else line for line in str(cause).splitlines())
     elif isinstance(cause, UnknownNameError):
         yield str(SettingError(key, item["input"], cause.allowed))
     elif cause is not None:
@@ -75,9 +85,20 @@ def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
         yield f"{key or 'it'}: found {shorten(item['input'])}: {item['msg']}{example}"
 
 
-def unknown_key(key: str, names: list[str]) -> str:
-    """Return a line on a key, with all that lead to it, that is none of these names."""
-    return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{suggestion(key.rpartition('.')[2], names)}"
+def _unknown_key(key: str, kind: Any, names: list[str]) -> str:
+    """Return a line on a key, with all that lead to it, that is none of these names. kind: of the whole."""
+    name = key.rpartition(".")[2]
+    sections = [f"`{section}.{name}`" for section, model in _sections(kind) if name in model.model_fields]
+    hint = f"; did you mean {' or '.join(sections)}?" if sections else suggestion(name, names)
+    return f"{key}: unknown key; allowed: {', '.join(names) or 'none'}{hint}"
+
+
+def _sections(kind: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the keys of a model whose values are mappings, each with the model that has their keys."""
+    for key, field in getattr(kind, "model_fields", {}).items():
+        parts = [field.annotation, *get_args(field.annotation)]
+        parts += [mark.model for mark in field.metadata if isinstance(mark, KeysOf)]
+        yield from ((key, part) for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
 
 
 def _field_at(kind: Any, location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, FieldInfo | None]:

@@ -1,53 +1,28 @@
 """Read a sweep file: its mappings, those of its includes, a profile and `--set` are merged, then checked."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines import UnknownNameError
-from harness.common.errors import InputError, SettingError, collect_problems, located
-from harness.common.models import MOST_PROBLEMS, Model, unknown_key, validate
-from harness.config import plugins
-from harness.config.search import SearchedRow, SearchSettings
-from harness.config.sweep import FIXED, Resources, Sweep, SweepEntry
-from harness.config.text import merge, parse_assignments, read
-from harness.config.trial import FULL_PROFILE, Trial, flatten
-from harness.settings import Radius, Recipe
+from baselines import UnknownNameError, suggestion
+from harness.common.errors import InputError, SettingError, located, require
+from harness.common.models import validate
+from harness.config.sweep import FIXED, Sweep
+from harness.config.text import MOST_CHARACTERS, merge, nest, parse_yaml
+from harness.config.trial import FULL_PROFILE
+from harness.settings import Radius
 
 CPU_PROFILE = "cpu"
-
-
-@dataclass(frozen=True)
-class ExpandedSweep:
-    """A sweep file under one profile, checked and expanded.
-
-    search: how settings are searched; None without a search.
-    searched: the rows of `trials` if their settings are searched; empty without a search.
-    checkpoints: the files of networks trained elsewhere, by their SHA-256.
-    warnings: a line on settings without effect, if there are any.
-    """
-
-    name: str
-    profile: str
-    dataset: str
-    eps: Radius
-    resources: Resources
-    trials: list[Trial]
-    search: SearchSettings | None = None
-    searched: tuple[SearchedRow, ...] = ()
-    checkpoints: Mapping[str, Path] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SweepFile:
     """A sweep file under a profile.
 
-    content: its merged mappings. changes: those of `--set`. sweep: both, checked. start, end: of messages about it.
+    content: its merged mappings. changes: those of `--set`. sweep: both, checked. problems: what is wrong with them,
+    which `expand_file` raises with all else that is wrong; the sweep then lacks it. start, end: of messages about it.
     """
 
     path: Path
@@ -55,6 +30,7 @@ class SweepFile:
     content: dict[str, Any]
     changes: dict[str, Any]
     sweep: Sweep
+    problems: str
     start: str
     end: str
 
@@ -66,7 +42,7 @@ class SweepFile:
 def read_file(
     path: Path, profile: str | None, has_gpu: Callable[[], bool], assignments: Sequence[str] = ()
 ) -> SweepFile:
-    """Read a sweep file, check its keys and import its plugins. Raises InputError.
+    """Read a sweep file, import its plugins and check its keys and entries. Raises InputError; see also `problems`.
 
     profile: the one that is asked for; else it is `cpu` without a GPU, if the file has it. has_gpu: takes seconds, so
     the file is checked before. assignments: of `--set`, KEY=VALUE each, applied after the profile.
@@ -79,7 +55,7 @@ def read_file(
         if profile not in (None, FULL_PROFILE, *profiles):
             allowed = UnknownNameError("profile", profile, [FULL_PROFILE, *profiles]).allowed
             raise SettingError("--profile", profile, allowed)
-    changes = parse_assignments(assignments, Sweep.model_fields.keys() - FIXED)
+    changes = _parse_assignments(assignments, Sweep.model_fields.keys() - FIXED)
     start = f"{' '.join([str(path), *(f'--set {each}' for each in assignments)])}: "
 
     def under(profile: str) -> SweepFile:
@@ -91,49 +67,87 @@ def read_file(
             if fixed := [key for key in own if key in FIXED]:
                 raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
             merged = merge(content, own)
-            sweep = _validate(merge(merged, changes))
-        return SweepFile(path, profile, merged, changes, sweep, start, end)
+            sweep, problems = _validate(merge(merged, changes))
+        return SweepFile(path, profile, merged, changes, sweep, problems, start, end)
 
     file = under(profile or FULL_PROFILE)
-    if profile is None and CPU_PROFILE in profiles and not has_gpu():
+    if profile is None and CPU_PROFILE in profiles and not file.problems and not has_gpu():
         file = under(CPU_PROFILE)
-    with file.located():
-        plugins.load(file.sweep.plugins)
     return file
 
 
-def _validate(content: dict[str, Any]) -> Sweep:
-    """Return a sweep; the keys of its entries are checked here, too. Raises InputError with all unknown keys.
+def _validate(content: dict[str, Any]) -> tuple[Sweep, str]:
+    """Return a sweep, and what is wrong with it. Raises InputError where that leaves no network to be checked."""
+    right: dict[str, Any] = {}
+    try:
+        return validate(Sweep, content, context=right), ""
+    except InputError as error:
+        is_named = isinstance(right.get("dataset"), str)  # own images are not read for a wrong file
+        if not is_named or not right.keys() >= {"name", "evaluation", "width", "plugins", "trials"}:
+            raise
+        right["trials"] = [row for row in right["trials"] if "train" in right or not row.entry.train]
+        return Sweep.model_construct(**_STAND_INS | right), str(error)
 
-    What entries say is checked once torch is imported, which takes seconds: `expansion`.
+
+_STAND_INS: dict[str, Any] = {"eps": Radius(1), "seeds": [0]}
+"""For wrong values of keys without defaults, while the other keys are checked."""
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Return the content of a sweep file merged over the files that it includes, and those files.
+
+    Raises InputError, also for an included file outside of the directory of `path`: who wrote a file reads no others.
     """
-    with collect_problems() as at:
-        with at(""):
-            sweep: Sweep = validate(Sweep, content)
-        entries = content.get("trials")
-        numbered = enumerate(entries if isinstance(entries, list) else [])
-        lines = chain.from_iterable(_unknown_keys(f"trials.{n}.", entry, SweepEntry) for n, entry in numbered)
-        with at(""):
-            if unknown := list(islice(lines, MOST_PROBLEMS)):
-                raise InputError("\n".join(unknown))
-    return sweep
+    content, files = _read_mapping(path), {path.resolve(): path}
+    last = path
+    while "include" in content:
+        name = content.pop("include")
+        included = last.parent / str(name)
+        allowed = f"the relative path of another file in {path.parent} or below, that does not include this one"
+        try:
+            target = included.resolve()
+        except RuntimeError:  # links in a circle
+            raise SettingError(f"{last}: include", name, allowed) from None
+        is_other = isinstance(name, str) and target not in files and target.is_relative_to(path.parent.resolve())
+        require(f"{last}: include", name, is_other, allowed)
+        with located(f"{last}: include: "):
+            content = merge(_read_mapping(included), content)
+        last = files[target] = included
+    return content, list(files.values())[1:]
 
 
-def _unknown_keys(start: str, content: Any, model: type[Model]) -> Iterator[str]:
-    """Yield a line for each key of a mapping, or of a list of mappings to choose from, that a model has not."""
-    for choice in content if isinstance(content, list) else [content]:
-        for key, value in choice.items() if isinstance(choice, dict) else ():
-            if key not in model.model_fields:
-                yield unknown_key(f"{start}{key}", list(model.model_fields))
-            elif key == "train":
-                yield from _unknown_keys(f"{start}{key}.", value, Recipe)
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        with open(path, "rb") as file:
+            text = file.read(4 * MOST_CHARACTERS).decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(content, dict):  # what it holds is not shown: it may be no sweep file
+        found = {list: "a list", type(None): "nothing", str: "a text"}.get(type(content), "a number")
+        raise InputError(f"{path}: found {found}, allowed: a mapping with name, dataset, eps, seeds, trials")
+    return content
 
 
-def profile_mark(changes: dict[str, Any]) -> str:
-    """Return the changes that change trials, in one spelling; '' for none."""
-    settings = flatten({key: value for key, value in changes.items() if key not in ("seeds", "resources", "search")})
-    texts = []
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
-        texts.append("--set trials" if key == "trials" else f"--set {key}={text}")  # rows say what their trials are
-    return " ".join(sorted(texts))
+def _parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -> dict[str, Any]:
+    """Return what `--set KEY=VALUE ...` says, as a profile: dots lead into mappings, values are YAML, later ones win.
+
+    changeable: the keys that may be set. Raises SettingError.
+    """
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        keys = key.split(".")
+        allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.kappa=0.5"
+        hint = suggestion(keys[0], sorted(changeable)) if keys[0] not in changeable else ""
+        require("--set", text, equals == "=" and keys[0] in changeable, allowed + hint)
+        try:
+            changes = merge(changes, nest(keys, parse_yaml(value)))
+        except ValueError as error:
+            raise SettingError("--set", text, f"a value in YAML: {error}") from None
+    return changes

@@ -1,43 +1,21 @@
-"""The keys of a sweep file and of its entries."""
+"""The keys of a sweep file."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
-from baselines import DATASETS, UnknownNameError, options_of
+from baselines import DATASETS, UnknownNameError
 from harness.common.errors import require
-from harness.common.models import STRICT, Model
+from harness.common.models import Model
+from harness.config import plugins
+from harness.config.entry import Row, Width, make_rows
 from harness.config.search import SearchSettings
-from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH, LONGEST_NAME, NAME_PATTERN
+from harness.config.trial import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
 from harness.own_data import OwnData
-from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Evaluation, Radius, Recipe
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""
-
-
-def _check_network(name: str) -> str:
-    options_of(name)
-    return name
-
-
-def _check_method(name: str) -> str:
-    from harness.methods import METHODS  # imports torch, which most wrong files are refused without
-
-    if name not in METHODS:
-        raise UnknownNameError("training method", name, list(METHODS))
-    return name
 
 
 def _check_dataset(name: str) -> str:
@@ -46,47 +24,10 @@ def _check_dataset(name: str) -> str:
     return name
 
 
-def _name_file(checkpoint: object) -> object:
-    return {"file": checkpoint} if isinstance(checkpoint, str) else checkpoint
-
-
-Width = Annotated[float, Field(gt=0, le=LARGEST_WIDTH)]
-
-
-class SweepEntry(Model):
-    """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
-
-    model: Annotated[str, AfterValidator(_check_network)] = Field(examples=["cnn7"])
-    """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, AfterValidator(_check_method)] = Field("", examples=["ibp"])
-    """The training method; required, except beside `checkpoint`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The network's options, where they differ from their defaults."""
-    method_options: dict[str, Any] = Field(default_factory=dict)
-    """The training method's options, where they differ from their defaults."""
-    width: Width | None = None
-    """Factor of the network's channels; null for the sweep's `width`."""
-    train: dict[str, Any] = Field(default_factory=dict)
-    """What this entry changes of the recipe; it overrides the sweep's `train` and a profile's."""
-    checkpoint: Annotated[NetworkFile | None, BeforeValidator(_name_file, NetworkFile | str | None)] = None
-    """A file with the weights of a network that was trained elsewhere, or a mapping with `file`, below. The network is
-    not trained; it is evaluated once, under the first seed."""
-    source: Source | None = None
-    """Where a network trained elsewhere was published, and its published numbers."""
-    zip: list[str] = Field(default_factory=list)
-    """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> Self:
-        """Refuse a training method or its settings for a network trained elsewhere, and a source for any other."""
-        if self.checkpoint is None:
-            require("method", self.method, bool(self.method), "a training method, such as ibp, without `checkpoint`")
-            allowed = "nothing, for the network is trained here, without `checkpoint`"
-            require("source", self.source and self.source.model_dump(), self.source is None, allowed)
-        for key in ("method", "method_options", "train") if self.checkpoint else ():
-            value = getattr(self, key)
-            require(key, value, not value, "nothing beside `checkpoint`, for the network is not trained")
-        return self
+if TYPE_CHECKING:
+    _Rows = list[Row]
+else:
+    _Rows = Annotated[list[dict[str, Any]], AfterValidator(make_rows)]
 
 
 class Resources(Model):
@@ -122,20 +63,20 @@ class Sweep(Model):
     """The recipe."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """How trained networks are evaluated."""
-    trials: list[dict[str, Any]] = Field(min_length=1, examples=[[{"model": "cnn7", "method": "ibp"}]])
-    """What is compared: the rows of the leaderboard."""
-    resources: Resources = Field(default_factory=lambda: Resources())
-    """What Ray reserves for each trial."""
     width: Width = 1.0
     """Factor of every network's channels."""
     train_images: int | None = Field(None, ge=1)
     """Number of training images, the first ones; null takes all."""
     validation_images: int = Field(0, ge=0)
     """Above 0, so many of the last training images are held out and evaluated instead of the test split."""
-    search: SearchSettings | None = None
-    """Settings to search before anything is compared; null searches nothing."""
     plugins: list[str] = Field(default_factory=list, examples=[["my_package.nets"]])
     """Modules of your own to import, such as [my_package.nets]: what they register can be named in this file."""
+    trials: _Rows = Field(min_length=1, examples=[[{"model": "cnn7", "method": "ibp"}]])
+    """What is compared: the rows of the leaderboard."""
+    resources: Resources = Field(default_factory=lambda: Resources())
+    """What Ray reserves for each trial."""
+    search: SearchSettings | None = None
+    """Settings to search before anything is compared; null searches nothing."""
     include: str = ""
     """A file with more of these keys, such as a recipe, relative to this file and in its folder or below; the keys here
     override its keys."""
@@ -148,21 +89,14 @@ class Sweep(Model):
         """The name of the data set."""
         return self.dataset if isinstance(self.dataset, str) else self.dataset.title
 
+    @field_validator("plugins")
+    @classmethod
+    def _import_plugins(cls, names: list[str]) -> list[str]:
+        plugins.load(names)
+        return names
+
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: list[int]) -> list[int]:
         require("seeds", seeds, len(set(seeds)) == len(seeds), "each one once")
         return seeds
-
-
-def options_model(options: Any) -> type[BaseModel]:
-    """Return a class whose fields are the options of a network or a training method, by name as signatures have them.
-
-    A tuple may be a list, as in JSON.
-    """
-    kinds: Any = {
-        name: (option.annotation, ... if option.default is option.empty else option.default)
-        for name, option in options.items()
-    }
-    # A generated class has no source: pydantic's search for its docstrings finds nothing, and is slow in a deep stack.
-    return create_model("options", __config__=STRICT | {"use_attribute_docstrings": False}, **kinds)

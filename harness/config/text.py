@@ -1,46 +1,17 @@
-"""Sweep files as text: YAML, files that they include, and `--set` on the command line."""
+"""YAML with the types of JSON, and mappings that are merged."""
 
 import json
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from baselines import suggestion
-from harness.common.errors import InputError, SettingError, located, require
-
-INCLUDE = "include"
 MOST_CHARACTERS = 1_000_000
 """How many characters a sweep file may have."""
 _MOST_VALUES, _DEEPEST = 50_000, 50
-
-
-def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Return the content of a sweep file merged over the files that it includes, and those files.
-
-    Raises InputError, also for an included file outside of the directory of `path`: who wrote a file reads no others.
-    """
-    content, files = _read_mapping(path), {path.resolve(): path}
-    last = path
-    while INCLUDE in content:
-        name = content.pop(INCLUDE)
-        included = last.parent / str(name)
-        allowed = f"the relative path of another file in {path.parent} or below, that does not include this one"
-        try:
-            target = included.resolve()
-        except RuntimeError:  # links in a circle
-            raise SettingError(f"{last}: {INCLUDE}", name, allowed) from None
-        is_other = isinstance(name, str) and target not in files and target.is_relative_to(path.parent.resolve())
-        require(f"{last}: {INCLUDE}", name, is_other, allowed)
-        with located(f"{last}: {INCLUDE}: "):
-            content = merge(_read_mapping(included), content)
-        last = files[target] = included
-    return content, list(files.values())[1:]
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -69,24 +40,6 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, TypeError, ValueError) as error:  # as it raises for !!set x
         message = str(error).replace('"<file>", ', "")  # PyYAML's name of the text: callers name the file
         raise ValueError(" ".join(message.split())) from None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        with open(path, "rb") as file:
-            text = file.read(4 * MOST_CHARACTERS).decode()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise InputError(f"{path}: is not YAML: {error}") from None
-    if not isinstance(content, dict):  # what it holds is not shown: it may be no sweep file
-        found = {list: "a list", type(None): "nothing", str: "a text"}.get(type(content), "a number")
-        raise InputError(f"{path}: found {found}, allowed: a mapping with name, dataset, eps, seeds, trials")
-    return content
 
 
 class _Loader(yaml.SafeLoader):
@@ -129,9 +82,11 @@ class _Loader(yaml.SafeLoader):
             self._require(False, f"{node.value!r:.80} for {node.tag.rpartition(':')[2]}", node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-        for key in [key for key, count in counts.items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        first = {key.value: key for key in reversed(keys)}
+        for key in keys:
+            if key is not first[key.value]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -144,22 +99,3 @@ for _tag, _pattern, _first in (  # an integer is looked for before a float
     ("merge", "<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-
-
-def parse_assignments(assignments: Sequence[str], changeable: Collection[str]) -> dict[str, Any]:
-    """Return what `--set KEY=VALUE ...` says, as a profile: dots lead into mappings, values are YAML, later ones win.
-
-    changeable: the keys that may be set. Raises SettingError.
-    """
-    changes: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        keys = key.split(".")
-        allowed = f"KEY=VALUE, KEY one of {', '.join(sorted(changeable))} or in one, such as train.kappa=0.5"
-        hint = suggestion(keys[0], sorted(changeable)) if keys[0] not in changeable else ""
-        require("--set", text, equals == "=" and keys[0] in changeable, allowed + hint)
-        try:
-            changes = merge(changes, nest(keys, parse_yaml(value)))
-        except ValueError as error:
-            raise SettingError("--set", text, f"a value in YAML: {error}") from None
-    return changes

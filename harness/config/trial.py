@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from baselines import DATASETS
 from baselines.datasets import Dataset
@@ -73,7 +73,7 @@ class Trial(Model):
     """How the trained network is evaluated."""
     plugins: dict[str, str] = Field(default={})
     """Modules of users that the trial needs, each with the digest of its source (harness.config.plugins)."""
-    checkpoint: NetworkFile | None = Field(None, validate_default=True)
+    checkpoint: NetworkFile | None = None
     """The file with the weights of a network that was trained elsewhere; None trains the network."""
     source: Source | None = None
     """Where a network trained elsewhere was published."""
@@ -90,20 +90,14 @@ class Trial(Model):
         require("batch_size", train.batch_size, fits, f"at most the {images} training images")
         return train.replace(eps=None) if train.eps == info.data.get("eps") else train  # one trial, one key
 
-    @field_validator("checkpoint")
-    @classmethod
-    def _check_checkpoint(cls, checkpoint: NetworkFile | None, info: ValidationInfo) -> NetworkFile | None:
-        is_elsewhere = info.data.get("method") == TRAINED_ELSEWHERE
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        is_elsewhere = self.is_trained_elsewhere
         allowed = "a file with the weights" if is_elsewhere else f"null, if method is not {TRAINED_ELSEWHERE!r}"
-        require("checkpoint", checkpoint, (checkpoint is not None) == is_elsewhere, allowed)
-        return checkpoint
-
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: Source | None, info: ValidationInfo) -> Source | None:
-        is_elsewhere = info.data.get("method") == TRAINED_ELSEWHERE
-        require("source", source, source is None or is_elsewhere, "null, for the network is trained here")
-        return source
+        require("checkpoint", self.checkpoint, (self.checkpoint is not None) == is_elsewhere, allowed)
+        allowed = "null, for the network is trained here"
+        require("source", self.source, self.source is None or is_elsewhere, allowed)
+        return self
 
     def __eq__(self, other: object) -> bool:
         """Return whether both are the same trial."""

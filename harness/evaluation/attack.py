@@ -12,7 +12,6 @@ from harness.attacks.counterexamples import corners, decode, encode, move_inside
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
 from harness.common import names
-from harness.common.names import Verdict
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import Proofs, StageResult, verdict_where
 from harness.evaluation.network import PreparedNetwork
@@ -50,7 +49,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
                 if found is not None and found[0] < 0:
                     attack_margin[example], k_of[example] = found
 
-    verdicts = verdict_where(attack_margin < 0, Verdict.FALSIFIED)
+    verdicts = verdict_where(attack_margin < 0, names.FALSIFIED)
     proofs = counterexamples(batch, names.ATTACK, [*verdicts], k_of)
     return StageResult(verdicts, batch.nan(), attack_margin, proofs=proofs)
 

@@ -1,19 +1,14 @@
-"""A batch of examples under evaluation, and the files of what proves their verdicts."""
+"""A batch of examples under evaluation."""
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cerdeq import Box, LinfBall, margin_spec
 from harness.config.trial import Trial
-from harness.evaluation.ledger import Ledger, Proofs
+from harness.evaluation.ledger import Ledger
 from harness.evaluation.network import PreparedNetwork
-from harness.storage import folder
-from harness.storage.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -45,12 +40,3 @@ class Batch:
     def nan(self) -> Tensor:
         """Return NaN for each example: float64 [B]."""
         return torch.full(self.labels.shape, torch.nan, dtype=torch.float64, device=self.images.device)
-
-
-def write_proofs(directory: Path, proofs: Proofs) -> None:
-    """Write counterexamples to their file and, if there are any, certificates to theirs; else none of before stay."""
-    points = {name: tensor for name, tensor in proofs.items() if "/" not in name}
-    write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
-    (directory / folder.CERTIFICATES).unlink(missing_ok=True)
-    if certificates := {name: tensor for name, tensor in proofs.items() if "/" in name}:
-        write_atomically(directory / folder.CERTIFICATES, partial(save_file, certificates))

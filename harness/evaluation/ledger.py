@@ -88,12 +88,12 @@ class Ledger:
         """Record a stage's verdicts, by the numbers of the examples; those that say nothing, as `note` does."""
         for example, verdict in verdicts.items():
             if verdict in names.UNDECIDED:
-                if verdict != Verdict.UNKNOWN:
+                if verdict != names.UNKNOWN:
                     self.note(stage, verdict, example)
             elif self.undecided[example]:
                 self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, ""
                 self.undecided[example] = False
-            elif Verdict.CERTIFIED in {verdict, self.verdict[example]} and verdict != self.verdict[example]:
+            elif names.CERTIFIED in {verdict, self.verdict[example]} and verdict != self.verdict[example]:
                 self.contradicted.append(example)
 
     def note(self, stage: str, verdict: Verdict, example: int, reason: str = "") -> None:
@@ -104,14 +104,14 @@ class Ledger:
     def note_unproved(self, stage: str, examples: list[int]) -> None:
         """Note the examples that a stage certified and has no certificate for."""
         for example in examples:
-            if (self.verdict[example], self.stage[example]) == (Verdict.CERTIFIED, stage):
+            if (self.verdict[example], self.stage[example]) == (names.CERTIFIED, stage):
                 self.reason[example] = names.NO_CERTIFICATE
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return verdicts, their stages and reasons, by the names of their columns."""
         empty = self.verdict == ""
         return {
-            names.VERDICT: np.array([str(verdict or Verdict.UNKNOWN) for verdict in self.verdict], dtype=object),
+            names.VERDICT: np.array([str(verdict or names.UNKNOWN) for verdict in self.verdict], dtype=object),
             names.STAGE: np.where(empty, NO_STAGE, self.stage),
             names.REASON: self.reason.copy(),
         }
@@ -133,11 +133,11 @@ class Ledger:
                     results.append((part, ask(part)))
                 continue
             except DeadlineError:
-                kind, reason = Verdict.TIMEOUT, ""
+                kind, reason = names.TIMEOUT, ""
             except Exception as error:  # whatever it is, it concerns these examples alone
-                kind = Verdict.OUT_OF_MEMORY if is_out_of_memory(error) else Verdict.FAILED
+                kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
                 reason = error_line(error)[:_LONGEST_REASON]
-            if kind == Verdict.OUT_OF_MEMORY:
+            if kind == names.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:
                 queue += reversed(part.split(1))

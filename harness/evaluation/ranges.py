@@ -14,12 +14,14 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,14 +30,14 @@ from harness.attacks.objectives import objectives
 from harness.common import names
 from harness.config.trial import Trial
 from harness.data import Split
-from harness.evaluation.batch import write_proofs
 from harness.evaluation.ibp import average_rows
+from harness.evaluation.ledger import Proofs
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork
 from harness.evaluation.verdicts import EvaluationResult, evaluate_images
 from harness.settings import Evaluation
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parse_file, write_bytes
+from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
 
@@ -141,11 +143,20 @@ def finish_evaluation(
     further: metrics that do not follow from the verdicts. Raises DamagedFileError if a range cannot be read.
     """
     evaluation = join_ranges([read_range(ranges_dir, images) for images in planned])
-    write_proofs(directory, evaluation.proofs)
+    _write_proofs(directory, evaluation.proofs)
     write_table(directory / folder.VERDICTS, evaluation.verdicts)
     seconds = {names.EVALUATION_SECONDS: sum(evaluation.seconds.values())}
     metrics = finite_or_none(final_metrics(evaluation, config.evaluation.stages) | seconds) | dict(further)
     return metrics, warnings(evaluation, metrics, config.data_info)
+
+
+def _write_proofs(directory: Path, proofs: Proofs) -> None:
+    """Write counterexamples to their file and, if there are any, certificates to theirs; else none of before stay."""
+    points = {name: tensor for name, tensor in proofs.items() if "/" not in name}
+    write_atomically(directory / folder.COUNTEREXAMPLES, partial(save_file, points))
+    (directory / folder.CERTIFICATES).unlink(missing_ok=True)
+    if certificates := {name: tensor for name, tensor in proofs.items() if "/" in name}:
+        write_atomically(directory / folder.CERTIFICATES, partial(save_file, certificates))
 
 
 def join_ranges(results: list[EvaluationResult]) -> EvaluationResult:

@@ -1,6 +1,6 @@
 """The stages of the verifier after IBP: the other bounds of cerdeq, and branch and bound.
 
-To add a stage, add its record to `STAGES` in harness/settings.py. A stage that is no bound of cerdeq also needs
+To add a stage, add its name to `STAGES` in harness/settings.py. A stage that is no bound of cerdeq also needs
 a function here, in `FUNCTIONS`.
 """
 
@@ -19,10 +19,10 @@ from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import Proofs, StageResult, verdict_where
-from harness.settings import STAGES
+from harness.settings import CERTIFICATE_STAGES
 
 _UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"
-_CERTIFICATES = "certificates"  # the setting, and the name of the seconds spent on them
+_CERTIFICATES = "certificates"  # the name of the seconds spent on them
 
 
 def _bound(name: str, batch: Batch) -> StageResult:
@@ -36,11 +36,9 @@ def _bound(name: str, batch: Batch) -> StageResult:
 
     for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
         lower[examples] = margins.to(lower)
-    has_certificates = batch.config.evaluation.certificates and _CERTIFICATES in STAGES[name].settings
+    has_certificates = batch.config.evaluation.certificates and name in CERTIFICATE_STAGES
     proofs, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
-    return StageResult(
-        verdict_where(lower > 0, Verdict.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved
-    )
+    return StageResult(verdict_where(lower > 0, names.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved)
 
 
 def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
@@ -72,9 +70,9 @@ def _branch_and_bound(batch: Batch) -> StageResult:
             raise DeadlineError
         verification, number = _verify(batch, example, math.inf if limit is None else limit - used), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
-        if (verdict == Verdict.CERTIFIED) != (bound > 0):
+        if (verdict == names.CERTIFIED) != (bound > 0):
             raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
-        if verdict == Verdict.FALSIFIED:
+        if verdict == names.FALSIFIED:
             point = verification.counterexample.to(batch.images)
             upper[example], k_of[example] = margins_as_stored(batch, example, point)
             if upper[example] < 0:
@@ -84,11 +82,11 @@ def _branch_and_bound(batch: Batch) -> StageResult:
                 if upper[example] < 0:
                     proofs[str(batch.first + number)] = inside[0].cpu()
                 else:
-                    verdict, upper[example] = Verdict.UNKNOWN, torch.nan
+                    verdict, upper[example] = names.UNKNOWN, torch.nan
                     batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
         verdicts[number], lower[example], branches[example] = verdict, bound, float(verification.branches[0])
         proofs.update(_name_tensors(batch, example, verification))
-        if batch.config.evaluation.certificates and verdict == Verdict.CERTIFIED and _lacks_certificate(verification):
+        if batch.config.evaluation.certificates and verdict == names.CERTIFIED and _lacks_certificate(verification):
             unproved.append(number)
 
     for example in batch.undecided.nonzero():
@@ -112,7 +110,7 @@ def _name_tensors(batch: Batch, example: Tensor, verification: cerdeq.Verificati
 
 
 FUNCTIONS: dict[str, Callable[[Batch], StageResult]] = {
-    **{name: partial(_bound, name) for name in BOUNDS},
+    **{name: partial(_bound, name) for name in BOUNDS if name != names.IBP},
     names.BAB: _branch_and_bound,
 }
-"""What each stage finds of the undecided examples of a batch."""
+"""What each stage after IBP finds of the undecided examples of a batch."""

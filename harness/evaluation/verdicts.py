@@ -12,12 +12,11 @@ from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
-from harness.common.names import Verdict
 from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch
 from harness.evaluation.ibp import bound_batch
-from harness.evaluation.ledger import Ledger, Proofs, SoundnessError, verdict_where
+from harness.evaluation.ledger import Ledger, Proofs, SoundnessError, StageResult, verdict_where
 from harness.evaluation.network import PreparedNetwork, prepare_network
 from harness.evaluation.stages import FUNCTIONS
 
@@ -65,26 +64,25 @@ def evaluate_images(
     bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
     batch = Batch(network, x, labels, first, config, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
-    ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), Verdict.MISCLASSIFIED))
-    lower = {names.IBP: bounds.lower.amin(1)}
-    certified = lower[names.IBP] > 0
-    attack = attack_batch(batch, certified)
-    ledger.record(names.ATTACK, attack.verdicts)
-    ledger.record(names.IBP, verdict_where(certified, Verdict.CERTIFIED))
-    attack_margin, proofs = attack.counterexample_margin, attack.proofs
-    further_columns: dict[str, Tensor] = {}
-    for stage in config.evaluation.stages:
-        if stage == names.IBP:
-            continue
-        result = FUNCTIONS[stage](batch)
+    ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), names.MISCLASSIFIED))
+    ibp_lower = bounds.lower.amin(1)
+    certified = ibp_lower > 0
+    results = {
+        names.ATTACK: attack_batch(batch, certified),
+        names.IBP: StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan()),
+    }
+    attack_margin, proofs, further_columns = batch.nan(), Proofs(), dict[str, Tensor]()
+    for stage in (names.ATTACK, *config.evaluation.stages):
+        if stage not in results:
+            results[stage] = FUNCTIONS[stage](batch)
+        result = results[stage]
         ledger.record(stage, result.verdicts)
         ledger.note_unproved(stage, result.unproved)
-        lower[stage] = result.lower
         further_columns |= result.columns
         proofs |= result.proofs
         attack_margin = torch.where(result.counterexample_margin.isnan(), attack_margin, result.counterexample_margin)
     columns = {
-        **{names.margin_column(stage): margin for stage, margin in lower.items()},
+        **{names.margin_column(stage): results[stage].lower for stage in config.evaluation.stages},
         **further_columns,
         names.ATTACK_MARGIN: attack_margin,
         names.WIDTH: bounds.width.mean(1),

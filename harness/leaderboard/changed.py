@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from harness.leaderboard.files import leaderboard_files, leaderboard_texts
-from harness.leaderboard.summary import summaries_of
 from harness.leaderboard.table import build_leaderboard
 from harness.storage.files import load_json, read_text
 
@@ -22,11 +21,8 @@ def changed_files(directory: Path) -> list[Path]:
     if not any(path.exists() for path in paths):
         return []
     leaderboard = build_leaderboard(directory)
-    summaries, sweeps = summaries_of(leaderboard), {leaderboard.sweep, *leaderboard.trials["sweep"].dropna()}
-    titled = [
-        leaderboard_texts(replace(leaderboard, directory=directory.parent / sweep), summaries)
-        for sweep in sorted(sweeps)
-    ]
+    sweeps = sorted({leaderboard.sweep, *leaderboard.trials["sweep"].dropna()})
+    titled = [leaderboard_texts(replace(leaderboard, directory=directory.parent / sweep)) for sweep in sweeps]
     allowed = zip(paths, zip(*titled, strict=True), strict=True)
     return [
         path

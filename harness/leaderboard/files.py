@@ -13,9 +13,8 @@ from rich.console import Console
 from harness.common.terminal import one_line, print_table
 from harness.leaderboard.latex import latex_tables
 from harness.leaderboard.rows import LABEL
-from harness.leaderboard.section import row_label
-from harness.leaderboard.summary import SUMMARY_LEGEND, Summary, summaries_of
-from harness.leaderboard.table import Leaderboard, build_leaderboard
+from harness.leaderboard.summary import SUMMARY_LEGEND
+from harness.leaderboard.table import Leaderboard, build_leaderboard, row_label
 from harness.storage.files import read_text, write_text
 
 LEGEND = (
@@ -40,30 +39,27 @@ def leaderboard_files(directory: Path) -> list[Path]:
     return [directory / name for name in ("leaderboard.md", LATEX_TABLE, "leaderboard.csv", "leaderboard.json")]
 
 
-def write_leaderboard(directory: Path, latex: bool = False) -> tuple[Leaderboard, dict[str, Summary]]:
-    """Build the leaderboard of `directory` and write leaderboard.md, .csv and .json there.
+def write_leaderboard(directory: Path, latex: bool = False) -> Leaderboard:
+    """Return the leaderboard of `directory`, after writing leaderboard.md, .csv and .json there.
 
     latex: also write leaderboard.tex, which is written anew in any case where it exists.
-    Returns the leaderboard, and each section's summary by its heading.
     """
     leaderboard = build_leaderboard(directory)
-    summaries = summaries_of(leaderboard)
-    texts = leaderboard_texts(leaderboard, summaries)
-    for path, text in zip(leaderboard_files(directory), texts, strict=True):
+    for path, text in zip(leaderboard_files(directory), leaderboard_texts(leaderboard), strict=True):
         is_wanted = path.name != LATEX_TABLE or latex or path.exists()
         if is_wanted and not (path.exists() and read_text(path) == text):
             write_text(path, text)
-    return leaderboard, summaries
+    return leaderboard
 
 
-def leaderboard_texts(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> list[str]:
+def leaderboard_texts(leaderboard: Leaderboard) -> list[str]:
     """Return the content of each of `leaderboard_files`."""
     rows = leaderboard.rows.assign(warnings=leaderboard.rows["warnings"].map("; ".join, na_action="ignore"))
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
     records = [{name: value for name, value in row.items() if name != "source" or value} for row in records]
     return [
-        _markdown(leaderboard, summaries),
-        latex_tables(leaderboard, summaries),
+        _markdown(leaderboard),
+        latex_tables(leaderboard),
         csv_text(rows),
         json.dumps(records, indent=1, allow_nan=False) + "\n",
     ]
@@ -75,14 +71,13 @@ def csv_text(frame: pd.DataFrame) -> str:
     return frame.mask(is_formula, "'" + frame.astype(str)).to_csv(index=False, lineterminator="\n")
 
 
-def _markdown(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
+def _markdown(leaderboard: Leaderboard) -> str:
     parts = [f"# Leaderboard of the sweep {markdown_text(leaderboard.sweep)}\n"]
     for section in leaderboard.sections:
-        summary = summaries[section.heading]
         parts += [f"## {markdown_text(section.heading)}\n"]
         parts += [f"**{markdown_text(note)}**\n" for note in section.notes]
-        parts += [markdown_table(section.short_table(summary.tied), section.is_literature)]
-        parts += [f"{markdown_text(line)}\n" for line in summary.lines]
+        parts += [markdown_table(section.short_table, section.is_literature)]
+        parts += [f"{markdown_text(line)}\n" for line in section.sentences]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
         if len(stages := section.stages):
             parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
@@ -108,17 +103,16 @@ def markdown_table(frame: pd.DataFrame, in_italics: list[bool] | None = None) ->
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
-def print_leaderboard(leaderboard: Leaderboard, summaries: dict[str, Summary], console: Console) -> None:
+def print_leaderboard(leaderboard: Leaderboard, console: Console) -> None:
     """Print the errors, each section's summary, warnings, failures, and where the files are."""
     for section in leaderboard.sections:
-        summary = summaries[section.heading]
-        table = section.short_table(summary.tied)
+        table = section.short_table
         console.print(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
         for note in section.notes:
             console.print(note, style="yellow")
         styles = ["italic" if is_literature else "" for is_literature in section.is_literature]
         print_table(console, list(table), table.to_numpy(), styles)
-        for line in summary.lines:
+        for line in section.sentences:
             console.print(line)
         for warning in section.warnings:
             console.print(one_line(f"Warning: {warning}"))

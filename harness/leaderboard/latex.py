@@ -5,9 +5,7 @@ import re
 from harness.common import names
 from harness.common.terminal import one_line
 from harness.leaderboard.columns import ERRORS
-from harness.leaderboard.section import Section
-from harness.leaderboard.summary import Summary
-from harness.leaderboard.table import Leaderboard
+from harness.leaderboard.table import Leaderboard, Section
 
 _LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; "
@@ -19,23 +17,20 @@ _CHARACTERS = {
 }  # fmt: skip
 
 
-def latex_tables(leaderboard: Leaderboard, summaries: dict[str, Summary]) -> str:
+def latex_tables(leaderboard: Leaderboard) -> str:
     """Return a table of errors for each section; needs the packages booktabs and graphicx."""
     sweep = re.sub(r"[^A-Za-z0-9.:-]", "-", leaderboard.sweep)
-    tables = [
-        _latex_table(section, summaries[section.heading], f"tab:{sweep}-{number}")
-        for number, section in enumerate(leaderboard.sections)
-    ]
+    tables = [_latex_table(section, f"tab:{sweep}-{number}") for number, section in enumerate(leaderboard.sections)]
     return "".join([f"% The leaderboard of {leaderboard.sweep}; needs \\usepackage{{booktabs,graphicx}}.\n", *tables])
 
 
-def _latex_table(section: Section, summary: Summary, label: str) -> str:
+def _latex_table(section: Section, label: str) -> str:
     """Return the short table, the best of each column in bold, the literature in italics, and what to know of it.
 
     Few undecided images are no merit: a network that predicts one class for all images has none.
     """
-    table = section.short_table(summary.tied).drop(columns="#").map(_escape)
-    table["row"] += [r"$^{\sim}$" if label in summary.tied else "" for label in section.labels]
+    table = section.short_table.drop(columns="#").map(_escape)
+    table["row"] += [r"$^{\sim}$" if label in section.summary.tied else "" for label in section.labels]
     rows = section.comparable
     for column in (column for column in ERRORS if column.title in table and column.name != names.UNDECIDED_ERROR):
         best = rows.index[rows[column.name] == rows[column.name].min()]

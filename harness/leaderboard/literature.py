@@ -2,16 +2,15 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable
 from harness.settings import Radius
 from harness.storage.files import LARGEST_TEXT, read_bytes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]
 _PERCENT = {names.STANDARD_ERROR: float, names.CERTIFIED_ERROR: float, names.UNDECIDED_ERROR: float}
@@ -29,22 +28,16 @@ NOT_STATED = "not stated"
 _TEXTS = ("dataset", "eps", "model", "method", "options", "source", "url", *ALLOWED)
 
 
-def literature_files(sweep_dir: Path) -> list[Path]:
-    """Return where numbers from papers may lie: beside the sweep's directory, else in the project."""
-    directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
-    return [directory / "published.csv" for directory in directories]
+def read_literature(sweep_dir: Path) -> pd.DataFrame:
+    """Return the rows of published.csv beside a sweep's directory, else of the project's; none if neither exists.
 
-
-def read_literature(sweep_dir: Path) -> "pd.DataFrame":
-    """Return the rows of the first of `literature_files` that exists, each column of ALLOWED among them.
-
-    `exact` has eps as a Radius; `source` also what kind of number it is. The attack error is what remains of the
-    certified error if every undecided image is certified. Texts are without control characters. Raises InputError for a
-    file that is no table, a missing column, and a value that is not allowed.
+    Each column of ALLOWED is among them. `exact` has eps as a Radius; `source` also what kind of number it is. The
+    attack error is what remains of the certified error if every undecided image is certified. Texts are without control
+    characters. Raises InputError for a file that is no table, a missing column, and a value that is not allowed.
     """
-    import pandas as pd  # imported late: it takes a second
-
-    if not (path := next((file for file in literature_files(sweep_dir) if file.exists()), None)):
+    directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
+    files = (directory / "published.csv" for directory in directories)
+    if not (path := next((file for file in files if file.exists()), None)):
         return pd.DataFrame(columns=[*_COLUMNS, *ALLOWED, "exact"], dtype=object)
     content = BytesIO(read_bytes(path, LARGEST_TEXT))
     try:
@@ -73,8 +66,6 @@ def read_literature(sweep_dir: Path) -> "pd.DataFrame":
 
 def _problem(row: dict[Any, Any]) -> str:
     """Return which value of a row is not allowed; empty if all are."""
-    import pandas as pd
-
     for name, allowed in ALLOWED.items():
         if pd.notna(row[name]) and row[name] not in allowed:
             return f"{name}: found {row[name]!r}, allowed: {', '.join(allowed)}, or nothing"
@@ -105,7 +96,7 @@ def tuning_split(value: Any) -> str:
     return f"{value} split" if isinstance(value, str) and value else NOT_STATED
 
 
-def best_sentences(rows: "pd.DataFrame", kind: str, is_full_size: bool) -> list[str]:
+def best_sentences(rows: pd.DataFrame, kind: str, is_full_size: bool) -> list[str]:
     """Return the best deterministic rows of papers, and which own rows compare with them: at most three sentences.
 
     One of them names the best by what rows were tuned on, if papers say it of some.
@@ -129,7 +120,7 @@ def best_sentences(rows: "pd.DataFrame", kind: str, is_full_size: bool) -> list[
     return [sentence, *_best_by_split(rows), _comparable(["the first", "the second"], verifiers, kind, is_full_size)]
 
 
-def _best_by_split(rows: "pd.DataFrame") -> list[str]:
+def _best_by_split(rows: pd.DataFrame) -> list[str]:
     """Return a sentence on the best ReLU network for each kind of images it was tuned on; none if no paper says it.
 
     rows: best first.
@@ -142,7 +133,7 @@ def _best_by_split(rows: "pd.DataFrame") -> list[str]:
     return [f"The best ReLU network from papers by the images it was tuned on; {'; '.join(parts)}."]
 
 
-def _described(row: "pd.DataFrame") -> str:
+def _described(row: pd.DataFrame) -> str:
     record = row.iloc[0].dropna()
     label = " ".join(record[name] for name in ("model", "method", "source") if name in record)
     proved = f"{record[names.CERTIFIED_ERROR]:.2f} %"

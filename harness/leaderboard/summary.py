@@ -3,16 +3,18 @@
 The only place that writes such sentences: the terminal, the Markdown leaderboard and the pages print them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import comb
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm, too_few_seeds
-from harness.leaderboard.section import FEWEST_SEEDS, Section
-from harness.leaderboard.table import Leaderboard
+from harness.leaderboard.comparisons import ALL, FEWEST_SEEDS, SIGNIFICANCE, compare, holm, too_few_seeds
+
+if TYPE_CHECKING:
+    from harness.leaderboard.table import Section
 
 SUMMARY_LEGEND = (
     "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
@@ -35,16 +37,7 @@ class Summary:
     answer: str = ""
 
 
-def summaries_of(leaderboard: Leaderboard) -> dict[str, Summary]:
-    """Return each section's summary by its heading; its last lines are on the best numbers from papers."""
-    summaries = {}
-    for section in leaderboard.sections:
-        summary = summarise(section)
-        summaries[section.heading] = replace(summary, lines=[*summary.lines, *section.papers])
-    return summaries
-
-
-def summarise(section: Section) -> Summary:
+def summarise(section: "Section") -> Summary:
     """Return what a section's comparisons say; two rows are needed for one."""
     if section.own[names.CERTIFIED_ERROR].count() < 2:
         return Summary(answer=_answer_on_equilibria(section, None))
@@ -98,7 +91,7 @@ def _p(value: float, rows: int = 1, sign: str = "") -> str:
     return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
 
 
-def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) -> str:
+def _answer_on_equilibria(section: "Section", differences: pd.DataFrame | None) -> str:
     """Return whether the best row with an equilibrium beats the best other row of a section, in one sentence."""
     rows, has_equilibrium = section.comparable, section.has_equilibrium
     if not has_equilibrium.any():

@@ -18,8 +18,7 @@ from harness.common.terminal import printable
 from harness.config.trial import Trial
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
-from harness.leaderboard.section import Section
-from harness.leaderboard.table import build_leaderboard
+from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius

@@ -14,9 +14,7 @@ from markupsafe import Markup, escape
 from harness.config.trial import Trial, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
-from harness.leaderboard.section import Section, as_text
-from harness.leaderboard.summary import Summary
-from harness.leaderboard.table import Leaderboard
+from harness.leaderboard.table import Leaderboard, Section, as_text
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
@@ -39,26 +37,24 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values) + "\n"
 
 
-def write_sweep(
-    directory: Path, data_dir: str | None = None, latex: bool = False
-) -> tuple[Leaderboard, dict[str, Summary]]:
-    """Write the sweep's tables and page; returns the leaderboard and its sections' summaries by heading.
+def write_sweep(directory: Path, data_dir: str | None = None, latex: bool = False) -> Leaderboard:
+    """Write the sweep's tables and page, and return the leaderboard.
 
     data_dir: where the images of the data set are looked for; without them one figure is missing.
     latex: also write leaderboard.tex and the figures as PDF; where leaderboard.tex exists, they are always written.
     Raises InputError where no table can be made.
     """
-    leaderboard, summaries = write_leaderboard(directory, latex)
-    write_page(leaderboard, summaries, data_dir)
-    return leaderboard, summaries
+    leaderboard = write_leaderboard(directory, latex)
+    write_page(leaderboard, data_dir)
+    return leaderboard
 
 
-def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir: str | None = None) -> None:
+def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     """Write the page of a leaderboard and, where leaderboard.tex exists, its figures as PDF."""
     figures = leaderboard.directory / folder.FIGURES if (leaderboard.directory / LATEX_TABLE).exists() else None
     parts = []
     for number, section in enumerate(leaderboard.sections):
-        part = _part(section, summaries[section.heading])
+        part = _part(section)
         if len(section.trials):
             part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
         parts.append(part)
@@ -74,16 +70,15 @@ def write_page(leaderboard: Leaderboard, summaries: dict[str, Summary], data_dir
     write_text(leaderboard.directory / folder.REPORT, page)
 
 
-def _part(section: Section, summary: Summary) -> dict[str, Any]:
+def _part(section: Section) -> dict[str, Any]:
     """Return what the page shows of a section, but for its figures."""
-    cells = section.marked_table(summary.tied).drop(columns="source")  # the label of a row of a paper has it
+    cells = section.marked_table.drop(columns="source")  # the label of a row of a paper has it
     main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
     environments = pd.DataFrame([result.environment for result in section.trials["result"]])
     rows = section.trials.groupby("label", sort=False)["trial_dir"]
     return {
         "section": section,
-        "summary": summary,
         "cells": cells[main + hidden].rename(columns=_PERCENT),
         "hidden": [_PERCENT.get(name, name) for name in hidden],
         "stages": section.stages,

@@ -15,8 +15,8 @@ from harness.common import names
 from harness.common.errors import InputError, collect_problems
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import print_table, with_plural
-from harness.config.expansion import expand_file
-from harness.config.file import CPU_PROFILE, ExpandedSweep, SweepFile
+from harness.config.expansion import ExpandedSweep, expand_file
+from harness.config.file import CPU_PROFILE, SweepFile
 from harness.config.trial import FULL_PROFILE
 from harness.data import load
 from harness.leaderboard.rows import NOT_COUNTED

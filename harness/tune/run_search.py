@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from harness.common.terminal import with_plural
-from harness.config.file import ExpandedSweep
+from harness.config.expansion import ExpandedSweep
 from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import Data, load
 from harness.machine.environment import source_digest

@@ -15,7 +15,6 @@ from harness.common.masking import mask_secrets
 from harness.common.terminal import percent
 from harness.config.trial import Trial
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
-from harness.leaderboard.summary import Summary
 from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
 from harness.machine.environment import device_name, source_digest
@@ -35,14 +34,9 @@ Log = Callable[[Path, bool], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a sweep.
-
-    summaries: of the leaderboard's sections, by their headings. is_complete: all trials have usable results, and MLflow
-    has them.
-    """
+    """What came of a sweep. is_complete: all trials have usable results, and MLflow has them."""
 
     leaderboard: Leaderboard
-    summaries: dict[str, Summary]
     is_complete: bool
 
 
@@ -78,8 +72,8 @@ def run_sweep(
     _prepare_folders(plan, states, to_run, console)
     records, log = {trial_dir: plan.records[trial_dir] for trial_dir in to_run}, mlflow.log if mlflow else None
     run_trials(records, ray, data_dir, console, log, options.fail_fast)
-    leaderboard, summaries = write_leaderboard(plan.sweep_dir)
-    print_leaderboard(leaderboard, summaries, console)
+    leaderboard = write_leaderboard(plan.sweep_dir)
+    print_leaderboard(leaderboard, console)
     own = {record.key for record in plan.records.values()}
     is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys)
     problems = plan.unusable(leaderboard.trials)
@@ -88,7 +82,7 @@ def run_sweep(
         advice = "put the file back, or remove that folder to train the trial again"
         console.print(f"cannot be used: {trial}: {problem}; {advice}")
     is_finished = not problems and all(state.state is State.FINISHED for state in plan.states().values())
-    return Outcome(leaderboard, summaries, is_logged and is_finished)
+    return Outcome(leaderboard, is_logged and is_finished)
 
 
 def _prepare_folders(

@@ -20,8 +20,7 @@ from harness import tables
 from harness.command_line import COMMANDS, main, parser_of
 from harness.common.patterns import select_by_pattern
 from harness.config.expansion import expand_file
-from harness.config.file import read_file
-from harness.config.text import read
+from harness.config.file import read, read_file
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder

@@ -9,12 +9,18 @@ import yaml
 from small_sweep import BASE, changed, load_sweep, trials_of, write
 
 from harness.common.errors import InputError
-from harness.config.file import read_file
 
 TEXTS = {
     "empty": ("", "found nothing, allowed: a mapping"),
     "no YAML": ("name: [unclosed\n", "is not YAML: while parsing a flow sequence in line 1, column 7"),
-    "a key twice": ("name: x\ntrain: {epochs: 3, epochs: 4}\n", "is not YAML: key 'epochs' appears twice"),
+    "a key twice": (
+        "name: x\ntrain: {epochs: 3, epochs: 4}\n",
+        "is not YAML: key 'epochs' appears twice in line 2, column 20",
+    ),
+    "a key twice, lines apart": (
+        "name: x\neps: 1\nname: y\n",
+        "is not YAML: key 'name' appears twice in line 3, column 1",
+    ),
     "a Python object": ("name: !!python/object/apply:os.system ['true']\n", "is not YAML: "),
     "a text for a day": ("name: !!timestamp x\n", "is not YAML: it has "),
     "an integer without digits": ('name: !!int ""\n', "is not YAML: it has "),
@@ -55,7 +61,7 @@ def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, monk
     monkeypatch.setattr("harness.config.text._MOST_VALUES", 1_000)
     path = write(tmp_path, BOMBS[case])
     with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
-        read_file(path, None, lambda: True)
+        load_sweep(path, None, True)
 
 
 HOSTILE = {
@@ -123,7 +129,7 @@ def test_many_values_are_read_or_refused_in_seconds(refused, tmp_path, key):
 
 def test_a_file_that_is_endless_is_refused():
     with pytest.raises(InputError, match="cannot be read: it is no file"):
-        read_file(Path("/dev/zero"), None, lambda: True)
+        load_sweep(Path("/dev/zero"), None, True)
 
 
 def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
@@ -143,7 +149,7 @@ def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
 def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, kind, text):
     content = yaml.safe_dump(changed(remove=["train"])) + f"train: {{{key}: {text}}}\n"
     with pytest.raises(InputError, match=f"study.yaml: train.{key}: found '{text}': Input should be a valid {kind}"):
-        read_file(write(tmp_path, content), None, lambda: True)
+        load_sweep(write(tmp_path, content), None, True)
 
 
 @pytest.mark.parametrize("text", ["no", "1:30", "007", "2026-11-20"])

@@ -18,8 +18,9 @@ from test_trial_config import ELSEWHERE, OTHER
 from harness.common.errors import InputError
 from harness.config import expansion
 from harness.config.buildable import check_buildable
-from harness.config.sweep import Sweep, SweepEntry
-from harness.config.text import read
+from harness.config.entry import SweepEntry
+from harness.config.file import read
+from harness.config.sweep import Sweep
 from harness.config.trial import FULL_PROFILE, Trial
 from harness.settings import Evaluation, Recipe
 

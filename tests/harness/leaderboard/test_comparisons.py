@@ -11,7 +11,6 @@ from harness.command_line import main
 from harness.common import names
 from harness.config.trial import RECIPE_VERSION
 from harness.leaderboard.comparisons import METRICS, compare, holm
-from harness.leaderboard.summary import summaries_of
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Recipe
 from harness.storage import folder
@@ -74,7 +73,7 @@ def test_two_seeds_have_no_t_test_there_as_on_the_board(tmp_path, capsys):
     sentence = "2 seeds are too few to rank rows; run 5 or more"
     assert f"no t test: {sentence}" in capsys.readouterr().out
     leaderboard = build_leaderboard(tmp_path)
-    assert sentence in summaries_of(leaderboard)[leaderboard.sections[0].heading].lines[0]
+    assert sentence in leaderboard.sections[0].summary.lines[0]
 
 
 def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):

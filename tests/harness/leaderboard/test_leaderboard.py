@@ -147,10 +147,10 @@ def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them
 def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
     add(sweep, metrics())
     paths = [add(sweep, failure="no", train=Recipe(clip_norm=clip_norm)) for clip_norm in (1.0, 2.0)]
-    leaderboard, summaries = write_leaderboard(sweep)
+    leaderboard = write_leaderboard(sweep)
     rows = leaderboard.uncounted[["train.clip_norm", "trial"]].to_numpy().tolist()
     assert sorted(rows) == [["1", paths[0].name], ["2", paths[1].name]]
-    print_leaderboard(leaderboard, summaries, Console(width=200))
+    print_leaderboard(leaderboard, Console(width=200))
     printed = capsys.readouterr().out
     for number, path in enumerate(paths, start=1):
         assert f"train.clip_norm={number} seed 0 ({path.name}): failed: no" in printed
@@ -158,8 +158,8 @@ def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
 
 def test_where_all_trials_are_counted_no_other_is_named(sweep, capsys):
     add(sweep, metrics())
-    leaderboard, summaries = write_leaderboard(sweep)
-    print_leaderboard(leaderboard, summaries, Console(width=200))
+    leaderboard = write_leaderboard(sweep)
+    print_leaderboard(leaderboard, Console(width=200))
     assert leaderboard.uncounted.empty
     assert "do not count" not in capsys.readouterr().out + text(sweep, "md")
 
@@ -170,7 +170,7 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     add(sweep, failure="the loss is not finite", seed=2)
     training_record.write_epoch(add(sweep, method="sabr"), {names.EPOCH: 1})
     add(sweep, method="sabr", seed=1)
-    leaderboard, _ = write_leaderboard(sweep)
+    leaderboard = write_leaderboard(sweep)
     assert "| 2 of 3 |" in text(sweep, "md")
     failures = leaderboard.uncounted[["method", "seed", "problem"]].to_numpy().tolist()
     assert failures == [
@@ -242,7 +242,7 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     )
     add(sweep, metrics(64.9))
     add(sweep, metrics(60.0), profile="cpu")
-    leaderboard, _ = write_leaderboard(sweep)
+    leaderboard = write_leaderboard(sweep)
     full, reduced = leaderboard.sections
     assert full.cells["source"].tolist() == ["abstract", "", "Shi et al. 2021"]  # by rank
     assert reduced.cells["source"].tolist() == ["", "abstract", "Shi et al. 2021"]  # after all own rows

@@ -10,7 +10,6 @@ from baselines.datasets import DATASETS
 from harness.common.errors import InputError
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.literature import ALLOWED, read_literature
-from harness.leaderboard.summary import summaries_of
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Radius
 
@@ -64,8 +63,8 @@ PAPERS = (
 
 
 def papers_sentences(sweep):
-    (summary,) = summaries_of(build_leaderboard(sweep)).values()
-    return summary.lines
+    (section,) = build_leaderboard(sweep).sections
+    return section.sentences
 
 
 def test_the_best_rows_of_papers_are_named_with_what_compares(sweep):

@@ -3,7 +3,6 @@
 import pytest
 from made_trials import RIGHT, WRONG, add_errors, add_verdicts
 
-from harness.leaderboard.summary import summarise
 from harness.leaderboard.table import build_leaderboard
 
 EQUILIBRIUM = {"model": "cerdeq", "rho_bound": 0.9}
@@ -11,7 +10,7 @@ EQUILIBRIUM = {"model": "cerdeq", "rho_bound": 0.9}
 
 def summary_of(sweep):
     (section,) = build_leaderboard(sweep).sections
-    return summarise(section)
+    return section.summary
 
 
 def test_rows_are_beaten_where_seeds_agree_and_not_where_they_do_not(tmp_path):

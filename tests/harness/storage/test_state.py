@@ -30,8 +30,8 @@ def test_a_trial_goes_through_its_states(tmp_path, trial):
     os.utime(tmp_path / folder.EPOCHS, (1000, 1000))
     expected = ((None, State.UNFINISHED, 0), (1001.0, State.UNFINISHED, 0), (999.0, State.RUNNING, 1))
     for run_began, state, epoch in expected:
-        found, progress = read_state(tmp_path, run_began), f"epoch {epoch} of {trial.config.epochs}"
-        assert (found.state, found.description, found.epochs, found.written) == (state, progress, epoch, 1000)
+        read, progress = read_state(tmp_path, run_began), f"epoch {epoch} of {trial.config.epochs}"
+        assert (read.state, read.description, read.epochs, read.written) == (state, progress, epoch, 1000)
     (tmp_path / "ranges/0").mkdir(parents=True)
     progress = f"epoch 0 of {trial.config.epochs}"
     assert read_state(tmp_path).description == f"{progress}, being evaluated"
@@ -54,7 +54,7 @@ def test_epochs_that_are_trained_again_do_not_count(tmp_path, trial):
     folder.write_failure(tmp_path, "ValueError: no")
     assert read_state(tmp_path).epochs == 2
     (tmp_path / folder.CHECKPOINT).write_bytes(b"PK" + bytes(100))
-    assert read_state(tmp_path).epochs == 0, "training removes it and begins anew"
+    assert read_state(tmp_path).epochs == 0, "training removes a damaged checkpoint and starts from the first epoch"
 
 
 def test_a_certification_has_the_same_states(tmp_path, trial):
@@ -64,8 +64,9 @@ def test_a_certification_has_the_same_states(tmp_path, trial):
     assert read_state(directory).state is State.NOT_BEGUN
     (directory / "ranges/0").mkdir(parents=True)
     (directory / "ranges/0/00000-00020.pt").touch()
-    found = read_state(directory)
-    assert found.state is State.UNFINISHED and found.description == "20 images of ibp are evaluated"
+    certification_state = read_state(directory)
+    assert certification_state.state is State.UNFINISHED
+    assert certification_state.description == "20 images of ibp are evaluated"
     folder.write_result(directory, TrialResult(trial.key, {}, {}, {}, []))
     assert read_state(directory).state is State.FINISHED
 
@@ -76,9 +77,10 @@ def test_a_trial_of_another_recipe_is_older_readable_or_not(tmp_path, trial, is_
     older["config"]["train"] |= {} if is_readable else {"no such setting": 1}
     files.write_json(tmp_path / folder.TRIAL, older)
     folder.write_result(tmp_path, TrialResult(trial.key, {}, {}, {}, []))
-    found = read_state(tmp_path)
-    assert found.state is State.OLDER and (found.trial is not None) == (found.result is not None) == is_readable
-    assert found.description.startswith(f"older, of recipe version {RECIPE_VERSION - 1}, ")
+    trial_state = read_state(tmp_path)
+    assert trial_state.state is State.OLDER
+    assert (trial_state.trial is not None) == (trial_state.result is not None) == is_readable
+    assert trial_state.description.startswith(f"older, of recipe version {RECIPE_VERSION - 1}, ")
 
 
 @pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT, folder.FAILURE, folder.CHOSEN, folder.EPOCHS])
@@ -87,16 +89,17 @@ def test_a_damaged_file_is_named(tmp_path, trial, name):
     for content in ("{", "{}", '{"recipe_version": []}'):
         (tmp_path / folder.EPOCHS).write_text("")
         (tmp_path / name).write_text(content)
-        found = read_state(tmp_path)
+        trial_state = read_state(tmp_path)
         is_older = name == folder.TRIAL and "[]" in content
         with nullcontext() if is_older else pytest.raises(DamagedFileError, match=f"{name} cannot be read: "):
             read_state_or_raise(tmp_path)
-        assert found.state is (State.OLDER if is_older else State.DAMAGED)
-        assert is_older or found.description.startswith(f"{name} cannot be read: ")
+        assert trial_state.state is (State.OLDER if is_older else State.DAMAGED)
+        assert is_older or trial_state.description.startswith(f"{name} cannot be read: ")
 
 
 def test_a_result_of_another_trial_is_none(tmp_path, trial):
     folder.take_over(tmp_path, trial)
     folder.write_result(tmp_path, TrialResult("0123456789abcdef", {}, {}, {}, []))
-    found = read_state(tmp_path)
-    assert found.state is State.DAMAGED and "belongs to another trial, 0123456789abcdef" in found.description
+    trial_state = read_state(tmp_path)
+    assert trial_state.state is State.DAMAGED
+    assert "belongs to another trial, 0123456789abcdef" in trial_state.description

@@ -1,0 +1,178 @@
+"""An entry of `trials` in a sweep file: its keys, and the rows that it expands to."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from baselines import UnknownNameError, network_names, options_of, suggestion
+from harness.common.errors import InputError, collect_problems, located, require
+from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
+from harness.config import plugins
+from harness.config.grid import LARGEST, expand, names_in
+from harness.config.trial import LARGEST_WIDTH
+from harness.methods import METHODS, method_options
+from harness.pretrained.network_file import NetworkFile, Source
+from harness.settings import Recipe
+
+
+def _check_network(name: str) -> str:
+    options_of(name)
+    return name
+
+
+def _check_method(name: str) -> str:
+    if name not in METHODS:
+        raise UnknownNameError("training method", name, list(METHODS))
+    return name
+
+
+def _name_file(checkpoint: object) -> object:
+    return {"file": checkpoint} if isinstance(checkpoint, str) else checkpoint
+
+
+Width = Annotated[float, Field(gt=0, le=LARGEST_WIDTH)]
+
+
+class SweepEntry(Model):
+    """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
+
+    model: Annotated[str, AfterValidator(_check_network)] = Field(examples=["cnn7"])
+    """The network; `module:function` for a function of a plugin that is not registered."""
+    method: Annotated[str, AfterValidator(_check_method)] = Field("", examples=["ibp"])
+    """The training method; required, except beside `checkpoint`."""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """The network's options, where they differ from their defaults."""
+    method_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """The training method's options, where they differ from their defaults."""
+    width: Width | None = None
+    """Factor of the network's channels; null for the sweep's `width`."""
+    train: Annotated[dict[str, Any], KeysOf(Recipe)] = Field(default_factory=dict)
+    """What this entry changes of the recipe; it overrides the sweep's `train` and a profile's."""
+    checkpoint: Annotated[NetworkFile | None, BeforeValidator(_name_file, NetworkFile | str | None)] = None
+    """A file with the weights of a network that was trained elsewhere, or a mapping with `file`, below. The network is
+    not trained; it is evaluated once, under the first seed."""
+    source: Source | None = None
+    """Where a network trained elsewhere was published, and its published numbers."""
+    zip: list[str] = Field(default_factory=list)
+    """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
+
+    @field_validator("options", "method_options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        section = str(info.field_name)
+        if owner := info.data.get(_OWNERS[section]):
+            changed_options(section, owner, options)
+        return options
+
+    @field_validator("train")
+    @classmethod
+    def _check_recipe(cls, own: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Refuse a wrong recipe; unknown keys alone if the context, the sweep's recipe, is wrong itself."""
+        if info.context is None:
+            validate(Recipe, {key: value for key, value in own.items() if key not in Recipe.model_fields})
+        else:
+            merge_recipes(info.context, own)
+        return own
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        """Refuse a training method or its settings for a network trained elsewhere, and a source for any other."""
+        if self.checkpoint is None:
+            if not self.method:
+                raise InputError(f"method: missing; allowed: {', '.join(METHODS)}, or `checkpoint` instead")
+            allowed = "nothing, for the network is trained here, without `checkpoint`"
+            require("source", self.source and self.source.model_dump(), self.source is None, allowed)
+        for key in ("method", "method_options", "train") if self.checkpoint else ():
+            value = getattr(self, key)
+            require(key, value, not value, "nothing beside `checkpoint`, for the network is not trained")
+        return self
+
+
+_OWNERS = {"options": "model", "method_options": "method"}
+
+
+def merge_recipes(shared: Recipe, own: dict[str, Any]) -> Recipe:
+    """Return the sweep's recipe with an entry's changes. Raises InputError."""
+    return validate(Recipe, shared.model_dump(exclude_unset=True) | own)
+
+
+def changed_options(section: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a network or method that are not at their defaults, as JSON has them.
+
+    So 1 and 1.0 name one trial. section: `options` or `method_options`. Raises InputError.
+    """
+    names, of = (network_names(), options_of) if section == "options" else (METHODS, method_options)
+    allowed = of(name)
+    text = f"allowed: {', '.join(allowed)}" if allowed else f"{name} has no options"
+    with collect_problems() as at:
+        for option in [option for option in options if option not in allowed][:MOST_PROBLEMS]:
+            owners = [other for other in names if option in of(other)]
+            owner = f"; `{_OWNERS[section]}: {owners[0]}` has {option}" if owners else ""
+            hint = suggestion(option, list(allowed)) or owner
+            with at(f"{option}: "):
+                raise InputError(f"unknown option of {name}; {text}{hint}")
+    checked = validate(options_model(allowed), options, is_json=True)
+    return checked.model_dump(mode="json", exclude_defaults=True)
+
+
+def options_model(options: Any) -> type[BaseModel]:
+    """Return a class whose fields are the options of a network or a training method, by name as signatures have them.
+
+    A tuple may be a list, as in JSON.
+    """
+    kinds: Any = {
+        name: (option.annotation, ... if option.default is option.empty else option.default)
+        for name, option in options.items()
+    }
+    # A generated class has no source: pydantic's search for its docstrings finds nothing, and is slow in a deep stack.
+    return create_model("options", __config__=STRICT | {"use_attribute_docstrings": False}, **kinds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the leaderboard: an entry without lists.
+
+    where: of the entry in the file. choice: what it took of lists, as the end of messages.
+    """
+
+    where: str
+    choice: str
+    entry: SweepEntry
+
+
+def make_rows(entries: list[dict[str, Any]], info: ValidationInfo) -> list[Row]:
+    """Return the rows of the entries of `trials`, one for each value of their lists.
+
+    info: has the keys before `trials` that are right; a context gets these, and the rows that are right. Raises
+    InputError with the first wrong row of each entry, and for too many trials.
+    """
+    keys, expanded, rows, total = info.data, dict[int, Any](), list[Row](), 0
+    if info.context is not None:
+        info.context.update(keys, trials=rows)
+    with collect_problems() as at:
+        for number, lists in enumerate(entries):
+            with at(f"{number}."):
+                for name in names_in(lists, "model") if "plugins" in keys else ():
+                    plugins.add_factory(name, keys["plugins"])
+                expanded[number] = expand(lists)
+                total += len(expanded[number]) * len(keys.get("seeds", [0]))
+            found = f"{total:,} trials or more with all seeds"
+            require("trials", found, total <= LARGEST, f"at most {LARGEST:,}")
+        for number, choices in expanded.items():
+            with at(f"{number}."):
+                for content, values in choices:
+                    choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
+                    with located("", choice):
+                        entry = validate(SweepEntry, content, context=keys.get("train"))
+                    rows.append(Row(f"trials.{number}", choice, entry))
+    return rows
