@@ -11,8 +11,8 @@ point whose value is proved.
 
 If the search uses many leaves, the boxes of hidden units are tightened and the search starts again over them. The two
 alternate; each turn is longer than the one before. If there are few inputs, the search alternates with one over parts
-of the input box instead. After the first second linear programs of leaves (`ProgramSearch`) get a share of the time,
-and all of it while their end is near: they close more than the ascent where programs are small.
+of the input box instead. Linear programs of leaves (`ProgramSearch`), over the same boxes, get a share of the time, and
+all of it while their end is near: they close more than the ascent where programs are small.
 """
 
 import heapq
@@ -26,11 +26,10 @@ from torch import Tensor
 
 from cerdeq.bounds.batch_sizes import leaves_at_once
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
-from cerdeq.branch.attack import find_counterexample, prove_point
+from cerdeq.branch.attack import find_counterexample
 from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.input_search import InputSearch, is_bounded_by_forms, is_searched_by_parts
-from cerdeq.branch.integer_program import solve_integer_program
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.polytope import solve_leaf
 from cerdeq.branch.program_search import ProgramSearch
@@ -41,12 +40,11 @@ from cerdeq.deadline import DeadlineError, seconds_left, stop_at
 _BATCHES = 4  # of leaves, between two looks at the queue
 _ROOT_STEPS = Steps(40, rate=1.0)  # alpha-CROWN's rate, so that what it certifies is certified at the root, too
 _STEPS = Steps(5)
-_FEWEST_LEAVES = 512  # of the search over the first boxes
-_PROGRAM_AFTER = 128  # leaves: most searches end before, and the integer program may take seconds
+_FEWEST_LEAVES = 64  # of the search over the first boxes: programs close most of what is left then
 _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if these are more
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
 _PROGRAMS_SHARE, _SHORTEST = 0.25, 0.05  # of a turn's seconds, for linear programs; fewest seconds
-_PROGRAMS_AFTER = 1.0  # seconds of the other searches: most images are decided before
+_FIRST_PROGRAMS = 1.0  # seconds that the first turn of programs has at least
 _PARTS = 2  # of the input box for each leaf of a search
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each turn
 
@@ -104,7 +102,7 @@ class Search:
     def _with_hidden_boxes(self) -> Decision:
         """Return the decision of searches over leaves, each over tighter boxes of hidden units than the one before.
 
-        Programs, over the first boxes, have turns between them.
+        Programs have turns between them, over the same boxes.
         """
         budget, leaves, programs, leaves_each = self.budget, _LeafSearch(self), _Programs(self), _FIRST_LEAVES
         hidden = HiddenBounds(self.exact, self.fast, self.batch_size, self.memory)
@@ -112,19 +110,19 @@ class Search:
         while True:
             began = time.monotonic()
             decision = leaves.run(budget.used + turn)
-            if decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
-                break
             is_over = decision.status == UNKNOWN and not can_tighten
-            by_programs = programs.run(math.inf if is_over else time.monotonic() - began)
-            if is_over or by_programs.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
-                return by_programs
+            if decision.status in (TIMEOUT, UNKNOWN) and not budget.is_exhausted:
+                decision = programs.run(math.inf if is_over else time.monotonic() - began)
+            if is_over or decision.status not in (TIMEOUT, UNKNOWN) or budget.is_exhausted:
+                break
             turn, before = 2 * turn, budget.used
             if can_tighten:
                 exact, fast = hidden.tighten(leaves_each, budget)
                 leaves_each, can_tighten = _GROWTH * leaves_each, budget.used > before
                 turn = max(turn, _TURN * (budget.used - before))
                 if can_tighten:  # else nothing is left to split in hidden rows
-                    leaves = _LeafSearch(replace(self, exact=exact, fast=fast))
+                    tight = replace(self, exact=exact, fast=fast)
+                    leaves, programs = _LeafSearch(tight), programs.over(tight)
         if decision.status == CERTIFIED and decision.certificate:
             decision = replace(decision, certificate=decision.certificate | hidden.certificate())
         return decision
@@ -138,20 +136,29 @@ class _Programs:
         self._programs: ProgramSearch | None = None
         self._began, self._seconds, self._are_slow = time.monotonic(), 0.0, False
 
+    def over(self, search: Search) -> "_Programs":
+        """Return programs over tighter boxes, from the start: they close more than those before have closed."""
+        self._search, self._programs, self._last = search, None, Decision(TIMEOUT, search.lower)
+        return self
+
     def run(self, seconds: float) -> Decision:
-        """Return the decision after a share of these seconds, or at the end if that is near; TIMEOUT early in a search.
+        """Return the decision after a share of these seconds, or at the end if that is near.
 
         Turns wait until all before them took no more than their share. If the first one takes longer than all other
-        searches did, the programs are too large, and no other follows: the solution of the first ones may take long.
+        searches did, and a second, the programs are too large, and no other follows: the solution of the first ones may
+        take long.
         """
         others = time.monotonic() - self._began - self._seconds
-        waits = others < _PROGRAMS_AFTER or self._seconds > _PROGRAMS_SHARE * others or self._are_slow
+        waits = self._seconds > _PROGRAMS_SHARE * others or self._are_slow
         if self._last.status != TIMEOUT or (waits and seconds < math.inf):
             return self._last
         began = time.monotonic()
         is_limited = self._programs is None and seconds < math.inf
         try:
-            self._run_turns(max(_PROGRAMS_SHARE * seconds, _SHORTEST), began + others if is_limited else math.inf)
+            self._run_turns(
+                max(_PROGRAMS_SHARE * seconds, _SHORTEST),
+                began + max(others, _FIRST_PROGRAMS) if is_limited else math.inf,
+            )
         except DeadlineError:
             if seconds_left() <= 0:
                 raise
@@ -184,7 +191,7 @@ class _LeafSearch:
 
     def __init__(self, search: Search):
         rows = (~(search.lower > 0)).nonzero()[:, 0]
-        self._search, self._is_programmed = search, False
+        self._search = search
         self._layout, self._roots = root_leaves(search.exact, search.fast, rows)
         self._tree = _Tree(self._roots, len(search.lower), search.certificates)
         self._is_new = True
@@ -214,10 +221,6 @@ class _LeafSearch:
                 break
             if budget.is_exhausted or budget.used >= end:
                 return Decision(TIMEOUT, search.lower)
-            if not self._is_programmed and budget.used >= _PROGRAM_AFTER:
-                self._is_programmed, x = True, solve_integer_program(search.exact, tree.open_rows)
-                if x is not None and (point := prove_point(search.exact, x)) is not None:
-                    return Decision(FALSIFIED, search.lower, point)
             if not tree.fits(search.memory):
                 return Decision(OUT_OF_MEMORY, search.lower)
         if tree.has_unsplittable:
@@ -271,12 +274,6 @@ class _Tree:
         """Take up to so many leaves from the queue, with the units to split."""
         popped = [heapq.heappop(self.queue) for _ in range(min(len(self.queue), count))]
         return concatenate([leaf for *_, leaf, _ in popped]), concatenate([candidates for *_, candidates in popped])
-
-    @property
-    def open_rows(self) -> Tensor:
-        """The rows with leaves in the queue, the one with the worst leaf first."""
-        rows = [int(leaf.row) for *_, leaf, _ in sorted(self.queue, key=lambda item: item[:2])]
-        return torch.tensor(list(dict.fromkeys(rows)))
 
     def fits(self, memory: int) -> bool:
         """Return whether the queue fits into memory. Proved leaves are given up if they do not fit beside it."""
