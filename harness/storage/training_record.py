@@ -3,7 +3,6 @@
 import json
 import logging
 import types
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,6 @@ from harness.common.errors import shorten
 from harness.common.masking import mask_secrets
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, append_line, load_json, parse_file, write_text
-
-_LARGEST_PICKLE = 2**24  # of a checkpoint, in bytes, without its tensors
 
 
 def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
@@ -42,25 +39,10 @@ def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
     return parse_file(path, parse)
 
 
-def last_epoch(directory: Path) -> int:
-    """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
-    return max((row[names.EPOCH] for row in read_epochs(directory)), default=0)
-
-
 def saved_epochs(directory: Path) -> int:
-    """Return how many epochs the checkpoint has; 0 if there is none that can be read. Training goes on after them."""
-    path = directory / folder.CHECKPOINT
-    if not path.is_file():
-        return 0
-    import torch  # here, since finished trials are read without
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(each.filename.endswith(".pkl") and each.file_size > _LARGEST_PICKLE for each in archive.infolist()):
-                return 0
-        return max(0, int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]))
-    except Exception:  # torch raises many kinds; training then removes the file and begins anew
-        return 0
+    """Return after how many epochs the checkpoint was saved, from where training goes on. Raises DamagedFileError."""
+    path = directory / folder.SAVED_EPOCHS
+    return parse_file(path, int) if path.exists() else 0
 
 
 def _check_row(row: Any) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_state
 from harness.training.trial import Report
 from harness.tune.certify_plan import Certification
-from harness.tune.items import Item, run_items, share_machine
+from harness.tune.items import Item, run_items
+from harness.tune.machines import share_machine
 from harness.tune.progress import Progress
 
 _UNSOUND = "unsound"  # in a report: which bound is wrong

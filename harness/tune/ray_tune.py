@@ -41,7 +41,8 @@ from harness.common.errors import InputError, Stopped, error_line
 from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import DETERMINISTIC_ERRORS
-from harness.tune.items import Item, Listener, RayOptions, Work, check_fits, count_fitting
+from harness.tune.items import Item, Listener, Work
+from harness.tune.machines import RayOptions, check_fits, count_fitting
 
 RAY_STATE = "ray"
 """The directory of Ray's own state, in that of the results."""

@@ -37,12 +37,14 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def three(tmp_path):
+def three(tmp_path, tiny_trial):
     """Three trials of three epochs."""
-    items = [Item(tmp_path / str(seed), f"cnn5 ibp seed {seed}", {"train": {"epochs": 3}}) for seed in range(3)]
-    for item in items:
-        item.directory.mkdir()
-    return items
+    records = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(3)]
+    for record in records:
+        folder.take_over(tmp_path / record.key, record)
+    return [
+        Item(tmp_path / each.key, f"cnn5 ibp seed {each.config.seed}", {"train": {"epochs": 3}}) for each in records
+    ]
 
 
 def sweep(console, logged=None):

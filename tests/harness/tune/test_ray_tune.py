@@ -22,7 +22,8 @@ from harness.data import load
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
 from harness.tune import ray_connection, ray_tune
-from harness.tune.items import Item, Listener, RayOptions
+from harness.tune.items import Item, Listener
+from harness.tune.machines import RayOptions
 from harness.tune.ray_connection import RayDiedError, ray
 from harness.tune.run_sweep import train_item
 
@@ -288,7 +289,8 @@ BECOMES_STUCK = """
 import os, signal, sys, time
 from pathlib import Path
 from harness.tune import ray_tune
-from harness.tune.items import Item, Listener, RayOptions
+from harness.tune.items import Item, Listener
+from harness.tune.machines import RayOptions
 
 class Killing(Listener):
     killed = 0
