@@ -99,10 +99,12 @@ def _run_sweep_file(
     """
     from harness.checker.images import describe_unreadable  # all here, since they import torch
     from harness.machine.environment import data_directory
-    from harness.tune.machines import RayOptions, check_fits, count_fitting
+    from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
     from harness.tune.plan import PlannedSweep, check_owner, load_checked, print_header, print_plan
     from harness.tune.run_sweep import RunOptions, run_sweep
 
+    if options.dashboard:
+        check_dashboard()
     console, search = new_console(), None
     sweep_dir = (options.results_dir / file.sweep.name).absolute()
     refuse_links(sweep_dir)

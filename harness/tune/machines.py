@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
-from harness.common.errors import require
+from harness.common.errors import InputError, require
 from harness.machine.device import best_device, count_cores
+
+_DASHBOARD = ("aiohttp_cors", "colorful", "opencensus", "prometheus_client")  # what ray[default] alone installs
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,18 @@ class RayOptions:
 def machines_at(ray_address: str | None) -> list[dict[str, float]]:
     """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
     if ray_address is not None:
-        from harness.tune.ray_connection import machines_of_cluster  # here, since a finished sweep needs no Ray
+        from harness.tune import ray_connection  # here, since a finished sweep needs no Ray
 
-        return machines_of_cluster(ray_address)
+        with ray_connection.connected_to_ray(ray_address):
+            return ray_connection.machines_of_ray()
     gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
     return [{"CPU": count_cores(), "GPU": gpus}]
+
+
+def check_dashboard() -> None:
+    """Raise InputError if packages that Ray's dashboard needs are missing: Ray would say so after half a minute."""
+    if missing := [name for name in _DASHBOARD if find_spec(name) is None]:
+        raise InputError(f'--dashboard: {", ".join(missing)} is missing: uv pip install "ray[default]"')
 
 
 def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:

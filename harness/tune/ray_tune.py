@@ -22,7 +22,6 @@ import torch
 
 # isort: off
 from harness.tune.ray_connection import (  # before Ray itself
-    RayDiedError,
     connected_to_ray,
     is_here_alive,
     machines_of_ray,
@@ -101,7 +100,7 @@ class _Callback(TrialProgressCallback):
                 raise Stopped(self.signals[0])
             if time.monotonic() > self.next_check:
                 if not is_here_alive():  # Tune would wait for its workers for ever
-                    raise RayDiedError(f"Ray has died: its raylet on this machine does not answer; {_GOES_ON}")
+                    raise ConnectionError(f"Ray has died: its raylet on this machine does not answer; {_GOES_ON}")
                 self.next_check = time.monotonic() + _LIFE_CHECK_SECONDS
             events, self.events = self.events, []
             for event in events:
@@ -146,7 +145,7 @@ def run_on_ray(
 
     Raises:
         InputError: Ray cannot be used, or no machine has what an item reserves.
-        RayDiedError: Ray has died.
+        ConnectionError: Ray has died.
         Stopped: SIGINT or SIGTERM came. Workers have ended.
         Exception: of the listener.
     """
@@ -190,7 +189,7 @@ def run_on_ray(
             assert end.__cause__ is not None
             raise end.__cause__ from None
         except RayError as error:  # not an item's: Tune handles those
-            raise RayDiedError(f"Ray has died: {error_line(error)}; {_GOES_ON}") from error
+            raise ConnectionError(f"Ray has died: {error_line(error)}; {_GOES_ON}") from error
 
 
 @contextmanager

@@ -113,6 +113,12 @@ def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
     assert "another run" in message and str(directory) in message
 
 
+def test_a_dashboard_without_its_packages_is_refused(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.tune.machines.find_spec", lambda name: None if name == "colorful" else name)
+    message = refused(write(tmp_path, BASE), "--dashboard")
+    assert message == 'error: --dashboard: colorful is missing: uv pip install "ray[default]"\n'
+
+
 def test_files_where_directories_should_be_are_refused(refused, tmp_path):
     for path in (tmp_path / "file", tmp_path / "results/published.csv"):
         path.parent.mkdir(exist_ok=True)
@@ -139,10 +145,17 @@ def test_bad_input_is_refused_without_ray_and_mlflow_in_any_locale(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_mlflow_out_of_reach_is_bad_input(tmp_path, no_ray, capsys):
-    study = Study(tmp_path, TINY, "nothing://here")
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("nothing://here", "unsupported URI"),
+        ("http://127.0.0.1:9", "cannot be used: Connection refused\n"),
+    ],
+)
+def test_mlflow_out_of_reach_is_bad_input_in_a_line(tmp_path, no_ray, capsys, monkeypatch, uri, reason):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    study = Study(tmp_path, TINY, uri)
     assert study.main() == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "nothing://here" in error
+    assert error.startswith(f"error: MLflow store {uri} ") and reason in error and len(error) < 250
     assert not (tmp_path / "results/tiny").exists()
