@@ -73,7 +73,7 @@ def run_sweep(
     Raises:
         InputError: a wrong MLflow store.
         Stopped, KeyboardInterrupt: a signal came.
-        RayDiedError: Ray has died.
+        ConnectionError: Ray has died.
     """
     to_run, mlflow = trials_to_run(states, options.retry_failed), None
     if options.ray is not None:
@@ -137,7 +137,7 @@ class SweepListener(Progress):
         """Show what a trial does, and log the row of an epoch."""
         super().on_report(item, row)
         if names.EPOCH in row:
-            self._warn(item, training_record.read_training_warnings(item.directory))
+            self._warn(item, training_record.read_lines(item.directory / folder.TRAINING_WARNINGS))
         if names.EPOCH in row or names.ACTIVITY in row:
             self.log(item.directory, True)
 
