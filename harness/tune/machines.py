@@ -43,7 +43,7 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
 def check_dashboard() -> None:
     """Raise InputError if packages that Ray's dashboard needs are missing: Ray would say so after half a minute."""
     if missing := [name for name in _DASHBOARD if find_spec(name) is None]:
-        raise InputError(f'--dashboard: {", ".join(missing)} is missing: uv pip install "ray[default]"')
+        raise InputError(f'--dashboard: needs {", ".join(missing)}: uv pip install "ray[default]"')
 
 
 def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:

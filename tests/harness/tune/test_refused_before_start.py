@@ -116,7 +116,7 @@ def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
 def test_a_dashboard_without_its_packages_is_refused(refused, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.tune.machines.find_spec", lambda name: None if name == "colorful" else name)
     message = refused(write(tmp_path, BASE), "--dashboard")
-    assert message == 'error: --dashboard: colorful is missing: uv pip install "ray[default]"\n'
+    assert message == 'error: --dashboard: needs colorful: uv pip install "ray[default]"\n'
 
 
 def test_files_where_directories_should_be_are_refused(refused, tmp_path):
