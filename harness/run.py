@@ -87,11 +87,16 @@ def main(options: argparse.Namespace) -> int:
     def has_gpu() -> bool:
         return any(machine["GPU"] for machine in find_machines())
 
-    return _run_sweep_file(read_file(options.files[0], options.profile, has_gpu, options.set), find_machines, options)
+    file = read_file(options.files[0], options.profile, has_gpu, options.set)
+    sweep_dir = (options.results_dir / file.sweep.name).absolute()
+    refuse_links(sweep_dir)
+    # Jobs of an array may run other trials --here at the same time.
+    with nullcontext() if options.dry_run or options.here else lock_directory(sweep_dir):
+        return _run_sweep_file(file, sweep_dir, find_machines, options)
 
 
 def _run_sweep_file(
-    file: SweepFile, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+    file: SweepFile, sweep_dir: Path, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
 ) -> int:
     """Check the sweep of a file, run what is left of it, or print that; return the exit status.
 
@@ -106,8 +111,6 @@ def _run_sweep_file(
     if options.dashboard:
         check_dashboard()
     console, search = new_console(), None
-    sweep_dir = (options.results_dir / file.sweep.name).absolute()
-    refuse_links(sweep_dir)
     found = read_states(sweep_dir)
     sweep, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
     check_owner(sweep_dir, sweep, found)
@@ -142,16 +145,12 @@ def _run_sweep_file(
     unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
     for warning in [*sweep.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
+    print_header(plan, states, gpu, options.profile, console)
     if options.dry_run:
-        print_header(plan, states, gpu, options.profile, console)
         print_plan(plan, found, gpu, at_once, options.retry_failed, console)
         return OK
-    # Jobs of an array may run other trials --here at the same time.
-    with nullcontext() if options.here else lock_directory(sweep_dir):
-        states = plan.states()  # again: another run may have ended before the lock
-        print_header(plan, states, gpu, options.profile, console)
-        outcome = run_sweep(plan, states, RunOptions(None if options.here else ray, data_dir, *asked), console)
-        _write_page(outcome, options, console)
+    outcome = run_sweep(plan, states, RunOptions(None if options.here else ray, data_dir, *asked), console)
+    _write_page(outcome, options, console)
     is_complete = outcome.is_complete and not (search and search.has_unfinished)
     return OK if is_complete else FAILED
 

@@ -166,9 +166,15 @@ def _require_name(key: str, what: str = "key") -> None:
 
 
 def take_over(directory: Path, trial: TrialRecord) -> None:
-    """Make `directory` the trial's folder, with today's sources. Raises SettingError if it is another trial's."""
+    """Make `directory` the trial's folder, with today's sources.
+
+    Raises SettingError if it is another trial's, or the data has changed.
+    """
     path = directory / TRIAL
     before = read_trial(path) if path.exists() else None
+    if before is not None and before.config == trial.config:
+        made_for, found = before.fingerprint, trial.fingerprint
+        require("data", found, found == made_for, f"the data this trial was made for, {made_for}")
     key = before.key if before else trial.key
     allowed = f"an empty folder or that of trial {trial.key}; it holds {key}"
     require("directory", str(directory), key == trial.key, allowed)

@@ -52,10 +52,10 @@ class Holder(Model):
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold a directory within the block. Raises InputError if another run holds it.
 
-    The command has refused links that lead out of it. A directory that was made for this is removed if nothing was
+    The command has refused links that lead out of it. Directories that were made for this are removed if nothing was
     written there.
     """
-    is_new = not directory.exists()
+    new = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
     make_directory(directory)
     path = directory / LOCK
     if path.exists() and not path.is_file():  # reading a pipe would wait
@@ -80,9 +80,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
         finally:
             file.truncate(0)
             with suppress(OSError):
-                if is_new and list(directory.iterdir()) == [path]:
+                if new and list(directory.iterdir()) == [path]:
                     path.unlink()
-                    directory.rmdir()
+                    for each in new:
+                        each.rmdir()
 
 
 def holder(directory: Path) -> Holder | None:

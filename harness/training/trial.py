@@ -79,10 +79,6 @@ def train_and_certify(
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
         load_for(trial)
         data = load(trial.data_source, data_dir)
-        if (directory / folder.TRIAL).exists():
-            expected = folder.read_trial(directory / folder.TRIAL).fingerprint
-            fits = data.fingerprint == expected
-            require("data", data.fingerprint, fits, f"the data this trial was made for, {expected}")
         record = folder.make_trial(trial, data.fingerprint)
         folder.take_over(directory, record)
         remove_unfinished(directory)

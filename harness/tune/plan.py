@@ -24,7 +24,7 @@ from harness.settings import describe_weak_attack
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialRecord
-from harness.storage.state import State, TrialState, read_states
+from harness.storage.state import State, TrialState
 from harness.training.trial import split_images
 from harness.tune.progress import minutes
 
@@ -55,17 +55,13 @@ class PlannedSweep:
             records = {trial_dir: records[trial_dir] for trial_dir in select_by_pattern("--only", patterns, labels)}
         return cls(sweep, data, sweep_dir, records)
 
-    def states(self) -> dict[Path, TrialState]:
-        """Return the state of each trial now, by its folder. Raises DamagedFileError."""
-        return self.select(read_states(self.sweep_dir))
-
-    def select(self, states: dict[Path, TrialState]) -> dict[Path, TrialState]:
-        """Return those of this plan's trials, of the states of a directory. Raises DamagedFileError."""
-        selected = {trial_dir: states.get(trial_dir, TrialState()) for trial_dir in self.records}
-        for trial_dir, state in selected.items():
+    def select(self, found: dict[Path, TrialState]) -> dict[Path, TrialState]:
+        """Return the states of this plan's trials, of those found in the directory. Raises DamagedFileError."""
+        states = {trial_dir: found.get(trial_dir, TrialState()) for trial_dir in self.records}
+        for trial_dir, state in states.items():
             if state.problem:
                 raise DamagedFileError(f"{trial_dir}/{state.problem}")
-        return selected
+        return states
 
     @cached_property
     def unchanged_keys(self) -> set[str]:

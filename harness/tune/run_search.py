@@ -93,7 +93,7 @@ class Search:
 
     def run(self, options: RunOptions) -> list[Trial]:
         """Search, and return the winners' trials; none if no candidate has finished, or a failure has stopped it."""
-        with lock_directory(self.sweep_dir), lock_directory(self.directory):
+        with lock_directory(self.directory):
             self.begin()
             return self.winners() if self.train(options) else []
 

@@ -68,7 +68,7 @@ def run_sweep(
 ) -> Outcome:  # fmt: skip
     """Run the trials that are left, log them and write the tables.
 
-    states: of the plan's trials, now. Under Ray the caller has locked the sweep's directory.
+    states: of the plan's trials. Under Ray the caller has locked the sweep's directory.
 
     Raises:
         InputError: a wrong MLflow store.
@@ -89,7 +89,8 @@ def run_sweep(
         if state.state is not State.FINISHED and trial_dir not in to_run:
             message = f"failed {record.config.label}: {state.description}; it would fail the same way again"
             console.print(f"{message}. To retry anyway: --retry-failed")
-        folder.take_over(trial_dir, record)
+        if state.trial is None or folder.trial_json(state.trial) != folder.trial_json(record):
+            folder.take_over(trial_dir, record)
         if trial_dir in to_run and (checkpoint := record.config.checkpoint) is not None:
             path = plan.sweep.checkpoints[checkpoint.sha256]
             folder.copy_network_file(checkpoint, path, trial_dir / folder.NETWORK_FILE)
