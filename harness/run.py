@@ -90,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
     file = read_file(options.files[0], options.profile, has_gpu, options.set)
     sweep_dir = (options.results_dir / file.sweep.name).absolute()
     refuse_links(sweep_dir)
-    # Jobs of an array may run other trials --here at the same time.
+    # No lock for --here: jobs of an array may run other trials at the same time.
     with nullcontext() if options.dry_run or options.here else lock_directory(sweep_dir):
         return _run_sweep_file(file, sweep_dir, find_machines, options)
 
@@ -121,8 +121,13 @@ def _run_sweep_file(
     fitting = count_fitting(machines, cpu, gpu)
     at_once = 1 if options.here else min(fitting, options.max_concurrent or fitting)
     ray = RayOptions(cpu, gpu, options.max_concurrent, options.ray_address, options.dashboard)
-    data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
-    asked = options.tracking_uri, options.fail_fast, options.retry_failed
+    run_options = RunOptions(
+        ray=None if options.here else ray,
+        data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
+        tracking_uri=options.tracking_uri,
+        fail_fast=options.fail_fast,
+        retry_failed=options.retry_failed,
+    )
     if sweep.search is not None:
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
         require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
@@ -136,8 +141,8 @@ def _run_sweep_file(
         from harness.tracking.tracker import Tracker
 
         Tracker.open(sweep.name, options.tracking_uri, console)  # refuses a wrong store before hours of work
-        # It proposes as many candidates at a time as fit.
-        sweep = replace(sweep, trials=search.run(RunOptions(replace(ray, at_once=at_once), data_dir, *asked)))
+        as_many_as_fit = replace(run_options, ray=replace(ray, at_once=at_once))
+        sweep = replace(sweep, trials=search.run(as_many_as_fit))
         if not sweep.trials:
             return FAILED
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
@@ -149,7 +154,7 @@ def _run_sweep_file(
     if options.dry_run:
         print_plan(plan, found, gpu, at_once, options.retry_failed, console)
         return OK
-    outcome = run_sweep(plan, states, RunOptions(None if options.here else ray, data_dir, *asked), console)
+    outcome = run_sweep(plan, states, run_options, console)
     _write_page(outcome, options, console)
     is_complete = outcome.is_complete and not (search and search.has_unfinished)
     return OK if is_complete else FAILED
