@@ -46,6 +46,11 @@ class TrialState:
     is_running: bool = False
     problem: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise DamagedFileError for the result of another trial."""
+        if self.trial is not None and self.result is not None and self.result.key != self.trial.key:
+            raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {self.result.key}")
+
     @property
     def state(self) -> State:
         """What all of this means."""
@@ -97,8 +102,6 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
             return TrialState()
         trial = certification.read_record(directory)
         result, written = folder.read_result(directory), folder.last_write(directory)
-        if result is not None and result.key != trial.key:
-            raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {result.key}")
         is_running = run_began is not None and written is not None and written >= run_began
         epochs = 0 if result else _count_epochs(directory, is_running)
         return TrialState(
