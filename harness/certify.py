@@ -47,17 +47,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
-    if options.seconds is None and options.branches is None:
-        options.seconds = _DEFAULT_SECONDS
+    seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
     from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
-    from harness.tune.certify_plan import finished_trials, plan_certifications
+    from harness.tune.certify_plan import EvaluationChanges, finished_trials, plan_certifications
     from harness.tune.certify_trials import certify
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
-    planned = plan_certifications(finished_trials(options.paths, console), options)
+    changes = EvaluationChanges(
+        stages=tuple(options.stages.split(",")),
+        images=options.images,
+        seconds=seconds,
+        branches=options.branches,
+        stage_seconds=options.stage_seconds,
+        certificates=options.certificates,
+    )
+    trials = finished_trials(options.paths, console)
+    planned = plan_certifications(trials, changes, options.data_dir, options.plugin)
     for warning in describe_unreadable(each.trial for each in planned):
         console.print(f"warning: {warning}")
     is_complete = certify(planned, options.data_dir, options.workers, console)

@@ -105,7 +105,7 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except RuntimeError:
         # A user without HOME and without an entry in passwd, as in containers: torch and Ray fail without a HOME.
         os.environ["HOME"] = "/"
-    options = parser_of(name).parse_args(arguments)
+    options = _parse(name, arguments)
     try:
         _check_directories(options)
         with _sigterm_raises_stopped():
@@ -113,6 +113,9 @@ def main(name: str, arguments: list[str] | None = None) -> int:
     except InputError as error:
         say(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its end
+        return FAILED
     except OSError as error:  # a full disk, a directory that is gone
         say(mask_secrets(f"failed: {error}"), file=sys.stderr)
         return FAILED
@@ -120,6 +123,19 @@ def main(name: str, arguments: list[str] | None = None) -> int:
         status = TERMINATED if isinstance(stop, Stopped) and stop.signal == signal.SIGTERM else INTERRUPTED
         say(STATUSES[status], file=sys.stderr)
         return status
+
+
+def _parse(name: str, arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of a command. Exits with 2 for wrong ones; of an unknown one it says which command has it."""
+    parser = parser_of(name)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        words = [re.escape(word.partition("=")[0]) for word in unknown if word.startswith("--")]
+        usages = {other: parser_of(other).format_usage() for other in COMMANDS if words}
+        owners = [other for other, usage in usages.items() if re.search(rf"\[({'|'.join(words)})[\] ]", usage)]
+        hint = f"; python -m harness.{' and harness.'.join(owners)} has such an option" if owners else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
 
 
 @contextmanager

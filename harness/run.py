@@ -22,8 +22,9 @@ from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
 from harness.config import plugins
 from harness.storage import folder
+from harness.storage.files import refuse_links
 from harness.storage.lock import lock_directory
-from harness.storage.state import State
+from harness.storage.state import State, read_states
 
 if TYPE_CHECKING:
     from harness.config.file import SweepFile
@@ -80,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
 
     @cache
     def find_machines() -> list[dict[str, float]]:
-        from harness.tune.items import machines_at  # here, since it imports torch: a wrong file is refused before
+        from harness.tune.machines import machines_at  # here, since it imports torch: a wrong file is refused before
 
         return machines_at(None if options.here else options.ray_address)
 
@@ -88,60 +89,76 @@ def main(options: argparse.Namespace) -> int:
         return any(machine["GPU"] for machine in find_machines())
 
     file = read_file(options.files[0], options.profile, has_gpu, options.set)
-    return OK if _run_sweep_file(file, find_machines, options) else FAILED
+    sweep_dir = (options.results_dir / file.sweep.name).absolute()
+    refuse_links(sweep_dir)
+    # No lock for --here: jobs of an array may run other trials at the same time.
+    with nullcontext() if options.dry_run or options.here else lock_directory(sweep_dir):
+        return _run_sweep_file(file, sweep_dir, find_machines, options)
 
 
 def _run_sweep_file(
-    file: "SweepFile", find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
-) -> bool:
-    """Check the sweep of a file, run what is left of it, or print that; return True if all of it is done.
+    file: "SweepFile", sweep_dir: Path, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+) -> int:
+    """Check the sweep of a file, run what is left of it, or print that; return the exit status.
 
     find_machines: called once the file is right, since a cluster may be slow.
     """
     from harness.checker.images import describe_unreadable  # all here, since they import torch
     from harness.machine.environment import data_directory
-    from harness.tune.items import RayOptions, check_fits, count_fitting
+    from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
     from harness.tune.plan import PlannedSweep, check_owner, load_checked, print_header, print_plan
-    from harness.tune.run_sweep import run_sweep
+    from harness.tune.run_sweep import RunOptions, run_sweep
 
-    console, has_unfinished = new_console(), False
-    sweep, data = load_checked(file, options.results_dir, options.data_dir, writes=not options.dry_run)
+    if options.dashboard:
+        check_dashboard()
+    console, search = new_console(), None
+    found = read_states(sweep_dir)
+    sweep, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
+    check_owner(sweep_dir, sweep, found)
     machines = find_machines()
     cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if any(machine["GPU"] for machine in machines) else 0
     with file.located():
         check_fits(machines, cpu, gpu)
     fitting = count_fitting(machines, cpu, gpu)
     at_once = 1 if options.here else min(fitting, options.max_concurrent or fitting)
-    sweep_dir = (options.results_dir / sweep.name).absolute()
-    check_owner(sweep_dir, sweep)
-    data_dir = str(data_directory(options.data_dir).absolute())  # workers have another working directory
     ray = RayOptions(cpu, gpu, options.max_concurrent, options.ray_address, options.dashboard)
+    run_options = RunOptions(
+        ray=None if options.here else ray,
+        data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
+        tracking_uri=options.tracking_uri,
+        fail_fast=options.fail_fast,
+        retry_failed=options.retry_failed,
+    )
     if sweep.search is not None:
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
         require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
-        from harness.tune.run_search import run_search  # here, since most sweeps need no Optuna
+        from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
 
-        # It proposes as many candidates at a time as fit.
-        winners = run_search(sweep, sweep_dir, replace(ray, at_once=at_once), data_dir, options, console)
-        if winners is None:
-            return bool(options.dry_run)
-        sweep, has_unfinished = winners
+        search = Search(sweep, data, sweep_dir, console)
+        search.show()
+        if options.dry_run:
+            console.print("its winners become the trials; a dry run: nothing was started or written")
+            return OK
+        from harness.tracking.tracker import Tracker
+
+        Tracker.open(sweep.name, options.tracking_uri, console)  # refuses a wrong store before hours of work
+        as_many_as_fit = replace(run_options, ray=replace(ray, at_once=at_once))
+        sweep = replace(sweep, trials=search.run(as_many_as_fit))
+        if not sweep.trials:
+            return FAILED
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
-    states = plan.states()
+    states = plan.select(found)
     unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
     for warning in [*sweep.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
+    print_header(plan, states, gpu, options.profile, console)
     if options.dry_run:
-        print_header(plan, states, gpu, options.profile, console)
-        print_plan(plan, states, gpu, at_once, options.retry_failed, console)
-        return True
-    # Jobs of an array may run other trials --here at the same time.
-    with nullcontext() if options.here else lock_directory(sweep_dir):
-        states = plan.states()  # again: another run may have ended before the lock
-        print_header(plan, states, gpu, options.profile, console)
-        outcome = run_sweep(plan, states, None if options.here else ray, data_dir, options, console)
-        _write_page(outcome, options, console)
-    return outcome.is_complete and not has_unfinished
+        print_plan(plan, found, gpu, at_once, options.retry_failed, console)
+        return OK
+    outcome = run_sweep(plan, states, run_options, console)
+    _write_page(outcome, options, console)
+    is_complete = outcome.is_complete and not (search and search.has_unfinished)
+    return OK if is_complete else FAILED
 
 
 def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Console) -> None:

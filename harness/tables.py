@@ -36,7 +36,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, folder, ranges, study_tables
 from harness.storage.files import write_text
 from harness.storage.lock import holder
-from harness.storage.state import read_state
+from harness.storage.state import read_state, read_states
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
 COMPARISONS = "comparisons.csv"
@@ -134,7 +134,7 @@ def _cells(line: dict[Any, Any]) -> list[str]:
 
 def _print_status(sweep_dir: Path) -> None:
     """Print the state of each trial of a sweep. Raises InputError if there are no trials."""
-    if not (trial_dirs := folder.trial_folders(sweep_dir)):
+    if not (states := read_states(sweep_dir)):
         raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
     run = holder(sweep_dir)
     if run:
@@ -142,8 +142,7 @@ def _print_status(sweep_dir: Path) -> None:
     else:
         say(f"no run on this machine is using {sweep_dir}")
     rows, counts = list[list[str]](), Counter[str]()
-    for trial_dir in trial_dirs:
-        state = read_state(trial_dir, run.since if run else None)
+    for trial_dir, state in states.items():
         counts[state.state] += 1
         age = "" if state.written is None else f"{_span(state.written)} ago"
         certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
@@ -152,7 +151,7 @@ def _print_status(sweep_dir: Path) -> None:
         rows.append([label, trial_dir.name, state.state, state.description, age, certified, size])
     print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], sorted(rows))
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    say(f"{with_plural(len(trial_dirs), 'trial')}: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
+    say(f"{with_plural(len(states), 'trial')}: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
 
 
 def _describe_certification(directory: Path) -> str:

@@ -7,7 +7,6 @@ verdicts.parquet, counterexamples.safetensors, certificates.safetensors, result.
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from harness.common import names
 from harness.settings import Evaluation
@@ -56,12 +55,7 @@ def read_record(directory: Path) -> TrialRecord:
 
     Raises DamagedFileError.
     """
-    return parse_json(record_path(directory), partial(parse_record, directory))
-
-
-def parse_record(directory: Path, content: Any) -> TrialRecord:
-    """Return the trial of a folder of verdicts from its file's content; the key of a certification is its trial's."""
-    return folder.parse_record(content) if is_certification(directory) else folder.parse_trial(content)
+    return parse_json(record_path(directory), partial(folder.parse_trial, has_own_key=not is_certification(directory)))
 
 
 def begin_certification(directory: Path, trial: TrialRecord, weights: str) -> bool:

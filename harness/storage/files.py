@@ -1,6 +1,5 @@
 """Write files atomically: under a temporary name, then renamed."""
 
-import errno
 import json
 import math
 import os
@@ -24,11 +23,7 @@ class DamagedFileError(InputError):
 
 def parse_json(path: Path, parse: Callable[[Any], Any]) -> Any:
     """Return `parse` of the JSON in a file. Raises DamagedFileError if it is missing, not JSON, or `parse` fails."""
-    content = read_bytes(path, LARGEST_TEXT)
-    try:
-        return parse(load_json(content))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    return parse_file(path, lambda content: parse(load_json(content)), read_bytes(path, LARGEST_TEXT))
 
 
 def parse_file(path: Path, parse: Callable[[bytes], T], content: bytes | None = None) -> T:
@@ -47,7 +42,7 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            raise FileNotFoundError("No such file")
         if (size := path.stat().st_size) > largest:
             raise ValueError(f"found {size:,} bytes, allowed: at most {largest:,}")
         return path.read_bytes()

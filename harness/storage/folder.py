@@ -3,6 +3,7 @@
     trial.json           key, recipe version, data fingerprint, config
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        training: network, optimiser, epoch: a retry goes on from here and writes later rows again
+    saved_epochs.txt     how many epochs the checkpoint has
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
     ranges/              ranges of images that are evaluated so far (harness.storage.ranges); until the end
@@ -21,6 +22,7 @@ Every file but epochs.jsonl is written atomically. `train_and_certify` of harnes
 failure.json; the driver writes failure.json if the worker died.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,7 +32,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from harness.common.errors import SettingError, require
+from harness.common.errors import InputError, require
 from harness.common.masking import mask_secrets
 from harness.common.models import LENIENT, Model, validate
 from harness.config.trial import RECIPE_VERSION, Trial
@@ -43,7 +45,7 @@ T = TypeVar("T")
 TRIALS = "trials"
 """A folder of the sweep's directory, with a folder for each trial."""
 TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
 VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
@@ -125,18 +127,24 @@ def read_trial(path: Path) -> TrialRecord:
     return parse_json(path, parse_trial)
 
 
-def parse_trial(content: Any) -> TrialRecord:
-    """Return the trial that trial.json holds. Raises SettingError if its key is another trial's."""
-    trial = parse_record(content)
-    expected = trial.config.key(trial.fingerprint) if trial.recipe_version == RECIPE_VERSION else trial.key
-    require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
-    return trial
+def parse_trial(content: Any, has_own_key: bool = True) -> TrialRecord:
+    """Return the trial that trial.json holds.
 
-
-def parse_record(content: Any) -> TrialRecord:
-    """Return the content of trial.json, or of a file that adds to it. Raises SettingError for a key that is no name."""
-    trial: TrialRecord = validate(TrialRecord, content, is_json=True)
+    has_own_key: False for certification.json, whose key is that of the trial with its own settings. Raises SettingError
+    if the file was changed by hand, if its key is no name, or if an older recipe had other settings.
+    """
+    try:
+        trial: TrialRecord = validate(TrialRecord, content, is_json=True)
+    except InputError:
+        if isinstance(content, dict):
+            version, today = content.get("recipe_version"), f"{RECIPE_VERSION}, today's; run the trial again"
+            require("recipe_version", version, version == RECIPE_VERSION, today)
+        raise
     _require_name(trial.key)
+    expected = (
+        trial.config.key(trial.fingerprint) if has_own_key and trial.recipe_version == RECIPE_VERSION else trial.key
+    )
+    require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
     return trial
 
 
@@ -158,10 +166,19 @@ def _require_name(key: str, what: str = "key") -> None:
 
 
 def take_over(directory: Path, trial: TrialRecord) -> None:
-    """Make `directory` the trial's folder, with today's sources. Raises SettingError if it is another trial's."""
-    refuse_another(directory, trial)
+    """Make `directory` the trial's folder, with today's sources.
+
+    Raises SettingError if it is another trial's, or the data has changed.
+    """
     path = directory / TRIAL
-    if not path.exists() or trial_json(read_trial(path)) != trial_json(trial):
+    before = read_trial(path) if path.exists() else None
+    if before is not None and before.config == trial.config:
+        made_for, found = before.fingerprint, trial.fingerprint
+        require("data", found, found == made_for, f"the data this trial was made for, {made_for}")
+    key = before.key if before else trial.key
+    allowed = f"an empty folder or that of trial {trial.key}; it holds {key}"
+    require("directory", str(directory), key == trial.key, allowed)
+    if before is None or trial_json(before) != trial_json(trial):
         write_json(path, trial_json(trial))
 
 
@@ -169,15 +186,6 @@ def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
     """Copy the file of a network trained elsewhere. Raises InputError if there is none, or another one."""
     if not (to.exists() and digest_of(read_bytes(to)) == network_file.sha256):
         write_bytes(to, read_file(path, network_file))
-
-
-def refuse_another(directory: Path, trial: TrialRecord) -> None:
-    """Raise SettingError if `directory` has another trial's trial.json or result.json."""
-    path, result = directory / TRIAL, read_result(directory)
-    keys = {read_trial(path).key if path.exists() else trial.key, result.key if result else trial.key}
-    if others := ", ".join(keys - {trial.key}):
-        allowed = f"an empty folder or that of trial {trial.key}"
-        raise SettingError("directory", str(directory), f"{allowed}; it holds {others}")
 
 
 def read_result(directory: Path) -> TrialResult | None:
@@ -227,7 +235,7 @@ def parse_chosen(content: Any) -> Chosen:
 
 
 def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
-    return parse_json(path, parse) if path.exists() else None
+    return parse_json(path, parse) if os.path.lexists(path) else None  # a broken link is damage
 
 
 def last_write(trial_dir: Path) -> float | None:

@@ -29,7 +29,7 @@ class Holder(Model):
     model_config = LENIENT
 
     host: str
-    process: int = Field(gt=0)
+    process: int = Field(gt=0, lt=2**31)
     since: float
 
     @property
@@ -40,13 +40,11 @@ class Holder(Model):
     @property
     def may_be_running(self) -> bool:
         """False if it was a process of this machine that is gone."""
-        if self.is_here:
-            try:
+        try:
+            if self.is_here:
                 os.kill(self.process, 0)
-            except (ProcessLookupError, OverflowError):  # or no number that a process can have
-                return False
-            except PermissionError:  # another user's
-                return True
+        except OSError as error:
+            return isinstance(error, PermissionError)  # another user's
         return True
 
 
@@ -54,10 +52,10 @@ class Holder(Model):
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold a directory within the block. Raises InputError if another run holds it.
 
-    The command has refused links that lead out of it. A directory that was made for this is removed if nothing was
+    The command has refused links that lead out of it. Directories that were made for this are removed if nothing was
     written there.
     """
-    is_new = not directory.exists()
+    new = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
     make_directory(directory)
     path = directory / LOCK
     if path.exists() and not path.is_file():  # reading a pipe would wait
@@ -67,7 +65,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
         file.seek(0)
         owner = _parse(file.read())
         is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
-        if is_locked is False or is_removed or (owner is not None and _is_held(owner, is_locked is True)):
+        is_free = owner is None or not owner.may_be_running
+        if owner is not None and owner.is_here:  # a number of this process is that of another before a restart
+            is_free |= is_locked is True or owner.process == os.getpid()
+        if is_locked is False or is_removed or not is_free:
             name = f"process {owner.process} on {owner.host}" if owner else "no process yet"
             advice = "" if is_locked is False else "; if that run is gone, delete the file"
             raise InputError(f"another run is writing there: {path} names {name}{advice}")
@@ -79,9 +80,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
         finally:
             file.truncate(0)
             with suppress(OSError):
-                if is_new and list(directory.iterdir()) == [path]:
+                if new and list(directory.iterdir()) == [path]:
                     path.unlink()
-                    directory.rmdir()
+                    for each in new:
+                        each.rmdir()
 
 
 def holder(directory: Path) -> Holder | None:
@@ -89,14 +91,6 @@ def holder(directory: Path) -> Holder | None:
     path = directory / LOCK
     owner = _parse(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
     return owner if owner is not None and owner.may_be_running else None
-
-
-def _is_held(owner: Holder, is_locked: bool) -> bool:
-    """Return whether the process that a lock file names may be running. is_locked: the file, by this process."""
-    if not owner.is_here:
-        return True
-    was_before_a_restart = owner.process == os.getpid()
-    return not is_locked and not was_before_a_restart and owner.may_be_running
 
 
 def _try_lock(file: IO[bytes]) -> bool | None:

@@ -1,17 +1,16 @@
 """The state of a trial or of a certification: decided here alone, from the files of its folder."""
 
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from harness.common import names
-from harness.common.errors import shorten
 from harness.common.terminal import percent
 from harness.config.trial import RECIPE_VERSION
 from harness.storage import certification, folder, ranges, training_record
-from harness.storage.files import DamagedFileError, parse_json
+from harness.storage.files import DamagedFileError
 from harness.storage.folder import Chosen, Failure, TrialRecord, TrialResult
+from harness.storage.lock import holder
 
 
 class State(StrEnum):
@@ -28,25 +27,56 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class TrialState:
-    """What a folder says of its trial or certification.
+    """What the files of a folder say of its trial or certification.
 
-    description: a finished one's certified error, the error of one that failed or cannot be read, how far an unfinished
-    one is, of which recipe an older one is.
-    trial: None if its file is missing or cannot be read.
-    failure: why it failed; None unless it did. chosen: how a search chose the trial, if one did.
-    epochs: how many are trained; of a trial that does not run, those of its checkpoint, after which it goes on.
-    written: when training or evaluation last wrote a file, in seconds since 1970; None before they begin, and for
-    OLDER and DAMAGED.
+    trial: None if its file is missing or cannot be read. failure: why it failed; None for a finished one.
+    chosen: how a search chose the trial, if one did. epochs: how many are trained; of one that does
+    not run, those of its checkpoint; 0 for a finished one. progress: how far an
+    unfinished one is. written: when training or evaluation last wrote a file, in seconds since 1970; None before they
+    begin. is_running: whether that was in the run that holds the sweep's directory. problem: why a file cannot be read.
     """
 
-    state: State
-    description: str = ""
     trial: TrialRecord | None = None
     result: TrialResult | None = None
     failure: Failure | None = None
     chosen: Chosen | None = None
     epochs: int = 0
+    progress: str = ""
     written: float | None = None
+    is_running: bool = False
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise DamagedFileError for the result of another trial."""
+        if self.trial is not None and self.result is not None and self.result.key != self.trial.key:
+            raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {self.result.key}")
+
+    @property
+    def state(self) -> State:
+        """What all of this means."""
+        if self.problem:
+            return State.DAMAGED
+        if self.trial is not None and self.trial.recipe_version != RECIPE_VERSION:
+            return State.OLDER
+        if self.result is not None:
+            return State.FINISHED
+        if self.failure is not None:
+            return State.FAILED
+        if self.written is None:
+            return State.NOT_BEGUN
+        return State.RUNNING if self.is_running else State.UNFINISHED
+
+    @property
+    def description(self) -> str:
+        """What there is to say beside the state: an error, or how far the trial is."""
+        if self.problem:
+            return self.problem
+        if self.trial is not None and self.state is State.OLDER:
+            version = self.trial.recipe_version
+            return f"older, of recipe version {version}, today's is {RECIPE_VERSION}: run it again"
+        if self.result is not None:
+            return f"certified error {percent(self.result.metrics.get(names.CERTIFIED_ERROR))}"
+        return self.failure.error if self.failure is not None else self.progress
 
     @property
     def text(self) -> str:
@@ -66,64 +96,52 @@ def read_state(directory: Path, run_began: float | None = None) -> TrialState:
     run_began: when the run that holds the sweep's directory began (`lock.holder`); None if nobody holds it. What is
     unfinished counts as running if it wrote since then, also when its worker has just died.
     """
-    path, state = certification.record_path(directory), TrialState(State.NOT_BEGUN)
+    trial = None
     try:
-        if not path.exists():
-            return state
-        if (version := parse_json(path, lambda content: content["recipe_version"])) != RECIPE_VERSION:
-            with suppress(DamagedFileError):
-                state = replace(state, trial=certification.read_record(directory))
-                state = replace(state, result=folder.read_result(directory), failure=folder.read_failure(directory))
-            return replace(state, state=State.OLDER, description=_describe_older(version))
-        trial, written = certification.read_record(directory), folder.last_write(directory)
-        state = replace(state, trial=trial, written=written)
-        state = replace(state, chosen=folder.read_chosen(certification.trial_of(directory)))
-        if (result := folder.read_result(directory)) is not None:
-            return replace(finished_state(trial, result, state.chosen), written=written)
+        if not certification.record_path(directory).exists():
+            return TrialState()
+        trial = certification.read_record(directory)
+        result, written = folder.read_result(directory), folder.last_write(directory)
         is_running = run_began is not None and written is not None and written >= run_began
-        epochs = training_record.last_epoch(directory)
-        epochs = epochs if is_running else min(epochs, training_record.saved_epochs(directory))
-        state = replace(state, epochs=epochs)
-        if (failure := folder.read_failure(directory)) is not None:
-            return replace(state, state=State.FAILED, description=failure.error, failure=failure)
-        if written is None:
-            return state
-        kind = State.RUNNING if is_running else State.UNFINISHED
-        return replace(state, state=kind, description=_describe_progress(directory, trial, epochs))
+        epochs = 0 if result else _count_epochs(directory, is_running)
+        return TrialState(
+            trial=trial,
+            result=result,
+            failure=None if result else folder.read_failure(directory),
+            chosen=folder.read_chosen(certification.trial_of(directory)),
+            epochs=epochs,
+            progress="" if result or written is None else _describe_progress(directory, trial, epochs),
+            written=written,
+            is_running=is_running,
+        )
     except (OSError, ValueError) as error:
-        return replace(state, state=State.DAMAGED, description=str(error).replace(f"{directory}/", ""))
+        return TrialState(trial, problem=str(error).replace(f"{directory}/", ""))
 
 
-def read_state_or_raise(directory: Path, run_began: float | None = None) -> TrialState:
+def read_states(sweep_dir: Path) -> dict[Path, TrialState]:
+    """Return the state of each trial in a sweep's directory, by its folder. Raises DamagedFileError for the lock."""
+    run_began = run.since if (run := holder(sweep_dir)) else None
+    return {trial_dir: read_state(trial_dir, run_began) for trial_dir in folder.trial_folders(sweep_dir)}
+
+
+def read_state_or_raise(directory: Path) -> TrialState:
     """Return the state as `read_state` does. Raises DamagedFileError instead of returning DAMAGED."""
-    state = read_state(directory, run_began)
-    if state.state is State.DAMAGED:
-        raise DamagedFileError(f"{directory}/{state.description}")
+    state = read_state(directory)
+    if state.problem:
+        raise DamagedFileError(f"{directory}/{state.problem}")
     return state
 
 
-def finished_state(trial: TrialRecord, result: TrialResult, chosen: Chosen | None) -> TrialState:
-    """Return the state of a trial or certification that has a result: FINISHED or OLDER.
-
-    Raises DamagedFileError if the result is another trial's.
-    """
-    if trial.recipe_version != RECIPE_VERSION:
-        return TrialState(State.OLDER, _describe_older(trial.recipe_version), trial, result, chosen=chosen)
-    if result.key != trial.key:
-        raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {result.key}")
-    description = f"certified error {percent(result.metrics.get(names.CERTIFIED_ERROR))}"
-    return TrialState(State.FINISHED, description, trial, result, chosen=chosen)
+def _count_epochs(directory: Path, is_running: bool) -> int:
+    """Return how many epochs are trained; without those after the checkpoint, which are repeated, unless it runs."""
+    rows = training_record.read_epochs(directory)
+    last = rows[-1][names.EPOCH] if rows else 0
+    return last if is_running else min(last, training_record.saved_epochs(directory))
 
 
-def _describe_older(version: object) -> str:
-    """Return the description of a trial of another recipe version."""
-    return f"older, of recipe version {shorten(version)}, today's is {RECIPE_VERSION}: run it again"
-
-
-def _describe_progress(directory: Path, trial: TrialRecord, done: int) -> str:
-    """Return how far an unfinished trial or certification is. done: the trial's epochs."""
+def _describe_progress(directory: Path, trial: TrialRecord, epochs: int) -> str:
+    """Return how far an unfinished trial or certification is."""
     if certification.is_certification(directory):
         return f"{ranges.count_saved_images(directory)} images of {directory.name} are evaluated"
-    epochs = trial.config.epochs
-    parts = [f"epoch {done} of {epochs}"] if epochs else []
+    parts = [f"epoch {epochs} of {trial.config.epochs}"] if trial.config.epochs else []
     return ", ".join([*parts, *(["being evaluated"] if (directory / ranges.RANGES).exists() else [])])

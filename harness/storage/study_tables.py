@@ -18,7 +18,7 @@ from harness.common import names
 from harness.storage import certification, folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
-from harness.storage.state import TrialState, finished_state, read_state_or_raise
+from harness.storage.state import TrialState, read_state_or_raise
 
 TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
@@ -63,9 +63,9 @@ def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, TrialState]:
     states = {}
     for row in rows.to_dict("records"):
         path = study / row[FOLDER]
-        trial = certification.parse_record(path, _json(row["trial"]))
+        trial = folder.parse_trial(_json(row["trial"]), has_own_key=not certification.is_certification(path))
         chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
-        states[path] = finished_state(trial, folder.parse_result(_json(row["result"])), chosen)
+        states[path] = TrialState(trial, folder.parse_result(_json(row["result"])), chosen=chosen)
     return states
 
 

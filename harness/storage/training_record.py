@@ -3,7 +3,6 @@
 import json
 import logging
 import types
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,7 @@ from harness.common import names
 from harness.common.errors import shorten
 from harness.common.masking import mask_secrets
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, append_line, load_json, parse_file, write_text
-
-_LARGEST_PICKLE = 2**24  # of a checkpoint, in bytes, without its tensors
+from harness.storage.files import append_line, load_json, parse_file, write_text
 
 
 def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
@@ -42,25 +39,10 @@ def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
     return parse_file(path, parse)
 
 
-def last_epoch(directory: Path) -> int:
-    """Return the number of the trial's last finished epoch, 0 before the first. Raises DamagedFileError."""
-    return max((row[names.EPOCH] for row in read_epochs(directory)), default=0)
-
-
 def saved_epochs(directory: Path) -> int:
-    """Return how many epochs the checkpoint has; 0 if there is none that can be read. Training goes on after them."""
-    path = directory / folder.CHECKPOINT
-    if not path.is_file():
-        return 0
-    import torch  # here, since finished trials are read without
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(each.filename.endswith(".pkl") and each.file_size > _LARGEST_PICKLE for each in archive.infolist()):
-                return 0
-        return max(0, int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]))
-    except Exception:  # torch raises many kinds; training then removes the file and begins anew
-        return 0
+    """Return after how many epochs the checkpoint was saved, from where training goes on. Raises DamagedFileError."""
+    path = directory / folder.SAVED_EPOCHS
+    return parse_file(path, int) if path.exists() else 0
 
 
 def _check_row(row: Any) -> dict[str, Any]:
@@ -85,37 +67,20 @@ def write_epoch(directory: Path, row: dict[str, Any]) -> None:
     append_line(directory / folder.EPOCHS, json.dumps(row, allow_nan=False))
 
 
-def read_training_warnings(directory: Path) -> list[str]:
-    """Return the warnings of training so far, such as a line for each optimisation that failed."""
-    return _read_lines(directory / folder.TRAINING_WARNINGS)
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of TRAINING_WARNINGS or TRAINED_ON, each once; none if there is no file.
 
-
-def add_training_warnings(directory: Path, lines: list[str]) -> None:
-    """Add lines to those that `read_training_warnings` returns; a line that is there is not added again."""
-    _add_lines(directory / folder.TRAINING_WARNINGS, lines)
-
-
-def read_training_devices(directory: Path) -> list[str]:
-    """Return the devices that the trial was trained on so far, in order."""
-    return _read_lines(directory / folder.TRAINED_ON)
-
-
-def add_training_device(directory: Path, device: str) -> None:
-    """Add a device to those that `read_training_devices` returns, unless it is there."""
-    _add_lines(directory / folder.TRAINED_ON, [device])
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file, each once; none if there is no file. Raises DamagedFileError."""
+    Raises DamagedFileError.
+    """
     if not path.exists():
         return []
     lines = parse_file(path, lambda content: content.decode().splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
+    return list(dict.fromkeys(filter(None, lines)))
 
 
-def _add_lines(path: Path, lines: list[str]) -> None:
-    """Add lines to a file; a line that is there is not added again."""
-    before = _read_lines(path)
+def add_lines(path: Path, lines: list[str]) -> None:
+    """Add lines to such a file; a line that is there is not added again."""
+    before = read_lines(path)
     if added := [line for line in lines if line not in before]:
         write_text(path, "".join(line + "\n" for line in before + added))
 
@@ -132,10 +97,8 @@ class _Masked(logging.Formatter):
 def log_to_folder(directory: Path) -> Iterator[None]:
     """Append this package's log records, Python's warnings and an error that ends the block to the folder's log."""
     ours = logging.getLogger("harness")
-    if (path := directory / folder.LOG).exists() and not path.is_file():  # a handler would wait at a pipe
-        raise DamagedFileError(f"{path} cannot be written: found no file, allowed: a file; remove it")
     loggers, level = (ours, logging.getLogger("py.warnings")), ours.level
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(directory / folder.LOG, encoding="utf-8")
     handler.setFormatter(_Masked("%(asctime)s %(message)s"))
     logging.captureWarnings(True)
     ours.setLevel(logging.DEBUG)

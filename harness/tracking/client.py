@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 
 from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
+from harness.common.terminal import one_line
 
 SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
@@ -43,8 +44,16 @@ def tracking_errors(uri: str) -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {reason}")) from error
+        raise TrackingError(mask_secrets(f"MLflow store {uri} cannot be used: {_reason(error)}")) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return why in a line: of a connection that failed, the words of the system, such as 'Connection refused'."""
+    text, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
+    while cause is not None:
+        text = getattr(cause, "strerror", None) or text
+        cause = cause.__cause__ or cause.__context__
+    return one_line(text)
 
 
 @contextmanager

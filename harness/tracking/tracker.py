@@ -138,7 +138,8 @@ class Tracker:
 
     def _log(self, trial_dir: Path, running: bool) -> None:
         """Raises TrackingError for the store; OSError and DamagedFileError for the folder."""
-        trial, state = folder.read_trial(trial_dir / folder.TRIAL), read_state_or_raise(trial_dir)
+        state = read_state_or_raise(trial_dir)
+        trial = state.trial or folder.read_trial(trial_dir / folder.TRIAL)  # which says that it is missing
         logged = self._find(trial_dir, trial)
         status = "FINISHED" if state.result else "FAILED" if state.failure else "RUNNING" if running else "KILLED"
 

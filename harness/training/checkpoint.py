@@ -13,8 +13,8 @@ import torch
 
 from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
-from harness.storage.files import read_bytes, write_atomically
-from harness.storage.folder import CHECKPOINT
+from harness.storage.files import read_bytes, write_atomically, write_text
+from harness.storage.folder import CHECKPOINT, SAVED_EPOCHS
 
 SAVE_SECONDS = 30.0
 """How long after a checkpoint the next one is saved, at the end of an epoch."""
@@ -48,6 +48,7 @@ def save(trial_dir: Path, epoch: int, parts: dict[str, Any]) -> None:
             raise OSError(errno.EIO, first_words(error)) from error
 
     write_atomically(trial_dir / CHECKPOINT, write)
+    write_text(trial_dir / SAVED_EPOCHS, f"{epoch}\n")
 
 
 def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int:
@@ -75,6 +76,7 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
                 raise
             _log.info("%s cannot be read: %s: %s; it is removed", path, type(error).__name__, first_words(error))
             path.unlink()
+            (trial_dir / SAVED_EPOCHS).unlink(missing_ok=True)
             for name, part in parts.items():  # some parts may have been loaded
                 part.load_state_dict(initial[name])
     for group in parts["optimiser"].param_groups:

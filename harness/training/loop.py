@@ -16,12 +16,12 @@ from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
+from harness.storage.folder import TRAINED_ON, TRAINING_WARNINGS
 from harness.storage.training_record import (
-    add_training_device,
-    add_training_warnings,
+    add_lines,
     cut_epochs,
     read_epochs,
-    read_training_warnings,
+    read_lines,
     write_epoch,
 )
 from harness.training import checkpoint
@@ -93,7 +93,7 @@ def train(
         write_epoch(trial_dir, row)
         report(row)
     if done < last:
-        add_training_device(trial_dir, device_name(device))
+        add_lines(trial_dir / TRAINED_ON, [device_name(device)])
         if asked == "bf16" and device.type == "cpu":
             _warn_of_slow_bf16(trial_dir)
         compiled = [bool(row.get(names.TRAIN_COMPILED)) for row in before if 0 < row[names.EPOCH] <= done]
@@ -106,7 +106,7 @@ def train(
             row[names.TRAIN_ACCUMULATE] = trial.train.accumulate
         if asked == "auto":
             row[names.TRAIN_BF16] = float(precision == "bf16")
-        add_training_warnings(trial_dir, stepper.failed_optimisations)
+        add_lines(trial_dir / TRAINING_WARNINGS, stepper.failed_optimisations)
         write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
         if epoch == last or clock.is_save_due():
             checkpoint.save(trial_dir, epoch, parts)
@@ -119,10 +119,10 @@ def train(
 
 def _warn_of_slow_bf16(trial_dir: Path) -> None:
     """Log it, once a trial, if bf16 is slower than float32 here; the result's warnings have it, too."""
-    has_warned = any(line.startswith("bf16") for line in read_training_warnings(trial_dir))
+    has_warned = any(line.startswith("bf16") for line in read_lines(trial_dir / TRAINING_WARNINGS))
     if not has_warned and (message := describe_slow_bf16()):
         _log.warning(message)
-        add_training_warnings(trial_dir, [message])
+        add_lines(trial_dir / TRAINING_WARNINGS, [message])
 
 
 def _decide_compilation(stepper: Stepper, before: bool | None) -> None:

@@ -79,10 +79,6 @@ def train_and_certify(
             require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
         load_for(trial)
         data = load(trial.data_source, data_dir)
-        if (directory / folder.TRIAL).exists():
-            expected = folder.read_trial(directory / folder.TRIAL).fingerprint
-            fits = data.fingerprint == expected
-            require("data", data.fingerprint, fits, f"the data this trial was made for, {expected}")
         record = folder.make_trial(trial, data.fingerprint)
         folder.take_over(directory, record)
         remove_unfinished(directory)
@@ -139,7 +135,7 @@ def _train_and_evaluate(
     else:
         network_metrics = _train(record.config, training, trial_dir, device, report, clock)
     free_memory()
-    devices = training_record.read_training_devices(trial_dir)
+    devices = training_record.read_lines(trial_dir / folder.TRAINED_ON)
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
     metrics, messages = _evaluate(record, test, trial_dir, device, environment, network_metrics, report)
@@ -212,7 +208,10 @@ def _evaluate(
     metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, trial, further)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
     metrics[names.EVALUATION_SECONDS] = (metrics[names.EVALUATION_SECONDS] or 0.0) + time.monotonic() - started
-    messages += [*describe_smaller_batches(trial, epochs), *training_record.read_training_warnings(trial_dir)]
+    messages += [
+        *describe_smaller_batches(trial, epochs),
+        *training_record.read_lines(trial_dir / folder.TRAINING_WARNINGS),
+    ]
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])

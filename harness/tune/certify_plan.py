@@ -1,6 +1,6 @@
 """Certifications of finished trials: which trials, stages and images `harness.certify` evaluates."""
 
-import argparse
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.common import names
-from harness.common.errors import InputError
+from harness.common.errors import InputError, located
 from harness.config import plugins
 from harness.config.trial import RECIPE_VERSION, Trial
 from harness.data import Data, Split, load
@@ -18,8 +18,24 @@ from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
 from harness.storage import certification, folder, ranges
 from harness.storage.files import read_bytes, refuse_links
-from harness.storage.state import State, read_state
+from harness.storage.state import State, read_state, read_states
 from harness.tune.trial_files import load_data
+
+
+@dataclass(frozen=True)
+class EvaluationChanges:
+    """In what a certification differs from its trial's own evaluation.
+
+    images: how many are evaluated, the first ones. stage_seconds: limit of each other stage for an image. None for
+    either: as the trial did. seconds, branches: limits of branch and bound for an image; None for no limit.
+    """
+
+    stages: tuple[str, ...]
+    images: int | None = None
+    seconds: float | None = None
+    branches: int | None = None
+    stage_seconds: float | None = None
+    certificates: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,45 +87,50 @@ class Certification:
         return ranges.ranges_dir(self.directory, inputs)
 
 
-def finished_trials(paths: list[Path], console: Console) -> list[Path]:
-    """Return the folders of the finished trials in these paths. Raises InputError for a path without one."""
-    trial_dirs: list[Path] = []
+def finished_trials(paths: list[Path], console: Console) -> dict[Path, folder.TrialRecord]:
+    """Return the finished trials in these paths, by their folders. Raises InputError for a path without one."""
+    trials = dict[Path, folder.TrialRecord]()
     for path in paths:
         refuse_links(folder.sweep_dir_of(path))
-        inside = [path] if (path / folder.TRIAL).exists() else folder.trial_folders(path)
-        finished = [trial_dir for trial_dir in inside if read_state(trial_dir).state is State.FINISHED]
+        states = {path: read_state(path)} if (path / folder.TRIAL).exists() else read_states(path)
+        finished = {path.resolve(): state.trial for path, state in states.items() if state.state is State.FINISHED}
         if not finished:
             raise InputError(f"{path} holds no finished trial of recipe version {RECIPE_VERSION}")
-        if len(finished) < len(inside):
-            left_out = f"{len(inside) - len(finished)} of {len(inside)} trials"
+        if len(finished) < len(states):
+            left_out = f"{len(states) - len(finished)} of {len(states)} trials"
             console.print(f"{path}: left out {left_out}, unfinished or of another recipe version")
-        trial_dirs += finished
-    return list(dict.fromkeys(path.resolve() for path in trial_dirs))
+        trials |= {path: trial for path, trial in finished.items() if trial is not None}
+    return trials
 
 
-def plan_certifications(trial_dirs: list[Path], options: argparse.Namespace) -> list[Certification]:
-    """Return the certification of each trial. Raises InputError if settings, data or weights do not fit."""
-    planned, load_once = [], cache(partial(load, data_dir=options.data_dir))  # the data is large, and shared
-    for trial_dir in trial_dirs:
-        record = folder.read_trial(trial_dir / folder.TRIAL)
-        plugins.require_trusted(record.config, options.plugin)
-        record = replace(record, config=change_evaluation(record.config, options))
+def plan_certifications(
+    trials: dict[Path, folder.TrialRecord], changes: EvaluationChanges, data_dir: str | None, trusted: Collection[str]
+) -> list[Certification]:
+    """Return the certification of each trial. Raises InputError if settings, data or weights do not fit.
+
+    trusted: the plugins that may be imported.
+    """
+    planned, load_once = [], cache(partial(load, data_dir=data_dir))  # the data is large, and shared
+    for trial_dir, trial in trials.items():
+        plugins.require_trusted(trial.config, trusted)
+        record = replace(trial, config=change_evaluation(trial.config, changes))
         if not (trial_dir / folder.WEIGHTS).exists():
             raise InputError(f"{trial_dir} has no {folder.WEIGHTS}")
-        try:
+        with located(f"{trial_dir}: "):
             planned.append(Certification(trial_dir, record, load_data(record, load_once)))
             _ = planned[-1].images  # raises InputError
-        except InputError as error:
-            raise InputError(f"{trial_dir}: {error}") from None
     return planned
 
 
-def change_evaluation(trial: Trial, options: argparse.Namespace) -> Trial:
-    """Return a trial's config with the stages, budget and images of the options. Raises SettingError."""
-    stages, before = tuple(options.stages.split(",")), trial.evaluation
-    uses_it = names.BAB in stages or options.certificates
-    budget = {"bab_seconds": options.seconds, "bab_branches": options.branches} if uses_it else {}
-    images = trial.trial_image_count if options.images is None else options.images
-    budget["certificates"] = options.certificates
-    budget |= {"stage_seconds": options.stage_seconds or before.stage_seconds, "bab_trial_seconds": None}
-    return trial.replace(evaluation=before.replace(stages=stages, test_images=images, **budget))
+def change_evaluation(trial: Trial, changes: EvaluationChanges) -> Trial:
+    """Return a trial's config with the changes. Raises SettingError."""
+    limits = {"bab_seconds": changes.seconds, "bab_branches": changes.branches, "bab_trial_seconds": None}
+    uses_limits = names.BAB in changes.stages or changes.certificates
+    evaluation = trial.evaluation.replace(
+        stages=changes.stages,
+        test_images=trial.trial_image_count if changes.images is None else changes.images,
+        stage_seconds=changes.stage_seconds or trial.evaluation.stage_seconds,
+        certificates=changes.certificates,
+        **(limits if uses_limits else {"bab_trial_seconds": None}),
+    )
+    return trial.replace(evaluation=evaluation)

@@ -28,7 +28,8 @@ from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_state
 from harness.training.trial import Report
 from harness.tune.certify_plan import Certification
-from harness.tune.items import Item, run_items, share_machine
+from harness.tune.items import Item, run_items
+from harness.tune.machines import share_machine
 from harness.tune.progress import Progress
 
 _UNSOUND = "unsound"  # in a report: which bound is wrong
@@ -79,29 +80,27 @@ def _evaluate(
 
     Raises SoundnessError at the first one of a range.
     """
-    items = {each.directory: _items(each) for each in unfinished}
-    all_items = [item for left in items.values() for item in left]
+    items = [
+        Item(each.directory, each.trial.label, each.trial.model_dump(mode="json"), images)
+        for each in unfinished
+        for images in missing_ranges(each.ranges_dir, each.ranges)
+    ]
     work = partial(evaluate_item, data_dir=str(data_directory(data_dir).absolute()))  # workers have another directory
     with _RangeListener(unfinished, items, console) as listener:
-        run_items(all_items, work, listener, share_machine(len(all_items), workers))
+        run_items(items, work, listener, share_machine(len(items), workers))
     return listener.errors
-
-
-def _items(each: Certification) -> list[Item]:
-    settings, missing = each.trial.model_dump(mode="json"), missing_ranges(each.ranges_dir, each.ranges)
-    return [Item(each.directory, each.trial.label, settings, images) for images in missing]
 
 
 class _RangeListener(Progress):
     """Counts verdicts, and writes the result of each certification after its last range.
 
-    items: the ranges that each certification still needs, by its folder.
+    items: the ranges that these certifications still need.
     """
 
-    def __init__(self, unfinished: list[Certification], items: dict[Path, list[Item]], console: Console):
-        super().__init__(console, "images", sum(item.size for left in items.values() for item in left))
+    def __init__(self, unfinished: list[Certification], items: list[Item], console: Console):
+        super().__init__(console, "images", sum(item.size for item in items))
         self.by_directory = {each.directory: each for each in unfinished}
-        self.missing = {directory: set(left) for directory, left in items.items()}
+        self.missing = Counter(item.directory for item in items)
         self.verdicts, self.errors = Counter[str](), dict[Path, str]()
         self.unsound: str | None = None
         for each in unfinished:
@@ -125,7 +124,7 @@ class _RangeListener(Progress):
             certified, falsified = self.verdicts[names.CERTIFIED], self.verdicts[names.FALSIFIED]
             undecided = sum(self.verdicts[kind] for kind in names.UNDECIDED)
             self.note = f"{certified:,} certified, {falsified:,} falsified, {undecided:,} undecided"
-            self.missing[item.directory].remove(item)
+            self.missing[item.directory] -= 1
             self.finish_if_complete(each)
         self.end(item)
 

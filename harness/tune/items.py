@@ -1,18 +1,15 @@
 """Items of work, such as a trial of a sweep or a range of images, done under Ray or in this process."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness.common.errors import error_line, require
-from harness.machine.device import best_device, count_cores
+from harness.common.errors import error_line
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import Report
+from harness.tune.machines import RayOptions
 
 
 @dataclass(frozen=True)
@@ -61,59 +58,6 @@ class Listener:
 
 class FailedFast(Exception):  # noqa: N818
     """An item has failed, and no other is wanted: a listener raises it under --fail-fast."""
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """How Ray runs items.
-
-    cpu, gpu: what each item reserves; items with a fraction of a GPU share it.
-    at_once: the most items that are started at a time; None for as many as fit, and more that wait.
-    address: of a running cluster; None starts one on this machine.
-    dashboard: whether the Ray that is started has its dashboard.
-    """
-
-    cpu: int
-    gpu: float
-    at_once: int | None
-    address: str | None = None
-    dashboard: bool = False
-
-
-def machines_at(ray_address: str | None) -> list[dict[str, float]]:
-    """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
-    if ray_address is not None:
-        from harness.tune.ray_connection import machines_of_cluster  # here, since a finished sweep needs no Ray
-
-        return machines_of_cluster(ray_address)
-    gpus = torch.cuda.device_count() if best_device().type == "cuda" else 0
-    return [{"CPU": count_cores(), "GPU": gpus}]
-
-
-def check_fits(machines: list[dict[str, float]], cpu: int, gpu: float) -> None:
-    """Raise SettingError unless a machine has what an item reserves: Ray would wait for it for ever."""
-    most = max((machine["GPU"] for machine in machines), default=0)
-    require("resources.gpu", gpu, gpu <= most, f"at most {most:g}, the GPUs of one machine")
-    most = max((machine["CPU"] for machine in machines if machine["GPU"] >= gpu), default=0)
-    beside = f" with {gpu:g} GPU" if gpu else ""
-    require("resources.cpu", cpu, cpu <= most, f"at most {most:g}, the CPUs of one machine{beside}")
-
-
-def count_fitting(machines: list[dict[str, float]], cpu: int, gpu: float) -> int:
-    """Return how many items that reserve these CPUs and GPUs the machines do at a time."""
-    needs = [(name, count) for name, count in (("CPU", cpu), ("GPU", gpu)) if count]
-    return sum(min(int(machine[name] / count) for name, count in needs) for machine in machines)
-
-
-def share_machine(count: int, workers: int | None) -> RayOptions | None:
-    """Return how so many items are done on this machine, one for each GPU or core; None for one at a time.
-
-    workers: how many at a time, if that is asked for.
-    """
-    gpus = torch.cuda.device_count()
-    at_once = min(count, workers or gpus or count_cores())
-    gpu = 1 / math.ceil(at_once / gpus) if gpus and at_once else 0.0  # a worker's share is of one GPU alone
-    return RayOptions(cpu=1, gpu=gpu, at_once=at_once) if at_once > 1 else None
 
 
 def run_items(

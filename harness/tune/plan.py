@@ -1,7 +1,6 @@
 """The trials of a sweep that `harness.run` runs: checked before anything starts, in which state, what is printed."""
 
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +17,16 @@ from harness.common.terminal import print_table, with_plural
 from harness.config.expansion import ExpandedSweep, expand_file
 from harness.config.file import CPU_PROFILE, SweepFile
 from harness.config.trial import FULL_PROFILE
-from harness.data import load
+from harness.data import Data, load
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.own_data import MeasuredData, OwnData
 from harness.settings import describe_weak_attack
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, refuse_links
+from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialRecord
-from harness.storage.lock import holder
-from harness.storage.state import State, TrialState, read_state, read_state_or_raise
+from harness.storage.state import State, TrialState
 from harness.training.trial import split_images
 from harness.tune.progress import minutes
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What a run says of a data set, without its images. description: where it lies and what was found there."""
-
-    title: str
-    description: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -49,29 +38,30 @@ class PlannedSweep:
     """
 
     sweep: ExpandedSweep
-    data: DataSummary
+    data: Data
     sweep_dir: Path
     records: dict[Path, TrialRecord]
 
     @classmethod
-    def of(cls, sweep: ExpandedSweep, data: DataSummary, sweep_dir: Path, patterns: list[str]) -> Self:
+    def of(cls, sweep: ExpandedSweep, data: Data, sweep_dir: Path, patterns: list[str]) -> Self:
         """Return the plan of the trials that match a pattern by label, key or recipe; of all without patterns.
 
-        Raises InputError for a pattern without a match, and for a trial's folder that holds another one.
+        Raises InputError for a pattern without a match.
         """
         all_records = [folder.make_trial(trial, data.fingerprint) for trial in sweep.trials]
         records = {folder.trial_dir(sweep_dir, record.key): record for record in all_records}
         if patterns:
             labels = {trial_dir: record.config.names(record.key) for trial_dir, record in records.items()}
             records = {trial_dir: records[trial_dir] for trial_dir in select_by_pattern("--only", patterns, labels)}
-        for trial_dir, record in records.items():
-            folder.refuse_another(trial_dir, record)
         return cls(sweep, data, sweep_dir, records)
 
-    def states(self) -> dict[Path, TrialState]:
-        """Return the state of each trial now, by its folder. Raises DamagedFileError."""
-        run = holder(self.sweep_dir)
-        return {trial_dir: read_state_or_raise(trial_dir, run.since if run else None) for trial_dir in self.records}
+    def select(self, found: dict[Path, TrialState]) -> dict[Path, TrialState]:
+        """Return the states of this plan's trials, of those found in the directory. Raises DamagedFileError."""
+        states = {trial_dir: found.get(trial_dir, TrialState()) for trial_dir in self.records}
+        for trial_dir, state in states.items():
+            if state.problem:
+                raise DamagedFileError(f"{trial_dir}/{state.problem}")
+        return states
 
     @cached_property
     def unchanged_keys(self) -> set[str]:
@@ -102,19 +92,14 @@ def trials_to_run(states: dict[Path, TrialState], retry_failed: bool) -> list[Pa
 
 
 def load_checked(
-    file: SweepFile, results_dir: Path, data_dir: str | None, writes: bool
-) -> tuple[ExpandedSweep, DataSummary]:
-    """Return a file's sweep, and what its data is.
+    file: SweepFile, states: dict[Path, TrialState], data_dir: str | None, writes: bool
+) -> tuple[ExpandedSweep, Data]:
+    """Return a file's sweep, and its data.
 
-    results_dir: of all sweeps; networks that are trained there are not built to be checked. data_dir, writes: as in
-    `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
+    states: of the trials in the sweep's directory; networks that are trained there are not built to be checked.
+    data_dir, writes: as in `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    sweep_dir = results_dir / file.sweep.name
-    trained = set[str]()
-    for trial_dir in folder.trial_folders(sweep_dir):
-        with suppress(DamagedFileError):  # the leaderboard names it
-            if (trial_dir / folder.RESULT).exists():
-                trained.add(folder.read_trial(trial_dir / folder.TRIAL).config.identity)
+    trained = {state.trial.config.identity for state in states.values() if state.trial and state.result}
     source, is_right = file.sweep.dataset, False
     if isinstance(source, OwnData):  # networks are built for what is measured
         source = source.relative_to(file.path.parent)
@@ -132,17 +117,19 @@ def load_checked(
         for trial in sweep.trials:
             with at(""):
                 split_images(trial, data)
-    return sweep, DataSummary(data.info.title, data.describe(), data.fingerprint)
+    return sweep, data
 
 
-def check_owner(sweep_dir: Path, sweep: ExpandedSweep) -> None:
-    """Raise InputError if the directory holds trials of another name, data set or eps, or a link leads out of it."""
-    refuse_links(sweep_dir)
+def check_owner(sweep_dir: Path, sweep: ExpandedSweep, states: dict[Path, TrialState]) -> None:
+    """Raise InputError if the directory holds trials of another name, data set or eps.
+
+    states: of the trials there. Trials of another recipe version, or that cannot be read, do not count.
+    """
     expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"
-    for trial_dir in folder.trial_folders(sweep_dir):
-        if read_state(trial_dir).state is State.OLDER:
+    for state in states.values():
+        if state.trial is None or state.state is State.OLDER:
             continue
-        trial = folder.read_trial(trial_dir / folder.TRIAL).config
+        trial = state.trial.config
         owner = f"{trial.sweep} on {trial.dataset} at eps {trial.eps}"
         if owner != expected:
             message = f"{sweep_dir} belongs to another sweep: found {owner}, this one is {expected}"
@@ -160,8 +147,8 @@ def print_header(
     profile = "" if sweep.profile == FULL_PROFILE else f", profile {sweep.profile}"
     finished = sum(state.state is State.FINISHED for state in states.values())
     lines = [
-        f"{sweep.name}: {plan.data.title}, eps {sweep.eps}{profile}; {counted}, {finished} finished already",
-        f"data: {plan.data.description}",
+        f"{sweep.name}: {plan.data.info.title}, eps {sweep.eps}{profile}; {counted}, {finished} finished already",
+        f"data: {plan.data.describe()}",
     ]
     if sweep.profile == CPU_PROFILE and asked_profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")
@@ -186,10 +173,15 @@ def print_header(
 
 
 def print_plan(
-    plan: PlannedSweep, states: dict[Path, TrialState], gpus: float, at_once: int, retry_failed: bool, console: Console
+    plan: PlannedSweep, found: dict[Path, TrialState], gpus: float, at_once: int, retry_failed: bool, console: Console
 ) -> None:  # fmt: skip
-    """Print a line for each trial, the resources and the time. at_once: how many trials run side by side."""
-    measured, to_run = _measured_seconds(plan.sweep_dir), trials_to_run(states, retry_failed)
+    """Print a line for each trial, the resources and the time.
+
+    found: the states of all trials in the directory, by which the time is estimated. at_once: how many trials run side
+    by side.
+    """
+    states, measured = plan.select(found), _measured_seconds(found)
+    to_run = trials_to_run(states, retry_failed)
     left, rows = list[float | None](), []
     for trial_dir, state in states.items():
         record, time = plan.records[trial_dir], ""
@@ -208,15 +200,13 @@ def print_plan(
     console.print("dry run: nothing was started or written")
 
 
-def _measured_seconds(sweep_dir: Path) -> dict[str, float]:
-    """Return the mean seconds of a directory's finished trials, by `identity`: that of trials that differ in seeds."""
+def _measured_seconds(states: dict[Path, TrialState]) -> dict[str, float]:
+    """Return the mean seconds of finished trials, by `identity`: that of trials that differ in seeds."""
     seconds = defaultdict[str, list[float]](list)
-    for trial_dir in folder.trial_folders(sweep_dir):
-        with suppress(DamagedFileError):
-            if (result := folder.read_result(trial_dir)) is not None:
-                row = folder.read_trial(trial_dir / folder.TRIAL).config.identity
-                parts = (result.metrics.get(name) for name in (names.TRAIN_SECONDS, names.EVALUATION_SECONDS))
-                seconds[row].append(sum(part or 0.0 for part in parts))
+    for state in states.values():
+        if state.trial and state.result:
+            parts = (state.result.metrics.get(name) for name in (names.TRAIN_SECONDS, names.EVALUATION_SECONDS))
+            seconds[state.trial.config.identity].append(sum(part or 0.0 for part in parts))
     return {row: mean(each) for row, each in seconds.items()}
 
 

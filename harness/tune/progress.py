@@ -70,7 +70,7 @@ class Progress(Bars, Listener):
         super().__init__(console)
         self.unit, self.total, self.done, self.note = unit, total, done, ""
         self.running: dict[Item, tuple[float, str]] = {}  # the share of each that is done, and what it does
-        self.is_quiet = False  # whether numbers are there to show, so that beginnings need no lines
+        self.has_begun = False  # an epoch or a range is done: from then on lines come by the clock alone
         self.next_line = time.monotonic() + LINE_SECONDS
         self._move_all()
 
@@ -80,22 +80,22 @@ class Progress(Bars, Listener):
 
     def on_start(self, item: Item) -> None:
         """Show that an item begins."""
-        self._show(item, 0.0, "starts")
+        self._update(item, 0.0, "starts")
 
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """Show what an item reports: what it does, an epoch's row, or how many of its images are evaluated."""
         share, _ = self.running.get(item, (0.0, ""))
         if names.ACTIVITY in row:
-            self._show(item, share, row[names.ACTIVITY])
+            self._update(item, share, row[names.ACTIVITY])
         elif row.get(names.EPOCH) == 0:
-            self._show(item, 0.0, "trains its first epoch")
+            self._update(item, 0.0, "trains its first epoch")
         elif names.EPOCH in row:
-            self.is_quiet, epochs = True, item.settings["train"]["epochs"]
+            self.has_begun, epochs = True, item.settings["train"]["epochs"]
             numbers = ", ".join([f"epoch {row[names.EPOCH]} of {epochs}", *_short_metrics(row)])
-            self._show(item, row[names.EPOCH] / epochs, numbers)
+            self._update(item, row[names.EPOCH] / epochs, numbers)
         elif names.EVALUATED in row:
-            self.is_quiet = True
-            self._show(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
+            self.has_begun = True
+            self._update(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
 
     def on_step(self) -> None:
         """Where there is no terminal, print a line about the running items if it is time for one."""
@@ -106,7 +106,7 @@ class Progress(Bars, Listener):
 
     def end(self, item: Item) -> None:
         """Count an item that has ended."""
-        self.is_quiet = True
+        self.has_begun = True
         self.remove(item)
         self.running.pop(item, None)
         self.done += item.size
@@ -126,11 +126,12 @@ class Progress(Bars, Listener):
         seconds = self.seconds_left(self) if self.done < self.total else None
         return f"{self._count()}{'' if seconds is None else f', about {minutes(seconds)} left'}"
 
-    def _show(self, item: Item, share: float, what: str) -> None:
-        if not self.console.is_terminal and not self.is_quiet:
-            self.on_text(f"{item.label}: {what}")
-        self.running[item] = share, what
-        self.move(item, item.label, share, what)
+    def _update(self, item: Item, share: float, activity: str) -> None:
+        """Note how far a running item is and what it does, and move its bar; print that before anything is done."""
+        if not self.console.is_terminal and not self.has_begun:
+            self.on_text(f"{item.label}: {activity}")
+        self.running[item] = share, activity
+        self.move(item, item.label, share, activity)
         self._move_all()
         self.on_step()
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 os.environ.update(
     {
@@ -43,16 +44,7 @@ from harness.common.errors import InputError
 
 _ATTEMPTS = 3
 _TOKEN = secrets.token_hex(32)  # for each Ray that this process starts: Ray itself keeps the first one
-_ERROR = re.compile(r"\[[^]]+ [EC] \d+ \d+\] .*")  # a line of Ray's logs
 _CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for ten minutes
-
-
-class ResourceError(InputError):
-    """No Ray can be used."""
-
-
-class RayDiedError(ConnectionError):
-    """Ray has died; the same command continues."""
 
 
 @contextmanager
@@ -61,7 +53,7 @@ def connected_to_ray(address: str | None, dashboard: bool = False) -> Iterator[s
 
     address: of a running cluster; None starts one here. dashboard: start Ray's dashboard, too.
     Yields the URL of the dashboard, "" without one.
-    Raises ResourceError if no cluster answers there, or it asks for a token.
+    Raises InputError if no cluster answers there, or it asks for a token.
     """
     if ray.is_initialized():
         yield ""
@@ -73,12 +65,6 @@ def connected_to_ray(address: str | None, dashboard: bool = False) -> Iterator[s
         yield url
     finally:
         ray.shutdown()
-
-
-def machines_of_cluster(address: str) -> list[dict[str, float]]:
-    """Return the "CPU" and "GPU" of each machine of the cluster at `address`."""
-    with connected_to_ray(address):
-        return machines_of_ray()
 
 
 def machines_of_ray() -> list[dict[str, float]]:
@@ -103,7 +89,7 @@ def _connect(address: str) -> str:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECTION_SECONDS).close()
         return str(ray.init(address, logging_level=logging.ERROR, log_to_driver=False).dashboard_url)
     except Exception as error:  # Ray raises plain ones, too
-        raise ResourceError(
+        raise InputError(
             f"no Ray cluster answers at {address}: {' '.join(str(error).split())}. If it asks for a token (Ray printed "
             "InvalidAuthToken): copy ~/.ray/auth_token of its first machine to this one, and to each that joins it "
             "with RAY_AUTH_MODE=token"
@@ -114,24 +100,11 @@ def _start(dashboard: bool) -> str:
     """Start Ray on this machine, with a token that nobody else has, and return the URL of its dashboard."""
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
-    for attempt in range(1, _ATTEMPTS + 1):
+    for _ in range(_ATTEMPTS):
         try:
             return str(ray.init("local", **options).dashboard_url or "")
         except Exception as error:  # Ray raises plain ones, too, such as where its start takes too long
             ray.shutdown()
-            cause = f"Ray cannot be started here: {' '.join(str(error).split())}{_end_of_log()}"
-            if attempt == _ATTEMPTS or "missing packages" in cause:  # of the dashboard
-                raise ResourceError(cause) from error
-    raise AssertionError("unreachable")
-
-
-def _end_of_log() -> str:
-    """Return the last error in the logs of the Ray that this process started, as the end of a message."""
-    directory = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
-    sessions = sorted(directory.glob(f"session_*_{os.getpid()}"))
-    errors = []
-    for path in sorted(sessions[-1].glob("logs/*")) if sessions else []:
-        if re.fullmatch(r"(raylet|gcs_server).*\.(out|err)", path.name):
-            errors += _ERROR.findall(path.read_text(errors="replace"))
-    logs = f"; its logs: {sessions[-1]}/logs" if sessions else ""
-    return logs + (f", whose last error is: {errors[-1]}" if errors else "")
+            cause = error
+    logs = Path(os.environ.get("RAY_TMPDIR", gettempdir())) / "ray/session_latest/logs"
+    raise InputError(f"Ray cannot be started here: {' '.join(str(cause).split())}; its logs: {logs}") from cause

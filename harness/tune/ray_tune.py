@@ -22,7 +22,6 @@ import torch
 
 # isort: off
 from harness.tune.ray_connection import (  # before Ray itself
-    RayDiedError,
     connected_to_ray,
     is_here_alive,
     machines_of_ray,
@@ -41,7 +40,8 @@ from harness.common.errors import InputError, Stopped, error_line
 from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
 from harness.training.trial import DETERMINISTIC_ERRORS
-from harness.tune.items import Item, Listener, RayOptions, Work, check_fits, count_fitting
+from harness.tune.items import Item, Listener, Work
+from harness.tune.machines import RayOptions, check_fits, count_fitting
 
 RAY_STATE = "ray"
 """The directory of Ray's own state, in that of the results."""
@@ -100,7 +100,7 @@ class _Callback(TrialProgressCallback):
                 raise Stopped(self.signals[0])
             if time.monotonic() > self.next_check:
                 if not is_here_alive():  # Tune would wait for its workers for ever
-                    raise RayDiedError(f"Ray has died: its raylet on this machine does not answer; {_GOES_ON}")
+                    raise ConnectionError(f"Ray has died: its raylet on this machine does not answer; {_GOES_ON}")
                 self.next_check = time.monotonic() + _LIFE_CHECK_SECONDS
             events, self.events = self.events, []
             for event in events:
@@ -145,7 +145,7 @@ def run_on_ray(
 
     Raises:
         InputError: Ray cannot be used, or no machine has what an item reserves.
-        RayDiedError: Ray has died.
+        ConnectionError: Ray has died.
         Stopped: SIGINT or SIGTERM came. Workers have ended.
         Exception: of the listener.
     """
@@ -189,7 +189,7 @@ def run_on_ray(
             assert end.__cause__ is not None
             raise end.__cause__ from None
         except RayError as error:  # not an item's: Tune handles those
-            raise RayDiedError(f"Ray has died: {error_line(error)}; {_GOES_ON}") from error
+            raise ConnectionError(f"Ray has died: {error_line(error)}; {_GOES_ON}") from error
 
 
 @contextmanager

@@ -6,12 +6,10 @@ would repeat, then COMPLETE. FAIL is a proposal that does not fit, or is another
 command continues. Only the process that holds the directory's lock writes.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import warnings
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,22 +18,23 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as CandidateState
 from rich.console import Console
 
 from harness.common.terminal import with_plural
 from harness.config.expansion import ExpandedSweep
 from harness.config.trial import RECIPE_VERSION, Trial
-from harness.data import Data, load
+from harness.data import Data
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
-from harness.storage.state import State, read_state
+from harness.storage.state import State, TrialState, read_state
 from harness.training.trial import split_images
-from harness.tune.items import FailedFast, Item, RayOptions, run_items
+from harness.tune.items import FailedFast, Item, run_items
 from harness.tune.progress import Progress
-from harness.tune.run_sweep import forget_failure, record_outcome, train_item, trial_item
+from harness.tune.run_sweep import RunOptions, begin_item, read_outcome, train_item
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -92,18 +91,16 @@ class Search:
             f"searched: {', '.join(row.base.row for row in self.rows)}\ncandidates: {self.directory}"
         )
 
-    def run(self, ray: RayOptions, data_dir: str, fail_fast: bool = False) -> tuple[ExpandedSweep, bool] | None:
-        """Search, and return the sweep with its winners as trials; None without a winner.
-
-        The second value is True if candidates have failed that the same command would try again.
-        fail_fast: stop once a candidate has failed.
-        """
-        self.show()
-        with lock_directory(self.sweep_dir), lock_directory(self.directory):
+    def run(self, options: RunOptions) -> list[Trial]:
+        """Search, and return the winners' trials; none if no candidate has finished, or a failure has stopped it."""
+        with lock_directory(self.directory):
             self.begin()
-            winners = self.winners() if self.train(ray, data_dir, fail_fast) else []
-        has_unfinished = any(study.get_trials(states=[TrialState.RUNNING]) for study in self.studies)
-        return (replace(self.sweep, trials=winners), has_unfinished) if winners else None
+            return self.winners() if self.train(options) else []
+
+    @property
+    def has_unfinished(self) -> bool:
+        """True if candidates have failed that the same command would try again."""
+        return any(study.get_trials(states=[CandidateState.RUNNING]) for study in self.studies)
 
     def begin(self) -> None:
         """Load or create the studies, named by their rows, for writing. Raises DamagedFileError."""
@@ -119,27 +116,26 @@ class Search:
             study.set_user_attr(OBJECTIVES, self.settings.objectives)
             if not study.trials and (written := row.written) is not None:
                 study.enqueue_trial({key: row.spaces[key].encode(value) for key, value in written.items()})
-            for candidate in sorted(_candidates(study), key=lambda one: one.state == TrialState.RUNNING):
+            for candidate in sorted(_candidates(study), key=lambda one: one.state == CandidateState.RUNNING):
                 if self.claim(number, candidate) is None:  # killed while it was proposed
-                    study.tell(candidate.number, state=TrialState.FAIL)
+                    study.tell(candidate.number, state=CandidateState.FAIL)
 
-    def train(self, ray: RayOptions, data_dir: str, fail_fast: bool) -> bool:
+    def train(self, options: RunOptions) -> bool:
         """Train candidates until each row has enough; return False if a failure has stopped them before."""
-        begun = [path for path in self.owners if not self.conclude(path)]
+        begun = [path for path in self.owners if not self.conclude(path, read_state(path))]
         first = begun or list(filter(None, [self.propose()]))
         if not first:
             return True
         items = map(self.start, chain(first, iter(self.propose, None)))
-        work = partial(train_item, data_dir=data_dir, code=source_digest())
-        with _SearchListener(self, len(self.owners) - len(first), fail_fast) as listener:
-            return run_items(items, work, listener, ray, self.directory)
+        work = partial(train_item, data_dir=options.data_dir, code=source_digest())
+        with _SearchListener(self, len(self.owners) - len(first), options.fail_fast) as listener:
+            return run_items(items, work, listener, options.ray, self.directory)
 
     def start(self, trial_dir: Path) -> Item:
-        """Forget how a candidate failed before, and return the work of evaluating it."""
-        forget_failure(trial_dir)
+        """Return the work of evaluating a candidate."""
         number, candidate = self.owners[trial_dir]
         label = f"candidate {candidate} of {self.studies[number].study_name}"
-        return trial_item(folder.read_trial(trial_dir / folder.TRIAL), label, trial_dir)
+        return begin_item(trial_dir, folder.read_trial(trial_dir / folder.TRIAL), label)
 
     def propose(self) -> Path | None:
         """Return the folder of a new candidate of the row with the fewest; None once each has enough.
@@ -155,7 +151,7 @@ class Search:
                 candidate = study.ask({key: space.distribution() for key, space in spaces.items()})
                 if (trial_dir := self.claim(number, candidate)) is not None:
                     return trial_dir
-                study.tell(candidate, state=TrialState.FAIL)
+                study.tell(candidate, state=CandidateState.FAIL)
         return None
 
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
@@ -176,10 +172,9 @@ class Search:
         row = self.rows[number]
         return row.trial({key: space.decode(candidate.params[key]) for key, space in row.spaces.items()})
 
-    def conclude(self, trial_dir: Path) -> bool:
+    def conclude(self, trial_dir: Path, state: TrialState) -> bool:
         """Write what came of a candidate to its study; return whether there is nothing left to train."""
         number, candidate = self.owners[trial_dir]
-        state = read_state(trial_dir)
         is_done = state.state is State.FINISHED or state.fails_again
         if is_done and not self.studies[number].trials[candidate].state.is_finished():
             errors = [state.result.metrics.get(name) if state.result else None for name in self.settings.objectives]
@@ -222,29 +217,6 @@ class Search:
         return f"candidate {candidate} of {self.studies[number].study_name}: {error or outcome}; {settings}"
 
 
-def run_search(
-    sweep: ExpandedSweep,
-    sweep_dir: Path,
-    ray: RayOptions,
-    data_dir: str,
-    options: argparse.Namespace,
-    console: Console,
-) -> tuple[ExpandedSweep, bool] | None:
-    """Run a sweep's search, as `Search.run` does; with --dry-run, only print what is searched.
-
-    options: of `harness.run`. Raises InputError for a wrong MLflow store, before hours of work.
-    """
-    search = Search(sweep, load(sweep.trials[0].data_source, data_dir, not options.dry_run), sweep_dir, console)
-    if options.dry_run:
-        search.show()
-        console.print("its winners become the trials; a dry run: nothing was started or written")
-        return None
-    from harness.tracking.tracker import Tracker  # here, since figures of a search need no MLflow
-
-    Tracker.open(sweep.name, options.tracking_uri, console)
-    return search.run(ray, data_dir, options.fail_fast)
-
-
 class _SearchListener(Progress):
     """Shows candidates, and writes how they end to their studies."""
 
@@ -255,11 +227,12 @@ class _SearchListener(Progress):
     def on_end(self, item: Item, error: str | None) -> None:
         """Conclude a candidate."""
         self.end(item)
-        _, failure = record_outcome(item.directory, error)
-        self.search.conclude(item.directory)
-        text = self.search.describe(*self.search.owners[item.directory], failure)
-        self.on_text(f"failed: {text}" if failure else text)
-        if failure and self.fail_fast:
+        state = read_outcome(item.directory, error)
+        self.search.conclude(item.directory, state)
+        has_failed = state.result is None
+        text = self.search.describe(*self.search.owners[item.directory], state.description if has_failed else "")
+        self.on_text(f"failed: {text}" if has_failed else text)
+        if has_failed and self.fail_fast:
             raise FailedFast
 
 
@@ -272,4 +245,4 @@ def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 def _candidates(study: optuna.Study) -> list[FrozenTrial]:
     """Return the candidates of a row, without proposals that were rejected."""
-    return study.get_trials(states=[TrialState.RUNNING, TrialState.COMPLETE])
+    return study.get_trials(states=[CandidateState.RUNNING, CandidateState.COMPLETE])

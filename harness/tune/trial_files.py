@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.common.errors import InputError, SettingError, require
+from harness.common.errors import SettingError, located, require
 from harness.config.buildable import check_buildable
 from harness.config.plugins import load_for, require_trusted
 from harness.config.trial import RECIPE_VERSION
@@ -17,7 +17,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
 from harness.storage.state import State, read_state
 from harness.training.trial import split_images
-from harness.tune.run_sweep import run_trials
+from harness.tune.run_sweep import RunOptions, run_trials
 
 
 def run_trial_files(
@@ -28,36 +28,30 @@ def run_trial_files(
     trusted: the plugins that may be imported. Raises InputError for a file that is no trial of this code or names
     another plugin, or data that is not the trial's; nothing was started.
     """
-    files = dict[Path, tuple[Path, folder.TrialRecord]]()  # by the trials' folders
+    records, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
     for path in paths:
         record = _load_trial(path)
         require_trusted(record.config, trusted)
         refuse_links(results_dir / record.config.sweep)
         trial_dir = folder.trial_dir(results_dir / record.config.sweep, record.key)
-        folder.refuse_another(trial_dir, record)
-        files[trial_dir] = path, record
-    records, sources = dict[Path, folder.TrialRecord](), dict[Path, Path]()
-    for trial_dir, (path, record) in files.items():
         if read_state(trial_dir).state is State.FINISHED:
             console.print(f"{record.config.label} -> {trial_dir}: finished")
             continue
-        records[trial_dir] = record
-        try:
+        with located(f"{path}: "):
             split_images(record.config, load_data(record, partial(load, data_dir=data_dir)))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
         if record.config.checkpoint is not None:
             stored = trial_dir / folder.NETWORK_FILE
             sources[trial_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
             read_file(sources[trial_dir], record.config.checkpoint)
+        records[trial_dir] = record
     for trial_dir, record in records.items():
         make_directory(trial_dir)
         folder.take_over(trial_dir, record)
         if record.config.checkpoint is not None:
             folder.copy_network_file(record.config.checkpoint, sources[trial_dir], trial_dir / folder.NETWORK_FILE)
         console.print(f"{record.config.label} -> {trial_dir}")
-    run_trials(records, None, data_dir, console)
-    return all(read_state(trial_dir).state is State.FINISHED for trial_dir in files)
+    run_trials(records, RunOptions(None, data_dir), console)
+    return all(read_state(trial_dir).state is State.FINISHED for trial_dir in records)
 
 
 def _load_trial(path: Path) -> folder.TrialRecord:

@@ -37,7 +37,8 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
-from harness.tune.items import Item, Listener, run_items, share_machine
+from harness.tune.items import Item, Listener, run_items
+from harness.tune.machines import share_machine
 from harness.tune.progress import Bars
 
 _NETWORK = r"""\s*\(\s*(?:'\w+'|"\w+")\s*,\s*(?:'([^']*)'|"([^"]*)")\s*\)\s*"""

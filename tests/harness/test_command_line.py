@@ -48,6 +48,31 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert "run" in printed.out
 
 
+@pytest.mark.parametrize("option", ["--status", "--compare=cnn5"])
+def test_of_an_option_of_another_command_that_one_is_named(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        entry.main(["run", "sweep.yaml", option])
+    assert stop.value.code == 2
+    expected = f"unrecognized arguments: {option}; python -m harness.tables has such an option\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_an_option_of_no_command_is_only_unrecognized(capsys):
+    with pytest.raises(SystemExit):
+        entry.main(["run", "sweep.yaml", "--statu", "more"])
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --statu more\n")
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly(tmp_path):
+    sweep = tmp_path / "sweep"
+    (sweep / "trials/0").mkdir(parents=True)
+    (sweep / "trials/0/trial.json").touch()
+    command = [sys.executable, "-m", "harness.tables", str(sweep), "--status"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
 def test_a_user_without_a_home_gets_one(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])

@@ -1,7 +1,6 @@
 """Which images a trial, its certification and the checker look at, with and without held-out images."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +8,7 @@ from harness.checker.verdicts import evaluated_images
 from harness.data import load
 from harness.storage.folder import make_trial
 from harness.training.trial import split_images
-from harness.tune.certify_plan import Certification, change_evaluation
+from harness.tune.certify_plan import Certification, EvaluationChanges, change_evaluation
 
 TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
 
@@ -21,10 +20,7 @@ def test_trial_certification_and_checker_agree_on_the_images(tiny_trial, held_ou
     data, config = load("digits"), tiny_trial()
     evaluation = config.evaluation.replace(test_images=test_images)
     config = config.replace(validation_images=held_out, evaluation=evaluation)
-    options = SimpleNamespace(
-        stages="ibp", seconds=None, branches=None, images=images, certificates=False, stage_seconds=None
-    )
-    certification = change_evaluation(config, options)
+    certification = change_evaluation(config, EvaluationChanges(("ibp",), images))
     certified = Certification(TRIAL, make_trial(certification, data.fingerprint), data)
     of_trial = data.train.labels[-40:] if held_out else data.test.labels[:test_images]
     of_certification = of_trial if images is None else of_trial[:images]

@@ -11,13 +11,11 @@ from harness.leaderboard.literature import read_literature
 from harness.storage import folder, lock, parquet, training_record
 from harness.storage.files import DamagedFileError, read_text
 from harness.storage.lock import LOCK
-from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import restore
 from harness.tune.run_search import JOURNAL, load_studies
 
 READERS = {
     LOCK: lock.holder,
-    folder.LOG: lambda path: log_to_folder(path).__enter__(),
     folder.CHECKPOINT: lambda path: restore(path, {}, torch.device("cpu")),
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: read_text(path / "leaderboard.md"),
@@ -36,7 +34,7 @@ def test_no_reader_waits_at_a_pipe(tmp_path, name):
         READERS[name](tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in READERS if name != folder.LOG])
+@pytest.mark.parametrize("name", READERS)
 def test_huge_files_are_refused_before_they_are_read(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()

@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
-from contextlib import nullcontext
 
 import pytest
+import torch
 from torch import nn
 
 from harness.common import names
@@ -49,12 +49,14 @@ def test_epochs_that_are_trained_again_do_not_count(tmp_path, trial):
     folder.take_over(tmp_path, trial)
     for epoch in range(1, 4):
         training_record.write_epoch(tmp_path, {names.EPOCH: epoch})
-    checkpoint.save(tmp_path, 2, {"model": nn.Linear(3, 2)})
+    optimiser = torch.optim.SGD(nn.Linear(3, 2).parameters())
+    checkpoint.save(tmp_path, 2, {"optimiser": optimiser})
     assert (read_state(tmp_path).description, read_state(tmp_path, 0.0).description) == ("epoch 2 of 3", "epoch 3 of 3")
     folder.write_failure(tmp_path, "ValueError: no")
     assert read_state(tmp_path).epochs == 2
     (tmp_path / folder.CHECKPOINT).write_bytes(b"PK" + bytes(100))
-    assert read_state(tmp_path).epochs == 0, "training removes a damaged checkpoint and starts from the first epoch"
+    assert checkpoint.restore(tmp_path, {"optimiser": optimiser}, torch.device("cpu")) == 0
+    assert read_state(tmp_path).epochs == 0, "training has removed it and begins anew"
 
 
 def test_a_certification_has_the_same_states(tmp_path, trial):
@@ -72,29 +74,34 @@ def test_a_certification_has_the_same_states(tmp_path, trial):
 
 
 @pytest.mark.parametrize("is_readable", [True, False])
-def test_a_trial_of_another_recipe_is_older_readable_or_not(tmp_path, trial, is_readable):
+def test_a_trial_of_another_recipe_is_older_or_says_so_if_it_cannot_be_read(tmp_path, trial, is_readable):
     older = folder.trial_json(dataclasses.replace(trial, recipe_version=RECIPE_VERSION - 1))
     older["config"]["train"] |= {} if is_readable else {"no such setting": 1}
     files.write_json(tmp_path / folder.TRIAL, older)
     folder.write_result(tmp_path, TrialResult(trial.key, {}, {}, {}, []))
     trial_state = read_state(tmp_path)
-    assert trial_state.state is State.OLDER
+    assert trial_state.state is (State.OLDER if is_readable else State.DAMAGED)
     assert (trial_state.trial is not None) == (trial_state.result is not None) == is_readable
-    assert trial_state.description.startswith(f"older, of recipe version {RECIPE_VERSION - 1}, ")
+    expected = f"older, of recipe version {RECIPE_VERSION - 1}, " if is_readable else "trial.json cannot be read: "
+    assert trial_state.description.startswith(expected) and f"{RECIPE_VERSION - 1}, " in trial_state.description
 
 
 @pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT, folder.FAILURE, folder.CHOSEN, folder.EPOCHS])
 def test_a_damaged_file_is_named(tmp_path, trial, name):
     folder.take_over(tmp_path, trial)
-    for content in ("{", "{}", '{"recipe_version": []}'):
+    for content in ("{", "{}", "[]", '{"recipe_version": []}', None):
         (tmp_path / folder.EPOCHS).write_text("")
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).unlink(missing_ok=True)
+        if content is None and name in (folder.TRIAL, folder.EPOCHS):
+            continue
+        if content is None:
+            (tmp_path / name).symlink_to("nowhere")
+        else:
+            (tmp_path / name).write_text(content)
         trial_state = read_state(tmp_path)
-        is_older = name == folder.TRIAL and "[]" in content
-        with nullcontext() if is_older else pytest.raises(DamagedFileError, match=f"{name} cannot be read: "):
+        with pytest.raises(DamagedFileError, match=f"{name} cannot be read: "):
             read_state_or_raise(tmp_path)
-        assert trial_state.state is (State.OLDER if is_older else State.DAMAGED)
-        assert is_older or trial_state.description.startswith(f"{name} cannot be read: ")
+        assert trial_state.state is State.DAMAGED and trial_state.description.startswith(f"{name} cannot be read: ")
 
 
 def test_a_result_of_another_trial_is_none(tmp_path, trial):

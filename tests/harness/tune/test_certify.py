@@ -23,7 +23,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.storage import certification, files, folder, ranges
 from harness.training import train_and_certify
 from harness.tune import certify_plan, certify_trials
-from harness.tune.items import share_machine
+from harness.tune.machines import share_machine
 
 STAGES = "ibp,crown-ibp,crown"
 NAME = "ibp+crown-ibp+crown-30-images"

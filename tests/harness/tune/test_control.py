@@ -89,7 +89,7 @@ def test_a_dry_run_estimates_by_trials_of_the_same_row_and_as_many_as_run_at_a_t
     copied, no_ray, capsys, monkeypatch
 ):
     machines = [{"CPU": 4, "GPU": 0}]
-    monkeypatch.setattr("harness.tune.items.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
     study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
     for model in ("cnn5", "cerdeq"):
         trial_dir = study.trial_dirs[model, 0]

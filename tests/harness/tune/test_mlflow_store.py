@@ -325,7 +325,7 @@ def test_a_fault_of_a_trial_s_folder_is_not_the_store_s(tracker, tmp_path, capsy
     for _ in range(2):
         tracker.log(faulty)
     tracker.log(other)
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("warning: ") == 1 and name in printed and "not logged to MLflow" in printed
     assert not tracker.is_away and other.name in {run.data.tags["trial"] for run in tracker._runs()}
     (tmp_path / "leaderboard.md").write_text("")

@@ -37,12 +37,14 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def three(tmp_path):
+def three(tmp_path, tiny_trial):
     """Three trials of three epochs."""
-    items = [Item(tmp_path / str(seed), f"cnn5 ibp seed {seed}", {"train": {"epochs": 3}}) for seed in range(3)]
-    for item in items:
-        item.directory.mkdir()
-    return items
+    records = [folder.make_trial(tiny_trial(seed=seed), "data") for seed in range(3)]
+    for record in records:
+        folder.take_over(tmp_path / record.key, record)
+    return [
+        Item(tmp_path / each.key, f"cnn5 ibp seed {each.config.seed}", {"train": {"epochs": 3}}) for each in records
+    ]
 
 
 def sweep(console, logged=None):
@@ -105,12 +107,12 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
 
 def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(three, terminal):
     item, logged = three[0], []
-    training_record.add_training_warnings(item.directory, ["compiled steps given up: no compiler"])
+    training_record.add_lines(item.directory / folder.TRAINING_WARNINGS, ["compiled steps given up: no compiler"])
     listener = sweep(terminal, logged)
     listener.on_report(item, {**ROW, names.EPOCH: 1})
     assert "warning cnn5 ibp seed 0: compiled steps given up: no compiler" in terminal.file.getvalue()
     listener.on_report(item, ROW)
-    finish(item, *training_record.read_training_warnings(item.directory))
+    finish(item, *training_record.read_lines(item.directory / folder.TRAINING_WARNINGS))
     listener.on_end(item, None)
     assert terminal.file.getvalue().count("given up") == 1
     assert logged == [(item.directory, True)] * 2 + [(item.directory, False)]

@@ -22,8 +22,9 @@ from harness.data import load
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
 from harness.tune import ray_connection, ray_tune
-from harness.tune.items import Item, Listener, RayOptions
-from harness.tune.ray_connection import RayDiedError, ray
+from harness.tune.items import Item, Listener
+from harness.tune.machines import RayOptions
+from harness.tune.ray_connection import ray
 from harness.tune.run_sweep import train_item
 
 PROBE = "probe.json"
@@ -279,7 +280,7 @@ def test_an_error_of_ray_itself_is_its_death(tmp_path, one_machine, monkeypatch)
 
     monkeypatch.setattr(ray_tune.Tuner, "fit", fit)
     with pytest.raises(
-        RayDiedError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"
+        ConnectionError, match=r"Ray has died: RaySystemError.*WrongClusterID.*; the same command continues"
     ):
         call(tmp_path, ["one"], print, address="10.0.0.1:6379")
 
@@ -288,7 +289,8 @@ BECOMES_STUCK = """
 import os, signal, sys, time
 from pathlib import Path
 from harness.tune import ray_tune
-from harness.tune.items import Item, Listener, RayOptions
+from harness.tune.items import Item, Listener
+from harness.tune.machines import RayOptions
 
 class Killing(Listener):
     killed = 0

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 
@@ -43,7 +42,7 @@ def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tm
 
 def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_path, monkeypatch):
     machines = [{"CPU": 32, "GPU": 0}, {"CPU": 2, "GPU": 1}]
-    monkeypatch.setattr("harness.tune.items.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
     path = write(tmp_path, changed(("resources", {"cpu": 8, "gpu": 1})))
     expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU"
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
@@ -54,7 +53,7 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
     [("train.epochs", 0, {}), ("train.epochs", 0, {"cpu": {"seeds": [1]}}), ("trials.0.model", "cnn55", {})],
 )
 def test_a_wrong_file_is_refused_before_a_cluster_is_asked(refused, tmp_path, monkeypatch, key, value, profiles):
-    monkeypatch.setattr("harness.tune.items.machines_at", lambda address: pytest.fail("it asks Ray"))
+    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: pytest.fail("it asks Ray"))
     path = write(tmp_path, changed((key, value), ("profiles", profiles)))
     assert f"{path}: {key}: found {value!r}" in refused(path, "--ray-address", "127.0.0.1:9")
 
@@ -105,12 +104,6 @@ def test_a_damaged_file_is_named(refused, tmp_path, trial_dir, name):
     assert str(trial_dir / name) in refused(write(tmp_path, BASE))
 
 
-def test_a_folder_copied_by_hand_under_the_key_of_another_trial_is_named(refused, tmp_path, trial_dir):
-    shutil.rmtree(trial_dir)
-    put_trial(tmp_path / "results/study", dataset="digits", eps="1/16", seed=9).rename(trial_dir)
-    assert str(trial_dir) in refused(write(tmp_path, BASE))
-
-
 def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
     directory = tmp_path / "results/study"
     directory.mkdir(parents=True)
@@ -118,6 +111,12 @@ def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         message = refused(write(tmp_path, BASE))
     assert "another run" in message and str(directory) in message
+
+
+def test_a_dashboard_without_its_packages_is_refused(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.tune.machines.find_spec", lambda name: None if name == "colorful" else name)
+    message = refused(write(tmp_path, BASE), "--dashboard")
+    assert message == 'error: --dashboard: needs colorful: uv pip install "ray[default]"\n'
 
 
 def test_files_where_directories_should_be_are_refused(refused, tmp_path):
@@ -146,10 +145,17 @@ def test_bad_input_is_refused_without_ray_and_mlflow_in_any_locale(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_mlflow_out_of_reach_is_bad_input(tmp_path, no_ray, capsys):
-    study = Study(tmp_path, TINY, "nothing://here")
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("nothing://here", "unsupported URI"),
+        ("http://127.0.0.1:9", "cannot be used: Connection refused\n"),
+    ],
+)
+def test_mlflow_out_of_reach_is_bad_input_in_a_line(tmp_path, no_ray, capsys, monkeypatch, uri, reason):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    study = Study(tmp_path, TINY, uri)
     assert study.main() == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "nothing://here" in error
+    assert error.startswith(f"error: MLflow store {uri} ") and reason in error and len(error) < 250
     assert not (tmp_path / "results/tiny").exists()

@@ -22,7 +22,7 @@ def test_a_result_of_another_trial_is_not_taken_for_this_one_s(copied, no_ray, c
     before = snapshot(copied.directory)
     assert copied.main() == 2
     message = capsys.readouterr().err
-    assert str(wrong) in message and f"it holds {right.name}" in message
+    assert str(wrong) in message and f"belongs to another trial, {right.name}" in message
     after = snapshot(copied.directory)
     assert {path: after[path][1] for path in after} == {path: before[path][1] for path in before}
 

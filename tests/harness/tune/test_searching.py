@@ -14,9 +14,11 @@ from harness.common import names
 from harness.data import load
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
+from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
-from harness.tune.items import RayOptions
+from harness.tune.machines import RayOptions
 from harness.tune.run_search import JOURNAL, Search, load_studies
+from harness.tune.run_sweep import RunOptions
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},
@@ -25,7 +27,7 @@ SEARCH = {
     "trials": 4,
 }
 SEARCHED = {**TINY, "seeds": [0, 1], "trials": [{"model": "cnn5", "method": "ibp"}], "search": SEARCH}
-OPTIONS = RayOptions(cpu=1, gpu=0, at_once=1), None
+OPTIONS = RunOptions(RayOptions(cpu=1, gpu=0, at_once=1), None)
 
 
 class Killed(BaseException):
@@ -88,23 +90,24 @@ def workers(monkeypatch, begun):
 def test_a_killed_search_ends_as_one_without_kills(tmp_path, workers, begun, sampler):
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     sweep = read(tmp_path, sampler=sampler, trials=14)
-    search_of(sweep, quiet).run(*OPTIONS)
+    search_of(sweep, quiet).run(OPTIONS)
     expected = begun.copy()
     begun.clear()
     for killed_at in (3, 6, 14):
         workers(killed_at=killed_at)
         with pytest.raises(Killed):
-            search_of(sweep, killed).run(*OPTIONS)
+            search_of(sweep, killed).run(OPTIONS)
         journal = search_of(sweep, killed).directory / JOURNAL
         with open(journal, "a") as file:
             file.write('{"op_code": 4, "work')  # killed while writing
         journal.with_name(f"{JOURNAL}.lock").symlink_to("nowhere")
     workers()
-    winners, lacks_some = search_of(sweep, killed).run(*OPTIONS)
+    search = search_of(sweep, killed)
+    winners = search.run(OPTIONS)
     assert len(expected) == len(set(expected)) == 14
     assert list(dict.fromkeys(begun)) == expected and len(begun) == len(expected) + 3, "those killed once more"
     assert [one.params for one in candidates(sweep, killed)] == [one.params for one in candidates(sweep, quiet)]
-    assert winners.trials == search_of(sweep, killed).run(*OPTIONS)[0].trials and not lacks_some
+    assert winners == search_of(sweep, killed).run(OPTIONS) and not search.has_unfinished
     assert len(begun) == len(expected) + 3, "nothing is left to run"
 
 
@@ -113,12 +116,12 @@ def test_a_search_that_is_killed_while_it_proposes_continues(tmp_path, workers, 
     """With none of the settings, or those of another candidate: the proposal is no candidate."""
     sweep = read(tmp_path)
     search = search_of(sweep, tmp_path)
-    search.run(*OPTIONS)
+    search.run(OPTIONS)
     study = search.studies[0]
     trial = study.ask()
     for key, value in known.items():
         study._storage.set_trial_param(trial._trial_id, key, value, study.trials[1].distributions[key])
-    search_of(read(tmp_path, trials=6), tmp_path).run(*OPTIONS)
+    search_of(read(tmp_path, trials=6), tmp_path).run(OPTIONS)
     assert len(begun) == len(set(begun)) == 6
 
 
@@ -128,7 +131,7 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
         "train.initialisation": {"choice": ["ibp", "default"]},
     }
     sweep = read(tmp_path, spaces=spaces, trials=8)
-    search_of(sweep, tmp_path).run(*OPTIONS)
+    search_of(sweep, tmp_path).run(OPTIONS)
     trained = [
         folder.read_trial(search_of(sweep, tmp_path).directory / "trials" / name / folder.TRIAL).config
         for name in begun
@@ -143,19 +146,19 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
 def test_a_space_of_few_choices_ends(tmp_path, workers, begun):
     sweep = read(tmp_path, spaces={"train.initialisation": {"choice": ["ibp", "default"]}})
     for _ in range(2):
-        search_of(sweep, tmp_path).run(*OPTIONS)
+        search_of(sweep, tmp_path).run(OPTIONS)
         assert len(begun) == 2
 
 
 def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
     sweep = read(tmp_path, objectives=["certified_error"])
-    winners, _ = search_of(sweep, tmp_path).run(*OPTIONS)
+    winners = search_of(sweep, tmp_path).run(OPTIONS)
     rates = {
         folder.read_trial(path / folder.TRIAL).config.train.learning_rate
         for path in folder.trial_folders(search_of(sweep, tmp_path).directory)
     }
-    assert [trial.seed for trial in winners.trials] == [0, 1]
-    for trial in winners.trials:
+    assert [trial.seed for trial in winners] == [0, 1]
+    for trial in winners:
         assert trial.validation_images == 0 and trial.train_images == TINY["train_images"]
         assert trial.train.learning_rate == min(rates)
         assert chosen_text(tmp_path, trial) == "tpe, 4 candidates, evaluated on 50 images held out of training"
@@ -177,19 +180,19 @@ def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_pa
 
     workers(work)
     sweep = read(tmp_path, trials=6)
-    winners, _ = search_of(sweep, tmp_path).run(*OPTIONS)
-    chosen = [folder.make_trial(trial, load("digits").fingerprint) for trial in winners.trials[::2]]
+    winners = search_of(sweep, tmp_path).run(OPTIONS)
+    chosen = [folder.make_trial(trial, load("digits").fingerprint) for trial in winners[::2]]
     marks = [folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key)) for trial in chosen]
     assert [mark.candidate for mark in marks] == [1, 3]
     assert [tuple(mark.validation.values()) for mark in marks] == [(4, 9), (9, 1)]
 
 
 def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, workers, begun):
-    search_of(read(tmp_path), tmp_path).run(*OPTIONS)
-    search_of(read(tmp_path, trials=6), tmp_path).run(*OPTIONS)
+    search_of(read(tmp_path), tmp_path).run(OPTIONS)
+    search_of(read(tmp_path, trials=6), tmp_path).run(OPTIONS)
     assert len(begun) == 6
-    search_of(read(tmp_path, sampler="random"), tmp_path).run(*OPTIONS)
-    search_of(read(tmp_path, seed=1), tmp_path).run(*OPTIONS)
+    search_of(read(tmp_path, sampler="random"), tmp_path).run(OPTIONS)
+    search_of(read(tmp_path, seed=1), tmp_path).run(OPTIONS)
     assert len(begun) == 14
 
 
@@ -203,11 +206,13 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
 
     workers(work)
     sweep = read(tmp_path)
-    winners, lacks_some = search_of(sweep, tmp_path).run(*OPTIONS)
-    assert lacks_some
-    assert chosen_text(tmp_path, winners.trials[0]).startswith("tpe, 4 candidates (2 failed), ")
-    _, lacks_some = search_of(sweep, tmp_path).run(*OPTIONS)
-    assert not lacks_some
+    search = search_of(sweep, tmp_path)
+    winners = search.run(OPTIONS)
+    assert search.has_unfinished
+    assert chosen_text(tmp_path, winners[0]).startswith("tpe, 4 candidates (2 failed), ")
+    search = search_of(sweep, tmp_path)
+    search.run(OPTIONS)
+    assert not search.has_unfinished
     assert len(begun) == 5 and begun[4] == begun[1]
     assert [one.values == [100, 100] for one in candidates(sweep, tmp_path)] == [True, False, False, False]
     assert {one.state.name for one in candidates(sweep, tmp_path)} == {"COMPLETE"}
@@ -215,7 +220,7 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
 
 def test_a_damaged_file_is_named(tmp_path, workers):
     sweep = read(tmp_path)
-    search_of(sweep, tmp_path).run(*OPTIONS)
+    search_of(sweep, tmp_path).run(OPTIONS)
     journal = search_of(sweep, tmp_path).directory / JOURNAL
     journal.write_text(journal.read_text().replace('"op_code":4', '"op_code":', 1))
     with pytest.raises(DamagedFileError, match=JOURNAL):
@@ -234,7 +239,9 @@ def test_only_is_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, 
 @pytest.mark.parametrize("has_unfinished", [False, True])
 def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.tune.run_search.run_search", lambda sweep, *_: (sweep, has_unfinished))
+    monkeypatch.setattr(Tracker, "open", lambda *_: None)
+    monkeypatch.setattr(Search, "run", lambda search, options: search.sweep.trials)
+    monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
     monkeypatch.setattr("harness.tune.run_sweep.run_sweep", lambda *_: SimpleNamespace(is_complete=True))
     monkeypatch.setattr("harness.run._write_page", lambda *_: None)
     assert Study(tmp_path, SEARCHED, "sqlite:///unused.db").main() == int(has_unfinished)

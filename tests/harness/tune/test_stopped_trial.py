@@ -61,11 +61,10 @@ def in_four_ranges(config):
     return config.replace(evaluation=config.evaluation.replace(batch_size=16))
 
 
-@pytest.mark.parametrize("model", [pytest.param("cnn5", marks=pytest.mark.slow), "cerdeq"])
-def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path, model):
+def test_a_trial_done_in_pieces_ends_like_one_done_at_once(tiny_trial, tmp_path):
     """Each call ends after one epoch, one range of the evaluation, or what equilibria do; nothing is done twice."""
-    few = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
-    config = in_four_ranges(tiny_trial(model, eps="1/4", train_images=128, train={"eps": "1/32"}, options=few))
+    few = {"iterations": 4, "backward_iterations": 4}
+    config = in_four_ranges(tiny_trial("cerdeq", eps="1/4", train_images=128, train={"eps": "1/32"}, options=few))
     at_once = train_and_certify(config, tmp_path / "at_once")
     rows, calls = [], 0
     while folder.read_result(tmp_path / "pieces") is None:
