@@ -6,11 +6,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import settings
 
 from cerdeq.equilibrium import certificate
 from harness.config.trial import Trial
 from harness.settings import Evaluation, Recipe
 
+settings.register_profile("untimed", deadline=None)  # seconds are the machine's
+settings.load_profile("untimed")
 torch.set_num_threads(1)
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # other processes would import torch first
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # else a program is compiled for each extension of the processor

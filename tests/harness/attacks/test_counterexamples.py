@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.attacks.counterexamples import LEVELS, corners, decode, encode, move_inside, pack, point_of, unpack
 
-seeded = settings(derandomize=True, deadline=None, max_examples=60)
+seeded = settings(derandomize=True, max_examples=60)
 radii = st.sampled_from([Fraction(8, 255), Fraction(1, 255), Fraction(1), Fraction(3, 10), Fraction(1, 10**6)]) | (
     st.fractions(min_value=Fraction(1, 10**9), max_value=1, max_denominator=10**9)
 )

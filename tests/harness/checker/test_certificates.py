@@ -106,7 +106,7 @@ def test_leaves_of_known_signs_reach_their_exact_minima(name):
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_any_choices_of_leaves_are_sound(name, data, seed):
     """Slopes beyond [0, 1] are clamped; signs are those of a point, or none."""

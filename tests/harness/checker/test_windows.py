@@ -101,13 +101,13 @@ def assert_sound(layer, shape, seed):
         np.testing.assert_allclose(error[row].astype(float), 0, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(convolutions(), seeds)
 def test_convolutions(layer_and_shape, seed):
     assert_sound(*layer_and_shape, seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(average_poolings(), seeds)
 def test_average_poolings(layer_and_shape, seed):
     assert_sound(*layer_and_shape, seed)
@@ -140,7 +140,7 @@ def max_poolings(draw):
     return layer, (2, *(draw(st.integers(1, 7)) for _ in range(count)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(max_poolings(), seeds, st.sampled_from([0.0, 0.3, 3.0]))
 def test_max_poolings(layer_and_shape, seed, width):
     """At corners, where all numbers are exact: halves and quarters."""

@@ -24,7 +24,7 @@ def _memory_is_not_freed():
         yield
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(outcome, min_size=EXAMPLES, max_size=EXAMPLES), min_size=4, max_size=4))
 def test_every_example_has_exactly_one_verdict_from_the_first_stage_that_decides_it(outcomes):
     ledger = Ledger(EXAMPLES)

@@ -295,9 +295,8 @@ def test_a_key_that_does_not_fit_is_refused(tmp_path, saved, wrong, parts):
 def test_a_source_and_a_missing_method_need_a_checkpoint(tmp_path, saved):
     message = refusal(tmp_path, changed(("trials.0.source", SOURCE)))
     assert "trials.0.source: found {'paper': 'Someone 2022'" in message and "give a `checkpoint`" not in message
-    assert "trials.0.method: found '', allowed: a training method" in refusal(
-        tmp_path, changed(("trials.0", {"model": "cnn5"}))
-    )
+    message = refusal(tmp_path, changed(("trials.0", {"model": "cnn5"})))
+    assert "trials.0.method: missing; allowed: plain, " in message and "or `checkpoint` instead" in message
 
 
 def test_a_search_is_refused_beside_a_checkpoint(tmp_path, saved):

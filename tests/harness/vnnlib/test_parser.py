@@ -86,7 +86,7 @@ points = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(expressions, min_size=1, max_size=3), st.lists(points, min_size=5, max_size=5))
 def test_cases_mean_what_the_assertions_say(assertions, points):
     text = BOX + OUTPUTS + "".join(f"(assert {to_text(each)})\n" for each in assertions)
@@ -103,7 +103,7 @@ def test_cases_mean_what_the_assertions_say(assertions, points):
         assert any(satisfies(case, point) for case in cases) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="()XY_0123 <>=andor;\n+-*.e", max_size=60))
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(InputError):

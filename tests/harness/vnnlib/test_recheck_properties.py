@@ -88,7 +88,7 @@ def test_two_hundred_results_are_the_exact_ones():
     check_seeds(range(100, 300))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_other_numbers_in_a_certificate_never_prove_a_property_that_an_input_satisfies(seed):
     random = np.random.default_rng(seed)

@@ -40,7 +40,7 @@ from harness.vnnlib.version1 import property_of
 decimals = st.decimals(-10, 10, places=9).map(Fraction)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.tuples(decimals, decimals).map(sorted), st.floats(-11, 11))
 def test_a_box_of_floats_contains_the_exact_one_and_decimals_lie_inside(ends, value):
     box = InputBox((ends[0],), (ends[1],))
