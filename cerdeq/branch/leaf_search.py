@@ -122,7 +122,8 @@ class Search:
                 turn = max(turn, _TURN * (budget.used - before))
                 if can_tighten:  # else nothing is left to split in hidden rows
                     tight = replace(self, exact=exact, fast=fast)
-                    leaves, programs = _LeafSearch(tight), programs.over(tight)
+                    leaves = _LeafSearch(tight)
+                    programs.restart(tight)
         if decision.status == CERTIFIED and decision.certificate:
             decision = replace(decision, certificate=decision.certificate | hidden.certificate())
         return decision
@@ -136,10 +137,9 @@ class _Programs:
         self._programs: ProgramSearch | None = None
         self._began, self._seconds, self._are_slow = time.monotonic(), 0.0, False
 
-    def over(self, search: Search) -> "_Programs":
-        """Return programs over tighter boxes, from the start: they close more than those before have closed."""
+    def restart(self, search: Search) -> None:
+        """Begin anew over tighter boxes: that closes more than what is given up."""
         self._search, self._programs, self._last = search, None, Decision(TIMEOUT, search.lower)
-        return self
 
     def run(self, seconds: float) -> Decision:
         """Return the decision after a share of these seconds, or at the end if that is near.
