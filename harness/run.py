@@ -71,6 +71,7 @@ def main(options: argparse.Namespace) -> int:
         Stopped, KeyboardInterrupt: a signal came.
     """
     count = options.max_concurrent
+    require("--dashboard", True, not (options.here and options.dashboard), "a run under Ray, without --here")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     if options.files[0].suffix == ".json":
         return _run_trial_files(options)
@@ -125,6 +126,7 @@ def _run_sweep_file(
     run_options = RunOptions(
         ray=None if options.here else ray,
         data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
+        threads=cpu,
         tracking_uri=options.tracking_uri,
         fail_fast=options.fail_fast,
         retry_failed=options.retry_failed,

@@ -144,12 +144,13 @@ class _Programs:
     def run(self, seconds: float) -> Decision:
         """Return the decision after a share of these seconds, or at the end if that is near.
 
-        Turns wait until all before them took no more than their share. If the first one takes longer than all other
+        Without a deadline, they run at the end alone: turns by the clock would make limited branches depend on it. Else
+        turns wait until all before them took no more than their share. If the first one takes longer than all other
         searches did, and a second, the programs are too large, and no other follows: the solution of the first ones may
         take long.
         """
         others = time.monotonic() - self._began - self._seconds
-        waits = self._seconds > _PROGRAMS_SHARE * others or self._are_slow
+        waits = self._seconds > _PROGRAMS_SHARE * others or self._are_slow or seconds_left() == math.inf
         if self._last.status != TIMEOUT or (waits and seconds < math.inf):
             return self._last
         began = time.monotonic()

@@ -40,9 +40,11 @@ def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:
 
 
 def saved_epochs(directory: Path) -> int:
-    """Return after how many epochs the checkpoint was saved, from where training goes on. Raises DamagedFileError."""
-    path = directory / folder.SAVED_EPOCHS
-    return parse_file(path, int) if path.exists() else 0
+    """Return after how many epochs the checkpoint was saved, as noted beside it; 0 if there is no note of it."""
+    try:
+        return int((directory / folder.SAVED_EPOCHS).read_text()) if (directory / folder.CHECKPOINT).exists() else 0
+    except (OSError, ValueError):  # an older code's checkpoint has none; training reads the checkpoint itself
+        return 0
 
 
 def _check_row(row: Any) -> dict[str, Any]:

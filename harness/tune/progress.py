@@ -122,8 +122,12 @@ class Progress(Bars, Listener):
         self.print_outcome("warning", "yellow", item, one_line(warning))
 
     def summary(self) -> str:
-        """Return how much is done and the time that is left, such as "3 of 12 trials, about 4.0 min left"."""
-        seconds = self.seconds_left(self) if self.done < self.total else None
+        """Return how much is done and the time that is left, such as "3 of 12 trials, about 4.0 min left".
+
+        There is no estimate while items are evaluated: that may take seconds or hours.
+        """
+        is_evaluated = any(share >= 1 for share, _ in self.running.values())
+        seconds = self.seconds_left(self) if self.done < self.total and not is_evaluated else None
         return f"{self._count()}{'' if seconds is None else f', about {minutes(seconds)} left'}"
 
     def _update(self, item: Item, share: float, activity: str) -> None:

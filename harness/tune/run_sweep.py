@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from harness.common import names
@@ -36,7 +37,7 @@ Log = Callable[[Path, bool], None]
 class RunOptions:
     """How the trials of a sweep or of a search are run.
 
-    ray: None for one after the other in this process, without MLflow.
+    ray: None for one after the other in this process, without MLflow. threads: of each there.
     data_dir: None for the default one; absolute under Ray, whose workers have another working directory.
     tracking_uri: of the MLflow store; None for the default one.
     fail_fast: stop after the first failure. retry_failed: also run trials that would fail again.
@@ -44,6 +45,7 @@ class RunOptions:
 
     ray: RayOptions | None
     data_dir: str | None
+    threads: int = 1
     tracking_uri: str | None = None
     fail_fast: bool = False
     retry_failed: bool = False
@@ -113,6 +115,7 @@ def run_trials(
     work = partial(train_item, data_dir=options.data_dir, code=source_digest())
     with SweepListener(console, len(items), log, options.fail_fast) as listener:
         if options.ray is None:
+            torch.set_num_threads(options.threads)
             listener.on_text(f"device: {device_name(best_device())}")
         try:
             run_items(items, work, listener, options.ray, items[0].directory.parents[1])

@@ -1,6 +1,8 @@
 """Parts of branch and bound: the first attack, boxes of hidden units, passes of the search."""
 
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +25,7 @@ from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
 from cerdeq.branch.budget_and_decision import FALSIFIED, UNKNOWN, Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.leaf_search import _ROOT_STEPS, Search, _LeafSearch
+from cerdeq.branch.leaf_search import _FEWEST_LEAVES, _ROOT_STEPS, Search, _LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.equilibrium import Equilibrium, fold
@@ -207,6 +209,24 @@ def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactiv
     problem = problem_of(model, region, torch.ones(1, 1).double())
     decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
     assert decision.status == FALSIFIED and model(decision.point) == -1
+
+
+def test_limited_branches_do_not_depend_on_the_clock():
+    torch.manual_seed(1)
+    layers = nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1)
+    model = nn.Sequential(*layers).double().eval().requires_grad_(False)
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, 0, (2 / layer.in_features) ** 0.5)
+    center = torch.zeros(1, 12).double()
+    model[-1].bias += 2 - model(0.8 * torch.rand(20000, 12).double() - 0.4).min()
+    results = set()
+    for rate in (0.01, 100.0):
+        clock = SimpleNamespace(monotonic=lambda rate=rate: rate * time.monotonic())
+        with patch("cerdeq.branch.leaf_search.time", clock):
+            result = verify(model, Box(center, center + 0.4), torch.ones(1, 1, 1).double(), None, 2000)
+        results.add((result.status[0], int(result.branches[0])))
+    (one,) = results
+    assert one[0] == "certified" and one[1] > 2 * _FEWEST_LEAVES
 
 
 @torch.no_grad()
