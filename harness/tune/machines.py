@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -32,7 +33,9 @@ class RayOptions:
 def machines_at(ray_address: str | None) -> list[dict[str, float]]:
     """Return the "CPU" and "GPU" of this machine, or of each machine of a Ray cluster. Raises InputError."""
     if ray_address is not None:
-        from harness.tune import ray_connection  # here, since a finished sweep needs no Ray
+        if "RAY_AUTH_TOKEN" not in os.environ and not (Path.home() / ".ray/auth_token").exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster asks for no token, or cannot be joined
+        from harness.tune import ray_connection  # here, since a finished sweep needs no Ray, which keeps that mode
 
         with ray_connection.connected_to_ray(ray_address):
             return ray_connection.machines_of_ray()

@@ -81,8 +81,6 @@ def is_here_alive() -> bool:
 
 def _connect(address: str) -> str:
     """Connect to a cluster, with the token of this machine if it has one, and return the URL of its dashboard."""
-    if "RAY_AUTH_TOKEN" not in os.environ and not (Path.home() / ".ray/auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster asks for none, or cannot be joined
     try:
         if re.fullmatch(r"[^/]+:\d+", address):
             host, _, port = address.rpartition(":")
