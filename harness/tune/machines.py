@@ -1,6 +1,7 @@
 """The CPUs and GPUs of this machine or of a Ray cluster, and how many items of work fit on them."""
 
 import math
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
