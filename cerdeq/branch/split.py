@@ -101,7 +101,8 @@ def _sort_candidates(
     lower = torch.cat(map_parts(bound, slices(len(cases.row), batch_size), cases.row.device))
     before = leaves.lower.to(lower).clamp(max=-torch.finfo(lower.dtype).tiny)
     gains = 1 - lower.view(first.shape[1], 2, len(first)) / before  # 1: the case is closed
-    scores = torch.where(first.T >= 0, (gains.clamp(0, 1) + _SMALLEST_GAIN).prod(1), -torch.inf)
+    of_one, of_other = (gains.clamp(0, 1) + _SMALLEST_GAIN).unbind(1)
+    scores = torch.where(first.T >= 0, of_one * of_other, -torch.inf)  # prod would be compiled on a GPU
     order = scores.argsort(dim=0, descending=True, stable=True).T
     order = torch.cat([order, torch.arange(_COMPARED, candidates.units.shape[1]).to(order).expand(len(order), -1)], 1)
     multipliers = candidates.multipliers.gather(1, order[..., None].expand(-1, -1, 2))
