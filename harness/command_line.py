@@ -114,7 +114,7 @@ def main(name: str, arguments: list[str] | None = None) -> int:
         say(mask_secrets(f"error: {error}"), file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # the reader of the output has ended, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its end
+        sys.stdout = None  # type: ignore[assignment]  # Python would flush it at its end
         return FAILED
     except OSError as error:  # a full disk, a directory that is gone
         say(mask_secrets(f"failed: {error}"), file=sys.stderr)
