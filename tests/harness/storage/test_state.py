@@ -54,6 +54,8 @@ def test_epochs_that_are_trained_again_do_not_count(tmp_path, trial):
     assert (read_state(tmp_path).description, read_state(tmp_path, 0.0).description) == ("epoch 2 of 3", "epoch 3 of 3")
     folder.write_failure(tmp_path, "ValueError: no")
     assert read_state(tmp_path).epochs == 2
+    (tmp_path / folder.SAVED_EPOCHS).write_text("two")
+    assert read_state(tmp_path).epochs == 0, "the note is for people: training reads the checkpoint"
     (tmp_path / folder.CHECKPOINT).write_bytes(b"PK" + bytes(100))
     assert checkpoint.restore(tmp_path, {"optimiser": optimiser}, torch.device("cpu")) == 0
     assert read_state(tmp_path).epochs == 0, "training has removed it and begins anew"

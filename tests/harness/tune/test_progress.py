@@ -103,6 +103,8 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
     assert begun == ["cnn5 ibp seed 0: starts", "cnn5 ibp seed 0: trains its first epoch"]
     expected = "cnn5 ibp seed 0: epoch 2 of 3, eps 0.01, accumulate 4, 1,234 images/s; cnn5 ibp seed 1: starts"
     assert at_31 == at_62 == f"running: {expected} (0 of 3 trials, about 1.2 min left)", "seven epochs of 10 seconds"
+    progress.on_report(first, {names.EVALUATED: 1, names.IMAGES: 100})
+    assert progress.summary() == "0 of 3 trials", "an evaluation may take seconds or hours"
 
 
 def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(three, terminal):

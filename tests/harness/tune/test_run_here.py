@@ -88,12 +88,14 @@ def test_a_sweep_runs_to_its_tables_without_ray_and_mlflow(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "block/sitecustomize.py").write_text(BLOCKER)
     paths = [str(tmp_path / "block"), os.environ.get("PYTHONPATH")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     options = {"cwd": tmp_path / "elsewhere", "env": environment, "capture_output": True, "text": True, "timeout": 200}
     done = subprocess.run([sys.executable, "-c", RUN], **options)
     assert (done.returncode, done.stderr) == (0, "")
     (trial_dir,) = folder.trial_folders(tmp_path / "elsewhere/out/tiny")
-    error = folder.read_result(trial_dir).metrics[names.CERTIFIED_ERROR]
+    result = folder.read_result(trial_dir)
+    assert result.environment["threads"] == "1", "as under Ray, which reserves one core"
+    error = result.metrics[names.CERTIFIED_ERROR]
     assert f"certified error {error:.2f} % (1 of 1 trials" in done.stdout
     assert json.loads((trial_dir.parents[1] / "leaderboard.json").read_text())[0][names.CERTIFIED_ERROR] == error
 
