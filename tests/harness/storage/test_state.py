@@ -55,7 +55,8 @@ def test_epochs_that_are_trained_again_do_not_count(tmp_path, trial):
     folder.write_failure(tmp_path, "ValueError: no")
     assert read_state(tmp_path).epochs == 2
     (tmp_path / folder.SAVED_EPOCHS).write_text("two")
-    assert read_state(tmp_path).epochs == 0, "the note is for people: training reads the checkpoint"
+    found = read_state(tmp_path)
+    assert (found.state, found.epochs) == (State.FAILED, 0), "not damaged: training reads the checkpoint, not the note"
     (tmp_path / folder.CHECKPOINT).write_bytes(b"PK" + bytes(100))
     assert checkpoint.restore(tmp_path, {"optimiser": optimiser}, torch.device("cpu")) == 0
     assert read_state(tmp_path).epochs == 0, "training has removed it and begins anew"
