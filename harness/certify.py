@@ -1,8 +1,10 @@
-"""Certify finished trials further, without training: other stages, branch and bound, more images.
+"""Evaluate trained networks further, without training: other stages, branch and bound, other eps, more images.
 
-Writes certified/<name>/ into each trial's folder: verdicts and a result, which the leaderboard shows in a section of
-their own. Several processes evaluate ranges of the images. Run the same command again after a stop: it evaluates the
-missing ranges. Verdicts are the same, except where a time limit ends the search. Unfinished trials are skipped.
+It is what `evaluation` of a sweep file does, for networks that are there: folders of networks, or of sweeps with all of
+their networks. Settings without an option are those of the network's main evaluation. Results are sections of the
+leaderboard, like all others, and what other evaluations have already proved is taken over. Several processes evaluate
+ranges of the images. Run the same command again after a stop: it evaluates the missing ranges. Untrained networks are
+left out.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console
 from harness.config import plugins
-from harness.settings import stages_by_setting
+from harness.settings import Radius, stages_by_setting
 from harness.storage import folder
 
 _DEFAULT_SECONDS = 60.0
@@ -23,19 +25,21 @@ _DEFAULT_SECONDS = 60.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("paths", type=Path, nargs="+", metavar="TRIAL_OR_SWEEP", help="folders of trials or of sweeps")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="FOLDER", help="folders of networks or of sweeps")
     stages = ",".join((names.IBP, names.CROWN_IBP, names.BAB))
     parser.add_argument("--stages", default=stages, help=f"stages of the verifier, in this order; default: {stages}")
+    eps = "radii such as 2/255,4/255; default: that of the main evaluation"
+    parser.add_argument("--eps", help=eps)
     no_limit = f"{_DEFAULT_SECONDS:g}, or no limit where --branches is given"
     seconds = f"limit of branch and bound for an image, or for its certificate; default: {no_limit}"
     parser.add_argument("--seconds", type=float, help=seconds)
-    each = "limit of each other stage for an image; default: as the trial did"
+    each = "limit of each other stage for an image; default: that of the main evaluation"
     parser.add_argument("--stage-seconds", type=float, help=each)
     parser.add_argument("--branches", type=int, help="limit of branch and bound for an image; default: no limit")
     certificates = "save certificates of crown, alpha-crown and bab, which harness.recheck checks"
     parser.add_argument("--certificates", action="store_true", help=certificates)
     parser.add_argument(
-        "--images", type=int, help="evaluate the first N images; default: as the trial did", metavar="N"
+        "--images", type=int, help="evaluate the first N images; default: as the main evaluation", metavar="N"
     )
     parser.add_argument(
         "--workers", type=int, help="largest number of workers; default: one for each GPU, else for each CPU"
@@ -47,29 +51,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
-    seconds = _DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds
     from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
-    from harness.tune.certify_plan import EvaluationChanges, finished_trials, plan_certifications
-    from harness.tune.certify_trials import certify
+    from harness.tune.certify import EvaluationChanges, certify, plan_evaluations, trained_networks
 
     console = new_console()
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
     changes = EvaluationChanges(
         stages=tuple(options.stages.split(",")),
+        eps=tuple(Radius(text.strip()) for text in options.eps.split(",")) if options.eps else (),
         images=options.images,
-        seconds=seconds,
+        seconds=_DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds,
         branches=options.branches,
         stage_seconds=options.stage_seconds,
         certificates=options.certificates,
     )
-    trials = finished_trials(options.paths, console)
-    planned = plan_certifications(trials, changes, options.data_dir, options.plugin)
-    for warning in describe_unreadable(each.trial for each in planned):
+    records = trained_networks(options.paths, console)
+    planned = plan_evaluations(records, changes, options.data_dir, options.plugin)
+    for warning in describe_unreadable(record.config for record in records.values()):
         console.print(f"warning: {warning}")
-    is_complete = certify(planned, options.data_dir, options.workers, console)
-    in_sweeps = [each.trial_dir for each in planned if each.trial_dir.parent.name == folder.TRIALS]
+    is_complete = certify(records, planned, options.data_dir, options.workers, console)
+    in_sweeps = [network_dir for network_dir in records if network_dir.parent.name == folder.NETWORKS]
     for sweep_dir in dict.fromkeys(map(folder.sweep_dir_of, in_sweeps)):
         print_leaderboard(sweep_page.write_sweep(sweep_dir, options.data_dir), console)
         console.print(sweep_dir / folder.REPORT)
@@ -88,7 +91,7 @@ def _check_options(options: argparse.Namespace) -> None:
     stages = set(options.stages.split(","))
     for setting, users in stages_by_setting(options.certificates).items():
         name = setting.removeprefix("bab_")
-        value = getattr(options, name, None)  # the limit for a whole trial is no option here
+        value = getattr(options, name, None)  # the limit for all images is no option here
         if value and stages.isdisjoint(users):
             raise InputError(f"--{name}: needs one of the stages {', '.join(users)} in --stages")
 

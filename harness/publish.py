@@ -1,10 +1,10 @@
 """`python -m harness.publish results/<sweep>`: copy a sweep's results to results/published, small enough for git.
 
-The copy has the leaderboard, a table of all finished trials and certifications, one of their verdicts, and each
-trial's files: config, epochs, how a search chose it, result, and verdicts (widths of bounds in single precision). With
---weights it also has the weights, counterexamples and certificates by which `harness.recheck` proves the verdicts. A
-study published before under that name is replaced; it stays as it was where anything fails. If the command is killed,
-the old study is left beside it under a hidden name, and the next call says so.
+The copy has the leaderboard, a table of all finished evaluations, one of their verdicts, and the files of each
+network: config, epochs, how a search chose it, and of each evaluation result and verdicts (widths of bounds in single
+precision). With --weights it also has the weights, counterexamples and certificates by which `harness.recheck` proves
+the verdicts. A study published before under that name is replaced; it stays as it was where anything fails. If the
+command is killed, the old study is left beside it under a hidden name, and the next call says so.
 
 Once a commit holds the copy, `python -m harness.publish results/published/<sweep> --tables-of COMMIT` removes all but
 the tables. A line in results/ARTEFACTS.md names the commit that brings the rest back.
@@ -12,7 +12,7 @@ the tables. A line in results/ARTEFACTS.md names the commit that brings the rest
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +23,16 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
-from harness.storage import artefacts, certification, folder, parquet, study_tables
+from harness.storage import artefacts, folder, parquet, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
-from harness.storage.state import State, read_state_or_raise
+from harness.storage.state import State, evaluation_dirs, read_state_or_raise
 
 LIMIT_MIB = 120
 _TARGET = Path("results/published")
-_TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", study_tables.TRIALS, study_tables.VERDICTS)
-_TRIAL_FILES = (folder.TRIAL, folder.EPOCHS, folder.CHOSEN)
-_PROOF_FILES = (folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
+_TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", study_tables.EVALUATIONS, study_tables.VERDICTS)
+_NETWORK_FILES = (folder.TRAINING, folder.STUDY, folder.EPOCHS, folder.CHOSEN)
+_PROOF_FILES = (folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +40,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_directory(parser)
     parser.add_argument("--to", type=Path, default=_TARGET, help=f"default: {_TARGET}")
     add_patterns(
-        parser, "--weights", "also copy weights, counterexamples and certificates of trials whose label or key"
+        parser, "--weights", "also copy weights, counterexamples and certificates of networks whose label or key"
     )
     what = "remove all but the tables of a published study; this commit has the rest, and results/ARTEFACTS.md names it"
     parser.add_argument("--tables-of", metavar="COMMIT", help=what)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Return the exit status. Raises InputError if no trial has finished, or if the copy exceeds LIMIT_MIB."""
+    """Return the exit status. Raises InputError if no evaluation has finished, or if the copy exceeds LIMIT_MIB."""
     if options.tables_of is not None:
         return _leave_tables(options)
     from harness.leaderboard.files import write_leaderboard  # imports torch
@@ -57,20 +57,23 @@ def main(options: argparse.Namespace) -> int:
     require("--to", options.to, directory != options.directory.resolve(), "another directory than the study's own")
     may_replace = not directory.exists() or not any(directory.iterdir()) or _is_published(directory)
     require("--to", options.to, may_replace, f"a directory whose {target.name} is empty, absent or a published study")
-    trial_dirs = folder.trial_folders(options.directory)
-    states = {path: read_state_or_raise(path) for path in trial_dirs}
-    finished = [path for path, state in states.items() if state.state is State.FINISHED]
+    network_dirs = folder.network_folders(options.directory)
+    states = {path: read_state_or_raise(path) for path in evaluation_dirs(options.directory)}
+    finished: dict[Path, list[Path]] = {}
+    for path, state in states.items():
+        if state.state is State.FINISHED:
+            finished.setdefault(folder.network_of(path), []).append(path)
     if not finished:
-        raise InputError(f"{options.directory} holds no finished trial of today's recipe")
-    configs = {path: folder.read_trial(path / folder.TRIAL).config for path in finished}
-    trial_names = {path: config.names(path.name) for path, config in configs.items()}
-    proved = select_by_pattern("--weights", options.weights, trial_names)
+        raise InputError(f"{options.directory} holds no finished evaluation of today's version")
+    configs = {path: folder.read_training(path / folder.TRAINING).config for path in finished}
+    network_names = {path: config.names(path.name) for path, config in configs.items()}
+    proved = select_by_pattern("--weights", options.weights, network_names)
     bare = [configs[path].label for path in proved if not (path / folder.WEIGHTS).exists()]
     if bare:
-        raise InputError(f"--weights: these trials have no stored weights: {', '.join(bare)}")
+        raise InputError(f"--weights: these networks have no stored weights: {', '.join(bare)}")
     with _replaced(directory):
-        for path in finished:
-            _copy(path, folder.trial_dir(directory, path.name), path in proved)
+        for path, evaluated in finished.items():
+            _copy(path, evaluated, folder.network_dir(directory, path.name), path in proved)
         write_leaderboard(directory)
         study_tables.write_study_tables(directory, directory)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
@@ -78,9 +81,9 @@ def main(options: argparse.Namespace) -> int:
             raise InputError(
                 f"the copy would have {size / 2**20:.1f} MiB, the limit is {LIMIT_MIB} MiB: select fewer --weights"
             )
-    left_out = len(trial_dirs) - len(finished)
+    left_out = len(network_dirs) - len(finished)
     console = new_console()
-    console.print(f"{len(finished)} trials, {left_out} unfinished ones skipped, {len(proved)} with their weights")
+    console.print(f"{len(finished)} networks, {left_out} unfinished ones skipped, {len(proved)} with their weights")
     console.print(str(target))
     return OK
 
@@ -92,7 +95,7 @@ def _leave_tables(options: argparse.Namespace) -> int:
         "--tables-of", commit, not options.weights and options.to == _TARGET, "neither --weights nor --to beside it"
     )
     require("directory", study, _is_published(study), "a published study, such as results/published/<sweep>")
-    if folder.trial_folders(study):
+    if folder.network_folders(study):
         study_tables.write_study_tables(study, study)
     others = [path for path in study.rglob("*") if path.is_file() and path.relative_to(study).as_posix() not in _TABLES]
     missing = artefacts.missing_files(study, commit, others)
@@ -109,7 +112,7 @@ def _leave_tables(options: argparse.Namespace) -> int:
 
 def _is_published(directory: Path) -> bool:
     """Return whether a directory is a study that this command wrote: results of a run have logs, too."""
-    return (directory / study_tables.TRIALS).is_file() and not any(directory.glob(f"trials/*/{folder.LOG}"))
+    return (directory / study_tables.EVALUATIONS).is_file() and not any(directory.glob(f"**/{folder.LOG}"))
 
 
 @contextmanager
@@ -136,21 +139,32 @@ def _replaced(directory: Path) -> Iterator[None]:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _copy(trial_dir: Path, to: Path, with_proofs: bool) -> None:
-    """Copy a trial and its certifications, without the path of its data, which says nothing elsewhere."""
-    further = [(path, (certification.CERTIFICATION,)) for path in certification.folders(trial_dir)]
-    for source, files in [(trial_dir, _TRIAL_FILES), *further]:
-        result = read_state_or_raise(source).result
-        if result is None:
-            continue
-        copy = to / source.relative_to(trial_dir)
+def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool) -> None:
+    """Copy a network and its finished evaluations, without the path of its data, which says nothing elsewhere."""
+    to.mkdir(parents=True)
+    trained = folder.read_trained(network_dir)
+    assert trained is not None
+    folder.write_trained(to, _without_path(trained))
+    _copy_files(network_dir, to, [*_NETWORK_FILES, *([folder.WEIGHTS] if with_proofs else [])])
+    for source in evaluated:
+        copy = to / source.relative_to(network_dir)
         copy.mkdir(parents=True)
-        folder.write_result(copy, replace(result, data=result.data | {"directory": None}))
+        result = read_state_or_raise(source).result
+        assert result is not None
+        folder.write_result(copy, _without_path(result))
         verdicts = parquet.read_verdicts(source)
         write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
-        for name in (*files, *(_PROOF_FILES if with_proofs else ())):
-            if (source / name).exists():
-                shutil.copyfile(source / name, copy / name)
+        _copy_files(source, copy, [folder.EVALUATION, *(_PROOF_FILES if with_proofs else ())])
+
+
+def _without_path(result: folder.Result) -> folder.Result:
+    return replace(result, data=result.data | {"directory": None})
+
+
+def _copy_files(source: Path, to: Path, files: Iterable[str]) -> None:
+    for name in files:
+        if (source / name).exists():
+            shutil.copyfile(source / name, to / name)
 
 
 if __name__ == "__main__":

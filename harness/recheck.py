@@ -11,9 +11,9 @@ files. The check of leaderboards calls the code that writes them. The checker co
 - examples that later stages certified, by linear bounds or by the leaves of a certificate;
 - falsified examples, by the stored counterexample.
 
-A verdict without a proof is not confirmed. Certifications by `harness.certify` are rechecked like trials. The command
-checks verdicts, the errors computed from them and leaderboards, not widths, times or the recipe. It names each trial
-that is unfinished, damaged or not checked, and checks the others. User code runs only if --plugin names it. Exit
+A verdict without a proof is not confirmed. The command checks verdicts of all evaluations, the errors computed from
+them and leaderboards, not widths, times or the recipe. It names what is unfinished, damaged or not checked, and checks
+the rest. User code runs only if --plugin names it. Exit
 status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 """
 
@@ -38,7 +38,7 @@ from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.own_data import OwnData
 from harness.storage import folder, study_tables
 from harness.storage.instances import find_records
@@ -55,8 +55,8 @@ _SHOWN = 5  # problems of a folder
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_sweep_directory(parser)
-    add_patterns(parser, "--only", "only trials whose label or key")
-    parser.add_argument("--images", type=int, help="recheck only the first IMAGES images of each trial; default: all")
+    add_patterns(parser, "--only", "only networks whose label or key")
+    parser.add_argument("--images", type=int, help="recheck only the first IMAGES images; default: all")
     add_plugins(parser)
     add_data_dir(parser)
 
@@ -66,30 +66,29 @@ def main(options: argparse.Namespace) -> int:
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
     records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
     if records and verdict_dirs:
-        found = f"{options.directory} holds both trials/ and instances/"
+        found = f"{options.directory} holds both {folder.NETWORKS}/ and instances/"
         raise InputError(f"{found}: move one of them to another directory, and recheck each")
     if records:
         return _recheck_instances(options, records)
     trusted = list(dict.fromkeys(options.plugin))
     plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
-        tables = (options.directory / study_tables.TRIALS).exists()
+        tables = (options.directory / study_tables.EVALUATIONS).exists()
         advice = ". It has tables alone: results/ARTEFACTS.md says how to get its weights" if tables else ""
-        raise InputError(
-            f"{options.directory} holds no trials or instances: no trials/<key>, no instances/*.json{advice}"
-        )
-    configs, trial_labels = _read_labels(list(verdict_dirs))
-    trial_dirs = list(verdict_dirs)
+        missing = f"no {folder.NETWORKS}/<key>, no instances/*.json"
+        raise InputError(f"{options.directory} holds no networks or instances: {missing}{advice}")
+    configs, labels = _read_labels(list(verdict_dirs))
+    network_dirs = list(verdict_dirs)
     if options.only:
-        trial_names = {
+        network_names = {
             path: configs[path].names(path.name) if path in configs else (path.name,) for path in verdict_dirs
         }
-        trial_dirs = select_by_pattern("--only", options.only, trial_names)
-    load_data = _load_data_sets([configs[path] for path in trial_dirs if path in configs], options.data_dir)
+        network_dirs = select_by_pattern("--only", options.only, network_names)
+    load_data = _load_data_sets([configs[path] for path in network_dirs if path in configs], options.data_dir)
     rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
-    for trial_dir in trial_dirs:
-        for verdict_dir in verdict_dirs[trial_dir]:
-            label = trial_labels[trial_dir] + (f", {verdict_dir.name}" if verdict_dir != trial_dir else "")
+    for network_dir in network_dirs:
+        for verdict_dir in verdict_dirs[network_dir] or [network_dir / folder.EVALUATIONS / "none"]:
+            label = ", ".join(filter(None, [labels[network_dir], _describe_evaluation(verdict_dir)]))
             started = time.monotonic()
             result = _recheck(verdict_dir, load_data, options.images, trusted)
             results.append(result)
@@ -99,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
             lines += [f"{label}: {line}" for line in _describe(result)]
     others = [] if options.only else check_leaderboard(options.directory)
     console = new_console()
-    print_table(console, ["trial", "images", "recorded", "confirmed", "seconds"], rows)
+    print_table(console, ["network", "images", "recorded", "confirmed", "seconds"], rows)
     console.print("recorded, confirmed: certified error in percent; what is not confirmed counts as an error")
     summary = _summary(results, others, is_selection=bool(options.only))
     trust = f"; trusted plugins: {', '.join(trusted)}" if trusted else ""  # each import has named the file
@@ -156,21 +155,29 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
         return [f"the leaderboard is not checked: {_message(error)}"]
 
 
-def _read_labels(trial_dirs: list[Path]) -> tuple[dict[Path, Trial], dict[Path, str]]:
+def _describe_evaluation(verdict_dir: Path) -> str:
+    """Return the description of an evaluation, its folder's name if that cannot be read."""
+    try:
+        return folder.read_evaluation(verdict_dir).config.description
+    except InputError:  # which the recheck of the folder names
+        return verdict_dir.name
+
+
+def _read_labels(network_dirs: list[Path]) -> tuple[dict[Path, Training], dict[Path, str]]:
     """Return the configs that can be read, and all labels with keys: where there is no config, the folder's name."""
     configs = {}
-    for trial_dir in trial_dirs:
+    for network_dir in network_dirs:
         try:
-            configs[trial_dir] = folder.read_trial(trial_dir / folder.TRIAL).config
+            configs[network_dir] = folder.read_training(network_dir / folder.TRAINING).config
         except InputError:  # which the recheck of the folder names
             continue
     return configs, {
-        path: f"{configs[path].label} ({path.name})" if path in configs else path.name for path in trial_dirs
+        path: f"{configs[path].label} ({path.name})" if path in configs else path.name for path in network_dirs
     }
 
 
-def _load_data_sets(configs: list[Trial], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
-    """Load the data sets of all trials; return a function from a source to them, which raises InputError without.
+def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
+    """Load the data sets of all networks; return a function from a source to them, which raises InputError without.
 
     Raises InputError if none can be loaded.
     """
@@ -222,18 +229,18 @@ def _describe(result: "RecheckResult") -> Iterator[str]:
 
 
 def _summary(results: list["RecheckResult"], others: list[str], is_selection: bool) -> str:
-    """Return the last line of the output. others: problems outside of trials."""
+    """Return the last line of the output. others: problems outside of evaluations."""
     failed, missing = sum(not result.is_confirmed for result in results), sum(not r.has_weights for r in results)
     parts = []
     if failed:
         without = f" ({missing} without weights)" if missing else ""
-        parts.append(f"{failed} of {len(results)} trials and certifications{without}")
+        parts.append(f"{failed} of {len(results)} evaluations{without}")
     if others:
-        parts.append(f"{len(others)} problem{'s' if len(others) > 1 else ''} outside of trials")
+        parts.append(f"{len(others)} problem{'s' if len(others) > 1 else ''} outside of evaluations")
     if parts:
         return f"not confirmed: {'; '.join(parts)}"
     images = "" if all(result.is_complete for result in results) else " of the checked images"
-    trials = " of the selected trials" if is_selection else ""
+    trials = " of the selected networks" if is_selection else ""
     return f"every verdict{images}{trials} is confirmed"
 
 

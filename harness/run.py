@@ -28,12 +28,12 @@ from harness.storage.state import State, read_states
 
 if TYPE_CHECKING:
     from harness.config.file import SweepFile
-    from harness.tune.run_sweep import Outcome
+    from harness.tune.run_study import Outcome
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    files = "a sweep file; with --here also files trial.json of results, whose trials are trained again"
+    files = "a sweep file; with --here also files training.json of results, whose networks are trained again"
     parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help=files)
     add_sweep_options(parser)
     add_plugins(parser)
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-concurrent", type=int, metavar="N", help="run at most N trials at a time; default: all that fit"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep after the first failed trial")
-    here = "run the trials in this process, one after the other, without Ray and MLflow; not for searches"
+    here = "run in this process, one network after the other, without Ray and MLflow"
     parser.add_argument("--here", action="store_true", help=here)
     parser.add_argument("--dashboard", action="store_true", help="also start Ray's dashboard; needs ray[default]")
     parser.add_argument(
@@ -74,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
     require("--dashboard", True, not (options.here and options.dashboard), "a run under Ray, without --here")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     if options.files[0].suffix == ".json":
-        return _run_trial_files(options)
+        return _run_network_files(options)
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
     say("loads packages and data")
@@ -107,17 +107,18 @@ def _run_sweep_file(
     from harness.checker.images import describe_unreadable  # all here, since they import torch
     from harness.machine.environment import data_directory
     from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
-    from harness.tune.plan import PlannedSweep, check_owner, load_checked, print_header, print_plan
-    from harness.tune.run_sweep import RunOptions, run_sweep
+    from harness.tune.plan import Plan, check_owner, load_checked
+    from harness.tune.print_plan import print_header, print_plan
+    from harness.tune.run_study import RunOptions, run_study
 
     if options.dashboard:
         check_dashboard()
     console, search = new_console(), None
     found = read_states(sweep_dir)
-    sweep, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
-    check_owner(sweep_dir, sweep, found)
+    study, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
+    check_owner(sweep_dir, study, found)
     machines = find_machines()
-    cpu, gpu = sweep.resources.cpu, sweep.resources.gpu if any(machine["GPU"] for machine in machines) else 0
+    cpu, gpu = study.resources.cpu, study.resources.gpu if any(machine["GPU"] for machine in machines) else 0
     with file.located():
         check_fits(machines, cpu, gpu)
     fitting = count_fitting(machines, cpu, gpu)
@@ -131,33 +132,35 @@ def _run_sweep_file(
         fail_fast=options.fail_fast,
         retry_failed=options.retry_failed,
     )
-    if sweep.search is not None:
+    if study.search is not None:
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
-        require("--here", options.here, not options.here, "a sweep without `search`, which needs Ray")
         from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
 
-        search = Search(sweep, data, sweep_dir, console)
+        search = Search(study, data, sweep_dir, console)
         search.show()
         if options.dry_run:
-            console.print("its winners become the trials; a dry run: nothing was started or written")
+            console.print("its winners become the networks; a dry run: nothing was started or written")
             return OK
-        from harness.tracking.tracker import Tracker
+        if not options.here:
+            from harness.tracking.tracker import Tracker
 
-        Tracker.open(sweep.name, options.tracking_uri, console)  # refuses a wrong store before hours of work
-        as_many_as_fit = replace(run_options, ray=replace(ray, at_once=at_once))
-        sweep = replace(sweep, trials=search.run(as_many_as_fit))
-        if not sweep.trials:
+            Tracker.open(study.name, options.tracking_uri, console)  # refuses a wrong store before hours of work
+        as_many_as_fit = None if options.here else replace(ray, at_once=at_once)
+        study = replace(study, trainings=search.run(replace(run_options, ray=as_many_as_fit)))
+        if not study.trainings:
             return FAILED
-    plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
+    plan = Plan.of(study, data, sweep_dir, options.only)
     states = plan.select(found)
-    unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
-    for warning in [*sweep.warnings, *describe_unreadable(record.config for record in unfinished)]:
+    unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
+    for warning in [*study.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
+    if options.here:
+        console.print(f"--here: without MLflow and {folder.REPORT}; `harness.tables {sweep_dir}` writes that page")
     print_header(plan, states, gpu, options.profile, console)
     if options.dry_run:
         print_plan(plan, found, gpu, at_once, options.retry_failed, console)
         return OK
-    outcome = run_sweep(plan, states, run_options, console)
+    outcome = run_study(plan, states, run_options, console)
     _write_page(outcome, options, console)
     is_complete = outcome.is_complete and not (search and search.has_unfinished)
     return OK if is_complete else FAILED
@@ -175,15 +178,15 @@ def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Consol
         console.print(f"\nAll results on a page:\n{page}")
 
 
-def _run_trial_files(options: argparse.Namespace) -> int:
-    """Train the trials of files trial.json again, and return the exit status."""
-    require("TRIAL.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
+def _run_network_files(options: argparse.Namespace) -> int:
+    """Train the networks of files training.json again, and return the exit status."""
+    require("TRAINING.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
     if options.only or options.set or options.profile:
-        raise InputError("--only, --set and --profile: need a sweep file, not trial.json files")
-    from harness.tune.trial_files import run_trial_files  # here, since it imports torch
+        raise InputError("--only, --set and --profile: need a sweep file, not training.json files")
+    from harness.tune.network_files import run_network_files  # here, since it imports torch
 
     plugins.trust(options.plugin, [folder.sweep_dir_of(path.parent) for path in options.files])
-    is_complete = run_trial_files(
+    is_complete = run_network_files(
         options.files, options.results_dir, options.data_dir, new_console(), trusted=options.plugin
     )
     return OK if is_complete else FAILED

@@ -3,6 +3,8 @@
 The text below a field says what it means, in the reference of sweep files, too.
 """
 
+import hashlib
+import json
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -29,7 +31,7 @@ def stages_by_setting(certificates: bool) -> dict[str, tuple[str, ...]]:
     """
     searching = CERTIFICATE_STAGES if certificates else (names.BAB,)
     budget = dict.fromkeys(("bab_seconds", "bab_branches"), searching)
-    return {**budget, "bab_trial_seconds": (names.BAB,), "certificates": CERTIFICATE_STAGES}
+    return {**budget, "bab_total_seconds": (names.BAB,), "certificates": CERTIFICATE_STAGES}
 
 
 Precision = Literal["tf32", "float32", "bf16", "auto"]
@@ -112,7 +114,7 @@ class Recipe(Model):
     ramp_shape: RampShape = "smooth"
     """How eps grows: 'smooth' is a quartic, then a straight line (Xu et al. 2020); 'linear' is a straight line."""
     eps: Radius | None = None
-    """The training radius; null for the evaluation radius."""
+    """The training radius; null for the sweep's `eps`."""
     kappa: float = Field(0.0, ge=0, le=1)
     """Weight of the clean cross entropy; the method's loss has weight 1 - kappa (Gowal et al. 2018)."""
     kappa_start: float | None = Field(None, ge=0, le=1)
@@ -212,14 +214,14 @@ def _can_accumulate(batch_size: int, parts: int) -> bool:
 Limit = Annotated[float, Field(gt=0)]
 
 
-class Evaluation(Model):
+class EvaluationSettings(Model):
     """How a trained network is evaluated."""
 
     stages: Texts = (names.IBP, names.CROWN_IBP, names.ALPHA_CROWN)
     """The verifier's stages, 'ibp' first, in the order 'ibp', 'crown-ibp', 'crown', 'alpha-crown', 'bab' (branch and
     bound). Each stage tries the images that those before it left undecided."""
     test_images: int | None = Field(None, ge=1)
-    """Number of test images, the first ones; null takes all."""
+    """Number of test images, or of held-out ones, the first ones; null takes all."""
     batch_size: int = Field(500, ge=1)
     """Most images evaluated at a time; fewer where they take many seconds."""
     attack: Literal["margin", "all", "diversified"] = "all"
@@ -242,9 +244,9 @@ class Evaluation(Model):
     `bab_branches`."""
     bab_branches: int | None = Field(None, ge=1)
     """Largest number of leaves that branch and bound bounds per image; null sets no limit."""
-    bab_trial_seconds: float | None = Field(None, ge=0)
-    """Time limit of branch and bound for all images of a trial together, in their order; null sets none. The verdict on
-    an undecided image after it is 'timeout'. `harness.certify` has no such limit."""
+    bab_total_seconds: Limit | None = None
+    """Time limit of branch and bound for all images of an evaluation together; null sets none. Each range of images,
+    which one worker evaluates at a time, has its share. The verdict on an undecided image after it is 'timeout'."""
     certificates: bool = False
     """Whether to save certificates of crown, alpha-crown and bab, so that `harness.recheck` needs no search."""
 
@@ -268,3 +270,46 @@ class Evaluation(Model):
     def uses_branch_and_bound(self) -> bool:
         """Whether branch and bound decides images, or searches for certificates."""
         return not set(stages_by_setting(self.certificates)["bab_seconds"]).isdisjoint(self.stages)
+
+
+EVALUATION_VERSION = 1
+"""Raise it whenever evaluation changes its numbers, through a default too (tests/harness/golden then fails)."""
+
+
+class Evaluation(EvaluationSettings):
+    """Everything that decides the verdicts on given weights, except the data and the code."""
+
+    eps: Radius
+    """The radius."""
+    split: Literal["test", "validation"] = "test"
+    """Which images: test images, or those held out of training."""
+
+    @property
+    def key(self) -> str:
+        """The sixteen hex digits that name the evaluation: a hash of its JSON and the version of evaluations."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps([content, EVALUATION_VERSION], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def description(self) -> str:
+        """Radius, stages and images, such as 'eps 8/255, ibp > bab (60 s), first 1,000 test images'."""
+        return f"eps {self.eps}, {self.verifier}, {self.images}"
+
+    @property
+    def verifier(self) -> str:
+        """The stages, such as 'ibp > bab (60 s)'."""
+        return " > ".join(f"{stage} ({self._budget})" if stage == names.BAB else stage for stage in self.stages)
+
+    @property
+    def images(self) -> str:
+        """Which images, such as 'first 1,000 test images'."""
+        kind = "test images" if self.split == "test" else "held-out images"
+        return f"first {self.test_images:,} {kind}" if self.test_images else f"all {kind}"
+
+    @property
+    def _budget(self) -> str:
+        limits = [] if self.bab_seconds is None else [f"{self.bab_seconds:g} s"]
+        limits += [] if self.bab_branches is None else [f"{self.bab_branches:,} branches"]
+        total = [] if self.bab_total_seconds is None else [f"{self.bab_total_seconds:g} s in all"]
+        return ", ".join([" or ".join(limits), *total])

@@ -33,10 +33,10 @@ from harness.leaderboard.comparisons import ALL, FEWEST_SEEDS, METRICS, compare,
 from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
-from harness.storage import certification, folder, ranges, study_tables
+from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 from harness.storage.lock import holder
-from harness.storage.state import read_state, read_states
+from harness.storage.state import read_states
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
 COMPARISONS = "comparisons.csv"
@@ -86,16 +86,16 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
     """Write the tables and pages of sweeps; print one sweep's leaderboard."""
     from harness.report.sweep_page import write_sweep
 
-    if len(directories) == 1 and not folder.trial_folders(directories[0]):  # a published study's tables
+    if len(directories) == 1 and not folder.network_folders(directories[0]):  # a published study's tables
         print_leaderboard(write_leaderboard(directories[0], latex), new_console())
         return
     if len(directories) == 1:
         print_leaderboard(write_sweep(directories[0], data_dir, latex), new_console())
         say(directories[0] / folder.REPORT)
         return
-    sweep_dirs = [path for path in directories if folder.trial_folders(path) or (path / study_tables.TRIALS).exists()]
+    sweep_dirs = [path for path in directories if study_tables.is_study(path)]
     if not sweep_dirs:
-        raise InputError(f"none of {', '.join(map(str, directories))} holds trials: give results/<sweep>")
+        raise InputError(f"none of {', '.join(map(str, directories))} holds networks: give results/<sweep>")
     for directory in sweep_dirs:
         write_sweep(directory, data_dir, latex)
         say(directory / folder.REPORT)
@@ -103,9 +103,8 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     leaderboard = build_leaderboard(*options.directories)
-    trials = leaderboard.trials
-    faulty = trials[trials["state"] == NOT_COUNTED]
-    for path, problem in faulty[["trial_dir", "problem"]].to_numpy():
+    faulty = leaderboard.table[leaderboard.table["state"] == NOT_COUNTED]
+    for path, problem in faulty[["evaluation_dir", "problem"]].to_numpy():
         say(f"left out: {path}: {problem}")
     metric, baseline = options.metric or "certified", options.compare or None
     lines, notes = compare(leaderboard.sections, metric, baseline, options.only, options.seeds)
@@ -133,32 +132,30 @@ def _cells(line: dict[Any, Any]) -> list[str]:
 
 
 def _print_status(sweep_dir: Path) -> None:
-    """Print the state of each trial of a sweep. Raises InputError if there are no trials."""
+    """Print the state of each network under each of its evaluations. Raises InputError if there are none."""
     if not (states := read_states(sweep_dir)):
-        raise InputError(f"{sweep_dir} holds no trials: there is no {sweep_dir}/trials/*/{folder.TRIAL}")
+        missing = f"{sweep_dir}/{folder.NETWORKS}/*/{folder.TRAINING}"
+        raise InputError(f"{sweep_dir} holds no networks: there is no {missing}")
     run = holder(sweep_dir)
     if run:
         say(f"process {run.process} on {run.host} has held {sweep_dir} for {_span(run.since)}")
     else:
         say(f"no run on this machine is using {sweep_dir}")
     rows, counts = list[list[str]](), Counter[str]()
-    for trial_dir, state in states.items():
+    for path, state in states.items():
         counts[state.state] += 1
+        network_dir = folder.network_of(path)
         age = "" if state.written is None else f"{_span(state.written)} ago"
-        certified = ", ".join(map(_describe_certification, certification.folders(trial_dir)))
-        size = filesize.decimal(_bytes(trial_dir))
-        label = state.trial.config.label if state.trial else "?"
-        rows.append([label, trial_dir.name, state.state, state.description, age, certified, size])
-    print_table(new_console(), ["trial", "key", "state", "", "written", "certified", "disk"], sorted(rows))
+        label = state.training.config.label if state.training else "?"
+        evaluation = state.evaluation.config.description if state.evaluation else ""
+        size = filesize.decimal(_bytes(network_dir))
+        rows.append([label, network_dir.name, evaluation, state.state, state.description, age, size])
+    titles = ["network", "key", "evaluation", "state", "", "written", "disk"]
+    print_table(new_console(), titles, sorted(rows))
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    say(f"{with_plural(len(states), 'trial')}: {summary}; {filesize.decimal(_bytes(sweep_dir))} on disk")
-
-
-def _describe_certification(directory: Path) -> str:
-    """Return the name of a certification, and how far it is if it is unfinished."""
-    if read_state(directory).result is not None:
-        return directory.name
-    return f"{directory.name} ({ranges.count_saved_images(directory)} images so far)"
+    networks = with_plural(len({folder.network_of(path) for path in states}), "network")
+    size = filesize.decimal(_bytes(sweep_dir))
+    say(f"{networks}, {with_plural(len(states), 'evaluation')}: {summary}; {size} on disk")
 
 
 def _bytes(directory: Path) -> int:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from cerdeq.equilibrium import certificate
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.settings import Evaluation, Recipe
 
 settings.register_profile("untimed", deadline=None)  # seconds are the machine's

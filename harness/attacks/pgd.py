@@ -13,7 +13,7 @@ from cerdeq.equilibrium import restrict_solutions
 from cerdeq.gpu_readings import is_host_reading
 from harness.attacks.objectives import Objective, margins, objectives, rank_classes
 from harness.machine.subnormals import without_subnormals
-from harness.settings import Evaluation
+from harness.settings import EvaluationSettings
 
 _PIXELS_AT_ONCE = 2**15  # of 32 CIFAR images: more of them leave a CPU's cache and take longer
 _ROUNDING = 1e-2  # of the span of an example's logits: ten times the error of `follow`; float32's is far smaller
@@ -39,7 +39,7 @@ def _step(point: Tensor, gradient: Tensor, size: float | Tensor, low: Tensor, hi
 
 @without_subnormals()
 def worst_point(
-    model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, settings: Evaluation, seed: int, indices: Tensor
+    model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, settings: EvaluationSettings, seed: int, indices: Tensor
 ) -> Tensor:
     """Search within `eps` of each x [B, C, H, W] (pixels in [0, 1]) and return the points of smallest margin.
 
@@ -78,7 +78,7 @@ def random_starts(seeds: tuple[int, ...], indices: Tensor, shape: torch.Size) ->
 
 def _ascend_many(
     model: nn.Module, functions: list[Objective], x: Tensor, labels: Tensor, others: Tensor, eps: Fraction,
-    settings: Evaluation, start: Tensor,
+    settings: EvaluationSettings, start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Ascend from `start` (in units of the box) by all steps of one restart, equally many examples by each function.
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from baselines import DATASETS, build
 from harness.bench.auto_lirpa_step import auto_lirpa_step
 from harness.common.errors import first_words
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
 from harness.machine.freed_memory import reuse_freed_memory
@@ -169,10 +169,10 @@ class TimedNetworks:
 
     def stepper(self, name: str, kind: StepKind) -> Stepper:
         """Return a Stepper of the network called `name`; on a GPU it captures its steps in a CUDA graph."""
-        train = Recipe(batch_size=self.options.batch_size, precision=kind.precision)
-        config = Trial(
-            sweep="benchmark", profile="full", dataset=self.options.dataset, eps=Radius("8/255"), seed=0, model=name,
-            method=kind.method, method_options=kind.options, width=self.options.width, train=train,
+        train = Recipe(batch_size=self.options.batch_size, precision=kind.precision, eps=Radius("8/255"))
+        config = Training(
+            dataset=self.options.dataset, seed=0, model=name, method=kind.method, method_options=kind.options,
+            width=self.options.width, train=train,
         )  # fmt: skip
         return Stepper(config, self._model(name), self.images, self.labels, compiled=kind.compiled)
 

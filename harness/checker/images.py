@@ -24,7 +24,7 @@ from harness.checker.proofs.example import prove, why_faulty, why_not_falsified
 from harness.checker.verdict_tables import describe
 from harness.common import names
 from harness.common.errors import InputError, error_line
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.data import Split
 from harness.evaluation.network import load_network
 from harness.storage import folder
@@ -94,7 +94,7 @@ class Checker:
         return problems, proofs
 
 
-def load_checked_network(path: Path, config: Trial, test: Split) -> Network:
+def load_checked_network(path: Path, config: Training, test: Split) -> Network:
     """Return the network with the stored weights. Raises InputError where they are another network's, or not finite."""
     try:
         model = load_network(config, path)
@@ -138,7 +138,7 @@ def prover_of(
     return prove_image, lambda certificate: why_faulty(network, region, len(network.bias) - 1, certificate)
 
 
-def describe_unreadable(configs: Iterable[Trial]) -> list[str]:
+def describe_unreadable(configs: Iterable[Training]) -> list[str]:
     """Return a line for each network with steps that the checker has no rule for, from untrained networks."""
     lines = []
     networks = {(c.model, c.dataset, c.width, str(c.options)): c for c in configs}

@@ -1,4 +1,4 @@
-"""Prove the verdicts in one folder again, a trial's or a certification's."""
+"""Prove the verdicts of one evaluation again, in its folder."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,18 +17,18 @@ from harness.checker.images import (
 from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
 from harness.config.plugins import load_for
-from harness.config.trial import Trial
 from harness.data import Data, Split, fingerprint, load
 from harness.data.own import require_near
+from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import data_directory
 from harness.own_data import OwnData
-from harness.storage import certification, folder
+from harness.storage import folder
 from harness.storage.parquet import read_verdicts
 
 
 @dataclass
 class RecheckResult:
-    """The result for one folder of verdicts.
+    """The result for one evaluation.
 
     images, of: the number of checked verdicts, and of all verdicts.
     problems: what is wrong or not confirmed, a line each.
@@ -68,12 +68,12 @@ def load_hashed(source: str | OwnData, data_dir: str | None = None) -> Data:
 
 
 def recheck(
-    verdict_dir: Path,
+    evaluation_dir: Path,
     load_data: Callable[[str | OwnData], Data] = load_hashed,
     limit: int | None = None,
     trusted: Collection[str] = (),
 ) -> RecheckResult:
-    """Recheck the verdicts of a trial or certification in its folder.
+    """Recheck the verdicts of an evaluation in its folder.
 
     Args:
         load_data: returns a data set as `harness.data.load`, with the fingerprint of its tensors.
@@ -81,29 +81,30 @@ def recheck(
         trusted: the plugins that may be imported.
 
     Raises:
-        InputError: for an unfinished trial, unreadable files, missing data, and plugins that differ.
+        InputError: for what is unfinished, unreadable files, missing data, and plugins that differ.
     """
-    trial, result = folders.read_finished(verdict_dir)
-    config = trial.config
-    if problems := folders.check_certification(verdict_dir, trial) or folders.check_plugins(config, trusted):
+    state = folders.read_finished(evaluation_dir)
+    assert state.training is not None and state.evaluation is not None and state.result is not None
+    config, evaluation = state.training.config, state.evaluation.config
+    if problems := folders.check_plugins(config, trusted):
         return RecheckResult(0, 0, problems)
     load_for(config)
     data = load_data(config.data_source)
-    if problems := check_data(data, trial.fingerprint):
+    if problems := check_data(data, state.training.fingerprint):
         return RecheckResult(0, 0, problems)
-    test = evaluated_images(verdict_dir, config, data)
-    verdicts = read_verdicts(verdict_dir, verdict_tables.COLUMNS)
-    if problems := _check_records(verdicts, test, config.evaluation.stages, result.metrics):
+    test = evaluated_images(data, config.validation_images, evaluation)
+    verdicts = read_verdicts(evaluation_dir, verdict_tables.COLUMNS)
+    if problems := _check_records(verdicts, test, evaluation.stages, state.result.metrics):
         return RecheckResult(0, len(test), problems)
-    if problems := folders.check_weights(verdict_dir):
-        return RecheckResult(0, len(test), problems, has_weights=False)
-    path = certification.trial_of(verdict_dir) / folder.WEIGHTS
+    path = folder.network_of(evaluation_dir) / folder.WEIGHTS
+    if problems := folders.check_weights(evaluation_dir, state.evaluation.weights):
+        return RecheckResult(0, len(test), problems, has_weights=path.is_file())
     network = load_checked_network(path, config, test)
-    counterexamples = read_tensors(verdict_dir / folder.COUNTEREXAMPLES)
-    certificates = split_by_example(read_tensors(verdict_dir / folder.CERTIFICATES))
+    counterexamples = read_tensors(evaluation_dir / folder.COUNTEREXAMPLES)
+    certificates = split_by_example(read_tensors(evaluation_dir / folder.CERTIFICATES))
     if problems := check_contraction(network, test.images.shape[1:]):
         return RecheckResult(0, len(test), problems)
-    checker = Checker(network, config.eps, counterexamples, certificates)
+    checker = Checker(network, evaluation.eps, counterexamples, certificates)
     checked = verdicts[:limit]
     problems, proofs = checker.check_all(test, checked)
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
@@ -113,17 +114,10 @@ def recheck(
 
 
 def check_data(data: Data, expected: str) -> list[str]:
-    """Check that the data have the trial's fingerprint."""
+    """Check that the data have the network's fingerprint."""
     if data.fingerprint == expected:
         return []
-    return [f"data: the fingerprint is {data.fingerprint}, expected the trial's, {expected}"]
-
-
-def evaluated_images(verdict_dir: Path, config: Trial, data: Data) -> Split:
-    """Return the images of all verdicts of a trial or certification."""
-    is_certification = certification.is_certification(verdict_dir)
-    count = config.evaluation.test_images if is_certification else config.trial_image_count
-    return data.evaluated_images(config.validation_images, count)
+    return [f"data: the fingerprint is {data.fingerprint}, expected the network's, {expected}"]
 
 
 def _check_records(

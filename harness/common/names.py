@@ -16,6 +16,7 @@ BOUND_WIDTH_RELATIVE = "bound_width_relative"
 PARAMETERS = "parameters"
 TRAIN_SECONDS = "train_seconds"
 EVALUATION_SECONDS = "evaluation_seconds"
+EPS = "eps"  # of the evaluation, in MLflow
 
 # Of networks with an equilibrium only.
 GAIN = "equilibrium/gain"
@@ -56,6 +57,7 @@ STAGE = "stage"
 REASON = "reason"  # why an example failed, ran out of memory, or lacks a counterexample or certificate; else empty
 ATTACK_MARGIN = "attack_margin"
 WIDTH = "width"
+TAKEN_FROM = "taken_from"  # the key of the other evaluation whose answer it is; else empty
 BRANCHES = "branches"  # of branch and bound, where it was asked
 
 # Stages of an evaluation, values of the column STAGE. The verifier's are those of STAGES in harness/settings.py.

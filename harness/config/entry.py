@@ -19,7 +19,7 @@ from harness.common.errors import InputError, collect_problems, located, require
 from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
 from harness.config import plugins
 from harness.config.grid import LARGEST, expand, names_in
-from harness.config.trial import LARGEST_WIDTH
+from harness.config.training import LARGEST_WIDTH
 from harness.methods import METHODS, method_options
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe

@@ -1,4 +1,4 @@
-"""Expand a sweep file to its trials, each checked to the last key."""
+"""Expand a sweep file to its study: trainings and evaluations, each checked to the last key."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -13,23 +13,25 @@ from typing import Any
 from harness.common.errors import InputError, Location, collect_problems, located, require
 from harness.common.models import validate
 from harness.config import plugins
-from harness.config.buildable import check_buildable, unused_settings
+from harness.config.buildable import check_buildable, unused_evaluation_settings, unused_settings
 from harness.config.entry import Row, SweepEntry, changed_options, merge_recipes
 from harness.config.file import SweepFile
 from harness.config.search import SearchedRow, SearchSettings, check_search, make_searched_row
 from harness.config.sweep import Resources, Sweep
 from harness.config.text import merge, nest
-from harness.config.trial import Trial, flatten
+from harness.config.training import Training, flatten
 from harness.own_data import MeasuredData
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, digest_of, read_file
 from harness.pretrained.weights import read_weights
-from harness.settings import Radius, Recipe
+from harness.settings import Evaluation, Radius, Recipe
 
 
 @dataclass(frozen=True)
-class ExpandedSweep:
-    """A sweep file under one profile, checked and expanded.
+class Study:
+    """A sweep file under one profile, checked and expanded: its networks, each under all of its evaluations.
 
+    evaluations: the main one first.
+    changed: the identities of the trainings that the file has only with `--set`, and what that changed.
     search: how settings are searched; None without a search.
     searched: the rows of `trials` if their settings are searched; empty without a search.
     checkpoints: the files of networks trained elsewhere, by their SHA-256.
@@ -41,27 +43,34 @@ class ExpandedSweep:
     dataset: str
     eps: Radius
     resources: Resources
-    trials: list[Trial]
+    trainings: list[Training]
+    evaluations: list[Evaluation]
+    changed: tuple[frozenset[str], str] = (frozenset(), "")
     search: SearchSettings | None = None
     searched: tuple[SearchedRow, ...] = ()
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def profile_of(self, training: Training) -> str:
+        """Return the profile that a training belongs to, such as 'full --set train.epochs=5'."""
+        identities, change = self.changed
+        return f"{self.profile} {change}" if training.identity in identities else self.profile
+
 
 @dataclass(frozen=True)
-class _TrialRow(Row):
-    """A row with its trial under seed 0.
+class _TrainedRow(Row):
+    """A row with its training under seed 0.
 
     unused: the settings that change nothing in it, by dotted key, each with the reason; None if its network was not
     built.
     """
 
-    trial: Trial
+    training: Training
     unused: dict[str, str] | None = None
 
 
-def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> ExpandedSweep:
-    """Return a file's sweep. Networks are built as a check, except those of trials that have been trained.
+def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> Study:
+    """Return a file's study. Networks are built as a check, except those that have been trained.
 
     trained: the identities of these. own_data: that of the file, measured. Raises InputError, with a line for each
     problem: the file, the key, what was found, what is allowed.
@@ -71,33 +80,27 @@ def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: Measur
             with at(""):
                 if file.problems:
                     raise InputError(file.problems)
-            rows = _mark_changed(_rows(file, own_data, at), file, own_data)
+            rows = _rows(file, own_data, at)
             rows = [_with_network(row, file, trained, at) for row in rows]
         return _expanded(rows, file, own_data)
 
 
-def _mark_changed(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | None) -> list[_TrialRow]:
-    """Return the rows; the profile of those that the file has not without `--set` says what that changed.
-
-    The profile is part of keys and stands over tables, so no changed trial is mistaken for the file's.
-    """
-    if not (mark := _profile_mark(file.changes)):
-        return rows
+def _changed(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData | None) -> tuple[frozenset[str], str]:
+    """Return the identities of the trainings that the file has not without `--set`, and what that changed."""
+    if not (change := _describe_changes(file.changes)):
+        return frozenset(), ""
     unchanged = set[str]()
-    # A file that is right with `--set` alone has no trials without.
+    # A file that is right with `--set` alone has no trainings without.
     with suppress(InputError), collect_problems() as at:
         original = replace(file, sweep=validate(Sweep, file.content))
-        unchanged = {row.trial.identity for row in _rows(original, own_data, at)}
-    changed = f"{file.profile} {mark}"
-    return [
-        row if row.trial.identity in unchanged else replace(row, trial=row.trial.replace(profile=changed))
-        for row in rows
-    ]
+        unchanged = {row.training.identity for row in _rows(original, own_data, at)}
+    return frozenset(row.training.identity for row in rows) - unchanged, change
 
 
-def _profile_mark(changes: dict[str, Any]) -> str:
-    """Return the changes that change trials, in one spelling; '' for none."""
-    settings = flatten({key: value for key, value in changes.items() if key not in ("seeds", "resources", "search")})
+def _describe_changes(changes: dict[str, Any]) -> str:
+    """Return the changes that change trainings, in one spelling; '' for none."""
+    others = ("seeds", "resources", "search", "evaluation")
+    settings = flatten({key: value for key, value in changes.items() if key not in others})
     texts = []
     for key, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
@@ -105,52 +108,55 @@ def _profile_mark(changes: dict[str, Any]) -> str:
     return " ".join(sorted(texts))
 
 
-def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_TrialRow]:
-    """Return a file's rows with their trials. at: collects the first wrong trial of each entry."""
-    rows, first = list[_TrialRow](), dict[str, str]()
+def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_TrainedRow]:
+    """Return a file's rows with their trainings. at: collects the first wrong one of each entry."""
+    rows, first = list[_TrainedRow](), dict[str, str]()
     for where, of_entry in groupby(file.sweep.trials, key=lambda row: row.where):
         with at(f"{where}."):
             for row in of_entry:
                 with located("", row.choice):
-                    trial = _trial(file, own_data, row.entry)
-                    same = first.get(trial.identity, "")
-                    require("model", row.entry.model, not same, f"a trial that differs from {same}")
-                first[trial.identity] = where + row.choice
-                rows.append(_TrialRow(**vars(row), trial=trial))
+                    training = _training(file, own_data, row.entry)
+                    same = first.get(training.identity, "")
+                    require("model", row.entry.model, not same, f"an entry that differs from {same}")
+                first[training.identity] = where + row.choice
+                rows.append(_TrainedRow(**vars(row), training=training))
     return rows
 
 
-def _trial(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Trial:
-    """Return an entry's trial under seed 0. Raises InputError."""
+def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Training:
+    """Return an entry's training under seed 0. Raises InputError."""
     sweep, checkpoint = file.sweep, entry.checkpoint
     is_alone = sweep.search is None or checkpoint is None
     require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
     content = vars(sweep) | vars(entry)
-    content |= {"sweep": sweep.name, "profile": file.profile, "seed": 0, "width": entry.width or sweep.width}
-    content |= {"dataset": sweep.dataset_name, "own_data": own_data}
+    content |= {"seed": 0, "width": entry.width or sweep.width, "dataset": sweep.dataset_name, "own_data": own_data}
     content["options"] = changed_options("options", entry.model, entry.options)
     content["plugins"] = plugins.digests(sweep.plugins, entry.model)
     if checkpoint is None:
-        content["train"] = merge_recipes(sweep.train, entry.train)
+        recipe = merge_recipes(sweep.train, entry.train)
+        content["train"] = recipe.replace(eps=recipe.eps or sweep.eps)
         content["method_options"] = changed_options("method_options", entry.method, entry.method_options)
     else:
         path = _checkpoint_path(file, checkpoint)
         sha256 = digest_of(read_file(path, checkpoint))
         content |= {"method": TRAINED_ELSEWHERE, "train": Recipe(), "train_images": None}
         content["checkpoint"] = checkpoint.replace(file=path.name, sha256=sha256)
-    trial = validate(Trial, {name: content[name] for name in Trial.model_fields if name in content})
-    own = [f"train.{name}" for name in entry.train if getattr(trial.train, name) != getattr(sweep.train, name)]
-    return trial.replace(named=(*(["width"] if trial.width != sweep.width else []), *own))
+    training = validate(Training, {name: content[name] for name in Training.model_fields if name in content})
+    shared = sweep.train.replace(eps=sweep.train.eps or sweep.eps)
+    own = [f"train.{name}" for name in entry.train if getattr(training.train, name) != getattr(shared, name)]
+    return training.replace(named=(*(["width"] if training.width != sweep.width else []), *own))
 
 
-def _candidate(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry, settings: dict[str, Any]) -> Trial:
-    """Return the entry's trial under seed 0 with these settings, by their keys in it. Raises InputError."""
+def _candidate(
+    file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry, settings: dict[str, Any]
+) -> Training:  # fmt: skip
+    """Return the entry's training under seed 0 with these settings, by their keys in it. Raises InputError."""
     content = entry.model_dump()
     for key, value in settings.items():
         content = merge(content, nest(key.split("."), value))
-    trial = _trial(file, own_data, validate(SweepEntry, content, context=file.sweep.train))
-    check_buildable(trial)
-    return trial
+    training = _training(file, own_data, validate(SweepEntry, content, context=file.sweep.train))
+    check_buildable(training, file.sweep.evaluations)
+    return training
 
 
 def _checkpoint_path(file: SweepFile, checkpoint: NetworkFile) -> Path:
@@ -158,42 +164,47 @@ def _checkpoint_path(file: SweepFile, checkpoint: NetworkFile) -> Path:
     return Path(abspath(file.path.parent / checkpoint.file))
 
 
-def _with_network(row: _TrialRow, file: SweepFile, trained: Collection[str], at: Location) -> _TrialRow:
+def _with_network(row: _TrainedRow, file: SweepFile, trained: Collection[str], at: Location) -> _TrainedRow:
     """Return the row with its unused settings, after building its network, if it is not trained.
 
     at: collects what is wrong with network, method and checkpoint.
     """
-    trial, checkpoint, is_new = row.trial, row.entry.checkpoint, row.trial.identity not in trained
+    training, checkpoint, is_new = row.training, row.entry.checkpoint, row.training.identity not in trained
     with at(f"{row.where}.", row.choice):
         if is_new or file.sweep.search is not None:
-            row = replace(row, unused=unused_settings(trial, check_buildable(trial)))
+            network = check_buildable(training, file.sweep.evaluations)
+            row = replace(row, unused=unused_settings(training, network))
         if checkpoint is not None and is_new:
-            read_weights(_checkpoint_path(file, checkpoint), trial)
+            read_weights(_checkpoint_path(file, checkpoint), training)
     return row
 
 
-def _expanded(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | None) -> ExpandedSweep:
-    """Return the sweep of rows that are right. Raises InputError where the search does not fit them."""
-    sweep, trials, checkpoints = file.sweep, list[Trial](), dict[str, Path]()
+def _expanded(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData | None) -> Study:
+    """Return the study of rows that are right. Raises InputError where the search does not fit them."""
+    sweep, trainings, checkpoints = file.sweep, list[Training](), dict[str, Path]()
     for row in rows:
-        seeds = sweep.seeds[:1] if row.trial.is_trained_elsewhere else sweep.seeds
-        trials += [row.trial.replace(seed=seed) for seed in seeds]
-        if row.trial.checkpoint is not None and row.entry.checkpoint is not None:
-            checkpoints[row.trial.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
+        seeds = sweep.seeds[:1] if row.training.is_trained_elsewhere else sweep.seeds
+        trainings += [row.training.replace(seed=seed) for seed in seeds]
+        if row.training.checkpoint is not None and row.entry.checkpoint is not None:
+            checkpoints[row.training.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
     searched: tuple[SearchedRow, ...] = ()
     if sweep.search is not None:
         searched = tuple(
-            make_searched_row(sweep.search, row.trial, row.unused or {}, partial(_candidate, file, own_data, row.entry))
+            make_searched_row(
+                sweep.search, row.training, row.unused or {}, partial(_candidate, file, own_data, row.entry)
+            )
             for row in rows
         )
         check_search(sweep.search, sweep.validation_images, searched)
-    return ExpandedSweep(
+    return Study(
         name=sweep.name,
         profile=file.profile,
         dataset=sweep.dataset_name,
         eps=sweep.eps,
         resources=sweep.resources,
-        trials=trials,
+        trainings=trainings,
+        evaluations=sweep.evaluations,
+        changed=_changed(rows, file, own_data),
         search=sweep.search,
         searched=searched,
         checkpoints=checkpoints,
@@ -201,7 +212,7 @@ def _expanded(rows: list[_TrialRow], file: SweepFile, own_data: MeasuredData | N
     )
 
 
-def _without_effect(sweep: Sweep, rows: list[_TrialRow]) -> tuple[str, ...]:
+def _without_effect(sweep: Sweep, rows: list[_TrainedRow]) -> tuple[str, ...]:
     """Return a line on the settings of the file and of its entries that change nothing, none if there are none.
 
     The ramp may be 0 and settings of the file null, false or their defaults, so that a profile or an entry can take
@@ -212,12 +223,15 @@ def _without_effect(sweep: Sweep, rows: list[_TrialRow]) -> tuple[str, ...]:
         own = flatten({name: getattr(row.entry, name) for name in ("train", "options", "method_options")})
         own = {key: value for key, value in own.items() if (key, value) != ("train.ramp_epochs", 0)}
         found += [f"{row.where}.{key} ({row.unused[key]})" for key in own if row.unused and key in row.unused]
-    shared = {section: getattr(sweep, section).model_dump(exclude_defaults=True) for section in ("train", "evaluation")}
-    for key, value in flatten(shared).items():
+    for key, value in flatten({"train": sweep.train.model_dump(exclude_defaults=True)}).items():
         reasons = [row.unused and row.unused.get(key) for row in rows]
         if value and all(reasons):
             found.append(f"{key} ({reasons[0]})")
-    if all(row.trial.is_trained_elsewhere for row in rows):
+    for settings in sweep.evaluation:
+        unused = unused_evaluation_settings(settings, sweep.validation_images)
+        values = settings.model_dump(exclude_defaults=True)
+        found += [f"evaluation.{name} ({unused[name]})" for name, value in values.items() if value and name in unused]
+    if all(row.training.is_trained_elsewhere for row in rows):
         found += ["train_images (no entry is trained)"] if sweep.train_images is not None else []
         found += ["all seeds but the first (no entry is trained)"] if len(sweep.seeds) > 1 else []
     if "width" in sweep.model_fields_set and all(row.entry.width is not None for row in rows):

@@ -11,7 +11,7 @@ from harness.common.errors import InputError, SettingError, located, require
 from harness.common.models import validate
 from harness.config.sweep import FIXED, Sweep
 from harness.config.text import MOST_CHARACTERS, merge, nest, parse_yaml
-from harness.config.trial import FULL_PROFILE
+from harness.config.training import FULL_PROFILE
 from harness.settings import Radius
 
 CPU_PROFILE = "cpu"
@@ -66,14 +66,28 @@ def read_file(
             own = profiles.get(profile, {})
             if fixed := [key for key in own if key in FIXED]:
                 raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
-            merged = merge(content, own)
-            sweep, problems = _validate(merge(merged, changes))
+            merged = _merge(content, own)
+            sweep, problems = _validate(_merge(merged, changes))
         return SweepFile(path, profile, merged, changes, sweep, problems, start, end)
 
     file = under(profile or FULL_PROFILE)
     if profile is None and CPU_PROFILE in profiles and not file.problems and not has_gpu():
         file = under(CPU_PROFILE)
     return file
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a sweep file with changes, of which `evaluation` may be a mapping or a list of them.
+
+    Changes that are a mapping change each evaluation of a list; a list takes from a mapping what its members lack.
+    """
+    merged, key = merge(base, changes), "evaluation"
+    before, after = base.get(key), changes.get(key)
+    if isinstance(before, list) and isinstance(after, dict):
+        merged[key] = [merge(each, after) if isinstance(each, dict) else each for each in before]
+    elif isinstance(before, dict) and isinstance(after, list):
+        merged[key] = [merge(before, each) if isinstance(each, dict) else each for each in after]
+    return merged
 
 
 def _validate(content: dict[str, Any]) -> tuple[Sweep, str]:
@@ -111,7 +125,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
         is_other = isinstance(name, str) and target not in files and target.is_relative_to(path.parent.resolve())
         require(f"{last}: include", name, is_other, allowed)
         with located(f"{last}: include: "):
-            content = merge(_read_mapping(included), content)
+            content = _merge(_read_mapping(included), content)
         last = files[target] = included
     return content, list(files.values())[1:]
 

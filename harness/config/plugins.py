@@ -17,7 +17,7 @@ from types import ModuleType
 from baselines.registry import network_names, register
 from harness.common.errors import InputError, SettingError, error_line, located, require
 from harness.common.terminal import say
-from harness.config.trial import Trial
+from harness.config.training import Training
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -25,7 +25,7 @@ MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 def digests(names: Iterable[str], model: str = "") -> dict[str, str]:
     """Return the digest of each plugin's source: of its module, and of what that imports from its own package.
 
-    model: the network of a trial, whose module counts, too, if it is `module:function` below a plugin. Raises
+    model: a network, whose module counts, too, if it is `module:function` below a plugin. Raises
     SettingError for a module that Python does not find.
     """
     module = model.partition(":")[0]
@@ -39,18 +39,18 @@ def load(names: Iterable[str]) -> None:
         _import(name)
 
 
-def load_for(trial: Trial) -> None:
-    """Import a trial's plugins, before it is trained or evaluated.
+def load_for(training: Training) -> None:
+    """Import a network's plugins, before it is trained or evaluated.
 
     Raises InputError where one cannot be imported, or its source is not what the trial was made with.
     """
-    allowed = "the digest of the source that this trial was made with; put that back, or train anew"
-    with located(f"{trial.label}: "):
-        today = digests(trial.plugins, trial.model)
-        for name, digest in trial.plugins.items():
+    allowed = "the digest of the source that this network was made with; put that back, or train anew"
+    with located(f"{training.label}: "):
+        today = digests(training.plugins, training.model)
+        for name, digest in training.plugins.items():
             require(f"plugins.{name}", today[name], today[name] == digest, f"{digest}, {allowed}")
-        load(trial.plugins)
-        add_factory(trial.model, trial.plugins)
+        load(training.plugins)
+        add_factory(training.model, training.plugins)
 
 
 def add_factory(model: str, plugins: Collection[str]) -> None:
@@ -113,11 +113,11 @@ def trust(modules: list[str], directories: list[Path]) -> None:
     load(modules)
 
 
-def require_trusted(trial: Trial, trusted: Collection[str]) -> None:
-    """Raise InputError for a trial with a plugin that --plugin does not name: results may be someone else's."""
-    for name in trial.plugins:
+def require_trusted(training: Training, trusted: Collection[str]) -> None:
+    """Raise InputError for a network with a plugin that --plugin does not name: results may be someone else's."""
+    for name in training.plugins:
         if name not in trusted:
-            raise InputError(f"{trial.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
+            raise InputError(f"{training.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
 
 
 @cache

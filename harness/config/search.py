@@ -12,7 +12,7 @@ from baselines import options_of
 from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
-from harness.config.trial import Trial
+from harness.config.training import Training
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -118,17 +118,13 @@ class SearchSettings(Model):
 class SearchedRow:
     """A row of a sweep whose settings are searched.
 
-    base: its trial with the settings in the file, under seed 0. spaces: the spaces of settings that it uses.
-    resolve: makes a trial of settings.
+    base: its training with the settings in the file, under seed 0. spaces: the spaces of settings that it uses.
+    training: returns the training with settings, by key, under seed 0. Raises InputError where they do not fit.
     """
 
-    base: Trial
+    base: Training
     spaces: dict[str, Space]
-    resolve: Callable[[dict[str, Any]], Trial]
-
-    def trial(self, settings: dict[str, Any]) -> Trial:
-        """Return the trial with these settings, by key, under seed 0. Raises InputError where they do not fit."""
-        return self.resolve(settings).replace(profile=self.base.profile)
+    training: Callable[[dict[str, Any]], Training]
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -138,31 +134,32 @@ class SearchedRow:
 
 
 def make_searched_row(
-    search: SearchSettings, trial: Trial, unused: Mapping[str, str], resolve: Callable[[Any], Trial]
+    search: SearchSettings, base: Training, unused: Mapping[str, str], training: Callable[[Any], Training]
 ) -> SearchedRow:
-    """Return a searched row, after making its trial with both ends, or every choice, of each space.
+    """Return a searched row, after making its training with both ends, or every choice, of each space.
 
-    trial: of the row. unused: the settings that change nothing in it. resolve: as in `SearchedRow`. Raises InputError.
+    base, training: as in `SearchedRow`. unused: the settings that change nothing in it. Raises InputError.
     """
-    used = _settings_of(trial).keys() - unused.keys()
-    row = SearchedRow(trial, {key: space for key, space in search.spaces.items() if key in used}, resolve)
+    used = _settings_of(base).keys() - unused.keys()
+    row = SearchedRow(base, {key: space for key, space in search.spaces.items() if key in used}, training)
     extremes = {key: space.ends or space.choice or () for key, space in row.spaces.items()}
     first = {key: values[0] for key, values in extremes.items()}
     for key, values in extremes.items():
         for value in values:
             with located(f"search.spaces.{key}: "):
-                row.trial(first | {key: value})
+                row.training(first | {key: value})
     return row
 
 
-def _settings_of(trial: Trial) -> dict[str, Any]:
+def _settings_of(training: Training) -> dict[str, Any]:
     """Return all settings that can be searched, by their keys in an entry, as in JSON."""
     from harness.methods import method_options  # imports torch, which most wrong files are refused without
 
-    settings = {f"train.{name}": value for name, value in trial.train.model_dump(mode="json").items()}
-    settings["train.eps"] = str(trial.train_eps)
-    for section, parameters in (("options", options_of(trial.model)), ("method_options", method_options(trial.method))):
-        own = getattr(trial, section)
+    settings = {f"train.{name}": value for name, value in training.train.model_dump(mode="json").items()}
+    settings["train.eps"] = str(training.train_eps)
+    sections = {"options": options_of(training.model), "method_options": method_options(training.method)}
+    for section, parameters in sections.items():
+        own = getattr(training, section)
         settings |= {f"{section}.{name}": own.get(name, option.default) for name, option in parameters.items()}
     return settings
 

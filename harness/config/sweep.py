@@ -1,8 +1,8 @@
 """The keys of a sweep file."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from baselines import DATASETS, UnknownNameError
 from harness.common.errors import require
@@ -10,9 +10,9 @@ from harness.common.models import Model
 from harness.config import plugins
 from harness.config.entry import Row, Width, make_rows
 from harness.config.search import SearchSettings
-from harness.config.trial import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
+from harness.config.training import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
 from harness.own_data import OwnData
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, EvaluationSettings, Radius, Recipe
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""
@@ -22,6 +22,25 @@ def _check_dataset(name: str) -> str:
     if name not in DATASETS:
         raise UnknownNameError("data set", name, list(DATASETS))
     return name
+
+
+def _listed(value: object) -> object:
+    """Return a value as a list of one, unless it is a list."""
+    return value if isinstance(value, list) else [value]
+
+
+class SweepEvaluation(EvaluationSettings):
+    """How trained networks are evaluated, at one radius or several."""
+
+    eps: Annotated[list[Radius], Field(min_length=1), BeforeValidator(_listed, Radius | list[Radius])] | None = None
+    """The radius or a list of radii, each a section of the leaderboard; null for the sweep's `eps`."""
+
+    def at(self, eps: Radius, validation_images: int) -> list[Evaluation]:
+        """Return an evaluation for each radius. eps: the sweep's. validation_images: as many are evaluated, if any."""
+        settings: dict[str, Any] = {name: getattr(self, name) for name in EvaluationSettings.model_fields}
+        if validation_images:
+            settings |= {"split": "validation", "test_images": None}
+        return [Evaluation(eps=radius, **settings) for radius in self.eps or [eps]]
 
 
 if TYPE_CHECKING:
@@ -56,13 +75,17 @@ class Sweep(Model):
     ] = Field(examples=["cifar10"])
     """The data set to train and evaluate on: a name, or a mapping, below, for images of your own."""
     eps: Radius
-    """The exact l-inf radius of evaluation in pixel units, above 0 and at most 1: a number or a fraction like 8/255."""
+    """The exact l-inf radius in pixel units, above 0 and at most 1: a number or a fraction like 8/255. It is that of
+    training and of evaluation, unless `train` or `evaluation` has its own."""
     seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1, examples=[[0, 1]])
     """Seeds of initial weights, batches and attacks; each entry of `trials` is trained once with each."""
     train: Recipe = Field(default_factory=Recipe)
     """The recipe."""
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    """How trained networks are evaluated."""
+    evaluation: Annotated[
+        list[SweepEvaluation], Field(min_length=1), BeforeValidator(_listed, SweepEvaluation | list[SweepEvaluation])
+    ] = Field(default_factory=lambda: [SweepEvaluation()])
+    """How trained networks are evaluated: a mapping, or a list of mappings. Each, at each of its radii, is a section of
+    the leaderboard. The first one is the main one: a search minimises its errors, and MLflow shows them first."""
     width: Width = 1.0
     """Factor of every network's channels."""
     train_images: int | None = Field(None, ge=1)
@@ -88,6 +111,18 @@ class Sweep(Model):
     def dataset_name(self) -> str:
         """The name of the data set."""
         return self.dataset if isinstance(self.dataset, str) else self.dataset.title
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations, the main one first."""
+        return [each for settings in self.evaluation for each in settings.at(self.eps, self.validation_images)]
+
+    @model_validator(mode="after")
+    def _check_evaluations(self) -> Self:
+        keys = [each.key for each in self.evaluations]
+        twice = [each.description for each in self.evaluations if keys.count(each.key) > 1]
+        require("evaluation", twice, not twice, "each evaluation once")
+        return self
 
     @field_validator("plugins")
     @classmethod

@@ -13,10 +13,10 @@ from harness.common.errors import InputError, shorten
 from harness.entries.checked import SHARE, CheckedNetwork, Outcome, Tensors, describe_hits
 from harness.entries.files import OutOfTimeError, limits
 from harness.evaluation.attack import margins_at
-from harness.settings import Evaluation
+from harness.settings import EvaluationSettings
 
-QUICK = Evaluation(attack="margin", attack_restarts=1)
-FULL = Evaluation(attack_restarts=1)
+QUICK = EvaluationSettings(attack="margin", attack_restarts=1)
+FULL = EvaluationSettings(attack_restarts=1)
 _BATCH = 100  # images
 
 
@@ -83,7 +83,7 @@ def _search(networks: Sequence[CheckedNetwork], seconds: float) -> dict[object, 
     return attacked
 
 
-def attack(each: CheckedNetwork, settings: Evaluation) -> Iterator[tuple[int, Tensors]]:
+def attack(each: CheckedNetwork, settings: EvaluationSettings) -> Iterator[tuple[int, Tensors]]:
     """Attack claimed images by PGD, some at a time; yield how many were attacked, and the adversarial ones by image.
 
     These are float64, lie in the exact box and are proved to be misclassified. Raises InputError where the runtime's

@@ -11,7 +11,7 @@ from baselines import DATASETS, network_names
 from harness.common.errors import InputError, require
 from harness.common.models import STRICT, validate
 from harness.config.text import MOST_CHARACTERS, parse_yaml
-from harness.config.trial import LARGEST_SEED, LARGEST_WIDTH
+from harness.config.training import LARGEST_SEED, LARGEST_WIDTH
 from harness.entries.files import FILE_NAME, read_bounded
 from harness.settings import Radius
 from harness.storage.entry_check import ExtraData, NetworkKind, VerifierKind

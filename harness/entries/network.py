@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from baselines import DATASETS, build
 from cerdeq.onnx import load_content, read_content
 from harness.common.errors import InputError
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.entries.manifest import EntryNetwork, Manifest
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
+from harness.settings import Recipe
 
 NETWORK = "network."
 """What the names of steps begin with that come from an ONNX file."""
@@ -79,12 +80,13 @@ class LoadedNetwork:
 def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> LoadedNetwork:
     """Return a network of an entry. files: the folder with its files. Raises InputError or OnnxError."""
     path, architecture = files / entry.network, manifest.architecture
+    classes = DATASETS[manifest.dataset].classes
     if architecture is not None:
-        config = Trial(
-            sweep="entry", profile="full", dataset=manifest.dataset, eps=manifest.radius, seed=0,
-            model=architecture.model, method="entry", options=architecture.options, width=architecture.width,
+        config = Training(
+            dataset=manifest.dataset, seed=0, model=architecture.model, method="entry", options=architecture.options,
+            width=architecture.width, train=Recipe(eps=manifest.radius),
         )  # fmt: skip
-        return LoadedNetwork(prepare_network(load_network(config, path), _STAGES))
+        return LoadedNetwork(prepare_network(load_network(config, path), _STAGES, classes))
     model = build("onnx", manifest.dataset, file=str(path))
     normalisation, channels = manifest.normalisation, DATASETS[manifest.dataset].shape[0]
     for name, default in (("mean", 0.0), ("std", 1.0)):
@@ -92,4 +94,4 @@ def load_entry_network(manifest: Manifest, entry: EntryNetwork, files: Path) -> 
         buffer.copy_(torch.tensor(getattr(normalisation, name, [default] * channels)).view_as(buffer))
     front = copy.deepcopy(nn.Sequential(*[layer for name, layer in model.named_children() if name != "network"]))
     run = load_content(read_content(path), path).run
-    return LoadedNetwork(prepare_network(model.double().eval(), _STAGES), lambda x: run(front(x).numpy()))
+    return LoadedNetwork(prepare_network(model.double().eval(), _STAGES, classes), lambda x: run(front(x).numpy()))

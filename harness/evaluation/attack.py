@@ -24,15 +24,15 @@ def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
     Args:
         proved: bool [B], the examples that IBP certifies. They get the weakest attack.
     """
-    config, undecided = batch.config, batch.undecided
-    weakest = config.evaluation.replace(attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
+    evaluation, undecided = batch.evaluation, batch.undecided
+    weakest = evaluation.replace(attack="margin", attack_restarts=1)  # a check of the bound: it finds only bugs
     attack_margin, k_of = batch.nan(), torch.zeros_like(batch.images, dtype=torch.int16)
-    for targets, settings in ((undecided & ~proved, config.evaluation), (undecided & proved, weakest)):
+    for targets, settings in ((undecided & ~proved, evaluation), (undecided & proved, weakest)):
 
         def ask(examples: Tensor, settings: Evaluation = settings) -> tuple[Tensor, Tensor]:
             x, labels = batch.images[examples], batch.labels[examples]
             indices, model = batch.first + examples, batch.network.attack_model
-            points = worst_point(model, x.float(), labels, config.eps, settings, config.seed, indices)
+            points = worst_point(model, x.float(), labels, evaluation.eps, settings, batch.seed, indices)
             return margins_as_stored(batch, examples, points)
 
         for examples, (margin, k) in batch.ledger.answers(names.ATTACK, ask, targets.nonzero()[:, 0]):
@@ -43,7 +43,7 @@ def attack_batch(batch: Batch, proved: Tensor) -> StageResult:
         point = attack(network.program, network.program_float32, Interval(ball.center, ball.radius), spec[0])
         return None if point is None else margins_as_stored(batch, example, point)
 
-    if config.evaluation.attack == "diversified":
+    if evaluation.attack == "diversified":
         for example in (undecided & ~proved & ~(attack_margin < 0)).nonzero():
             for _, found in batch.ledger.answers(names.ATTACK, diversify, example):
                 if found is not None and found[0] < 0:
@@ -73,20 +73,20 @@ def counterexamples(batch: Batch, stage: str, falsified: list[int], k_of: Tensor
 
 def margins_as_stored(batch: Batch, examples: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the examples' smallest margins [n] at points [n, C, H, W], rounded to k, and these k, int16."""
-    x, eps = batch.images[examples], batch.config.eps
+    x, eps = batch.images[examples], batch.evaluation.eps
     k = encode(points, x, eps)
     return margins_at(batch.network, decode(k, x, eps), batch.labels[examples]), k
 
 
 def margins_inside(batch: Batch, examples: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the examples' smallest margins [n] at points moved into the exact balls, and these points in float64."""
-    inside = move_inside(points, batch.images[examples], batch.config.eps)
+    inside = move_inside(points, batch.images[examples], batch.evaluation.eps)
     return margins_at(batch.network, inside, batch.labels[examples]), inside
 
 
 def prefer_corners(batch: Batch, examples: Tensor, k: Tensor) -> Tensor:
     """Return k of examples, int16 [n, C, H, W], replaced by the nearest corner where that is proved adversarial."""
-    x, eps = batch.images[examples], batch.config.eps
+    x, eps = batch.images[examples], batch.evaluation.eps
     at_corners = corners(k, x, eps)
     proved = margins_at(batch.network, decode(at_corners, x, eps), batch.labels[examples]) < 0
     return torch.where(proved.view(-1, 1, 1, 1), at_corners, k)

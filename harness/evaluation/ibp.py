@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from cerdeq.bounds import Context, Interval, Program, propagate, trace
 from cerdeq.bounds.batch_sizes import examples_in_cache
 from cerdeq.boxes import Box, outward_ends
 from harness.common import names
-from harness.config.trial import Trial
 from harness.evaluation.ledger import Ledger, add_seconds
+from harness.evaluation.network import PreparedNetwork
 
 _TENSORS = ("lower", "width", "clean", "clean_lower")  # fields of Bounds
 
@@ -40,18 +41,20 @@ class Bounds:
 
 
 @torch.no_grad()
-def bound_margins(program: Program, x: Tensor, labels: Tensor, config: Trial, seconds: dict[str, float]) -> Bounds:
+def bound_margins(
+    program: Program, x: Tensor, labels: Tensor, eps: Fraction, classes: int, seconds: dict[str, float]
+) -> Bounds:
     """Return sound IBP bounds and the clean values of the margins for x [B, C, H, W], pixels in [0, 1].
 
     seconds: gets the time of IBP added.
     """
     size = examples_in_cache(program, Interval(x, torch.zeros_like(x)))
     slices = zip(x.split(size), labels.split(size), strict=True)
-    return _join_bounds([_bound_slice(program, *part, config, seconds) for part in slices])
+    return _join_bounds([_bound_slice(program, *part, eps, classes, seconds) for part in slices])
 
 
 def bound_batch(
-    program: Program, images: Tensor, labels: Tensor, config: Trial, ledger: Ledger
+    network: PreparedNetwork, images: Tensor, labels: Tensor, eps: Fraction, ledger: Ledger
 ) -> tuple[Bounds, Tensor]:
     """Return `bound_margins` of a batch, NaN for examples that cannot be bounded, and which can be: bool [B].
 
@@ -60,14 +63,15 @@ def bound_batch(
     """
 
     def ask(examples: Tensor) -> Bounds:
-        return bound_margins(program, images[examples], labels[examples], config, ledger.seconds)
+        x, y = images[examples], labels[examples]
+        return bound_margins(network.program, x, y, eps, network.classes, ledger.seconds)
 
     answers = ledger.answers(names.CLEAN, ask, torch.arange(len(labels), device=images.device))
     ledger.seconds[names.CLEAN] -= ledger.seconds.get(names.IBP, 0.0)  # which `bound_margins` has counted
     if not answers and len(labels) > 1 and not (ledger.verdict == names.TIMEOUT).all():
         raise RuntimeError(f"none of {len(labels)} images can be evaluated: {ledger.reason[0]}")
     bounded = torch.zeros_like(labels, dtype=torch.bool)
-    tensors = {name: images.new_full((len(labels), config.data_info.classes - 1), torch.nan) for name in _TENSORS}
+    tensors = {name: images.new_full((len(labels), network.classes - 1), torch.nan) for name in _TENSORS}
     for examples, bounds in answers:
         bounded[examples] = True
         for name, tensor in tensors.items():
@@ -76,16 +80,12 @@ def bound_batch(
     return Bounds(**tensors, layers=layers), bounded
 
 
-def errors_without_attack(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> tuple[float, float]:
-    """Return the standard and the IBP certified error of a float64 network, in percent."""
-    program = trace(model)
-    correct = certified = 0
-    size = config.evaluation.batch_size
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        bounds = bound_margins(program, x.double() / 255, y, config, {})
-        correct += int((bounds.prediction(y) == y).sum())
-        certified += int((bounds.lower > 0).all(1).sum())
-    return 100 * (1 - correct / len(images)), 100 * (1 - certified / len(images))
+def count_without_attack(
+    model: nn.Module, x: Tensor, labels: Tensor, eps: Fraction, classes: int
+) -> tuple[int, int]:  # fmt: skip
+    """Return how many of x [B, C, H, W] a float64 network predicts rightly, and how many IBP certifies."""
+    bounds = bound_margins(trace(model), x, labels, eps, classes, {})
+    return int((bounds.prediction(labels) == labels).sum()), int((bounds.lower > 0).all(1).sum())
 
 
 def _join_bounds(parts: Sequence[Bounds]) -> Bounds:
@@ -103,10 +103,12 @@ def average_rows(rows: Sequence[dict[str, float]], images: Sequence[int]) -> dic
     return {key: sum(count / total * row[key] for row, count in weighted) for key in keys}
 
 
-def _bound_slice(program: Program, x: Tensor, labels: Tensor, config: Trial, seconds: dict[str, float]) -> Bounds:
+def _bound_slice(
+    program: Program, x: Tensor, labels: Tensor, eps: Fraction, classes: int, seconds: dict[str, float]
+) -> Bounds:
     """Return `bound_margins` of all examples at once. The clean value is the centre of a point's proved box."""
-    ball, ctx = LinfBall(x, config.eps), Context(sound=True)
-    spec = margin_spec(labels, config.data_info.classes)
+    ball, ctx = LinfBall(x, eps), Context(sound=True)
+    spec = margin_spec(labels, classes)
     with add_seconds(seconds, names.IBP, x.device):
         output = propagate(program, Interval(ball.center, ball.radius), ctx, spec)
         lower, _ = outward_ends(output.box)

@@ -1,4 +1,4 @@
-"""The trained network of a trial's folder, and what its evaluation needs of it."""
+"""The trained network of a folder, and what its evaluation needs of it."""
 
 import copy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cerdeq.equilibrium import fold, use_attack_solvers
 from cerdeq.tracing.refusals import refuse_training
 from harness.common.errors import InputError
 from harness.config.buildable import build_without_values, needs_linear
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.storage.files import parse_file
 
 
@@ -24,15 +24,17 @@ class PreparedNetwork:
 
     model: float64, in evaluation mode. program: its steps, for bounds. program_float32: the same in float32, or None
     if the network cannot be bounded in float32. attack_model: a float32 copy with less exact equilibria.
+    classes: how many logits it has.
     """
 
     model: nn.Module
     program: Program
     program_float32: Program | None
     attack_model: nn.Module
+    classes: int
 
 
-def load_network(config: Trial, weights: Path, content: bytes | None = None) -> nn.Sequential:
+def load_network(config: Training, weights: Path, content: bytes | None = None) -> nn.Sequential:
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
     content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would
@@ -62,8 +64,8 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwork:
-    """Prepare a float64 network in evaluation mode for the verifier's stages.
+def prepare_network(model: nn.Module, stages: tuple[str, ...], classes: int) -> PreparedNetwork:
+    """Prepare a float64 network in evaluation mode for the verifier's stages. classes: how many logits it has.
 
     Raises ValueError in training mode, and UnsupportedOperator if it is another function in float32, as it was trained.
     """
@@ -74,4 +76,4 @@ def prepare_network(model: nn.Module, stages: tuple[str, ...]) -> PreparedNetwor
     attack_model = copy.deepcopy(model)
     use_attack_solvers(attack_model)
     attack_model.float().requires_grad_(False)
-    return PreparedNetwork(model, program, in_float32(model, linear), attack_model)
+    return PreparedNetwork(model, program, in_float32(model, linear), attack_model, classes)

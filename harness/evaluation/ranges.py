@@ -1,7 +1,7 @@
-"""The evaluation of a trial's images, at the end of its training and by `harness.certify`: range by range, then joined.
+"""The evaluation of a network's images: range by range, then joined.
 
-A range of images is evaluated on its own and saved in one file. A command that was killed goes on from the ranges that
-exist. `plan_ranges` divides the images; the rest divides the images of one range:
+A range of images is evaluated on its own, by any worker, and saved in one file. A command that was killed goes on from
+the ranges that exist. `plan_ranges` divides the images; the rest divides the images of one range:
 
 - single images, after an error or a timeout that the images of a range would share (`Ledger.answers`);
 - what fits into the cache or the memory, in each bound (cerdeq/bounds/batch_sizes.py).
@@ -12,8 +12,8 @@ Numbers of an image depend on the other images of its range by rounding alone.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -28,16 +28,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from cerdeq.equilibrium import NotConvergedError
 from harness.attacks.objectives import objectives
 from harness.common import names
-from harness.config.trial import Trial
-from harness.data import Split
+from harness.data import Data, Split
+from harness.evaluation import equilibria
+from harness.evaluation.equilibria import Recurrence
 from harness.evaluation.ibp import average_rows
 from harness.evaluation.ledger import Proofs
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
-from harness.evaluation.network import PreparedNetwork
+from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
+from harness.evaluation.taken_over import Answers, find_answers
 from harness.evaluation.verdicts import EvaluationResult, evaluate_images
-from harness.settings import Evaluation
-from harness.storage import folder
-from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
+from harness.machine.device import best_device
+from harness.machine.environment import describe_environment
+from harness.pretrained.network_file import digest_of
+from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
+from harness.storage import folder, ranges
+from harness.storage.files import DamagedFileError, parse_file, read_bytes, write_atomically, write_bytes
+from harness.storage.folder import Result, TrainingRecord
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
 
@@ -48,11 +54,11 @@ _BAB_SECONDS, _BAB_SHARE = 1200.0, 0.05
 """Of a range: the time that branch and bound takes, if it gets this share of the images."""
 
 
-def plan_ranges(images: Split, network: nn.Module, classes: int, settings: Evaluation) -> list[range]:
+def plan_ranges(images: Split, network: nn.Module, classes: int, settings: EvaluationSettings) -> list[range]:
     """Return the ranges of images: a batch of them each, or fewer where the attack or branch and bound is slow.
 
-    A range is what a worker of `harness.certify` evaluates at a time, what a kill loses, and a step of progress. It
-    does not depend on the speed of the machine.
+    A range is what a worker evaluates at a time, what a kill loses, and a step of progress. It does not depend on the
+    speed of the machine.
     """
     starts = settings.attack_restarts * len(objectives(settings.attack, classes))
     operations = 3 * settings.attack_steps * starts * _operations(network, images.images.shape[1:])
@@ -74,38 +80,114 @@ def _device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def hash_inputs(weights: bytes, key: str, config: Trial, environment: Mapping[str, str]) -> str:
-    """Return 16 hex digits of a hash of all that verdicts follow from.
+@dataclass(frozen=True)
+class OpenEvaluation:
+    """An evaluation of a network that is under way.
 
-    key: of the trial, a hash of its data, too. config: with the settings of this evaluation. environment: as
-    `describe_environment` returns it.
+    directory: its folder. images: all that are evaluated. planned: the ranges of these. ranges_dir: where those are
+    saved that were evaluated with these weights, data, device and versions. others: other evaluations of the network.
     """
-    content = json.dumps([key, config.canonical(), dict(environment)], sort_keys=True)
-    return hashlib.sha256(weights + content.encode()).hexdigest()[:16]
+
+    training: TrainingRecord
+    evaluation: Evaluation
+    directory: Path
+    images: Split
+    data: dict[str, Any]
+    environment: dict[str, str]
+    network: PreparedNetwork
+    planned: list[range]
+    ranges_dir: Path
+    others: list[Answers]
+
+    def missing(self) -> list[range]:
+        """Return the ranges that are left to evaluate."""
+        return [images for images in self.planned if not _is_saved(self.ranges_dir, images)]
+
+    def evaluate_range(self, images: range) -> None:
+        """Evaluate a range of the images, and write its file. Raises SoundnessError as `evaluate_images` does."""
+        part, device = self.images.part(images.start, images.stop), _device_of(self.network.model)
+        total = self.evaluation.bab_total_seconds
+        share = None if total is None else total * len(images) / len(self.images)
+        evaluation = self.evaluation.replace(bab_total_seconds=share)
+        x, labels, seed = part.images.to(device), part.labels.to(device), self.training.config.seed
+        result = evaluate_images(self.network, x, labels, images.start, evaluation, seed, self.others)
+        content = BytesIO()
+        fields = {"verdicts": result.verdicts.to_dict("list"), "recurrence": asdict(result.recurrence)}
+        torch.save({**vars(result), **fields}, content)
+        write_bytes(range_path(self.ranges_dir, images), content.getvalue())
+
+    def finish(self) -> Result:
+        """Join the ranges and write the files of the evaluation, the result last.
+
+        Raises DamagedFileError if a range cannot be read.
+        """
+        trained = folder.read_trained(folder.network_of(self.directory))
+        assert trained is not None
+        joined = join_ranges([read_range(self.ranges_dir, images) for images in self.planned])
+        info = self.training.config.data_info
+        seconds = {names.EVALUATION_SECONDS: sum(joined.seconds.values())}
+        own = final_metrics(joined, self.evaluation.stages) | joined.recurrence.metrics() | seconds
+        metrics = trained.metrics | finite_or_none(own)
+        taken_over = joined.verdicts[names.TAKEN_FROM].value_counts().drop("", errors="ignore").to_dict()
+        result = Result(
+            key=f"{self.training.key}/{self.evaluation.key}",
+            metrics=metrics,
+            environment=self.environment,
+            data=self.data,
+            warnings=warnings(joined, metrics, info) + trained.warnings,
+            taken_over={str(key): int(count) for key, count in taken_over.items()},
+        )
+        _write_proofs(self.directory, joined.proofs)
+        write_table(self.directory / folder.VERDICTS, joined.verdicts)
+        folder.write_result(self.directory, result)
+        (self.directory / folder.FAILURE).unlink(missing_ok=True)
+        ranges.remove_ranges(self.directory)
+        return result
 
 
-def limit_branch_and_bound(config: Trial, used: float) -> Trial:
-    """Return the config for the next range, after branch and bound has used so many seconds of a trial's limit."""
-    limit = config.evaluation.bab_trial_seconds
-    if limit is None:
-        return config
-    return config.replace(evaluation=config.evaluation.replace(bab_trial_seconds=max(0.0, limit - used)))
+def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> OpenEvaluation:
+    """Return an evaluation of the trained network in a folder, after making the evaluation's folder.
 
-
-def evaluate_range(
-    ranges_dir: Path, images: range, network: PreparedNetwork, split: Split, config: Trial
-) -> EvaluationResult:
-    """Evaluate a range of the images of a split, and write its file.
-
-    Raises SoundnessError if an example is both certified and falsified.
+    Raises InputError for fewer images than it asks for, and if the weights cannot be read.
     """
-    device = _device_of(network.model)
-    part = split.part(images.start, images.stop)
-    result = evaluate_images(network, part.images.to(device), part.labels.to(device), images.start, config)
-    content = BytesIO()
-    torch.save({**vars(result), "verdicts": result.verdicts.to_dict("list")}, content)
-    write_bytes(range_path(ranges_dir, images), content.getvalue())
-    return result
+    training = folder.read_training(network_dir / folder.TRAINING)
+    config, device = training.config, best_device()
+    images = evaluated_images(data, config.validation_images, evaluation)
+    weights = read_bytes(network_dir / folder.WEIGHTS)
+    digest = digest_of(weights)
+    directory = folder.begin_evaluation(network_dir, evaluation, digest)
+    environment = describe_environment(device)
+    trained = folder.read_trained(network_dir)
+    trained_on = trained.environment.get("device") if trained else None
+    if trained_on not in (None, environment["device"]):
+        environment["trained_on"] = trained_on
+    model = load_network(config, network_dir / folder.WEIGHTS, weights).to(device)
+    inputs = [digest, training.fingerprint, evaluation.key, EVALUATION_VERSION, config.seed, environment]
+    digest_of_inputs = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return OpenEvaluation(
+        training=training,
+        evaluation=evaluation,
+        directory=directory,
+        images=images,
+        data=data.summary(),
+        environment=environment,
+        network=prepare_network(model, evaluation.stages, config.data_info.classes),
+        planned=plan_ranges(images, model, config.data_info.classes, evaluation),
+        ranges_dir=ranges.ranges_dir(directory, digest_of_inputs),
+        others=find_answers(network_dir, evaluation, digest),
+    )
+
+
+def evaluated_images(data: Data, validation_images: int, evaluation: Evaluation) -> Split:
+    """Return the images of an evaluation. validation_images: of the training. Raises InputError for too few images."""
+    return data.evaluated_images(validation_images if evaluation.split == "validation" else 0, evaluation.test_images)
+
+
+def _is_saved(ranges_dir: Path, images: range) -> bool:
+    with suppress(DamagedFileError):
+        read_range(ranges_dir, images)
+        return True
+    return False
 
 
 def read_range(ranges_dir: Path, images: range) -> EvaluationResult:
@@ -115,39 +197,10 @@ def read_range(ranges_dir: Path, images: range) -> EvaluationResult:
         fields: dict[str, Any] = torch.load(BytesIO(content), weights_only=True)  # no code in the file runs
         if fields["verdicts"][names.INDEX] != list(images):
             raise ValueError("it holds other images")
-        return EvaluationResult(**fields | {"verdicts": pd.DataFrame(fields["verdicts"])})
+        recurrence = Recurrence(**fields["recurrence"])
+        return EvaluationResult(**fields | {"verdicts": pd.DataFrame(fields["verdicts"]), "recurrence": recurrence})
 
     return parse_file(range_path(ranges_dir, images), parse)
-
-
-def saved_ranges(ranges_dir: Path, planned: list[range]) -> dict[range, EvaluationResult]:
-    """Return the evaluations that can be read."""
-    saved = {}
-    for images in planned:
-        with suppress(DamagedFileError):
-            saved[images] = read_range(ranges_dir, images)
-    return saved
-
-
-def missing_ranges(ranges_dir: Path, planned: list[range]) -> list[range]:
-    """Return the ranges that are left to evaluate."""
-    saved = saved_ranges(ranges_dir, planned)
-    return [images for images in planned if images not in saved]
-
-
-def finish_evaluation(
-    directory: Path, ranges_dir: Path, planned: list[range], config: Trial, further: Mapping[str, float | None]
-) -> tuple[dict[str, float | None], list[str]]:
-    """Join the ranges, write verdicts and proofs to a directory, and return metrics and warnings.
-
-    further: metrics that do not follow from the verdicts. Raises DamagedFileError if a range cannot be read.
-    """
-    evaluation = join_ranges([read_range(ranges_dir, images) for images in planned])
-    _write_proofs(directory, evaluation.proofs)
-    write_table(directory / folder.VERDICTS, evaluation.verdicts)
-    seconds = {names.EVALUATION_SECONDS: sum(evaluation.seconds.values())}
-    metrics = finite_or_none(final_metrics(evaluation, config.evaluation.stages) | seconds) | dict(further)
-    return metrics, warnings(evaluation, metrics, config.data_info)
 
 
 def _write_proofs(directory: Path, proofs: Proofs) -> None:
@@ -170,6 +223,7 @@ def join_ranges(results: list[EvaluationResult]) -> EvaluationResult:
         clean_spread=spread,
         seconds=pd.DataFrame([result.seconds for result in results]).sum().to_dict(),
         proofs={name: tensor for result in results for name, tensor in result.proofs.items()},
+        recurrence=equilibria.join([result.recurrence for result in results]),
     )
 
 

@@ -1,7 +1,7 @@
-"""Load a trained network for MLflow from two files of a trial's folder: trial.json and weights.safetensors.
+"""Load a trained network for MLflow from two files of its folder: training.json and weights.safetensors.
 
 Nothing is pickled and no code is copied, so `mlflow.pyfunc.load_model(uri)` needs this package, and the plugins that
-the trial names.
+the network needs.
 
     network = mlflow.pyfunc.load_model("models:/cifar10@best")
     logits = network.predict(images)        # NumPy, [N, C, H, W] with pixels in [0, 1] -> [N, classes], float64
@@ -37,6 +37,6 @@ class Network:
 
 def _load_pyfunc(path: str) -> Network:
     """Return the network from the folder with the two files. MLflow calls this."""
-    config = folder.read_trial(Path(path) / folder.TRIAL).config
+    config = folder.read_training(Path(path) / folder.TRAINING).config
     load_for(config)
     return Network(load_network(config, Path(path) / folder.WEIGHTS))

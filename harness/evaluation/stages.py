@@ -36,7 +36,7 @@ def _bound(name: str, batch: Batch) -> StageResult:
 
     for examples, margins in batch.ledger.answers(name, ask, batch.undecided.nonzero()[:, 0]):
         lower[examples] = margins.to(lower)
-    has_certificates = batch.config.evaluation.certificates and name in CERTIFICATE_STAGES
+    has_certificates = batch.evaluation.certificates and name in CERTIFICATE_STAGES
     proofs, unproved = _certificates(batch, lower > 0) if has_certificates else ({}, [])
     return StageResult(verdict_where(lower > 0, names.CERTIFIED), lower, batch.nan(), proofs=proofs, unproved=unproved)
 
@@ -65,7 +65,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
     k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
-        limit, used = batch.config.evaluation.bab_trial_seconds, batch.ledger.seconds.get(names.BAB, 0.0)
+        limit, used = batch.evaluation.bab_total_seconds, batch.ledger.seconds.get(names.BAB, 0.0)
         if limit is not None and used >= limit:
             raise DeadlineError
         verification, number = _verify(batch, example, math.inf if limit is None else limit - used), int(example)
@@ -86,7 +86,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
                     batch.ledger.note(names.BAB, verdict, number, _UNPROVED)
         verdicts[number], lower[example], branches[example] = verdict, bound, float(verification.branches[0])
         proofs.update(_name_tensors(batch, example, verification))
-        if batch.config.evaluation.certificates and verdict == names.CERTIFIED and _lacks_certificate(verification):
+        if batch.evaluation.certificates and verdict == names.CERTIFIED and _lacks_certificate(verification):
             unproved.append(number)
 
     for example in batch.undecided.nonzero():
@@ -97,7 +97,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
 
 def _verify(batch: Batch, example: Tensor, seconds: float = math.inf) -> cerdeq.Verification:
     """Return the answer of branch and bound about an example [1], within so many seconds and the limits of an image."""
-    settings = batch.config.evaluation
+    settings = batch.evaluation
     seconds = min(seconds, math.inf if settings.bab_seconds is None else settings.bab_seconds)
     budget = None if seconds == math.inf else seconds, settings.bab_branches
     return cerdeq.verify(batch.network.model, *batch.query(example), *budget, certificates=settings.certificates)

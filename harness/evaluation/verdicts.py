@@ -1,24 +1,28 @@
 """The evaluation of a network: one verdict for each example, from the first stage that can decide it."""
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cerdeq import LinfBall
 from cerdeq.bounds import refuse_another_function
 from cerdeq.equilibrium import NotConvergedError
 from harness.common import names
-from harness.config.trial import Trial
 from harness.evaluation.attack import attack_batch
 from harness.evaluation.batch import Batch
+from harness.evaluation.equilibria import Recurrence, observe_recurrence
 from harness.evaluation.ibp import bound_batch
 from harness.evaluation.ledger import Ledger, Proofs, SoundnessError, StageResult, verdict_where
-from harness.evaluation.network import PreparedNetwork, prepare_network
+from harness.evaluation.network import PreparedNetwork
 from harness.evaluation.stages import FUNCTIONS
+from harness.evaluation.taken_over import Answers, Known, find_contradictions, known_answers
+from harness.settings import Evaluation
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class EvaluationResult:
     clean_mean, clean_spread: mean and standard deviation of all clean margins.
     seconds: the seconds of each stage.
     proofs: counterexamples, as harness.attacks.counterexamples says, and certificates.
+    recurrence: what equilibria do.
     """
 
     verdicts: pd.DataFrame
@@ -38,20 +43,27 @@ class EvaluationResult:
     clean_spread: float
     seconds: dict[str, float]
     proofs: Proofs
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: Trial) -> EvaluationResult:
-    """Evaluate a float64 network in evaluation mode, as `evaluate_images` does."""
-    return evaluate_images(prepare_network(model, config.evaluation.stages), images, labels, 0, config)
+    recurrence: Recurrence = field(default_factory=Recurrence)
 
 
 def evaluate_images(
-    network: PreparedNetwork, images: Tensor, labels: Tensor, first: int, config: Trial
+    network: PreparedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    first: int,
+    evaluation: Evaluation,
+    seed: int = 0,
+    others: Sequence[Answers] = (),
 ) -> EvaluationResult:
     """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.
 
     Predictions and bounds are float64, bounds rounded outwards. The attack searches in float32, and a point counts as
-    adversarial only if it is proved to be. first: the index of the first image.
+    adversarial only if it is proved to be.
+
+    Args:
+        first: the index of the first image.
+        seed: of the attack's starts.
+        others: other evaluations of the network, whose answers are taken over where they hold here, too.
 
     Raises:
         SoundnessError: an example is both certified and falsified.
@@ -59,30 +71,33 @@ def evaluate_images(
     """
     x = images.double() / 255
     with suppress(NotConvergedError):  # then there is nothing to compare: the network has no output, but bounds
-        refuse_another_function(network.model, network.program, LinfBall(x[:2], config.eps))
-    ledger = Ledger(len(labels), config.evaluation.stage_seconds or math.inf)
-    bounds, bounded = bound_batch(network.program, x, labels, config, ledger)
-    batch = Batch(network, x, labels, first, config, ledger, bounded)
+        refuse_another_function(network.model, network.program, LinfBall(x[:2], evaluation.eps))
+    ledger = Ledger(len(labels), evaluation.stage_seconds or math.inf)
+    bounds, bounded = bound_batch(network, x, labels, evaluation.eps, ledger)
+    batch = Batch(network, x, labels, first, evaluation, seed, ledger, bounded)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
     ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), names.MISCLASSIFIED))
     ibp_lower = bounds.lower.amin(1)
     certified = ibp_lower > 0
-    results = {
-        names.ATTACK: attack_batch(batch, certified),
-        names.IBP: StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan()),
-    }
     attack_margin, proofs, further_columns = batch.nan(), Proofs(), dict[str, Tensor]()
-    for stage in (names.ATTACK, *config.evaluation.stages):
-        if stage not in results:
-            results[stage] = FUNCTIONS[stage](batch)
-        result = results[stage]
+    lower, source = dict[str, Tensor](), np.full(len(labels), "", dtype=object)
+    for stage in (names.ATTACK, *evaluation.stages):
+        if stage == names.IBP:
+            result = StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan())
+        else:
+            known = known_answers(stage, batch, others)
+            rest = replace(batch, asked=batch.asked & ~known.mask)
+            own = attack_batch(rest, certified) if stage == names.ATTACK else FUNCTIONS[stage](rest)
+            result = _join(known, own)
+            source = np.where(known.mask.cpu().numpy(), known.source, source)
         ledger.record(stage, result.verdicts)
         ledger.note_unproved(stage, result.unproved)
+        lower[stage] = result.lower
         further_columns |= result.columns
         proofs |= result.proofs
         attack_margin = torch.where(result.counterexample_margin.isnan(), attack_margin, result.counterexample_margin)
     columns = {
-        **{names.margin_column(stage): results[stage].lower for stage in config.evaluation.stages},
+        **{names.margin_column(stage): lower[stage] for stage in evaluation.stages},
         **further_columns,
         names.ATTACK_MARGIN: attack_margin,
         names.WIDTH: bounds.width.mean(1),
@@ -95,13 +110,31 @@ def evaluate_images(
             names.PREDICTION: prediction.cpu().numpy(),
             **dict(zip(columns, numbers, strict=True)),
             **ledger.columns(),
+            names.TAKEN_FROM: source,
         }
     )
-    if ledger.contradicted:
-        examples = [first + example for example in sorted(ledger.contradicted)]
+    contradicted = find_contradictions(evaluation, table, others) | {first + each for each in ledger.contradicted}
+    if contradicted:
+        examples = sorted(contradicted)
         raise SoundnessError(
             f"test images both certified and falsified: {examples[:10]}, {len(examples)} in all; a bound is wrong"
         )
     clean = bounds.clean[~bounds.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
-    return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs)
+    recurrence = observe_recurrence(network.model, x, labels, first, evaluation.eps, network.classes)
+    return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs, recurrence)
+
+
+def _join(known: Known, own: StageResult) -> StageResult:
+    """Return the answers that are taken over, with those of a stage about all other examples."""
+    return StageResult(
+        verdicts=known.result.verdicts | own.verdicts,
+        lower=torch.where(known.mask, known.result.lower, own.lower),
+        counterexample_margin=torch.where(known.mask, known.result.counterexample_margin, own.counterexample_margin),
+        columns={
+            name: torch.where(known.mask, known.result.columns.get(name, column), column)
+            for name, column in own.columns.items()
+        },
+        proofs=known.result.proofs | own.proofs,
+        unproved=known.result.unproved + own.unproved,
+    )

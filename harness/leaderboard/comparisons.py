@@ -55,7 +55,7 @@ def compare(
     """
     labels = list(dict.fromkeys(label for section in sections for label in section.own["label"]))
     if not labels:
-        raise InputError("nothing to compare: no trial has finished")
+        raise InputError("nothing to compare: no evaluation has finished")
     sections = _with_seeds(sections, seeds) if seeds else sections
     if baseline is not None:
         matching = _select("--compare", [baseline], sections)
@@ -113,19 +113,19 @@ def _pairs(section: "Section", selected: list[str], baseline: str | None) -> lis
 
 
 def _missing_seeds(section: "Section", row: str, other: str) -> list[str]:
-    missing = sorted(set(_trial_dirs(section, other)) - set(_trial_dirs(section, row)))
+    missing = sorted(set(_evaluation_dirs(section, other)) - set(_evaluation_dirs(section, row)))
     return [f"seed {', '.join(map(str, missing))} of {other}, which {row} lacks"] if missing else []
 
 
-def _trial_dirs(section: "Section", label: str) -> dict[int, Path]:
-    """Return the folders of a row's finished trials by their seeds."""
+def _evaluation_dirs(section: "Section", label: str) -> dict[int, Path]:
+    """Return the folders of a row's finished evaluations by their seeds."""
     trials = section.trials[section.trials["label"] == label]
-    return dict(zip(trials["seed"], trials["trial_dir"], strict=True))
+    return dict(zip(trials["seed"], trials["evaluation_dir"], strict=True))
 
 
-def _read_right(trial_dir: Path, errors: tuple[str, ...]) -> pd.Series:
-    """Return on which images a trial is right, by number and label. Raises DamagedFileError."""
-    verdicts = read_stored_verdicts(trial_dir, [*_IMAGE, names.VERDICT]).set_index(_IMAGE).sort_index()
+def _read_right(evaluation_dir: Path, errors: tuple[str, ...]) -> pd.Series:
+    """Return on which images a network is right, by number and label. Raises DamagedFileError."""
+    verdicts = read_stored_verdicts(evaluation_dir, [*_IMAGE, names.VERDICT]).set_index(_IMAGE).sort_index()
     return ~verdicts[names.VERDICT].isin(errors)
 
 
@@ -137,7 +137,7 @@ def _counts(section: "Section", row: str, other: str, read: Callable[[Path], pd.
     )
     if differing := [f"{name} {first[name]} and {second[name]}" for name in evaluation if first[name] != second[name]]:
         raise InputError(f"{row} and {other} are evaluated differently: {', '.join(differing)}")
-    mine, theirs = _trial_dirs(section, row), _trial_dirs(section, other)
+    mine, theirs = _evaluation_dirs(section, row), _evaluation_dirs(section, other)
     counts = []
     for seed in sorted(set(mine) & set(theirs)):
         a, b = read(mine[seed]), read(theirs[seed])

@@ -26,8 +26,8 @@ LEGEND = (
 STAGES_LEGEND = (
     "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
 )
-_NOT_IN_LABELS = (*LABEL, "profile", "recipe_version", "seed", "trial", "problem")  # of trials that are not counted
-UNCOUNTED = "Trials that the tables do not count"
+_NOT_IN_LABELS = (*LABEL, "profile", "recipe_version", "seed", "network", "problem")  # of what is not counted
+UNCOUNTED = "Networks that the tables do not count"
 _MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
 """Characters of markup, where they are some: `_` in a word, `~` before a space and lists such as [7, 9] are none."""
 LATEX_TABLE = "leaderboard.tex"
@@ -40,7 +40,7 @@ def leaderboard_files(directory: Path) -> list[Path]:
 
 
 def write_leaderboard(directory: Path, latex: bool = False) -> Leaderboard:
-    """Return the leaderboard of `directory`, after writing leaderboard.md, .csv and .json there.
+    """Return the leaderboard of a sweep's `directory`, after writing leaderboard.md, .csv and .json there.
 
     latex: also write leaderboard.tex, which is written anew in any case where it exists.
     """
@@ -118,7 +118,7 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console) -> None:
             console.print(one_line(f"Warning: {warning}"))
     if len(leaderboard.uncounted):
         console.print(f"\n{UNCOUNTED}", style="bold")
-    for trial in leaderboard.uncounted.to_dict("records"):
-        own = row_label(trial, [name for name in trial if name not in _NOT_IN_LABELS])
-        console.print(one_line(f"{own} seed {trial['seed']} ({trial['trial']}): {trial['problem']}"))
+    for row in leaderboard.uncounted.to_dict("records"):
+        own = row_label(row, [name for name in row if name not in _NOT_IN_LABELS])
+        console.print(one_line(f"{own} seed {row['seed']} ({row['network']}): {row['problem']}"))
     console.print("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")

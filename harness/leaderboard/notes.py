@@ -12,7 +12,7 @@ from harness.settings import describe_weak_attack
 def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
     """Return what a reader must know before comparing a section's numbers with any others."""
     is_elsewhere, held_out = trials["method"] == TRAINED_ELSEWHERE, trials["validation_images"]
-    trained, is_held_out = trials[~is_elsewhere], held_out > 0
+    trained, is_held_out = trials[~is_elsewhere], trials["evaluation.split"] == "validation"
     tests = trials.loc[~is_held_out, "evaluation.test_images"]
     notes = []
     if not is_full_size:
@@ -33,7 +33,7 @@ def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> lis
     if is_elsewhere.any():
         notes.append("Networks trained elsewhere are evaluated here; `reported` columns have their papers' numbers.")
     if trials["problem"].notna().all():
-        notes.append("No trial has finished yet.")
+        notes.append("No evaluation has finished yet.")
     return notes
 
 

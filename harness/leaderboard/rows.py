@@ -1,4 +1,4 @@
-"""The trials of a sweep's directory, and their certifications by `harness.certify`, as one row each."""
+"""The networks of a sweep's directory under their evaluations, as one row each."""
 
 import json
 import math
@@ -10,109 +10,98 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.config.trial import Trial
+from harness.config.training import flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.pretrained.network_file import Source
-from harness.settings import Evaluation
-from harness.storage import certification, folder, study_tables
-from harness.storage.certification import is_certification
-from harness.storage.state import State, TrialState, read_state
+from harness.storage import folder, study_tables
+from harness.storage.folder import EvaluationRecord, TrainingRecord
+from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
 
 LABEL = ["model", "method", "options"]
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
 NOT_COUNTED = "not counted"
-"""The state here of a trial that is OLDER or DAMAGED, or whose numbers cannot be right."""
+"""The state here of an evaluation that is OLDER or DAMAGED, or whose numbers cannot be right."""
+NO_PROFILE = "none"
+"""The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
-    "row",
-    "state",
-    "trial_dir",
-    "is_certification",
-    "is_own_data",
-    "evaluated_by",
-    "result",
-    "seed",
-    "problem",
-    "warnings",
-    *REPORTED,
-)
+    "row", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages", "is_main",
+    "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
+)  # fmt: skip
 
 
-def describe_evaluation(config: Trial, is_certification: bool) -> str:
-    """Return stages, images and command, such as 'ibp > bab (60 s), first 1,000 test images, by harness.certify'.
+def read_rows(*directories: Path) -> pd.DataFrame:
+    """Return a row for each network of these sweeps under each of its evaluations and profiles, finished ones first.
 
-    is_certification: whether it is the evaluation of `harness.certify`.
+    `state` is a `State` or NOT_COUNTED; `problem` says why a row has no usable numbers. `row` is the same for networks
+    that differ in their seeds alone. `evaluation` is the evaluation's key.
+    Raises InputError where a directory has no networks, or none can be read.
     """
-    settings = config.evaluation
-    stages = [f"{stage} ({_budget(settings)})" if stage == names.BAB else stage for stage in settings.stages]
-    limit = settings.test_images
-    if config.validation_images:  # a trial evaluates all of them, whatever test_images says
-        images = f"{config.validation_images:,} held-out images"
-        images = f"first {limit:,} of {images}" if is_certification and limit else images
-    else:
-        images = f"first {limit:,} test images" if limit else "all test images"
-    return ", ".join([" > ".join(stages), images, *(["by harness.certify"] if is_certification else [])])
-
-
-def _budget(settings: Evaluation) -> str:
-    seconds, branches, of_trial = settings.bab_seconds, settings.bab_branches, settings.bab_trial_seconds
-    limits = [] if seconds is None else [f"{seconds:g} s"]
-    limits += [] if branches is None else [f"{branches:,} branches"]
-    return ", ".join([" or ".join(limits), *([] if of_trial is None else [f"{of_trial:g} s in all"])])
-
-
-def read_trials(*directories: Path) -> pd.DataFrame:
-    """Return a row for each trial of these sweeps and each of its certifications, finished ones first.
-
-    `state` is a `State` or NOT_COUNTED; `problem` says why a trial has no usable numbers. `row` is the same for trials
-    that differ in their seeds alone.
-    Raises InputError where a directory has no trials, or none can be read.
-    """
-    trial_dirs = [path for directory in directories for path in _trial_dirs(directory)]
-    certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
-    states = {path: read_state(path) for path in (*trial_dirs, *certifications)}
+    paths = [path for directory in directories for path in _evaluation_dirs(directory)]
+    states = {path: read_state(path) for path in paths}
     for directory in directories:
-        states |= study_tables.read_stored_trials(directory)
-    trials = pd.DataFrame([_row(path, states[path]) for path in sorted(states, key=is_certification)], dtype=object)
-    if "profile" not in trials:
-        first = trial_dirs[0]
-        raise InputError(f"{first.parents[1]} holds no trial that can be read, such as {first}: {trials.problem[0]}")
-    trials = trials.sort_values("problem", key=pd.Series.notna, kind="stable")
-    twice = list(_not_counted("another folder has the same trial").values())
-    trials.loc[trials.duplicated(["row", "seed"]), ["state", "problem"]] = twice
-    return trials.astype({column.name: float for column in COLUMNS if column.name in trials})
+        states |= study_tables.read_stored_states(directory)
+    rows = pd.DataFrame([row for path, state in states.items() for row in _rows(path, state)], dtype=object)
+    if "dataset" not in rows:
+        first = paths[0]
+        raise InputError(f"{first.parents[3]} holds no network that can be read, such as {first}: {rows.problem[0]}")
+    rows = rows.sort_values("problem", key=pd.Series.notna, kind="stable")
+    twice = list(_not_counted("another folder has the same network").values())
+    rows.loc[rows.duplicated(["row", "seed"]), ["state", "problem"]] = twice
+    return rows.astype({column.name: float for column in COLUMNS if column.name in rows})
 
 
-def _trial_dirs(directory: Path) -> list[Path]:
+def _evaluation_dirs(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
-    if not (trial_dirs := folder.trial_folders(directory)) and not (directory / study_tables.TRIALS).exists():
-        raise InputError(f"{directory} holds no trials: there is no {directory}/trials/*/{folder.TRIAL}")
-    return trial_dirs
+    if not (paths := evaluation_dirs(directory)) and not (directory / study_tables.EVALUATIONS).exists():
+        is_old = any(directory.glob(f"{folder.OLD_TRIALS}/*/trial.json"))
+        older = f"; its trials/ are of an older version: python -m harness.convert {directory}"
+        missing = f"there is no {directory}/{folder.NETWORKS}/*/{folder.TRAINING}"
+        raise InputError(f"{directory} holds no networks: {missing}{older if is_old else ''}")
+    return paths
 
 
-def _row(path: Path, state: TrialState) -> dict[str, Any]:
-    """Return a trial or certification as a flat row, its texts without control characters."""
-    row: dict[str, Any] = {"row": path.name, "trial_dir": path, "model": path.name, "warnings": []}
-    row |= {"is_certification": is_certification(path), "evaluated_by": "", "result": None}
+def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
+    """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
+    name = folder.network_of(path).name
+    row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
+    row |= {"sweep": path.parents[3].name, "evaluation": path.name, "evaluated_by": "", "is_main": False}
     row |= {column.name: None for column in COLUMNS if column.is_required}
-    if state.trial is not None:
-        row |= _settings(state.trial, describe_evaluation(state.trial.config, row["is_certification"]))
+    if state.training is not None:
+        row |= _settings(state.training, state.evaluation)
     if state.chosen is not None:
         row[CHOSEN] = state.chosen.text
     row |= _problem(state)
     if state.state is State.FINISHED and state.result is not None:
         row |= _numbers(state.result)
     row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
-    return row | {"warnings": [printable_lines(warning) for warning in row["warnings"]]}
+    row["warnings"] = [printable_lines(warning) for warning in row["warnings"]]
+    return [
+        row | {"row": f"{row['row']} {profile}", "profile": printable_lines(profile), "is_main": main == path.name}
+        for profile, main in (state.study or {NO_PROFILE: ""}).items()
+    ]
 
 
-def _settings(trial: folder.TrialRecord, evaluation: str) -> dict[str, Any]:
-    config = trial.config
-    version = {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint}
-    flat = config.settings | version
+def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> dict[str, Any]:
+    config = training.config
+    version = {"recipe_version": training.recipe_version, "fingerprint": training.fingerprint}
+    own: dict[str, Any] = {"evaluation": "", "evaluated_by": "not evaluated", "eps": None, "verifier_stages": ()}
+    flat = {}
+    if evaluation is not None:
+        asked = evaluation.config
+        own = {
+            "evaluation": evaluation.key,
+            "evaluated_by": asked.description,
+            "verifier": asked.verifier,
+            "images": asked.images,
+            "verifier_stages": asked.stages,
+            "eps": str(asked.eps),
+        }
+        flat = flatten({"evaluation": asked.model_dump(mode="json", exclude={"eps"})})
+    flat = config.settings | flat | version
     return {
-        "row": json.dumps([config.identity, version, evaluation], sort_keys=True),
-        "evaluated_by": evaluation,
+        **own,
+        "row": json.dumps([config.identity, version, own["evaluation"]], sort_keys=True),
         "is_own_data": config.own_data is not None,
         "seed": config.seed,
         "model": config.model,
@@ -132,8 +121,8 @@ def _source_columns(source: Source | None) -> dict[str, Any]:
     return dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True))
 
 
-def _problem(state: TrialState) -> dict[str, Any]:
-    """Return the columns of a trial's state: what tables show of it is its problem, unless it is finished."""
+def _problem(state: EvaluationState) -> dict[str, Any]:
+    """Return the columns of a state: what tables show of it is its problem, unless it is finished."""
     if state.state is State.FINISHED:
         return {"state": State.FINISHED, "problem": None}
     if state.state in (State.OLDER, State.DAMAGED):
@@ -145,7 +134,7 @@ def _not_counted(why: str) -> dict[str, Any]:
     return {"state": NOT_COUNTED, "problem": f"{NOT_COUNTED}: {why}"}
 
 
-def _numbers(result: folder.TrialResult) -> dict[str, Any]:
+def _numbers(result: folder.Result) -> dict[str, Any]:
     numbers = _finite_numbers(result)
     order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
     errors = [round(numbers[name], 9) for name in order if name in numbers]
@@ -156,8 +145,8 @@ def _numbers(result: folder.TrialResult) -> dict[str, Any]:
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
 
 
-def _finite_numbers(result: folder.TrialResult) -> dict[str, float]:
-    """Return the finite numbers of a trial for COLUMNS, by their names."""
+def _finite_numbers(result: folder.Result) -> dict[str, float]:
+    """Return the finite numbers of a result for COLUMNS, by their names."""
     metrics = dict(result.metrics)
     seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))
     if seconds is not None and images:
@@ -166,7 +155,7 @@ def _finite_numbers(result: folder.TrialResult) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-def setting_columns(trials: pd.DataFrame) -> list[str]:
+def setting_columns(rows: pd.DataFrame) -> list[str]:
     """Return the columns that are settings, but for the width, in the config's order; data and recipe version last."""
     others = {*_NO_SETTINGS, *LABEL, "width", CHOSEN, *(column.name for column in COLUMNS)}
-    return [name for name in trials if name not in others]
+    return [name for name in rows if name not in others]

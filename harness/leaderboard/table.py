@@ -1,12 +1,12 @@
-"""The leaderboard of a sweep as rows, from its trials' folders.
+"""The leaderboard of a sweep as rows, from its networks' folders.
 
-A row is one config over its seeds: trials that differ in anything but the seed, or in their data or recipe version,
-are never averaged. Rows of one data set, eps, profile, list of stages and set of images make a section, beside
-numbers from papers. A certification by `harness.certify` is a row like any other. Trials of another recipe version are
-not counted.
+A row is one training over its seeds, under one evaluation: networks that differ in anything but the seed, or in their
+data or recipe version, are never averaged. Rows of one data set, evaluation and profile make a section, beside numbers
+from papers. What is of another version is not counted.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,32 +15,38 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
+from harness.common.errors import require
 from harness.common.terminal import printable
-from harness.config.trial import FULL_PROFILE, is_of_training, missing_text, row_name, value_text
+from harness.config.training import FULL_PROFILE, is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED, TABLES, titles_of
 from harness.leaderboard.comparisons import FEWEST_SEEDS
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.notes import section_notes
-from harness.leaderboard.rows import CHOSEN, LABEL, read_trials, setting_columns
+from harness.leaderboard.rows import CHOSEN, LABEL, read_rows, setting_columns
 from harness.leaderboard.summary import Summary, summarise
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, Radius
+from harness.storage.folder import network_of
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one data set, eps and profile, evaluated by the same stages on the same images.
+    """Rows of one data set and profile under one evaluation.
 
+    evaluation: its key.
     is_full_size: whether its numbers compare with published ones: the full profile, width and data.
     notes: what to know before comparing the numbers.
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
-    finished: row, seed, trial_dir and result of each finished trial.
+    finished: row, seed, evaluation_dir and result of each finished network.
+    is_main: whether the evaluation is the main one of a study.
     verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.
     """
 
     heading: str
+    evaluation: str
+    is_main: bool
     dataset: str
     eps: Radius
     is_full_size: bool
@@ -85,7 +91,8 @@ class Section:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Each finished trial, those of the best row first: label, model, method, seed, trial_dir, result, metrics."""
+        """Each finished network, those of the best row first: label, model, method, seed, evaluation_dir, result,
+        metrics."""
         rows = self.own[["label", "model", "method"]]
         trials = rows.join(self.finished.sort_values("seed").set_index("row"), how="inner").reset_index(drop=True)
         return trials.join(pd.DataFrame([result.metrics for result in trials["result"]], trials.index))
@@ -167,14 +174,14 @@ class Leaderboard:
     """A sweep's leaderboard, or that of several together.
 
     directory: the sweep's, or the first one's.
-    uncounted: a row of text for each trial without usable numbers, the reason in `problem`.
-    trials: a row for each trial, and for each certification, as `read_trials` returns them.
+    uncounted: a row of text for each network without usable numbers, the reason in `problem`.
+    table: a row for each network under each evaluation, as `read_rows` returns them.
     """
 
     directory: Path
     sections: list[Section]
     uncounted: pd.DataFrame
-    trials: pd.DataFrame
+    table: pd.DataFrame
 
     @property
     def sweep(self) -> str:
@@ -188,27 +195,52 @@ class Leaderboard:
         return rows[~rows.index.duplicated()]
 
 
-def build_leaderboard(directory: Path, *others: Path) -> Leaderboard:
+def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = ()) -> Leaderboard:
     """Return the leaderboard of the sweep whose results lie in `directory`, with those of other sweeps.
 
-    Raises InputError where one has no trials, none can be read, or published.csv is faulty.
+    eps: only sections at these radii; default: all. Raises InputError where a directory has no networks, none can be
+    read, none has this radius, or published.csv is faulty.
     """
     directory = Path(directory)
-    trials, literature = read_trials(directory, *others), read_literature(directory)
-    rows = _rows(trials)
-    exact = trials["eps"].map(Radius, na_action="ignore")
-    keys = [trials["dataset"], exact, trials["profile"], trials["evaluated_by"]]
-    sections = [_section(key, part, rows, literature) for key, part in sorted(trials.groupby(keys), key=_order)]
-    return Leaderboard(directory, sections, _uncounted(trials), trials)
+    table, literature = read_rows(directory, *others), read_literature(directory)
+    exact = table["eps"].map(Radius, na_action="ignore")
+    if eps:
+        found = ", ".join(map(str, sorted(exact.dropna().unique())))
+        for radius in eps:
+            require("--eps", str(radius), radius in set(exact), f"a radius of the results: {found}")
+        table, exact = table[exact.isin(list(eps))], exact[exact.isin(list(eps))]
+    rows = _rows(table)
+    keys = [table["dataset"], exact, table["profile"], table["evaluation"]]
+    parts = sorted(table.groupby(keys), key=_order)
+    headings = _headings(parts)
+    sections = [
+        _section(key, part, heading, rows, literature) for (key, part), heading in zip(parts, headings, strict=True)
+    ]
+    return Leaderboard(directory, sections, _uncounted(table), table)
 
 
-def _uncounted(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return a row of text for each trial with a problem: label, settings in which trials differ, folder, problem."""
+def _headings(parts: list[tuple[Any, pd.DataFrame]]) -> list[str]:
+    """Return the headings of sections; what else their evaluations differ in is added to those that would be equal."""
+    headings = [f"{key[0]}, profile {key[2]}, {rows['evaluated_by'].iloc[0]}" for key, rows in parts]
+    settings = [name for name in parts[0][1] if name.startswith("evaluation.")] if parts else []
+    first = pd.DataFrame([rows.iloc[0] for _, rows in parts]).reindex(columns=settings).astype(str)
+    for heading in {heading for heading in headings if headings.count(heading) > 1}:
+        numbers = [number for number, text in enumerate(headings) if text == heading]
+        differing = [name for name in settings if first[name].iloc[numbers].nunique() > 1]
+        for number in numbers:
+            own = [f"{name.removeprefix('evaluation.')} {first[name].iloc[number]}" for name in differing]
+            headings[number] = ", ".join([heading, *own])
+    return headings
+
+
+def _uncounted(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row of text for each network with a problem: label, settings in which rows differ, folder, problem."""
     shown = [*LABEL, "width", "profile", "recipe_version"]
-    settings = [name for name in setting_columns(trials) if name not in shown and trials[name].nunique() > 1]
-    failed = trials.assign(trial=[path.name for path in trials["trial_dir"]])[trials["problem"].notna()]
-    failed = failed[[*shown, *settings, "seed", "trial", "problem"]].sort_values([*LABEL, "seed"], ignore_index=True)
-    return failed.map(as_text)
+    settings = [name for name in setting_columns(table) if name not in shown and table[name].nunique() > 1]
+    settings = [name for name in settings if not name.startswith("evaluation.")]
+    failed = table.assign(network=[network_of(path).name for path in table["evaluation_dir"]])[table["problem"].notna()]
+    failed = failed[[*shown, *settings, "seed", "network", "problem"]].drop_duplicates()
+    return failed.sort_values([*LABEL, "seed"], ignore_index=True).map(as_text)
 
 
 def _rows(trials: pd.DataFrame) -> pd.DataFrame:
@@ -236,44 +268,47 @@ def _warnings(trials: pd.DataFrame) -> list[str]:
 
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
-    """Return the sort key of a section: full profile first, trials before certifications."""
-    (dataset, eps, profile, stages), trials = part
-    return dataset, eps, profile != FULL_PROFILE, profile, bool(trials["is_certification"].all()), stages
+    """Return the sort key of a section: full profile first, the main evaluation before the others."""
+    (dataset, eps, profile, evaluation), rows = part
+    is_main, text = rows["is_main"].any(), rows["evaluated_by"].iloc[0]
+    return dataset, profile != FULL_PROFILE, profile, not is_main, eps, text, evaluation
 
 
 def _section(
-    key: tuple[str, Radius, str, str], trials: pd.DataFrame, rows: pd.DataFrame, literature: pd.DataFrame
+    key: tuple[str, Radius, str, str], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
-    dataset, eps, profile, stages = key
+    dataset, eps, profile, evaluation = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
     is_published = (literature["dataset"] == dataset) & (literature["exact"] == eps)
     listed = literature[is_published & (not trials["is_own_data"].any())]
-    verifier = _kind_of_verifier(trials["evaluation.stages"].iloc[0])
+    verifier = _kind_of_verifier(trials["verifier_stages"].iloc[0])
     papers = best_sentences(listed, verifier, is_full_size)
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
     return Section(
-        heading=f"{dataset}, eps {eps}, profile {profile}, {stages}",
+        heading=heading,
+        evaluation=evaluation,
+        is_main=bool(trials["is_main"].any()),
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
         notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
-        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "trial_dir", "result"]],
+        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "evaluation_dir", "result"]],
         verifier=verifier,
         papers=papers,
     )
 
 
-def _kind_of_verifier(stages: str) -> str:
-    """Return what kind of verifier these stages are, as `read_literature` has it. stages: such as "['ibp', 'bab']"."""
-    if repr(names.BAB) in stages:
+def _kind_of_verifier(stages: tuple[str, ...]) -> str:
+    """Return what kind of verifier these stages are, as `read_literature` has it."""
+    if names.BAB in stages:
         return COMPLETE
-    return IBP if stages == "['ibp']" else LINEAR
+    return IBP if stages == (names.IBP,) else LINEAR
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:

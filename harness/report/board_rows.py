@@ -15,7 +15,7 @@ from baselines.datasets import DATASETS
 from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
 from harness.leaderboard.table import Section, build_leaderboard
@@ -133,8 +133,10 @@ def read_rows(results_dir: Path) -> list[Row]:
     An entry whose files cannot be read is a row that says so.
     """
     published = results_dir / "published"
-    studies = sorted(path for parent in (published, results_dir) for path in parent.glob("*/") if _has_trials(path))
-    studies.sort(key=lambda path: path.parent != published)  # a trial that lies twice is shown as published
+    studies = sorted(
+        path for parent in (published, results_dir) for path in parent.glob("*/") if study_tables.is_study(path)
+    )
+    studies.sort(key=lambda path: path.parent != published)  # a network that lies twice is shown as published
     rows: list[Row] = []
     seen: set[str] = set()
     for study in studies:
@@ -144,10 +146,6 @@ def read_rows(results_dir: Path) -> list[Row]:
     entries = [_entry_row(path) for path in entry_check.find_checks(results_dir)]
     papers = [_paper_row(row) for row in read_literature(published).to_dict("records")]
     return [*rows, *entries, *papers]
-
-
-def _has_trials(path: Path) -> bool:
-    return (path / study_tables.TRIALS).exists() or bool(folder.trial_folders(path))
 
 
 def _first_match(patterns: dict[str, str], text: str, default: str) -> str:
@@ -162,19 +160,21 @@ class _StudyFiles:
         self.leaderboard = build_leaderboard(study)
 
     @cached_property
-    def _configs(self) -> dict[Path, Trial]:
-        states = study_tables.read_stored_trials(self.study)
-        return {path: state.trial.config for path, state in states.items() if state.trial is not None}
+    def _configs(self) -> dict[Path, Training]:
+        states = study_tables.read_stored_states(self.study)
+        return {path: state.training.config for path, state in states.items() if state.training is not None}
 
     def verdicts(self, paths: list[Path]) -> pd.DataFrame:
-        """Return the verdicts of trials or certifications, with the best `margin` of the stages if it is stored."""
+        """Return the verdicts of evaluations, with the best `margin` of the stages if it is stored."""
         return pd.concat([self._read(path) for path in paths], ignore_index=True)
 
     def commands(self, paths: list[Path]) -> str:
-        """Return the commands that make a row again, from git's history where its trials' folders are missing."""
+        """Return the commands that make a row again, from git's history where its networks' folders are missing."""
         commit = None if paths[0].exists() else artefacts.commit_of(self.study)
         lines = [f"git archive {commit} {shlex.quote(str(self.study))} | tar x"] if commit else []
-        return "\n".join([*lines, commands(paths, self._configs), recheck_command(self.study, paths)])
+        return "\n".join(
+            [*lines, commands(paths, self._configs), recheck_command(self.study, list(map(folder.network_of, paths)))]
+        )
 
     def _read(self, path: Path) -> pd.DataFrame:
         if not (path / folder.VERDICTS).exists():
@@ -185,16 +185,16 @@ class _StudyFiles:
 
 
 def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[Row]:
-    """Yield the rows of a section. seen: folders of trials that need not be shown again; this adds to them."""
-    study, trials = files.study, files.leaderboard.trials
+    """Yield the rows of a section. seen: folders of evaluations that need not be shown again; this adds to them."""
+    study, table = files.study, files.leaderboard.table
     for index, row in section.own.iterrows():
         finished = section.finished[section.finished["row"] == index]
-        paths = list(finished["trial_dir"])
+        paths = list(finished["evaluation_dir"])
         keys = {path.relative_to(study).as_posix() for path in paths}
         if keys <= seen:
             continue
         seen |= keys
-        verifier, images = trials.loc[trials["row"] == index, "evaluated_by"].iloc[0].split(", ")[:2]
+        verifier, images = table.loc[table["row"] == index, ["verifier", "images"]].iloc[0]
         is_equilibrium = bool(pd.notna(row.get(names.RHO_BOUND))) or row["model"].startswith("mon")  # others: W = 0
         kind = "equilibrium" if is_equilibrium else _first_match(_KINDS, row["model"].replace("deq", "cnn"), "other")
         elsewhere = row["method"] == TRAINED_ELSEWHERE

@@ -11,17 +11,15 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from harness.config.trial import Trial, missing_text
+from harness.config.training import Training, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
 from harness.leaderboard.table import Leaderboard, Section, as_text
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
-from harness.settings import Evaluation
-from harness.storage import certification, folder
+from harness.storage import folder
 from harness.storage.files import write_text
-from harness.storage.state import read_state
 
 _CODE = re.compile("`([^`]+)`")
 _MAIN = titles_of(TABLES, PAGE)
@@ -76,7 +74,7 @@ def _part(section: Section) -> dict[str, Any]:
     main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
     environments = pd.DataFrame([result.environment for result in section.trials["result"]])
-    rows = section.trials.groupby("label", sort=False)["trial_dir"]
+    rows = section.trials.groupby("label", sort=False)["evaluation_dir"]
     return {
         "section": section,
         "cells": cells[main + hidden].rename(columns=_PERCENT),
@@ -84,7 +82,7 @@ def _part(section: Section) -> dict[str, Any]:
         "stages": section.stages,
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
-        "commands": {label: commands(list(trial_dirs)) for label, trial_dirs in rows},
+        "commands": {label: commands(list(paths)) for label, paths in rows},
     }
 
 
@@ -106,43 +104,29 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
     return pictures
 
 
-def commands(trial_dirs: list[Path], stored: Mapping[Path, Trial] = MappingProxyType({})) -> str:
-    """Return the commands that train, and where that was done certify further, these trials of a row.
+def commands(evaluation_dirs: list[Path], stored: Mapping[Path, Training] = MappingProxyType({})) -> str:
+    """Return the command that trains and evaluates the networks of a row again.
 
-    stored: the configs of trials and certifications whose folders are missing.
+    stored: the configs by folder of evaluations whose folders are missing.
     """
-    trials = [certification.trial_of(path) for path in trial_dirs]
-    files = [str(_relative(trial / folder.TRIAL, 5)) for trial in trials]
-    first = trial_dirs[0]
-    config = stored[first] if first in stored else certification.read_record(first).config
+    network_dirs = [folder.network_of(path) for path in evaluation_dirs]
+    files = [str(_relative(network_dir / folder.TRAINING, 5)) for network_dir in network_dirs]
+    first = evaluation_dirs[0]
+    config = stored[first] if first in stored else folder.read_training(network_dirs[0] / folder.TRAINING).config
     trusted = [word for name in config.plugins for word in ("--plugin", name)]
-    lines = [_command("run", "--here", *files, "--results-dir", "again", *trusted)]
-    if certification.is_certification(first):
-        again = [f"again/{trial.parents[1].name}/trials/{trial.name}" for trial in trials]
-        lines.append(_command("certify", *again, *_certify_options(config.evaluation), *trusted))
-    return "\n".join(lines)
-
-
-def _certify_options(settings: Evaluation) -> list[str]:
-    options = {"--stages": ",".join(settings.stages), "--stage-seconds": settings.stage_seconds}
-    if settings.uses_branch_and_bound:
-        options |= {"--seconds": settings.bab_seconds, "--branches": settings.bab_branches}
-    options["--images"] = settings.test_images
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items() if value}
-    words = [word for option in texts.items() for word in option]
-    return [*words, "--certificates"] if settings.certificates else words
+    return _command("run", "--here", *files, "--results-dir", "again", *trusted)
 
 
 def _recheck_command(sweep_dir: Path) -> str:
-    """Return the command that proves verdicts again, of trials whose weights are there; empty where none are."""
-    finished = [trial for trial in folder.trial_folders(sweep_dir) if read_state(trial).result is not None]
-    proved = [trial for trial in finished if (trial / folder.WEIGHTS).exists()]
+    """Return the command that proves verdicts again, of networks whose weights are there; empty where none are."""
+    finished = [path for path in folder.network_folders(sweep_dir) if any(path.glob(f"*/*/{folder.RESULT}"))]
+    proved = [path for path in finished if (path / folder.WEIGHTS).exists()]
     return recheck_command(sweep_dir, [] if len(proved) == len(finished) else proved) if proved else ""
 
 
-def recheck_command(sweep_dir: Path, trial_dirs: list[Path]) -> str:
-    """Return the command that proves verdicts again, of these trials and certifications, or of all if none is named."""
-    only = [word for path in trial_dirs for word in ("--only", certification.trial_of(path).name)]
+def recheck_command(sweep_dir: Path, network_dirs: list[Path]) -> str:
+    """Return the command that proves verdicts again, of these networks, or of all if none is named."""
+    only = [word for path in network_dirs for word in ("--only", path.name)]
     return _command("recheck", str(_relative(sweep_dir, 2)), *only)
 
 

@@ -1,31 +1,37 @@
-"""A trial's folder, results/<sweep>/trials/<key>/, the only truth about a trial.
+"""The folders of networks and of their evaluations: the only truth about them.
 
-    trial.json           key, recipe version, data fingerprint, config
+results/<sweep>/networks/<key>/
+    training.json        key, recipe version, data fingerprint, config
+    study.json           by profile of the sweep file: the key of the network's main evaluation
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        training: network, optimiser, epoch: a retry goes on from here and writes later rows again
     saved_epochs.txt     how many epochs the checkpoint has
     training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
-    ranges/              ranges of images that are evaluated so far (harness.storage.ranges); until the end
     weights.safetensors  the final network, parametrisations folded in
-    verdicts.parquet     one row for each test image
-    counterexamples.safetensors   adversarial images by index (harness.attacks.counterexamples)
-    certificates.safetensors   of images that branch and bound or a search for slopes certified, if any
-    result.json          written last: a folder without it is unfinished
+    trained.json         written last: a folder without it is untrained
     log.txt              log messages with times
-    failure.json         why the trial failed
-    chosen.json          how a search chose the trial's settings, if it did
-    mlflow.json          what MLflow has of the trial: written by the driver (harness.tracking)
+    failure.json         why training failed
+    chosen.json          how a search chose the settings, if it did
+    mlflow.json          what MLflow has of the network: written by the driver (harness.tracking)
     source.checkpoint    the file that the weights of a network trained elsewhere come from
+    evaluations/<key>/
+        evaluation.json  key, version, SHA-256 of the weights, config
+        ranges/          ranges of images that are evaluated so far (harness.storage.ranges); until the end
+        verdicts.parquet one row for each image
+        counterexamples.safetensors   adversarial images by index (harness.attacks.counterexamples)
+        certificates.safetensors   of images that branch and bound or a search for slopes certified, if any
+        result.json      written last: a folder without it is unfinished
+        log.txt, failure.json   as above
 
-Every file but epochs.jsonl is written atomically. `train_and_certify` of harness.training writes result.json and
-failure.json; the driver writes failure.json if the worker died.
+Every file but epochs.jsonl is written atomically. Who does the work writes result.json, trained.json and failure.json;
+the driver writes failure.json if a worker died.
 """
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -35,50 +41,69 @@ from pydantic import ConfigDict, Field
 from harness.common.errors import InputError, require
 from harness.common.masking import mask_secrets
 from harness.common.models import LENIENT, Model, validate
-from harness.config.trial import RECIPE_VERSION, Trial
+from harness.config.training import RECIPE_VERSION, Training
 from harness.pretrained.network_file import NetworkFile, digest_of, read_file
+from harness.settings import EVALUATION_VERSION, Evaluation
 from harness.storage.files import parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
 
 T = TypeVar("T")
 
-TRIALS = "trials"
-"""A folder of the sweep's directory, with a folder for each trial."""
-TRIAL, EPOCHS, WEIGHTS = "trial.json", "epochs.jsonl", "weights.safetensors"
+NETWORKS, EVALUATIONS = "networks", "evaluations"
+"""Folders of a sweep's directory, and of a network's."""
+TRAINING, STUDY, TRAINED = "training.json", "study.json", "trained.json"
+EPOCHS, WEIGHTS = "epochs.jsonl", "weights.safetensors"
 CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
-VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
-LOG = "log.txt"
+EVALUATION, VERDICTS, RESULT = "evaluation.json", "verdicts.parquet", "result.json"
+FAILURE, LOG = "failure.json", "log.txt"
 CHOSEN = "chosen.json"
 TRAINING_WARNINGS = "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
-_WRITTEN = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, RESULT, FAILURE)
+_WRITTEN_IN_TRAINING = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, TRAINED, FAILURE)
+_WRITTEN_IN_EVALUATION = (LOG, RESULT, FAILURE)
 REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
+OLD_TRIALS = "trials"
+"""The folder of a sweep's directory before networks and evaluations had keys of their own."""
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-    """What trial.json holds: a config and the fingerprint of its data."""
+class TrainingRecord:
+    """What training.json holds: a config and the fingerprint of its data."""
 
     __pydantic_config__: ClassVar = LENIENT
 
     key: str
     recipe_version: int
     fingerprint: str
-    config: Trial
+    config: Training
 
 
 @dataclass(frozen=True)
-class TrialResult:
-    """What result.json holds.
+class EvaluationRecord:
+    """What evaluation.json holds. weights: their SHA-256; empty before there are any."""
 
-    metrics: final numbers by the names in harness.common.names, None if not finite.
+    __pydantic_config__: ClassVar = LENIENT
+
+    key: str
+    version: int
+    config: Evaluation
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What trained.json and result.json hold.
+
+    key: of the network; in result.json "<key of the network>/<key of the evaluation>".
+    metrics: final numbers by the names in harness.common.names, None if not finite; result.json has those of training.
     environment: device, versions, code version.
     data: the description of the data set.
     warnings: for the table.
+    taken_over: in result.json, how many answers are those of which other evaluation, by its key.
     """
 
     __pydantic_config__: ClassVar = LENIENT
@@ -88,12 +113,13 @@ class TrialResult:
     environment: dict[str, str]
     data: dict[str, Any]
     warnings: list[str]
+    taken_over: dict[str, int] = field(default_factory=dict)
 
 
 class Failure(Model):
-    """What failure.json holds: why a trial failed.
+    """What failure.json holds: why training or an evaluation failed.
 
-    last_finite: the last finite values if training diverged. repeats: True if the trial would fail again.
+    last_finite: the last finite values if training diverged. repeats: True if it would fail again.
     """
 
     model_config = LENIENT
@@ -104,7 +130,7 @@ class Failure(Model):
 
 
 class Chosen(Model):
-    """What chosen.json holds: how a search chose a trial's settings, as text, and the search; searches write more."""
+    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -112,52 +138,85 @@ class Chosen(Model):
     search: str
 
 
-def make_trial(config: Trial, fingerprint: str) -> TrialRecord:
-    """Return the trial of a config on the data with this fingerprint, under today's recipe."""
-    return TrialRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
+def make_record(config: Training, fingerprint: str) -> TrainingRecord:
+    """Return the record of a training on the data with this fingerprint, under today's recipe."""
+    return TrainingRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
 
 
-def trial_json(trial: TrialRecord) -> dict[str, Any]:
-    """Return the content of trial.json."""
-    return {**asdict(trial), "config": trial.config.model_dump(mode="json")}
+def training_json(record: TrainingRecord) -> dict[str, Any]:
+    """Return the content of training.json."""
+    return {**asdict(record), "config": record.config.model_dump(mode="json")}
 
 
-def read_trial(path: Path) -> TrialRecord:
-    """Read trial.json. Raises DamagedFileError if it is missing or damaged, or its key is another trial's."""
-    return parse_json(path, parse_trial)
+def evaluation_json(record: EvaluationRecord) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
+    return {**asdict(record), "config": record.config.model_dump(mode="json")}
 
 
-def parse_trial(content: Any, has_own_key: bool = True) -> TrialRecord:
-    """Return the trial that trial.json holds.
+def read_training(path: Path) -> TrainingRecord:
+    """Read training.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
+    return parse_json(path, parse_training)
 
-    has_own_key: False for certification.json, whose key is that of the trial with its own settings. Raises SettingError
-    if the file was changed by hand, if its key is no name, or if an older recipe had other settings.
+
+def parse_training(content: Any) -> TrainingRecord:
+    """Return the record that training.json holds.
+
+    Raises SettingError if the file was changed by hand, if its key is no name, or if an older recipe had other
+    settings.
     """
+    record: TrainingRecord = _parse_record(TrainingRecord, content, "recipe_version", RECIPE_VERSION)
+    expected = record.config.key(record.fingerprint) if record.recipe_version == RECIPE_VERSION else record.key
+    return _with_own_key(record, expected)
+
+
+def read_evaluation(evaluation_dir: Path) -> EvaluationRecord:
+    """Read evaluation.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
+    return parse_json(evaluation_dir / EVALUATION, parse_evaluation)
+
+
+def parse_evaluation(content: Any) -> EvaluationRecord:
+    """Return the record that evaluation.json holds. Raises SettingError as `parse_training` does."""
+    record: EvaluationRecord = _parse_record(EvaluationRecord, content, "version", EVALUATION_VERSION)
+    return _with_own_key(record, record.config.key if record.version == EVALUATION_VERSION else record.key)
+
+
+def _parse_record(kind: Any, content: Any, version_name: str, version: int) -> Any:
     try:
-        trial: TrialRecord = validate(TrialRecord, content, is_json=True)
+        return validate(kind, content, is_json=True)
     except InputError:
         if isinstance(content, dict):
-            version, today = content.get("recipe_version"), f"{RECIPE_VERSION}, today's; run the trial again"
-            require("recipe_version", version, version == RECIPE_VERSION, today)
+            found = content.get(version_name)
+            require(version_name, found, found == version, f"{version}, today's; run the sweep again")
         raise
-    _require_name(trial.key)
-    expected = (
-        trial.config.key(trial.fingerprint) if has_own_key and trial.recipe_version == RECIPE_VERSION else trial.key
-    )
-    require("key", trial.key, trial.key == expected, f"{expected}, the key of its config; the file was changed by hand")
-    return trial
 
 
-def trial_dir(sweep_dir: Path, key: str) -> Path:
-    """Return the folder of the trial `key` in a sweep's directory. Raises SettingError if the key is no file name."""
+def _with_own_key(record: Any, expected: str) -> Any:
+    _require_name(record.key)
+    allowed = f"{expected}, the key of its config; the file was changed by hand"
+    require("key", record.key, record.key == expected, allowed)
+    return record
+
+
+def network_dir(sweep_dir: Path, key: str) -> Path:
+    """Return the folder of the network `key` in a sweep's directory. Raises SettingError if the key is no file name."""
     _require_name(key)
-    return sweep_dir / TRIALS / key
+    return sweep_dir / NETWORKS / key
+
+
+def evaluation_dir(network_dir: Path, evaluation: Evaluation) -> Path:
+    """Return the folder of an evaluation of a network."""
+    return network_dir / EVALUATIONS / evaluation.key
+
+
+def network_of(evaluation_dir: Path) -> Path:
+    """Return the folder of the network that an evaluation's folder belongs to."""
+    return evaluation_dir.parents[1]
 
 
 def sweep_dir_of(path: Path) -> Path:
-    """Return the directory of the sweep that a trial's folder lies in, or `path` if it is not below `trials`."""
+    """Return the directory of the sweep that a network's folder lies in, or `path` if it is not below `networks`."""
     path = path.absolute()
-    return path.parents[1] if path.parent.name == TRIALS else path
+    return path.parents[1] if path.parent.name == NETWORKS else path
 
 
 def _require_name(key: str, what: str = "key") -> None:
@@ -165,21 +224,56 @@ def _require_name(key: str, what: str = "key") -> None:
     require(what, key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
-def take_over(directory: Path, trial: TrialRecord) -> None:
-    """Make `directory` the trial's folder, with today's sources.
+def begin_network(directory: Path, record: TrainingRecord) -> None:
+    """Make `directory` the network's folder, with today's sources.
 
-    Raises SettingError if it is another trial's, or the data has changed.
+    Raises SettingError if it is another network's, or the data has changed.
     """
-    path = directory / TRIAL
-    before = read_trial(path) if path.exists() else None
-    if before is not None and before.config == trial.config:
-        made_for, found = before.fingerprint, trial.fingerprint
-        require("data", found, found == made_for, f"the data this trial was made for, {made_for}")
-    key = before.key if before else trial.key
-    allowed = f"an empty folder or that of trial {trial.key}; it holds {key}"
-    require("directory", str(directory), key == trial.key, allowed)
-    if before is None or trial_json(before) != trial_json(trial):
-        write_json(path, trial_json(trial))
+    path = directory / TRAINING
+    before = read_training(path) if path.exists() else None
+    if before is not None and before.config == record.config:
+        made_for, found = before.fingerprint, record.fingerprint
+        require("data", found, found == made_for, f"the data this network was made for, {made_for}")
+    key = before.key if before else record.key
+    allowed = f"an empty folder or that of network {record.key}; it holds {key}"
+    require("directory", str(directory), key == record.key, allowed)
+    if before is None or training_json(before) != training_json(record):
+        write_json(path, training_json(record))
+
+
+def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "") -> Path:
+    """Make the folder of an evaluation of a network, and return it; a result of other weights or versions is removed.
+
+    weights: the SHA-256 of the network's; empty before there are any.
+    """
+    directory = evaluation_dir(network_dir, evaluation)
+    before = read_evaluation(directory) if (directory / EVALUATION).exists() else None
+    if before is None or before.version != EVALUATION_VERSION or (weights and before.weights != weights):
+        (directory / RESULT).unlink(missing_ok=True)
+        record = EvaluationRecord(evaluation.key, EVALUATION_VERSION, evaluation, weights)
+        write_json(directory / EVALUATION, evaluation_json(record))
+    return directory
+
+
+def read_study(network_dir: Path) -> dict[str, str]:
+    """Return the key of the network's main evaluation by profile of the sweep file, none if no study has it.
+
+    Raises DamagedFileError.
+    """
+    return _parse_if_there(network_dir / STUDY, parse_study) or {}
+
+
+def parse_study(content: Any) -> dict[str, str]:
+    """Return what study.json holds."""
+    study: dict[str, str] = validate(dict[str, str], content)
+    return study
+
+
+def add_to_study(network_dir: Path, profile: str, main: Evaluation) -> None:
+    """Note that a sweep file under a profile has the network, and its main evaluation there."""
+    before = read_study(network_dir)
+    if before.get(profile) != main.key:
+        write_json(network_dir / STUDY, before | {profile: main.key})
 
 
 def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
@@ -188,43 +282,53 @@ def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
         write_bytes(to, read_file(path, network_file))
 
 
-def read_result(directory: Path) -> TrialResult | None:
-    """Read a trial's result, None if the trial is unfinished. Raises DamagedFileError."""
-    return _parse_if_there(directory / RESULT, parse_result)
+def read_trained(network_dir: Path) -> Result | None:
+    """Read what came of training, None if the network is untrained. Raises DamagedFileError."""
+    return _parse_if_there(network_dir / TRAINED, parse_result)
 
 
-def parse_result(content: Any) -> TrialResult:
-    """Return the result that result.json holds."""
-    result: TrialResult = validate(TrialResult, content, is_json=True)
+def read_result(evaluation_dir: Path) -> Result | None:
+    """Read the result of an evaluation, None if it is unfinished. Raises DamagedFileError."""
+    return _parse_if_there(evaluation_dir / RESULT, parse_result)
+
+
+def parse_result(content: Any) -> Result:
+    """Return the result that trained.json or result.json holds."""
+    result: Result = validate(Result, content, is_json=True)
     return result
 
 
-def write_result(directory: Path, result: TrialResult) -> None:
-    """Write result.json, the last file of a trial."""
-    write_json(directory / RESULT, asdict(result))
+def write_trained(network_dir: Path, result: Result) -> None:
+    """Write trained.json, the last file of a training."""
+    write_json(network_dir / TRAINED, asdict(result))
+
+
+def write_result(evaluation_dir: Path, result: Result) -> None:
+    """Write result.json, the last file of an evaluation."""
+    write_json(evaluation_dir / RESULT, asdict(result))
 
 
 def write_failure(
     directory: Path, error: str, last_finite: dict[str, Any] | None = None, repeats: bool = False
 ) -> None:
-    """Write why the trial failed, as `Failure` has it."""
+    """Write why training or an evaluation failed, as `Failure` has it."""
     failure = Failure(error=mask_secrets(error), last_finite=last_finite or {}, repeats=repeats)
     write_json(directory / FAILURE, failure.model_dump())
 
 
 def read_failure(directory: Path) -> Failure | None:
-    """Read why the trial failed, None if it did not. Raises DamagedFileError."""
+    """Read why training or an evaluation failed, None if it did not. Raises DamagedFileError."""
     return _parse_if_there(directory / FAILURE, partial(validate, Failure))
 
 
-def write_chosen(directory: Path, content: dict[str, Any]) -> None:
-    """Mark the trial as chosen by a search; `text` of the content describes how."""
-    write_json(directory / CHOSEN, content)
+def write_chosen(network_dir: Path, content: dict[str, Any]) -> None:
+    """Mark the network as chosen by a search; `text` of the content describes how."""
+    write_json(network_dir / CHOSEN, content)
 
 
-def read_chosen(directory: Path) -> Chosen | None:
-    """Read what `write_chosen` wrote, None if no search chose the trial. Raises DamagedFileError."""
-    return _parse_if_there(directory / CHOSEN, parse_chosen)
+def read_chosen(network_dir: Path) -> Chosen | None:
+    """Read what `write_chosen` wrote, None if no search chose the network. Raises DamagedFileError."""
+    return _parse_if_there(network_dir / CHOSEN, parse_chosen)
 
 
 def parse_chosen(content: Any) -> Chosen:
@@ -238,12 +342,30 @@ def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
     return parse_json(path, parse) if os.path.lexists(path) else None  # a broken link is damage
 
 
-def last_write(trial_dir: Path) -> float | None:
-    """Return when the trial last wrote a file, in seconds since 1970; None for a trial that is not begun."""
-    paths = [*(trial_dir / name for name in _WRITTEN), *trial_dir.glob(f"{RANGES}/*")]
+def last_write(evaluation_dir: Path) -> float | None:
+    """Return when the network or its evaluation last wrote a file, in seconds since 1970; None before either begins."""
+    paths = [network_of(evaluation_dir) / name for name in _WRITTEN_IN_TRAINING]
+    paths += [*(evaluation_dir / name for name in _WRITTEN_IN_EVALUATION), *evaluation_dir.glob(f"{RANGES}/*")]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 
-def trial_folders(sweep_dir: Path) -> list[Path]:
-    """Return all trial folders of a sweep, by name; a folder without trial.json is not a trial."""
-    return sorted(path.parent for path in sweep_dir.glob(f"trials/*/{TRIAL}"))
+def network_folders(sweep_dir: Path) -> list[Path]:
+    """Return all networks' folders of a sweep, by name; a folder without training.json is none."""
+    return sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+
+
+def evaluation_folders(network_dir: Path) -> list[Path]:
+    """Return the folders of all evaluations of a network, by name."""
+    return sorted(path.parent for path in network_dir.glob(f"{EVALUATIONS}/*/{EVALUATION}"))
+
+
+def main_evaluation(network_dir: Path) -> Evaluation:
+    """Return the main evaluation of a network in a study, or any if it is in none.
+
+    Raises InputError if it has no evaluation, DamagedFileError if one cannot be read.
+    """
+    records = [read_evaluation(path) for path in evaluation_folders(network_dir)]
+    if not records:
+        raise InputError(f"{network_dir}: no {EVALUATIONS}/*/{EVALUATION} says how it is evaluated")
+    mains = read_study(network_dir).values()
+    return next((record.config for record in records if record.key in mains), records[0].config)

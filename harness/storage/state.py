@@ -1,20 +1,21 @@
-"""The state of a trial or of a certification: decided here alone, from the files of its folder."""
+"""The state of a network under an evaluation: decided here alone, from the files of both folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from harness.common import names
 from harness.common.terminal import percent
-from harness.config.trial import RECIPE_VERSION
-from harness.storage import certification, folder, ranges, training_record
+from harness.config.training import RECIPE_VERSION
+from harness.settings import EVALUATION_VERSION
+from harness.storage import folder, ranges, training_record
 from harness.storage.files import DamagedFileError
-from harness.storage.folder import Chosen, Failure, TrialRecord, TrialResult
+from harness.storage.folder import Chosen, EvaluationRecord, Failure, Result, TrainingRecord
 from harness.storage.lock import holder
 
 
 class State(StrEnum):
-    """OLDER: of another recipe version, finished or not. DAMAGED: a file cannot be read."""
+    """OLDER: of another version of training or evaluation, finished or not. DAMAGED: a file cannot be read."""
 
     FINISHED = "finished"
     RUNNING = "running"
@@ -26,19 +27,24 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class TrialState:
-    """What the files of a folder say of its trial or certification.
+class EvaluationState:
+    """What the files say of a network under an evaluation.
 
-    trial: None if its file is missing or cannot be read. failure: why it failed; None for a finished one.
-    chosen: how a search chose the trial, if one did. epochs: how many are trained; of one that does
-    not run, those of its checkpoint; 0 for a finished one. progress: how far an
-    unfinished one is. written: when training or evaluation last wrote a file, in seconds since 1970; None before they
-    begin. is_running: whether that was in the run that holds the sweep's directory. problem: why a file cannot be read.
+    training, evaluation: None if the file is missing or cannot be read. trained: None before training has ended.
+    result: None before the evaluation has ended. failure: why either failed; None for a finished one.
+    study: the key of the main evaluation by profile. chosen: how a search chose the network, if one did.
+    epochs: how many are trained; of a network that is not in training, those of its checkpoint; 0 once it is trained.
+    progress: how far an unfinished one is. written: when training or evaluation last wrote a file, in seconds since
+    1970; None before they begin. is_running: whether that was in the run that holds the sweep's directory.
+    problem: why a file cannot be read.
     """
 
-    trial: TrialRecord | None = None
-    result: TrialResult | None = None
+    training: TrainingRecord | None = None
+    evaluation: EvaluationRecord | None = None
+    trained: Result | None = None
+    result: Result | None = None
     failure: Failure | None = None
+    study: dict[str, str] = field(default_factory=dict)
     chosen: Chosen | None = None
     epochs: int = 0
     progress: str = ""
@@ -47,16 +53,18 @@ class TrialState:
     problem: str = ""
 
     def __post_init__(self) -> None:
-        """Raise DamagedFileError for the result of another trial."""
-        if self.trial is not None and self.result is not None and self.result.key != self.trial.key:
-            raise DamagedFileError(f"{folder.RESULT} belongs to another trial, {self.result.key}")
+        """Raise DamagedFileError for the result of another network or evaluation."""
+        if self.training is None or self.evaluation is None or self.result is None:
+            return
+        if self.result.key != f"{self.training.key}/{self.evaluation.key}":
+            raise DamagedFileError(f"{folder.RESULT} belongs to another network or evaluation, {self.result.key}")
 
     @property
     def state(self) -> State:
         """What all of this means."""
         if self.problem:
             return State.DAMAGED
-        if self.trial is not None and self.trial.recipe_version != RECIPE_VERSION:
+        if self._older:
             return State.OLDER
         if self.result is not None:
             return State.FINISHED
@@ -67,13 +75,21 @@ class TrialState:
         return State.RUNNING if self.is_running else State.UNFINISHED
 
     @property
+    def _older(self) -> str:
+        """Which version is another one than today's, or ""."""
+        if self.training is not None and self.training.recipe_version != RECIPE_VERSION:
+            return f"of recipe version {self.training.recipe_version}, today's is {RECIPE_VERSION}"
+        if self.evaluation is not None and self.evaluation.version != EVALUATION_VERSION:
+            return f"of evaluation version {self.evaluation.version}, today's is {EVALUATION_VERSION}"
+        return ""
+
+    @property
     def description(self) -> str:
-        """What there is to say beside the state: an error, or how far the trial is."""
+        """What there is to say beside the state: an error, or how far it is."""
         if self.problem:
             return self.problem
-        if self.trial is not None and self.state is State.OLDER:
-            version = self.trial.recipe_version
-            return f"older, of recipe version {version}, today's is {RECIPE_VERSION}: run it again"
+        if self._older:
+            return f"older, {self._older}: run it again"
         if self.result is not None:
             return f"certified error {percent(self.result.metrics.get(names.CERTIFIED_ERROR))}"
         return self.failure.error if self.failure is not None else self.progress
@@ -86,62 +102,83 @@ class TrialState:
 
     @property
     def fails_again(self) -> bool:
-        """True if a trial has failed, and would end with the same error on any machine."""
+        """True if it has failed, and would end with the same error on any machine."""
         return self.failure is not None and self.failure.repeats
 
 
-def read_state(directory: Path, run_began: float | None = None) -> TrialState:
-    """Return the state of the trial or certification in a folder; a damaged file is a state, not an error.
+def read_state(evaluation_dir: Path, run_began: float | None = None) -> EvaluationState:
+    """Return the state of the network and evaluation in a folder; a damaged file is a state, not an error.
 
     run_began: when the run that holds the sweep's directory began (`lock.holder`); None if nobody holds it. What is
     unfinished counts as running if it wrote since then, also when its worker has just died.
     """
-    trial = None
+    network_dir = folder.network_of(evaluation_dir)
+    training = evaluation = None
     try:
-        if not certification.record_path(directory).exists():
-            return TrialState()
-        trial = certification.read_record(directory)
-        result, written = folder.read_result(directory), folder.last_write(directory)
+        if not (network_dir / folder.TRAINING).exists():
+            return EvaluationState()
+        training = folder.read_training(network_dir / folder.TRAINING)
+        if (evaluation_dir / folder.EVALUATION).exists():
+            evaluation = folder.read_evaluation(evaluation_dir)
+        trained, result = folder.read_trained(network_dir), folder.read_result(evaluation_dir)
+        failure = None if trained else folder.read_failure(network_dir)
+        written = folder.last_write(evaluation_dir)
         is_running = run_began is not None and written is not None and written >= run_began
-        epochs = 0 if result else _count_epochs(directory, is_running)
-        return TrialState(
-            trial=trial,
+        epochs = 0 if trained else _count_epochs(network_dir, is_running)
+        return EvaluationState(
+            training=training,
+            evaluation=evaluation,
+            trained=trained,
             result=result,
-            failure=None if result else folder.read_failure(directory),
-            chosen=folder.read_chosen(certification.trial_of(directory)),
+            failure=None if result else failure or folder.read_failure(evaluation_dir),
+            study=folder.read_study(network_dir),
+            chosen=folder.read_chosen(network_dir),
             epochs=epochs,
-            progress="" if result or written is None else _describe_progress(directory, trial, epochs),
+            progress="" if result or written is None else _describe_progress(evaluation_dir, training, trained, epochs),
             written=written,
             is_running=is_running,
         )
     except (OSError, ValueError) as error:
-        return TrialState(trial, problem=str(error).replace(f"{directory}/", ""))
+        problem = str(error).replace(f"{evaluation_dir}/", "").replace(f"{network_dir}/", "")
+        return EvaluationState(training, evaluation, problem=problem)
 
 
-def read_states(sweep_dir: Path) -> dict[Path, TrialState]:
-    """Return the state of each trial in a sweep's directory, by its folder. Raises DamagedFileError for the lock."""
+def read_states(sweep_dir: Path) -> dict[Path, EvaluationState]:
+    """Return the state of each evaluation in a sweep's directory, by its folder. Raises DamagedFileError for the lock.
+
+    A network without evaluations has one that is not begun, `evaluations/none`.
+    """
     run_began = run.since if (run := holder(sweep_dir)) else None
-    return {trial_dir: read_state(trial_dir, run_began) for trial_dir in folder.trial_folders(sweep_dir)}
+    return {path: read_state(path, run_began) for path in evaluation_dirs(sweep_dir)}
 
 
-def read_state_or_raise(directory: Path) -> TrialState:
+def evaluation_dirs(sweep_dir: Path) -> list[Path]:
+    """Return the folders of all evaluations in a sweep's directory, by name, as `read_states` has them."""
+    return [
+        path
+        for network_dir in folder.network_folders(sweep_dir)
+        for path in folder.evaluation_folders(network_dir) or [network_dir / folder.EVALUATIONS / "none"]
+    ]
+
+
+def read_state_or_raise(evaluation_dir: Path) -> EvaluationState:
     """Return the state as `read_state` does. Raises DamagedFileError instead of returning DAMAGED."""
-    state = read_state(directory)
+    state = read_state(evaluation_dir)
     if state.problem:
-        raise DamagedFileError(f"{directory}/{state.problem}")
+        raise DamagedFileError(f"{evaluation_dir}/{state.problem}")
     return state
 
 
-def _count_epochs(directory: Path, is_running: bool) -> int:
+def _count_epochs(network_dir: Path, is_running: bool) -> int:
     """Return how many epochs are trained; without those after the checkpoint, which are repeated, unless it runs."""
-    rows = training_record.read_epochs(directory)
+    rows = training_record.read_epochs(network_dir)
     last = rows[-1][names.EPOCH] if rows else 0
-    return last if is_running else min(last, training_record.saved_epochs(directory))
+    return last if is_running else min(last, training_record.saved_epochs(network_dir))
 
 
-def _describe_progress(directory: Path, trial: TrialRecord, epochs: int) -> str:
-    """Return how far an unfinished trial or certification is."""
-    if certification.is_certification(directory):
-        return f"{ranges.count_saved_images(directory)} images of {directory.name} are evaluated"
-    parts = [f"epoch {epochs} of {trial.config.epochs}"] if trial.config.epochs else []
-    return ", ".join([*parts, *(["being evaluated"] if (directory / ranges.RANGES).exists() else [])])
+def _describe_progress(evaluation_dir: Path, training: TrainingRecord, trained: Result | None, epochs: int) -> str:
+    """Return how far an unfinished network or evaluation is."""
+    if trained is None:
+        return f"epoch {epochs} of {training.config.epochs}" if training.config.epochs else ""
+    count = ranges.count_saved_images(evaluation_dir)
+    return f"trained, {count:,} images are evaluated" if count else "trained"

@@ -1,10 +1,11 @@
-"""Published results as two Parquet files, as git has them: trials and verdicts, without weights, proofs and epochs.
+"""Published results as two Parquet files, as git has them, without weights, proofs and epochs.
 
-    trials.parquet    a row for each finished trial and certification: `folder` below that of the results, and the
-                      JSON texts of its files: `trial` (trial.json or certification.json), `result`, `chosen` (or None)
-    verdicts.parquet  a row for each test image of each of them: `folder` and VERDICT_COLUMNS
+    evaluations.parquet  a row for each finished evaluation: `folder` below that of the results, and the JSON texts of
+                         its files and its network's: `training`, `study`, `trained`, `chosen` (or None), `evaluation`,
+                         `result`
+    verdicts.parquet     a row for each image of each of them: `folder` and VERDICT_COLUMNS
 
-If the trial folders exist, they are read instead.
+If the networks' folders exist, they are read instead.
 """
 
 import json
@@ -15,31 +16,31 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
-from harness.storage import certification, folder, parquet
+from harness.storage import folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
-from harness.storage.state import TrialState, read_state_or_raise
+from harness.storage.state import EvaluationState, evaluation_dirs, read_state_or_raise
 
-TRIALS, VERDICTS = "trials.parquet", "verdicts.parquet"
+EVALUATIONS, VERDICTS = "evaluations.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
 FOLDER = "folder"
-_TEXTS = ("trial", "result", "chosen")
+_OF_NETWORK = {"training": folder.TRAINING, "study": folder.STUDY, "trained": folder.TRAINED, "chosen": folder.CHOSEN}
+_OF_EVALUATION = {"evaluation": folder.EVALUATION, "result": folder.RESULT}
 
 
 def write_study_tables(study: Path, to: Path) -> None:
-    """Write both tables of the finished trials and certifications below `study` to the directory `to`."""
-    trial_dirs = folder.trial_folders(study)
-    certifications = [path for trial_dir in trial_dirs for path in certification.folders(trial_dir)]
+    """Write both tables of the finished evaluations below `study` to the directory `to`."""
     rows: list[dict[str, str | None]] = []
     verdicts = []
-    for path in (*trial_dirs, *certifications):
+    for path in evaluation_dirs(study):
         if read_state_or_raise(path).result is None:
             continue
-        name = path.relative_to(study).as_posix()
-        files = certification.record_path(path), path / folder.RESULT, path / folder.CHOSEN
-        rows.append({FOLDER: name, **dict(zip(_TEXTS, map(_compact, files), strict=True))})
+        name, network_dir = path.relative_to(study).as_posix(), folder.network_of(path)
+        texts = {column: _compact(network_dir / file) for column, file in _OF_NETWORK.items()}
+        texts |= {column: _compact(path / file) for column, file in _OF_EVALUATION.items()}
+        rows.append({FOLDER: name, **texts})
         verdicts.append(parquet.read_verdicts(path).assign(**{FOLDER: name}))
-    write_table(to / TRIALS, pd.DataFrame(rows))
+    write_table(to / EVALUATIONS, pd.DataFrame(rows))
     table = pd.concat(verdicts, ignore_index=True)
     write_table(to / VERDICTS, table[[name for name in (FOLDER, *VERDICT_COLUMNS) if name in table]])
 
@@ -48,33 +49,40 @@ def _compact(path: Path) -> str | None:
     return json.dumps(json.loads(read_text(path))) if path.exists() else None
 
 
-def read_stored_trials(study: Path) -> dict[Path, TrialState]:
-    """Return the rows of trials.parquet by folder, none if there is no such file or the folders are there.
+def is_study(directory: Path) -> bool:
+    """Return whether a directory has networks of a sweep, or the tables of a published study."""
+    return (directory / EVALUATIONS).exists() or bool(folder.network_folders(directory))
+
+
+def read_stored_states(study: Path) -> dict[Path, EvaluationState]:
+    """Return the rows of evaluations.parquet by folder, none if there is no such file or the folders are there.
 
     Raises DamagedFileError.
     """
-    path = study / TRIALS
-    if not path.exists() or folder.trial_folders(study):
+    path = study / EVALUATIONS
+    if not path.exists() or folder.network_folders(study):
         return {}
     return parse_file(path, lambda content: _parse(study, unpack_table(content).to_pandas()))
 
 
-def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, TrialState]:
+def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, EvaluationState]:
     states = {}
     for row in rows.to_dict("records"):
-        path = study / row[FOLDER]
-        trial = folder.parse_trial(_json(row["trial"]), has_own_key=not certification.is_certification(path))
-        chosen = folder.parse_chosen(_json(row["chosen"])) if isinstance(row["chosen"], str) else None
-        states[path] = TrialState(trial, folder.parse_result(_json(row["result"])), chosen=chosen)
+        texts = {name: text for name, text in row.items() if isinstance(text, str) and name != FOLDER}
+        content = {name: load_json(text.encode()) for name, text in texts.items()}
+        states[study / row[FOLDER]] = EvaluationState(
+            training=folder.parse_training(content["training"]),
+            evaluation=folder.parse_evaluation(content["evaluation"]),
+            trained=folder.parse_result(content["trained"]),
+            result=folder.parse_result(content["result"]),
+            study=folder.parse_study(content.get("study", {})),
+            chosen=folder.parse_chosen(content["chosen"]) if "chosen" in content else None,
+        )
     return states
 
 
-def _json(text: str) -> Any:
-    return load_json(text.encode())
-
-
 def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Return columns of the verdicts of a trial or certification, from its folder or its study's table.
+    """Return columns of the verdicts of an evaluation, from its folder or its study's table.
 
     columns: of VERDICT_COLUMNS. Raises DamagedFileError.
     """
@@ -88,7 +96,7 @@ def read_stored_verdicts(path: Path, columns: list[str]) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True)
 
 
-@lru_cache(maxsize=1)  # a table for all trials of a study, which are read one after the other
+@lru_cache(maxsize=1)  # a table for all networks of a study, which are read one after the other
 def _verdicts_by_folder(path: Path, columns: tuple[str, ...], changed_at: int) -> dict[Any, pd.DataFrame]:
     table = read_table(path, list(columns))
     if problems := parquet.check_columns(table[list(columns[1:])]):

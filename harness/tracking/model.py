@@ -1,4 +1,4 @@
-"""A trial's network as an MLflow model, runs:/<run>/network, and the best one of a sweep in the model registry.
+"""A network as an MLflow model, runs:/<run>/network, and the best one of a sweep in the model registry.
 
 `mlflow.pyfunc.log_model` is not used: it sets the tracking URI of the whole process and of its children.
 """
@@ -13,12 +13,12 @@ from harness.tracking.client import MlflowClient, entities, models
 _LOADER = "harness.evaluation.served"
 
 
-def log_network(client: MlflowClient, run_id: str, trial_dir: Path) -> None:
-    """Log the network of a finished trial with its run, over one that was logged before."""
+def log_network(client: MlflowClient, run_id: str, network_dir: Path) -> None:
+    """Log a trained network with its run, over one that was logged before."""
     flavors = {"python_function": {"loader_module": _LOADER, "python_version": python_version()}}
     client.log_text(run_id, models.Model(run_id=run_id, flavors=flavors).to_yaml(), "network/MLmodel")
-    for name in (folder.TRIAL, folder.WEIGHTS):
-        client.log_artifact(run_id, str(trial_dir / name), "network")
+    for name in (folder.TRAINING, folder.WEIGHTS):
+        client.log_artifact(run_id, str(network_dir / name), "network")
 
 
 def register_best(client: MlflowClient, sweep: str, runs: list[entities.Run]) -> None:

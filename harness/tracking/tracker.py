@@ -1,6 +1,7 @@
-"""Logs the trials of a sweep to MLflow: one experiment for a sweep, one run for each trial.
+"""Logs the networks of a sweep to MLflow: one experiment for a sweep, one run for each network.
 
-The driver calls this as trials report. mlflow.json in a trial's folder says what the store has of it.
+The run has the metrics of the main evaluation; each further evaluation is a child run. The driver calls this as items
+report. mlflow.json in a network's folder says what the store has of it.
 """
 
 import hashlib
@@ -19,11 +20,12 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.masking import mask_secrets
-from harness.config.trial import flatten
-from harness.storage import certification, folder, training_record
+from harness.config.training import flatten
+from harness.settings import Evaluation
+from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, read_text, write_json
-from harness.storage.folder import TrialRecord, TrialResult
-from harness.storage.state import read_state_or_raise
+from harness.storage.folder import Result, TrainingRecord
+from harness.storage.state import EvaluationState, read_state_or_raise
 from harness.tracking import view
 from harness.tracking.client import SQLITE, MlflowClient, TrackingError, connect, entities, tracking_errors
 from harness.tracking.model import log_network, register_best
@@ -35,10 +37,10 @@ _MAX_TEXT = 5000  # characters of a tag or param that every store takes
 
 
 class Logged(BaseModel):
-    """What mlflow.json holds: what the store has of a trial.
+    """What mlflow.json holds: what the store has of a network.
 
     run: the run's ID. epoch: the last one; None while some are sent: if the driver dies then, the store is asked.
-    parts: the version of everything else, by name.
+    parts: the version of everything else, by name; of an evaluation by its key.
     """
 
     run: str
@@ -49,7 +51,8 @@ class Logged(BaseModel):
 class Tracker:
     """The MLflow experiment of one sweep.
 
-    is_away: whether the store has failed; then nothing is sent until `finish`. failed: trials that could not be logged.
+    is_away: whether the store has failed; then nothing is sent until `finish`. failed: networks that could not be
+    logged.
     """
 
     def __init__(self, uri: str, sweep: str, experiment_id: str, client: MlflowClient, console: Console):
@@ -81,23 +84,23 @@ class Tracker:
             client.set_experiment_tag(number, view.TAG, view.view())
             return cls(uri, sweep, number, client, console)
 
-    def log(self, trial_dir: Path, running: bool = True) -> None:
-        """Log what the trial's folder has and MLflow lacks; warn where that fails. running: whether a worker has it."""
+    def log(self, network_dir: Path, running: bool = True) -> None:
+        """Log what a network's folder has and MLflow lacks; warn where that fails. running: whether a worker has it."""
         try:
-            self._try(lambda: self._log(trial_dir, running))
+            self._try(lambda: self._log(network_dir, running))
         except (OSError, DamagedFileError) as error:  # of the folder: the store is not to blame
-            if trial_dir not in self.failed:
+            if network_dir not in self.failed:
                 self._warn(f"{error}: not logged to MLflow; the same command logs it later")
-            self.failed.add(trial_dir)
+            self.failed.add(network_dir)
 
     def finish(self, sweep_dir: Path, own: Collection[str], candidates: Collection[str]) -> bool:
-        """Log whatever is missing, imported trials too; print how to open MLflow. Return whether it has all own trials.
+        """Log whatever is missing, imported networks too; print how to open MLflow. Return whether it has all own ones.
 
-        own, candidates: keys of the command's trials, and of those of which the best network is registered.
+        own, candidates: keys of the command's networks, and of those of which the best network is registered.
         """
         self.is_away, self.failed = False, set()
-        for trial_dir in folder.trial_folders(sweep_dir):
-            self.log(trial_dir, running=False)
+        for network_dir in folder.network_folders(sweep_dir):
+            self.log(network_dir, running=False)
         self._try(lambda: self._describe(read_text(sweep_dir / "leaderboard.md")))
         if self.is_away:
             return False
@@ -136,86 +139,114 @@ class Tracker:
     def _runs(self) -> list[entities.Run]:
         return list(self.client.search_runs([self.experiment_id], max_results=50_000))
 
-    def _log(self, trial_dir: Path, running: bool) -> None:
+    def _log(self, network_dir: Path, running: bool) -> None:
         """Raises TrackingError for the store; OSError and DamagedFileError for the folder."""
-        state = read_state_or_raise(trial_dir)
-        trial = state.trial or folder.read_trial(trial_dir / folder.TRIAL)  # which says that it is missing
-        logged = self._find(trial_dir, trial)
-        status = "FINISHED" if state.result else "FAILED" if state.failure else "RUNNING" if running else "KILLED"
+        record = folder.read_training(network_dir / folder.TRAINING)
+        states = {path: read_state_or_raise(path) for path in folder.evaluation_folders(network_dir)}
+        logged = self._find(network_dir, record)
 
         def once(part: str, version: str, action: Callable[..., None], *args: Any) -> None:
             if logged.parts.get(part) != version:
                 with tracking_errors(self.uri):
-                    action(logged.run, *args)
+                    action(*args)
                 logged.parts[part] = version
-                write_json(trial_dir / STATE, logged.model_dump())
+                write_json(network_dir / STATE, logged.model_dump())
 
-        once("config", "", self._log_config, trial_dir, trial)
-        once("row", row_of(trial), self._set_tags, {view.ROW_TAG: row_of(trial)})
-        self._log_epochs(trial_dir, logged)
-        if state.result:
-            paths = [trial_dir / name for name in (folder.VERDICTS, folder.RESULT, folder.CHOSEN, folder.WEIGHTS)]
-            paths = [path for path in paths if path.exists()]
-            for path in paths:
-                path.open("rb").close()  # what cannot be read is the folder's fault, and MLflow would read it next
-            once("result", _digest(trial_dir), self._log_result, trial_dir, state.result, paths)
-        for directory in certification.folders(trial_dir):
-            if certified := read_state_or_raise(directory).result:
-                once(f"certified/{directory.name}", _digest(directory), self._log_metrics, directory, certified)
-        error = state.failure.error if state.failure else ""
-        once("status", f"{status} {error}", self._set_status, status, error)
+        row = row_of(record)
+        once("config", "", self._log_config, logged.run, network_dir, record)
+        once("row", row, self._set_tags, logged.run, {view.ROW_TAG: row})
+        self._log_epochs(network_dir, logged)
+        if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
+            once("network", _digest(network_dir / folder.TRAINED), self._log_trained, logged.run, network_dir, trained)
+        main = folder.main_evaluation(network_dir).key if states else ""
+        for path, state in states.items():
+            if state.result is None:
+                continue
+            for name in (folder.VERDICTS, folder.RESULT):
+                (path / name).open(
+                    "rb"
+                ).close()  # what cannot be read is the folder's fault, and MLflow would read it next
+            version = f"{path.name == main} {_digest(path / folder.RESULT)}"
+            once(path.name, version, self._log_evaluation, logged.run, path, state, path.name == main)
+        error = next((state.failure.error for state in states.values() if state.failure), "")
+        are_finished = all(state.result for state in states.values()) and bool(states)
+        status = "FINISHED" if are_finished else "FAILED" if error else "RUNNING" if running else "KILLED"
+        once("status", f"{status} {error}", self._set_status, logged.run, status, error)
 
-    def _find(self, trial_dir: Path, trial: TrialRecord) -> Logged:
-        """Return what the store has of a trial, whose run is created if there is none."""
-        if trial.key not in self.run_ids:
-            tags = {name: getattr(trial.config, name) for name in ("sweep", "model", "method", "seed", "profile")}
-            tags = dict(_texts({"trial": trial.key, **tags}))
-            with tracking_errors(self.uri):
-                run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.config.label)
-            self.run_ids[trial.key] = run.info.run_id
+    def _find(self, network_dir: Path, record: TrainingRecord) -> Logged:
+        """Return what the store has of a network, whose run is created if there is none."""
+        if record.key not in self.run_ids:
+            self._create_run(record.key, record, record.config.label, {})
         with suppress(DamagedFileError):  # there is no file, or not that of this store
-            logged: Logged = parse_json(trial_dir / STATE, Logged.model_validate)
-            if logged.run == self.run_ids[trial.key]:
+            logged: Logged = parse_json(network_dir / STATE, Logged.model_validate)
+            if logged.run == self.run_ids[record.key]:
                 return logged
-        return Logged(run=self.run_ids[trial.key])
+        return Logged(run=self.run_ids[record.key])
 
-    def _log_epochs(self, trial_dir: Path, logged: Logged) -> None:
+    def _create_run(self, key: str, record: TrainingRecord, name: str, further: dict[str, str]) -> None:
+        """Create the run of a network or an evaluation. further: tags."""
+        tags = {name: getattr(record.config, name) for name in ("model", "method", "seed")}
+        tags = dict(_texts({"trial": key, "sweep": self.sweep, **tags, **further}))
+        with tracking_errors(self.uri):
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+        self.run_ids[key] = run.info.run_id
+
+    def _log_epochs(self, network_dir: Path, logged: Logged) -> None:
         """Log new epochs. A batch of whole epochs goes in altogether or not at all."""
         if logged.epoch is None:
             with tracking_errors(self.uri):
                 points = self.client.get_metric_history(logged.run, names.TRAIN_EPS)
             logged.epoch = max((point.step for point in points), default=-1)
-        rows = training_record.read_epochs(trial_dir, logged.epoch)
+        rows = training_record.read_epochs(network_dir, logged.epoch)
         size = LARGEST_BATCH // max(1, *map(len, rows)) if rows else 1
         for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
-            write_json(trial_dir / STATE, logged.model_copy(update={"epoch": None}).model_dump())
+            write_json(network_dir / STATE, logged.model_copy(update={"epoch": None}).model_dump())
             with tracking_errors(self.uri):
                 metrics = [_metrics(row, row[names.EPOCH], time.time()) for row in batch]
                 self.client.log_batch(logged.run, list(chain.from_iterable(metrics)))
             logged.epoch = batch[-1][names.EPOCH]
-            write_json(trial_dir / STATE, logged.model_dump())
+            write_json(network_dir / STATE, logged.model_dump())
 
-    def _log_config(self, run_id: str, trial_dir: Path, trial: TrialRecord) -> None:
-        config = trial.config.model_dump(mode="json", exclude={"named"})
-        config |= {"recipe_version": trial.recipe_version, "fingerprint": trial.fingerprint}
-        self.client.log_artifact(run_id, str(trial_dir / folder.TRIAL))
-        self.client.log_batch(run_id, params=[entities.Param(*each) for each in _texts(flatten(config))])
+    def _log_config(self, run_id: str, network_dir: Path, record: TrainingRecord) -> None:
+        config = record.config.model_dump(mode="json", exclude={"named"})
+        config |= {"recipe_version": record.recipe_version, "fingerprint": record.fingerprint}
+        self.client.log_artifact(run_id, str(network_dir / folder.TRAINING))
+        self._log_params(run_id, flatten(config))
 
-    def _log_result(self, run_id: str, trial_dir: Path, result: TrialResult, paths: list[Path]) -> None:
-        for path in paths:
-            if path.name == folder.WEIGHTS:
-                log_network(self.client, run_id, trial_dir)
-            else:
-                self.client.log_artifact(run_id, str(path))
-        environment = {f"environment.{name}": value for name, value in result.environment.items()}
-        self._set_tags(run_id, environment | ({"warnings": "\n".join(result.warnings)} if result.warnings else {}))
-        self._log_metrics(run_id, trial_dir, result)
+    def _log_trained(self, run_id: str, network_dir: Path, trained: Result) -> None:
+        log_network(self.client, run_id, network_dir)
+        if (network_dir / folder.CHOSEN).exists():
+            self.client.log_artifact(run_id, str(network_dir / folder.CHOSEN))
+        self._log_metrics(run_id, network_dir / folder.TRAINED, trained.metrics)
 
-    def _log_metrics(self, run_id: str, directory: Path, result: TrialResult) -> None:
+    def _log_evaluation(self, run_id: str, path: Path, state: EvaluationState, is_main: bool) -> None:
+        """Log the main evaluation of a network to its run, another one to a child run of its own."""
+        assert state.training is not None and state.evaluation is not None and state.result is not None
+        record, evaluation, result = state.training, state.evaluation.config, state.result
+        tags = {"eps": str(evaluation.eps), "stages": " > ".join(evaluation.stages)}
+        if not is_main:
+            key, name = f"{record.key}/{evaluation.key}", f"{record.config.label}, {evaluation.description}"
+            if key not in self.run_ids:
+                row = f"{row_of(record)}, {evaluation.description}"
+                self._create_run(key, record, name, {view.PARENT_TAG: run_id, view.ROW_TAG: row})
+                with tracking_errors(self.uri):
+                    self._log_params(self.run_ids[key], _parameters(evaluation))
+            run_id = self.run_ids[key]
+        for name in (folder.VERDICTS, folder.RESULT):
+            self.client.log_artifact(run_id, str(path / name))
+        tags |= {f"environment.{name}": value for name, value in result.environment.items()}
+        tags |= {"warnings": "\n".join(result.warnings)} if result.warnings else {}
+        self._set_tags(run_id, tags)
+        self._log_metrics(run_id, path / folder.RESULT, result.metrics | {names.EPS: float(evaluation.eps)})
+        if not is_main:
+            self.client.set_terminated(run_id, "FINISHED")
+
+    def _log_params(self, run_id: str, values: dict[str, Any]) -> None:
+        self.client.log_batch(run_id, params=[entities.Param(*each) for each in _texts(values)])
+
+    def _log_metrics(self, run_id: str, file: Path, values: dict[str, float | None]) -> None:
         """Log final numbers that the store lacks: at any other step than 0 MLflow draws a curve of one point."""
-        prefix = f"certified/{directory.name.replace('+', ' ')}/" if certification.is_certification(directory) else ""
-        values = {f"{prefix}{name}": value for name, value in result.metrics.items()}
-        known, written = self.client.get_run(run_id).data.metrics, (directory / folder.RESULT).stat().st_mtime
+        known, written = self.client.get_run(run_id).data.metrics, file.stat().st_mtime
         changed = {name: value for name, value in values.items() if known.get(name) != value}
         self.client.log_batch(run_id, _metrics(changed, 0, written))
 
@@ -233,14 +264,19 @@ class Tracker:
         self.client.log_batch(run_id, tags=[entities.RunTag(*each) for each in _texts(tags)])
 
 
-def row_of(trial: TrialRecord) -> str:
+def row_of(record: TrainingRecord) -> str:
     """Return the tag by which charts average runs over seeds: the row, and a digest of all else that decides it."""
-    content = json.dumps([trial.config.identity, trial.fingerprint, trial.recipe_version])
-    return f"{trial.config.row} {hashlib.sha256(content.encode()).hexdigest()[:4]}"
+    content = json.dumps([record.config.identity, record.fingerprint, record.recipe_version])
+    return f"{record.config.row} {hashlib.sha256(content.encode()).hexdigest()[:4]}"
 
 
-def _digest(directory: Path) -> str:
-    return hashlib.sha256(read_bytes(directory / folder.RESULT)).hexdigest()[:16]
+def _parameters(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the settings of an evaluation, the stages as a text."""
+    return evaluation.model_dump(mode="json") | {"stages": " > ".join(evaluation.stages)}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_bytes(file)).hexdigest()[:16]
 
 
 def _texts(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
-"""Certified training of one network, from config to result."""
+"""Certified training of one network, from config to weights and verdicts."""
 
-from harness.config.trial import Trial
-from harness.storage.folder import TrialResult
+from harness.config.training import Training
+from harness.settings import Evaluation
+from harness.storage.folder import Result
 from harness.training.loop import NonFiniteLossError
-from harness.training.trial import load_network, train_and_certify
+from harness.training.train import train
+from harness.training.train_and_evaluate import train_and_evaluate
 
-__all__ = ["NonFiniteLossError", "Trial", "TrialResult", "load_network", "train_and_certify"]
+__all__ = ["Evaluation", "NonFiniteLossError", "Result", "Training", "train", "train_and_evaluate"]

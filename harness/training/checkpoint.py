@@ -37,7 +37,7 @@ class Clock:
         return True
 
 
-def save(trial_dir: Path, epoch: int, parts: dict[str, Any]) -> None:
+def save(network_dir: Path, epoch: int, parts: dict[str, Any]) -> None:
     """Write the state of all parts (networks and the optimiser, by name) after `epoch` epochs. Raises OSError."""
     state = {"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}
 
@@ -47,16 +47,16 @@ def save(trial_dir: Path, epoch: int, parts: dict[str, Any]) -> None:
         except RuntimeError as error:  # torch raises it for a full disk, too
             raise OSError(errno.EIO, first_words(error)) from error
 
-    write_atomically(trial_dir / CHECKPOINT, write)
-    write_text(trial_dir / SAVED_EPOCHS, f"{epoch}\n")
+    write_atomically(network_dir / CHECKPOINT, write)
+    write_text(network_dir / SAVED_EPOCHS, f"{epoch}\n")
 
 
-def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int:
+def restore(network_dir: Path, parts: dict[str, Any], device: torch.device) -> int:
     """Load the checkpoint into all parts and return the epochs done; 0 if there is none.
 
     A damaged checkpoint is logged and removed; the parts stay as they are.
     """
-    path, epoch = trial_dir / CHECKPOINT, 0
+    path, epoch = network_dir / CHECKPOINT, 0
     if path.exists():
         content = BytesIO(read_bytes(path))
         initial = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
@@ -76,7 +76,7 @@ def restore(trial_dir: Path, parts: dict[str, Any], device: torch.device) -> int
                 raise
             _log.info("%s cannot be read: %s: %s; it is removed", path, type(error).__name__, first_words(error))
             path.unlink()
-            (trial_dir / SAVED_EPOCHS).unlink(missing_ok=True)
+            (network_dir / SAVED_EPOCHS).unlink(missing_ok=True)
             for name, part in parts.items():  # some parts may have been loaded
                 part.load_state_dict(initial[name])
     for group in parts["optimiser"].param_groups:

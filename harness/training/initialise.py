@@ -9,12 +9,12 @@ from baselines import build
 from baselines.layers import Normalize
 from cerdeq.bounds import Program, Reference, Step, trace
 from cerdeq.equilibrium import FixedPoint
-from harness.config.trial import Trial
+from harness.config.training import Training
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
-def untrained_network(config: Trial) -> nn.Sequential:
+def untrained_network(config: Training) -> nn.Sequential:
     """Return the network that training starts from, on the CPU; weights are drawn from the trial's seed."""
     torch.manual_seed(config.seed)
     model = build(config.model, config.data_info, config.width, **config.options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.common import names
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
@@ -52,16 +52,16 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train(
-    trial: Trial,
+    config: Training,
     images: Tensor,
     labels: Tensor,
-    trial_dir: Path,
+    network_dir: Path,
     report: Report,
     clock: Clock | None = None,
     is_last_try: bool = True,
     is_divided: bool = False,
 ) -> nn.Sequential:
-    """Train a trial's network, going on from the folder's checkpoint, and return it.
+    """Train a network, going on from the folder's checkpoint, and return it.
 
     Args:
         images, labels: uint8 [N, C, H, W] and [N], on the device.
@@ -74,55 +74,55 @@ def train(
         NonFiniteLossError: the loss became infinite or NaN.
     """
     clock = clock or Clock()
-    device, last, asked = images.device, trial.train.epochs, trial.train.precision
-    before = read_epochs(trial_dir)
+    device, last, asked = images.device, config.train.epochs, config.train.precision
+    before = read_epochs(network_dir)
     chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
     precision = choose_precision(asked, device, chosen[-1] if chosen else None)
-    trial = trial.replace(train=trial.train.replace(precision=precision))
-    model = untrained_network(trial)
+    config = config.replace(train=config.train.replace(precision=precision))
+    model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
-    stepper = Stepper(trial, model, images, labels, is_last_try=is_last_try)
+    stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
-    done = checkpoint.restore(trial_dir, parts, device)
-    cut_epochs(trial_dir, done)
+    done = checkpoint.restore(network_dir, parts, device)
+    cut_epochs(network_dir, done)
     if done == 0 and not before:
-        untrained = monitor_untrained(trial, model, images[:_MONITORED], labels[:_MONITORED])
+        untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}
-        write_epoch(trial_dir, row)
+        write_epoch(network_dir, row)
         report(row)
     if done < last:
-        add_lines(trial_dir / TRAINED_ON, [device_name(device)])
+        add_lines(network_dir / TRAINED_ON, [device_name(device)])
         if asked == "bf16" and device.type == "cpu":
-            _warn_of_slow_bf16(trial_dir)
+            _warn_of_slow_bf16(network_dir)
         compiled = [bool(row.get(names.TRAIN_COMPILED)) for row in before if 0 < row[names.EPOCH] <= done]
         _decide_compilation(stepper, compiled[-1] if compiled else None)
         if stepper.compiled:
             report({names.ACTIVITY: "compiles its steps"})
     for epoch in range(done + 1, last + 1):
-        row = _train_epoch(stepper, epoch, trial_dir)
+        row = _train_epoch(stepper, epoch, network_dir)
         if is_divided:
-            row[names.TRAIN_ACCUMULATE] = trial.train.accumulate
+            row[names.TRAIN_ACCUMULATE] = config.train.accumulate
         if asked == "auto":
             row[names.TRAIN_BF16] = float(precision == "bf16")
-        add_lines(trial_dir / TRAINING_WARNINGS, stepper.failed_optimisations)
-        write_epoch(trial_dir, row)  # before the checkpoint: after a kill in between, both are made again
+        add_lines(network_dir / TRAINING_WARNINGS, stepper.failed_optimisations)
+        write_epoch(network_dir, row)  # before the checkpoint: after a kill in between, both are made again
         if epoch == last or clock.is_save_due():
-            checkpoint.save(trial_dir, epoch, parts)
+            checkpoint.save(network_dir, epoch, parts)
         report(row)
     trained = stepper.networks[-1]
-    if trial.train.recompute_statistics:
-        recompute_statistics(trained, images, trial.train.batch_size)
+    if config.train.recompute_statistics:
+        recompute_statistics(trained, images, config.train.batch_size)
     return trained
 
 
-def _warn_of_slow_bf16(trial_dir: Path) -> None:
-    """Log it, once a trial, if bf16 is slower than float32 here; the result's warnings have it, too."""
-    has_warned = any(line.startswith("bf16") for line in read_lines(trial_dir / TRAINING_WARNINGS))
+def _warn_of_slow_bf16(network_dir: Path) -> None:
+    """Log it, once a network, if bf16 is slower than float32 here; the result's warnings have it, too."""
+    has_warned = any(line.startswith("bf16") for line in read_lines(network_dir / TRAINING_WARNINGS))
     if not has_warned and (message := describe_slow_bf16()):
         _log.warning(message)
-        add_lines(trial_dir / TRAINING_WARNINGS, [message])
+        add_lines(network_dir / TRAINING_WARNINGS, [message])
 
 
 def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
@@ -138,13 +138,13 @@ def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
 
 def seconds_per_step(stepper: Stepper) -> float:
     """Return the seconds of the fastest of a few eager steps halfway up the ramp, of a copy of the network on a CPU."""
-    trial, seconds = stepper.config, []
-    copied = Stepper(trial, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
-    choices = _draws(stepper, epoch=1).batch(0, trial.train.batch_size)
+    config, seconds = stepper.config, []
+    copied = Stepper(config, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
+    choices = _draws(stepper, epoch=1).batch(0, config.train.batch_size)
     with torch.random.fork_rng([]):
         for _ in range(_TIMED_STEPS):
             started = time.perf_counter()
-            copied(choices, float(trial.train_eps) / 2, trial.train.learning_rate)
+            copied(choices, float(config.train_eps) / 2, config.train.learning_rate)
             seconds.append(time.perf_counter() - started)
     return min(seconds)
 
@@ -155,14 +155,14 @@ def _draws(stepper: Stepper, epoch: int) -> Draws:
     return draw(len(stepper.images), info.crop_padding, info.flip, seed, epoch, stepper.images.device)
 
 
-def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any]:
+def _train_epoch(stepper: Stepper, epoch: int, network_dir: Path) -> dict[str, Any]:
     """Train one epoch and return its row."""
-    trial, settings = stepper.config, stepper.config.train
+    config, settings = stepper.config, stepper.config.train
     steps = len(stepper.images) // settings.batch_size
-    ramp = Ramp(float(trial.train_eps), settings.ramp_start, settings.ramp_epochs, steps, settings.ramp_shape)
+    ramp = Ramp(float(config.train_eps), settings.ramp_start, settings.ramp_epochs, steps, settings.ramp_shape)
     rate = learning_rate(settings.learning_rate, settings.decay_epochs, settings.decay_factor, epoch)
     draws = _draws(stepper, epoch)
-    torch.manual_seed(seed_of(trial.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
+    torch.manual_seed(seed_of(config.seed, epoch) + _ATTACK_SEEDS)  # the starts of attacks, also after a restart
     radii = [ramp((epoch - 1) * steps + step) for step in range(steps)]
     reports = []
     started = time.perf_counter()
@@ -171,7 +171,7 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
             reports.append(stepper(draws.batch(step * settings.batch_size, settings.batch_size), eps, rate))
     loss, clean, certified = torch.stack(reports).double().cpu().unbind(1)
     seconds = time.perf_counter() - started
-    _refuse_non_finite(stepper.model, loss, epoch, trial_dir)
+    _refuse_non_finite(stepper.model, loss, epoch, network_dir)
     seen = steps * settings.batch_size
     metrics = {
         names.TRAIN_LOSS: float(loss.mean()),
@@ -182,12 +182,12 @@ def _train_epoch(stepper: Stepper, epoch: int, trial_dir: Path) -> dict[str, Any
         names.TRAIN_EPOCH_SECONDS: seconds,
         names.TRAIN_COMPILED: float(stepper.compiled),
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
-        **monitor_bounds(trial, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
+        **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }
     return {names.EPOCH: epoch, **finite_or_none(metrics)}
 
 
-def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, trial_dir: Path) -> None:
+def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, network_dir: Path) -> None:
     """Raise NonFiniteLossError if a step's loss, or the network after it, is not finite."""
     finite = loss.isfinite()
     finite[-1] &= all(bool(parameter.isfinite().all()) for parameter in model.parameters())
@@ -198,5 +198,5 @@ def _refuse_non_finite(model: nn.Module, loss: Tensor, epoch: int, trial_dir: Pa
         raise NonFiniteLossError(
             epoch, step + 1, {names.EPOCH: epoch, "step": step, names.TRAIN_LOSS: float(loss[step - 1])}
         )
-    before = [row for row in read_epochs(trial_dir) if row[names.EPOCH] < epoch]
+    before = [row for row in read_epochs(network_dir) if row[names.EPOCH] < epoch]
     raise NonFiniteLossError(epoch, 1, before[-1] if before else {})

@@ -12,14 +12,14 @@ from cerdeq.equilibrium import FixedPoint, contraction
 from cerdeq.equilibrium.certificate import interval_equilibrium
 from cerdeq.equilibrium.weights import Parametrisation
 from harness.common import names
-from harness.config.trial import Trial
+from harness.config.training import Training
 
 
 @torch.no_grad()
-def monitor_bounds(config: Trial, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def monitor_bounds(config: Training, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and metrics of the equilibria."""
     x = images.float() / 255
-    ball = LinfBall(x, config.eps)
+    ball = LinfBall(x, config.train_eps)
     ctx = Context(sound=False)
     spec = margin_spec(labels, config.data_info.classes)
     model.eval()
@@ -45,7 +45,7 @@ def monitor_bounds(config: Trial, model: nn.Module, images: Tensor, labels: Tens
     return {names.in_training(name): value for name, value in row.items()}
 
 
-def monitor_untrained(config: Trial, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def monitor_untrained(config: Training, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return `monitor_bounds` with these images' statistics in batch norm, which has none before training."""
     network = copy.deepcopy(model)
     recompute_statistics(network, images, len(images))

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from cerdeq.bounds import trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.methods import Adversary, Batch, Losses, Method, cross_entropies, cross_entropy
 from harness.training.compilation import compiled_loss
 
@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Adversary | None], tuple[Tensor, Tensor
 _TAU = 0.5
 
 
-def make_objective(config: Trial, method: Method, model: nn.Sequential, compiled: bool) -> tuple[Attack, Loss]:
+def make_objective(config: Training, method: Method, model: nn.Sequential, compiled: bool) -> tuple[Attack, Loss]:
     """Return the attack (x, labels, eps) -> adversary, and the loss (x, labels, eps, adversary) -> loss, report [3]."""
     attack_loss = compiled_loss(cross_entropies) if compiled else cross_entropies
     settings, info, target = config.train, config.data_info, float(config.train_eps)

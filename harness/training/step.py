@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cerdeq.equilibrium import FixedPoint, set_progress
 from cerdeq.errors import is_out_of_memory
 from harness.common.errors import first_words
-from harness.config.trial import Trial
+from harness.config.training import Training
 from harness.data.augment import augment
 from harness.machine.device import without_faulty_onednn
 from harness.machine.subnormals import without_subnormals
@@ -49,7 +49,7 @@ class Stepper:
     averaged: a copy of the model that becomes the average over steps, or None if the recipe has no average.
     """
 
-    config: Trial
+    config: Training
     model: nn.Sequential
     images: Tensor
     labels: Tensor

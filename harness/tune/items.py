@@ -1,40 +1,123 @@
-"""Items of work, such as a trial of a sweep or a range of images, done under Ray or in this process."""
+"""Items of work, a network or a range of images, done under Ray or in this process."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from harness.common import names
 from harness.common.errors import error_line
+from harness.config.training import Training
 from harness.machine.freed_memory import free_memory
-from harness.training.trial import Report
+from harness.settings import Evaluation
+from harness.training.loop import Report
+from harness.training.train_and_evaluate import evaluate_range, train_and_evaluate
 from harness.tune.machines import RayOptions
+
+Work = Callable[["Item", Report], dict[str, Any]]
+"""Does an item and returns its last numbers."""
+LEFT = "left"
+"""In the result of a network's item: the ranges that other items do, by the key of their evaluation."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A piece of work.
+    """A piece of work: a network that is trained and evaluated, or a range of images of one evaluation.
 
-    directory: where its results go, such as a trial's folder.
-    label: its name in messages and in Ray's dashboard.
-    settings: JSON, such as a trial's config; Ray shows it.
-    images: those that an item of `harness.certify` evaluates; None for every other item, which is all of a trial.
+    directory: where its results go, such as the network's folder. label: its name in messages and in Ray's dashboard.
+    settings: JSON, such as the network's training; Ray shows it. evaluations: of the network, as JSON texts.
+    images: the range; None for all of a network.
     """
 
     directory: Path
     label: str = field(compare=False)
     settings: dict[str, Any] = field(compare=False)
+    evaluations: tuple[str, ...] = ()
     images: range | None = None
 
+    @classmethod
+    def of(
+        cls, network_dir: Path, training: Training, evaluations: Iterable[Evaluation],
+        images: range | None = None, label: str = "",
+    ) -> "Item":  # fmt: skip
+        """Return the item of a network, or of a range. label: by default the network's."""
+        texts = tuple(each.model_dump_json(exclude_defaults=True) for each in evaluations)
+        return cls(network_dir, label or training.label, training.model_dump(mode="json"), texts, images)
+
     @property
-    def size(self) -> int:
-        """What progress counts: images, or 1 for all of a trial."""
-        return 1 if self.images is None else len(self.images)
+    def asked(self) -> list[Evaluation]:
+        """The evaluations."""
+        return [Evaluation.model_validate_json(text) for text in self.evaluations]
 
 
-Work = Callable[[Item, Report], dict[str, Any]]
-"""Does an item and returns its last numbers."""
+@dataclass(frozen=True)
+class Worker:
+    """Does items. data_dir, code: as in `train_and_evaluate`. shares: whether other workers take ranges."""
+
+    data_dir: str | None
+    code: str
+    shares: bool = False
+
+    def __call__(self, item: Item, report: Report) -> dict[str, Any]:
+        """Do an item, and return its last numbers. Raises as the functions that it calls do."""
+        training, evaluations = Training.model_validate(item.settings), item.asked
+        if item.images is not None:
+            report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
+            evaluate_range(training, evaluations[0], item.directory, item.images, self.data_dir)
+            return {LEFT: {}}
+        report({names.ACTIVITY: "reads its data"})
+        left = train_and_evaluate(
+            training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
+        )
+        return {LEFT: {key: [[part.start, part.stop] for part in parts] for key, parts in left.items()}}
+
+
+class Items(Protocol):
+    """What is to be done, of which more may come while items are done."""
+
+    def take(self) -> Item | None:
+        """Return the next item, which begins; None if there is none now."""
+
+    def end(self, item: Item) -> None:
+        """Note that an item has ended; its listener hears of it next."""
+
+    @property
+    def is_finished(self) -> bool:
+        """True if none will come."""
+
+
+class Queue:
+    """Items in order, to which others may be added when one ends."""
+
+    def __init__(self, items: Iterable[Item]):
+        self.waiting, self.running = deque(items), set[Item]()
+
+    def take(self) -> Item | None:
+        """Return the next item."""
+        if not self.waiting:
+            return None
+        item = self.waiting.popleft()
+        self.running.add(item)
+        return item
+
+    def end(self, item: Item) -> None:
+        """Note that an item has ended."""
+        self.running.discard(item)
+
+    def add(self, items: list[Item]) -> None:
+        """Put items before those that wait."""
+        self.waiting.extendleft(reversed(items))
+
+    def has(self, directory: Path) -> bool:
+        """Return whether an item of a network waits or runs."""
+        return any(item.directory == directory for item in (*self.waiting, *self.running))
+
+    @property
+    def is_finished(self) -> bool:
+        """True if nothing waits, and nothing runs that could add more."""
+        return not self.waiting and not self.running
 
 
 class Listener:
@@ -46,8 +129,8 @@ class Listener:
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
         """An item has reported."""
 
-    def on_end(self, item: Item, error: str | None) -> None:
-        """An item has ended, by an error or by none."""
+    def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
+        """An item has ended, by an error or by none; result: its last numbers."""
 
     def on_step(self) -> None:
         """Some time has passed; under Ray several times a second."""
@@ -61,7 +144,7 @@ class FailedFast(Exception):  # noqa: N818
 
 
 def run_items(
-    items: Iterable[Item], work: Work, listener: Listener, ray: RayOptions | None, directory: Path | None = None
+    items: Items, work: Work, listener: Listener, ray: RayOptions | None, directory: Path | None = None
 ) -> bool:
     """Do items under Ray or, without its options, in this process; return False if `FailedFast` has ended that.
 
@@ -70,25 +153,26 @@ def run_items(
     """
     try:
         if ray is None:
-            for item in items:
-                _do_here(item, work, listener)
+            while (item := items.take()) is not None:
+                _do_here(items, item, work, listener)
         else:
             listener.on_text("connects to Ray" if ray.address else "loads Ray and starts it")
             from harness.tune.ray_tune import run_on_ray  # here, since it takes seconds
 
-            run_on_ray(iter(items), work, listener, ray, directory)
+            run_on_ray(items, work, listener, ray, directory)
     except FailedFast:
-        listener.on_text("a trial failed: the others are stopped")
+        listener.on_text("a network failed: the others are stopped")
         return False
     return True
 
 
-def _do_here(item: Item, work: Work, listener: Listener) -> None:
-    error = None
+def _do_here(items: Items, item: Item, work: Work, listener: Listener) -> None:
+    error, result = None, dict[str, Any]()
     listener.on_start(item)
     try:
-        work(item, partial(listener.on_report, item))
+        result = work(item, partial(listener.on_report, item))
     except Exception as cause:
         error = error_line(cause)
     free_memory()
-    listener.on_end(item, error)
+    items.end(item)
+    listener.on_end(item, error, result)

@@ -1,221 +1,208 @@
-"""The trials of a sweep that `harness.run` runs: checked before anything starts, in which state, what is printed."""
+"""The networks and evaluations of a study that `harness.run` runs: checked before anything starts, in which state."""
 
-from collections import defaultdict
+import shutil
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Self
 
 import pandas as pd
-from rich.console import Console
 
-from harness.common import names
 from harness.common.errors import InputError, collect_problems
 from harness.common.patterns import select_by_pattern
-from harness.common.terminal import print_table, with_plural
-from harness.config.expansion import ExpandedSweep, expand_file
-from harness.config.file import CPU_PROFILE, SweepFile
-from harness.config.trial import FULL_PROFILE
+from harness.config.expansion import Study, expand_file
+from harness.config.file import SweepFile
 from harness.data import Data, load
+from harness.evaluation.ranges import evaluated_images
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.own_data import MeasuredData, OwnData
-from harness.settings import describe_weak_attack
+from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.storage.folder import TrialRecord
-from harness.storage.state import State, TrialState
-from harness.training.trial import split_images
-from harness.tune.progress import minutes
+from harness.storage.folder import TrainingRecord
+from harness.storage.state import EvaluationState, State, read_state
+from harness.training.train import training_images
 
 
 @dataclass(frozen=True)
-class PlannedSweep:
-    """The trials of a sweep that a command runs or reports.
+class Plan:
+    """The networks of a study that a command runs or reports, each under all evaluations of the study.
 
     sweep_dir: the directory of the sweep's results.
-    records: of the trials, by their folders.
+    records: of the networks, by their folders.
     """
 
-    sweep: ExpandedSweep
+    study: Study
     data: Data
     sweep_dir: Path
-    records: dict[Path, TrialRecord]
+    records: dict[Path, TrainingRecord]
 
     @classmethod
-    def of(cls, sweep: ExpandedSweep, data: Data, sweep_dir: Path, patterns: list[str]) -> Self:
-        """Return the plan of the trials that match a pattern by label, key or recipe; of all without patterns.
+    def of(cls, study: Study, data: Data, sweep_dir: Path, patterns: list[str]) -> Self:
+        """Return the plan of the networks that match a pattern by label, key or recipe; of all without patterns.
 
         Raises InputError for a pattern without a match.
         """
-        all_records = [folder.make_trial(trial, data.fingerprint) for trial in sweep.trials]
-        records = {folder.trial_dir(sweep_dir, record.key): record for record in all_records}
+        all_records = [folder.make_record(training, data.fingerprint) for training in study.trainings]
+        records = {folder.network_dir(sweep_dir, record.key): record for record in all_records}
         if patterns:
-            labels = {trial_dir: record.config.names(record.key) for trial_dir, record in records.items()}
-            records = {trial_dir: records[trial_dir] for trial_dir in select_by_pattern("--only", patterns, labels)}
-        return cls(sweep, data, sweep_dir, records)
+            labels = {network_dir: record.config.names(record.key) for network_dir, record in records.items()}
+            records = {path: records[path] for path in select_by_pattern("--only", patterns, labels)}
+        return cls(study, data, sweep_dir, records)
 
-    def select(self, found: dict[Path, TrialState]) -> dict[Path, TrialState]:
-        """Return the states of this plan's trials, of those found in the directory. Raises DamagedFileError."""
-        states = {trial_dir: found.get(trial_dir, TrialState()) for trial_dir in self.records}
-        for trial_dir, state in states.items():
+    @cached_property
+    def asked(self) -> dict[Path, Evaluation]:
+        """The evaluations of all networks, by their folders."""
+        return {
+            folder.evaluation_dir(network_dir, evaluation): evaluation
+            for network_dir in self.records
+            for evaluation in self.study.evaluations
+        }
+
+    def record_of(self, evaluation_dir: Path) -> TrainingRecord:
+        """Return the record of an evaluation's network."""
+        return self.records[folder.network_of(evaluation_dir)]
+
+    def select(self, found: dict[Path, EvaluationState]) -> dict[Path, EvaluationState]:
+        """Return the states of this plan's evaluations, by their folders. Raises DamagedFileError.
+
+        found: the states of those in the directory.
+        """
+        states = {path: found[path] if path in found else read_state(path) for path in self.asked}
+        for path, state in states.items():
             if state.problem:
-                raise DamagedFileError(f"{trial_dir}/{state.problem}")
+                raise DamagedFileError(f"{path}/{state.problem}")
         return states
 
     @cached_property
     def unchanged_keys(self) -> set[str]:
-        """The keys of the trials that the sweep file has without `--set`."""
-        unchanged = [trial for trial in self.sweep.trials if trial.profile == self.sweep.profile]
-        return {trial.key(self.data.fingerprint) for trial in unchanged}
+        """The keys of the networks that the sweep file has without `--set`."""
+        trainings = self.study.trainings
+        unchanged = [each for each in trainings if self.study.profile_of(each) == self.study.profile]
+        return {training.key(self.data.fingerprint) for training in unchanged}
 
     def unusable(self, table: pd.DataFrame) -> dict[Path, str]:
-        """Return what is wrong with trials that tables do not count, or that lack a file of a finished one, by folder.
+        """Return what is wrong with evaluations that tables do not count, or that lack a file, by their folders.
 
-        table: a row for each trial in the directory, as `leaderboard.rows.read_trials` returns it.
+        table: a row for each in the directory, as `leaderboard.rows.read_rows` returns it.
         """
         problems = {}
-        for row in table[table["trial_dir"].isin(list(self.records))].itertuples():
-            missing = [name for name in (folder.WEIGHTS, folder.VERDICTS) if not (row.trial_dir / name).exists()]
+        for row in table[table["evaluation_dir"].isin(list(self.asked))].itertuples():
+            files = folder.network_of(row.evaluation_dir) / folder.WEIGHTS, row.evaluation_dir / folder.VERDICTS
+            missing = [path.name for path in files if not path.exists()]
             if row.state == NOT_COUNTED:
-                problems[row.trial_dir] = str(row.problem)
+                problems[row.evaluation_dir] = str(row.problem)
             elif row.state == State.FINISHED and missing:
-                problems[row.trial_dir] = f"{' and '.join(missing)} is missing"
+                problems[row.evaluation_dir] = f"{' and '.join(missing)} is missing"
         return problems
 
 
-def trials_to_run(states: dict[Path, TrialState], retry_failed: bool) -> list[Path]:
-    """Return the trials without a result, failed ones last; without `retry_failed` none that would fail again."""
-    unfinished = [trial_dir for trial_dir, state in states.items() if state.state is not State.FINISHED]
-    to_run = [trial_dir for trial_dir in unfinished if retry_failed or not states[trial_dir].fails_again]
-    return sorted(to_run, key=lambda trial_dir: states[trial_dir].state is State.FAILED)
+def to_run(states: dict[Path, EvaluationState], retry_failed: bool) -> list[Path]:
+    """Return the folders of evaluations without a result, failed ones last.
+
+    Without `retry_failed`, none that would fail again.
+    """
+    unfinished = [path for path, state in states.items() if state.state is not State.FINISHED]
+    chosen = [path for path in unfinished if retry_failed or not states[path].fails_again]
+    return sorted(chosen, key=lambda path: states[path].state is State.FAILED)
 
 
 def load_checked(
-    file: SweepFile, states: dict[Path, TrialState], data_dir: str | None, writes: bool
-) -> tuple[ExpandedSweep, Data]:
-    """Return a file's sweep, and its data.
+    file: SweepFile, states: dict[Path, EvaluationState], data_dir: str | None, writes: bool
+) -> tuple[Study, Data]:
+    """Return a file's study, and its data.
 
-    states: of the trials in the sweep's directory; networks that are trained there are not built to be checked.
+    states: of what the sweep's directory holds; networks that are trained there are not built to be checked.
     data_dir, writes: as in `load`. Raises InputError, also for fewer images than a batch or a validation set needs.
     """
-    trained = {state.trial.config.identity for state in states.values() if state.trial and state.result}
+    finished = [state.training for state in states.values() if state.training and state.result]
+    trained = {record.config.identity for record in finished}
     source, is_right = file.sweep.dataset, False
     if isinstance(source, OwnData):  # networks are built for what is measured
         source = source.relative_to(file.path.parent)
         with file.located():
             data = load(source, data_dir, writes)
-        sweep = expand_file(file, trained, MeasuredData(source=source, entry=data.info))
+        study = expand_file(file, trained, MeasuredData(source=source, entry=data.info))
     else:
         with collect_problems() as at:
             with at(""):
-                sweep = expand_file(file, trained)
+                study = expand_file(file, trained)
                 is_right = True
             with at(""):  # also of a wrong file, for which nothing is downloaded
                 data = load(source, data_dir, writes and is_right)
     with file.located(), collect_problems() as at:
-        for trial in sweep.trials:
+        for training in study.trainings:
             with at(""):
-                split_images(trial, data)
-    return sweep, data
+                training_images(training, data)
+            for evaluation in study.evaluations:
+                with at(""):
+                    evaluated_images(data, training.validation_images, evaluation)
+    return study, data
 
 
-def check_owner(sweep_dir: Path, sweep: ExpandedSweep, states: dict[Path, TrialState]) -> None:
-    """Raise InputError if the directory holds trials of another name, data set or eps.
-
-    states: of the trials there. Trials of another recipe version, or that cannot be read, do not count.
-    """
-    expected = f"{sweep.name} on {sweep.dataset} at eps {sweep.eps}"
+def check_owner(sweep_dir: Path, study: Study, states: dict[Path, EvaluationState]) -> None:
+    """Raise InputError if the directory holds networks of another data set. states: of what is there."""
     for state in states.values():
-        if state.trial is None or state.state is State.OLDER:
+        if state.training is None or state.state is State.OLDER:
             continue
-        trial = state.trial.config
-        owner = f"{trial.sweep} on {trial.dataset} at eps {trial.eps}"
-        if owner != expected:
-            message = f"{sweep_dir} belongs to another sweep: found {owner}, this one is {expected}"
+        found = state.training.config.dataset
+        if found != study.dataset:
+            message = f"{sweep_dir} belongs to another sweep: found data set {found}, this one's is {study.dataset}"
             raise InputError(f"{message}; rename one of them")
 
 
-def print_header(
-    plan: PlannedSweep, states: dict[Path, TrialState], gpus: float, asked_profile: str | None, console: Console
-) -> None:  # fmt: skip
-    """Print what runs, on which data, under which profile. gpus: what a trial reserves."""
-    sweep, records = plan.sweep, plan.records.values()
-    first = sweep.trials[0]
-    all_trials = with_plural(len(sweep.trials), "trial")
-    counted = all_trials if len(records) == len(sweep.trials) else f"{len(records)} of {all_trials}"
-    profile = "" if sweep.profile == FULL_PROFILE else f", profile {sweep.profile}"
-    finished = sum(state.state is State.FINISHED for state in states.values())
-    lines = [
-        f"{sweep.name}: {plan.data.info.title}, eps {sweep.eps}{profile}; {counted}, {finished} finished already",
-        f"data: {plan.data.describe()}",
-    ]
-    if sweep.profile == CPU_PROFILE and asked_profile is None:
-        lines.append("no GPU here: profile 'cpu' was picked")
-    elif sweep.resources.gpu and not gpus:
-        lines.append("no GPU here: trials train on the CPU")
-    if sweep.profile != FULL_PROFILE:
-        widths = ", ".join(f"{width:g}" for width in sorted({trial.width for trial in sweep.trials}))
-        epochs = ", ".join(str(count) for count in sorted({trial.epochs for trial in sweep.trials}))
-        lines.append(
-            f"profile '{sweep.profile}': width {widths}, {first.train_images or 'all'} training images, "
-            f"epochs {epochs}; its numbers are not comparable with published ones"
-        )
-    if changed := [record for record in records if record.key not in plan.unchanged_keys]:
-        lines.append(
-            f"changed by --set: {with_plural(len(changed), 'trial')}, in tables under profile "
-            f"'{changed[0].config.profile}'; their numbers are not comparable with published ones"
-        )
-    attack = first.evaluation
-    if warning := describe_weak_attack(attack.attack_step, attack.attack_steps):
-        lines.append(f"warning: {warning}")
-    console.print("\n".join(lines))
+def adopt_trained(plan: Plan) -> dict[Path, int]:
+    """Copy networks that sweeps beside this one have trained; return how many are of which directory."""
+    adopted = (
+        adopt_network(network_dir, plan.sweep_dir.parent, plan.study.evaluations) for network_dir in plan.records
+    )
+    return Counter(source for source in adopted if source is not None)
 
 
-def print_plan(
-    plan: PlannedSweep, found: dict[Path, TrialState], gpus: float, at_once: int, retry_failed: bool, console: Console
-) -> None:  # fmt: skip
-    """Print a line for each trial, the resources and the time.
+def adopt_network(network_dir: Path, results_dir: Path, evaluations: Collection[Evaluation]) -> Path | None:
+    """Copy a network that another sweep in a directory has trained, unless it is trained; return that directory.
 
-    found: the states of all trials in the directory, by which the time is estimated. at_once: how many trials run side
-    by side.
+    Its evaluations that are asked for are copied, too, if they are finished.
     """
-    states, measured = plan.select(found), _measured_seconds(found)
-    to_run = trials_to_run(states, retry_failed)
-    left, rows = list[float | None](), []
-    for trial_dir, state in states.items():
-        record, time = plan.records[trial_dir], ""
-        if trial_dir in to_run:
-            seconds, epochs = measured.get(record.config.identity), record.config.epochs
-            if seconds is not None and epochs:
-                seconds *= 1 - state.epochs / epochs
-            left.append(seconds)
-            time = "unknown" if seconds is None else minutes(seconds)
-        would_run = "yes" if trial_dir in to_run else "no"
-        rows.append([record.config.label, record.key, state.state, state.description, would_run, time])
-    print_table(console, ["trial", "key", "state", "", "would run", "time"], rows)
-    each = f"{with_plural(plan.sweep.resources.cpu, 'CPU')} and {with_plural(gpus, 'GPU')}"
-    console.print(f"resources: {each} for each trial: {at_once} side by side")
-    console.print(_describe_time(left, at_once))
-    console.print("dry run: nothing was started or written")
+    if (network_dir / folder.TRAINED).exists():
+        return None
+    for trained in sorted(results_dir.glob(f"*/{folder.NETWORKS}/{network_dir.name}/{folder.TRAINED}")):
+        source = trained.parent
+        if source != network_dir and (source / folder.WEIGHTS).is_file() and not source.is_symlink():
+            _copy_network(source, network_dir, evaluations)
+            return source.parents[1]
+    return None
 
 
-def _measured_seconds(states: dict[Path, TrialState]) -> dict[str, float]:
-    """Return the mean seconds of finished trials, by `identity`: that of trials that differ in seeds."""
-    seconds = defaultdict[str, list[float]](list)
-    for state in states.values():
-        if state.trial and state.result:
-            parts = (state.result.metrics.get(name) for name in (names.TRAIN_SECONDS, names.EVALUATION_SECONDS))
-            seconds[state.trial.config.identity].append(sum(part or 0.0 for part in parts))
-    return {row: mean(each) for row, each in seconds.items()}
+_OF_TRAINING = (folder.EPOCHS, folder.TRAINED_ON, folder.NETWORK_FILE, folder.LOG, folder.WEIGHTS, folder.TRAINED)
 
 
-def _describe_time(left: list[float | None], at_once: int) -> str:
-    """Return the time that the trials need, as far as trials of their rows have finished here."""
-    if not left:
-        return "time: none, nothing is left to do"
-    known = [seconds for seconds in left if seconds is not None]
-    if not known:
-        return f"time: unknown for {with_plural(len(left), 'trial')}, of whose rows none has finished here"
-    work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} trials"
-    return f"{work}; {minutes(max(*known, sum(known) / at_once))} side by side" if at_once > 1 else work
+def _copy_network(source: Path, to: Path, evaluations: Collection[Evaluation]) -> None:
+    """Copy the files of a trained network, that which says so last."""
+    to.mkdir(parents=True, exist_ok=True)
+    for evaluation in evaluations:
+        directory = folder.evaluation_dir(source, evaluation)
+        if (directory / folder.RESULT).is_file():
+            shutil.copytree(directory, folder.evaluation_dir(to, evaluation), dirs_exist_ok=True)
+    for name in _OF_TRAINING:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
+
+
+def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
+    """Remove the folders of networks and evaluations of which nothing has begun.
+
+    wanted: the folders of evaluations that stay, those of a study that is about to run.
+    """
+    keep = {folder.network_of(path) for path in wanted}
+    for network_dir in folder.network_folders(sweep_dir):
+        evaluation_dirs = folder.evaluation_folders(network_dir)
+        for path in evaluation_dirs:
+            if path not in wanted and {each.name for each in path.iterdir()} <= {folder.EVALUATION}:
+                shutil.rmtree(path)
+        own = {path.name for path in network_dir.iterdir() if path.is_file()}
+        is_empty = own <= {folder.TRAINING, folder.STUDY, folder.NETWORK_FILE}
+        if network_dir not in keep and is_empty and not folder.evaluation_folders(network_dir):
+            shutil.rmtree(network_dir)

@@ -63,7 +63,7 @@ class Progress(Bars, Listener):
 
     In a terminal each running item has a bar; elsewhere a line every half a minute names them.
 
-    unit: what is counted: images, or whole items, such as trials. total: how many, of all items. done: before.
+    unit: what is counted, such as networks. total: how many there are. done: before.
     """
 
     def __init__(self, console: Console, unit: str, total: int, done: int = 0):
@@ -104,12 +104,12 @@ class Progress(Bars, Listener):
             self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
             self.next_line = time.monotonic() + LINE_SECONDS
 
-    def end(self, item: Item) -> None:
-        """Count an item that has ended."""
+    def end(self, item: Item, is_done: bool = True) -> None:
+        """Note that an item has ended. is_done: whether with it one more of what is counted is done."""
         self.has_begun = True
         self.remove(item)
         self.running.pop(item, None)
-        self.done += item.size
+        self.done += is_done
         self._move_all()
 
     def print_outcome(self, what: str, style: str, item: Item, text: str) -> None:
@@ -141,7 +141,7 @@ class Progress(Bars, Listener):
 
     def _move_all(self) -> None:
         """Move the bar of all items, by the shares of those that run, too."""
-        done = self.done + sum(share * item.size for item, (share, _) in self.running.items())
+        done = self.done + sum(share for item, (share, _) in self.running.items() if item.images is None)
         self.move(self, self._count(), done / max(1, self.total), self.note)
 
     def _count(self) -> str:

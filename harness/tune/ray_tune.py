@@ -1,7 +1,7 @@
 """Run items side by side under Ray Tune.
 
 Ray chooses the machine of an item and retries items whose worker died. Its own state, `ray` in the results directory,
-is that of the last run, for `ray.tune.ExperimentAnalysis`; nothing here reads it. The truth is the item's folder: a
+is that of the last run, for `ray.tune.ExperimentAnalysis`; nothing here reads it. The truth is the network's folder: a
 retry, or a later run, goes on from what is saved there. On several machines the results must therefore lie on storage
 that all of them share.
 """
@@ -39,8 +39,8 @@ from ray.tune.search import Searcher
 from harness.common.errors import InputError, Stopped, error_line
 from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
-from harness.training.trial import DETERMINISTIC_ERRORS
-from harness.tune.items import Item, Listener, Work
+from harness.training.train_and_evaluate import DETERMINISTIC_ERRORS
+from harness.tune.items import Item, Items, Listener, Work
 from harness.tune.machines import RayOptions, check_fits, count_fitting
 
 RAY_STATE = "ray"
@@ -64,8 +64,8 @@ class _Callback(TrialProgressCallback):
     Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
     """
 
-    def __init__(self, listener: Listener, signals: list[int]):
-        self.listener, self.signals = listener, signals
+    def __init__(self, items: Items, listener: Listener, signals: list[int]):
+        self.items, self.listener, self.signals = items, listener, signals
         self.events, self.next_check = list[Callable[[], None]](), 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,13 +85,18 @@ class _Callback(TrialProgressCallback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has returned."""
-        self.events.append(partial(self.listener.on_end, item_of(trial.config), trial.last_result.get(ERROR)))
+        result = trial.last_result
+        self.events.append(partial(self._end, item_of(trial.config), result.get(ERROR), result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has died, or raised, for the last time."""
         text = f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}"
-        self.events.append(partial(self.listener.on_end, item_of(trial.config), text))
+        self.events.append(partial(self._end, item_of(trial.config), text, {}))
         self.next_check = 0.0  # Ray may have died
+
+    def _end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
+        self.items.end(item)
+        self.listener.on_end(item, error, result)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tell the listener what has happened. Raises _EndOfRun after a signal, an error, or once Ray has died."""
@@ -111,9 +116,12 @@ class _Callback(TrialProgressCallback):
 
 
 class _NextItem(Searcher):
-    """Gives Tune the next item whenever one more fits, until there is none."""
+    """Gives Tune the next item whenever one more fits, until none will come.
 
-    def __init__(self, items: Iterator[Item]):
+    A searcher, and no grid: ranges of images become items once a network is trained.
+    """
+
+    def __init__(self, items: Items):
         super().__init__()
         self.items = items
 
@@ -122,9 +130,10 @@ class _NextItem(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next item."""
-        item = next(self.items, None)
-        return Searcher.FINISHED if item is None else {TRIAL: settings_of(item)}
+        """Return the next item, or None if one may come later."""
+        if (item := self.items.take()) is not None:
+            return {TRIAL: settings_of(item)}
+        return Searcher.FINISHED if self.items.is_finished else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: `_Callback` tells the end."""
@@ -133,9 +142,7 @@ class _NextItem(Searcher):
         """Save nothing."""
 
 
-def run_on_ray(
-    items: Iterator[Item], work: Work, listener: Listener, options: RayOptions, directory: Path | None
-) -> None:
+def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions, directory: Path | None) -> None:
     """Run items in workers until all have ended.
 
     Args:
@@ -179,7 +186,7 @@ def run_on_ray(
                 name=RAY_STATE,
                 storage_path=str(path),
                 failure_config=FailureConfig(max_failures=WORKER_RETRIES),
-                callbacks=[_Callback(listener, signals), JsonLoggerCallback()],
+                callbacks=[_Callback(items, listener, signals), JsonLoggerCallback()],
                 verbose=0,
             ),
         )
@@ -233,14 +240,17 @@ def make_trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], No
 def settings_of(item: Item) -> dict[str, Any]:
     """Return an item as Tune and its dashboard show it; Tune shows no objects."""
     images = [item.images.start, item.images.stop] if item.images else None
-    return {**item.settings, "label": item.label, "directory": str(item.directory.absolute()), "images": images}
+    own = {"label": item.label, "directory": str(item.directory.absolute()), "evaluations": list(item.evaluations)}
+    return {**item.settings, **own, "images": images}
 
 
 def item_of(config: dict[str, Any]) -> Item:
     """Return the item of a config of Tune."""
-    settings = dict(config[TRIAL])
-    directory, label, images = (settings.pop(name) for name in ("directory", "label", "images"))
-    return Item(Path(directory), label, settings, range(*images) if images else None)
+    training = dict(config[TRIAL])
+    directory, label, evaluations, images = (
+        training.pop(name) for name in ("directory", "label", "evaluations", "images")
+    )
+    return Item(Path(directory), label, training, tuple(evaluations), range(*images) if images else None)
 
 
 def _label(trial: Any) -> str:

@@ -11,8 +11,8 @@ import json
 import os
 import warnings
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -23,18 +23,19 @@ from optuna.trial import TrialState as CandidateState
 from rich.console import Console
 
 from harness.common.terminal import with_plural
-from harness.config.expansion import ExpandedSweep
-from harness.config.trial import RECIPE_VERSION, Trial
+from harness.config.expansion import Study
+from harness.config.training import RECIPE_VERSION, Training
 from harness.data import Data
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
-from harness.storage.state import State, TrialState, read_state
-from harness.training.trial import split_images
-from harness.tune.items import FailedFast, Item, run_items
+from harness.storage.state import EvaluationState, State, read_state
+from harness.training.train import training_images
+from harness.tune.items import FailedFast, Item, Worker, run_items
+from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress
-from harness.tune.run_sweep import RunOptions, begin_item, read_outcome, train_item
+from harness.tune.run_study import RunOptions, begin_network, evaluation_dirs, read_outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,24 +61,27 @@ def load_studies(search_dir: Path) -> list[optuna.Study]:
 class Search:
     """The search of a sweep. `owners` maps each candidate's folder to its row and its number there."""
 
-    def __init__(self, sweep: ExpandedSweep, data: Data, sweep_dir: Path, console: Console):
+    def __init__(self, study: Study, data: Data, sweep_dir: Path, console: Console):
         """Load what there is of the search. Raises InputError if there are fewer images than it asks for."""
-        assert sweep.search is not None
-        self.sweep, self.settings, self.rows, self.console = sweep, sweep.search, sweep.searched, console
-        self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, sweep.trials[0].seed
+        assert study.search is not None
+        self.study, self.settings, self.rows, self.console = study, study.search, study.searched, console
+        self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, study.trainings[0].seed
+        self.evaluation = study.evaluations[0].replace(split="validation", test_images=None)
         for row in self.rows:
-            split_images(self.held_out(row.base), data)
+            training_images(self.held_out(row.base), data)
         settings = self.settings.model_dump(mode="json", exclude={"trials"})
         bases = [row.base.canonical() for row in self.rows]
-        content = json.dumps([settings, bases, self.seed, self.fingerprint, RECIPE_VERSION], sort_keys=True)
+        inputs = [settings, bases, self.evaluation.key, self.seed, self.fingerprint, RECIPE_VERSION]
+        content = json.dumps(inputs, sort_keys=True)
         name = f"{self.settings.sampler}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         self.directory = sweep_dir / "search" / name
         self.studies = load_studies(self.directory)
         self.owners: dict[Path, tuple[int, int]] = {}
+        self.begun, self.is_finished = list[Path](), False
 
-    def held_out(self, trial: Trial) -> Trial:
-        """Return a trial as a candidate's: evaluated on images held out of training, under the first seed."""
-        return trial.replace(seed=self.seed, validation_images=self.settings.validation_images)
+    def held_out(self, training: Training) -> Training:
+        """Return a training as a candidate's: images are held out of it, under the first seed."""
+        return training.replace(seed=self.seed, validation_images=self.settings.validation_images)
 
     def show(self) -> None:
         """Print what is searched, and how far the search is."""
@@ -86,13 +90,13 @@ class Search:
         settings = self.settings
         wanted = with_plural(settings.trials, "candidate")
         self.console.print(
-            f"{self.sweep.name}: search by {settings.sampler}, {wanted} of each, evaluated on "
+            f"{self.study.name}: search by {settings.sampler}, {wanted} of each, evaluated on "
             f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
             f"searched: {', '.join(row.base.row for row in self.rows)}\ncandidates: {self.directory}"
         )
 
-    def run(self, options: RunOptions) -> list[Trial]:
-        """Search, and return the winners' trials; none if no candidate has finished, or a failure has stopped it."""
+    def run(self, options: RunOptions) -> list[Training]:
+        """Search, and return the winners; none if no candidate has finished, or a failure has stopped it."""
         with lock_directory(self.directory):
             self.begin()
             return self.winners() if self.train(options) else []
@@ -122,20 +126,33 @@ class Search:
 
     def train(self, options: RunOptions) -> bool:
         """Train candidates until each row has enough; return False if a failure has stopped them before."""
-        begun = [path for path in self.owners if not self.conclude(path, read_state(path))]
-        first = begun or list(filter(None, [self.propose()]))
-        if not first:
+        self.begun = [path for path in self.owners if not self.conclude(path, self.state_of(path))]
+        self.begun = self.begun or list(filter(None, [self.propose()]))
+        if not self.begun:
             return True
-        items = map(self.start, chain(first, iter(self.propose, None)))
-        work = partial(train_item, data_dir=options.data_dir, code=source_digest())
-        with _SearchListener(self, len(self.owners) - len(first), options.fail_fast) as listener:
-            return run_items(items, work, listener, options.ray, self.directory)
+        work = Worker(options.data_dir, source_digest())
+        with _SearchListener(self, len(self.owners) - len(self.begun), options.fail_fast) as listener:
+            return run_items(self, work, listener, options.ray, self.directory)
 
-    def start(self, trial_dir: Path) -> Item:
-        """Return the work of evaluating a candidate."""
-        number, candidate = self.owners[trial_dir]
+    def take(self) -> Item | None:
+        """Return the work of evaluating the next candidate: one that was begun, or a new one."""
+        network_dir = self.begun.pop(0) if self.begun else self.propose()
+        if network_dir is None:
+            self.is_finished = True
+            return None
+        number, candidate = self.owners[network_dir]
+        for directory in (network_dir, folder.evaluation_dir(network_dir, self.evaluation)):
+            (directory / folder.FAILURE).unlink(missing_ok=True)
         label = f"candidate {candidate} of {self.studies[number].study_name}"
-        return begin_item(trial_dir, folder.read_trial(trial_dir / folder.TRIAL), label)
+        training = folder.read_training(network_dir / folder.TRAINING).config
+        return Item.of(network_dir, training, [self.evaluation], label=label)
+
+    def end(self, item: Item) -> None:
+        """Do nothing: the listener concludes a candidate."""
+
+    def state_of(self, network_dir: Path) -> EvaluationState:
+        """Return the state of a candidate."""
+        return read_state(folder.evaluation_dir(network_dir, self.evaluation))
 
     def propose(self) -> Path | None:
         """Return the folder of a new candidate of the row with the fewest; None once each has enough.
@@ -157,37 +174,38 @@ class Search:
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
         """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            record = folder.make_trial(self.held_out(self.trial(number, candidate)), self.fingerprint)
+            record = folder.make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
         except (ValueError, KeyError):
             return None
-        trial_dir = folder.trial_dir(self.directory, record.key)
-        if trial_dir in self.owners:
+        network_dir = folder.network_dir(self.directory, record.key)
+        if network_dir in self.owners:
             return None
-        self.owners[trial_dir] = number, candidate.number
-        folder.take_over(trial_dir, record)
-        return trial_dir
+        self.owners[network_dir] = number, candidate.number
+        adopt_network(network_dir, self.directory.parent, [self.evaluation])
+        begin_network(network_dir, record, self.study.profile, [self.evaluation])
+        return network_dir
 
-    def trial(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Trial:
-        """Return a row's trial with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
+    def training(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Training:
+        """Return a row's training with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
         row = self.rows[number]
-        return row.trial({key: space.decode(candidate.params[key]) for key, space in row.spaces.items()})
+        return row.training({key: space.decode(candidate.params[key]) for key, space in row.spaces.items()})
 
-    def conclude(self, trial_dir: Path, state: TrialState) -> bool:
-        """Write what came of a candidate to its study; return whether there is nothing left to train."""
-        number, candidate = self.owners[trial_dir]
+    def conclude(self, network_dir: Path, state: EvaluationState) -> bool:
+        """Write what came of a candidate to its study; return whether there is nothing left to do."""
+        number, candidate = self.owners[network_dir]
         is_done = state.state is State.FINISHED or state.fails_again
         if is_done and not self.studies[number].trials[candidate].state.is_finished():
             errors = [state.result.metrics.get(name) if state.result else None for name in self.settings.objectives]
             self.studies[number].tell(candidate, [WORST if error is None else error for error in errors])
         return is_done
 
-    def winners(self) -> list[Trial]:
-        """Return the winners' trials, on all training images and with every seed, and mark their folders.
+    def winners(self) -> list[Training]:
+        """Return the winners, on all training images and with every seed, and mark their folders.
 
         They are the candidates with the lowest objective or, of two objectives, the first of each pair on the front.
         """
-        trials = list[Trial]()
-        have_result = {owner for path, owner in self.owners.items() if read_state(path).state is State.FINISHED}
+        winners = list[Training]()
+        have_result = {owner for path, owner in self.owners.items() if self.state_of(path).state is State.FINISHED}
         for number, study in enumerate(self.studies):
             front = [one for one in reversed(study.best_trials) if (number, one.number) in have_result]
             best = {tuple(one.values): one for one in front}
@@ -202,11 +220,11 @@ class Search:
                 self.console.print(f"winner: {self.describe(number, winner.number)}")
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
-                for seed in dict.fromkeys(trial.seed for trial in self.sweep.trials):
-                    trials.append(self.trial(number, winner).replace(seed=seed))
-                    key = trials[-1].key(self.fingerprint)
-                    folder.write_chosen(folder.trial_dir(self.sweep_dir, key), choice)
-        return trials
+                for seed in dict.fromkeys(training.seed for training in self.study.trainings):
+                    winners.append(self.training(number, winner).replace(seed=seed))
+                    key = winners[-1].key(self.fingerprint)
+                    folder.write_chosen(folder.network_dir(self.sweep_dir, key), choice)
+        return winners
 
     def describe(self, number: int, candidate: int, error: str = "") -> str:
         """Return a line about a row's candidate: its number, its error or what else came of it, its settings."""
@@ -224,10 +242,11 @@ class _SearchListener(Progress):
         super().__init__(search.console, "candidates", search.settings.trials * len(search.rows), done)
         self.search, self.fail_fast = search, fail_fast
 
-    def on_end(self, item: Item, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
         """Conclude a candidate."""
         self.end(item)
-        state = read_outcome(item.directory, error)
+        (evaluation_dir,) = evaluation_dirs(item)
+        state = read_outcome(item, evaluation_dir, error)
         self.search.conclude(item.directory, state)
         has_failed = state.result is None
         text = self.search.describe(*self.search.owners[item.directory], state.description if has_failed else "")

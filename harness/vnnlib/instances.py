@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from os.path import exists, isfile  # also of names that are too long, unlike those of Path
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ from harness.storage.files import (
     write_json,
     write_text,
 )
-from harness.storage.folder import TRIALS
+from harness.storage.folder import NETWORKS
 from harness.storage.instances import (
     ERROR,
     INSTANCES,
@@ -37,7 +38,7 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
-from harness.tune.items import Item, Listener, run_items
+from harness.tune.items import Item, Listener, Queue, run_items
 from harness.tune.machines import share_machine
 from harness.tune.progress import Bars
 
@@ -126,8 +127,8 @@ def solve_instances(instances: Sequence[Instance], directory: Path, workers: int
     """
     directory = directory.absolute()
     refuse_links(directory)
-    if (directory / TRIALS).exists():
-        raise InputError(f"{directory} holds {TRIALS}/ of a sweep: choose another --results-dir")
+    if (directory / NETWORKS).exists():
+        raise InputError(f"{directory} holds {NETWORKS}/ of a sweep: choose another --results-dir")
     with lock_directory(directory):
         paths = [directory / INSTANCES / f"{number:05}.json" for number in range(1, len(instances) + 1)]
         _refuse_other_results(directory, paths, instances)
@@ -197,7 +198,7 @@ def _solve_missing(
                 write(path, problems[path])
         items = [Item(path, path.stem, queries[path]) for path in todo if path not in problems]
         if items:
-            run_items(items, _solve_instance, _Ends(write), share_machine(len(items), workers))
+            run_items(Queue(items), _solve_instance, _Ends(write), share_machine(len(items), workers))
 
 
 class _Ends(Listener):
@@ -206,7 +207,7 @@ class _Ends(Listener):
     def __init__(self, write: Callable[[Path, str | None], None]):
         self.write = write
 
-    def on_end(self, item: Item, error: str | None) -> None:
+    def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
         """Write how an instance ended."""
         self.write(item.directory, error)
 

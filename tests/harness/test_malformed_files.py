@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from harness.command_line import main
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder

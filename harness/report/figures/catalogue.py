@@ -19,13 +19,13 @@ class FigureKind:
     title: on a page.
     draw: returns the figure, or None where the section has nothing to show in it. Its name is that of the files, its
         docstring the caption.
-    of_trials: whether it shows the training, which is the same in a section of certifications.
+    of_training: whether it shows the training, which is the same in the sections of all evaluations.
     broad: whether it needs a page's whole width.
     """
 
     title: str
     draw: Callable[[SectionData], Figure | None]
-    of_trials: bool = False
+    of_training: bool = False
     broad: bool = False
 
     @property
@@ -44,13 +44,13 @@ FIGURES = (
     FigureKind("Errors of each trained network", error_figures.seeds),
     FigureKind("What each stage decides", error_figures.stages, broad=True),
     FigureKind("Errors against the length of training", error_figures.length, broad=True),
-    FigureKind("Bound width against depth", networks.depth, of_trials=True, broad=True),
-    FigureKind("Bound width, layer by layer", networks.layers, of_trials=True, broad=True),
-    FigureKind("States of ReLUs", networks.relus, of_trials=True, broad=True),
-    FigureKind("Training", training.curves, of_trials=True, broad=True),
-    FigureKind("What was searched", searches.search, of_trials=True, broad=True),
-    FigureKind("Which settings matter", searches.importance, of_trials=True),
-    FigureKind("Adversarial examples", images.counterexamples, of_trials=True, broad=True),
+    FigureKind("Bound width against depth", networks.depth, of_training=True, broad=True),
+    FigureKind("Bound width, layer by layer", networks.layers, of_training=True, broad=True),
+    FigureKind("States of ReLUs", networks.relus, of_training=True, broad=True),
+    FigureKind("Training", training.curves, of_training=True, broad=True),
+    FigureKind("What was searched", searches.search, of_training=True, broad=True),
+    FigureKind("Which settings matter", searches.importance, of_training=True),
+    FigureKind("Adversarial examples", images.counterexamples, of_training=True, broad=True),
 )
 
 
@@ -58,12 +58,12 @@ def figures_of(data: SectionData) -> Iterator[tuple[FigureKind, Figure | str]]:
     """Yield the figures that the section has something for, in order; for one that cannot be drawn, the reason."""
     for kind in FIGURES:
         try:
-            figure = kind.draw(data) if data.is_of_trials or not kind.of_trials else None
+            figure = kind.draw(data) if data.is_main or not kind.of_training else None
         except DamagedFileError as error:
             yield kind, str(error)
             continue
-        except KeyError as error:  # a number is missing in every trial's result.json or epochs.jsonl
-            yield kind, f"{folder.RESULT} or {folder.EPOCHS} of every trial in {data.sweep_dir} lacks {error.args[0]}"
+        except KeyError as error:  # a number is missing in every result.json or epochs.jsonl
+            yield kind, f"{folder.RESULT} or {folder.EPOCHS} of every network in {data.sweep_dir} lacks {error.args[0]}"
             continue
         if figure is not None:
             yield kind, figure

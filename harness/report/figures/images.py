@@ -9,6 +9,7 @@ from harness.attacks.counterexamples import point_of
 from harness.common.errors import InputError
 from harness.data import load
 from harness.evaluation.network import load_network
+from harness.evaluation.ranges import evaluated_images
 from harness.report.figures.section_data import SectionData
 from harness.report.figures.style import panels
 from harness.storage import folder
@@ -22,32 +23,34 @@ def counterexamples(data: SectionData) -> Figure | None:
 
     The network provably gets the point wrong; its prediction stands above. A difference of 0 is grey.
     """
-    trial_dir = data.trials["trial_dir"].iloc[0]
-    trial = folder.read_trial(trial_dir / folder.TRIAL)
-    if not (trial_dir / folder.COUNTEREXAMPLES).exists() or trial.config.plugins:  # reading results imports no plugins
+    evaluation_dir = data.trials["evaluation_dir"].iloc[0]
+    network_dir = folder.network_of(evaluation_dir)
+    training = folder.read_training(network_dir / folder.TRAINING)
+    evaluation, path = folder.read_evaluation(evaluation_dir).config, evaluation_dir / folder.COUNTEREXAMPLES
+    if not path.exists() or training.config.plugins:  # reading results imports no plugins
         return None
     try:
-        dataset = load(trial.config.data_source, data.data_dir)
+        dataset = load(training.config.data_source, data.data_dir)
     except InputError:  # the images are not here
         return None
-    if dataset.fingerprint != trial.fingerprint:
+    if dataset.fingerprint != training.fingerprint:
         return None
-    test = dataset.evaluated_images(trial.config.validation_images, trial.config.trial_image_count)
+    test = evaluated_images(dataset, training.config.validation_images, evaluation)
     try:
-        points = parse_file(trial_dir / folder.COUNTEREXAMPLES, load_tensors)
-        network = load_network(trial.config, trial_dir / folder.WEIGHTS)
+        points = parse_file(path, load_tensors)
+        network = load_network(training.config, network_dir / folder.WEIGHTS)
         indices = sorted(map(int, points))[:_MOST]
         images = test.images[indices].double() / 255
-        eps = trial.config.eps
+        eps = evaluation.eps
         stored = [point_of(points[str(index)], x, eps) for index, x in zip(indices, images, strict=True)]
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        raise DamagedFileError(f"{trial_dir}: {type(error).__name__}: {error}") from error
+        raise DamagedFileError(f"{evaluation_dir}: {type(error).__name__}: {error}") from error
     if not indices:
         return None
     adversarial = torch.stack(stored)
     with torch.no_grad():
         predicted = network(adversarial).argmax(1)
-    difference = 0.5 + (adversarial - images) / (2 * float(trial.config.eps))
+    difference = 0.5 + (adversarial - images) / (2 * float(evaluation.eps))
     rows = {"image": images, "adversarial": adversarial, "difference": difference}
     count = len(indices)
     figure, axes = panels(3 * count, count, width=1.25 * count + 0.6, height=4.4)

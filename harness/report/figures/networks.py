@@ -68,7 +68,7 @@ def _depth(trial: dict[str, Any]) -> int | None:
     """Return a network's option `depth`, else its recorded pre-activations and its last layer; None of equilibria."""
     if pd.notna(trial.get(names.RHO_BOUND)):
         return None
-    options = folder.read_trial(trial["trial_dir"] / folder.TRIAL).config.options
+    options = folder.read_training(folder.network_of(trial["evaluation_dir"]) / folder.TRAINING).config.options
     return options.get("depth", len(names.layers(trial["result"].metrics)) + 1)
 
 

@@ -70,7 +70,8 @@ def _shares(study: "Study", objective: int) -> dict[str, float]:
 
 def _objectives(data: SectionData) -> Iterator[tuple["Study", int, str]]:
     """Yield the objectives of the searches that chose rows of the section: study, number and name."""
-    chosen = {path: mark.search for path in data.trials["trial_dir"] if (mark := folder.read_chosen(path))}
+    network_dirs = map(folder.network_of, data.trials["evaluation_dir"])
+    chosen = {path: mark.search for path in network_dirs if (mark := folder.read_chosen(path))}
     for search_dir in sorted({path.parents[1] / "search" / name for path, name in chosen.items()}):
         from harness.tune.run_search import OBJECTIVES, load_studies
 

@@ -1,4 +1,4 @@
-"""What the figures of a section are drawn from: its rows and the trials behind them."""
+"""What the figures of a section are drawn from: its rows and the networks behind them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +10,14 @@ import pandas as pd
 from harness.common import names
 from harness.leaderboard.table import Section
 from harness.report.figures.style import COLOURS, GREY, MARKERS
-from harness.storage import certification, folder, training_record
+from harness.storage import folder, training_record
 
 OTHERS = {"color": GREY, "marker": "."}  # of rows for which there is no colour
 
 
 @dataclass(frozen=True)
 class SectionData:
-    """A section of a leaderboard with finished trials, and what else figures read of them.
+    """A section of a leaderboard with finished evaluations, and what else figures read of them.
 
     data_dir: where the data set's images are looked for, if a figure shows some.
     """
@@ -27,13 +27,13 @@ class SectionData:
 
     @property
     def sweep_dir(self) -> Path:
-        """The directory of the first trial's sweep."""
-        trial_dir: Path = self.trials["trial_dir"].iloc[0]
-        return next(path.parent for path in trial_dir.parents if path.name == folder.TRIALS)
+        """The directory of the first network's sweep."""
+        evaluation_dir: Path = self.trials["evaluation_dir"].iloc[0]
+        return folder.sweep_dir_of(folder.network_of(evaluation_dir))
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The section's trials."""
+        """The section's networks, as `Section.trials` has them."""
         return self.section.trials
 
     @cached_property
@@ -45,19 +45,23 @@ class SectionData:
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """A row for each epoch of each trial, with its label, model and seed; epoch 0 is the untrained network."""
-        trials = self.trials[["label", "model", "seed", "trial_dir"]].to_dict("records")
+        """A row for each epoch of each network, with its label, model and seed; epoch 0 is the untrained network."""
+        networks = self.trials[["label", "model", "seed", "evaluation_dir"]].to_dict("records")
         return pd.DataFrame(
-            [trial | epoch for trial in trials for epoch in training_record.read_epochs(trial["trial_dir"])]
+            [
+                network | epoch
+                for network in networks
+                for epoch in training_record.read_epochs(folder.network_of(network["evaluation_dir"]))
+            ]
         )
 
     @cached_property
     def untrained(self) -> pd.DataFrame:
-        """Epoch 0 of each trial, by the names of final metrics."""
+        """Epoch 0 of each network, by the names of final metrics."""
         before = self.epochs[self.epochs[names.EPOCH] == 0]
         return before.rename(columns=lambda name: name.removeprefix(names.in_training("")))
 
     @property
-    def is_of_trials(self) -> bool:
-        """Whether the section holds trials as they were evaluated after training, not certifications."""
-        return not any((path / certification.CERTIFICATION).exists() for path in self.trials["trial_dir"])
+    def is_main(self) -> bool:
+        """Whether it is the section of the study's main evaluation."""
+        return self.section.is_main

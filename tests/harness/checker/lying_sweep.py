@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from baselines import build
 from harness.common import names
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.data import load
 from harness.evaluation.metrics import final_metrics, finite_or_none
 from harness.evaluation.network import load_network, prepare_network

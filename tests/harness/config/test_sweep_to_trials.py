@@ -21,7 +21,7 @@ from harness.config.buildable import check_buildable
 from harness.config.entry import SweepEntry
 from harness.config.file import read
 from harness.config.sweep import Sweep
-from harness.config.trial import FULL_PROFILE, Trial
+from harness.config.training import FULL_PROFILE, Trial
 from harness.settings import Evaluation, Recipe
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ from cerdeq.bounds import BOUNDS
 from harness.common.errors import InputError
 from harness.config import trial as trial_module
 from harness.config.buildable import check_buildable
-from harness.config.trial import NO_NUMBER, Trial
+from harness.config.training import NO_NUMBER, Trial
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.settings import STAGES, Evaluation, Recipe
 from harness.storage import folder

@@ -12,7 +12,7 @@ import pytest
 
 from baselines import DATASETS, network_names, options_of
 from cerdeq.equilibrium import Equilibrium
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.methods import METHODS, method_options
 from harness.settings import Evaluation, Recipe
 

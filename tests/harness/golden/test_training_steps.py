@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from baselines import build
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.data import load
 from harness.data.augment import draw
 from harness.training.initialise import initialise

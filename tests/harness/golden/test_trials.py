@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.data import load
 from harness.evaluation.equilibria import recurrence_report
 from harness.evaluation.metrics import final_metrics

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION, Trial
+from harness.config.training import RECIPE_VERSION, Trial
 from harness.storage import files, folder
 
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN

@@ -9,7 +9,7 @@ from scipy import stats
 from harness import tables
 from harness.command_line import main
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.leaderboard.comparisons import METRICS, compare, holm
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Evaluation, Recipe

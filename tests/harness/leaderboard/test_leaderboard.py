@@ -10,7 +10,7 @@ from made_trials import add, metrics, own, publish, read_json, text
 from rich.console import Console
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.leaderboard.columns import THREE_DIGITS, Column
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import build_leaderboard

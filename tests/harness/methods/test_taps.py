@@ -14,7 +14,7 @@ from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, points_of, trace, values_of
 from harness.common.errors import InputError
 from harness.config.buildable import check_buildable
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.data import load
 from harness.methods import make_method
 from harness.methods.certified import IBP

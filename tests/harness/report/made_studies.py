@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import EvaluationResult
 from harness.settings import Evaluation, Recipe

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.storage import certification, files, folder, training_record
 from harness.storage.files import DamagedFileError
 from harness.storage.folder import TrialResult

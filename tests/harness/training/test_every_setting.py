@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from baselines import build
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.data import load
 from harness.evaluation.verdicts import evaluate
 from harness.methods import METHODS, make_method, method_options

@@ -2,7 +2,7 @@
 
 import pandas
 
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.settings import Recipe
 from harness.storage import files, folder, training_record
 

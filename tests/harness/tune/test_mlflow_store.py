@@ -17,7 +17,7 @@ from mlflow.entities import ViewType
 from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
 from rich.console import Console
 
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.storage import certification, files, folder, training_record
 from harness.tracking import view
 from harness.tracking.client import TrackingError

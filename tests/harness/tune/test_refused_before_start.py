@@ -12,7 +12,7 @@ from study import TINY, Study
 
 from baselines import DATASETS
 from harness.command_line import main
-from harness.config.trial import Trial
+from harness.config.training import Trial
 from harness.data import load
 from harness.machine.device import count_cores
 from harness.storage import files, folder

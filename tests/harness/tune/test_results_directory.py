@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from study import TINY, Study, snapshot
 
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.tune import ray_tune
 

@@ -11,7 +11,7 @@ from study import TINY, snapshot
 
 from harness.command_line import main
 from harness.common import names
-from harness.config.trial import RECIPE_VERSION, Trial
+from harness.config.training import RECIPE_VERSION, Trial
 from harness.data import load
 from harness.storage import files, folder
 

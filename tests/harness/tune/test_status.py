@@ -6,7 +6,7 @@ import time
 import pytest
 
 from harness.command_line import main
-from harness.config.trial import RECIPE_VERSION
+from harness.config.training import RECIPE_VERSION
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 

@@ -1,4 +1,4 @@
-"""What one trial is: everything that decides its numbers, and the key that names it everywhere."""
+"""What one network is: everything that decides its weights, and the key that names it everywhere."""
 
 import hashlib
 import json
@@ -13,11 +13,10 @@ from harness.common.errors import require
 from harness.common.models import Model, Texts
 from harness.own_data import MeasuredData, OwnData
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Radius, Recipe
 
 RECIPE_VERSION = 7
-"""Raise it whenever training or evaluation changes its numbers, through a default too (tests/harness/golden then
-fails)."""
+"""Raise it whenever training changes its numbers, through a default too (tests/harness/golden then fails)."""
 
 FULL_PROFILE = "full"
 """The sweep file as it stands; every other profile changes its size."""
@@ -27,60 +26,43 @@ LONGEST_NAME = 100
 LARGEST_SEED = 2**31 - 1
 LARGEST_WIDTH = 100.0
 
-_IN_EVERY_KEY: dict[str, Any] = {
-    "options": {}, "method_options": {}, "width": 1.0, "train_images": None, "validation_images": 0, "train": {},
-    "evaluation": {},
-}  # fmt: skip
-"""What keys are made of even at its default. A later setting is in no key where it has its default."""
+PRESENTATION = {"source", "own_data", "named"}
+"""The fields that decide no number: equal trainings may differ in them."""
 
 
-NO_NUMBER = {"source", "own_data", "named"}
+class Training(Model):
+    """Everything that decides a network's weights, except the data and the code."""
 
-
-class Trial(Model):
-    """Everything that decides one trial's numbers, except the data and the code.
-
-    The fields of NO_NUMBER decide no number: equal trials may differ in them.
-    """
-
-    sweep: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)
-    """The sweep, and the folder of its results."""
-    profile: str
-    """The profile of the sweep file, and what `--set` changed."""
     dataset: str
     """The data set."""
-    eps: Radius
-    """The radius of evaluation."""
-    seed: int = Field(ge=0, le=LARGEST_SEED)
-    """Of initial weights, batches and attacks."""
     model: str
     """The network."""
-    method: str
-    """The training method."""
     options: dict[str, Any] = Field(default={})
     """The network's options that differ from their defaults."""
-    method_options: dict[str, Any] = Field(default={})
-    """The method's options that differ from their defaults."""
     width: float = Field(1.0, gt=0, le=LARGEST_WIDTH)
     """The factor of the network's channels."""
+    method: str
+    """The training method."""
+    method_options: dict[str, Any] = Field(default={})
+    """The method's options that differ from their defaults."""
     train_images: int | None = Field(None, ge=1)
     """Number of training images, the first ones; None takes all."""
     validation_images: int = Field(0, ge=0)
-    """Above 0, so many training images are held out and evaluated instead of the test split."""
+    """How many of the last training images are held out of training."""
     train: Recipe = Field(default=Recipe(), validate_default=True)
-    """How the network is trained."""
-    evaluation: Evaluation = Evaluation()
-    """How the trained network is evaluated."""
+    """The recipe, with the radius of training; for a network trained elsewhere the default one, which is not used."""
+    seed: int = Field(ge=0, le=LARGEST_SEED)
+    """Of initial weights, batches and attacks, those of evaluations, too."""
     plugins: dict[str, str] = Field(default={})
-    """Modules of users that the trial needs, each with the digest of its source (harness.config.plugins)."""
+    """Modules of users that the network needs, each with the digest of its source (harness.config.plugins)."""
     checkpoint: NetworkFile | None = None
     """The file with the weights of a network that was trained elsewhere; None trains the network."""
     source: Source | None = None
     """Where a network trained elsewhere was published."""
     own_data: MeasuredData | None = None
     """Where data without a registered name is, and what was measured from it; the fingerprint decides."""
-    named: Texts | None = None
-    """The settings of the trial's own entry, which its label shows; None in older files."""
+    named: Texts = ()
+    """The settings of the network's own entry, which its label shows."""
 
     @field_validator("train")
     @classmethod
@@ -88,7 +70,7 @@ class Trial(Model):
         images = info.data.get("train_images")
         fits = images is None or train.batch_size <= images
         require("batch_size", train.batch_size, fits, f"at most the {images} training images")
-        return train.replace(eps=None) if train.eps == info.data.get("eps") else train  # one trial, one key
+        return train
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
@@ -97,38 +79,36 @@ class Trial(Model):
         require("checkpoint", self.checkpoint, (self.checkpoint is not None) == is_elsewhere, allowed)
         allowed = "null, for the network is trained here"
         require("source", self.source, self.source is None or is_elsewhere, allowed)
+        require("train.eps", self.train.eps, (self.train.eps is None) == is_elsewhere, "the radius of training")
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both are the same trial."""
-        return isinstance(other, Trial) and self.canonical() == other.canonical()
+        """Return whether both are the same training."""
+        return isinstance(other, Training) and self.canonical() == other.canonical()
 
     def canonical(self) -> dict[str, Any]:
-        """Return all that decides the trial's numbers as JSON has it, without defaults: what keys and digests hash."""
-        content = _IN_EVERY_KEY | self.model_dump(mode="json", exclude_defaults=True, exclude=NO_NUMBER)
+        """Return all that decides the weights as JSON has it, without defaults: what keys and digests hash."""
+        content = self.model_dump(mode="json", exclude_defaults=True, exclude=PRESENTATION)
         if self.checkpoint is not None:
             content["checkpoint"] = self.checkpoint.model_dump(mode="json")
         return content
 
     def key(self, fingerprint: str) -> str:
-        """Return the sixteen hex digits that name the trial: a hash of its JSON, its data and the recipe version.
+        """Return the sixteen hex digits that name the network: a hash of its JSON, its data and the recipe version.
 
         A changed default must raise the recipe version (tests/harness/golden records all defaults).
         """
-        content = self.canonical()
-        evaluation = {"methods" if name == "stages" else name: value for name, value in content["evaluation"].items()}
-        content["evaluation"] = evaluation  # the name in the keys of published trials
-        text = json.dumps([content, fingerprint, RECIPE_VERSION], sort_keys=True)
+        text = json.dumps([self.canonical(), fingerprint, RECIPE_VERSION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def identity(self) -> str:
-        """A text that is the same for trials that differ in their seeds alone."""
+        """A text that is the same for trainings that differ in their seeds alone."""
         return json.dumps(self.canonical() | {"seed": 0}, sort_keys=True)
 
     @property
     def is_trained_elsewhere(self) -> bool:
-        """True if the trial's network comes from a file and is only evaluated."""
+        """True if the network comes from a file and is only evaluated."""
         return self.method == TRAINED_ELSEWHERE
 
     @property
@@ -143,21 +123,14 @@ class Trial(Model):
 
     @property
     def epochs(self) -> int:
-        """The number of epochs that the network is trained; 0 for one trained elsewhere."""
+        """The number of epochs of the training; 0 for one elsewhere."""
         return 0 if self.is_trained_elsewhere else self.train.epochs
 
     @property
-    def trial_image_count(self) -> int | None:
-        """The number of images that the trial evaluates, None for all: `test_images`, or all that are held out.
-
-        A certification has a config of its own, whose `test_images` counts held-out images, too.
-        """
-        return None if self.validation_images else self.evaluation.test_images
-
-    @property
     def train_eps(self) -> Radius:
-        """The radius at the end of the training ramp."""
-        return self.train.eps or self.eps
+        """The radius at the end of the training ramp, of a network that is trained here."""
+        assert self.train.eps is not None
+        return self.train.eps
 
     @property
     def options_text(self) -> str:
@@ -168,16 +141,16 @@ class Trial(Model):
 
     @property
     def row(self) -> str:
-        """The name of the trial and its other seeds: model, method, options of both, settings of its own entry."""
-        return self._row_with(self.named or ())
+        """The name of the network with all seeds: model, method, options of both, settings of its own entry."""
+        return self._row_with(self.named)
 
     @property
     def label(self) -> str:
-        """A short name for people: row and seed. Trials of other files, profiles or data may share it; keys differ."""
+        """A short name for people: row and seed. Other files, profiles or data may share it; keys differ."""
         return f"{self.row} seed {self.seed}"
 
     def names(self, key: str) -> tuple[str, str, str]:
-        """Return what patterns of commands select the trial by: its label, its key, its label with the whole recipe."""
+        """Return what patterns of commands select the network by: label, key, label with the whole recipe."""
         recipe = [name for name in self.settings if name == "width" or is_of_training(name)]
         return self.label, key, f"{self._row_with(recipe)} seed {self.seed}"
 
@@ -188,11 +161,11 @@ class Trial(Model):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the trial, flat and as in JSON, except network, method, their options and the seed.
+        """All that decides the weights, flat and as in JSON, except network, method, their options and the seed.
 
         Plugins are one text, empty where there are none. The recipe is None for a network trained elsewhere.
         """
-        left_out = {"model", "options", "method", "method_options", "seed", "plugins", "checkpoint"} | NO_NUMBER
+        left_out = {"model", "options", "method", "method_options", "seed", "plugins", "checkpoint"} | PRESENTATION
         flat = flatten(self.model_dump(mode="json", exclude=left_out))
         flat["plugins"] = " ".join(f"{name}@{digest}" for name, digest in sorted(self.plugins.items()))
         if self.is_trained_elsewhere:

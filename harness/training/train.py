@@ -1,0 +1,111 @@
+"""One network from config to weights, in its folder. Needs neither Ray nor MLflow."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from cerdeq.equilibrium import fold
+from harness.common import names
+from harness.common.errors import require
+from harness.config.training import Training
+from harness.data import Data, Split
+from harness.evaluation.metrics import finite_or_none, missing_classes
+from harness.evaluation.network import load_network
+from harness.machine.device import best_device
+from harness.machine.environment import describe_environment
+from harness.pretrained.weights import read_weights
+from harness.storage import folder, training_record
+from harness.storage.files import write_atomically
+from harness.training.checkpoint import SAVE_SECONDS, Clock
+from harness.training.loop import Report
+from harness.training.monitor import parametrisation_metrics
+from harness.training.smaller_batches import describe_smaller_batches, train_within_memory
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    record: folder.TrainingRecord,
+    data: Data,
+    network_dir: Path,
+    report: Report = lambda row: None,
+    save_seconds: float = SAVE_SECONDS,
+) -> folder.Result:
+    """Train a network in its folder, and return the result; go on from what is saved there.
+
+    The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
+
+    Args:
+        report: called with each epoch's row. Before steps are compiled, it is called with {"activity": ...}. An
+            exception that it raises ends the training.
+        save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
+
+    Raises:
+        InputError: the data has fewer images than the training asks for.
+        NonFiniteLossError: the loss became infinite or NaN.
+    """
+    if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
+        return trained
+    config, images, device = record.config, training_images(record.config, data), best_device()
+    environment = describe_environment(device)
+    _log.debug("%s: %s", config.label, environment)
+    if config.is_trained_elsewhere:
+        metrics, environment = _copy_weights(config, network_dir), {}
+    else:
+        metrics = _train(config, images, network_dir, device, report, Clock(save_seconds))
+        environment["device"] = ", ".join(training_record.read_lines(network_dir / folder.TRAINED_ON))
+    epochs = training_record.read_epochs(network_dir)
+    metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
+    warnings = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
+    warnings += describe_smaller_batches(config, epochs)
+    warnings += training_record.read_lines(network_dir / folder.TRAINING_WARNINGS)
+    for message in warnings:
+        _log.debug("warning: %s", message)
+    result = folder.Result(record.key, finite_or_none(metrics), environment, data.summary(), warnings)
+    folder.write_trained(network_dir, result)
+    (network_dir / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
+    return result
+
+
+def training_images(config: Training, data: Data) -> Split:
+    """Return the images that a network is trained on, none if that was elsewhere.
+
+    Raises InputError if there are fewer than the training asks for.
+    """
+    if config.is_trained_elsewhere:
+        data.held_out_images(config.validation_images)
+        return data.train.part(0, 0)
+    images = data.training_images(config.train_images, config.validation_images)
+    batch, available = config.train.batch_size, len(images)
+    require("train.batch_size", batch, batch <= available, f"at most the {available} training images")
+    return images
+
+
+def _train(
+    config: Training, images: Split, network_dir: Path, device: torch.device, report: Report, clock: Clock
+) -> dict[str, float]:
+    """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
+
+    def log_and_report(row: dict[str, Any]) -> None:
+        if names.EPOCH in row:
+            _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
+        report(row)
+
+    trained = train_within_memory(config, images.images, images.labels, network_dir, device, log_and_report, clock)
+    metrics = parametrisation_metrics(trained)
+    metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
+    fold(trained.eval())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
+    write_atomically(network_dir / folder.WEIGHTS, lambda path: save_file(state, path))
+    return metrics
+
+
+def _copy_weights(config: Training, network_dir: Path) -> dict[str, float]:
+    """Write the weights of a network trained elsewhere, from the checkpoint in its folder; return its metrics."""
+    state = read_weights(network_dir / folder.NETWORK_FILE, config)
+    write_atomically(network_dir / folder.WEIGHTS, lambda path: save_file(state, path))
+    model = load_network(config, network_dir / folder.WEIGHTS)
+    return {names.PARAMETERS: sum(parameter.numel() for parameter in model.parameters())}

@@ -1,0 +1,164 @@
+"""A network from config to verdicts, in its folder. Needs neither Ray nor MLflow."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+from cerdeq.errors import is_out_of_memory
+from cerdeq.precision import counted_rounding
+from harness.common import names
+from harness.common.errors import require
+from harness.config.plugins import load_for
+from harness.config.training import Training
+from harness.data import Data, load
+from harness.evaluation.ledger import SoundnessError
+from harness.evaluation.ranges import OpenEvaluation, open_evaluation
+from harness.machine.device import best_device
+from harness.machine.environment import source_digest
+from harness.machine.freed_memory import free_memory, reuse_freed_memory
+from harness.settings import Evaluation
+from harness.storage import folder, ranges
+from harness.storage.files import remove_unfinished
+from harness.storage.training_record import log_to_folder
+from harness.training.checkpoint import SAVE_SECONDS
+from harness.training.loop import NonFiniteLossError, Report
+from harness.training.train import train
+
+DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
+"""Errors of a network or an evaluation itself: it would end with them on any machine."""
+_MOST_RANGES = 4
+"""An evaluation of more ranges, or of several with branch and bound, is long: other workers take part in it."""
+
+
+def train_and_evaluate(
+    training: Training,
+    evaluations: Sequence[Evaluation],
+    network_dir: Path,
+    report: Report = lambda row: None,
+    data_dir: str | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    code: str | None = None,
+    leaves_long: bool = False,
+) -> dict[str, list[range]]:
+    """Train a network in its folder, unless it is trained, and evaluate it; go on from what is saved there.
+
+    Args:
+        report: as in `train`; then called with the numbers of evaluated and of all images, {"evaluated": ...,
+            "images": ...}, before the first range of an evaluation and after each.
+        data_dir: as --data-dir.
+        save_seconds: as in `train`.
+        code: the `source_digest()` of the machine that asks for it.
+        leaves_long: begin long evaluations, and leave their ranges to `evaluate_range`.
+
+    Returns:
+        The ranges that are left of each evaluation, by its key: empty unless `leaves_long`.
+
+    Raises:
+        SettingError: the folder holds another network, the data or a plugin has changed, or the code here is another.
+        InputError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json, in the folder
+            of the network or of the evaluation. The error of an evaluation is raised after the others are done.
+    """
+    network_dir.mkdir(parents=True, exist_ok=True)
+    left, errors = dict[str, list[range]](), list[Exception]()
+    with reuse_freed_memory():
+        with _log_and_record_failure(network_dir):
+            if code is not None:
+                own = source_digest()
+                require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
+            load_for(training)
+            data = load(training.data_source, data_dir)
+            record = folder.make_record(training, data.fingerprint)
+            folder.begin_network(network_dir, record)
+            remove_unfinished(network_dir)
+            with counted_rounding(best_device().type):
+                pass  # raises InexactProductsError now rather than after training
+            train(record, data, network_dir, report, save_seconds)
+            (network_dir / folder.FAILURE).unlink(missing_ok=True)
+        free_memory()
+        for evaluation in evaluations:
+            directory = folder.begin_evaluation(network_dir, evaluation)
+            try:
+                with _log_and_record_failure(directory):
+                    missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
+                left |= {evaluation.key: missing} if missing else {}
+            except Exception as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+    return left
+
+
+def _evaluate(
+    network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
+) -> list[range]:  # fmt: skip
+    """Evaluate a trained network and write the result, or return the ranges that are left to others."""
+    opened = open_evaluation(network_dir, evaluation, data)
+    if folder.read_result(opened.directory) is not None:
+        return []
+    ranges.begin_ranges(opened.ranges_dir)
+    missing = opened.missing()
+    is_long = len(missing) > (1 if names.BAB in evaluation.stages else _MOST_RANGES)
+    if leaves_long and is_long:
+        return missing
+    total, left = len(opened.images), sum(map(len, missing))
+    report({names.EVALUATED: total - left, names.IMAGES: total})
+    with _ranges_removed_if_unsound(opened):
+        for images in missing:
+            opened.evaluate_range(images)
+            left -= len(images)
+            report({names.EVALUATED: total - left, names.IMAGES: total})
+    opened.finish()
+    return []
+
+
+def evaluate_range(
+    training: Training, evaluation: Evaluation, network_dir: Path, images: range, data_dir: str | None
+) -> None:  # fmt: skip
+    """Evaluate a range that `train_and_evaluate` has left.
+
+    Raises InputError if this machine has other data, weights, devices or versions than the one that began.
+    SoundnessError, and any other error, also leaves failure.json.
+    """
+    load_for(training)
+    with (
+        _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)),
+        reuse_freed_memory(),
+    ):
+        opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
+        found = str(opened.ranges_dir)
+        allowed = "a folder that exists: data, weights, devices or versions differ between machines"
+        require("ranges", found, opened.ranges_dir.is_dir(), allowed)
+        with _ranges_removed_if_unsound(opened):
+            opened.evaluate_range(images)
+
+
+@lru_cache(maxsize=1)  # ranges of one evaluation follow each other
+def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvaluation:
+    training = folder.read_training(network_dir / folder.TRAINING).config
+    data = load(training.data_source, data_dir)
+    return open_evaluation(network_dir, Evaluation.model_validate_json(evaluation), data)
+
+
+@contextmanager
+def _ranges_removed_if_unsound(opened: OpenEvaluation) -> Iterator[None]:
+    try:
+        yield
+    except SoundnessError:
+        ranges.remove_ranges(opened.directory)
+        raise
+
+
+@contextmanager
+def _log_and_record_failure(directory: Path) -> Iterator[None]:
+    """Write a log file within the block, and failure.json for an error."""
+    with log_to_folder(directory):
+        try:
+            yield
+        except Exception as error:
+            message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
+            if is_out_of_memory(error):
+                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
+            with suppress(OSError):  # of a full disk, say
+                folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
+            raise

@@ -1,0 +1,137 @@
+"""Further evaluations of trained networks, as `harness.certify` asks for them."""
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.common import names
+from harness.common.errors import InputError, located
+from harness.config import plugins
+from harness.config.training import RECIPE_VERSION
+from harness.data import load
+from harness.evaluation.ranges import evaluated_images
+from harness.machine.environment import data_directory
+from harness.settings import Evaluation, Radius
+from harness.storage import folder
+from harness.storage.files import refuse_links
+from harness.storage.folder import TrainingRecord
+from harness.storage.lock import lock_directory
+from harness.storage.state import State, read_state
+from harness.tune.items import Item
+from harness.tune.machines import share_machine
+from harness.tune.network_files import load_data
+from harness.tune.plan import remove_not_begun
+from harness.tune.run_study import RunOptions, run_networks
+
+
+@dataclass(frozen=True)
+class EvaluationChanges:
+    """In what evaluations differ from the main one of a network.
+
+    eps: the radii; empty for that of the main one. images: how many are evaluated, the first ones. stage_seconds: limit
+    of each other stage for an image. None for either: as the main one. seconds, branches: limits of branch and bound
+    for an image; None for no limit.
+    """
+
+    stages: tuple[str, ...]
+    eps: tuple[Radius, ...] = ()
+    images: int | None = None
+    seconds: float | None = None
+    branches: int | None = None
+    stage_seconds: float | None = None
+    certificates: bool = False
+
+    def of(self, main: Evaluation) -> list[Evaluation]:
+        """Return the evaluations, those at the largest radius first. Raises SettingError."""
+        limits = {"bab_seconds": self.seconds, "bab_branches": self.branches}
+        uses_limits = names.BAB in self.stages or self.certificates
+        evaluation = main.replace(
+            stages=self.stages,
+            test_images=main.test_images if self.images is None else self.images,
+            stage_seconds=self.stage_seconds or main.stage_seconds,
+            certificates=self.certificates,
+            bab_total_seconds=None,
+            **(limits if uses_limits else {}),
+        )
+        return [evaluation.replace(eps=eps) for eps in sorted(set(self.eps), reverse=True)] or [evaluation]
+
+
+def trained_networks(paths: list[Path], console: Console) -> dict[Path, TrainingRecord]:
+    """Return the trained networks in these paths, by their folders. Raises InputError for a path without one."""
+    records = dict[Path, TrainingRecord]()
+    for path in paths:
+        refuse_links(folder.sweep_dir_of(path))
+        network_dirs = [path] if (path / folder.TRAINING).exists() else folder.network_folders(path)
+        found = {path.resolve(): record for path in network_dirs if (record := _trained(path)) is not None}
+        if not found:
+            raise InputError(f"{path} holds no trained network of recipe version {RECIPE_VERSION}")
+        if len(found) < len(network_dirs):
+            left_out = f"{len(network_dirs) - len(found)} of {len(network_dirs)} networks"
+            console.print(f"{path}: left out {left_out}, untrained or of another recipe version")
+        records |= found
+    return records
+
+
+def _trained(network_dir: Path) -> TrainingRecord | None:
+    """Return the record of a network, None unless it is trained. Raises DamagedFileError."""
+    record = folder.read_training(network_dir / folder.TRAINING)
+    is_trained = folder.read_trained(network_dir) is not None
+    return record if is_trained and record.recipe_version == RECIPE_VERSION else None
+
+
+def plan_evaluations(
+    records: dict[Path, TrainingRecord], changes: EvaluationChanges, data_dir: str | None, trusted: Collection[str]
+) -> dict[Path, list[Evaluation]]:
+    """Return the evaluations of each network. Raises InputError if settings, data or weights do not fit.
+
+    trusted: the plugins that may be imported.
+    """
+    planned, load_once = {}, cache(partial(load, data_dir=data_dir))  # the data is large, and shared
+    for network_dir, record in records.items():
+        plugins.require_trusted(record.config, trusted)
+        if not (network_dir / folder.WEIGHTS).exists():
+            raise InputError(f"{network_dir} has no {folder.WEIGHTS}")
+        with located(f"{network_dir}: "):
+            planned[network_dir] = changes.of(folder.main_evaluation(network_dir))
+            data = load_data(record, planned[network_dir], load_once)
+            for evaluation in planned[network_dir]:
+                evaluated_images(data, record.config.validation_images, evaluation)
+    return planned
+
+
+def certify(
+    records: dict[Path, TrainingRecord],
+    planned: dict[Path, list[Evaluation]],
+    data_dir: str | None,
+    workers: int | None,
+    console: Console,
+) -> bool:
+    """Evaluate what is left; return True if all is complete.
+
+    data_dir, workers: options of `harness.certify`. Raises InputError for a sweep that another run works on.
+    """
+    sweep_dirs = dict.fromkeys(map(folder.sweep_dir_of, records))
+    with ExitStack() as locks:
+        for directory in sweep_dirs:
+            locks.enter_context(lock_directory(directory))
+        items, before = list[Item](), dict[Path, set[Path]]()
+        for directory in sweep_dirs:
+            before[directory] = set(directory.glob(f"**/{folder.EVALUATION}"))
+        for network_dir, evaluations in planned.items():
+            paths = {folder.begin_evaluation(network_dir, each): each for each in evaluations}
+            left = [each for path, each in paths.items() if read_state(path).state is not State.FINISHED]
+            items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
+        count = len(items) if len(items) > 1 else workers or 2**10  # of one network, ranges are shared
+        ray = share_machine(count, workers) if items else None
+        options = RunOptions(ray, str(data_directory(data_dir).absolute()))  # workers have another working directory
+        try:
+            states = run_networks(items, options, console, None)
+        except InputError:  # Ray cannot start
+            for directory in sweep_dirs:
+                remove_not_begun(directory, [path.parent for path in before[directory]])
+            raise
+    return all(state.state is State.FINISHED for state in states.values())

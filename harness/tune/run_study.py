@@ -1,0 +1,274 @@
+"""Train and evaluate networks: under Ray or here, shown in the terminal, logged to MLflow, with tables at the end."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from harness.common import names
+from harness.common.errors import InputError
+from harness.common.masking import mask_secrets
+from harness.common.terminal import percent, with_plural
+from harness.leaderboard.files import print_leaderboard, write_leaderboard
+from harness.leaderboard.table import Leaderboard
+from harness.machine.device import best_device
+from harness.machine.environment import device_name, source_digest
+from harness.settings import Evaluation
+from harness.storage import folder, training_record
+from harness.storage.files import remove_unfinished
+from harness.storage.folder import TrainingRecord
+from harness.storage.state import EvaluationState, State, read_state
+from harness.tune.items import LEFT, FailedFast, Item, Queue, Worker, run_items
+from harness.tune.machines import RayOptions
+from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
+from harness.tune.progress import Progress
+
+_ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
+Log = Callable[[Path, bool], None]
+"""Takes the folder of a network that has something new, and whether it is worked on."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How networks of a study or of a search are run.
+
+    ray: None for one after the other in this process. threads: of each there.
+    data_dir: None for the default one; absolute under Ray, whose workers have another working directory.
+    tracking_uri: of the MLflow store; None for the default one.
+    fail_fast: stop after the first failure. retry_failed: also run what would fail again.
+    """
+
+    ray: RayOptions | None
+    data_dir: str | None
+    threads: int = 1
+    tracking_uri: str | None = None
+    fail_fast: bool = False
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a study. is_complete: all evaluations have usable results, and MLflow has them."""
+
+    leaderboard: Leaderboard
+    is_complete: bool
+
+
+def run_study(
+    plan: Plan, states: dict[Path, EvaluationState], options: RunOptions, console: Console
+) -> Outcome:  # fmt: skip
+    """Run what is left of a study, log it and write the tables.
+
+    states: of the plan's evaluations. Under Ray the caller has locked the sweep's directory.
+
+    Raises:
+        InputError: a wrong MLflow store, or Ray cannot start.
+        Stopped, KeyboardInterrupt: a signal came.
+        ConnectionError: Ray has died.
+    """
+    wanted, mlflow = to_run(states, options.retry_failed), None
+    if options.ray is not None:
+        from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
+
+        if wanted:
+            console.print("opens MLflow")
+        mlflow = Tracker.open(plan.sweep_dir.name, options.tracking_uri, console)
+        for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
+            remove_unfinished(directory)
+        remove_not_begun(plan.sweep_dir, plan.asked)
+    for source, count in adopt_trained(plan).items():
+        console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
+    _begin(plan, states, wanted, console)
+    asked: dict[Path, list[Evaluation]] = {}
+    for path in wanted:
+        asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
+    items = [Item.of(path, plan.records[path].config, evaluations) for path, evaluations in asked.items()]
+    try:
+        run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
+    except InputError:  # Ray cannot start
+        remove_not_begun(plan.sweep_dir, [])
+        raise
+    leaderboard = write_leaderboard(plan.sweep_dir)
+    print_leaderboard(leaderboard, console)
+    own = {record.key for record in plan.records.values()}
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys)
+    problems = plan.unusable(leaderboard.table)
+    for path, problem in problems.items():
+        advice = "put the file back, or remove that folder to do it again"
+        console.print(f"cannot be used: {plan.record_of(path).config.label} ({path}): {problem}; {advice}")
+    finished = leaderboard.table["evaluation_dir"][leaderboard.table["state"] == State.FINISHED]
+    is_finished = not problems and plan.asked.keys() <= set(finished)
+    return Outcome(leaderboard, is_logged and is_finished)
+
+
+def _begin(plan: Plan, states: dict[Path, EvaluationState], wanted: list[Path], console: Console) -> None:
+    """Make the folders of a study, and say what would fail again."""
+    for network_dir, record in plan.records.items():
+        begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
+        if (checkpoint := record.config.checkpoint) is not None:
+            path = plan.study.checkpoints[checkpoint.sha256]
+            folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
+    for path, state in states.items():
+        if state.state is not State.FINISHED and path not in wanted:
+            message = (
+                f"failed {plan.record_of(path).config.label}: {state.description}; it would fail the same way again"
+            )
+            console.print(f"{message}. To retry anyway: --retry-failed")
+
+
+def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:
+    """Make the folders of a network and its evaluations, the main one first."""
+    folder.begin_network(network_dir, record)
+    folder.add_to_study(network_dir, profile, evaluations[0])
+    for evaluation in evaluations:
+        folder.begin_evaluation(network_dir, evaluation)
+
+
+def run_networks(
+    items: list[Item], options: RunOptions, console: Console, directory: Path | None, log: Log | None = None
+) -> dict[Path, EvaluationState]:  # fmt: skip
+    """Do items and the ranges that they leave; return the states of their evaluations, by their folders.
+
+    directory: where Ray's own state stays. Raises as `run_items` does.
+    """
+    if items:
+        for item in items:
+            _remove_failures(item)
+        work = Worker(options.data_dir, source_digest(), shares=options.ray is not None)
+        queue = Queue(items)
+        with StudyListener(console, queue, len(items), log, options.fail_fast) as listener:
+            if options.ray is None:
+                torch.set_num_threads(options.threads)
+                listener.on_text(f"device: {device_name(best_device())}")
+            try:
+                run_items(queue, work, listener, options.ray, directory)
+            finally:
+                for network_dir in listener.started:  # MLflow then says that nobody works on them
+                    listener.log(network_dir, False)
+    return {path: read_state(path) for item in items for path in evaluation_dirs(item)}
+
+
+def evaluation_dirs(item: Item) -> list[Path]:
+    """Return the folders of an item's evaluations."""
+    return [folder.evaluation_dir(item.directory, evaluation) for evaluation in item.asked]
+
+
+def _remove_failures(item: Item) -> None:
+    for directory in (item.directory, *evaluation_dirs(item)):
+        (directory / folder.FAILURE).unlink(missing_ok=True)
+
+
+class StudyListener(Progress):
+    """Shows and logs what items report and how they end, and queues the ranges that networks leave."""
+
+    def __init__(self, console: Console, queue: Queue, total: int, log: Log | None, fail_fast: bool):
+        super().__init__(console, "networks", total)
+        self.queue, self.log, self.fail_fast = queue, log or (lambda *_: None), fail_fast
+        self.warned = set[tuple[Path, str]]()
+        self.started = dict[Path, None]()  # folders of networks
+        self.left: dict[Path, set[Item]] = {}  # ranges of images that are not evaluated yet, by the evaluation's folder
+
+    def on_start(self, item: Item) -> None:
+        """Show that an item begins."""
+        super().on_start(item)
+        self.started[item.directory] = None
+
+    def on_report(self, item: Item, row: dict[str, Any]) -> None:
+        """Show what an item does, and log the row of an epoch."""
+        super().on_report(item, row)
+        if names.EPOCH in row:
+            warnings = training_record.read_lines(item.directory / folder.TRAINING_WARNINGS)
+            self._warn(item, item.directory, warnings)
+        if names.EPOCH in row or (names.ACTIVITY in row and item.images is None):
+            self.log(item.directory, True)
+
+    def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
+        """Show and log what came of an item, and queue what it leaves."""
+        if item.images is not None:
+            self._end_range(item, error)
+            return
+        further, failed = list[Item](), False
+        for evaluation, path in zip(item.asked, evaluation_dirs(item), strict=True):
+            if error is None and (parts := result.get(LEFT, {}).get(evaluation.key)):
+                items = [self._item_of(item, evaluation, range(*part)) for part in parts]
+                self.left[path] = set(items)
+                further += items
+            else:
+                failed |= self._show(item, evaluation, path, error)
+        self.queue.add(further)
+        is_done = not self.queue.has(item.directory)
+        self.end(item, is_done)
+        self.log(item.directory, not is_done)
+        if failed and self.fail_fast:
+            raise FailedFast
+
+    def _end_range(self, item: Item, error: str | None) -> None:
+        """After the last range of an evaluation queue the network again, which joins them."""
+        (path,), (evaluation,) = evaluation_dirs(item), item.asked
+        left = self.left[path]
+        left.discard(item)
+        if error is not None:
+            record_failure(item, error)
+        if not left:
+            del self.left[path]
+        is_complete = not left and folder.read_failure(path) is None
+        self.queue.add([self._item_of(item, evaluation, None)] if is_complete else [])
+        is_done = not self.queue.has(item.directory)
+        self.end(item, is_done)
+        if not left and not is_complete:
+            self._show(item, evaluation, path, error)
+            self.log(item.directory, not is_done)
+            if self.fail_fast:
+                raise FailedFast
+
+    def _item_of(self, item: Item, evaluation: Evaluation, images: range | None) -> Item:
+        text = evaluation.model_dump_json(exclude_defaults=True)
+        label = item.label.partition(", images ")[0]
+        part = f", images {images.start} to {images.stop - 1}" if images else ""
+        return Item(item.directory, label + part, item.settings, (text,), images)
+
+    def _show(self, item: Item, evaluation: Evaluation, path: Path, error: str | None) -> bool:
+        """Show the result or the failure of an evaluation; return whether it has failed."""
+        state = read_outcome(item, path, error)
+        text = f"{evaluation.description}: " if len(folder.evaluation_folders(item.directory)) > 1 else ""
+        if state.result is None:
+            self.print_outcome("failed", "red", item, text + state.description)
+            return True
+        errors = [f"{name.replace('_', ' ')} {percent(state.result.metrics[name])}" for name in _ERRORS]
+        taken = sum(state.result.taken_over.values())
+        text += ", ".join(errors) + (f", {with_plural(taken, 'answer')} taken over" if taken else "")
+        self.print_outcome("done", "green", item, f"{text} ({self.summary()})")
+        self._warn(item, path, state.result.warnings)
+        return False
+
+    def _warn(self, item: Item, directory: Path, warnings: Iterable[str]) -> None:
+        """Show the warnings of a network or an evaluation that were not shown before."""
+        for warning in warnings:
+            if (directory, warning) not in self.warned:
+                self.warned |= {(directory, warning), (item.directory, warning)}
+                self.warn(item, warning)
+
+
+def read_outcome(item: Item, evaluation_dir: Path, error: str | None) -> EvaluationState:
+    """Return the state of an evaluation that has ended, after writing why it failed if its worker could not.
+
+    error: of its worker.
+    """
+    state = read_state(evaluation_dir)
+    if state.state in (State.FINISHED, State.FAILED, State.DAMAGED):
+        return state
+    record_failure(item, error or "its worker ended without a result")
+    return read_state(evaluation_dir)
+
+
+def record_failure(item: Item, error: str) -> None:
+    """Write why an item failed, unless that is known, to the folder of its network or of its evaluations."""
+    is_trained = (item.directory / folder.TRAINED).exists()
+    for directory in evaluation_dirs(item) if is_trained else [item.directory]:
+        if not any((directory / name).exists() for name in (folder.FAILURE, folder.RESULT)):
+            with suppress(OSError):  # of a full disk
+                folder.write_failure(directory, mask_secrets(error))
