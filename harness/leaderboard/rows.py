@@ -10,9 +10,10 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.config.training import flatten
+from harness.config.training import Training, flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.pretrained.network_file import Source
+from harness.settings import Evaluation
 from harness.storage import folder, study_tables
 from harness.storage.folder import EvaluationRecord, TrainingRecord
 from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
@@ -65,7 +66,7 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
     name = folder.network_of(path).name
     row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
-    row |= {"sweep": path.parents[3].name, "evaluation": path.name, "evaluated_by": "", "is_main": False}
+    row |= {"sweep": folder.sweep_dir_of(folder.network_of(path)).name, "evaluation": path.name, "evaluated_by": "", "is_main": False}
     row |= {column.name: None for column in COLUMNS if column.is_required}
     if state.training is not None:
         row |= _settings(state.training, state.evaluation)
@@ -91,9 +92,9 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         asked = evaluation.config
         own = {
             "evaluation": evaluation.key,
-            "evaluated_by": asked.description,
+            "evaluated_by": f"eps {asked.eps}, {asked.verifier}, {_images(config, asked)}",
             "verifier": asked.verifier,
-            "images": asked.images,
+            "images": _images(config, asked),
             "verifier_stages": asked.stages,
             "eps": str(asked.eps),
         }
@@ -110,6 +111,14 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
         **_source_columns(config.source),
     }
+
+
+def _images(config: Training, asked: Evaluation) -> str:
+    """Return which images a network is evaluated on; held-out ones are others where others are held out."""
+    if asked.split == "test":
+        return asked.images
+    held_out = f"{config.validation_images:,} held-out images"
+    return f"first {asked.test_images:,} of {held_out}" if asked.test_images else held_out
 
 
 def _source_columns(source: Source | None) -> dict[str, Any]:

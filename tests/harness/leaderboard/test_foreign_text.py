@@ -5,7 +5,7 @@ import re
 import markdown_it
 import pandas as pd
 import pytest
-from made_trials import add, metrics, publish, text
+from made_networks import add, metrics, publish, text
 
 from harness.command_line import main
 from harness.common.terminal import new_console, print_table, say

@@ -14,7 +14,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Evaluation, Radius
+from harness.settings import Radius
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -179,7 +179,7 @@ def test_the_kind_of_verifier_of_own_rows_is_that_of_the_leaderboard_s_section(t
     write_papers(tmp_path)
     kinds = {("ibp",): "IBP", ("ibp", "crown-ibp"): "linear bounds", ("ibp", "bab"): "complete"}
     for seed, stages in enumerate(kinds):
-        add(tmp_path / "study", right(100), seed=seed, evaluation=Evaluation(stages=stages))
+        add(tmp_path / "study", right(100), seed=seed, evaluation={"stages": stages})
     sections = build_leaderboard(tmp_path / "study").sections
     assert sorted(section.verifier for section in sections) == sorted(kinds.values())
     rows = read_rows(tmp_path)
