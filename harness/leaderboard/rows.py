@@ -25,8 +25,8 @@ NOT_COUNTED = "not counted"
 NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
-    "row", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages", "is_main",
-    "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
+    "row", "training", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages",
+    "is_main", "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
 )  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def read_rows(*directories: Path) -> pd.DataFrame:
     """Return a row for each network of these sweeps under each of its evaluations and profiles, finished ones first.
 
     `state` is a `State` or NOT_COUNTED; `problem` says why a row has no usable numbers. `row` is the same for networks
-    that differ in their seeds alone. `evaluation` is the evaluation's key.
+    that differ in their seeds alone; `training` is the same in rows of other evaluations, too. `evaluation` is the
+    evaluation's key.
     Raises InputError where a directory has no networks, or none can be read.
     """
     paths = [path for directory in directories for path in _evaluation_dirs(directory)]
@@ -66,7 +67,12 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
     name = folder.network_of(path).name
     row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
-    row |= {"sweep": folder.sweep_dir_of(folder.network_of(path)).name, "evaluation": path.name, "evaluated_by": "", "is_main": False}
+    row |= {
+        "sweep": folder.sweep_dir_of(folder.network_of(path)).name,
+        "evaluation": path.name,
+        "evaluated_by": "",
+        "is_main": False,
+    }
     row |= {column.name: None for column in COLUMNS if column.is_required}
     if state.training is not None:
         row |= _settings(state.training, state.evaluation)
@@ -100,9 +106,11 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         }
         flat = flatten({"evaluation": asked.model_dump(mode="json", exclude={"eps"})})
     flat = config.settings | flat | version
+    training_text = json.dumps([config.identity, version], sort_keys=True)
     return {
         **own,
-        "row": json.dumps([config.identity, version, own["evaluation"]], sort_keys=True),
+        "row": f"{training_text} {own['evaluation']}",
+        "training": training_text,
         "is_own_data": config.own_data is not None,
         "seed": config.seed,
         "model": config.model,

@@ -38,7 +38,7 @@ class Section:
     notes: what to know before comparing the numbers.
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
-    finished: row, seed, evaluation_dir and result of each finished network.
+    finished: row, training (as `read_rows` has them), seed, evaluation_dir and result of each finished network.
     is_main: whether the evaluation is the main one of a study.
     verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.
@@ -274,7 +274,7 @@ def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
 
 
 def _section(
-    key: tuple[str, Radius, str, str, str], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
+    key: tuple[Any, ...], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
     dataset, eps, profile, evaluation, _ = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
@@ -297,7 +297,7 @@ def _section(
         notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
-        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "evaluation_dir", "result"]],
+        finished=trials.loc[trials["problem"].isna(), ["row", "training", "seed", "evaluation_dir", "result"]],
         verifier=verifier,
         papers=papers,
     )

@@ -43,8 +43,13 @@ def test_notes_stand_above_the_numbers(sweep):
 @pytest.mark.parametrize(
     ("attack", "notes"),
     [
-        ((10, 0.25), ["The attack moves a pixel by at most 1.38 eps, and crossing the ball takes 2 eps: attack errors "
-            "may be too low (raise evaluation.attack_step)."]),
+        (
+            (10, 0.25),
+            [
+                "The attack moves a pixel by at most 1.38 eps, and crossing the ball takes 2 eps: attack errors "
+                "may be too low (raise evaluation.attack_step)."
+            ],
+        ),
         ((3, 1.0), []),
     ],
 )

@@ -9,8 +9,10 @@ from harness.common import names
 from harness.config.training import Training
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import EvaluationResult
+from harness.leaderboard.table import build_leaderboard
+from harness.report.figures.section_data import SectionData
 from harness.settings import Evaluation, Radius, Recipe
-from harness.storage import files, folder, training_record
+from harness.storage import folder, training_record
 
 STAGES = ("ibp", "crown-ibp")
 EVALUATION = Evaluation(eps=Radius("1/16"), stages=STAGES)
@@ -99,9 +101,9 @@ def make(sweep):
     """Two explicit networks and CerDEQ, by two methods, three seeds."""
     for seed in range(3):
         for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
-            options = {"depth": 5} if model == "cnn5" else {}
-            add(sweep, right(count + seed * len(model), seed), model=model, seed=seed, options=options)
-            add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed, options=options)
+            for method, depth, more in (("ibp", 5, seed * len(model)), ("crown-ibp", 3, -5 - seed)):
+                options = {"depth": depth} if model == "cnn5" else {}
+                add(sweep, right(count + more, seed), model=model, method=method, seed=seed, options=options)
     return sweep
 
 
@@ -115,3 +117,9 @@ def make_many(sweep, rows, seeds, images=1000, epochs=20):
         train = Recipe(learning_rate=rate)
         add(sweep, certified, model=model, method=method, seed=seed, epochs=epochs, train=train)
     return sweep
+
+
+def section_of(sweep):
+    """What figures draw: the first section of a sweep's page."""
+    sections = build_leaderboard(sweep).sections
+    return SectionData(sections[0], sections)
