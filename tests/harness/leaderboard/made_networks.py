@@ -47,8 +47,8 @@ def add(
 ):
     """The folder of an evaluation of a network: finished with `measured`, else failed with `failure`, else unfinished.
 
-    is_main: whether it is the main evaluation of the network under this profile. eps: of the evaluation, and of training
-    unless `train` says it. evaluation: its changed settings.
+    is_main: whether it is the main evaluation of the network under this profile. eps: of the evaluation, and of
+    training unless `train` says it. evaluation: its changed settings.
     """
     train = config.pop("train", Recipe())
     base = {"dataset": "cifar10", "seed": 0, "model": "cnn7", "method": "ibp"}

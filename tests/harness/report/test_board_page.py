@@ -264,7 +264,7 @@ def test_the_command_writes_the_page_and_refuses_bad_files_in_one_line(tmp_path,
     assert capsys.readouterr().err.count("\n") == 2
 
 
-@pytest.mark.parametrize("file", ["trials.parquet", "verdicts.parquet"])
+@pytest.mark.parametrize("file", ["evaluations.parquet", "verdicts.parquet"])
 def test_a_damaged_study_ends_the_command_in_one_line_that_names_it(tmp_path, capsys, file):
     write_papers(tmp_path)
     study = tmp_path / "published/reduced-mnist"
