@@ -177,9 +177,8 @@ def _points(section: Section) -> pd.DataFrame:
 
 
 def _but_eps(section: Section) -> tuple[str, ...]:
-    """Return all that decides the numbers of a section but eps."""
-    evaluation = section.own.filter(regex=r"^evaluation\.").head(1).map(str).to_numpy().tolist()
-    return section.heading.replace(f"eps {section.eps}, ", ""), str(evaluation)
+    """Return all that decides which rows a section has, and their numbers, but eps."""
+    return section.dataset, str(section.own.filter(regex=r"^(profile$|evaluation\.)").head(1).to_numpy().tolist())
 
 
 def _line(row: dict[Any, str], settings: list[str]) -> str:

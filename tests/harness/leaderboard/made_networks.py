@@ -77,6 +77,7 @@ def add_verdicts(directory, verdicts, *, label=3, rho_bound=None, **config):
     errors = {names.STANDARD_ERROR: 0.0, names.ATTACK_ERROR: 0.0, names.CERTIFIED_ERROR: wrong}
     path = add(directory, metrics(**errors | ({names.RHO_BOUND: rho_bound} if rho_bound else {})), **config)
     table = pd.DataFrame({names.INDEX: range(len(verdicts)), names.LABEL: label, names.VERDICT: verdicts})
+    table = table.assign(**{names.STAGE: "none", names.WIDTH: 1.0})
     table.to_parquet(path / folder.VERDICTS)
     return path
 

@@ -110,9 +110,9 @@ def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, pri
     message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
     add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu", warnings=[message])
     add(sweep, metrics(70.0), profile="cpu")
-    add(sweep, failure="no [memory]", model="big", profile="cpu")
+    add(sweep, failure="no [memory]" + 30 * " for it", model="big", profile="cpu")
     lines = printed().splitlines()
-    failed = ("big ibp width=1 seed 0 (", "): failed: no [memory]")
+    failed = ("big ibp width=1 seed 0 (", "): failed: no [memory]" + 30 * " for it")  # whole in a pipe
     for part in ("65.00", "[red]", "not comparable", *failed, "leaderboard.md"):
         assert part in "\n".join(lines)
     (warning,) = [line for line in lines if line.startswith("Warning: ")]  # one line; whole in the files
