@@ -4,7 +4,8 @@
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        training: network, optimiser, epoch: a retry goes on from here and writes later rows again
     saved_epochs.txt     how many epochs the checkpoint has
-    training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
+    training.json        whether steps are compiled, and in which precision, as decided before the first one
+    training_warnings.txt   training: why it is slower than it could be, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
     ranges/              ranges of images that are evaluated so far (harness.storage.ranges); until the end
     weights.safetensors  the final network, parametrisations folded in
@@ -49,7 +50,7 @@ CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
 VERDICTS, RESULT, FAILURE = "verdicts.parquet", "result.json", "failure.json"
 LOG = "log.txt"
 CHOSEN = "chosen.json"
-TRAINING_WARNINGS = "training_warnings.txt"
+TRAINING, TRAINING_WARNINGS = "training.json", "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
 _WRITTEN = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, RESULT, FAILURE)

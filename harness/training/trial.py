@@ -38,9 +38,8 @@ from harness.storage import folder, ranges, training_record
 from harness.storage.files import read_bytes, remove_unfinished, write_atomically
 from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS, Clock
-from harness.training.loop import NonFiniteLossError, Report
+from harness.training.loop import NonFiniteLossError, Report, train
 from harness.training.monitor import parametrisation_metrics
-from harness.training.smaller_batches import describe_smaller_batches, train_within_memory
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +61,8 @@ def train_and_certify(
 
     Args:
         report: called with each epoch's row, then with the numbers of evaluated and of all images, {"evaluated": ...,
-            "images": ...}, before the first range of the evaluation and after each. Before steps are compiled, it is
-            called with {"activity": ...}. An exception that it raises ends the trial.
+            "images": ...}, before the first range of the evaluation and after each. Before and after steps are
+            compiled, it is called with {"activity": ...}. An exception that it raises ends the trial.
         data_dir: as --data-dir.
         save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
         code: the `source_digest()` of the machine that asks for it.
@@ -115,7 +114,7 @@ def _log_and_record_failure(trial_dir: Path) -> Iterator[None]:
         except Exception as error:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
-                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
+                message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
             with suppress(OSError):  # of a full disk, say
                 folder.write_failure(trial_dir, message, getattr(error, "last_finite", None), repeats)
             raise
@@ -138,6 +137,8 @@ def _train_and_evaluate(
     devices = training_record.read_lines(trial_dir / folder.TRAINED_ON)
     if devices not in ([], [environment["device"]]):
         environment["trained_on"] = ", ".join(devices)
+    if (decisions := training_record.read_decisions(trial_dir)) is not None:
+        environment["steps"] = f"{'compiled' if decisions.compile else 'eager'}, {decisions.precision}"
     metrics, messages = _evaluate(record, test, trial_dir, device, environment, network_metrics, report)
     if len(training):
         messages = missing_classes(training.labels.tolist(), "training images", data.info) + messages
@@ -154,7 +155,8 @@ def _train(
             _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
         report(row)
 
-    trained = train_within_memory(trial, images.images, images.labels, trial_dir, device, log_and_report, clock)
+    on_device = images.images.to(device), images.labels.to(device)
+    trained = train(trial, *on_device, trial_dir, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
@@ -208,10 +210,7 @@ def _evaluate(
     metrics, messages = finish_evaluation(trial_dir, ranges_dir, planned, trial, further)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
     metrics[names.EVALUATION_SECONDS] = (metrics[names.EVALUATION_SECONDS] or 0.0) + time.monotonic() - started
-    messages += [
-        *describe_smaller_batches(trial, epochs),
-        *training_record.read_lines(trial_dir / folder.TRAINING_WARNINGS),
-    ]
+    messages += training_record.read_lines(trial_dir / folder.TRAINING_WARNINGS)
     for message in messages:
         _log.debug("warning: %s", message)
     _log.debug("done: certified error %.2f %%", metrics[names.CERTIFIED_ERROR])
