@@ -16,9 +16,9 @@ from harness.storage.folder import TRAINING_WARNINGS
 from harness.storage.training_record import Decisions, add_lines, read_decisions, write_decisions
 from harness.training.compilation import compiler_problem
 
-WORTH_COMPILING = {"cpu": 2_000, "cuda": 10_000}
-"""From how many steps of a training on `compile: auto` compiles, by kind of device. Compiling takes about a minute on a
-CPU, where it saves .01 to .2 s a step, and about two on a GPU, where it saves .01 s (docs/cpu-cost.md, gpu-cost.md)."""
+WORTH_COMPILING = 10_000
+"""From how many steps of a training on `compile: auto` compiles. It saves .01 s a step on a GPU, and as much on a CPU
+if the network is small; compiling takes one to three minutes (docs/gpu-cost.md, docs/cpu-cost.md)."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def decide_steps(trial: Trial, images: int, device: torch.device, trial_dir: Pat
 def _is_compiled(recipe: Recipe, steps: int, device: torch.device, trial_dir: Path) -> bool:
     if recipe.compile != "auto":
         return recipe.compile == "always"
-    if steps < WORTH_COMPILING[device.type]:
+    if steps < WORTH_COMPILING:
         return False
     if (problem := compiler_problem(device.type)) is None:
         return True

@@ -38,17 +38,15 @@ def compiler(monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "device", "steps", "compiled"),
     [
-        ("auto", CPU, WORTH_COMPILING["cpu"], True),
-        ("auto", CPU, WORTH_COMPILING["cpu"] - 1, False),
-        ("auto", GPU, WORTH_COMPILING["cuda"], True),
-        ("auto", GPU, WORTH_COMPILING["cuda"] - 1, False),
+        ("auto", CPU, WORTH_COMPILING, True),
+        ("auto", CPU, WORTH_COMPILING - 1, False),
+        ("auto", GPU, WORTH_COMPILING, True),
+        ("auto", GPU, WORTH_COMPILING - 1, False),
         ("always", CPU, 1, True),
-        ("never", GPU, WORTH_COMPILING["cuda"], False),
+        ("never", GPU, WORTH_COMPILING, False),
     ],
 )
-def test_the_kind_of_device_and_the_number_of_steps_decide(
-    tiny_trial, tmp_path, compiler, mode, device, steps, compiled
-):
+def test_the_recipe_decides_whether_steps_are_compiled(tiny_trial, tmp_path, compiler, mode, device, steps, compiled):
     config = tiny_trial(train={"compile": mode, "epochs": 1, "ramp_epochs": 1})
     assert decide_steps(config, 64 * steps, device, tmp_path).compile == compiled
     assert json.loads((tmp_path / folder.TRAINING).read_text())["compile"] == compiled
@@ -85,7 +83,7 @@ def test_a_machine_that_cannot_continue_a_trial_says_why(tiny_trial, tmp_path, c
 
 def test_a_long_trial_without_a_compiler_is_eager_and_its_result_says_so(tiny_trial, tmp_path, compiler, monkeypatch):
     compiler(NO_COMPILER)
-    monkeypatch.setitem(WORTH_COMPILING, "cpu", 15)
+    monkeypatch.setattr(decisions, "WORTH_COMPILING", 15)
     result = train_and_certify(tiny_trial(width=0.05, train={"compile": "auto"}), tmp_path)
     assert result.warnings == [f"steps are eager, which takes longer: {NO_COMPILER}"]
     assert result.environment["steps"] == "eager, float32"
