@@ -13,6 +13,7 @@ from steppers import Killed, kill
 
 from harness.common import names
 from harness.common.errors import InputError
+from harness.machine.device import count_cores
 from harness.storage import folder, training_record
 from harness.training import decisions, objective, train_and_certify
 from harness.training.compilation import compiler_problem
@@ -152,14 +153,16 @@ BUSY = "while True: pass"
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("mode", ["auto", "always"])
-def test_a_busy_machine_trains_the_same_weights_and_verdicts(tmp_path, tiny_trial, mode):
-    """Byte for byte, with two processes a core that do nothing but compute."""
-    config = tiny_trial(train={"compile": mode, "learning_rate": 5e-3})
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("mode", "network", "options"), [("auto", "cnn5", {}), ("always", "fc", {"hidden": [8]})])
+def test_a_busy_machine_trains_the_same_weights_and_verdicts(tmp_path, tiny_trial, monkeypatch, mode, network, options):
+    """Byte for byte, with a process on each core that does nothing but compute; compiled anew."""
+    config = tiny_trial(network, options=options, train={"compile": mode, "learning_rate": 5e-3})
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "first"))
     train_and_certify(config, tmp_path / "idle")
-    cores = 2 * (torch.get_num_threads() + 1)
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(cores)]
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count_cores())]
     try:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "second"))
         train_and_certify(config, tmp_path / "busy")
     finally:
         for other in others:
