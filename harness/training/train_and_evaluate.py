@@ -158,7 +158,7 @@ def _log_and_record_failure(directory: Path) -> Iterator[None]:
         except Exception as error:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
-                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
+                message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
             with suppress(OSError):  # of a full disk, say
                 folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
             raise
