@@ -1,4 +1,4 @@
-"""Configure all tests: one process a core with one thread each, fixed seeds, tiny trials."""
+"""Configure all tests: one process a core with one thread each, fixed seeds, tiny trainings and evaluations."""
 
 import gc
 import os
@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 
 from cerdeq.equilibrium import certificate
-from harness.config.training import Trial
-from harness.settings import Evaluation, Recipe
+from harness.config.training import Training
+from harness.settings import Evaluation, Radius, Recipe
 
 settings.register_profile("untimed", deadline=None)  # seconds are the machine's
 settings.load_profile("untimed")
@@ -90,29 +90,28 @@ def _cache_perron_vectors():
 
 
 @pytest.fixture(scope="session")
-def tiny_trial():
-    """Return a function that makes a trial of about a second on the digits, with changed fields."""
+def tiny_training():
+    """Return a function that makes a training of about a second on the digits, with changed fields."""
 
-    def make(model: str = "cnn5", **changes) -> Trial:
+    def make(model: str = "cnn5", **changes) -> Training:
         compiled = "always" if torch.cuda.is_available() else "never"
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}
-        train |= {"compile": compiled} | changes.pop("train", {})
-        config = Trial(
-            sweep="tiny",
-            profile="full",
-            dataset="digits",
-            eps="1/32",
-            seed=0,
-            model=model,
-            method="ibp",
-            width=0.05,
-            train_images=320,
-            train=Recipe(**train),
-            evaluation=Evaluation(
-                stages=("ibp", "crown-ibp"), test_images=60, attack_steps=2, attack_restarts=1, batch_size=40
-            ),
+        train |= {"compile": compiled, "eps": Radius("1/32")} | changes.pop("train", {})
+        config = Training(
+            dataset="digits", model=model, method="ibp", width=0.05, train_images=320, train=Recipe(**train), seed=0
         )
         return config.replace(**changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_evaluation():
+    """Return a function that makes an evaluation of 60 of the digits, with changed fields."""
+
+    def make(**changes) -> Evaluation:
+        settings = {"test_images": 60, "attack_steps": 2, "attack_restarts": 1, "batch_size": 40}
+        return Evaluation(**{"eps": Radius("1/32"), "stages": ("ibp", "crown-ibp"), **settings, **changes})
 
     return make
 

@@ -1,5 +1,6 @@
 """A network from config to verdicts, in its folder. Needs neither Ray nor MLflow."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,6 +25,8 @@ from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.train import train
+
+_log = logging.getLogger(__name__)
 
 DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 """Errors of a network or an evaluation itself: it would end with them on any machine."""
@@ -77,8 +80,10 @@ def train_and_evaluate(
             (network_dir / folder.FAILURE).unlink(missing_ok=True)
         free_memory()
         for evaluation in evaluations:
-            directory = folder.begin_evaluation(network_dir, evaluation)
+            directory = folder.evaluation_dir(network_dir, evaluation)
             try:
+                directory.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(directory)
                 with _log_and_record_failure(directory):
                     missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
                 left |= {evaluation.key: missing} if missing else {}
@@ -102,13 +107,17 @@ def _evaluate(
     if leaves_long and is_long:
         return missing
     total, left = len(opened.images), sum(map(len, missing))
+    _log.debug("evaluating %s", evaluation.description)
     report({names.EVALUATED: total - left, names.IMAGES: total})
     with _ranges_removed_if_unsound(opened):
         for images in missing:
             opened.evaluate_range(images)
             left -= len(images)
             report({names.EVALUATED: total - left, names.IMAGES: total})
-    opened.finish()
+        result = opened.finish()
+    for message in result.warnings:
+        _log.debug("warning: %s", message)
+    _log.debug("done: certified error %.2f %%", result.metrics[names.CERTIFIED_ERROR])
     return []
 
 

@@ -40,12 +40,12 @@ def write(directory, content, name="study.yaml"):
 
 
 def load_sweep(path, profile, has_gpu, assignments=()):
-    """The trials of a sweep file on registered data."""
+    """The study of a sweep file on registered data."""
     return expand_file(read_file(path, profile, lambda: has_gpu, assignments))
 
 
-def trials_of(tmp_path, content, profile="full", has_gpu=True):
-    return load_sweep(write(tmp_path, content), profile, has_gpu).trials
+def trainings_of(tmp_path, content, profile="full", has_gpu=True):
+    return load_sweep(write(tmp_path, content), profile, has_gpu).trainings
 
 
 def refusal(directory, content, profile="full", assignments=()):
