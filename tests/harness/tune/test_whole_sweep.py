@@ -24,16 +24,9 @@ def test_every_trial_ends_with_its_files_its_run_and_a_row_in_the_tables(finishe
     assert {path.name for path in finished.root.iterdir()} == {"sweep.yaml", "results", *STORE}, "nothing lies about"
     (artifacts,) = {run.info.artifact_uri.rpartition("/mlruns/")[0] for run in finished.runs.values()}
     assert artifacts == str(finished.root)
-    expected = {
-        folder.LOG,
-        folder.TRIAL,
-        folder.EPOCHS,
-        folder.CHECKPOINT,
-        folder.SAVED_EPOCHS,
-        folder.WEIGHTS,
-        "mlflow.json",
-    }
-    expected |= {folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT, folder.TRAINING, folder.TRAINED_ON}
+    expected = {folder.LOG, folder.TRIAL, folder.EPOCHS, folder.CHECKPOINT, folder.SAVED_EPOCHS, folder.WEIGHTS}
+    expected |= {folder.TRAINING, folder.TRAINED_ON, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
+    expected |= {"mlflow.json"}
     for trial_dir in finished.trial_dirs.values():
         assert {path.name for path in trial_dir.iterdir()} == expected
 
