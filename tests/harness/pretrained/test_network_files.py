@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx_writer import export_onnx
 from safetensors.torch import save_file
-from small_sweep import changed, load_sweep, refusal, trials_of, write
+from small_sweep import changed, load_sweep, refusal, trainings_of, write
 
 from baselines import build
 from cerdeq.equilibrium import fold
@@ -82,38 +82,38 @@ def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
     data = tmp_path / "net.onnx.data"
     expected = bytes(data.read_bytes())
     data.write_bytes(bytes(len(expected)))
-    assert trials_of(tmp_path, content(**keys))[0].checkpoint.sha256 != trial.checkpoint.sha256
+    assert trainings_of(tmp_path, content(**keys))[0].checkpoint.sha256 != trial.checkpoint.sha256
     data.write_bytes(expected)
     weights = read_weights(copy, trial)
     assert all(torch.equal(weights[name], own[name]) for name in own)
 
 
 def test_a_trial_has_the_file_s_digest_and_one_seed(tmp_path, saved):
-    (trial,) = trials_of(tmp_path, content(source=SOURCE))
+    (trial,) = trainings_of(tmp_path, content(source=SOURCE))
     assert (trial.method, trial.epochs, trial.seed) == ("trained elsewhere", 0, 0)
     assert (trial.checkpoint.file, trial.checkpoint.sha256) == ("net.pt", digest_of((tmp_path / "net.pt").read_bytes()))
     assert (trial.source.method, trial.source.certified_accuracy) == ("Box", 80)
     assert_same(read(tmp_path, content()), saved)
     trained = {"model": "cnn5", "method": "ibp"}
     mixed = changed(("trials", [content()["trials"][0], trained]), ("seeds", [3, 4]))
-    assert [(t.model, t.seed) for t in trials_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
+    assert [(t.model, t.seed) for t in trainings_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
 
 
 def test_the_recipe_of_other_trials_does_not_change_it(tmp_path, saved):
-    (alone,) = trials_of(tmp_path, content())
+    (alone,) = trainings_of(tmp_path, content())
     entries = [content()["trials"][0], {"model": "cnn5", "method": "ibp"}]
-    beside = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77)))[0]
+    beside = trainings_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77)))[0]
     assert beside == alone
 
 
 def test_another_file_is_another_trial_and_another_folder_is_not(tmp_path, saved):
-    (first,) = trials_of(tmp_path, content())
+    (first,) = trainings_of(tmp_path, content())
     (tmp_path / "below").mkdir()
     os.rename(tmp_path / "net.pt", tmp_path / "below/net.pt")
-    (moved,) = trials_of(tmp_path, content(checkpoint="below/net.pt"))
+    (moved,) = trainings_of(tmp_path, content(checkpoint="below/net.pt"))
     assert moved == first
     torch.save(state(), tmp_path / "net.pt")
-    assert trials_of(tmp_path, content())[0] != first
+    assert trainings_of(tmp_path, content())[0] != first
 
 
 def test_safetensors_prefixes_nested_mappings_and_normalisation(tmp_path, saved):
@@ -316,7 +316,7 @@ def test_lists_of_files_and_sources_advance_together(tmp_path, saved):
     keys = {"file": ["net.pt", "other.pt"], "mean": [0.5], "std": [0.5], "ignore": []}
     source = {"paper": "Someone", "method": ["Box", "Zono"], "certified_accuracy": [80, None]}
     zipped = ["checkpoint.file", "source.method", "source.certified_accuracy"]
-    trials = trials_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
+    trials = trainings_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
     found = [(t.checkpoint.file, t.source.method, t.source.certified_accuracy) for t in trials]
     assert found == [("net.pt", "Box", 80), ("other.pt", "Zono", None)]
 
