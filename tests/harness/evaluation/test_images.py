@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from harness.training.trial import split_images
+from harness.tune.certify_plan import Certification, EvaluationChanges, change_evaluation
 
 from harness.checker.verdicts import evaluated_images
 from harness.data import load
 from harness.storage.folder import make_trial
-from harness.training.trial import split_images
-from harness.tune.certify_plan import Certification, EvaluationChanges, change_evaluation
 
 TRIAL, CERTIFICATION = Path("trials/key"), Path("trials/key/certified/name")
 
