@@ -151,7 +151,7 @@ def _run_sweep_file(
     plan = PlannedSweep.of(sweep, data, sweep_dir, options.only)
     states = plan.select(found)
     unfinished = [plan.records[trial_dir] for trial_dir, each in states.items() if each.state is not State.FINISHED]
-    for warning in [*sweep.warnings, *describe_unreadable(record.config for record in unfinished)]:
+    for warning in [*sweep.warnings, *data.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
     print_header(plan, states, gpu, options.profile, console)
     if options.dry_run:

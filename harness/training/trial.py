@@ -141,7 +141,7 @@ def _train_and_evaluate(
     metrics, messages = _evaluate(record, test, trial_dir, device, environment, network_metrics, report)
     if len(training):
         messages = missing_classes(training.labels.tolist(), "training images", data.info) + messages
-    return folder.TrialResult(record.key, metrics, environment, data.summary(), messages)
+    return folder.TrialResult(record.key, metrics, environment, data.summary(), [*data.warnings, *messages])
 
 
 def _train(
