@@ -62,7 +62,8 @@ def train(
         environment["steps"] = f"{'compiled' if decisions.compile else 'eager'}, {decisions.precision}"
     epochs = training_record.read_epochs(network_dir)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
-    warnings = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
+    missing = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
+    warnings = [*data.warnings, *missing]
     warnings += training_record.read_lines(network_dir / folder.TRAINING_WARNINGS)
     for message in warnings:
         _log.debug("warning: %s", message)

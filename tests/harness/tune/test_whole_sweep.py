@@ -39,7 +39,7 @@ def test_what_is_printed_names_trials_tables_and_mlflow_and_nothing_of_ray(finis
     assert "leaderboard.md" in finished.out
     command, link, _, _, page = finished.out.splitlines()[-5:]
     assert page == str(finished.directory / "report.html")
-    assert command == f"uv run mlflow ui --backend-store-uri {finished.store}"
+    assert command.endswith(f" uv run mlflow ui --workers 1 --backend-store-uri {finished.store}")
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
