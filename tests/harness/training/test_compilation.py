@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import Killed, kill, stepper_of
+from steppers import Killed, kill, stepper_of, train_network
 
 from harness.common import names
 from harness.storage import folder, training_record
-from harness.training import loop, objective, train_and_certify
+from harness.training import loop, objective
 from harness.training.compilation import WORTH_COMPILING, choose_compilation
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -36,20 +36,20 @@ def test_steps_are_compiled_if_that_gains_time_or_earlier_epochs_were(mode, devi
     assert choose_compilation(mode, device, before, eager_seconds)[0] == compiled
 
 
-def test_steps_are_eager_if_compiling_does_not_work(tiny_trial, tmp_path, monkeypatch):
+def test_steps_are_eager_if_compiling_does_not_work(tiny_training, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no C++ compiler\nand much more")
 
     monkeypatch.setattr(objective, "compiled_loss", lambda loss: fail)
-    result = train_and_certify(tiny_trial(width=0.05, train={"compile": "always"}), tmp_path)
+    result = train_network(tiny_training(width=0.05, train={"compile": "always"}), tmp_path)
     assert result.warnings == ["compiled steps given up: RuntimeError: no C++ compiler and much more"]
     assert [row[names.TRAIN_COMPILED] for row in training_record.read_epochs(tmp_path)[1:]] == [0.0] * 3
 
 
-def test_timing_steps_changes_nothing(tiny_trial):
+def test_timing_steps_changes_nothing(tiny_training):
     """With everything that has a state: an average, batch norm, an equilibrium's schedule, random attacks."""
     options = {"margin": 0.2, "margin_start": 0.8}
-    stepper = stepper_of(tiny_trial("cerdeq", method="sabr", options=options, train={"ema_decay": 0.9}))
+    stepper = stepper_of(tiny_training("cerdeq", method="sabr", options=options, train={"ema_decay": 0.9}))
     before = [{key: value.clone() for key, value in network.state_dict().items()} for network in stepper.networks]
     generator = torch.get_rng_state()
     assert loop.seconds_per_step(stepper) > 0
@@ -60,15 +60,15 @@ def test_timing_steps_changes_nothing(tiny_trial):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("method", ["plain", pytest.param("ibp", marks=pytest.mark.slow)])  # with thrice the kernels
-def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_trial, method):
+def test_a_compiled_trial_is_repeated_and_resumed_to_the_same_bits(tmp_path, tiny_training, method):
     """By Inductor itself, on a CPU."""
-    config = tiny_trial("fc", options={"hidden": [8]}, method=method, train={"compile": "always"})
-    train_and_certify(config, directory=tmp_path / "uninterrupted")
+    config = tiny_training("fc", options={"hidden": [8]}, method=method, train={"compile": "always"})
+    train_network(config, tmp_path / "uninterrupted")
     with pytest.raises(Killed):
-        train_and_certify(config, directory=tmp_path / "interrupted", report=kill, save_seconds=0)
+        train_network(config, tmp_path / "interrupted", kill, save_seconds=0)
     assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
-    train_and_certify(config, directory=tmp_path / "interrupted")
-    train_and_certify(tiny_trial("fc", options={"hidden": [8]}, method=method), directory=tmp_path / "eager")
+    train_network(config, tmp_path / "interrupted")
+    train_network(tiny_training("fc", options={"hidden": [8]}, method=method), tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
     uninterrupted, resumed, eager = (load_file(tmp_path / way / folder.WEIGHTS) for way in ways)
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)

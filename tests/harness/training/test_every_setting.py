@@ -82,12 +82,12 @@ def trained(tmp_path_factory):
     return train_once
 
 
-def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
+def base(tiny_training, method="mtl-ibp", model="cerdeq"):
     """A small trial in which every setting of TRAINED has something to change."""
     few = {"iterations": 3, "backward_iterations": 2, "early_iterations": 1}
     options = few if model == "cerdeq" else {}
     attack = {"attack_steps": 1} if "attack_steps" in method_options(method) else {}
-    return tiny_trial(
+    return tiny_training(
         model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10", width=0.05
     )
 
@@ -108,20 +108,20 @@ def test_every_setting_stands_in_a_table():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_setting_changes_what_is_trained(tiny_trial, trained, name):
-    config = base(tiny_trial, model="cerdeq" if name in ("model", "options") else "cnn5")
+def test_a_setting_changes_what_is_trained(tiny_training, trained, name):
+    config = base(tiny_training, model="cerdeq" if name in ("model", "options") else "cnn5")
     one, other = trained(config), trained(changed(config, name, TRAINED[name]))
     assert one.shape != other.shape or not torch.equal(one, other)
 
 
-def test_the_same_trial_is_trained_to_the_same_network(tiny_trial, trained):
+def test_the_same_trial_is_trained_to_the_same_network(tiny_training, trained):
     """Else the tests here could not fail."""
-    config = base(tiny_trial)
+    config = base(tiny_training)
     assert torch.equal(trained(config), trained(config.replace(sweep="another")))
 
 
-def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):
-    config, network = tiny_trial(eps="1/100"), build("cnn5", "digits", 0.1).eval().double()
+def test_a_setting_changes_how_a_network_is_evaluated(tiny_training):
+    config, network = tiny_training(eps="1/100"), build("cnn5", "digits", 0.1).eval().double()
     images = load("digits").test.images[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
@@ -143,7 +143,7 @@ def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):
         if not (case[0] == "plain" and case[1].startswith("kappa"))  # it adds the same loss up in two parts and rounds
     ],
 )
-def test_what_a_method_ignores_changes_nothing(tiny_trial, trained, method, name):
-    config = base(tiny_trial, method, "cnn5")
+def test_what_a_method_ignores_changes_nothing(tiny_training, trained, method, name):
+    config = base(tiny_training, method, "cnn5")
     other = changed(config, f"train.{name}", OTHER_VALUES[f"train.{name}"])
     assert torch.equal(trained(config), trained(other))

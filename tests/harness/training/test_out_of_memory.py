@@ -1,13 +1,12 @@
-"""Where memory runs out a trial goes on from its checkpoint, each part of a batch divided, and its result says so."""
+"""Where memory runs out a training goes on from its checkpoint, each part of a batch divided, and its result says so."""
 
 import pytest
 import torch
-from steppers import Killed, kill
+from steppers import Killed, kill, train_network
 
 from cerdeq.errors import is_out_of_memory
 from harness.common import names
 from harness.storage import folder, training_record
-from harness.training import train_and_certify
 from harness.training.step import Stepper
 
 
@@ -28,46 +27,46 @@ def memory_for(monkeypatch):
     return limit
 
 
-def accumulated(trial_dir):
-    return [row.get(names.TRAIN_ACCUMULATE) for row in training_record.read_epochs(trial_dir)]
+def accumulated(network_dir):
+    return [row.get(names.TRAIN_ACCUMULATE) for row in training_record.read_epochs(network_dir)]
 
 
-def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_trial, tmp_path, memory_for):
+def test_each_part_of_a_batch_is_divided_from_the_checkpoint_on(tiny_training, tmp_path, memory_for):
     """Five steps an epoch: memory runs out in the second one. The rows say that the first is not trained again."""
-    config, rows = tiny_trial(width=0.05, train={"compile": "never"}), []
+    config, rows = tiny_training(width=0.05, train={"compile": "never"}), []
     memory_for(2, after=7)
-    result = train_and_certify(config, tmp_path, rows.append, save_seconds=0)
+    result = train_network(config, tmp_path, rows.append, save_seconds=0)
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
     assert accumulated(tmp_path) == [None, None, 2, 2]
     assert result.warnings == ["accumulate 2 instead of 1 after running out of memory"]
-    assert folder.read_trial(tmp_path / folder.TRIAL).config == config
+    assert folder.read_training(tmp_path / folder.TRAINING).config == config
     assert folder.read_failure(tmp_path) is None
 
 
-def test_a_restart_keeps_to_the_divided_batches(tiny_trial, tmp_path, memory_for):
-    config = tiny_trial(width=0.05, train={"accumulate": 2, "compile": "never"})
+def test_a_restart_keeps_to_the_divided_batches(tiny_training, tmp_path, memory_for):
+    config = tiny_training(width=0.05, train={"accumulate": 2, "compile": "never"})
     memory_for(4)
     with pytest.raises(Killed):
-        train_and_certify(config, tmp_path, kill, save_seconds=0)
+        train_network(config, tmp_path, kill, save_seconds=0)
     memory_for(1)
-    result = train_and_certify(config, tmp_path)
+    result = train_network(config, tmp_path)
     assert accumulated(tmp_path) == [None, 4, 4, 4]
     assert result.warnings == ["accumulate 4 instead of 2 after running out of memory"]
 
 
 @pytest.mark.parametrize("train", [{}, {"accumulate": 32}], ids=["still too large", "cannot be divided"])
-def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_trial, tmp_path, memory_for, train):
+def test_memory_that_runs_out_all_the_same_is_a_failure(tiny_training, tmp_path, memory_for, train):
     memory_for(1000)
     with pytest.raises(torch.OutOfMemoryError):
-        train_and_certify(tiny_trial(width=0.05, train=train | {"compile": "never"}), tmp_path)
+        train_network(tiny_training(width=0.05, train=train | {"compile": "never"}), tmp_path)
     message = "out of memory; on a GPU, raise resources.gpu: OutOfMemoryError: CUDA out of memory"
     assert folder.read_failure(tmp_path).error == message
 
 
-def test_another_error_is_not_tried_again(tiny_trial, tmp_path, memory_for):
+def test_another_error_is_not_tried_again(tiny_training, tmp_path, memory_for):
     memory_for(2, error=lambda _: RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal"):
-        train_and_certify(tiny_trial(width=0.05, train={"compile": "never"}), tmp_path)
+        train_network(tiny_training(width=0.05, train={"compile": "never"}), tmp_path)
 
 
 def wrapped_error():

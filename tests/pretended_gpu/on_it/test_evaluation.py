@@ -36,12 +36,12 @@ MOST_WAITS = {  # synchronisations for a batch
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_trial):
+def trained(tiny_training):
     """A function of a network's name to its trial, itself, images, and its own predictions of them as labels."""
 
     @functools.cache
     def make(name):
-        config = tiny_trial(name, eps=EPS[name], width=0.1)
+        config = tiny_training(name, eps=EPS[name], width=0.1)
         settings = config.evaluation.replace(
             stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
         )

@@ -23,9 +23,9 @@ def run_on_gpu(config, directory, *arguments, **named):
     ("network", "options"),
     [("conv", {}), pytest.param("cerdeq", {"iterations": 5, "backward_iterations": 5}, marks=pytest.mark.slow)],
 )
-def test_a_trial_ends_as_on_a_cpu(tiny_trial, tmp_path, monkeypatch, network, options):
+def test_a_trial_ends_as_on_a_cpu(tiny_training, tmp_path, monkeypatch, network, options):
     settings = {**NOT_COMPILED, "precision": "float32", "epochs": 2, "ramp_epochs": 1}
-    config = tiny_trial(network, width=0.05, train_images=128, options=options, train=settings)
+    config = tiny_training(network, width=0.05, train_images=128, options=options, train=settings)
     result = run_on_gpu(config, tmp_path / "gpu")
     monkeypatch.setattr(trial_module, "best_device", lambda: torch.device("cpu"))
     expected = train_and_certify(config, tmp_path / "cpu")
