@@ -65,8 +65,8 @@ def test_an_option_of_no_command_is_only_unrecognized(capsys):
 
 def test_a_command_whose_output_nobody_reads_ends_quietly(tmp_path):
     sweep = tmp_path / "sweep"
-    (sweep / "trials/0").mkdir(parents=True)
-    (sweep / "trials/0/trial.json").touch()
+    (sweep / "networks/0").mkdir(parents=True)
+    (sweep / "networks/0/training.json").touch()
     command = [sys.executable, "-m", "harness.tables", str(sweep), "--status"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -79,12 +79,12 @@ def test_a_user_without_a_home_gets_one(monkeypatch, tmp_path, capsys):
     with pytest.raises(RuntimeError, match="home"):
         Path.home()
     assert entry.main(["tables", str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err and Path.home() == Path("/")
+    assert "holds no networks" in capsys.readouterr().err and Path.home() == Path("/")
 
 
 def test_a_command_runs_by_its_name(tmp_path, capsys):
     assert entry.main(["tables", str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err
+    assert "holds no networks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

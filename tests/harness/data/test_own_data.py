@@ -145,14 +145,15 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
     shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
     assert f"own: {name}, eps 1/100" in out and "data: 18 training and 9 test images from" in out and shown in out
-    (trial_dir,) = folder.trial_folders(directory)
-    trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
-    assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
+    (network_dir,) = folder.network_folders(directory)
+    (evaluation_dir,) = folder.evaluation_folders(network_dir)
+    record, result = folder.read_training(network_dir / folder.TRAINING), folder.read_result(evaluation_dir)
+    assert result.data["fingerprint"] == record.fingerprint and result.data["class_names"] == list(classes)
     np.testing.assert_allclose(result.data["std"], std, atol=1e-4)
     assert f"{name}, eps 1/100" in (directory / "leaderboard.md").read_text()
     data_dir = [] if write is signs else ["--data-dir", str(tmp_path / "files")]
     assert main("recheck", [str(directory), *data_dir]) == 0
-    model = harness.load(trial_dir)
+    model = harness.load(network_dir)
     assert model.normalize.mean.flatten().tolist() == pytest.approx(mean, abs=1e-6)
 
 
@@ -216,15 +217,17 @@ def test_the_fingerprint_and_the_key_are_of_the_content_and_not_of_path_or_file_
     assert load(source.relative_to(tmp_path)).fingerprint != first.fingerprint
 
 
-def test_a_moved_folder_is_found_again_by_the_same_trial(tmp_path):
+def test_a_moved_folder_is_found_again_by_the_same_network(tmp_path):
     (tmp_path / "old").mkdir()
     directory = run(tmp_path / "old", folders(tmp_path / "old"))
-    (trial_dir,) = folder.trial_folders(directory)
+    (network_dir,) = folder.network_folders(directory)
     (tmp_path / "old").rename(tmp_path / "new")
     run(tmp_path / "new", {"folder": "my_images"})
-    (again,) = folder.trial_folders(tmp_path / "new" / "results" / "own")
-    assert again.name == trial_dir.name
-    assert folder.read_trial(again / folder.TRIAL).config.data_source.folder == str(tmp_path / "new" / "my_images")
+    (again,) = folder.network_folders(tmp_path / "new" / "results" / "own")
+    assert again.name == network_dir.name
+    assert folder.read_training(again / folder.TRAINING).config.data_source.folder == str(
+        tmp_path / "new" / "my_images"
+    )
 
 
 def test_one_folder_is_split_by_a_fixed_draw_and_mixed_before_a_share_is_taken(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx_writer import export_onnx
 from safetensors.torch import save_file
-from small_sweep import changed, load_sweep, refusal, trials_of, write
+from small_sweep import changed, load_sweep, refusal, trainings_of, write
 
 from baselines import build
 from cerdeq.equilibrium import fold
@@ -36,10 +36,10 @@ def content(*changes, model="conv", checkpoint="net.pt", **keys):
 
 
 def read(directory, sweep):
-    """The weights of the sweep's only trial."""
+    """The weights of the sweep's only network."""
     loaded = load_sweep(write(directory, sweep), "full", True)
-    (trial,) = loaded.trials
-    return read_weights(loaded.checkpoints[trial.checkpoint.sha256], trial)
+    (training,) = loaded.trainings
+    return read_weights(loaded.checkpoints[training.checkpoint.sha256], training)
 
 
 @pytest.fixture
@@ -69,51 +69,54 @@ def test_an_onnx_file_is_a_checkpoint_of_its_own_network(tmp_path):
 
 
 def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
-    """The copy in a trial's folder once lacked them, though the sweep was accepted."""
+    """The copy in a network's folder once lacked them, though the sweep was accepted."""
     path, copy = tmp_path / "net.onnx", tmp_path / "copy" / "source.checkpoint"
     export_onnx(build("conv", "digits", WIDTH)[1:].eval(), path, (1, 8, 8))
     keys = {"model": "onnx", "width": 1, "options": {"file": str(path)}, "checkpoint": "net.onnx"}
     own = read(tmp_path, content(**keys))
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
     loaded = load_sweep(write(tmp_path, content(**keys)), "full", True)
-    (trial,) = loaded.trials
-    copy_network_file(trial.checkpoint, loaded.checkpoints[trial.checkpoint.sha256], copy)
-    assert digest_of(copy.read_bytes()) == trial.checkpoint.sha256
+    (training,) = loaded.trainings
+    copy_network_file(training.checkpoint, loaded.checkpoints[training.checkpoint.sha256], copy)
+    assert digest_of(copy.read_bytes()) == training.checkpoint.sha256
     data = tmp_path / "net.onnx.data"
     expected = bytes(data.read_bytes())
     data.write_bytes(bytes(len(expected)))
-    assert trials_of(tmp_path, content(**keys))[0].checkpoint.sha256 != trial.checkpoint.sha256
+    assert trainings_of(tmp_path, content(**keys))[0].checkpoint.sha256 != training.checkpoint.sha256
     data.write_bytes(expected)
-    weights = read_weights(copy, trial)
+    weights = read_weights(copy, training)
     assert all(torch.equal(weights[name], own[name]) for name in own)
 
 
-def test_a_trial_has_the_file_s_digest_and_one_seed(tmp_path, saved):
-    (trial,) = trials_of(tmp_path, content(source=SOURCE))
-    assert (trial.method, trial.epochs, trial.seed) == ("trained elsewhere", 0, 0)
-    assert (trial.checkpoint.file, trial.checkpoint.sha256) == ("net.pt", digest_of((tmp_path / "net.pt").read_bytes()))
-    assert (trial.source.method, trial.source.certified_accuracy) == ("Box", 80)
+def test_a_network_has_the_file_s_digest_and_one_seed(tmp_path, saved):
+    (training,) = trainings_of(tmp_path, content(source=SOURCE))
+    assert (training.method, training.epochs, training.seed, training.train.eps) == ("trained elsewhere", 0, 0, None)
+    file = training.checkpoint
+    assert (file.file, file.sha256) == ("net.pt", digest_of((tmp_path / "net.pt").read_bytes()))
+    assert (training.source.method, training.source.certified_accuracy) == ("Box", 80)
     assert_same(read(tmp_path, content()), saved)
     trained = {"model": "cnn5", "method": "ibp"}
     mixed = changed(("trials", [content()["trials"][0], trained]), ("seeds", [3, 4]))
-    assert [(t.model, t.seed) for t in trials_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
+    assert [(t.model, t.seed) for t in trainings_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
 
 
-def test_the_recipe_of_other_trials_does_not_change_it(tmp_path, saved):
-    (alone,) = trials_of(tmp_path, content())
+def test_neither_the_recipe_of_others_nor_the_radius_changes_it(tmp_path, saved):
+    (alone,) = trainings_of(tmp_path, content())
     entries = [content()["trials"][0], {"model": "cnn5", "method": "ibp"}]
-    beside = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77)))[0]
-    assert beside == alone
+    beside = trainings_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77), ("eps", "1/9")))[
+        0
+    ]
+    assert beside == alone and beside.key("data") == alone.key("data")
 
 
-def test_another_file_is_another_trial_and_another_folder_is_not(tmp_path, saved):
-    (first,) = trials_of(tmp_path, content())
+def test_another_file_is_another_network_and_another_folder_is_not(tmp_path, saved):
+    (first,) = trainings_of(tmp_path, content())
     (tmp_path / "below").mkdir()
     os.rename(tmp_path / "net.pt", tmp_path / "below/net.pt")
-    (moved,) = trials_of(tmp_path, content(checkpoint="below/net.pt"))
+    (moved,) = trainings_of(tmp_path, content(checkpoint="below/net.pt"))
     assert moved == first
     torch.save(state(), tmp_path / "net.pt")
-    assert trials_of(tmp_path, content())[0] != first
+    assert trainings_of(tmp_path, content())[0] != first
 
 
 def test_safetensors_prefixes_nested_mappings_and_normalisation(tmp_path, saved):
@@ -316,8 +319,8 @@ def test_lists_of_files_and_sources_advance_together(tmp_path, saved):
     keys = {"file": ["net.pt", "other.pt"], "mean": [0.5], "std": [0.5], "ignore": []}
     source = {"paper": "Someone", "method": ["Box", "Zono"], "certified_accuracy": [80, None]}
     zipped = ["checkpoint.file", "source.method", "source.certified_accuracy"]
-    trials = trials_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
-    found = [(t.checkpoint.file, t.source.method, t.source.certified_accuracy) for t in trials]
+    trainings = trainings_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
+    found = [(t.checkpoint.file, t.source.method, t.source.certified_accuracy) for t in trainings]
     assert found == [("net.pt", "Box", 80), ("other.pt", "Zono", None)]
 
 

@@ -4,13 +4,13 @@ import io
 import re
 
 import pytest
+from harness.tune.run_sweep import SweepListener
 from rich.console import Console
 
 from harness.common import names
 from harness.storage import folder, training_record
 from harness.tune.items import Item
 from harness.tune.progress import Bars, Progress
-from harness.tune.run_sweep import SweepListener
 
 ROW = {
     names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4,

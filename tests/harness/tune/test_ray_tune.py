@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from harness.tune.run_sweep import train_item
 
 from harness.common import names
 from harness.common.errors import SettingError
@@ -25,7 +26,6 @@ from harness.tune import ray_connection, ray_tune
 from harness.tune.items import Item, Listener
 from harness.tune.machines import RayOptions
 from harness.tune.ray_connection import ray
-from harness.tune.run_sweep import train_item
 
 PROBE = "probe.json"
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from harness.tune.run_sweep import RunOptions
 from processes import wait_for
 from rich.console import Console
 from small_sweep import load_sweep
@@ -18,7 +19,6 @@ from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 from harness.tune.machines import RayOptions
 from harness.tune.run_search import JOURNAL, Search, load_studies
-from harness.tune.run_sweep import RunOptions
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},

@@ -6,6 +6,7 @@ import signal
 
 import pandas as pd
 import pytest
+from harness.tune.run_sweep import SweepListener
 from safetensors.torch import load_file
 
 from harness.command_line import FAILED, OK, TERMINATED, main
@@ -14,7 +15,6 @@ from harness.data import load
 from harness.storage import files, folder, ranges, training_record
 from harness.storage.folder import make_trial, trial_json
 from harness.training import train_and_certify
-from harness.tune.run_sweep import SweepListener
 
 
 @pytest.fixture
