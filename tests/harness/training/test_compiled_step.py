@@ -88,7 +88,9 @@ def test_the_compiled_loss_takes_the_same_steps(tiny_training, model, method, op
 @pytest.mark.parametrize("method", ["taps", pytest.param("staps", marks=pytest.mark.slow)])
 def test_the_compiled_loss_on_latent_points_takes_the_same_steps(tiny_training, method):
     """Once eps has grown: before that, IBP or SABR trains."""
-    assert_compiled_steps_are_eager_ones(tiny_training("fc", method=method, options=FEW["fc"], width=1.0), 2, "eager", 4)
+    assert_compiled_steps_are_eager_ones(
+        tiny_training("fc", method=method, options=FEW["fc"], width=1.0), 2, "eager", 4
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,11 @@ def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, t
     """Random starts of attacks and averages included."""
     options = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
     small = {"width": 0.05, "train_images": 128, "options": options, "method_options": {"attack_steps": 2}}
-    config, broken, rows = tiny_training(model, method=method, train={"ema_decay": 0.9}, **small), tmp_path / "broken", []
+    config, broken, rows = (
+        tiny_training(model, method=method, train={"ema_decay": 0.9}, **small),
+        tmp_path / "broken",
+        [],
+    )
     with pytest.raises(Killed):
         train_network(config, broken, kill, save_seconds=0)
     half_written = broken / f".{folder.EPOCHS}.1.tmp"
@@ -70,7 +74,9 @@ DEATHS = {0: 1, 1: 2, "write_epoch": 2, "checkpoint.save": 2, 2: 2}
 
 
 @pytest.mark.parametrize("where", DEATHS)
-def test_a_training_that_was_killed_anywhere_has_every_row_once(where, tiny_training, whole_network, tmp_path, monkeypatch):
+def test_a_training_that_was_killed_anywhere_has_every_row_once(
+    where, tiny_training, whole_network, tmp_path, monkeypatch
+):
     """Checkpoint and row of an epoch are two files. At epoch 2 the only checkpoint is that of epoch 1."""
     if where == 2:
         due = checkpoint.Clock, "is_save_due", lambda clock: len(training_record.read_epochs(tmp_path)) == 2
@@ -141,7 +147,9 @@ def killed_network(tiny_training, tmp_path_factory):
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_training_starts_again_if_its_checkpoint_is_damaged(killed_network, whole_network, tiny_training, tmp_path, spoil):
+def test_training_starts_again_if_its_checkpoint_is_damaged(
+    killed_network, whole_network, tiny_training, tmp_path, spoil
+):
     """Which is logged; the end is the very same."""
     network_dir = shutil.copytree(killed_network, tmp_path / "network")
     spoil(network_dir / folder.CHECKPOINT)

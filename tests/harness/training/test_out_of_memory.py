@@ -1,4 +1,4 @@
-"""Where memory runs out a training goes on from its checkpoint, each part of a batch divided, and its result says so."""
+"""Where memory runs out, training goes on from its checkpoint, each part of a batch divided, and the result says so."""
 
 import pytest
 import torch

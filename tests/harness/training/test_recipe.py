@@ -59,7 +59,8 @@ def test_the_tightness_regulariser_sees_the_radius_of_the_normalised_input(tiny_
 @pytest.mark.parametrize("method", ["mtl-ibp", pytest.param("sabr", marks=pytest.mark.slow)])
 def test_kappa_mixes_the_clean_cross_entropy_in(tiny_training, method):
     robust, natural, mixed = (
-        loss_of(tiny_training(method=method, train={"kappa": kappa, "regularisation": 0.0})) for kappa in (0.0, 1.0, 0.2)
+        loss_of(tiny_training(method=method, train={"kappa": kappa, "regularisation": 0.0}))
+        for kappa in (0.0, 1.0, 0.2)
     )
     clean = loss_of(tiny_training(method="plain", train={"regularisation": 0.0}))
     assert natural == pytest.approx(clean, rel=1e-5)

@@ -1,13 +1,13 @@
-"""An optimisation that fails on a GPU is given up by name, and a trial trains without it; memory that runs out is
+"""An optimisation that fails on a GPU is given up by name, and training goes on without it; memory that runs out is
 another matter: batches are divided. All kernels do nothing here, so that values are emulated where they are read."""
 
 import pytest
 import torch
 from controls import counted, failing
-from steppers import stepper_of, take_steps
+from steppers import stepper_of, take_steps, train_network
 from values import Values
 
-from harness.training import objective, train_and_certify
+from harness.training import objective
 from harness.training.capture import CapturedStep
 from harness.training.step import Stepper, is_out_of_memory
 
@@ -111,7 +111,7 @@ def test_memory_that_runs_out_in_a_step_is_no_reason_to_give_up_an_optimisation(
     assert stepper.failed_optimisations == []
 
 
-def test_a_trial_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_training, tmp_path, monkeypatch):
+def test_a_training_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_training, tmp_path, monkeypatch):
     capture = CapturedStep.__init__
 
     def too_large(captured, step, choices, stream):
@@ -121,5 +121,5 @@ def test_a_trial_whose_graph_does_not_fit_goes_on_in_smaller_parts(tiny_training
     monkeypatch.setattr(CapturedStep, "__init__", too_large)
     with Values():
         config = tiny_training("conv", train_images=128, train=NOT_COMPILED | {"epochs": 1, "ramp_epochs": 1})
-        result = train_and_certify(config, tmp_path)
+        result = train_network(config, tmp_path)
     assert "accumulate 2 instead of 1 after running out of memory" in result.warnings
