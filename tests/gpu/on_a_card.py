@@ -81,7 +81,7 @@ def machine(card: Card) -> None:
 
 
 def shares(card: Card) -> None:
-    """Let four trials share the card, then two; each must end with a table and with runs in MLflow."""
+    """Let four networks share the card, then two; each must end with a table and with runs in MLflow."""
     card.run(*card.sweep("shares-4", *QUICKSTART, "--set", "resources.gpu=0.25"))
     card.run(*card.sweep("shares-2", *QUICKSTART, "--set", "resources.gpu=0.5", "--only", "cnn7 *"))
 
@@ -104,7 +104,7 @@ def killed_driver(card: Card) -> None:
 
 
 def no_memory(card: Card) -> None:
-    """Give a trial too little memory: it must fail and say so. With more, and batches in two parts, it must end."""
+    """Give a network too little memory: it must fail and say so. With more, and batches in two parts, it must end."""
     code = "import torch; print(torch.cuda.get_device_properties(0).total_memory)"
     total = int(subprocess.check_output([sys.executable, "-c", code], timeout=card.part_end - time.monotonic()))
     for size, parts in ((TOO_SMALL, 1), (FOR_HALF, 2)):  # of a share this small, half is for tensors
@@ -135,10 +135,10 @@ def rows(card: Card) -> None:
 
 
 def _start_epochs(card: Card) -> subprocess.Popen[bytes]:
-    """Start the sweep LONG, and return it once a trial has two epochs, it ends, or the part's time does."""
+    """Start the sweep LONG, and return it once a network has two epochs, it ends, or the part's time does."""
     driver = card.start(*card.sweep(card.part, *LONG))
     while time.monotonic() < card.part_end and driver.poll() is None:
-        files = (card.out / card.part).glob("*/trials/*/epochs.jsonl")
+        files = (card.out / card.part).glob("*/networks/*/epochs.jsonl")
         if any(file.read_bytes().count(b"\n") >= 2 for file in files):
             break
         time.sleep(0.2)
@@ -188,8 +188,8 @@ def main() -> None:
         finally:
             table.append(f"| {part} | {', '.join(card.ends) or 'no time left'} | {time.monotonic() - began:.0f} |")
             print(table[-1], flush=True)
-            for result in card.out.glob("*/*/trials/*/result.json"):
-                (result.parent / "checkpoint.pt").unlink(missing_ok=True)  # three times as large as the weights
+            for trained in card.out.glob("*/*/networks/*/trained.json"):
+                (trained.parent / "checkpoint.pt").unlink(missing_ok=True)  # three times as large as the weights
             write_summary(card.out, table)
 
 

@@ -24,9 +24,9 @@ BF16 = [
 
 
 @pytest.mark.parametrize(("model", "method", "options"), BF16)
-def test_steps_in_bf16_are_close_to_those_in_float32(tiny_trial, model, method, options):
+def test_steps_in_bf16_are_close_to_those_in_float32(tiny_training, model, method, options):
     rounded, exact = (
-        stepper_of(tiny_trial(model, method=method, method_options=options, train={"precision": precision}))
+        stepper_of(tiny_training(model, method=method, method_options=options, train={"precision": precision}))
         for precision in ("bf16", "float32")
     )
     first, reference = (stepper(choices_of(stepper), 0.01, 0.0)[0] for stepper in (rounded, exact))

@@ -48,8 +48,8 @@ def assert_captured(stepper):
 
 
 @pytest.mark.parametrize(("network", "method", "options"), sampled(OFTEN))
-def test_a_step_is_captured(tiny_trial, network, method, options):
-    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+def test_a_step_is_captured(tiny_training, network, method, options):
+    config = tiny_training(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     assert_captured(stepper_of(config, "cuda"))
 
 
@@ -57,20 +57,20 @@ def test_a_step_is_captured(tiny_trial, network, method, options):
 @pytest.mark.parametrize(
     ("network", "method"), [("cnn5", "ibp"), pytest.param("cerdeq", "crown-ibp", marks=pytest.mark.slow)]
 )
-def test_a_step_is_captured_whatever_the_training_settings(tiny_trial, network, method, variant):
-    config = tiny_trial(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
+def test_a_step_is_captured_whatever_the_training_settings(tiny_training, network, method, variant):
+    config = tiny_training(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
     assert_captured(stepper_of(config, "cuda"))
 
 
 @pytest.mark.parametrize("variant", EQUILIBRIA)
-def test_a_step_is_captured_whatever_the_equilibrium(tiny_trial, variant):
+def test_a_step_is_captured_whatever_the_equilibrium(tiny_training, variant):
     options = FEW_ITERATIONS | EQUILIBRIA[variant]
-    assert_captured(stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda"))
+    assert_captured(stepper_of(tiny_training("cerdeq", options=options, width=0.05), "cuda"))
 
 
-def test_iterations_that_grow_are_captured_anew(tiny_trial):
+def test_iterations_that_grow_are_captured_anew(tiny_training):
     options = {"iterations": 6, "backward_iterations": 2, "early_iterations": 2}
-    stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
+    stepper = stepper_of(tiny_training("cerdeq", options=options, width=0.05), "cuda")
     with counted() as counts:
         take_steps(stepper, 5)
     assert len(stepper.graphs) == 1, "older graphs hold memory"
@@ -78,8 +78,8 @@ def test_iterations_that_grow_are_captured_anew(tiny_trial):
 
 
 @pytest.mark.parametrize(("network", "method", "options"), sampled(COMPILED_OFTEN))
-def test_a_compiled_step_is_captured(tiny_trial, network, method, options):
-    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+def test_a_compiled_step_is_captured(tiny_training, network, method, options):
+    config = tiny_training(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     stepper = stepper_of(config, "cuda", compiled=True)
     assert_captured(stepper)
     assert stepper.compiled
