@@ -351,8 +351,23 @@ def last_write(evaluation_dir: Path) -> float | None:
 
 
 def network_folders(sweep_dir: Path) -> list[Path]:
-    """Return all networks' folders of a sweep, by name; a folder without training.json is none."""
+    """Return all networks' folders of a sweep, by name; a folder without training.json is none.
+
+    Raises InputError for a directory of an older version.
+    """
+    refuse_older(sweep_dir)
     return sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+
+
+def refuse_older(sweep_dir: Path) -> None:
+    """Raise InputError if a directory has trials of an older version, which `harness.convert` converts."""
+    if old_trial_folders(sweep_dir):
+        raise InputError(f"{sweep_dir / OLD_TRIALS} is older: python -m harness.convert {sweep_dir}")
+
+
+def old_trial_folders(sweep_dir: Path) -> list[Path]:
+    """Return the folders of trials of an older version, by name."""
+    return sorted({path.parent for path in sweep_dir.glob(f"{OLD_TRIALS}/*/*.json")})
 
 
 def evaluation_folders(network_dir: Path) -> list[Path]:
