@@ -53,8 +53,12 @@ class EvaluationState:
     problem: str = ""
 
     def __post_init__(self) -> None:
-        """Raise DamagedFileError for the result of another network or evaluation."""
-        if self.training is None or self.evaluation is None or self.result is None:
+        """Raise DamagedFileError for the results of another network or evaluation."""
+        if self.training is None:
+            return
+        if self.trained is not None and self.trained.key != self.training.key:
+            raise DamagedFileError(f"{folder.TRAINED} belongs to another network, {self.trained.key}")
+        if self.evaluation is None or self.result is None:
             return
         if self.result.key != f"{self.training.key}/{self.evaluation.key}":
             raise DamagedFileError(f"{folder.RESULT} belongs to another network or evaluation, {self.result.key}")

@@ -14,6 +14,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -27,12 +28,22 @@ from harness.storage.files import DamagedFileError, parse_json, read_bytes, read
 from harness.storage.folder import Result, TrainingRecord
 from harness.storage.state import EvaluationState, read_state_or_raise
 from harness.tracking import view
-from harness.tracking.client import SQLITE, MlflowClient, TrackingError, connect, entities, tracking_errors
+from harness.tracking.client import (
+    SQLITE,
+    MlflowClient,
+    TrackingError,
+    connect,
+    entities,
+    sqlite_path,
+    sqlite_uri,
+    tracking_errors,
+)
 from harness.tracking.model import log_network, register_best
 
 STATE = "mlflow.json"
 LARGEST_BATCH = 1000  # metrics in one call
 LOCAL_PAGE = "http://127.0.0.1:5000"
+_SERVE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false uv run mlflow ui --workers 1"  # 2 processes in place of 8
 _MAX_TEXT = 5000  # characters of a tag or param that every store takes
 
 
@@ -68,15 +79,14 @@ class Tracker:
         keeps their absolute paths: if both were moved, the old experiment gets another name, and all is logged again.
         """
         uri, artifacts = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db", None
-        if uri.startswith(SQLITE):
-            path = Path(uri.removeprefix(SQLITE)).absolute()
-            uri, artifacts = f"{SQLITE}{path}", str(path.parent / "mlruns" / sweep)
+        if path := sqlite_path(uri):
+            uri, artifacts = sqlite_uri(path.absolute()), quote(str(path.absolute().parent / "mlruns" / sweep))
         with connect(uri) as client:
             experiment = client.get_experiment_by_name(sweep)
             if experiment and experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
             location = experiment.artifact_location if experiment and artifacts else ""
-            if location.startswith("/") and location != artifacts and not Path(location).exists():
+            if location.startswith("/") and location != artifacts and not Path(unquote(location)).exists():
                 old = f"{sweep}, experiment {experiment.experiment_id}, files in {location}"
                 client.rename_experiment(experiment.experiment_id, old)
                 experiment = None
@@ -110,16 +120,17 @@ class Tracker:
                 register_best(self.client, self.sweep, runs)
         except TrackingError as error:  # a store without a registry is no failure
             self.console.print(f"no network is registered as a model: {error}")
-        self.console.print(f"\nMLflow:\n{self.how_to_open()}")
+        self.console.print(f"\n{self.how_to_open()}")
         return not {path.name for path in self.failed} & set(own)
 
     def how_to_open(self) -> str:
         """Return the command that serves the store, unless it is a server, and a link to this sweep's charts."""
         address = mask_secrets(self.uri)
         if address.startswith(("http://", "https://")):
-            return view.link(address, self.experiment_id)
-        command = f"uv run mlflow ui --backend-store-uri {shlex.quote(address)}"
-        return f"{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
+            return f"MLflow:\n{view.link(address, self.experiment_id)}"
+        title = "MLflow: this command shows the charts at the link below it, until Ctrl-C"
+        command = f"{_SERVE} --backend-store-uri {shlex.quote(address)}"
+        return f"{title}\n{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

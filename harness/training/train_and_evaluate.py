@@ -1,5 +1,6 @@
 """A network from config to verdicts, in its folder. Needs neither Ray nor MLflow."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,6 +25,8 @@ from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.train import train
+
+_log = logging.getLogger(__name__)
 
 DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 """Errors of a network or an evaluation itself: it would end with them on any machine."""
@@ -79,7 +82,8 @@ def train_and_evaluate(
             (network_dir / folder.FAILURE).unlink(missing_ok=True)
         free_memory()
         for evaluation in evaluations:
-            directory = folder.begin_evaluation(network_dir, evaluation)
+            directory = folder.evaluation_dir(network_dir, evaluation)
+            directory.mkdir(parents=True, exist_ok=True)
             remove_unfinished(directory)
             with _log_and_record_failure(directory):
                 missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
@@ -101,12 +105,16 @@ def _evaluate(
     if leaves_long and is_long:
         return missing
     total, left = len(opened.images), sum(map(len, missing))
+    _log.debug("evaluating %s", evaluation.description)
     report({names.EVALUATED: total - left, names.IMAGES: total})
     for images in missing:
         opened.evaluate_range(images)
         left -= len(images)
         report({names.EVALUATED: total - left, names.IMAGES: total})
-    opened.finish()
+    result = opened.finish()
+    for message in result.warnings:
+        _log.debug("warning: %s", message)
+    _log.debug("done: certified error %.2f %%", result.metrics[names.CERTIFIED_ERROR])
     return []
 
 
@@ -146,7 +154,7 @@ def _log_and_record_failure(directory: Path) -> Iterator[None]:
         except Exception as error:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
-                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
+                message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
             with suppress(OSError):  # of a full disk, say
                 folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
             raise

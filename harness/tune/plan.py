@@ -177,7 +177,15 @@ def adopt_network(network_dir: Path, results_dir: Path, evaluations: Collection[
     return None
 
 
-_OF_TRAINING = (folder.EPOCHS, folder.TRAINED_ON, folder.NETWORK_FILE, folder.LOG, folder.WEIGHTS, folder.TRAINED)
+_OF_TRAINING = (
+    folder.EPOCHS,
+    folder.TRAINED_ON,
+    folder.STEPS,
+    folder.NETWORK_FILE,
+    folder.LOG,
+    folder.WEIGHTS,
+    folder.TRAINED,
+)
 _OF_EVALUATION = (
     folder.EVALUATION,
     folder.LOG,

@@ -181,8 +181,9 @@ class StudyListener(Progress):
     """Shows and logs what items report and how they end, and queues the ranges that networks leave."""
 
     def __init__(self, console: Console, queue: Queue, total: int, log: Log | None, fail_fast: bool):
-        self.shared = dict[Path, _Shared]()  # by the network's folder
+        self.images_left = 0  # of evaluations that workers share
         super().__init__(console, "networks", total)
+        self.shared = dict[Path, _Shared]()  # by the network's folder
         self.queue, self.log, self.fail_fast = queue, log or (lambda *_: None), fail_fast
         self.warned = set[tuple[Path, str]]()
         self.started = dict[Path, None]()  # folders of networks
@@ -208,6 +209,7 @@ class StudyListener(Progress):
             return
         shared = self.shared[item.directory]
         shared.left.discard(item)
+        self.images_left -= len(item.images)
         shared.error = shared.error or error
         self.end(item, is_done=False)
         if not shared.left:
@@ -225,6 +227,7 @@ class StudyListener(Progress):
                 network = replace(item, evaluations=item.evaluations[number:])
                 further = [_range_of(network, images) for images in left]
                 self.shared[item.directory] = _Shared(network, set(further))
+                self.images_left += sum(map(len, left))
                 break
             ended.append(read_outcome(item, path, error))
             if ended[-1].result is None:
@@ -242,8 +245,8 @@ class StudyListener(Progress):
 
     def _count(self) -> str:
         """Return how many networks are done, and how many images of evaluations that workers share are left."""
-        images = sum(len(item.images or ()) for shared in self.shared.values() for item in shared.left)
-        return super()._count() + (f", {with_plural(images, 'image')} left to evaluate" if images else "")
+        left = f", {with_plural(self.images_left, 'image')} left to evaluate" if self.images_left else ""
+        return super()._count() + left
 
     def _show(self, item: Item, state: EvaluationState) -> None:
         """Show the result or the failure of an evaluation."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from harness.tune.certify_plan import Certification
+from harness.tune.certify_trials import certify
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -21,8 +23,6 @@ from harness.evaluation.ranges import evaluate_range, finish_evaluation
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
 from harness.storage import folder, ranges
-from harness.tune.certify_plan import Certification
-from harness.tune.certify_trials import certify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}

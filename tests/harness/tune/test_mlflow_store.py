@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from mlflow_folders import (
     train,
 )
 from rich.console import Console
+from servers import free_port
 
 from harness.config.training import RECIPE_VERSION
 from harness.settings import Radius
@@ -242,12 +244,41 @@ def test_a_deleted_run_is_made_again_and_a_deleted_experiment_restored(tracker, 
 
 def test_how_to_open_is_a_command_and_a_short_link(tracker):
     link = f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
-    command = f"uv run mlflow ui --backend-store-uri {tracker.uri}"
-    assert tracker.how_to_open() == f"{command}\nhttp://127.0.0.1:5000{link}"
+    command = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false uv run mlflow ui --workers 1"
+    title, *lines = tracker.how_to_open().splitlines()
+    assert "Ctrl-C" in title
+    assert lines == [f"{command} --backend-store-uri {tracker.uri}", f"http://127.0.0.1:5000{link}"]
     spaced = Tracker("sqlite:///a folder/m.db", "", tracker.experiment_id, tracker.client, Console())
     assert "--backend-store-uri 'sqlite:///a folder/m.db'\n" in spaced.how_to_open()
     server = Tracker("http://user:secret@server:8080/", "", tracker.experiment_id, tracker.client, Console())
-    assert server.how_to_open() == f"http://user:***@server:8080{link}"
+    assert server.how_to_open() == f"MLflow:\nhttp://user:***@server:8080{link}"
+
+
+@pytest.mark.parametrize("name", ["why?", "a%20b", "50%", "x#y", "a b", "Grüße", "a;b&c=d@e:f", "plain"])
+def test_store_and_artifacts_lie_in_the_working_directory_whatever_its_name(opened_store, tmp_path, monkeypatch, name):
+    working = tmp_path / name
+    working.mkdir()
+    shutil.copy(opened_store.removeprefix("sqlite:///"), working / "mlflow.db")
+    monkeypatch.chdir(working)
+    network_dir = make_folder(working)
+    train(network_dir, 1, 4)
+    finish(network_dir)
+    for uri in (None, "sqlite:///mlflow.db"):
+        tracker = opened("study", uri)
+        tracker.log(network_dir)
+        (working / "leaderboard.md").write_text("")
+        assert tracker.finish(working, [network_dir.name], [network_dir.name])
+        assert_complete(tracker)
+    again = opened("study", shlex.split(tracker.how_to_open().splitlines()[1])[-1])
+    assert again.run_ids == tracker.run_ids, "what the printed command serves"
+    assert next(working.glob("mlruns/study/*/artifacts/network/MLmodel")).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_address_whose_path_would_end_at_a_question_mark_is_refused(tmp_path):
+    with pytest.raises(TrackingError, match="write %3F"):
+        opened("study", f"sqlite:///{tmp_path}/why?/mlflow.db")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_view_is_written_when_the_store_is_opened(tracker, request):
@@ -313,6 +344,21 @@ def test_a_store_that_cannot_be_used_is_reported_soon_and_in_one_line(uri, reaso
         opened("study", uri.format(directory=tmp_path))
     assert time.perf_counter() - start < 5
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_server_that_is_asked_through_a_proxy_is_reported_with_the_proxy(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    uri = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        TrackingError, match=r"refused; .* proxy http://user:\*\*\*@127.0.0.1:9: .* 127.0.0.1 to no_proxy$"
+    ):
+        opened("study", uri)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(TrackingError, match=r"Connection refused$"):
+        opened("study", uri)
 
 
 def full(*_args, **_kwargs):

@@ -2,18 +2,20 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
 
 from harness.common import names
 from harness.storage import folder, training_record
+from harness.tune import progress as progress_module
 from harness.tune.items import LEFT, Item, Queue
 from harness.tune.progress import Bars
 from harness.tune.run_study import StudyListener, begin_network
 
 ROW = {
-    names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None, names.TRAIN_ACCUMULATE: 4,
+    names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None,
     names.TRAIN_EPOCH_SECONDS: 60.0, names.TRAIN_EXAMPLES_PER_SECOND: 1234.5,
 }  # fmt: skip
 ERRORS = {names.STANDARD_ERROR: 10.0, names.ATTACK_ERROR: 20.0, names.CERTIFIED_ERROR: 30.0}
@@ -77,7 +79,7 @@ def test_a_study_has_a_bar_for_each_network_that_runs_and_a_line_for_each_that_h
         progress.on_report(second, {names.EVALUATED: 20, names.IMAGES: 60})
         all_trials, running, evaluated = shown(progress)
         assert all_trials.startswith("0 of 3 networks 56%")
-        assert running.endswith("epoch 2 of 3, eps 0.01, accumulate 4, 1,234 images/s")
+        assert running.endswith("epoch 2 of 3, eps 0.01, 1,234 images/s")
         assert evaluated.startswith("cnn5 ibp seed 1 100%") and evaluated.endswith("evaluates image 20 of 60")
         finish(second, "odd [/x]")
         progress.on_end(second, None, {})
@@ -104,22 +106,35 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
             progress.on_step()
     *begun, at_31, at_62 = pipe.file.getvalue().splitlines()
     assert begun == ["cnn5 ibp seed 0: starts", "cnn5 ibp seed 0: trains its first epoch"]
-    expected = "cnn5 ibp seed 0: epoch 2 of 3, eps 0.01, accumulate 4, 1,234 images/s; cnn5 ibp seed 1: starts"
+    expected = "cnn5 ibp seed 0: epoch 2 of 3, eps 0.01, 1,234 images/s; cnn5 ibp seed 1: starts"
     assert at_31 == at_62 == f"running: {expected} (0 of 3 networks, about 1.2 min left)", "seven epochs of 10 seconds"
     progress.on_report(first, {names.EVALUATED: 1, names.IMAGES: 100})
     assert progress.summary() == "0 of 3 networks", "an evaluation may take seconds or hours"
 
 
-def test_what_training_gives_up_is_shown_at_the_first_epoch_and_once(three, terminal):
+def test_what_takes_long_is_said_again_and_again_while_it_lasts(three, pipe, monkeypatch):
+    """In this process, where nobody reports meanwhile: as while the first steps are compiled."""
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    with study(pipe) as progress:
+        progress.on_start(three[0])
+        progress.on_report(three[0], {names.ACTIVITY: "compiles its steps"})
+        deadline = time.monotonic() + 10
+        while len(lines := pipe.file.getvalue().splitlines()[2:]) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(lines) >= 3
+    assert set(lines) == {"running: cnn5 ibp seed 0: compiles its steps (0 of 3 networks)"}
+
+
+def test_a_warning_of_training_is_shown_at_the_first_epoch_and_once(three, terminal):
     item, logged = three[0], []
-    training_record.add_lines(item.directory / folder.TRAINING_WARNINGS, ["compiled steps given up: no compiler"])
+    training_record.add_lines(item.directory / folder.TRAINING_WARNINGS, ["steps are eager: no compiler"])
     listener = study(terminal, logged)
     listener.on_report(item, {**ROW, names.EPOCH: 1})
-    assert "warning cnn5 ibp seed 0: compiled steps given up: no compiler" in terminal.file.getvalue()
+    assert "warning cnn5 ibp seed 0: steps are eager: no compiler" in terminal.file.getvalue()
     listener.on_report(item, ROW)
     finish(item, *training_record.read_lines(item.directory / folder.TRAINING_WARNINGS))
     listener.on_end(item, None, {})
-    assert terminal.file.getvalue().count("given up") == 1
+    assert terminal.file.getvalue().count("steps are eager") == 1
     assert logged == [(item.directory, True)] * 2 + [(item.directory, False)]
 
 

@@ -18,7 +18,7 @@ from harness.storage import folder, training_record
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "docs/clusters/slurm.sh"
 EPOCHS = 50  # so many that some are left when Slurm looks at time limits, which it does each half minute
-SETTINGS_OF_TRAINING = {**LONG["train"], "epochs": EPOCHS, "compile": "never"}  # 'auto' decides by the clock
+SETTINGS_OF_TRAINING = {**LONG["train"], "epochs": EPOCHS}
 SWEEP = {**LONG, "name": "submitted", "seeds": [0, 1], "train": SETTINGS_OF_TRAINING}
 PATIENCE = 900  # seconds
 

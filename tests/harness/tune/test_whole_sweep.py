@@ -26,7 +26,7 @@ def test_every_network_ends_with_its_files_its_run_and_a_row_in_the_tables(finis
     (artifacts,) = {run.info.artifact_uri.rpartition("/mlruns/")[0] for run in finished.runs.values()}
     assert artifacts == str(finished.root)
     trained = {folder.LOG, folder.TRAINING, folder.STUDY, folder.EPOCHS, folder.CHECKPOINT, folder.SAVED_EPOCHS}
-    trained |= {folder.WEIGHTS, folder.TRAINED, folder.TRAINED_ON, folder.EVALUATIONS, "mlflow.json"}
+    trained |= {folder.STEPS, folder.WEIGHTS, folder.TRAINED, folder.TRAINED_ON, folder.EVALUATIONS, "mlflow.json"}
     evaluated = {folder.LOG, folder.EVALUATION, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT}
     for network_dir in finished.network_dirs.values():
         assert {path.name for path in network_dir.iterdir()} == trained
@@ -42,7 +42,7 @@ def test_what_is_printed_names_networks_tables_and_mlflow_and_nothing_of_ray(fin
     assert "leaderboard.md" in finished.out
     command, link, _, _, page = finished.out.splitlines()[-5:]
     assert page == str(finished.directory / "report.html")
-    assert command == f"uv run mlflow ui --backend-store-uri {finished.store}"
+    assert command.endswith(f" uv run mlflow ui --workers 1 --backend-store-uri {finished.store}")
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
