@@ -12,7 +12,7 @@ row alone is right. A single seed has McNemar's exact test of these: it is about
 together have a paired t test, which says whether training again would give the same order; it needs many seeds. Holm's
 correction (1979) covers all p values of a test that are printed, so choose the rows before you see their numbers.
 
-With --status it shows the state of each trial instead, from the folders alone.
+With --status it shows the state of each network and evaluation instead, from the folders alone.
 """
 
 import argparse
@@ -62,7 +62,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_patterns(parser, "--only", "compare only rows whose label")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="compare only these seeds")
     parser.add_argument("--metric", choices=list(METRICS), help="which error to compare; default: certified")
-    parser.add_argument("--status", action="store_true", help="show the state of each trial: finished, running, failed")
+    parser.add_argument(
+        "--status", action="store_true", help="show the state of each evaluation: finished, running, failed"
+    )
     latex = "also write leaderboard.tex, and figures/ as PDF; later calls then keep them up to date"
     parser.add_argument("--latex", action="store_true", help=latex)
     add_data_dir(parser)

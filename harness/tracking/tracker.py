@@ -167,18 +167,15 @@ class Tracker:
         once("config", "", self._log_config, logged.run, network_dir, record)
         once("row", row, self._set_tags, logged.run, {view.ROW_TAG: row})
         self._log_epochs(network_dir, logged)
-        if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
+        if (trained := folder.read_trained(network_dir)) is not None and _readable(network_dir, folder.WEIGHTS):
             once("network", _digest(network_dir / folder.TRAINED), self._log_trained, logged.run, network_dir, trained)
         main = folder.main_evaluation(network_dir).key if states else ""
         for path, state in states.items():
             if state.result is None:
                 continue
-            for name in (folder.VERDICTS, folder.RESULT):
-                (path / name).open(
-                    "rb"
-                ).close()  # what cannot be read is the folder's fault, and MLflow would read it next
+            files = _readable(path, folder.VERDICTS, folder.RESULT)
             version = f"{path.name == main} {_digest(path / folder.RESULT)}"
-            once(path.name, version, self._log_evaluation, logged.run, path, state, path.name == main)
+            once(path.name, version, self._log_evaluation, logged.run, files, state, path.name == main)
         error = next((state.failure.error for state in states.values() if state.failure), "")
         are_finished = all(state.result for state in states.values()) and bool(states)
         status = "FINISHED" if are_finished else "FAILED" if error else "RUNNING" if running else "KILLED"
@@ -230,25 +227,26 @@ class Tracker:
             self.client.log_artifact(run_id, str(network_dir / folder.CHOSEN))
         self._log_metrics(run_id, network_dir / folder.TRAINED, trained.metrics)
 
-    def _log_evaluation(self, run_id: str, path: Path, state: EvaluationState, is_main: bool) -> None:
-        """Log the main evaluation of a network to its run, another one to a child run of its own."""
+    def _log_evaluation(self, run_id: str, files: list[Path], state: EvaluationState, is_main: bool) -> None:
+        """Log the main evaluation of a network to its run, another one to a child run. files: its own, result last."""
         assert state.training is not None and state.evaluation is not None and state.result is not None
         record, evaluation, result = state.training, state.evaluation.config, state.result
         tags = {"eps": str(evaluation.eps), "stages": " > ".join(evaluation.stages)}
+        key = f"{record.key}/{evaluation.key}"
+        if is_main and key in self.run_ids:  # another one was the main evaluation before
+            self.client.delete_run(self.run_ids.pop(key))
         if not is_main:
-            key, name = f"{record.key}/{evaluation.key}", f"{record.config.label}, {evaluation.description}"
             if key not in self.run_ids:
-                row = f"{row_of(record)}, {evaluation.description}"
+                name, row = (f"{text}, {evaluation.description}" for text in (record.config.label, row_of(record)))
                 self._create_run(key, record, name, {view.PARENT_TAG: run_id, view.ROW_TAG: row})
-                with tracking_errors(self.uri):
-                    self._log_params(self.run_ids[key], _parameters(evaluation))
             run_id = self.run_ids[key]
-        for name in (folder.VERDICTS, folder.RESULT):
-            self.client.log_artifact(run_id, str(path / name))
+            self._log_params(run_id, _parameters(evaluation))
+        for file in files:
+            self.client.log_artifact(run_id, str(file))
         tags |= {f"environment.{name}": value for name, value in result.environment.items()}
         tags |= {"warnings": "\n".join(result.warnings)} if result.warnings else {}
         self._set_tags(run_id, tags)
-        self._log_metrics(run_id, path / folder.RESULT, result.metrics | {names.EPS: float(evaluation.eps)})
+        self._log_metrics(run_id, files[-1], result.metrics | {names.EPS: float(evaluation.eps)})
         if not is_main:
             self.client.set_terminated(run_id, "FINISHED")
 
@@ -284,6 +282,14 @@ def row_of(record: TrainingRecord) -> str:
 def _parameters(evaluation: Evaluation) -> dict[str, Any]:
     """Return the settings of an evaluation, the stages as a text."""
     return evaluation.model_dump(mode="json") | {"stages": " > ".join(evaluation.stages)}
+
+
+def _readable(directory: Path, *file_names: str) -> list[Path]:
+    """Return the files that exist. Raises OSError for one that cannot be read, since MLflow would read it next."""
+    paths = [directory / name for name in file_names if (directory / name).exists()]
+    for path in paths:
+        path.open("rb").close()
+    return paths
 
 
 def _digest(file: Path) -> str:
