@@ -91,6 +91,11 @@ class Radius(Fraction):
         )
 
 
+def parse_radii(text: str) -> tuple[Radius, ...]:
+    """Return the radii of a list such as '2/255,4/255', as options of commands have it. Raises SettingError."""
+    return tuple(Radius(part) for part in text.split(","))
+
+
 class Recipe(Model):
     """The recipe of a study, of which an entry of `trials` can override keys (Shi et al. 2021, section 4). Epochs count
     from 1."""

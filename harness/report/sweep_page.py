@@ -54,7 +54,7 @@ def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     for number, section in enumerate(leaderboard.sections):
         part = _part(section)
         if len(section.trials):
-            part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
+            part["pictures"] = _pictures(SectionData(section, leaderboard.sections, data_dir), figures, f"{number}-")
         parts.append(part)
     page = render(
         "sweep_page.html.jinja",

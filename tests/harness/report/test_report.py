@@ -90,8 +90,8 @@ def test_writing_again_gives_the_same_bytes(study):
 
 
 def test_each_row_has_the_command_that_trains_it_again(study, text):
-    for trial_dir in (study / "trials").iterdir():
-        assert f"/study/trials/{trial_dir.name}/trial.json" in text
+    for network_dir in (study / "networks").iterdir():
+        assert f"/study/networks/{network_dir.name}/training.json" in text
     assert text.count("--results-dir again") == 6
 
 
@@ -119,7 +119,7 @@ def test_several_sweeps_have_a_page_each(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(path) for path in pages]
 
 
-def test_a_directory_without_trials_is_bad_input(tmp_path, capsys):
+def test_a_directory_without_networks_is_bad_input(tmp_path, capsys):
     assert main("tables", [str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err
+    assert "holds no networks" in capsys.readouterr().err
     assert main("tables", [str(tmp_path), str(tmp_path)]) == 2
