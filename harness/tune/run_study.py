@@ -88,7 +88,7 @@ def run_study(
     asked: dict[Path, list[Evaluation]] = {}
     for path in wanted:
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
-    items = [Item.of(path, plan.records[path].config, evaluations) for path, evaluations in asked.items()]
+    items = [Item.of(path, plan.records[path].config, largest_first(each)) for path, each in asked.items()]
     try:
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
     except InputError:  # Ray cannot start
@@ -120,6 +120,11 @@ def _begin(plan: Plan, states: dict[Path, EvaluationState], wanted: list[Path], 
                 f"failed {plan.record_of(path).config.label}: {state.description}; it would fail the same way again"
             )
             console.print(f"{message}. To retry anyway: --retry-failed")
+
+
+def largest_first(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return evaluations at larger radii first: what is certified there is taken over at smaller ones."""
+    return sorted(evaluations, key=lambda evaluation: evaluation.eps, reverse=True)
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:
