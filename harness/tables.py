@@ -13,7 +13,7 @@ row alone is right. A single seed has McNemar's exact test of these: it is about
 together have a paired t test, which says whether training again would give the same order; it needs many seeds. Holm's
 correction (1979) covers all p values of a test that are printed, so choose the rows before you see their numbers.
 
-With --status it shows the state of each evaluation instead, from the folders alone.
+With --status it shows the state of each network and evaluation instead, from the folders alone.
 """
 
 import argparse

@@ -56,10 +56,8 @@ def _evaluation_dirs(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give a sweep's, such as results/<sweep>")
     if not (paths := evaluation_dirs(directory)) and not (directory / study_tables.EVALUATIONS).exists():
-        is_old = any(directory.glob(f"{folder.OLD_TRIALS}/*/trial.json"))
-        older = f"; its trials/ are of an older version: python -m harness.convert {directory}"
         missing = f"there is no {directory}/{folder.NETWORKS}/*/{folder.TRAINING}"
-        raise InputError(f"{directory} holds no networks: {missing}{older if is_old else ''}")
+        raise InputError(f"{directory} holds no networks: {missing}")
     return paths
 
 
