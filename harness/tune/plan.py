@@ -74,7 +74,7 @@ class Plan:
         states = {path: found[path] if path in found else read_state(path) for path in self.asked}
         for path, state in states.items():
             if state.problem:
-                raise DamagedFileError(f"{path}/{state.problem}")
+                raise DamagedFileError(f"{folder.network_of(path)}/{state.problem}")
         return states
 
     @cached_property

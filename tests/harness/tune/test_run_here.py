@@ -52,6 +52,7 @@ def training_file(tiny_training, tiny_evaluation, fingerprint, tmp_path):
         train = {"epochs": 1, "ramp_epochs": 1, **changes.pop("train", {})}
         record = folder.make_record(tiny_training(train=train, **{"train_images": 128, **changes}), fingerprint)
         network_dir = folder.network_dir(tmp_path / "tiny", record.key)
+        (network_dir / folder.TRAINING).unlink(missing_ok=True)
         begin_network(network_dir, record, "full", [tiny_evaluation()])
         return network_dir / folder.TRAINING
 
