@@ -169,7 +169,7 @@ def read_state_or_raise(evaluation_dir: Path) -> EvaluationState:
     """Return the state as `read_state` does. Raises DamagedFileError instead of returning DAMAGED."""
     state = read_state(evaluation_dir)
     if state.problem:
-        raise DamagedFileError(f"{evaluation_dir}/{state.problem}")
+        raise DamagedFileError(f"{evaluation_dir}: {state.problem}")  # which may be of the network's file
     return state
 
 

@@ -20,7 +20,7 @@ from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.folder import TrainingRecord
 from harness.storage.lock import lock_directory
-from harness.storage.state import State, read_state
+from harness.storage.state import State, read_state, read_state_or_raise
 from harness.tune.items import Item
 from harness.tune.machines import share_machine
 from harness.tune.network_files import load_data
@@ -86,7 +86,8 @@ def _trained(network_dir: Path) -> TrainingRecord | None:
 def plan_evaluations(
     records: dict[Path, TrainingRecord], changes: EvaluationChanges, data_dir: str | None, trusted: Collection[str]
 ) -> dict[Path, list[Evaluation]]:
-    """Return the evaluations of each network. Raises InputError if settings, data or weights do not fit.
+    """Return the evaluations of each network. Raises InputError if settings, data or weights do not fit, and for files
+    that cannot be read.
 
     trusted: the plugins that may be imported.
     """
@@ -100,6 +101,7 @@ def plan_evaluations(
             data = load_data(record, planned[network_dir], load_once)
             for evaluation in planned[network_dir]:
                 evaluated_images(data, record.config.validation_images, evaluation)
+                read_state_or_raise(folder.evaluation_dir(network_dir, evaluation))
     return planned
 
 
