@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.common.errors import InputError, Stopped, require
 from harness.common.masking import mask_secrets
-from harness.common.terminal import say
+from harness.common.terminal import replace_unprintable, say
 from harness.storage.files import refuse_links
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -35,6 +35,7 @@ COMMANDS = {
     "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
+    "convert": "convert results of an older version, in place",
     "publish": "copy a sweep's results to results/published, small enough for git",
     "board": "check entries of others to the board",
     "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
@@ -100,6 +101,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
+    replace_unprintable()
     try:
         Path.home()
     except RuntimeError:

@@ -55,7 +55,12 @@ TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of i
 
 
 class _EndOfRun(BaseException):
-    """Carries an exception of the command through Tune, which would first wait for workers after an Exception."""
+    """Carries an exception of the command through Tune, which would first wait for workers after an Exception.
+
+    `Stopper.stop_all`, Tune's public way, was tried: Tune then waits ten seconds for workers that are in an epoch, a
+    constant of its own (seen with Ray 2.60: 10.2 s and 1.8 s for Ray's end, where this way takes 6), and a stopper is
+    not asked while Tune waits for a dead raylet.
+    """
 
 
 class _Callback(TrialProgressCallback):

@@ -1,5 +1,7 @@
 """`python -m harness`: every command is listed, is a module of its name, and ends in one of five ways."""
 
+import io
+import os
 import pwd
 import re
 import signal
@@ -34,6 +36,31 @@ def test_help_says_what_a_command_does_and_takes(name, capsys):
     assert stop.value.code == 0
     assert f"usage: python -m harness.{name}" in printed
     assert import_module(f"harness.{name}").__doc__.splitlines()[0] in printed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    arguments = ["results/published/mnist-conv", "--compare", "conv ibp layers=2 *"]
+    command = [sys.executable, "-m", "harness.tables", *arguments]
+    done = subprocess.run(command, cwd=HARNESS.parent, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    printed, sign = done.stdout.decode(encoding), "+-" if encoding == "ascii" else "±"
+    assert re.search(rf"\d {re.escape(sign)} \d", printed) and ("─" in printed) == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("text", ["± 0.1 ≤ Grüße", "a file's name \udcff"])
+def test_nothing_that_is_only_shown_ends_a_command(text, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with pytest.raises(SystemExit):
+        command_line.main("tables", [])
+    print(text)
+    print(text, file=sys.stderr, flush=True)
+    assert [stream.errors for stream in streams] == ["readable"] * 2
+    expected = "+- 0.1 ? Gr??e\n" if "±" in text else "a file's name ?\n"
+    assert streams[1].buffer.getvalue().decode("ascii").endswith(expected)
 
 
 def test_without_a_command_all_are_listed(capsys):

@@ -34,7 +34,7 @@ def test_the_network_of_a_folder_is_that_of_its_verdicts(network_dir):
 def test_a_folder_without_the_network_is_refused(network_dir):
     weights = load_file(network_dir / folder.WEIGHTS)
     name = next(iter(weights))
-    save_file(weights | {name: weights[name].double()}, trial_dir / folder.WEIGHTS)
+    save_file(weights | {name: weights[name].double()}, network_dir / folder.WEIGHTS)
     with pytest.raises(InputError, match=f"{name} is torch.float64"):
         harness.load(network_dir)
     (network_dir / folder.WEIGHTS).unlink()

@@ -11,7 +11,7 @@ from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
 from harness.storage import folder
-from harness.training import train_and_evaluate
+from harness.training import compilation, train_and_evaluate
 
 SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", "--rounds", "1"]
 
@@ -24,7 +24,7 @@ def trained(tiny_training, tiny_evaluation, tmp_path_factory):
 
 
 def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "not in this test")
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
@@ -113,6 +113,6 @@ def test_the_verifier_on_families_of_instances(tmp_path):
     ],
 )
 def test_wrong_input_is_refused(trained, options, message, monkeypatch, capsys):
-    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "not in this test")
     assert main("benchmark", [option.format(trained=trained) for option in options]) == 2
     assert message in capsys.readouterr().err

@@ -71,7 +71,7 @@ TYPES = [  # where there is an example of a right value, it is shown
 ]
 VALUES = [
     ("train.epochs", 0, "train.epochs: found 0: Input should be greater than or equal to 1"),
-    ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32', 'bf16' or 'auto'"),
+    ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32' or 'bf16'"),
     ("seeds", [0, 1, 0], "seeds: found [0, 1, 0], allowed: each one once"),
     ("eps", "256/255", "a radius in pixel units"),
     ("train.eps", "abc", "train.eps: found 'abc', allowed: a number or a fraction such as 8/255"),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from onnx_writer import export_onnx
 from safetensors.torch import save_file
 from small_sweep import changed, load_sweep, refusal, trainings_of, write
+from torch import nn
 
-from baselines import build
+from baselines import build, registry
 from cerdeq.equilibrium import fold
 from harness.pretrained.network_file import digest_of
 from harness.pretrained.weights import read_weights
@@ -152,6 +154,98 @@ def test_by_order_takes_a_plain_sequential(tmp_path, saved):
     message = refusal(tmp_path, content())
     assert "the file has no tensor conv.weight (" in message and "it has 0.weight" in message
     assert "write `keys: by-order`" in message
+
+
+def own_module(shape, classes, width):
+    return OwnModule(shape, classes)
+
+
+class OwnModule(nn.Module):
+    """Two parts, one of them wrapped alone, as in ImageNet's example of VGG."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(shape[0], 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+        self.head = nn.Linear(2 * 36, classes)
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))
+
+
+WRAPPERS = {
+    "bare": "{}",
+    "of DataParallel": "module.{}",
+    "of torch.compile in DataParallel": "module._orig_mod.{}",
+    "of the harness": "network.{}",
+}
+
+
+@pytest.mark.parametrize("has_counters", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_wrapper_s_name_and_counters_of_batches_are_not_the_user_s_business(
+    tmp_path, monkeypatch, wrapper, has_counters
+):
+    """Files of torch 0.3 and 0.4 have no counters: torch's strict=True takes them."""
+    monkeypatch.setitem(registry._BUILDERS, "own", own_module)
+    module = own_module((1, 8, 8), 10, 1)
+    torch.nn.init.uniform_(module.features[1].running_mean)
+    saved = {name: tensor for name, tensor in module.state_dict().items() if has_counters or "num_b" not in name}
+    wrapped = {WRAPPERS[wrapper].format(name): tensor for name, tensor in saved.items()}
+    if not has_counters:
+        wrapped = {name.replace("features.", "features.module."): tensor for name, tensor in wrapped.items()}
+    torch.save(wrapped, tmp_path / "net.pt", _use_new_zipfile_serialization=has_counters)
+    for keys in ("by-name", "by-order"):
+        weights = read(tmp_path, content(model="own", width=1, checkpoint={"file": "net.pt", "keys": keys}))
+        assert_same(weights, {f"network.{name}": tensor for name, tensor in module.state_dict().items()})
+
+
+class Clash(nn.Module):
+    """`module.bias` and `bias` are two tensors."""
+
+    def __init__(self, shape, classes, width):
+        super().__init__()
+        self.module, self.bias = nn.Linear(64, 10), nn.Parameter(torch.rand(10))
+
+    def forward(self, x):
+        return self.module(x.flatten(1)) + self.bias
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_attribute_called_like_a_wrapper_is_kept_where_names_would_clash(tmp_path, monkeypatch, wrapper):
+    monkeypatch.setitem(registry._BUILDERS, "own", Clash)
+    own = Clash((1, 8, 8), 10, 1).state_dict()
+    torch.save({WRAPPERS[wrapper].format(name): tensor for name, tensor in own.items()}, tmp_path / "net.pt")
+    weights = read(tmp_path, content(model="own", width=1))
+    assert_same(weights, {f"network.{name}": tensor for name, tensor in own.items()})
+
+
+@pytest.mark.parametrize(
+    ("wrap", "hint"),
+    [
+        (
+            lambda own: {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in own.items()}},
+            "write `prefix: state_dict.`",
+        ),
+        (
+            lambda own: {"model": own, "ema": {"shadow": own | {"decay": torch.ones(1)}}},
+            "write `prefix: model.` or `prefix: ema.shadow.`",
+        ),
+        (
+            lambda own: {"net": dict(enumerate(own.values())), "optimiser": own["conv.bias"]},
+            "write `prefix: net.` with `keys: by-order`",
+        ),
+        (lambda own: dict(enumerate(own.values())), "write `keys: by-order`"),
+        (lambda own: {"net": dict(list(own.items())[1:])}, "If only the names differ, write `keys: by-order`"),
+    ],
+)
+def test_the_hint_names_the_prefix_that_fits(tmp_path, wrap, hint):
+    own = state()
+    torch.save(wrap(own), tmp_path / "net.pt")
+    message = refusal(tmp_path, content())
+    assert "the file has no tensor conv.weight" in message and f"{hint} (network" in message, message
+    if "prefix" in hint:
+        keys = {"prefix": re.search("prefix: (.*?)`", hint)[1], "keys": "by-order" if "order" in hint else "by-name"}
+        assert_same(read(tmp_path, content(checkpoint={"file": "net.pt", **keys})), own)
 
 
 class Code:

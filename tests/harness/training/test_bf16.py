@@ -2,23 +2,18 @@
 
 import copy
 import dataclasses
-import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from image_batches import batch_of
-from steppers import BOUNDING, choices_of, stepper_of, take_steps, train_network
+from steppers import BOUNDING, choices_of, stepper_of, take_steps
 
 from baselines import build
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.equilibrium import FixedPoint
-from harness.common import names
-from harness.common.errors import Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
-from harness.storage import folder, training_record
-from harness.training import precision
 from harness.training.initialise import initialise
 
 SAMPLE = [("cnn7", *BOUNDING[0]), ("cerdeq", *BOUNDING[1])]
@@ -89,28 +84,3 @@ def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
             values_of(trace(copy.deepcopy(network)), Interval(x, x / 100, x), ctx)
         weights.append(ctx.saved["equilibrium.recurrence"])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("cost", "is_bf16"), [(0.7, 1.0), (3.0, 0.0)])
-def test_auto_is_bf16_where_that_is_faster_and_stays_what_it_was(tiny_training, tmp_path, monkeypatch, cost, is_bf16):
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: cost)
-    config = tiny_training(width=0.05, train={"precision": "auto"})
-
-    def stop(row):
-        if row.get(names.EPOCH) == 1:
-            raise Stopped(signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        train_network(config, tmp_path, stop, save_seconds=0)
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: pytest.fail("earlier epochs decide"))
-    assert train_network(config, tmp_path).warnings == []
-    assert [row[names.TRAIN_BF16] for row in training_record.read_epochs(tmp_path)[1:]] == [
-        is_bf16
-    ] * config.train.epochs
-
-
-def test_bf16_that_is_slow_here_is_one_warning(tiny_training, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: 51.0)
-    (warning,) = train_network(tiny_training(width=0.05, train={"precision": "bf16"}), tmp_path).warnings
-    assert warning.startswith("bf16 takes 51.0 times as long as float32 on this CPU")
-    assert warning in (tmp_path / folder.LOG).read_text()

@@ -9,7 +9,7 @@ from steppers import stepper_of, take_steps
 from harness.common.errors import InputError
 from harness.data import load
 from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, tf32
-from harness.training import loop
+from harness.training import decisions, loop
 from harness.training.step import Stepper
 
 
@@ -103,6 +103,7 @@ def test_only_steps_use_tf32(tiny_training, tmp_path, monkeypatch, precision):
         return call
 
     monkeypatch.setattr(loop, "tf32", recorded)
+    monkeypatch.setattr(decisions, "_precision_on", lambda device, precision: precision)  # as on a GPU
     monkeypatch.setattr(Stepper, "__call__", recording(Stepper.__call__, steps))
     for name in ("monitor_bounds", "monitor_untrained", "recompute_statistics"):
         monkeypatch.setattr(loop, name, recording(getattr(loop, name), others))

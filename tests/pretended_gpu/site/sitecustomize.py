@@ -42,13 +42,13 @@ def _with_values(function):
     @functools.wraps(function)
     def call(*args, **kwargs):
         import torch.utils._python_dispatch as dispatch
-        from values import Values
+        from values import Values, uncaptured_values
 
         if "PRETEND_LOG" in os.environ:
             _log(function.__name__)
         if any(isinstance(mode, Values) for mode in dispatch._get_current_dispatch_mode_stack()):
             return function(*args, **kwargs)  # twice would take for ever
-        with Values():
+        with uncaptured_values():
             return function(*args, **kwargs)
 
     return call
