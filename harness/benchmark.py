@@ -79,10 +79,11 @@ def main(options: argparse.Namespace) -> int:
 
     from harness.bench.auto_lirpa import is_installed, measure_auto_lirpa
     from harness.bench.bounds import measure_bounds, measure_evaluation
-    from harness.bench.steps import KINDS, PLAIN, compiler_problem, measure_steps
+    from harness.bench.steps import KINDS, PLAIN, measure_steps
     from harness.bench.verifier import measure_families, measure_verifier
     from harness.machine.device import best_device
     from harness.machine.environment import describe_environment, device_name
+    from harness.training.compilation import compiler_problem
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
@@ -106,7 +107,7 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"{device_name(device)}, {threads} threads, torch {torch.__version__}; steps: {size}")
     compiles = "steps" in sections and any(KINDS[kind].compiled for kind in options.kinds)
     if compiles and (problem := compiler_problem(device.type)) is not None:
-        console.print(f"no compiled steps, since compiling does not work here: {problem}")
+        console.print(f"no compiled steps: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
     if "steps" in sections and not is_installed() and any(KINDS[kind].by_auto_lirpa for kind in options.kinds):
         console.print("no steps by auto_LiRPA, since it cannot be imported")

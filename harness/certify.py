@@ -17,7 +17,7 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console
 from harness.config import plugins
-from harness.settings import Radius, stages_by_setting
+from harness.settings import parse_radii, stages_by_setting
 from harness.storage import folder
 
 _DEFAULT_SECONDS = 60.0
@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
     plugins.trust(options.plugin, [folder.sweep_dir_of(path) for path in options.paths])
     changes = EvaluationChanges(
         stages=tuple(options.stages.split(",")),
-        eps=tuple(Radius(text.strip()) for text in options.eps.split(",")) if options.eps else (),
+        eps=parse_radii(options.eps) if options.eps else (),
         images=options.images,
         seconds=_DEFAULT_SECONDS if options.seconds is None and options.branches is None else options.seconds,
         branches=options.branches,

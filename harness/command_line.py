@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.common.errors import InputError, Stopped, require
 from harness.common.masking import mask_secrets
-from harness.common.terminal import say
+from harness.common.terminal import replace_unprintable, say
 from harness.storage.files import refuse_links
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -101,6 +101,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def main(name: str, arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status, one of STATUSES."""
+    replace_unprintable()
     try:
         Path.home()
     except RuntimeError:

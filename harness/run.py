@@ -152,7 +152,7 @@ def _run_sweep_file(
     plan = Plan.of(study, data, sweep_dir, options.only)
     states = plan.select(found)
     unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
-    for warning in [*study.warnings, *describe_unreadable(record.config for record in unfinished)]:
+    for warning in [*study.warnings, *data.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
     if options.here:
         console.print(f"--here: without MLflow and {folder.REPORT}; `harness.tables {sweep_dir}` writes that page")

@@ -34,7 +34,7 @@ def stages_by_setting(certificates: bool) -> dict[str, tuple[str, ...]]:
     return {**budget, "bab_total_seconds": (names.BAB,), "certificates": CERTIFICATE_STAGES}
 
 
-Precision = Literal["tf32", "float32", "bf16", "auto"]
+Precision = Literal["tf32", "float32", "bf16"]
 RampShape = Literal["smooth", "linear"]
 RAMP = ("ramp_start", "ramp_epochs", "ramp_shape")  # settings of the ramp
 
@@ -91,6 +91,11 @@ class Radius(Fraction):
         )
 
 
+def parse_radii(text: str) -> tuple[Radius, ...]:
+    """Return the radii of a list such as '2/255,4/255', as options of commands have it. Raises SettingError."""
+    return tuple(Radius(part) for part in text.split(","))
+
+
 class Recipe(Model):
     """The recipe of a study, of which an entry of `trials` can override keys (Shi et al. 2021, section 4). Epochs count
     from 1."""
@@ -137,12 +142,11 @@ class Recipe(Model):
     (CTBench 2024). The metrics of each epoch still describe the network as it trains."""
     precision: Precision = "tf32"
     """Precision of matrix products in training steps: 'tf32', 'float32', or 'bf16', which keeps parameters, sums,
-    margins and the loss in float32; 'auto' is 'bf16' on machines where that is faster, else 'tf32', so numbers depend
-    on the machine. It does not affect evaluation."""
+    margins and the loss in float32. A CPU computes 'tf32' in float32. It does not affect evaluation."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Whether to compile training steps: 'auto' where compiling works and the trial is long enough to gain time,
-    'always' where it works, 'never'. Compiled steps round otherwise, and 'auto' times steps first: on a busy machine it
-    may choose otherwise than on an idle one. For the very same numbers write 'always' or 'never'."""
+    """Whether to compile training steps, which then round otherwise: 'always', 'never', or 'auto' for trials of
+    10,000 steps or more, if there is a compiler. `training.json` in the trial's folder says what was decided; a trial
+    that continues keeps to it."""
     initialisation: Literal["ibp", "default"] = "ibp"
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With
     batch norm, which cancels the scale of weights, this matters little."""
@@ -190,7 +194,7 @@ class Recipe(Model):
     @classmethod
     def _check_parts(cls, parts: int, info: ValidationInfo) -> int:
         batch = info.data.get("batch_size", 0)
-        fits = not batch or _can_accumulate(batch, parts)
+        fits = not batch or (parts >= 1 and batch % parts == 0 and batch // parts >= 2)
         require("accumulate", parts, fits, f"a divisor of batch_size = {batch}, parts of 2 or more")
         return parts
 
@@ -201,14 +205,6 @@ class Recipe(Model):
         fits = all(least <= value <= 1e6 for value in values or ())
         require(str(info.field_name), list(values or ()), fits, f"numbers from {least:g} to 1e6")
         return values
-
-    def can_accumulate(self, parts: int) -> bool:
-        """Return whether a batch can be divided into so many equal parts of 2 examples or more."""
-        return _can_accumulate(self.batch_size, parts)
-
-
-def _can_accumulate(batch_size: int, parts: int) -> bool:
-    return parts >= 1 and batch_size % parts == 0 and batch_size // parts >= 2
 
 
 Limit = Annotated[float, Field(gt=0)]

@@ -1,8 +1,9 @@
 """`python -m harness.tables results/<sweep>`: write a sweep's leaderboard and its page, or show what its trials say.
 
 Writes leaderboard.md, .csv and .json, and report.html, a page with figures that opens offline. Given several sweeps
-(`python -m harness.tables results/*`), it writes each one's files; directories without trials are left out. One page
-of all results: `python -m harness.board page`.
+(`python -m harness.tables results/*`), it writes each one's files; directories without networks are left out. One page
+of all results: `python -m harness.board page`; one table of several sweeps in LaTeX: --compare --latex. With --eps it
+prints the sections at these radii, of several sweeps together, and writes nothing.
 
 With --compare it compares rows instead, on the same test images and the same seeds: each with the row that --compare
 names or, without a name, every row with every other of the same training method. Rows of several sweeps are compared
@@ -12,12 +13,13 @@ row alone is right. A single seed has McNemar's exact test of these: it is about
 together have a paired t test, which says whether training again would give the same order; it needs many seeds. Holm's
 correction (1979) covers all p values of a test that are printed, so choose the rows before you see their numbers.
 
-With --status it shows the state of each trial instead, from the folders alone.
+With --status it shows the state of each network and evaluation instead, from the folders alone.
 """
 
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,24 @@ from harness.command_line import OK, add_data_dir, add_patterns, add_sweep_direc
 from harness.common.errors import InputError
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.leaderboard.comparisons import ALL, FEWEST_SEEDS, METRICS, compare, too_few_seeds
-from harness.leaderboard.files import csv_text, print_leaderboard, write_leaderboard
+from harness.leaderboard.files import (
+    csv_text,
+    leaderboard_files,
+    print_leaderboard,
+    print_sections,
+    write_leaderboard,
+)
+from harness.leaderboard.latex import latex_comparisons, latex_tables
 from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.table import build_leaderboard
+from harness.settings import Radius, parse_radii
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 from harness.storage.lock import holder
 from harness.storage.state import read_states
 
 # harness.report.sweep_page is imported late: it imports torch and matplotlib.
-COMPARISONS = "comparisons.csv"
+COMPARISONS, COMPARISONS_LATEX = "comparisons.csv", "comparisons.tex"
 _ALL_PAIRS = ""
 _TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
 _LEGEND = """\
@@ -59,11 +69,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="compare rows with this one: its label, or a pattern; without ROW, all pairs. "
         f"Also writes {COMPARISONS} to the first directory",
     )
+    radii = (
+        "only sections at these radii, such as 2/255,4/255, compared or printed; no file of the leaderboard is written"
+    )
+    parser.add_argument("--eps", metavar="RADII", help=radii)
     add_patterns(parser, "--only", "compare only rows whose label")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="compare only these seeds")
     parser.add_argument("--metric", choices=list(METRICS), help="which error to compare; default: certified")
-    parser.add_argument("--status", action="store_true", help="show the state of each trial: finished, running, failed")
-    latex = "also write leaderboard.tex, and figures/ as PDF; later calls then keep them up to date"
+    parser.add_argument(
+        "--status", action="store_true", help="show the state of each evaluation: finished, running, failed"
+    )
+    latex = (
+        "also write leaderboard.tex, and figures/ as PDF; later calls then keep them up to date. With --compare: also "
+    )
+    latex += f"write {COMPARISONS_LATEX}, the rows of all directories in one table and what was compared"
     parser.add_argument("--latex", action="store_true", help=latex)
     add_data_dir(parser)
 
@@ -72,51 +91,62 @@ def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError where nothing can be written, compared or shown."""
     if options.compare is None and (options.only or options.seeds or options.metric):
         raise InputError("--only, --seeds and --metric: need --compare")
+    if options.eps and (options.status or (options.latex and options.compare is None)):
+        raise InputError(
+            "--eps: without --status, and with --latex only beside --compare: leaderboard.tex has all radii"
+        )
+    radii = parse_radii(options.eps) if options.eps else ()
     if options.status:
         for directory in options.directories:
             _print_status(directory)
     elif options.compare is not None:
-        _compare(options)
+        _compare(options, radii)
+    elif radii:
+        print_sections(build_leaderboard(*options.directories, eps=radii), new_console())
     else:
         _write(options.directories, options.data_dir, options.latex)
     return OK
 
 
 def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
-    """Write the tables and pages of sweeps; print one sweep's leaderboard."""
-    from harness.report.sweep_page import write_sweep
-
-    if len(directories) == 1 and not folder.network_folders(directories[0]):  # a published study's tables
-        print_leaderboard(write_leaderboard(directories[0], latex), new_console())
-        return
-    if len(directories) == 1:
-        print_leaderboard(write_sweep(directories[0], data_dir, latex), new_console())
-        say(directories[0] / folder.REPORT)
-        return
-    sweep_dirs = [path for path in directories if study_tables.is_study(path)]
+    """Write the tables of sweeps, and the pages of those whose networks are here; print one sweep's leaderboard."""
+    is_one = len(directories) == 1
+    sweep_dirs = directories if is_one else [path for path in directories if study_tables.is_study(path)]
     if not sweep_dirs:
         raise InputError(f"none of {', '.join(map(str, directories))} holds networks: give results/<sweep>")
     for directory in sweep_dirs:
-        write_sweep(directory, data_dir, latex)
-        say(directory / folder.REPORT)
+        if folder.network_folders(directory):
+            from harness.report.sweep_page import write_sweep
+
+            leaderboard, written = write_sweep(directory, data_dir, latex), [directory / folder.REPORT]
+        else:  # a published study's tables
+            leaderboard = write_leaderboard(directory, latex)
+            written = [] if is_one else leaderboard_files(directory)[:1]
+        if is_one:
+            print_leaderboard(leaderboard, new_console())
+        for path in written:
+            say(path)
 
 
-def _compare(options: argparse.Namespace) -> None:
-    leaderboard = build_leaderboard(*options.directories)
+def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:
+    leaderboard = build_leaderboard(*options.directories, eps=radii)
     faulty = leaderboard.table[leaderboard.table["state"] == NOT_COUNTED]
     for path, problem in faulty[["evaluation_dir", "problem"]].to_numpy():
         say(f"left out: {path}: {problem}")
     metric, baseline = options.metric or "certified", options.compare or None
     lines, notes = compare(leaderboard.sections, metric, baseline, options.only, options.seeds)
-    path = options.directories[0] / COMPARISONS
-    write_text(path, csv_text(lines))
+    paths = [options.directories[0] / COMPARISONS]
+    write_text(paths[0], csv_text(lines))
+    if options.latex:
+        paths.append(options.directories[0] / COMPARISONS_LATEX)
+        write_text(paths[1], latex_tables(leaderboard, "comparison") + latex_comparisons(lines, "comparison"))
     console = new_console()
     for (heading, _, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
         say(f"\n{heading}: {metric} error\n{row} against {other}")
         print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
         if (seeds := len(pair) - 1) < FEWEST_SEEDS:
             say(f"no t test: {too_few_seeds(seeds)}")
-    say("", *(f"left out: {note}" for note in notes), _LEGEND, path)
+    say("", *(f"left out: {note}" for note in notes), _LEGEND, *paths)
 
 
 def _cells(line: dict[Any, Any]) -> list[str]:

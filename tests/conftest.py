@@ -94,7 +94,7 @@ def tiny_training():
     """Return a function that makes a training of about a second on the digits, with changed fields."""
 
     def make(model: str = "cnn5", **changes) -> Training:
-        compiled = "auto" if torch.cuda.is_available() else "never"
+        compiled = "always" if torch.cuda.is_available() else "never"
         train = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": ()}
         train |= {"compile": compiled, "eps": Radius("1/32")} | changes.pop("train", {})
         config = Training(

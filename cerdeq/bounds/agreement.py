@@ -1,31 +1,23 @@
 """Whether a program is the function that its module computes: both are run at points of the region."""
 
-import sys
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cerdeq.bounds.batch_sizes import refuse_mixed_examples
+from cerdeq.bounds.calls import Calls
 from cerdeq.bounds.ibp import values_of
 from cerdeq.boxes import Box
 from cerdeq.errors import UnsupportedOperator, explained_errors
-from cerdeq.operators.backward import nested_items
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
-from cerdeq.tracing.trace import WAY_OUT, user_line
 
 _POINTS = 8
 _ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # differences of an output, relative to its largest size
 _SOLVED = {torch.float32: 1e-3, torch.float64: 1e-6}  # of outputs behind an equilibrium, relative to 1 + the largest
 _ULPS = 8  # of an output that torch computes by a curve, such as sigmoid
-_READS = {
-    "__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__", "allclose", "equal", "is_nonzero",
-    "item", "numpy", "tolist",
-}  # fmt: skip
 
 
 @torch.no_grad()
@@ -42,7 +34,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
     if not len(x):
         return None
     with counted_rounding(x.device.type):
-        _run(program, x[:1])  # names the step that does not take the input
+        _run(program, x[:1].clone())  # names the step that does not take the input
         ctx, steps = Context(sound=True), {step.name: step for step in program.steps}
         with explained_errors("no bound rule", lambda: steps[ctx.step].where):
             values = values_of(program, Interval(x, torch.zeros_like(x)), ctx)
@@ -62,20 +54,19 @@ def refuse_other_outputs(model: nn.Module, program: Program, x: Tensor) -> None:
     The model's outputs of one point alone, with gradients and without, and of all, must be what the program computes,
     and the model must not read values of its input.
     """
-    _run(program, x[:1])  # names the step that does not take the input
+    _run(program, x[:1].clone())  # names the step that does not take the input
     _agreeing_outputs(model, program, x)
 
 
 def _agreeing_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Tensor]:
     """Return the model's outputs: of the first point, with gradients and without, of all, and of the last one."""
-    expected = _run(program, x)
-    _refuse_other_form(expected, x)
-    tensors = [x, *model.parameters(), *model.buffers()]
+    calls, tensors = Calls(program), [x, *model.parameters(), *model.buffers()]
     has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
     with torch.set_grad_enabled(has_gradients):
-        one = _output(model, program, x[:1].clone().requires_grad_(has_gradients)).detach()
-    together = _output(model, program, x)
-    outputs = [one, _output(model, program, x[:1], watched=True), together, together[-1:]]
+        one = _outputs(model, program, calls, x[:1].clone().requires_grad_(has_gradients))[1].detach()
+    alone = _outputs(model, program, calls, x[:1])[1]
+    expected, together = _outputs(model, program, calls, x)
+    outputs = [one, alone, together, together[-1:]]
     sizes = expected.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected)
     allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected)
     _refuse_differences(outputs, expected, allowed)
@@ -100,52 +91,21 @@ def points_of(region: Box | Interval) -> Tensor:
     return torch.cat([x, x[:1]])
 
 
-class _Watch(TorchFunctionMode):
-    """Refuses, in its block, reads of the values of x and of what is computed of it, outside of a program's layers.
-
-    Code that first asks whether its input is a Tensor shows them to torch.fx on no path.
-    """
-
-    def __init__(self, program: Program, x: Tensor):
-        super().__init__()
-        self.values = {id(x): x}  # kept, so that no other tensor gets the same id
-        self.layers = {id(step.target) for step in program.steps if isinstance(step.target, nn.Module)}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        depends = any(id(value) in self.values for value in nested_items([args, list(kwargs.values())]))
-        if depends and getattr(func, "__name__", "") in _READS and not self._is_in_a_layer():
-            raise UnsupportedOperator(f"the model reads values of its input{user_line()}; {WAY_OUT}")
-        result = func(*args, **kwargs)
-        if depends:
-            self.values.update({id(value): value for value in nested_items([result]) if isinstance(value, Tensor)})
-        return result
-
-    def _is_in_a_layer(self) -> bool:
-        frame = sys._getframe()
-        while frame is not None and id(frame.f_locals.get("self")) not in self.layers:
-            frame = frame.f_back  # type: ignore[assignment]
-        return frame is not None
-
-
-def _output(model: nn.Module, program: Program, x: Tensor, watched: bool = False) -> Tensor:
-    """Return the model's output of x [B, ...]."""
-    x = x.clone()
-    try:
-        with _Watch(program, x) if watched else nullcontext():
-            output = model(x)
-    except UnsupportedOperator:
-        raise
-    except Exception:
-        _run(program, x)  # raises the error of the step, if it is one
-        raise
+def _outputs(model: nn.Module, program: Program, calls: Calls, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of program and model, of x [B, ...]. Raises UnsupportedOperator if they call other things."""
+    for_program, for_model = x.clone(), x.clone()  # either may change its own in place
+    with calls.noted(for_program):
+        expected = _run(program, for_program)
+    _refuse_other_form(expected, x)
+    with calls.compared(for_model):
+        output = model(for_model)
     if not isinstance(output, Tensor):
         raise UnsupportedOperator(f"torch.fx misreads the model: it returns a {type(output).__name__}, not a tensor")
-    return output
+    return expected, output
 
 
 def _run(program: Program, x: Tensor) -> Tensor:
-    """Return what the program computes of x [B, ...], by the operators themselves; some change x in place."""
+    """Return what the program computes of x [B, ...], by the operators themselves, which may change x in place."""
     kind: type[Exception] = UnsupportedOperator
     if x.requires_grad:
         message = "torch cannot compute the model where gradients are recorded"
@@ -154,7 +114,7 @@ def _run(program: Program, x: Tensor) -> Tensor:
     else:
         message = f"the model does not take {list(x.shape)}, {x.dtype}, the first example of the region [B, ...]"
         kind = ValueError
-    values: list[Any] = [x.clone()]
+    values: list[Any] = [x]
     for step in program.steps:
         with explained_errors(message, lambda step=step: step.where, kind):  # type: ignore[misc]
             values.append(step.run(values))

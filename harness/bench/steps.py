@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from baselines import DATASETS, build
 from harness.bench.auto_lirpa_step import auto_lirpa_step
-from harness.common.errors import first_words
 from harness.config.training import Training
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
@@ -72,15 +71,6 @@ _PRODUCTS = ("conv", "mm", "linear", "gemm", "cudnn", "xmma", "cutlass")
 _REST = ("adam", "vector_norm", "foreach", "multi_tensor_apply", "memcpy", "memset", "profilerstep")
 _FUSED = ("triton_poi", "triton_per", "triton_red")  # element-wise; their names list the products around them
 PRODUCTS, ELEMENT_WISE, REST = "products %", "element-wise %", "rest %"
-
-
-def compiler_problem(device: str) -> str | None:
-    """Return why torch cannot compile for a type of device here, in a line, or None if it can."""
-    try:
-        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(2, device=device))
-    except Exception as error:  # whatever a compiler, its headers and its cache may do
-        return f"{type(error).__name__}: {first_words(error)}"
-    return None
 
 
 def measure_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def validate(kind: Any, value: Any, *section: str, is_json: bool = False, contex
         return _adapter(kind).validate_python(value, context=context)
     except ValidationError as error:
         problems = sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing")
-        lines = [line for item in problems[:MOST_PROBLEMS] for line in _describe(item, kind, section)]
+        lines = [line for item in problems[:MOST_PROBLEMS] for line in _describe(item, kind, value, section)]
         more = [f"and {len(problems) - MOST_PROBLEMS:,} problems more"] if len(problems) > MOST_PROBLEMS else []
         raise InputError("\n".join(lines + more)) from None
 
@@ -62,9 +62,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
-    """Yield the lines of one of pydantic's errors."""
-    location = [*section, *(str(part) for part in item["loc"] if not _is_tag(part))]
+def _describe(item: Any, kind: Any, value: Any, section: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of one of pydantic's errors about a value."""
+    location = [*section, *_keys(item["loc"], value)]
     cause = item.get("ctx", {}).get("error")
     key, (owner, field) = ".".join(location), _field_at(kind, item["loc"])
     if item["type"] == "missing":
@@ -72,7 +72,7 @@ def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
     elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         yield _unknown_key(key, kind, list(owner.model_fields) if owner else [])
     elif isinstance(cause, SettingError):
-        inside = [] if location[-1:] == [cause.key] else [cause.key]
+        inside = [] if [part for part in location if not part.isdecimal()][-1:] == [cause.key] else [cause.key]
         yield str(SettingError(".".join([*location, *inside]), cause.found, cause.allowed))
     elif isinstance(cause, InputError):
         yield from (f"{key}.{line}" if key else line for line in str(cause).splitlines())
@@ -83,6 +83,15 @@ def _describe(item: Any, kind: Any, section: tuple[str, ...]) -> Iterator[str]:
     else:
         example = _example(field) if item["type"].endswith("_type") else ""
         yield f"{key or 'it'}: found {shorten(item['input'])}: {item['msg']}{example}"
+
+
+def _keys(location: tuple[int | str, ...], value: Any) -> Iterator[str]:
+    """Yield the keys of a location in a value; an index leads through what is a list in the value alone."""
+    for part in location:
+        if not _is_tag(part) and (isinstance(part, str) or isinstance(value, list | tuple)):
+            yield str(part)
+            if isinstance(part, int) or isinstance(value, dict):
+                value = value[part] if isinstance(part, int) else value.get(part)
 
 
 def _unknown_key(key: str, kind: Any, names: list[str]) -> str:

@@ -38,9 +38,6 @@ TRAIN_STANDARD_ERROR = "train/standard_error"
 TRAIN_CERTIFIED_ERROR = "train/certified_error"
 TRAIN_EPOCH_SECONDS = "train/seconds"
 TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
-TRAIN_COMPILED = "train/compiled"  # 1 where the epoch's steps were compiled, else 0
-TRAIN_BF16 = "train/bf16"  # of `precision: auto` alone: 1 where the epoch's products were in bf16, else 0
-TRAIN_ACCUMULATE = "train/accumulate"  # where memory ran out: in how many parts a batch is taken instead
 
 # What a trial reports besides; not written to files.
 ACTIVITY = "activity"  # what it does from now on, in words

@@ -1,6 +1,9 @@
 """All that commands print in a terminal: lines, tables, and long text cut to one line."""
 
+import codecs
+import sys
 from collections.abc import Iterable, Sequence
+from io import TextIOWrapper
 from textwrap import shorten
 from typing import Any, TextIO
 
@@ -19,6 +22,23 @@ class _Console(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text as it is shown."""
         return super().render_str(printable_lines(text), **options)
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that an encoding lacks, and where text goes on."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return lacking.replace("±", "+-").encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("readable", _readable)
+
+
+def replace_unprintable() -> None:
+    """Make standard output and error replace what the terminal's encoding lacks, such as ± by +-."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="readable")
 
 
 def new_console() -> Console:

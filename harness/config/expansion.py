@@ -227,10 +227,11 @@ def _without_effect(sweep: Sweep, rows: list[_TrainedRow]) -> tuple[str, ...]:
         reasons = [row.unused and row.unused.get(key) for row in rows]
         if value and all(reasons):
             found.append(f"{key} ({reasons[0]})")
-    for settings in sweep.evaluation:
+    for number, settings in enumerate(sweep.evaluation):
+        where = f"evaluation.{number}" if len(sweep.evaluation) > 1 else "evaluation"
         unused = unused_evaluation_settings(settings, sweep.validation_images)
         values = settings.model_dump(exclude_defaults=True)
-        found += [f"evaluation.{name} ({unused[name]})" for name, value in values.items() if value and name in unused]
+        found += [f"{where}.{name} ({unused[name]})" for name, value in values.items() if value and name in unused]
     if all(row.training.is_trained_elsewhere for row in rows):
         found += ["train_images (no entry is trained)"] if sweep.train_images is not None else []
         found += ["all seeds but the first (no entry is trained)"] if len(sweep.seeds) > 1 else []

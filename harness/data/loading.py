@@ -25,10 +25,11 @@ from harness.machine.environment import cache_directory, data_directory
 from harness.own_data import MeasuredData, OwnData
 from harness.storage.files import write_atomically
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 """Increase it when the same files decode to something else."""
 
 _SHOWN_CLASSES = 10
+_OWN_DATA = (("entry", "{}"), ("warnings", "[]"))  # what a cache has of own data alone, and what stands for it
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -63,6 +64,7 @@ class Data:
 
     fingerprint: 16 hex digits, a hash of all images and labels in order.
     directory: of the files; None if they come with a package.
+    warnings: what a reader must know of own images.
     """
 
     info: Dataset
@@ -70,6 +72,7 @@ class Data:
     test: Split
     fingerprint: str
     directory: Path | None
+    warnings: tuple[str, ...] = ()
 
     def training_images(self, count: int | None = None, validation: int = 0) -> Split:
         """Return the first `count` train images (None: all) of those before the last `validation` ones.
@@ -174,12 +177,12 @@ def load(source: str | OwnData, data_dir: str | Path | None = None, writes: bool
         raise not_found(info, root, "it would have to be downloaded")
     files = files or fetch(info, root)
 
-    def read() -> tuple[own.Arrays, None]:
+    def read() -> tuple[own.Arrays, None, list[str]]:
         train = _read(info, files.train, files.train_total, info.train_size)
-        return train + _read(info, files.test, files.test_total, info.test_size), None
+        return train + _read(info, files.test, files.test_total, info.test_size), None, []
 
     cache = _cache_path(info, files)
-    tensors, recorded, _ = _read_cache(cache) or _decode(info.title, read, lambda: cache, writes)
+    tensors, recorded, *_ = _read_cache(cache) or _decode(info.title, read, lambda: cache, writes)
     return Data(
         info,
         Split(tensors["train_images"], tensors["train_labels"], len(files.train), files.train_total),
@@ -198,14 +201,15 @@ def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
         return _cache_at(source.title, content, files)
 
     stored = _read_cache(cache()) or _decode(source.title, lambda: own.read(source, path, writes), cache, writes)
-    tensors, recorded, entry = stored
+    tensors, recorded, entry, warnings = stored
     info = validate(MeasuredData, {"source": source, "entry": entry}).entry
     train, test = (Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in ("train", "test"))
-    return Data(info, train, test, recorded, path)
+    return Data(info, train, test, recorded, path, tuple(warnings))
 
 
-Stored = tuple[dict[str, Tensor], str, dict[str, Any]]
-"""The tensors of a data set by the names of _TENSORS, their fingerprint, and of own data the entry as a dictionary."""
+Stored = tuple[dict[str, Tensor], str, dict[str, Any], list[str]]
+"""The tensors of a data set by the names of _TENSORS, their fingerprint, and of own data the entry as a dictionary and
+warnings."""
 
 
 def _read_cache(cache: Path) -> Stored | None:
@@ -213,23 +217,27 @@ def _read_cache(cache: Path) -> Stored | None:
     try:
         with safe_open(cache, framework="pt") as file:  # its tensors are mapped into memory
             metadata = file.metadata()
-            entry = json.loads(metadata.get("entry", "{}"))
-            return {split: file.get_tensor(split) for split in _TENSORS}, metadata["fingerprint"], entry
+            entry, warnings = (json.loads(metadata.get(name, empty)) for name, empty in _OWN_DATA)
+            return {split: file.get_tensor(split) for split in _TENSORS}, metadata["fingerprint"], entry, warnings
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
 
 def _decode(
-    title: str, read: Callable[[], tuple[own.Arrays, Dataset | None]], cache: Callable[[], Path], writes: bool
+    title: str,
+    read: Callable[[], tuple[own.Arrays, Dataset | None, list[str]]],
+    cache: Callable[[], Path],
+    writes: bool,
 ) -> Stored:
     """Read a data set and write its cache. cache: returns its path, once the files are there."""
-    values, info = read()
+    values, info, warnings = read()
     arrays = dict(zip(_TENSORS, values, strict=True))
     recorded, entry = _hash(arrays), {} if info is None else asdict(info)
     if writes:
-        metadata = {"fingerprint": recorded} | ({"entry": json.dumps(entry)} if entry else {})
+        own_data = {"entry": json.dumps(entry), "warnings": json.dumps(warnings)} if entry else {}
+        metadata = {"fingerprint": recorded} | own_data
         _write_cache(title, cache(), arrays, metadata)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, recorded, entry
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, recorded, entry, warnings
 
 
 def fingerprint(train: Split, test: Split) -> str:

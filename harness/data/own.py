@@ -7,6 +7,7 @@ the images. So neither the names of files nor their order change the fingerprint
 import hashlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +19,15 @@ import numpy as np
 from baselines.datasets import Dataset
 from baselines.unknown_names import UnknownNameError
 from harness.common.errors import InputError, SettingError, require
-from harness.data.reading import check_labels, convert, name_errors, open_image, read_parquet, require_memory
+from harness.data.reading import (
+    check_labels,
+    convert,
+    is_transparent,
+    name_errors,
+    open_image,
+    read_parquet,
+    require_memory,
+)
 from harness.own_data import OwnData
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -31,11 +40,13 @@ class Images:
     """Images as they are read.
 
     pixels: uint8 [H, W, C] each. labels: integers or texts [N]. name_of: returns the name of an image for errors.
+    transparent: how many were transparent in their files.
     """
 
     pixels: Sequence[np.ndarray] | np.ndarray
     labels: np.ndarray
     name_of: Callable[[int], str]
+    transparent: int = 0
 
     def part(self, numbers: Sequence[int]) -> Self:
         """Return the images of these numbers, in this order."""
@@ -70,8 +81,9 @@ def files_of(path: Path) -> list[Path]:
     return sorted(file for file in [path, *path.rglob("*")] if file.is_file())
 
 
-def read(source: OwnData, path: Path, writes: bool) -> tuple[Arrays, Dataset]:
-    """Return train images uint8 [N, C, H, W] and labels int64 [N], the same of the test images, and the measured entry.
+def read(source: OwnData, path: Path, writes: bool) -> tuple[Arrays, Dataset, list[str]]:
+    """Return train images uint8 [N, C, H, W] and labels int64 [N], the same of the test images; the measured entry; and
+    warnings.
 
     writes: whether torchvision may download. Raises InputError.
     """
@@ -114,13 +126,43 @@ def read(source: OwnData, path: Path, writes: bool) -> tuple[Arrays, Dataset]:
         test_size=len(test.labels),
         class_names=tuple(map(str, classes)),
     )
-    return (arrays[0], arrays[1], arrays[2], arrays[3]), entry
+    transparent = sum(part.transparent for part in parts)
+    return (arrays[0], arrays[1], arrays[2], arrays[3]), entry, _warnings(transparent, train, test)
+
+
+def _warnings(transparent: int, train: Images, test: Images) -> list[str]:
+    """Return what a reader must know of images. transparent: how many of them were."""
+    first: dict[bytes, tuple[object, str]] = {}  # the label and the name of the first image of each digest
+    mixed: dict[bytes, str] = {}  # of digests with several labels: two images
+    digests = [_digests(part) for part in (train, test)]
+    for part, own in zip((train, test), digests, strict=True):
+        for number, (digest, label) in enumerate(zip(own, part.labels, strict=True)):
+            name = part.name_of(number)
+            other, other_name = first.setdefault(digest, (label, name))
+            if other != label:
+                mixed.setdefault(digest, f"{other_name} ({other}) and {name} ({label})")
+    messages, total = list[str](), sum(map(len, digests))
+    if transparent:
+        messages.append(f"{transparent} of {total} images are transparent: they are composed over white")
+    if len(first) == 1:
+        messages.append(f"all {total} images are equal")
+    elif mixed:
+        equal, example = sum(digest in mixed for digest in chain(*digests)), next(iter(mixed.values()))
+        messages.append(f"{equal} of {total} images are equal to one of another class: such as {example}")
+    return messages
+
+
+def _digests(images: Images) -> list[bytes]:
+    return [hashlib.sha256(image.tobytes()).digest() for image in images.pixels]
 
 
 def _shuffle(images: Images) -> Images:
-    """Return the images in the order of their digests, and of their labels where images are equal."""
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images.pixels]
-    return images.part(sorted(range(len(digests)), key=lambda number: (digests[number], images.labels[number])))
+    """Return the images in the order of their digests; equal ones mixed, whatever their labels."""
+    seen, keys = Counter[tuple[bytes, str]](), list[tuple[bytes, bytes]]()
+    for digest, label in zip(_digests(images), map(str, images.labels), strict=True):
+        seen[digest, label] += 1
+        keys.append((digest, hashlib.sha256(f"{seen[digest, label]} {label}".encode()).digest()))
+    return images.part(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _split(source: OwnData, path: Path, parts: list[Images]) -> tuple[Images, Images]:
@@ -171,15 +213,16 @@ def _decode(encoded: Iterable[tuple[object, Any]], labels: np.ndarray, source: O
 
     path: of all files. Raises InputError once the images need far more memory than these have bytes.
     """
-    names, pixels, count = list[str](), list[np.ndarray](), 0
+    names, pixels, count, transparent = list[str](), list[np.ndarray](), 0, 0
     size = sum(file.stat().st_size for file in files_of(path))
     for where, file in encoded:
         with open_image(where, file) as image:
             names.append(str(where))
             pixels.append(_pixels(image, where, source))
+            transparent += is_transparent(image)
         count += pixels[-1].nbytes
         require_memory(path, count, size)
-    return Images(pixels, labels, names.__getitem__)
+    return Images(pixels, labels, names.__getitem__, transparent)
 
 
 def _pixels(image: Any, where: object, source: OwnData) -> np.ndarray:
@@ -312,7 +355,7 @@ def _items(images: Any, where: str, source: OwnData) -> Images:
     """Return the images of a data set of torchvision."""
     from PIL import Image
 
-    labels, pixels = list[int](), list[np.ndarray]()
+    labels, pixels, transparent = list[int](), list[np.ndarray](), 0
     for number in range(len(images)):
         image, label = images[number]
         if not (isinstance(image, Image.Image) and isinstance(label, int | np.integer)):
@@ -320,4 +363,5 @@ def _items(images: Any, where: str, source: OwnData) -> Images:
             raise InputError(f"{where}[{number}]: found {kinds}, allowed: an image and an integer, its class")
         labels.append(int(label))
         pixels.append(_pixels(image, f"{where}[{number}]", source))
-    return Images(pixels, np.array(labels), lambda number: f"{where}[{number}]")
+        transparent += is_transparent(image)
+    return Images(pixels, np.array(labels), lambda number: f"{where}[{number}]", transparent)

@@ -18,7 +18,7 @@ _ALWAYS_ALLOWED, _MOST_TIMES = 2**30, 100  # bytes of images, unpacked; for each
 
 _SHALLOW = {"1": "L", "L": "L", "P": "RGB", "LA": "L", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB",
             "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "La": "L", "RGBa": "RGB"}  # fmt: skip
-"""Pillow's modes of 8 bits a channel, and the one of each that networks see: without transparency."""
+"""Pillow's modes of 8 bits a channel, and the one of each that networks see, once it is opaque."""
 
 
 @contextmanager
@@ -47,14 +47,25 @@ def open_image(where: object, file: Path | BytesIO) -> Iterator["Image"]:
         raise InputError(f"{where}: found {start!r}..., allowed: an encoded image, such as PNG") from None
 
 
-def convert(image: "Image", where: object, mode: str | None = None) -> np.ndarray:
-    """Return an image's pixels as uint8 [H, W] or [H, W, 3]. mode: 'L' or 'RGB'; None keeps colour where there is some.
+def is_transparent(image: "Image") -> bool:
+    """Return whether a pixel of an image is not opaque."""
+    return image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
 
-    Raises InputError for an image of another depth than 8 bits a channel.
+
+def convert(image: "Image", where: object, mode: str | None = None) -> np.ndarray:
+    """Return an image's pixels as uint8 [H, W] or [H, W, 3], over white where they are transparent.
+
+    mode: 'L' or 'RGB'; None keeps colour where there is some. Raises InputError for an image of another depth than
+    8 bits a channel.
     """
     if image.mode not in _SHALLOW:
         raise InputError(f"{where}: found pixels of Pillow's mode {image.mode}, allowed: 8 bits a channel")
-    return np.asarray(image.convert(mode or _SHALLOW[image.mode]))
+    mode = mode or _SHALLOW[image.mode]
+    if is_transparent(image):
+        from PIL import Image as Images
+
+        image = Images.alpha_composite(Images.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert(mode))
 
 
 def require_memory(where: object, count: int, size: int) -> None:

@@ -18,6 +18,7 @@ class Batch:
     images: float64 [B, C, H, W], pixels in [0, 1]. labels: [B]. first: the index of the first example.
     evaluation: its settings. seed: of the attack's starts.
     ledger: the verdicts so far. asked: bool [B], the examples that a stage looks at, if they are undecided.
+    share: of the time that all examples of the evaluation have together.
     """
 
     network: PreparedNetwork
@@ -28,6 +29,7 @@ class Batch:
     seed: int
     ledger: Ledger
     asked: Tensor
+    share: float
 
     @property
     def undecided(self) -> Tensor:

@@ -35,8 +35,8 @@ from harness.evaluation.ibp import average_rows
 from harness.evaluation.ledger import Proofs
 from harness.evaluation.metrics import final_metrics, finite_or_none, warnings
 from harness.evaluation.network import PreparedNetwork, load_network, prepare_network
-from harness.evaluation.taken_over import Answers, find_answers
-from harness.evaluation.verdicts import EvaluationResult, evaluate_images
+from harness.evaluation.taken_over import Answers, find_answers, find_contradictions
+from harness.evaluation.verdicts import EvaluationResult, evaluate_images, refuse_contradictions
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
 from harness.pretrained.network_file import digest_of
@@ -106,11 +106,9 @@ class OpenEvaluation:
     def evaluate_range(self, images: range) -> None:
         """Evaluate a range of the images, and write its file. Raises SoundnessError as `evaluate_images` does."""
         part, device = self.images.part(images.start, images.stop), _device_of(self.network.model)
-        total = self.evaluation.bab_total_seconds
-        share = None if total is None else total * len(images) / len(self.images)
-        evaluation = self.evaluation.replace(bab_total_seconds=share)
         x, labels, seed = part.images.to(device), part.labels.to(device), self.training.config.seed
-        result = evaluate_images(self.network, x, labels, images.start, evaluation, seed, self.others)
+        share = len(images) / len(self.images)
+        result = evaluate_images(self.network, x, labels, images.start, self.evaluation, seed, self.others, share)
         content = BytesIO()
         fields = {"verdicts": result.verdicts.to_dict("list"), "recurrence": asdict(result.recurrence)}
         torch.save({**vars(result), **fields}, content)
@@ -119,11 +117,15 @@ class OpenEvaluation:
     def finish(self) -> Result:
         """Join the ranges and write the files of the evaluation, the result last.
 
-        Raises DamagedFileError if a range cannot be read.
+        Raises DamagedFileError if a range cannot be read, and SoundnessError if an evaluation that has ended meanwhile
+        contradicts this one.
         """
-        trained = folder.read_trained(folder.network_of(self.directory))
+        network_dir = folder.network_of(self.directory)
+        trained = folder.read_trained(network_dir)
         assert trained is not None
         joined = join_ranges([read_range(self.ranges_dir, images) for images in self.planned])
+        others = find_answers(network_dir, self.evaluation, folder.read_evaluation(self.directory).weights)
+        refuse_contradictions(find_contradictions(self.evaluation, joined.verdicts, others))
         info = self.training.config.data_info
         seconds = {names.EVALUATION_SECONDS: sum(joined.seconds.values())}
         own = final_metrics(joined, self.evaluation.stages) | joined.recurrence.metrics() | seconds

@@ -65,10 +65,10 @@ def _branch_and_bound(batch: Batch) -> StageResult:
     k_of = torch.zeros_like(batch.images, dtype=torch.int16)
 
     def ask(example: Tensor) -> None:
-        limit, used = batch.evaluation.bab_total_seconds, batch.ledger.seconds.get(names.BAB, 0.0)
-        if limit is not None and used >= limit:
+        left = batch.share * (batch.evaluation.bab_total_seconds or math.inf) - batch.ledger.seconds.get(names.BAB, 0.0)
+        if left <= 0:
             raise DeadlineError
-        verification, number = _verify(batch, example, math.inf if limit is None else limit - used), int(example)
+        verification, number = _verify(batch, example, left), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
         if (verdict == names.CERTIFIED) != (bound > 0):
             raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")

@@ -7,13 +7,15 @@
 | at a larger eps, the stage with the same settings or smaller limits | what it certified |
 | at a smaller eps, likewise | what it falsified |
 
-So a stage that was added, more images, a longer limit or another eps ask only what is new, and certified error never
-falls as eps grows. IBP is computed anew, since it costs little and widths follow from it.
+So a stage that was added, more images, a longer limit or another eps ask only what is new, and what is certified at an
+eps is certified at every smaller one that is evaluated later. IBP is computed anew, since it costs little and widths
+follow from it. A counterexample is proved again in the ball here.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,18 +28,17 @@ from torch import Tensor
 from harness.attacks.counterexamples import pack, point_of
 from harness.common import names
 from harness.common.names import Verdict
-from harness.evaluation.attack import margins_as_stored, margins_inside
+from harness.evaluation.attack import margins_as_stored, margins_at, margins_inside
 from harness.evaluation.batch import Batch
-from harness.evaluation.ledger import Proofs, StageResult
+from harness.evaluation.ledger import NO_STAGE, Proofs, StageResult
 from harness.settings import CERTIFICATE_STAGES, EVALUATION_VERSION, Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_file
-from harness.storage.parquet import read_table
+from harness.storage.parquet import read_verdicts
 
 _ATTACK = ("attack", "attack_steps", "attack_step", "attack_restarts")
 _BAB = ("bab_seconds", "bab_branches", "bab_total_seconds")
-_DECIDED = (names.MISCLASSIFIED, names.FALSIFIED, names.CERTIFIED)
-_RETRIED = (names.OUT_OF_MEMORY, names.FAILED)
+_WRONG = (names.MISCLASSIFIED, names.FALSIFIED)
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Answers:
 
     @cached_property
     def counterexamples(self) -> dict[str, Tensor]:
-        """The stored counterexamples, by the index of the image."""
+        """The stored counterexamples, by the index of the image; none if they cannot be read."""
         return _tensors(self.directory / folder.COUNTEREXAMPLES)
 
     @cached_property
     def certificates(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of certificates by their names in the file, by the index of the image."""
+        """The tensors of certificates by their names in the file, by the index of the image; as above."""
         certificates: dict[str, dict[str, Tensor]] = {}
         for name, tensor in _tensors(self.directory / folder.CERTIFICATES).items():
             certificates.setdefault(name.partition("/")[0], {})[name] = tensor
@@ -69,16 +70,28 @@ def find_answers(network_dir: Path, evaluation: Evaluation, weights: str) -> lis
     """
     found = list[Answers]()
     for directory in folder.evaluation_folders(network_dir):
-        try:
+        with suppress(DamagedFileError):
             record, result = folder.read_evaluation(directory), folder.read_result(directory)
-            fits = record.version == EVALUATION_VERSION and record.config.split == evaluation.split
-            is_other = record.config.key != evaluation.key and record.weights == weights
-            if result is not None and fits and is_other:
-                table = read_table(directory / folder.VERDICTS)
-                found.append(Answers(directory, record.config, table.set_index(names.INDEX)))
-        except DamagedFileError:
-            continue
+            fits = (record.version, record.config.split) == (EVALUATION_VERSION, evaluation.split)
+            if result is not None and fits and record.weights == weights and record.config.key != evaluation.key:
+                verdicts = _read_verdicts(directory, record.config, result)
+                found.append(Answers(directory, record.config, verdicts))
     return sorted(found, key=lambda one: -abs(one.evaluation.eps - evaluation.eps))
+
+
+def _read_verdicts(directory: Path, evaluation: Evaluation, result: folder.Result) -> pd.DataFrame:
+    """Return the verdicts of an evaluation by the index of the image. Raises DamagedFileError, also for another's."""
+    columns = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.REASON, names.ATTACK_MARGIN]
+    columns += [names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]
+    columns += [names.BRANCHES] if names.BAB in evaluation.stages else []
+    table = read_verdicts(directory, columns)
+    verdict = table[names.VERDICT]
+    errors = {names.ATTACK_ERROR: verdict.isin(_WRONG), names.CERTIFIED_ERROR: verdict != names.CERTIFIED}
+    follows = all(abs((result.metrics.get(name) or 0.0) - 100 * each.mean()) < 1e-6 for name, each in errors.items())
+    is_own = result.key.endswith(f"/{evaluation.key}") and table[names.INDEX].tolist() == [*range(len(table))]
+    if not (follows and is_own):
+        raise DamagedFileError(f"{directory}: {folder.RESULT} is not of {folder.VERDICTS}")
+    return table.set_index(names.INDEX)
 
 
 @dataclass(frozen=True)
@@ -93,122 +106,163 @@ class Known:
     result: StageResult
 
 
-def known_answers(stage: str, batch: Batch, others: Sequence[Answers]) -> Known:
-    """Return what others have answered about the undecided examples of a batch, and holds for a stage here.
+@dataclass(frozen=True)
+class _Answer:
+    """What an evaluation has answered about an example. verdict: None where the stage left it undecided."""
 
-    Raises ValueError for a damaged counterexample.
-    """
+    verdict: Verdict | None
+    evaluation: Evaluation
+    row: "pd.Series[float]"
+    margin: float = math.nan
+    proofs: Proofs = field(default_factory=dict)
+
+
+def known_answers(stage: str, batch: Batch, others: Sequence[Answers]) -> Known:
+    """Return what others have answered about the undecided examples of a batch, and holds for a stage here."""
     size = len(batch.labels)
     mask, source = np.zeros(size, bool), np.full(size, "", dtype=object)
     verdicts, proofs, unproved = dict[int, Verdict](), Proofs(), list[int]()
-    lower, upper, branches = (np.full(size, np.nan) for _ in range(3))
-    undecided = batch.undecided.cpu().numpy()
-    for answers in others:
-        rows = answers.verdicts.reindex(range(batch.first, batch.first + size))
-        for example, verdict in _usable(stage, batch.evaluation, answers.evaluation, rows):
-            if not undecided[example] or (verdict is None and mask[example]):
-                continue
-            row, index = rows.iloc[example], str(batch.first + example)
-            found: Proofs | None = {}
-            is_same = answers.evaluation.eps == batch.evaluation.eps
-            is_attacked = verdict == names.FALSIFIED or (stage == names.ATTACK and is_same)
-            margin = _number(row, names.ATTACK_MARGIN) if is_attacked else math.nan
-            if verdict == names.FALSIFIED:
-                margin, found = _counterexample(batch, example, answers, index, margin)
-            elif verdict == names.CERTIFIED:
-                found = answers.certificates.get(index, {})
-            if found is None:  # nothing is stored, or the point is not proved adversarial in this ball
-                continue
-            mask[example], source[example] = True, row.get(names.TAKEN_FROM) or answers.evaluation.key
-            lower[example], upper[example] = _number(row, names.margin_column(stage)), margin
-            branches[example] = _number(row, names.BRANCHES)
-            verdicts.pop(example, None)
-            if verdict is not None:
-                verdicts[example] = verdict
-            proofs |= found
-            unproved += [example] if row[names.REASON] == names.NO_CERTIFICATE and verdict == names.CERTIFIED else []
+    lower, margin, branches = (np.full(size, np.nan) for _ in range(3))
+    for example, answer in _find_known(stage, batch, others).items():
+        row, verdict = answer.row, answer.verdict
+        mask[example], source[example] = True, row[names.TAKEN_FROM] or answer.evaluation.key
+        if answer.evaluation.eps >= batch.evaluation.eps:  # a bound of a smaller ball is none here
+            lower[example] = row.get(names.margin_column(stage), math.nan)
+        margin[example], branches[example] = answer.margin, row.get(names.BRANCHES, math.nan)
+        if verdict is not None:
+            verdicts[example] = verdict
+        proofs |= answer.proofs
+        if verdict == names.CERTIFIED and row[names.REASON] == names.NO_CERTIFICATE:
+            unproved.append(example)
     device = batch.images.device
-    at, low, high, leaves = (torch.from_numpy(each).to(device) for each in (mask, lower, upper, branches))
+    at, low, high, leaves = (torch.from_numpy(each).to(device) for each in (mask, lower, margin, branches))
     columns = {names.BRANCHES: leaves} if stage == names.BAB else {}
     return Known(at, source, StageResult(verdicts, low, high, columns, proofs, unproved))
 
 
+def _find_known(stage: str, batch: Batch, others: Sequence[Answers]) -> dict[int, _Answer]:
+    """Return the answer that is taken over about each example; of several a decision, by the nearest eps."""
+    known: dict[int, _Answer] = {}
+    undecided, labels = batch.undecided.cpu().numpy(), batch.labels.cpu().numpy()
+    for answers in others if undecided.any() else ():
+        there, rows = answers.evaluation, answers.verdicts.reindex(range(batch.first, batch.first + len(labels)))
+        is_asked, is_same = undecided & (rows[names.LABEL] == labels).to_numpy(), there.eps == batch.evaluation.eps
+        decided, left_open = _usable(stage, batch.evaluation, there, rows)
+        falsified = is_asked & (decided & (rows[names.VERDICT] == names.FALSIFIED)).to_numpy()
+        has_certificates = _has_certificates(stage, there)
+        is_usable = not has_certificates or bool(answers.certificates)  # else their file is damaged or missing
+        certified = is_usable & is_asked & (decided & (rows[names.VERDICT] == names.CERTIFIED)).to_numpy()
+        for example in map(int, np.flatnonzero(is_asked & left_open.to_numpy())):
+            row = rows.iloc[example]
+            is_timeout = row[names.VERDICT] == names.TIMEOUT and row[names.STAGE] == stage
+            margin = row[names.ATTACK_MARGIN] if stage == names.ATTACK and is_same else math.nan
+            verdict = names.TIMEOUT if is_timeout else None
+            known.setdefault(example, _Answer(verdict, there, row, margin))
+        for example in map(int, np.flatnonzero(certified)):
+            own = answers.certificates.get(str(batch.first + example), {}) if has_certificates else {}
+            known[example] = _Answer(names.CERTIFIED, there, rows.iloc[example], proofs=own)
+        for example, (margin, stored) in _prove_counterexamples(stage, batch, falsified, answers).items():
+            row = rows.iloc[example]
+            margin = row[names.ATTACK_MARGIN] if is_same else margin
+            known[example] = _Answer(names.FALSIFIED, there, row, margin, {str(batch.first + example): stored})
+    return known
+
+
 def _usable(
     stage: str, here: Evaluation, there: Evaluation, rows: pd.DataFrame
-) -> Iterator[tuple[int, Verdict | None]]:  # fmt: skip
-    """Yield the examples of a stage's usable answers, by their numbers, with the verdict; None where it left one open.
+) -> "tuple[pd.Series[bool], pd.Series[bool]]":
+    """Return of which images a stage's decision there holds here, and which it leaves undecided here, too.
 
     rows: of the other evaluation, NaN for images that it has not.
     """
-    order = (names.CLEAN, names.ATTACK, *there.stages)
-    is_certified_later = rows[names.VERDICT] == names.CERTIFIED
+    verdict, decided_by = rows[names.VERDICT], rows[names.STAGE]
+    nowhere = pd.Series(False, rows.index)
     if stage == names.ATTACK and there.eps > here.eps:  # no attack finds anything in the ball of such an image
         holding = [each for each in there.stages if each in here.stages and _limits_fit(each, here, there)]
-        yield from ((int(i), None) for i in np.flatnonzero(is_certified_later & rows[names.STAGE].isin(holding)))
-        return
-    if stage not in order or not _limits_fit(stage, here, there):
-        return
-    is_decided = rows[names.VERDICT].isin(_DECIDED)
-    is_here = is_decided & (rows[names.STAGE] == stage)
+        return nowhere, (verdict == names.CERTIFIED) & decided_by.isin(holding)
+    if not (stage == names.ATTACK or stage in there.stages) or not _limits_fit(stage, here, there):
+        return nowhere, nowhere
+    decided = nowhere
+    if there.eps >= here.eps:
+        decided = decided | (verdict == names.CERTIFIED)
+    if there.eps <= here.eps:
+        decided = decided | (verdict == names.FALSIFIED)
+    decided &= decided_by == stage
     if there.certificates and (here.bab_seconds, here.bab_branches) != (there.bab_seconds, there.bab_branches):
-        is_here &= rows[names.REASON] != names.NO_CERTIFICATE  # a longer search may find one
-    allowed = {names.CERTIFIED: there.eps >= here.eps, names.FALSIFIED: there.eps <= here.eps}
-    for verdict, holds in allowed.items():
-        if holds:
-            yield from ((int(i), verdict) for i in np.flatnonzero(is_here & (rows[names.VERDICT] == verdict)))
-    if there.eps == here.eps and _settings(stage, here) == _settings(stage, there) and not _is_shared(stage, there):
-        position = {name: number for number, name in enumerate(order)}
-        decided_at = rows[names.STAGE].map(position).where(is_decided, len(order))
-        is_open = rows[names.VERDICT].notna() & (decided_at > position[stage])
-        noted = rows[names.STAGE] == stage
-        is_timeout = is_open & noted & (rows[names.VERDICT] == names.TIMEOUT)
-        is_open &= ~(noted & rows[names.VERDICT].isin(_RETRIED))
-        yield from ((int(i), names.TIMEOUT if is_timeout.iloc[i] else None) for i in np.flatnonzero(is_open))
-
-
-def _settings(stage: str, evaluation: Evaluation) -> tuple[object, ...]:
-    """Return the settings that decide what a stage answers about an image that reaches it."""
+        decided &= rows[names.REASON] != names.NO_CERTIFICATE  # a longer search may find one
+    if there.eps != here.eps or not _has_same_settings(stage, here, there):
+        return decided, nowhere
+    order = [names.CLEAN, names.ATTACK, *there.stages, NO_STAGE]
+    is_later = decided_by.isin(order[order.index(stage) + 1 :])  # it was decided, or had a problem, in a later stage
+    answer = names.ATTACK_MARGIN if stage == names.ATTACK else names.margin_column(stage)
+    left_open = is_later & rows[answer].notna()  # else a problem of its own is noted nowhere
     if stage == names.ATTACK:
-        return tuple(getattr(evaluation, name) for name in _ATTACK)
-    limits = _BAB if stage == names.BAB else ("stage_seconds",)
-    return (*(getattr(evaluation, name) for name in limits), _has_certificates(stage, evaluation))
+        left_open &= verdict != names.FALSIFIED  # the margin is that of a later counterexample
+    return decided, left_open | ((verdict == names.TIMEOUT) & (decided_by == stage))
 
 
 def _limits_fit(stage: str, here: Evaluation, there: Evaluation) -> bool:
     """Return whether what a stage decided there it decides here, too: its limits there are no larger."""
-    if stage == names.ATTACK:
-        return _settings(stage, here) == _settings(stage, there)
-    names_of = _BAB if stage == names.BAB else ("stage_seconds",)
-    limits = [(getattr(there, name) or math.inf, getattr(here, name) or math.inf) for name in names_of]
+    if stage == names.ATTACK and any(getattr(here, name) != getattr(there, name) for name in _ATTACK):
+        return False
+    limits = [(getattr(there, name) or math.inf, getattr(here, name) or math.inf) for name in _limits_of(stage)]
     return all(a <= b for a, b in limits) and _has_certificates(stage, here) == _has_certificates(stage, there)
+
+
+def _has_same_settings(stage: str, here: Evaluation, there: Evaluation) -> bool:
+    """Return whether an image that a stage left undecided there stays so here. Its limits fit.
+
+    Where images share a limit, that depends on the others.
+    """
+    is_same = all(getattr(here, name) == getattr(there, name) for name in _limits_of(stage))
+    return is_same and not (stage == names.BAB and there.bab_total_seconds is not None)
+
+
+def _limits_of(stage: str) -> tuple[str, ...]:
+    return _BAB if stage == names.BAB else ("stage_seconds",)
 
 
 def _has_certificates(stage: str, evaluation: Evaluation) -> bool:
     return evaluation.certificates and stage in CERTIFICATE_STAGES
 
 
-def _is_shared(stage: str, evaluation: Evaluation) -> bool:
-    """Return whether images share a limit of a stage: then what it left open depends on the others."""
-    return stage == names.BAB and evaluation.bab_total_seconds is not None
+def _prove_counterexamples(
+    stage: str, batch: Batch, falsified: np.ndarray, answers: Answers
+) -> dict[int, tuple[float, Tensor]]:
+    """Return the margins at counterexamples that are proved in the balls here, and what is stored of these points.
 
-
-def _counterexample(
-    batch: Batch, example: int, answers: Answers, index: str, margin: float
-) -> tuple[float, Proofs | None]:
-    """Return the margin at an image's counterexample, and what is stored of that; None if it proves nothing here.
-
-    margin: the one that is recorded, in the ball of the other evaluation.
+    falsified: bool [B]. The result is by the numbers of the examples.
     """
-    stored = answers.counterexamples.get(index)
-    if stored is None or answers.evaluation.eps == batch.evaluation.eps:
-        return margin, None if stored is None else {index: stored}
-    examples = torch.tensor([example], device=batch.images.device)
-    point = point_of(stored, batch.images[example].cpu(), answers.evaluation.eps).to(batch.images)[None]
-    margins, k = margins_as_stored(batch, examples, point)
-    if margins[0] < 0:
-        return float(margins[0]), {index: pack(k[0].cpu())}
-    margins, inside = margins_inside(batch, examples, point)
-    return (float(margins[0]), {index: inside[0].cpu()}) if margins[0] < 0 else (math.nan, None)
+    stored, points = dict[int, Tensor](), dict[int, Tensor]()
+    images, eps = batch.images.cpu() if falsified.any() else batch.images, answers.evaluation.eps
+    is_same = eps == batch.evaluation.eps
+    for example in map(int, np.flatnonzero(falsified)):
+        with suppress(KeyError, ValueError):  # ValueError: it is of another type or size
+            stored[example] = answers.counterexamples[str(batch.first + example)]
+            points[example] = point_of(stored[example], images[example], eps)
+
+    def points_of(examples: Tensor) -> Tensor:
+        return torch.stack([points[example] for example in examples.tolist()]).to(batch.images)
+
+    def in_short(examples: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if is_same:
+            forms = [stored[example] for example in examples.tolist()]
+            return margins_at(batch.network, points_of(examples), batch.labels[examples]), forms
+        margins, k = margins_as_stored(batch, examples, points_of(examples))
+        return margins, [pack(each) for each in k.cpu()]
+
+    def moved_inside(examples: Tensor) -> tuple[Tensor, list[Tensor]]:
+        margins, inside = margins_inside(batch, examples, points_of(examples))
+        return margins, [each.clone() for each in inside.cpu()]
+
+    proved = dict[int, tuple[float, Tensor]]()
+    short = [each for each in points if not is_same or stored[each].dtype != torch.float64]
+    for attempt, numbers in ((in_short, short), (moved_inside, [*points])):
+        left = torch.tensor([each for each in numbers if each not in proved], dtype=torch.long).to(batch.labels.device)
+        for examples, (margins, forms) in batch.ledger.answers(stage, attempt, left):
+            rows = zip(examples.tolist(), margins.tolist(), forms, strict=True)
+            proved |= {example: (margin, form) for example, margin, form in rows if margin < 0}
+    return proved
 
 
 def find_contradictions(here: Evaluation, verdicts: pd.DataFrame, others: Sequence[Answers]) -> set[int]:
@@ -217,19 +271,16 @@ def find_contradictions(here: Evaluation, verdicts: pd.DataFrame, others: Sequen
     verdicts: a row for each image.
     """
     found, mine = set[int](), verdicts.set_index(names.INDEX)[names.VERDICT]
-    wrong = (names.MISCLASSIFIED, names.FALSIFIED)
     for answers in others:
         theirs = answers.verdicts[names.VERDICT].reindex(mine.index)
         if answers.evaluation.eps >= here.eps:
-            found |= set(mine.index[(theirs == names.CERTIFIED) & mine.isin(wrong)])
+            found |= set(mine.index[(theirs == names.CERTIFIED) & mine.isin(_WRONG)])
         if answers.evaluation.eps <= here.eps:
-            found |= set(mine.index[theirs.isin(wrong) & (mine == names.CERTIFIED)])
+            found |= set(mine.index[theirs.isin(_WRONG) & (mine == names.CERTIFIED)])
     return found
 
 
-def _number(row: "pd.Series[float]", column: str) -> float:
-    return float(row[column]) if column in row else math.nan
-
-
 def _tensors(path: Path) -> dict[str, Tensor]:
-    return parse_file(path, load) if path.exists() else {}
+    with suppress(DamagedFileError):
+        return parse_file(path, load)
+    return {}

@@ -54,6 +54,7 @@ def evaluate_images(
     evaluation: Evaluation,
     seed: int = 0,
     others: Sequence[Answers] = (),
+    share: float = 1.0,
 ) -> EvaluationResult:
     """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.
 
@@ -64,6 +65,7 @@ def evaluate_images(
         first: the index of the first image.
         seed: of the attack's starts.
         others: other evaluations of the network, whose answers are taken over where they hold here, too.
+        share: of `bab_total_seconds` that these images have.
 
     Raises:
         SoundnessError: an example is both certified and falsified.
@@ -74,7 +76,7 @@ def evaluate_images(
         refuse_another_function(network.model, network.program, LinfBall(x[:2], evaluation.eps))
     ledger = Ledger(len(labels), evaluation.stage_seconds or math.inf)
     bounds, bounded = bound_batch(network, x, labels, evaluation.eps, ledger)
-    batch = Batch(network, x, labels, first, evaluation, seed, ledger, bounded)
+    batch = Batch(network, x, labels, first, evaluation, seed, ledger, bounded, share)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
     ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), names.MISCLASSIFIED))
     ibp_lower = bounds.lower.amin(1)
@@ -82,14 +84,16 @@ def evaluate_images(
     attack_margin, proofs, further_columns = batch.nan(), Proofs(), dict[str, Tensor]()
     lower, source = dict[str, Tensor](), np.full(len(labels), "", dtype=object)
     for stage in (names.ATTACK, *evaluation.stages):
+        undecided = batch.undecided.cpu().numpy()
         if stage == names.IBP:
             result = StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan())
+            source[undecided] = ""
         else:
             known = known_answers(stage, batch, others)
             rest = replace(batch, asked=batch.asked & ~known.mask)
             own = attack_batch(rest, certified) if stage == names.ATTACK else FUNCTIONS[stage](rest)
             result = _join(known, own)
-            source = np.where(known.mask.cpu().numpy(), known.source, source)
+            source = np.where(undecided, known.source, source)
         ledger.record(stage, result.verdicts)
         ledger.note_unproved(stage, result.unproved)
         lower[stage] = result.lower
@@ -113,16 +117,22 @@ def evaluate_images(
             names.TAKEN_FROM: source,
         }
     )
-    contradicted = find_contradictions(evaluation, table, others) | {first + each for each in ledger.contradicted}
-    if contradicted:
-        examples = sorted(contradicted)
-        raise SoundnessError(
-            f"test images both certified and falsified: {examples[:10]}, {len(examples)} in all; a bound is wrong"
-        )
+    refuse_contradictions(
+        find_contradictions(evaluation, table, others) | {first + each for each in ledger.contradicted}
+    )
     clean = bounds.clean[~bounds.clean.isnan()]
     spread = float(clean.std()) if len(clean) else 0.0
     recurrence = observe_recurrence(network.model, x, labels, first, evaluation.eps, network.classes)
     return EvaluationResult(table, bounds.layers, float(clean.mean()), spread, ledger.seconds, proofs, recurrence)
+
+
+def refuse_contradictions(contradicted: set[int]) -> None:
+    """Raise SoundnessError if there is a contradiction about any image, by its index."""
+    if contradicted:
+        examples = sorted(contradicted)
+        raise SoundnessError(
+            f"images both certified and falsified: {examples[:10]}, {len(examples)} in all; a bound is wrong"
+        )
 
 
 def _join(known: Known, own: StageResult) -> StageResult:

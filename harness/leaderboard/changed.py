@@ -16,8 +16,8 @@ _LABEL = re.compile(r"(?<=\\label\{tab:)[^}]*(?=-\d+\})")
 def changed_files(directory: Path) -> list[Path]:
     """Return the leaderboard's files in `directory` that say something else than `write_leaderboard` would write.
 
-    Tables of numbers may lack columns: earlier versions had fewer settings. Titles may name another sweep, since a
-    directory may be renamed. Raises InputError as `write_leaderboard` does.
+    Tables of numbers may lack columns: earlier versions had fewer settings. Titles and the column `sweep` may name
+    another sweep, since a directory may be renamed. Raises InputError as `write_leaderboard` does.
     """
     paths = leaderboard_files(directory)
     if not any(path.exists() for path in paths):
@@ -35,7 +35,9 @@ def _follows(suffix: str, recorded: str, text: str) -> bool:
     if recorded == text or suffix not in (".csv", ".json"):
         return _without_name(recorded) == _without_name(text)
     try:
-        table, whole = (_read_table(suffix, content) for content in (recorded, text))
+        table, whole = (
+            _read_table(suffix, content).drop(columns="sweep", errors="ignore") for content in (recorded, text)
+        )
         return table.equals(whole[list(table)])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # no table, or another column
         return False

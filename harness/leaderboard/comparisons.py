@@ -131,12 +131,9 @@ def _read_right(evaluation_dir: Path, errors: tuple[str, ...]) -> pd.Series:
 
 def _counts(section: "Section", row: str, other: str, read: Callable[[Path], pd.Series]) -> pd.DataFrame:
     """Return for each common seed on how many images one row alone is right. Raises InputError."""
-    evaluation = ["fingerprint", "validation_images", *(n for n in section.settings if n.startswith("evaluation."))]
-    first, second = (
-        section.own.loc[section.own["label"] == label, evaluation].iloc[0].map(str) for label in (row, other)
-    )
-    if differing := [f"{name} {first[name]} and {second[name]}" for name in evaluation if first[name] != second[name]]:
-        raise InputError(f"{row} and {other} are evaluated differently: {', '.join(differing)}")
+    first, second = (section.own.set_index("label")["fingerprint"][label] for label in (row, other))
+    if first != second:
+        raise InputError(f"{row} and {other} are evaluated on other data: fingerprint {first} and {second}")
     mine, theirs = _evaluation_dirs(section, row), _evaluation_dirs(section, other)
     counts = []
     for seed in sorted(set(mine) & set(theirs)):

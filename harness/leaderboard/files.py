@@ -104,7 +104,13 @@ def markdown_table(frame: pd.DataFrame, in_italics: list[bool] | None = None) ->
 
 
 def print_leaderboard(leaderboard: Leaderboard, console: Console) -> None:
-    """Print the errors, each section's summary, warnings, failures, and where the files are."""
+    """Print the sections and where the files are."""
+    print_sections(leaderboard, console)
+    console.print("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")
+
+
+def print_sections(leaderboard: Leaderboard, console: Console) -> None:
+    """Print the errors, each section's summary, warnings and failures: in a pipe whole."""
     for section in leaderboard.sections:
         table = section.short_table
         console.print(f"\n{leaderboard.sweep}: {section.heading}", style="bold")
@@ -120,5 +126,5 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console) -> None:
         console.print(f"\n{UNCOUNTED}", style="bold")
     for row in leaderboard.uncounted.to_dict("records"):
         own = row_label(row, [name for name in row if name not in _NOT_IN_LABELS])
-        console.print(one_line(f"{own} seed {row['seed']} ({row['network']}): {row['problem']}"))
-    console.print("", *filter(Path.exists, leaderboard_files(leaderboard.directory)), sep="\n")
+        line = f"{own} seed {row['seed']} ({row['network']}): {row['problem']}"
+        console.print(one_line(line) if console.is_terminal else " ".join(line.split()))

@@ -10,9 +10,10 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.config.training import flatten
+from harness.config.training import Training, flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.pretrained.network_file import Source
+from harness.settings import Evaluation
 from harness.storage import folder, study_tables
 from harness.storage.folder import EvaluationRecord, TrainingRecord
 from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
@@ -24,8 +25,8 @@ NOT_COUNTED = "not counted"
 NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
-    "row", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages", "is_main",
-    "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
+    "row", "training", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages",
+    "is_main", "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
 )  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def read_rows(*directories: Path) -> pd.DataFrame:
     """Return a row for each network of these sweeps under each of its evaluations and profiles, finished ones first.
 
     `state` is a `State` or NOT_COUNTED; `problem` says why a row has no usable numbers. `row` is the same for networks
-    that differ in their seeds alone. `evaluation` is the evaluation's key.
+    that differ in their seeds alone; `training` is the same in rows of other evaluations, too. `evaluation` is the
+    evaluation's key.
     Raises InputError where a directory has no networks, or none can be read.
     """
     paths = [path for directory in directories for path in _evaluation_dirs(directory)]
@@ -63,7 +65,12 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
     name = folder.network_of(path).name
     row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
-    row |= {"sweep": path.parents[3].name, "evaluation": path.name, "evaluated_by": "", "is_main": False}
+    row |= {
+        "sweep": folder.sweep_dir_of(folder.network_of(path)).name,
+        "evaluation": path.name,
+        "evaluated_by": "",
+        "is_main": False,
+    }
     row |= {column.name: None for column in COLUMNS if column.is_required}
     if state.training is not None:
         row |= _settings(state.training, state.evaluation)
@@ -89,17 +96,19 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         asked = evaluation.config
         own = {
             "evaluation": evaluation.key,
-            "evaluated_by": asked.description,
+            "evaluated_by": f"eps {asked.eps}, {asked.verifier}, {_images(config, asked)}",
             "verifier": asked.verifier,
-            "images": asked.images,
+            "images": _images(config, asked),
             "verifier_stages": asked.stages,
             "eps": str(asked.eps),
         }
         flat = flatten({"evaluation": asked.model_dump(mode="json", exclude={"eps"})})
     flat = config.settings | flat | version
+    training_text = json.dumps([config.identity, version], sort_keys=True)
     return {
         **own,
-        "row": json.dumps([config.identity, version, own["evaluation"]], sort_keys=True),
+        "row": f"{training_text} {own['evaluation']}",
+        "training": training_text,
         "is_own_data": config.own_data is not None,
         "seed": config.seed,
         "model": config.model,
@@ -108,6 +117,14 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         **{name: str(value) if isinstance(value, list) else value for name, value in flat.items()},
         **_source_columns(config.source),
     }
+
+
+def _images(config: Training, asked: Evaluation) -> str:
+    """Return which images a network is evaluated on; held-out ones are others where others are held out."""
+    if asked.split == "test":
+        return asked.images
+    held_out = f"{config.validation_images:,} held-out images"
+    return f"first {asked.test_images:,} of {held_out}" if asked.test_images else held_out
 
 
 def _source_columns(source: Source | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Section:
     notes: what to know before comparing the numbers.
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
-    finished: row, seed, evaluation_dir and result of each finished network.
+    finished: row, training (as `read_rows` has them), seed, evaluation_dir and result of each finished network.
     is_main: whether the evaluation is the main one of a study.
     verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.
@@ -210,7 +210,7 @@ def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = 
             require("--eps", str(radius), radius in set(exact), f"a radius of the results: {found}")
         table, exact = table[exact.isin(list(eps))], exact[exact.isin(list(eps))]
     rows = _rows(table)
-    keys = [table["dataset"], exact, table["profile"], table["evaluation"]]
+    keys = [table["dataset"], exact, table["profile"], table["evaluation"], table["evaluated_by"]]
     parts = sorted(table.groupby(keys), key=_order)
     headings = _headings(parts)
     sections = [
@@ -221,7 +221,7 @@ def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = 
 
 def _headings(parts: list[tuple[Any, pd.DataFrame]]) -> list[str]:
     """Return the headings of sections; what else their evaluations differ in is added to those that would be equal."""
-    headings = [f"{key[0]}, profile {key[2]}, {rows['evaluated_by'].iloc[0]}" for key, rows in parts]
+    headings = [f"{dataset}, profile {profile}, {text}" for (dataset, _, profile, _, text), _ in parts]
     settings = [name for name in parts[0][1] if name.startswith("evaluation.")] if parts else []
     first = pd.DataFrame([rows.iloc[0] for _, rows in parts]).reindex(columns=settings).astype(str)
     for heading in {heading for heading in headings if headings.count(heading) > 1}:
@@ -269,15 +269,14 @@ def _warnings(trials: pd.DataFrame) -> list[str]:
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     """Return the sort key of a section: full profile first, the main evaluation before the others."""
-    (dataset, eps, profile, evaluation), rows = part
-    is_main, text = rows["is_main"].any(), rows["evaluated_by"].iloc[0]
-    return dataset, profile != FULL_PROFILE, profile, not is_main, eps, text, evaluation
+    (dataset, eps, profile, evaluation, text), rows = part
+    return dataset, profile != FULL_PROFILE, profile, not rows["is_main"].any(), eps, text, evaluation
 
 
 def _section(
-    key: tuple[str, Radius, str, str], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
+    key: tuple[Any, ...], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
-    dataset, eps, profile, evaluation = key
+    dataset, eps, profile, evaluation, _ = key
     limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
     limits |= (trials["validation_images"] > 0).any()
     is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
@@ -298,7 +297,7 @@ def _section(
         notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
-        finished=trials.loc[trials["problem"].isna(), ["row", "seed", "evaluation_dir", "result"]],
+        finished=trials.loc[trials["problem"].isna(), ["row", "training", "seed", "evaluation_dir", "result"]],
         verifier=verifier,
         papers=papers,
     )

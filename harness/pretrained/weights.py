@@ -4,7 +4,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,9 @@ from harness.pretrained.network_file import NetworkFile, read_file
 Tensors = dict[str, Tensor]
 
 _MEAN, _STD = "normalize.mean", "normalize.std"
+_INNER = ("module", "_orig_mod")
+_WRAPPERS = ("network.", *(f"{name}." for name in _INNER))
+"""What names begin with below `baselines.build`, and of DataParallel and torch.compile."""
 _SHOWN = 6
 """How many names a message lists."""
 
@@ -67,7 +70,7 @@ def read_weights(path: Path, config: Imported) -> Tensors:
             options, image = options_of(config.model), config.data_info.shape
             require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
             tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
-        return _match(tensors, network.state_dict(), network_file)
+        return _match(tensors, network.state_dict(), network_file, loaded)
     except (InputError, OnnxError) as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
 
@@ -140,18 +143,23 @@ def _select(tensors: Tensors, network_file: NetworkFile) -> Tensors:
     return {name.removeprefix(prefix): selected[name] for name in selected if name not in network_file.ignore}
 
 
-def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile) -> Tensors:
-    """Return the network's tensors by its own names. Raises InputError unless the file has exactly these."""
-    if network_file.keys == "by-order":
-        own = [name for name in expected if name not in (_MEAN, _STD)]
-        if len(tensors) != len(own):
-            raise InputError(f"found {len(tensors)} tensors, {_names(tensors)}, allowed: {len(own)}, {_names(own)}")
-        tensors = dict(zip(own, tensors.values(), strict=True))
-    tensors = _normalisation(tensors, expected, network_file) | tensors
+def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile, loaded: Tensors) -> Tensors:
+    """Return the network's tensors by its own names. Raises InputError unless the file has exactly these.
+
+    loaded: all tensors of the file, for the message.
+    """
+    by_order, found = network_file.keys == "by-order", _names(name for name in tensors if name not in (_MEAN, _STD))
+    count, own = len(tensors), [name for name in expected if name not in (_MEAN, _STD)]
+    tensors = _rename(tensors, expected, by_order)
+    if by_order and not tensors:
+        hint = _hint(loaded, expected, network_file)
+        raise InputError(f"found {count} tensors, {found}, allowed: {len(own)}, {_names(own)}{hint}")
+    tensors = _normalisation(tensors, expected, network_file) | _counters(expected) | tensors
     if missing := [name for name in expected if name not in tensors]:
-        hint = "" if network_file.keys == "by-order" else ". If only the names differ, write `keys: by-order`"
-        names = _names(name for name in tensors if name not in (_MEAN, _STD))
-        raise InputError(f"the file has no tensor {missing[0]} ({_kind(expected[missing[0]])}); it has {names}{hint}")
+        hint = _hint(loaded, expected, network_file)
+        if not hint and not by_order:
+            hint = ". If only the names differ, write `keys: by-order`"
+        raise InputError(f"the file has no tensor {missing[0]} ({_kind(expected[missing[0]])}); it has {found}{hint}")
     if unexpected := [name for name in tensors if name not in expected]:
         allowed = f"{_names(expected)}; list a tensor that is not needed in `ignore`"
         raise InputError(f"found the tensor {unexpected[0]}, allowed: {allowed}")
@@ -162,6 +170,57 @@ def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile) -> Te
         if not tensor.isfinite().all():
             raise InputError(f"tensor {name}: found NaN or infinity, allowed: finite numbers")
     return {name: tensors[name].clone().contiguous() for name in expected}
+
+
+def _rename(tensors: Tensors, expected: Tensors, by_order: bool) -> Tensors:
+    """Return a file's tensors by the network's names. By order, none where their number is another one.
+
+    By name, the names of wrappers count on neither side; tensors that the network does not have keep their names.
+    """
+    if by_order:
+        own = [name for name in expected if name not in (_MEAN, _STD)]
+        if len(tensors) != len(own):
+            own = [name for name in own if name not in _counters(expected)]
+        return dict(zip(own, tensors.values(), strict=True)) if len(tensors) == len(own) else {}
+    own_names = {bare: name for name, bare in _bare_names(expected).items()}
+    return {own_names.get(bare, name): tensors[name] for name, bare in _bare_names(tensors).items()}
+
+
+def _bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Return names without those of wrappers: what all begin with, and within them where they stay different."""
+    bare = {name: name for name in names}
+    others = [name for name in bare if name not in (_MEAN, _STD)]
+    while others and (first := next((w for w in _WRAPPERS if all(bare[n].startswith(w) for n in others)), None)):
+        bare |= {name: bare[name].removeprefix(first) for name in others}
+    inner = {name: ".".join(part for part in text.split(".") if part not in _INNER) for name, text in bare.items()}
+    return inner if len(set(inner.values())) == len(inner) else bare
+
+
+def _counters(expected: Tensors) -> Tensors:
+    """Return the numbers of batches that batch norms have seen: files of torch 0.3 have none; nothing reads them."""
+    return {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+
+
+def _hint(loaded: Tensors, expected: Tensors, network_file: NetworkFile) -> str:
+    """Return the end of a message that names settings which fit the file; empty if there are none."""
+    groups: dict[str, list[str]] = {"": []}
+    for name in loaded:
+        if name not in network_file.ignore:
+            for prefix in ("", *(name[: match.end()] for match in re.finditer(r"\.", name))):
+                groups.setdefault(prefix, []).append(name)
+    needed = expected.keys() - _counters(expected).keys() - {_MEAN, _STD}
+    for by_order in (False, True):
+        fits: list[str] = []
+        for prefix in sorted(groups, key=len):
+            tensors = {name.removeprefix(prefix): loaded[name] for name in groups[prefix]}
+            tensors = _rename(tensors, expected, by_order) if len(tensors) >= len(needed) else {}
+            if tensors.keys() >= needed and all(tensors[name].shape == expected[name].shape for name in needed):
+                fits += [] if any(prefix.startswith(shorter) for shorter in fits) else [prefix]
+        if fits:
+            order = "`keys: by-order`" if by_order else ""
+            prefixes = " or ".join(f"`prefix: {prefix}`" for prefix in fits if prefix)
+            return f". To load it, write {' with '.join(filter(None, [prefixes, order]))}"
+    return ""
 
 
 def _normalisation(tensors: Tensors, expected: Tensors, network_file: NetworkFile) -> Tensors:

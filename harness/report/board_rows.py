@@ -223,7 +223,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             commands=files.commands(paths),
             verdicts=files.verdicts(paths),
             fingerprint=row["fingerprint"],
-            held_out=int(row["validation_images"] or 0),
+            held_out=int(row["validation_images"]) if row["evaluation.split"] == "validation" else 0,
             report=study / folder.REPORT if (study / folder.REPORT).exists() else None,
         )
 

@@ -54,8 +54,12 @@ def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     for number, section in enumerate(leaderboard.sections):
         part = _part(section)
         if len(section.trials):
-            part["pictures"] = _pictures(SectionData(section, data_dir), figures, f"{number}-")
+            part["pictures"] = _pictures(SectionData(section, leaderboard.sections, data_dir), figures, f"{number}-")
         parts.append(part)
+    listed = set[str]()
+    for part in parts:  # the sections of further evaluations have the same networks
+        part["commands"] = {label: command for label, command in part["commands"].items() if command not in listed}
+        listed |= set(part["commands"].values())
     page = render(
         "sweep_page.html.jinja",
         leaderboard=leaderboard,

@@ -1,1 +1,1 @@
-"""The files of trials and certifications, and every name that is written there."""
+"""The files of networks and evaluations, and every name that is written there."""

@@ -6,7 +6,8 @@ results/<sweep>/networks/<key>/
     epochs.jsonl         one line for each epoch; epoch 0 is the untrained network
     checkpoint.pt        training: network, optimiser, epoch: a retry goes on from here and writes later rows again
     saved_epochs.txt     how many epochs the checkpoint has
-    training_warnings.txt   training: optimisations that failed, and slow bf16, one per line; until the end
+    steps.json           whether steps are compiled, and in which precision, as decided before the first one
+    training_warnings.txt   training: why it is slower than it could be, one per line; until the end
     trained_on.txt       devices that it was trained on, one per line
     weights.safetensors  the final network, parametrisations folded in
     trained.json         written last: a folder without it is untrained
@@ -57,7 +58,7 @@ CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
 EVALUATION, VERDICTS, RESULT = "evaluation.json", "verdicts.parquet", "result.json"
 FAILURE, LOG = "failure.json", "log.txt"
 CHOSEN = "chosen.json"
-TRAINING_WARNINGS = "training_warnings.txt"
+STEPS, TRAINING_WARNINGS = "steps.json", "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
 _WRITTEN_IN_TRAINING = (LOG, EPOCHS, CHECKPOINT, WEIGHTS, TRAINED, FAILURE)

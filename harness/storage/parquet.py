@@ -18,7 +18,7 @@ from harness.storage.files import DamagedFileError, parse_file, write_atomically
 
 _LARGEST_TABLE = 2**30  # bytes, unpacked
 _INTEGERS = (names.INDEX, names.LABEL, names.PREDICTION)
-_TEXTS = (names.VERDICT, names.STAGE, names.REASON)
+_TEXTS = (names.VERDICT, names.STAGE, names.REASON, names.TAKEN_FROM)
 _COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.WIDTH]
 
 

@@ -1,6 +1,6 @@
 """The files of an evaluation that is under way: ranges/<hash>/<first>-<stop>.pt, one for each range of images.
 
-They lie in the folder of the trial or of its certification until the result is written. The hash is of all that the
+They lie in the evaluation's folder until its result is written. The hash is of all that the
 verdicts follow from: ranges of other weights, settings, devices or versions lie in another folder, and are not used.
 """
 
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 RANGES = "ranges"
-"""A folder of a trial, or of a certification."""
+"""A folder of an evaluation."""
 
 
 def ranges_dir(directory: Path, digest: str) -> Path:
@@ -22,22 +22,21 @@ def range_path(ranges_dir: Path, images: range) -> Path:
     return ranges_dir / f"{images.start:05}-{images.stop:05}.pt"
 
 
-def begin_ranges(ranges_dir: Path) -> bool:
-    """Make the folder of an evaluation's ranges; return whether ranges with another hash were removed."""
+def begin_ranges(ranges_dir: Path) -> None:
+    """Make the folder of an evaluation's ranges, and remove those with another hash."""
     ranges_dir.mkdir(parents=True, exist_ok=True)
-    others = [path for path in ranges_dir.parent.iterdir() if path != ranges_dir]
-    for path in others:
-        shutil.rmtree(path)
-    return bool(others)
+    for path in ranges_dir.parent.iterdir():
+        if path != ranges_dir:
+            shutil.rmtree(path)
 
 
 def count_saved_images(directory: Path) -> int:
-    """Return how many images of an unfinished trial or certification are evaluated."""
+    """Return how many images of an unfinished evaluation are evaluated."""
     names = (path.name for path in directory.glob(f"{RANGES}/*/*.pt"))
     matches = filter(None, map(re.compile(r"(\d+)-(\d+)\.pt").fullmatch, names))
     return sum(int(match[2]) - int(match[1]) for match in matches)
 
 
 def remove_ranges(directory: Path) -> None:
-    """Remove all ranges of a trial or certification."""
+    """Remove all ranges of an evaluation."""
     shutil.rmtree(directory / RANGES, ignore_errors=True)

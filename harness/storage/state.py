@@ -36,7 +36,7 @@ class EvaluationState:
     epochs: how many are trained; of a network that is not in training, those of its checkpoint; 0 once it is trained.
     progress: how far an unfinished one is. written: when training or evaluation last wrote a file, in seconds since
     1970; None before they begin. is_running: whether that was in the run that holds the sweep's directory.
-    problem: why a file cannot be read.
+    problem: which file of the network's folder cannot be read, and why.
     """
 
     training: TrainingRecord | None = None
@@ -53,11 +53,16 @@ class EvaluationState:
     problem: str = ""
 
     def __post_init__(self) -> None:
-        """Raise DamagedFileError for the result of another network or evaluation."""
-        if self.training is None or self.evaluation is None or self.result is None:
+        """Raise DamagedFileError for the results of another network or evaluation."""
+        if self.training is None:
+            return
+        if self.trained is not None and self.trained.key != self.training.key:
+            raise DamagedFileError(f"{folder.TRAINED} belongs to another network, {self.trained.key}")
+        if self.evaluation is None or self.result is None:
             return
         if self.result.key != f"{self.training.key}/{self.evaluation.key}":
-            raise DamagedFileError(f"{folder.RESULT} belongs to another network or evaluation, {self.result.key}")
+            file = f"{folder.EVALUATIONS}/{self.evaluation.key}/{folder.RESULT}"
+            raise DamagedFileError(f"{file} belongs to another network or evaluation, {self.result.key}")
 
     @property
     def state(self) -> State:
@@ -139,7 +144,7 @@ def read_state(evaluation_dir: Path, run_began: float | None = None) -> Evaluati
             is_running=is_running,
         )
     except (OSError, ValueError) as error:
-        problem = str(error).replace(f"{evaluation_dir}/", "").replace(f"{network_dir}/", "")
+        problem = str(error).replace(f"{network_dir}/", "")
         return EvaluationState(training, evaluation, problem=problem)
 
 
@@ -165,7 +170,7 @@ def read_state_or_raise(evaluation_dir: Path) -> EvaluationState:
     """Return the state as `read_state` does. Raises DamagedFileError instead of returning DAMAGED."""
     state = read_state(evaluation_dir)
     if state.problem:
-        raise DamagedFileError(f"{evaluation_dir}/{state.problem}")
+        raise DamagedFileError(f"{folder.network_of(evaluation_dir)}/{state.problem}")
     return state
 
 

@@ -1,18 +1,41 @@
-"""What training writes to a trial's folder while it runs: rows of epochs, warnings, devices, the log."""
+"""What training writes to a trial's folder while it runs: decisions, rows of epochs, warnings, devices, the log."""
 
 import json
 import logging
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.common import names
 from harness.common.errors import shorten
 from harness.common.masking import mask_secrets
+from harness.common.models import LENIENT, Model, validate
+from harness.settings import Precision
 from harness.storage import folder
-from harness.storage.files import append_line, load_json, parse_file, write_text
+from harness.storage.files import append_line, load_json, parse_file, parse_json, write_json, write_text
+
+
+class Decisions(Model):
+    """What steps.json holds: whether steps are compiled, and the precision of their products on the device."""
+
+    model_config = LENIENT
+
+    compile: bool
+    precision: Precision
+
+
+def read_decisions(directory: Path) -> Decisions | None:
+    """Read what was decided before the first step, None if there was none. Raises DamagedFileError."""
+    path = directory / folder.STEPS
+    return parse_json(path, partial(validate, Decisions)) if path.exists() else None
+
+
+def write_decisions(directory: Path, decisions: Decisions) -> None:
+    """Write steps.json."""
+    write_json(directory / folder.STEPS, decisions.model_dump())
 
 
 def read_epochs(directory: Path, after: int = -1) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -27,12 +28,22 @@ from harness.storage.files import DamagedFileError, parse_json, read_bytes, read
 from harness.storage.folder import Result, TrainingRecord
 from harness.storage.state import EvaluationState, read_state_or_raise
 from harness.tracking import view
-from harness.tracking.client import SQLITE, MlflowClient, TrackingError, connect, entities, tracking_errors
+from harness.tracking.client import (
+    SQLITE,
+    MlflowClient,
+    TrackingError,
+    connect,
+    entities,
+    sqlite_path,
+    sqlite_uri,
+    tracking_errors,
+)
 from harness.tracking.model import log_network, register_best
 
 STATE = "mlflow.json"
 LARGEST_BATCH = 1000  # metrics in one call
 LOCAL_PAGE = "http://127.0.0.1:5000"
+_SERVE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false uv run mlflow ui --workers 1"  # 2 processes in place of 8
 _MAX_TEXT = 5000  # characters of a tag or param that every store takes
 
 
@@ -68,15 +79,14 @@ class Tracker:
         keeps their absolute paths: if both were moved, the old experiment gets another name, and all is logged again.
         """
         uri, artifacts = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db", None
-        if uri.startswith(SQLITE):
-            path = Path(uri.removeprefix(SQLITE)).absolute()
-            uri, artifacts = f"{SQLITE}{path}", str(path.parent / "mlruns" / sweep)
+        if path := sqlite_path(uri):
+            uri, artifacts = sqlite_uri(path.absolute()), quote(str(path.absolute().parent / "mlruns" / sweep))
         with connect(uri) as client:
             experiment = client.get_experiment_by_name(sweep)
             if experiment and experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
             location = experiment.artifact_location if experiment and artifacts else ""
-            if location.startswith("/") and location != artifacts and not Path(location).exists():
+            if location.startswith("/") and location != artifacts and not Path(unquote(location)).exists():
                 old = f"{sweep}, experiment {experiment.experiment_id}, files in {location}"
                 client.rename_experiment(experiment.experiment_id, old)
                 experiment = None
@@ -110,16 +120,17 @@ class Tracker:
                 register_best(self.client, self.sweep, runs)
         except TrackingError as error:  # a store without a registry is no failure
             self.console.print(f"no network is registered as a model: {error}")
-        self.console.print(f"\nMLflow:\n{self.how_to_open()}")
+        self.console.print(f"\n{self.how_to_open()}")
         return not {path.name for path in self.failed} & set(own)
 
     def how_to_open(self) -> str:
         """Return the command that serves the store, unless it is a server, and a link to this sweep's charts."""
         address = mask_secrets(self.uri)
         if address.startswith(("http://", "https://")):
-            return view.link(address, self.experiment_id)
-        command = f"uv run mlflow ui --backend-store-uri {shlex.quote(address)}"
-        return f"{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
+            return f"MLflow:\n{view.link(address, self.experiment_id)}"
+        title = "MLflow: this command shows the charts at the link below it, until Ctrl-C"
+        command = f"{_SERVE} --backend-store-uri {shlex.quote(address)}"
+        return f"{title}\n{command}\n{view.link(LOCAL_PAGE, self.experiment_id)}"
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -156,18 +167,15 @@ class Tracker:
         once("config", "", self._log_config, logged.run, network_dir, record)
         once("row", row, self._set_tags, logged.run, {view.ROW_TAG: row})
         self._log_epochs(network_dir, logged)
-        if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
+        if (trained := folder.read_trained(network_dir)) is not None and _readable(network_dir, folder.WEIGHTS):
             once("network", _digest(network_dir / folder.TRAINED), self._log_trained, logged.run, network_dir, trained)
         main = folder.main_evaluation(network_dir).key if states else ""
         for path, state in states.items():
             if state.result is None:
                 continue
-            for name in (folder.VERDICTS, folder.RESULT):
-                (path / name).open(
-                    "rb"
-                ).close()  # what cannot be read is the folder's fault, and MLflow would read it next
+            files = _readable(path, folder.VERDICTS, folder.RESULT)
             version = f"{path.name == main} {_digest(path / folder.RESULT)}"
-            once(path.name, version, self._log_evaluation, logged.run, path, state, path.name == main)
+            once(path.name, version, self._log_evaluation, logged.run, files, state, path.name == main)
         error = next((state.failure.error for state in states.values() if state.failure), "")
         are_finished = all(state.result for state in states.values()) and bool(states)
         status = "FINISHED" if are_finished else "FAILED" if error else "RUNNING" if running else "KILLED"
@@ -219,25 +227,26 @@ class Tracker:
             self.client.log_artifact(run_id, str(network_dir / folder.CHOSEN))
         self._log_metrics(run_id, network_dir / folder.TRAINED, trained.metrics)
 
-    def _log_evaluation(self, run_id: str, path: Path, state: EvaluationState, is_main: bool) -> None:
-        """Log the main evaluation of a network to its run, another one to a child run of its own."""
+    def _log_evaluation(self, run_id: str, files: list[Path], state: EvaluationState, is_main: bool) -> None:
+        """Log the main evaluation of a network to its run, another one to a child run. files: its own, result last."""
         assert state.training is not None and state.evaluation is not None and state.result is not None
         record, evaluation, result = state.training, state.evaluation.config, state.result
         tags = {"eps": str(evaluation.eps), "stages": " > ".join(evaluation.stages)}
+        key = f"{record.key}/{evaluation.key}"
+        if is_main and key in self.run_ids:  # another one was the main evaluation before
+            self.client.delete_run(self.run_ids.pop(key))
         if not is_main:
-            key, name = f"{record.key}/{evaluation.key}", f"{record.config.label}, {evaluation.description}"
             if key not in self.run_ids:
-                row = f"{row_of(record)}, {evaluation.description}"
+                name, row = (f"{text}, {evaluation.description}" for text in (record.config.label, row_of(record)))
                 self._create_run(key, record, name, {view.PARENT_TAG: run_id, view.ROW_TAG: row})
-                with tracking_errors(self.uri):
-                    self._log_params(self.run_ids[key], _parameters(evaluation))
             run_id = self.run_ids[key]
-        for name in (folder.VERDICTS, folder.RESULT):
-            self.client.log_artifact(run_id, str(path / name))
+            self._log_params(run_id, _parameters(evaluation))
+        for file in files:
+            self.client.log_artifact(run_id, str(file))
         tags |= {f"environment.{name}": value for name, value in result.environment.items()}
         tags |= {"warnings": "\n".join(result.warnings)} if result.warnings else {}
         self._set_tags(run_id, tags)
-        self._log_metrics(run_id, path / folder.RESULT, result.metrics | {names.EPS: float(evaluation.eps)})
+        self._log_metrics(run_id, files[-1], result.metrics | {names.EPS: float(evaluation.eps)})
         if not is_main:
             self.client.set_terminated(run_id, "FINISHED")
 
@@ -273,6 +282,14 @@ def row_of(record: TrainingRecord) -> str:
 def _parameters(evaluation: Evaluation) -> dict[str, Any]:
     """Return the settings of an evaluation, the stages as a text."""
     return evaluation.model_dump(mode="json") | {"stages": " > ".join(evaluation.stages)}
+
+
+def _readable(directory: Path, *file_names: str) -> list[Path]:
+    """Return the files that exist. Raises OSError for one that cannot be read, since MLflow would read it next."""
+    paths = [directory / name for name in file_names if (directory / name).exists()]
+    for path in paths:
+        path.open("rb").close()
+    return paths
 
 
 def _digest(file: Path) -> str:

@@ -17,11 +17,11 @@ ROW_TAG = "row"  # what the view groups runs by
 PARENT_TAG = "mlflow.parentRunId"
 
 _IN_TRAINING = names.in_training
-_OPEN: dict[str, dict[str, str]] = {  # the titles of charts, by their metrics
+_OPEN: dict[str, dict[str, str]] = {  # the titles of charts, which MLflow cuts, by their metrics
     "Final: of evaluated images": {
         names.CERTIFIED_ERROR: "certified error, %",
-        f"{names.STANDARD_ERROR} {names.CERTIFIED_ERROR}": "certified by standard error",
-        f"{names.EPS} {names.CERTIFIED_ERROR}": "certified error by eps",
+        f"{names.STANDARD_ERROR} {names.CERTIFIED_ERROR}": "certified by standard",
+        f"{names.EPS} {names.CERTIFIED_ERROR}": "certified by eps",
         names.STANDARD_ERROR: "standard error, %",
         names.ATTACK_ERROR: "attack error, %",
         names.BOUND_WIDTH: "bound width",

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from harness.common.errors import first_words
+
 _WARM_UP_STEPS = 3  # before a capture, as torch asks for
 
 
@@ -18,6 +20,8 @@ class CapturedStep:
 
     step: changes nothing but tensors, and returns a tensor.
     choices: the arguments of the first step; the shapes of all others are the same.
+
+    Raises RuntimeError with the first cause: where a step fails, the end of the capture fails too, and hides it.
     """
 
     def __init__(
@@ -25,8 +29,11 @@ class CapturedStep:
     ):
         self.choices = tuple(choice.clone() for choice in choices)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
-            self.report = step(self.choices)
+        try:
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.report = step(self.choices)
+        except RuntimeError as error:
+            raise RuntimeError(f"a step cannot be captured as a CUDA graph: {_describe_cause(error)}") from error
 
     def __call__(self, choices: tuple[Tensor, ...]) -> Tensor:
         """Take one step and return what the captured function returns."""
@@ -34,6 +41,13 @@ class CapturedStep:
             buffer.copy_(value)
         self.graph.replay()
         return self.report.clone()
+
+
+def _describe_cause(error: BaseException) -> str:
+    """Return the first of the errors that led to one, as a line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return f"{type(error).__name__}: {first_words(error)}"
 
 
 def warm_up(step: Callable[[], object]) -> torch.cuda.Stream:

@@ -1,40 +1,37 @@
-"""Whether a trial's steps are compiled: on a GPU, and where training takes long enough to gain time by it."""
+"""torch's compiler: whether this machine has what it needs, and compiled losses."""
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
 
 from harness.machine.environment import cache_directory
 
-WORTH_COMPILING = 300.0  # s of eager steps: compiling takes about 60 s on a CPU and saves a third to a half of them
 _LIMIT = 64  # of variants of one function: a network, a method and a count of iterations are one each
 
 
-def choose_compilation(
-    mode: str, device: torch.device, before: bool | None, eager_seconds: Callable[[], float]
-) -> tuple[bool, str]:
-    """Return whether to compile a trial's steps, and the reason. Where that fails, the first step gives it up.
+@cache
+def compiler_problem(device_type: str) -> str | None:
+    """Return what torch's compiler lacks for a kind of device on this machine, None if nothing. A process asks once."""
+    if device_type == "cuda":
+        from torch.utils._triton import has_triton
 
-    Args:
-        mode: the setting `compile`.
-        before: True if the trial's earlier epochs were compiled, False if not, None if there are none.
-        eager_seconds: estimates the seconds that all eager steps of the trial take. It is called only if the
-            decision depends on it: for `auto`, on a CPU, before the first epoch.
-    """
-    if mode == "never":
-        return False, "as `compile: never` says"
-    if before is not None:
-        return before, "as in the epochs before"
-    if mode == "always":
-        return True, "as `compile: always` says"
-    if device.type != "cpu":
-        return True, "on a GPU"
-    seconds = eager_seconds()
-    reason = f"all eager steps would take about {seconds:.3g} s; compiling pays above {WORTH_COMPILING:.0f} s"
-    return seconds > WORTH_COMPILING, reason
+        if not has_triton():
+            return "Triton, which compiles them, cannot be used here"
+        has_compiler = "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))  # as Triton looks for it
+        return None if has_compiler else "there is no C compiler here (gcc, clang, or what CC names)"
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here, since it takes seconds
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler here (g++, or what CXX names)"
+    return None
 
 
 def reset_compiler() -> None:

@@ -1,7 +1,5 @@
 """The training loop: epochs of steps, a row each, and checkpoints."""
 
-import copy
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,27 +14,18 @@ from harness.data.augment import Draws, draw, seed_of
 from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
-from harness.storage.folder import TRAINED_ON, TRAINING_WARNINGS
-from harness.storage.training_record import (
-    add_lines,
-    cut_epochs,
-    read_epochs,
-    read_lines,
-    write_epoch,
-)
+from harness.storage.folder import TRAINED_ON
+from harness.storage.training_record import add_lines, cut_epochs, read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.checkpoint import Clock
-from harness.training.compilation import choose_compilation
+from harness.training.decisions import decide_steps
 from harness.training.initialise import untrained_network
 from harness.training.monitor import monitor_bounds, monitor_untrained, recompute_statistics
-from harness.training.precision import choose_precision, describe_slow_bf16
 from harness.training.schedule import Ramp, learning_rate
 from harness.training.step import Stepper
 
-_log = logging.getLogger(__name__)
 _MONITORED = 500
 _ATTACK_SEEDS = 2**40
-_TIMED_STEPS = 3  # the first one also fills caches
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -58,55 +47,42 @@ def train(
     network_dir: Path,
     report: Report,
     clock: Clock | None = None,
-    is_last_try: bool = True,
-    is_divided: bool = False,
 ) -> nn.Sequential:
     """Train a network, going on from the folder's checkpoint, and return it.
 
     Args:
         images, labels: uint8 [N, C, H, W] and [N], on the device.
         report: called with each epoch's row after it is on disk; first with epoch 0, the untrained network's bounds.
+            Before and after steps are compiled it is called with {"activity": ...}.
         clock: after which epochs a checkpoint is saved, besides the last one.
-        is_last_try: as in `Stepper`.
-        is_divided: True if parts of batches are smaller than the recipe says; epochs' rows then say so.
 
     Raises:
+        InputError: this machine cannot compute steps as was decided before the first one.
         NonFiniteLossError: the loss became infinite or NaN.
     """
     clock = clock or Clock()
-    device, last, asked = images.device, config.train.epochs, config.train.precision
-    before = read_epochs(network_dir)
-    chosen = [bool(row[names.TRAIN_BF16]) for row in before if names.TRAIN_BF16 in row]
-    precision = choose_precision(asked, device, chosen[-1] if chosen else None)
-    config = config.replace(train=config.train.replace(precision=precision))
+    device, last = images.device, config.train.epochs
+    decided = decide_steps(config, len(images), device, network_dir)
+    config = config.replace(train=config.train.replace(precision=decided.precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
-    stepper = Stepper(config, model, images, labels, is_last_try=is_last_try)
+    stepper = Stepper(
+        config, model, images, labels, decided.compile, lambda activity: report({names.ACTIVITY: activity})
+    )
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged
     done = checkpoint.restore(network_dir, parts, device)
     cut_epochs(network_dir, done)
-    if done == 0 and not before:
+    if done == 0 and not read_epochs(network_dir):
         untrained = monitor_untrained(config, model, images[:_MONITORED], labels[:_MONITORED])
         row = {names.EPOCH: 0, **finite_or_none({names.TRAIN_EPS: 0.0, **untrained})}
         write_epoch(network_dir, row)
         report(row)
     if done < last:
         add_lines(network_dir / TRAINED_ON, [device_name(device)])
-        if asked == "bf16" and device.type == "cpu":
-            _warn_of_slow_bf16(network_dir)
-        compiled = [bool(row.get(names.TRAIN_COMPILED)) for row in before if 0 < row[names.EPOCH] <= done]
-        _decide_compilation(stepper, compiled[-1] if compiled else None)
-        if stepper.compiled:
-            report({names.ACTIVITY: "compiles its steps"})
     for epoch in range(done + 1, last + 1):
         row = _train_epoch(stepper, epoch, network_dir)
-        if is_divided:
-            row[names.TRAIN_ACCUMULATE] = config.train.accumulate
-        if asked == "auto":
-            row[names.TRAIN_BF16] = float(precision == "bf16")
-        add_lines(network_dir / TRAINING_WARNINGS, stepper.failed_optimisations)
         write_epoch(network_dir, row)  # before the checkpoint: after a kill in between, both are made again
         if epoch == last or clock.is_save_due():
             checkpoint.save(network_dir, epoch, parts)
@@ -115,38 +91,6 @@ def train(
     if config.train.recompute_statistics:
         recompute_statistics(trained, images, config.train.batch_size)
     return trained
-
-
-def _warn_of_slow_bf16(network_dir: Path) -> None:
-    """Log it, once a network, if bf16 is slower than float32 here; the result's warnings have it, too."""
-    has_warned = any(line.startswith("bf16") for line in read_lines(network_dir / TRAINING_WARNINGS))
-    if not has_warned and (message := describe_slow_bf16()):
-        _log.warning(message)
-        add_lines(network_dir / TRAINING_WARNINGS, [message])
-
-
-def _decide_compilation(stepper: Stepper, before: bool | None) -> None:
-    """Compile the steps if that works and pays."""
-    settings = stepper.config.train
-    steps = settings.epochs * (len(stepper.images) // settings.batch_size)
-    device = stepper.images.device
-    compiled, reason = choose_compilation(settings.compile, device, before, lambda: steps * seconds_per_step(stepper))
-    _log.info("%s steps: %s", "compiled" if compiled else "eager", reason)
-    if compiled:
-        stepper.set_compiled(True)
-
-
-def seconds_per_step(stepper: Stepper) -> float:
-    """Return the seconds of the fastest of a few eager steps halfway up the ramp, of a copy of the network on a CPU."""
-    config, seconds = stepper.config, []
-    copied = Stepper(config, copy.deepcopy(stepper.model), stepper.images, stepper.labels)
-    choices = _draws(stepper, epoch=1).batch(0, config.train.batch_size)
-    with torch.random.fork_rng([]):
-        for _ in range(_TIMED_STEPS):
-            started = time.perf_counter()
-            copied(choices, float(config.train_eps) / 2, config.train.learning_rate)
-            seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def _draws(stepper: Stepper, epoch: int) -> Draws:
@@ -180,7 +124,6 @@ def _train_epoch(stepper: Stepper, epoch: int, network_dir: Path) -> dict[str, A
         names.TRAIN_STANDARD_ERROR: 100 * (1 - float(clean.sum()) / seen),
         names.TRAIN_CERTIFIED_ERROR: 100 * (1 - float(certified.sum()) / seen),
         names.TRAIN_EPOCH_SECONDS: seconds,
-        names.TRAIN_COMPILED: float(stepper.compiled),
         names.TRAIN_EXAMPLES_PER_SECOND: seen / seconds,
         **monitor_bounds(config, stepper.model, stepper.images[:_MONITORED], stepper.labels[:_MONITORED]),
     }

@@ -17,7 +17,7 @@ from harness.config.training import Training
 
 @torch.no_grad()
 def monitor_bounds(config: Training, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return IBP widths at the sweep's eps on images (uint8 [N, C, H, W]), and metrics of the equilibria."""
+    """Return IBP widths at the radius of training on images (uint8 [N, C, H, W]), and metrics of the equilibria."""
     x = images.float() / 255
     ball = LinfBall(x, config.train_eps)
     ctx = Context(sound=False)

@@ -19,10 +19,10 @@ from harness.machine.environment import describe_environment
 from harness.pretrained.weights import read_weights
 from harness.storage import folder, training_record
 from harness.storage.files import write_atomically
+from harness.training import loop
 from harness.training.checkpoint import SAVE_SECONDS, Clock
 from harness.training.loop import Report
 from harness.training.monitor import parametrisation_metrics
-from harness.training.smaller_batches import describe_smaller_batches, train_within_memory
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def train(
     The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
 
     Args:
-        report: called with each epoch's row. Before steps are compiled, it is called with {"activity": ...}. An
-            exception that it raises ends the training.
+        report: called with each epoch's row. Before and after steps are compiled, it is called with {"activity": ...}.
+            An exception that it raises ends the training.
         save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
 
     Raises:
@@ -57,10 +57,13 @@ def train(
     else:
         metrics = _train(config, images, network_dir, device, report, Clock(save_seconds))
         environment["device"] = ", ".join(training_record.read_lines(network_dir / folder.TRAINED_ON))
+        decisions = training_record.read_decisions(network_dir)
+        assert decisions is not None
+        environment["steps"] = f"{'compiled' if decisions.compile else 'eager'}, {decisions.precision}"
     epochs = training_record.read_epochs(network_dir)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
-    warnings = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
-    warnings += describe_smaller_batches(config, epochs)
+    missing = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
+    warnings = [*data.warnings, *missing]
     warnings += training_record.read_lines(network_dir / folder.TRAINING_WARNINGS)
     for message in warnings:
         _log.debug("warning: %s", message)
@@ -94,7 +97,8 @@ def _train(
             _log.debug("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items() if value is not None))
         report(row)
 
-    trained = train_within_memory(config, images.images, images.labels, network_dir, device, log_and_report, clock)
+    on_device = images.images.to(device), images.labels.to(device)
+    trained = loop.train(config, *on_device, network_dir, log_and_report, clock)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())

@@ -1,5 +1,6 @@
 """A network from config to verdicts, in its folder. Needs neither Ray nor MLflow."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -25,6 +26,8 @@ from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.train import train
 
+_log = logging.getLogger(__name__)
+
 DETERMINISTIC_ERRORS = (NonFiniteLossError, SoundnessError)
 """Errors of a network or an evaluation itself: it would end with them on any machine."""
 _MOST_RANGES = 4
@@ -40,8 +43,10 @@ def train_and_evaluate(
     save_seconds: float = SAVE_SECONDS,
     code: str | None = None,
     leaves_long: bool = False,
-) -> dict[str, list[range]]:
+) -> list[range]:
     """Train a network in its folder, unless it is trained, and evaluate it; go on from what is saved there.
+
+    The evaluations are done in their order, since each takes over what those before it have proved.
 
     Args:
         report: as in `train`; then called with the numbers of evaluated and of all images, {"evaluated": ...,
@@ -49,18 +54,18 @@ def train_and_evaluate(
         data_dir: as --data-dir.
         save_seconds: as in `train`.
         code: the `source_digest()` of the machine that asks for it.
-        leaves_long: begin long evaluations, and leave their ranges to `evaluate_range`.
+        leaves_long: begin the first long evaluation, and leave its ranges to `evaluate_range`.
 
     Returns:
-        The ranges that are left of each evaluation, by its key: empty unless `leaves_long`.
+        The ranges that are left of the first evaluation without a result, none if all have one. A further call goes on
+        once they are evaluated.
 
     Raises:
         SettingError: the folder holds another network, the data or a plugin has changed, or the code here is another.
         InputError, NonFiniteLossError, SoundnessError: these and any other error also leave failure.json, in the folder
-            of the network or of the evaluation. The error of an evaluation is raised after the others are done.
+            of the network or of the evaluation.
     """
     network_dir.mkdir(parents=True, exist_ok=True)
-    left, errors = dict[str, list[range]](), list[Exception]()
     with reuse_freed_memory():
         with _log_and_record_failure(network_dir):
             if code is not None:
@@ -77,16 +82,14 @@ def train_and_evaluate(
             (network_dir / folder.FAILURE).unlink(missing_ok=True)
         free_memory()
         for evaluation in evaluations:
-            directory = folder.begin_evaluation(network_dir, evaluation)
-            try:
-                with _log_and_record_failure(directory):
-                    missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
-                left |= {evaluation.key: missing} if missing else {}
-            except Exception as error:
-                errors.append(error)
-    if errors:
-        raise errors[0]
-    return left
+            directory = folder.evaluation_dir(network_dir, evaluation)
+            directory.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(directory)
+            with _log_and_record_failure(directory):
+                missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
+            if missing:
+                return missing
+    return []
 
 
 def _evaluate(
@@ -102,13 +105,16 @@ def _evaluate(
     if leaves_long and is_long:
         return missing
     total, left = len(opened.images), sum(map(len, missing))
+    _log.debug("evaluating %s", evaluation.description)
     report({names.EVALUATED: total - left, names.IMAGES: total})
-    with _ranges_removed_if_unsound(opened):
-        for images in missing:
-            opened.evaluate_range(images)
-            left -= len(images)
-            report({names.EVALUATED: total - left, names.IMAGES: total})
-    opened.finish()
+    for images in missing:
+        opened.evaluate_range(images)
+        left -= len(images)
+        report({names.EVALUATED: total - left, names.IMAGES: total})
+    result = opened.finish()
+    for message in result.warnings:
+        _log.debug("warning: %s", message)
+    _log.debug("done: certified error %.2f %%", result.metrics[names.CERTIFIED_ERROR])
     return []
 
 
@@ -129,8 +135,7 @@ def evaluate_range(
         found = str(opened.ranges_dir)
         allowed = "a folder that exists: data, weights, devices or versions differ between machines"
         require("ranges", found, opened.ranges_dir.is_dir(), allowed)
-        with _ranges_removed_if_unsound(opened):
-            opened.evaluate_range(images)
+        opened.evaluate_range(images)
 
 
 @lru_cache(maxsize=1)  # ranges of one evaluation follow each other
@@ -138,15 +143,6 @@ def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvalu
     training = folder.read_training(network_dir / folder.TRAINING).config
     data = load(training.data_source, data_dir)
     return open_evaluation(network_dir, Evaluation.model_validate_json(evaluation), data)
-
-
-@contextmanager
-def _ranges_removed_if_unsound(opened: OpenEvaluation) -> Iterator[None]:
-    try:
-        yield
-    except SoundnessError:
-        ranges.remove_ranges(opened.directory)
-        raise
 
 
 @contextmanager
@@ -158,7 +154,7 @@ def _log_and_record_failure(directory: Path) -> Iterator[None]:
         except Exception as error:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
-                message = f"out of memory; on a GPU, raise resources.gpu: {message}"
+                message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
             with suppress(OSError):  # of a full disk, say
                 folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
             raise

@@ -15,17 +15,19 @@ from harness.config.training import RECIPE_VERSION
 from harness.data import load
 from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import data_directory
+from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation, Radius
 from harness.storage import folder
-from harness.storage.files import refuse_links
+from harness.storage.files import read_bytes, refuse_links
 from harness.storage.folder import TrainingRecord
 from harness.storage.lock import lock_directory
-from harness.storage.state import State, read_state
+from harness.storage.state import State, read_state_or_raise
 from harness.tune.items import Item
 from harness.tune.machines import share_machine
 from harness.tune.network_files import load_data
-from harness.tune.plan import remove_not_begun
 from harness.tune.run_study import RunOptions, run_networks
+
+_MOST_WORKERS = 2**10  # as many as fit: a network of one range alone does not need them, which shows once it is open
 
 
 @dataclass(frozen=True)
@@ -112,26 +114,24 @@ def certify(
 ) -> bool:
     """Evaluate what is left; return True if all is complete.
 
-    data_dir, workers: options of `harness.certify`. Raises InputError for a sweep that another run works on.
+    data_dir, workers: options of `harness.certify`. Raises InputError for a sweep that another run works on, and if Ray
+    cannot start.
     """
-    sweep_dirs = dict.fromkeys(map(folder.sweep_dir_of, records))
     with ExitStack() as locks:
-        for directory in sweep_dirs:
+        for directory in dict.fromkeys(map(folder.sweep_dir_of, records)):
             locks.enter_context(lock_directory(directory))
-        items, before = list[Item](), dict[Path, set[Path]]()
-        for directory in sweep_dirs:
-            before[directory] = set(directory.glob(f"**/{folder.EVALUATION}"))
+        items = list[Item]()
         for network_dir, evaluations in planned.items():
-            paths = {folder.begin_evaluation(network_dir, each): each for each in evaluations}
-            left = [each for path, each in paths.items() if read_state(path).state is not State.FINISHED]
+            weights = digest_of(read_bytes(network_dir / folder.WEIGHTS))
+            left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
             items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
-        count = len(items) if len(items) > 1 else workers or 2**10  # of one network, ranges are shared
-        ray = share_machine(count, workers) if items else None
+        ray = share_machine(workers or _MOST_WORKERS, workers) if items else None
         options = RunOptions(ray, str(data_directory(data_dir).absolute()))  # workers have another working directory
-        try:
-            states = run_networks(items, options, console, None)
-        except InputError:  # Ray cannot start
-            for directory in sweep_dirs:
-                remove_not_begun(directory, [path.parent for path in before[directory]])
-            raise
+        states = run_networks(items, options, console, None)
     return all(state.state is State.FINISHED for state in states.values())
+
+
+def _is_answered(evaluation_dir: Path, weights: str) -> bool:
+    """Return whether an evaluation has a result. weights: the SHA-256 of the network's. Raises DamagedFileError."""
+    state = read_state_or_raise(evaluation_dir)
+    return state.state is State.FINISHED and state.evaluation is not None and state.evaluation.weights == weights

@@ -19,7 +19,7 @@ from harness.tune.machines import RayOptions
 Work = Callable[["Item", Report], dict[str, Any]]
 """Does an item and returns its last numbers."""
 LEFT = "left"
-"""In the result of a network's item: the ranges that other items do, by the key of their evaluation."""
+"""In the result of a network's item: the ranges of its next evaluation, which other items do."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Worker:
         if item.images is not None:
             report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
             evaluate_range(training, evaluations[0], item.directory, item.images, self.data_dir)
-            return {LEFT: {}}
+            return {LEFT: []}
         report({names.ACTIVITY: "reads its data"})
         left = train_and_evaluate(
             training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
         )
-        return {LEFT: {key: [[part.start, part.stop] for part in parts] for key, parts in left.items()}}
+        return {LEFT: [[images.start, images.stop] for images in left]}
 
 
 class Items(Protocol):
@@ -109,10 +109,6 @@ class Queue:
     def add(self, items: list[Item]) -> None:
         """Put items before those that wait."""
         self.waiting.extendleft(reversed(items))
-
-    def has(self, directory: Path) -> bool:
-        """Return whether an item of a network waits or runs."""
-        return any(item.directory == directory for item in (*self.waiting, *self.running))
 
     @property
     def is_finished(self) -> bool:

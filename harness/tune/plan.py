@@ -3,8 +3,9 @@
 import shutil
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +21,7 @@ from harness.leaderboard.rows import NOT_COUNTED
 from harness.own_data import MeasuredData, OwnData
 from harness.settings import Evaluation
 from harness.storage import folder
-from harness.storage.files import DamagedFileError
+from harness.storage.files import DamagedFileError, write_atomically
 from harness.storage.folder import TrainingRecord
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
@@ -73,7 +74,7 @@ class Plan:
         states = {path: found[path] if path in found else read_state(path) for path in self.asked}
         for path, state in states.items():
             if state.problem:
-                raise DamagedFileError(f"{path}/{state.problem}")
+                raise DamagedFileError(f"{folder.network_of(path)}/{state.problem}")
         return states
 
     @cached_property
@@ -176,19 +177,38 @@ def adopt_network(network_dir: Path, results_dir: Path, evaluations: Collection[
     return None
 
 
-_OF_TRAINING = (folder.EPOCHS, folder.TRAINED_ON, folder.NETWORK_FILE, folder.LOG, folder.WEIGHTS, folder.TRAINED)
+_OF_TRAINING = (
+    folder.EPOCHS,
+    folder.TRAINED_ON,
+    folder.STEPS,
+    folder.NETWORK_FILE,
+    folder.LOG,
+    folder.WEIGHTS,
+    folder.TRAINED,
+)
+_OF_EVALUATION = (
+    folder.EVALUATION,
+    folder.LOG,
+    folder.VERDICTS,
+    folder.COUNTEREXAMPLES,
+    folder.CERTIFICATES,
+    folder.RESULT,
+)
 
 
 def _copy_network(source: Path, to: Path, evaluations: Collection[Evaluation]) -> None:
-    """Copy the files of a trained network, that which says so last."""
-    to.mkdir(parents=True, exist_ok=True)
+    """Copy the files of a trained network and of finished evaluations, those that say so last."""
     for evaluation in evaluations:
         directory = folder.evaluation_dir(source, evaluation)
         if (directory / folder.RESULT).is_file():
-            shutil.copytree(directory, folder.evaluation_dir(to, evaluation), dirs_exist_ok=True)
-    for name in _OF_TRAINING:
+            _copy_files(directory, folder.evaluation_dir(to, evaluation), _OF_EVALUATION)
+    _copy_files(source, to, _OF_TRAINING)
+
+
+def _copy_files(source: Path, to: Path, file_names: tuple[str, ...]) -> None:
+    for name in file_names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, to / name)
+            write_atomically(to / name, partial(shutil.copyfile, source / name))
 
 
 def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
@@ -203,6 +223,8 @@ def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
             if path not in wanted and {each.name for each in path.iterdir()} <= {folder.EVALUATION}:
                 shutil.rmtree(path)
         own = {path.name for path in network_dir.iterdir() if path.is_file()}
-        is_empty = own <= {folder.TRAINING, folder.STUDY, folder.NETWORK_FILE}
+        is_empty = own <= {folder.TRAINING, folder.STUDY, folder.CHOSEN, folder.NETWORK_FILE}
         if network_dir not in keep and is_empty and not folder.evaluation_folders(network_dir):
             shutil.rmtree(network_dir)
+    with suppress(OSError):  # if a network is left
+        (sweep_dir / folder.NETWORKS).rmdir()

@@ -1,7 +1,9 @@
 """What a person sees while items are done: bars in a terminal, lines elsewhere."""
 
 import math
+import threading
 import time
+from contextlib import suppress
 from typing import Any, Self
 
 from rich import progress
@@ -14,7 +16,7 @@ from harness.tune.items import Item, Listener
 
 LINE_SECONDS = 30.0
 """How long after a line about an item the next one about running items comes, where there is no terminal."""
-_SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS, "accumulate": names.TRAIN_ACCUMULATE}
+_SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS}
 
 
 class Bars:
@@ -61,7 +63,8 @@ class Bars:
 class Progress(Bars, Listener):
     """Shows items: what each does that runs, and a line for each that has ended, which a subclass words.
 
-    In a terminal each running item has a bar; elsewhere a line every half a minute names them.
+    In a terminal each running item has a bar; elsewhere a line every half a minute names them, from a thread of its
+    own: an item of this process reports nothing while its steps are compiled, say.
 
     unit: what is counted, such as networks. total: how many there are. done: before.
     """
@@ -72,7 +75,23 @@ class Progress(Bars, Listener):
         self.running: dict[Item, tuple[float, str]] = {}  # the share of each that is done, and what it does
         self.has_begun = False  # an epoch or a range is done: from then on lines come by the clock alone
         self.next_line = time.monotonic() + LINE_SECONDS
+        self.lock, self.has_ended = threading.RLock(), threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
         self._move_all()
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.has_ended.set()
+        self.thread.join()
+        super().__exit__(*error)
+
+    def _tick(self) -> None:
+        while not self.has_ended.wait(LINE_SECONDS / 30):
+            with suppress(OSError):  # a closed pipe, which the next line of the command itself meets
+                self.on_step()
 
     def on_text(self, text: str) -> None:
         """Print a line above the bars."""
@@ -99,16 +118,18 @@ class Progress(Bars, Listener):
 
     def on_step(self) -> None:
         """Where there is no terminal, print a line about the running items if it is time for one."""
-        if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
-            each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
-            self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
-            self.next_line = time.monotonic() + LINE_SECONDS
+        with self.lock:
+            if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
+                self.next_line = time.monotonic() + LINE_SECONDS
+                each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
+                self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
 
     def end(self, item: Item, is_done: bool = True) -> None:
         """Note that an item has ended. is_done: whether with it one more of what is counted is done."""
         self.has_begun = True
         self.remove(item)
-        self.running.pop(item, None)
+        with self.lock:
+            self.running.pop(item, None)
         self.done += is_done
         self._move_all()
 
@@ -134,7 +155,8 @@ class Progress(Bars, Listener):
         """Note how far a running item is and what it does, and move its bar; print that before anything is done."""
         if not self.console.is_terminal and not self.has_begun:
             self.on_text(f"{item.label}: {activity}")
-        self.running[item] = share, activity
+        with self.lock:
+            self.running[item] = share, activity
         self.move(item, item.label, share, activity)
         self._move_all()
         self.on_step()

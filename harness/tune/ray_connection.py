@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,7 @@ def _start(dashboard: bool) -> str:
     """Start Ray on this machine, with a token that nobody else has, and return the URL of its dashboard."""
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     options = {"include_dashboard": dashboard, "logging_level": logging.ERROR, "log_to_driver": False}
+    began = time.monotonic()
     for _ in range(_ATTEMPTS):
         try:
             return str(ray.init("local", **options).dashboard_url or "")
@@ -105,4 +107,8 @@ def _start(dashboard: bool) -> str:
             ray.shutdown()
             cause = error
     logs = Path(os.environ.get("RAY_TMPDIR", gettempdir())) / "ray/session_latest/logs"
-    raise InputError(f"Ray cannot be started here: {' '.join(str(cause).split())}; its logs: {logs}") from cause
+    raise InputError(
+        f"Ray cannot be started here, {_ATTEMPTS} attempts in {time.monotonic() - began:.0f} s. The last one: "
+        f"{' '.join(str(cause).split())}; its logs: {logs}. To do without Ray: harness.run --here, or "
+        "harness.certify --workers 1"
+    ) from cause

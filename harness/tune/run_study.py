@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.common.masking import mask_secrets
 from harness.common.terminal import percent, with_plural
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import Leaderboard
@@ -21,6 +20,7 @@ from harness.settings import Evaluation
 from harness.storage import folder, training_record
 from harness.storage.files import remove_unfinished
 from harness.storage.folder import TrainingRecord
+from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
 from harness.tune.items import LEFT, FailedFast, Item, Queue, Worker, run_items
 from harness.tune.machines import RayOptions
@@ -70,11 +70,11 @@ def run_study(
         Stopped, KeyboardInterrupt: a signal came.
         ConnectionError: Ray has died.
     """
-    wanted, mlflow = to_run(states, options.retry_failed), None
+    mlflow = None
     if options.ray is not None:
         from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
 
-        if wanted:
+        if to_run(states, options.retry_failed):
             console.print("opens MLflow")
         mlflow = Tracker.open(plan.sweep_dir.name, options.tracking_uri, console)
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
@@ -82,11 +82,13 @@ def run_study(
         remove_not_begun(plan.sweep_dir, plan.asked)
     for source, count in adopt_trained(plan).items():
         console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
+        states = plan.select({})
+    wanted = to_run(states, options.retry_failed)
     _begin(plan, states, wanted, console)
     asked: dict[Path, list[Evaluation]] = {}
     for path in wanted:
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
-    items = [Item.of(path, plan.records[path].config, evaluations) for path, evaluations in asked.items()]
+    items = [Item.of(path, plan.records[path].config, largest_first(each)) for path, each in asked.items()]
     try:
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
     except InputError:  # Ray cannot start
@@ -118,6 +120,11 @@ def _begin(plan: Plan, states: dict[Path, EvaluationState], wanted: list[Path], 
                 f"failed {plan.record_of(path).config.label}: {state.description}; it would fail the same way again"
             )
             console.print(f"{message}. To retry anyway: --retry-failed")
+
+
+def largest_first(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return evaluations at larger radii first: what is certified there is taken over at smaller ones."""
+    return sorted(evaluations, key=lambda evaluation: evaluation.eps, reverse=True)
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:
@@ -162,15 +169,29 @@ def _remove_failures(item: Item) -> None:
         (directory / folder.FAILURE).unlink(missing_ok=True)
 
 
+@dataclass
+class _Shared:
+    """An evaluation whose ranges of images several workers do.
+
+    network: the item of its network, which goes on with this evaluation. left: ranges that are not evaluated yet.
+    error: the first of those that failed.
+    """
+
+    network: Item
+    left: set[Item]
+    error: str | None = None
+
+
 class StudyListener(Progress):
     """Shows and logs what items report and how they end, and queues the ranges that networks leave."""
 
     def __init__(self, console: Console, queue: Queue, total: int, log: Log | None, fail_fast: bool):
+        self.images_left = 0  # of evaluations that workers share
         super().__init__(console, "networks", total)
+        self.shared = dict[Path, _Shared]()  # by the network's folder
         self.queue, self.log, self.fail_fast = queue, log or (lambda *_: None), fail_fast
         self.warned = set[tuple[Path, str]]()
         self.started = dict[Path, None]()  # folders of networks
-        self.left: dict[Path, set[Item]] = {}  # ranges of images that are not evaluated yet, by the evaluation's folder
 
     def on_start(self, item: Item) -> None:
         """Show that an item begins."""
@@ -182,93 +203,95 @@ class StudyListener(Progress):
         super().on_report(item, row)
         if names.EPOCH in row:
             warnings = training_record.read_lines(item.directory / folder.TRAINING_WARNINGS)
-            self._warn(item, item.directory, warnings)
+            self._warn(item, warnings)
         if names.EPOCH in row or (names.ACTIVITY in row and item.images is None):
             self.log(item.directory, True)
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
-        """Show and log what came of an item, and queue what it leaves."""
-        if item.images is not None:
-            self._end_range(item, error)
+        """Show and log what came of an item, and queue what follows."""
+        if item.images is None:
+            self._end_network(item, error, [range(*part) for part in result.get(LEFT, [])])
             return
-        further, failed = list[Item](), False
-        for evaluation, path in zip(item.asked, evaluation_dirs(item), strict=True):
-            if error is None and (parts := result.get(LEFT, {}).get(evaluation.key)):
-                items = [self._item_of(item, evaluation, range(*part)) for part in parts]
-                self.left[path] = set(items)
-                further += items
+        shared = self.shared[item.directory]
+        shared.left.discard(item)
+        self.images_left -= len(item.images)
+        shared.error = shared.error or error
+        self.end(item, is_done=False)
+        if not shared.left:
+            del self.shared[item.directory]
+            if shared.error is None:
+                self.queue.add([shared.network])  # which joins the ranges
             else:
-                failed |= self._show(item, evaluation, path, error)
+                self._end_network(shared.network, shared.error, [])
+
+    def _end_network(self, item: Item, error: str | None, left: list[range]) -> None:
+        """Show its evaluations up to the first without a result; queue its ranges or, if it failed, the next."""
+        ended, further = list[EvaluationState](), list[Item]()
+        for number, path in enumerate(evaluation_dirs(item)):
+            if left and read_state(path).state is not State.FINISHED:
+                network = replace(item, evaluations=item.evaluations[number:])
+                further = [_range_of(network, images) for images in left]
+                self.shared[item.directory] = _Shared(network, set(further))
+                self.images_left += sum(map(len, left))
+                break
+            ended.append(read_outcome(item, path, error))
+            if ended[-1].result is None:
+                others = item.evaluations[number + 1 :]
+                is_trained = (item.directory / folder.TRAINED).exists()
+                further = [replace(item, evaluations=others)] if others and is_trained else []
+                break
         self.queue.add(further)
-        is_done = not self.queue.has(item.directory)
-        self.end(item, is_done)
-        self.log(item.directory, not is_done)
-        if failed and self.fail_fast:
+        self.end(item, is_done=not further)
+        self.log(item.directory, bool(further))
+        for state in ended:
+            self._show(item, state)
+        if self.fail_fast and any(state.result is None for state in ended):
             raise FailedFast
 
-    def _end_range(self, item: Item, error: str | None) -> None:
-        """After the last range of an evaluation queue the network again, which joins them."""
-        (path,), (evaluation,) = evaluation_dirs(item), item.asked
-        left = self.left[path]
-        left.discard(item)
-        if error is not None:
-            record_failure(item, error)
-        if not left:
-            del self.left[path]
-        is_complete = not left and folder.read_failure(path) is None
-        self.queue.add([self._item_of(item, evaluation, None)] if is_complete else [])
-        is_done = not self.queue.has(item.directory)
-        self.end(item, is_done)
-        if not left and not is_complete:
-            self._show(item, evaluation, path, error)
-            self.log(item.directory, not is_done)
-            if self.fail_fast:
-                raise FailedFast
+    def _count(self) -> str:
+        """Return how many networks are done, and how many images of evaluations that workers share are left."""
+        left = f", {with_plural(self.images_left, 'image')} left to evaluate" if self.images_left else ""
+        return super()._count() + left
 
-    def _item_of(self, item: Item, evaluation: Evaluation, images: range | None) -> Item:
-        text = evaluation.model_dump_json(exclude_defaults=True)
-        label = item.label.partition(", images ")[0]
-        part = f", images {images.start} to {images.stop - 1}" if images else ""
-        return Item(item.directory, label + part, item.settings, (text,), images)
-
-    def _show(self, item: Item, evaluation: Evaluation, path: Path, error: str | None) -> bool:
-        """Show the result or the failure of an evaluation; return whether it has failed."""
-        state = read_outcome(item, path, error)
-        text = f"{evaluation.description}: " if len(folder.evaluation_folders(item.directory)) > 1 else ""
+    def _show(self, item: Item, state: EvaluationState) -> None:
+        """Show the result or the failure of an evaluation."""
+        text = ""
+        if state.trained and state.evaluation and len(folder.evaluation_folders(item.directory)) > 1:
+            text = f"{state.evaluation.config.description}: "
         if state.result is None:
             self.print_outcome("failed", "red", item, text + state.description)
-            return True
+            return
         errors = [f"{name.replace('_', ' ')} {percent(state.result.metrics[name])}" for name in _ERRORS]
         taken = sum(state.result.taken_over.values())
         text += ", ".join(errors) + (f", {with_plural(taken, 'answer')} taken over" if taken else "")
         self.print_outcome("done", "green", item, f"{text} ({self.summary()})")
-        self._warn(item, path, state.result.warnings)
-        return False
+        self._warn(item, state.result.warnings)
 
-    def _warn(self, item: Item, directory: Path, warnings: Iterable[str]) -> None:
-        """Show the warnings of a network or an evaluation that were not shown before."""
+    def _warn(self, item: Item, warnings: Iterable[str]) -> None:
+        """Show warnings of a network that were not shown before: each evaluation repeats those of training."""
         for warning in warnings:
-            if (directory, warning) not in self.warned:
-                self.warned |= {(directory, warning), (item.directory, warning)}
+            if (item.directory, warning) not in self.warned:
+                self.warned.add((item.directory, warning))
                 self.warn(item, warning)
+
+
+def _range_of(network: Item, images: range) -> Item:
+    """Return the item of a range of a network's first evaluation."""
+    label = f"{network.label}, images {images.start} to {images.stop - 1}"
+    return replace(network, label=label, evaluations=network.evaluations[:1], images=images)
 
 
 def read_outcome(item: Item, evaluation_dir: Path, error: str | None) -> EvaluationState:
     """Return the state of an evaluation that has ended, after writing why it failed if its worker could not.
 
-    error: of its worker.
+    error: of its worker. Ranges beside an error that would repeat, such as an unsound bound, are not used again.
     """
     state = read_state(evaluation_dir)
-    if state.state in (State.FINISHED, State.FAILED, State.DAMAGED):
-        return state
-    record_failure(item, error or "its worker ended without a result")
-    return read_state(evaluation_dir)
-
-
-def record_failure(item: Item, error: str) -> None:
-    """Write why an item failed, unless that is known, to the folder of its network or of its evaluations."""
-    is_trained = (item.directory / folder.TRAINED).exists()
-    for directory in evaluation_dirs(item) if is_trained else [item.directory]:
-        if not any((directory / name).exists() for name in (folder.FAILURE, folder.RESULT)):
-            with suppress(OSError):  # of a full disk
-                folder.write_failure(directory, mask_secrets(error))
+    if state.state not in (State.FINISHED, State.FAILED, State.DAMAGED):
+        directory = evaluation_dir if (item.directory / folder.TRAINED).exists() else item.directory
+        with suppress(OSError):  # of a full disk
+            folder.write_failure(directory, error or "its worker ended without a result")
+        state = read_state(evaluation_dir)
+    if state.fails_again:
+        remove_ranges(evaluation_dir)
+    return state

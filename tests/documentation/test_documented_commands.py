@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fetched_checkpoints import why_not_loadable
+from harness.storage.certification import is_certification
 from pages import ROOT, blocks, inline
 
 from harness import tables
@@ -24,7 +25,6 @@ from harness.config.file import read, read_file
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder
-from harness.storage.certification import is_certification
 from harness.storage.study_tables import read_stored_trials
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]

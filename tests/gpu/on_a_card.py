@@ -3,7 +3,7 @@
     uv run python tests/gpu/on_a_card.py OUT --data-dir DIR --minutes 28
 
 Each part writes OUT/PART.log, and its sweeps write to OUT/PART. OUT/summary.md has a row for each part, and the lines
-of the logs that say that something was given up or failed. The same command continues the sweeps. README.md beside this
+of the logs that warn or say that something failed. The same command continues the sweeps. README.md beside this
 file has the parts, and how to rehearse them without a card.
 """
 
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests/harness/tune"))
 from processes import workers  # noqa: E402
 
-WORTH_READING = ("given up", "warning", "out of memory", "failed", "error:")
+WORTH_READING = ("warning", "out of memory", "failed", "error:")
 QUICKSTART = ["sweeps/quickstart.yaml", "--profile", "full"]
 EAGER = ["--set", "train.compile=never", "--set", "train.decay_epochs=[]"]
 LONG = [*QUICKSTART, "--only", "cnn7 *", "--set", "train.epochs=30", *EAGER]
 LARGE = [*QUICKSTART, "--only", "cnn7 crown-ibp seed 0", "--set", "train_images=512", "--set", "train.batch_size=512"]
 LARGE += ["--set", "width=0.5", "--set", "train.epochs=2", "--set", "train.ramp_epochs=1", *EAGER]
-TOO_SMALL, HALF = 100e6, 590e6  # bytes; a step of LARGE takes 640e6, half a batch 350e6 (530e6 in a rehearsal)
+TOO_SMALL, FOR_HALF = 100e6, 590e6  # bytes; a step of LARGE takes 640e6, half a batch 350e6 (530e6 in a rehearsal)
 WAVES = [("ibp", 0), ("ibp", 1), ("ibp", 2), ("crown-ibp", 0)]  # method and seed, the most important first
 
 
@@ -81,7 +81,7 @@ def machine(card: Card) -> None:
 
 
 def shares(card: Card) -> None:
-    """Let four trials share the card, then two; each must end with a table and with runs in MLflow."""
+    """Let four networks share the card, then two; each must end with a table and with runs in MLflow."""
     card.run(*card.sweep("shares-4", *QUICKSTART, "--set", "resources.gpu=0.25"))
     card.run(*card.sweep("shares-2", *QUICKSTART, "--set", "resources.gpu=0.5", "--only", "cnn7 *"))
 
@@ -104,11 +104,12 @@ def killed_driver(card: Card) -> None:
 
 
 def no_memory(card: Card) -> None:
-    """Give a trial too little memory: it must fail and say so. With more, it must divide its batches."""
+    """Give a network too little memory: it must fail and say so. With more, and batches in two parts, it must end."""
     code = "import torch; print(torch.cuda.get_device_properties(0).total_memory)"
     total = int(subprocess.check_output([sys.executable, "-c", code], timeout=card.part_end - time.monotonic()))
-    for size in (TOO_SMALL, HALF):  # of a share this small, half is for tensors
-        card.run(*card.sweep(card.part, *LARGE, "--set", f"resources.gpu={2 * size / total:.4f}"))
+    for size, parts in ((TOO_SMALL, 1), (FOR_HALF, 2)):  # of a share this small, half is for tensors
+        own = ["--set", f"resources.gpu={2 * size / total:.4f}", "--set", f"train.accumulate={parts}"]
+        card.run(*card.sweep(card.part, *LARGE, *own))
 
 
 def tests(card: Card) -> None:
@@ -134,10 +135,10 @@ def rows(card: Card) -> None:
 
 
 def _start_epochs(card: Card) -> subprocess.Popen[bytes]:
-    """Start the sweep LONG, and return it once a trial has two epochs, it ends, or the part's time does."""
+    """Start the sweep LONG, and return it once a network has two epochs, it ends, or the part's time does."""
     driver = card.start(*card.sweep(card.part, *LONG))
     while time.monotonic() < card.part_end and driver.poll() is None:
-        files = (card.out / card.part).glob("*/trials/*/epochs.jsonl")
+        files = (card.out / card.part).glob("*/networks/*/epochs.jsonl")
         if any(file.read_bytes().count(b"\n") >= 2 for file in files):
             break
         time.sleep(0.2)
@@ -150,7 +151,7 @@ PARTS: dict[str, Callable[[Card], None]] = {
 
 
 def write_summary(out: Path, table: list[str]) -> None:
-    """Write the table of parts, and each line of the logs that says that something was given up or went wrong."""
+    """Write the table of parts, and each line of the logs that warns or says that something went wrong."""
     counts = Counter(
         f"{log.stem}: {line.strip()}"
         for log in sorted(out.glob("*.log"))
@@ -187,8 +188,8 @@ def main() -> None:
         finally:
             table.append(f"| {part} | {', '.join(card.ends) or 'no time left'} | {time.monotonic() - began:.0f} |")
             print(table[-1], flush=True)
-            for result in card.out.glob("*/*/trials/*/result.json"):
-                (result.parent / "checkpoint.pt").unlink(missing_ok=True)  # three times as large as the weights
+            for trained in card.out.glob("*/*/networks/*/trained.json"):
+                (trained.parent / "checkpoint.pt").unlink(missing_ok=True)  # three times as large as the weights
             write_summary(card.out, table)
 
 

@@ -1,5 +1,7 @@
 """`python -m harness`: every command is listed, is a module of its name, and ends in one of five ways."""
 
+import io
+import os
 import pwd
 import re
 import signal
@@ -36,6 +38,31 @@ def test_help_says_what_a_command_does_and_takes(name, capsys):
     assert import_module(f"harness.{name}").__doc__.splitlines()[0] in printed
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    arguments = ["results/published/mnist-conv", "--compare", "conv ibp layers=2 *"]
+    command = [sys.executable, "-m", "harness.tables", *arguments]
+    done = subprocess.run(command, cwd=HARNESS.parent, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    printed, sign = done.stdout.decode(encoding), "+-" if encoding == "ascii" else "±"
+    assert re.search(rf"\d {re.escape(sign)} \d", printed) and ("─" in printed) == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("text", ["± 0.1 ≤ Grüße", "a file's name \udcff"])
+def test_nothing_that_is_only_shown_ends_a_command(text, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with pytest.raises(SystemExit):
+        command_line.main("tables", [])
+    print(text)
+    print(text, file=sys.stderr, flush=True)
+    assert [stream.errors for stream in streams] == ["readable"] * 2
+    expected = "+- 0.1 ? Gr??e\n" if "±" in text else "a file's name ?\n"
+    assert streams[1].buffer.getvalue().decode("ascii").endswith(expected)
+
+
 def test_without_a_command_all_are_listed(capsys):
     assert entry.main([]) == 0
     listed = capsys.readouterr().out
@@ -65,8 +92,8 @@ def test_an_option_of_no_command_is_only_unrecognized(capsys):
 
 def test_a_command_whose_output_nobody_reads_ends_quietly(tmp_path):
     sweep = tmp_path / "sweep"
-    (sweep / "trials/0").mkdir(parents=True)
-    (sweep / "trials/0/trial.json").touch()
+    (sweep / "networks/0").mkdir(parents=True)
+    (sweep / "networks/0/training.json").touch()
     command = [sys.executable, "-m", "harness.tables", str(sweep), "--status"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -79,12 +106,12 @@ def test_a_user_without_a_home_gets_one(monkeypatch, tmp_path, capsys):
     with pytest.raises(RuntimeError, match="home"):
         Path.home()
     assert entry.main(["tables", str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err and Path.home() == Path("/")
+    assert "holds no networks" in capsys.readouterr().err and Path.home() == Path("/")
 
 
 def test_a_command_runs_by_its_name(tmp_path, capsys):
     assert entry.main(["tables", str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err
+    assert "holds no networks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Freed memory is kept while a trial runs, and given back after it."""
+"""Freed memory is kept while a network is trained, and given back after it."""
 
 import subprocess
 import sys

@@ -14,12 +14,12 @@ import torch
 from safetensors.numpy import load_file, save
 
 from harness.command_line import main
-from harness.config.training import Trial
+from harness.config.training import Training
 from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.training import checkpoint, train_and_certify
+from harness.training import checkpoint, train_and_evaluate
 
 
 def contents(directory):
@@ -43,25 +43,33 @@ def run_command(tmp_path, nothing_starts, capsys):
 
 
 @pytest.fixture(scope="module")
-def trial(tiny_trial):
-    config = tiny_trial(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
-    return folder.make_trial(config, load("digits").fingerprint)
+def record(tiny_training):
+    config = tiny_training(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
+    return folder.make_record(config, load("digits").fingerprint)
 
 
 @pytest.fixture(scope="module")
-def finished(trial, tmp_path_factory):
-    """The folder of a finished trial, which no test may change."""
-    trial_dir = folder.trial_dir(tmp_path_factory.mktemp("finished") / "tiny", trial.key)
-    train_and_certify(trial.config, trial_dir)
-    (trial_dir / folder.LOG).unlink()
-    return trial_dir
+def finished(record, tiny_evaluation, tmp_path_factory):
+    """The folder of a network that is trained and evaluated, which no test may change."""
+    network_dir = folder.network_dir(tmp_path_factory.mktemp("finished") / "tiny", record.key)
+    train_and_evaluate(record.config, [tiny_evaluation()], network_dir)
+    folder.add_to_study(network_dir, "full", tiny_evaluation())
+    for path in network_dir.rglob(folder.LOG):
+        path.unlink()
+    return network_dir
 
 
 @pytest.fixture
-def trial_dir(finished, tmp_path):
+def network_dir(finished, tmp_path):
     """A copy of it."""
     shutil.copytree(finished.parents[1], tmp_path / "tiny")
-    return tmp_path / "tiny" / "trials" / finished.name
+    return tmp_path / "tiny" / folder.NETWORKS / finished.name
+
+
+@pytest.fixture
+def evaluation_dir(network_dir):
+    """The folder of its evaluation."""
+    return folder.evaluation_folders(network_dir)[0]
 
 
 def assert_refused(run_command, path, cases, allowed, name, *arguments):
@@ -75,67 +83,82 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
     assert cases and not wrong, wrong
 
 
-def test_trial_files(run_command, trial, tmp_path):
-    path, good = tmp_path / "trial.json", folder.trial_json(trial)
+def test_training_files(run_command, record, tiny_evaluation, tmp_path):
+    path, good = tmp_path / folder.TRAINING, folder.training_json(record)
+    folder.begin_evaluation(tmp_path, tiny_evaluation())
     cases = malformed.jsons(good)
-    for keys in (("config",), ("config", "train"), ("config", "evaluation")):
+    for keys in (("config",), ("config", "train")):
         cases |= malformed.changes(good, *keys)
-    cases = {what: text for what, text in cases.items() if not describes(text, trial)}
+    cases = {what: text for what, text in cases.items() if not describes(text, record)}
     assert_refused(run_command, path, cases, [2], "run", "--here", path, "--results-dir", tmp_path / "results")
 
 
-def describes(text, trial):
-    """Whether a file is of this trial after all, since a changed value is what a setting has by default."""
+def describes(text, record):
+    """Whether a file is of this network after all, since a changed value is what a setting has by default."""
     try:
         content = json.loads(text)
-        same = folder.make_trial(Trial.model_validate(content["config"]), trial.fingerprint)
-        return content["key"] == trial.key == same.key
+        same = folder.make_record(Training.model_validate(content["config"]), record.fingerprint)
+        return content["key"] == record.key == same.key
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 ALLOWED = {
-    folder.TRIAL: ("fingerprint: text",),
-    folder.RESULT: ("key: text", "certified_error: nothing", "certified_error: not a number"),
+    folder.TRAINING: ("fingerprint: text",),
+    folder.TRAINED: (),
+    folder.EVALUATION: ("without weights", "weights: text"),
+    folder.RESULT: ("certified_error: nothing", "certified_error: not a number", "without taken_over"),
 }
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_files_of_a_finished_trial(run_command, trial_dir, name):
-    good = json.loads((trial_dir / name).read_text())
+def test_files_of_a_finished_network(run_command, network_dir, evaluation_dir, name):
+    path = (network_dir if name in (folder.TRAINING, folder.TRAINED) else evaluation_dir) / name
+    good = json.loads(path.read_text())
     cases = malformed.jsons(good)
     if name == folder.RESULT:
         cases |= malformed.changes(good | {"metrics": {"certified_error": 50.0}}, "metrics")
+    if name == folder.EVALUATION:
+        cases |= malformed.changes(good, "config")
+        cases = {what: text for what, text in cases.items() if not describes_evaluation(text, good["key"])}
     cases = {what: text for what, text in cases.items() if not what.endswith(ALLOWED[name])}
-    assert_refused(run_command, trial_dir / name, cases, [2], "certify", trial_dir)
+    assert_refused(run_command, path, cases, [2], "certify", network_dir)
 
 
-def test_how_a_search_chose_a_trial(trial_dir):
+def describes_evaluation(text, key):
+    try:
+        return json.loads(text)["key"] == key == folder.parse_evaluation(json.loads(text)).key
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def test_how_a_search_chose_a_network(network_dir):
     cases = malformed.jsons({"text": "a search", "search": "tpe-0", "candidate": 0})
     for what, content in cases.items():
-        (trial_dir / folder.CHOSEN).write_bytes(content)
+        (network_dir / folder.CHOSEN).write_bytes(content)
         if not what.startswith(("without candidate", "candidate", "text: text")):
             with pytest.raises(DamagedFileError, match=r"chosen\.json cannot be read"):
-                folder.read_chosen(trial_dir)
+                folder.read_chosen(network_dir)
 
 
-def test_options_that_the_network_lacks(run_command, trial, tmp_path):
-    other = folder.make_trial(trial.config.replace(options={"zzz": 1}), trial.fingerprint)
-    folder.take_over(tmp_path / "tiny/trials" / other.key, other)
-    arguments = ["--only", "bounds", "--images", 1, "--trained", tmp_path / "tiny/trials" / other.key]
-    status, message = run_command("benchmark", *arguments)
+def test_options_that_the_network_lacks(run_command, record, tiny_evaluation, tmp_path):
+    network_dir = tmp_path / "tiny/networks/other"
+    folder.begin_network(network_dir, folder.make_record(record.config.replace(options={"zzz": 1}), record.fingerprint))
+    folder.begin_evaluation(network_dir, tiny_evaluation())
+    status, message = run_command("benchmark", "--only", "bounds", "--images", 1, "--trained", network_dir)
     assert status == 2 and "unknown option 'zzz'" in message
 
 
 @pytest.mark.parametrize(("name", "good"), [(folder.EPOCHS, {"epoch": 1}), (folder.FAILURE, {"error": "it failed"})])
-def test_files_of_an_unfinished_trial(run_command, trial_dir, name, good):
-    (trial_dir / folder.RESULT).unlink()
+def test_files_of_an_unfinished_network(run_command, network_dir, evaluation_dir, name, good):
+    (evaluation_dir / folder.RESULT).unlink()
+    (network_dir / folder.TRAINED).unlink()
     cases = malformed.jsons(good)
     for harmless in ("empty",) if name == folder.EPOCHS else ("error: text",):
         del cases[harmless]
     for what, content in cases.items():
-        (trial_dir / name).write_bytes(content)
-        status, message = run_command("tables", trial_dir.parents[1], "--status")
+        (network_dir / name).write_bytes(content)
+        status, message = run_command("tables", network_dir.parents[1], "--status")
         assert status == 0 and "cannot be read" in message, (what, message)
 
 
@@ -145,8 +168,8 @@ def parquet(table):
     return buffer.getvalue()
 
 
-def test_verdicts(run_command, trial_dir):
-    path = trial_dir / folder.VERDICTS
+def test_verdicts(run_command, network_dir, evaluation_dir):
+    path = evaluation_dir / folder.VERDICTS
     good = pd.read_parquet(path)
     cases = malformed.of_bytes(path.read_bytes())
     del cases["a bit flipped"]  # may be of a column that is not read
@@ -156,40 +179,40 @@ def test_verdicts(run_command, trial_dir):
                   {"as text": "x", "of nothing": np.nan, "of lists": [[1]] * len(good)}.items()}  # fmt: skip
     rows = {"no rows": good.iloc[:0], "rows twice": pd.concat([good, good]), "half": good.iloc[:9]}
     cases |= {what: parquet(table) for what, table in rows.items()}
-    assert_refused(run_command, path, cases, [1, 2], "recheck", trial_dir.parents[1])
+    assert_refused(run_command, path, cases, [1, 2], "recheck", network_dir.parents[1])
 
 
 @pytest.mark.parametrize("command", ["publish", "tables"])
 @pytest.mark.parametrize(("column", "value"), [("width", None), ("width", "x"), ("verdict", 5), ("index", 0.5)])
-def test_a_wrong_column_of_verdicts_is_named(trial_dir, tmp_path, capsys, monkeypatch, command, column, value):
+def test_a_wrong_column_of_verdicts_is_named(evaluation_dir, tmp_path, capsys, monkeypatch, command, column, value):
     monkeypatch.setattr(catalogue, "FIGURES", [])  # which read no verdicts
-    path = trial_dir / folder.VERDICTS
+    path, sweep_dir = evaluation_dir / folder.VERDICTS, str(tmp_path / "tiny")
     table = pd.read_parquet(path)
     path.write_bytes(parquet(table.drop(columns=column) if value is None else table.assign(**{column: value})))
     target = ["--to", str(tmp_path / "published")] if command == "publish" else []
-    status = main(command, [str(trial_dir.parents[1]), *target])
+    status = main(command, [sweep_dir, *target])
     assert status == (2 if command == "publish" else 0)
     assert command != "publish" or f"{path}: {column} is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["x", [[1]], {"a": 1}, True, None, ...], ids=str)
-def test_a_wrong_column_of_epochs_is_named_on_the_page(trial_dir, monkeypatch, value):
+def test_a_wrong_column_of_epochs_is_named_on_the_page(network_dir, monkeypatch, value):
     monkeypatch.setattr(catalogue, "FIGURES", [kind for kind in catalogue.FIGURES if kind.draw is networks.layers])
-    path = trial_dir / folder.EPOCHS
+    path = network_dir / folder.EPOCHS
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     name = next(name for name in rows[0] if name.startswith("train/bound_width/"))
     for row in rows:
         del row[name]
         row |= {} if value is ... else {name: value}
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert main("tables", [str(trial_dir.parents[1])]) == 0
-    page = (trial_dir.parents[1] / "report.html").read_text()
+    assert main("tables", [str(network_dir.parents[1])]) == 0
+    page = (network_dir.parents[1] / "report.html").read_text()
     assert value is None or ("cannot be drawn: " in page and name.removeprefix("train/") in page)
 
 
 @pytest.mark.parametrize("name", [folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES])
-def test_tensors(run_command, trial_dir, name):
-    path = trial_dir / name
+def test_tensors(run_command, network_dir, evaluation_dir, name):
+    path = (network_dir if name == folder.WEIGHTS else evaluation_dir) / name
     if name != folder.WEIGHTS:
         path.write_bytes(save({"0/row" if name == folder.CERTIFICATES else "0": np.zeros((1, 8, 8), np.int16)}))
     good = load_file(path)
@@ -204,7 +227,7 @@ def test_tensors(run_command, trial_dir, name):
     statuses = [1, 2] if name == folder.WEIGHTS else [0, 1, 2]  # proofs that no verdict needs is not read
     if name == folder.WEIGHTS:
         cases |= {"not a number": save({**good, first: np.full_like(good[first], np.nan)}), "none": save({})}
-    assert_refused(run_command, path, cases, statuses, "recheck", trial_dir.parents[1], "--images", 1)
+    assert_refused(run_command, path, cases, statuses, "recheck", network_dir.parents[1], "--images", 1)
 
 
 def test_checkpoints(tmp_path, caplog):

@@ -54,7 +54,7 @@ def test_a_command_prints_no_secrets(monkeypatch, capsys, error):
     assert "postgresql://me:***@db/mlflow" in captured.err
 
 
-def test_a_trial_s_files_have_no_secrets(tmp_path):
+def test_files_of_results_have_no_secrets(tmp_path):
     folder.write_failure(tmp_path, f"OSError: {URI} is not there")
     with pytest.raises(RuntimeError), log_to_folder(tmp_path):
         logging.getLogger("harness.x").info("asking %s", URI)
@@ -67,4 +67,4 @@ def test_a_trial_s_files_have_no_secrets(tmp_path):
 @pytest.mark.parametrize("key", ["../../elsewhere", "/tmp/elsewhere", "a/b", "..", "", "a\n"])
 def test_a_key_does_not_lead_out_of_the_directory(tmp_path, key):
     with pytest.raises(InputError, match="key"):
-        folder.trial_dir(tmp_path, key)
+        folder.network_dir(tmp_path, key)

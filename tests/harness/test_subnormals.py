@@ -9,8 +9,8 @@ from torch import nn
 from harness.attacks.pgd import worst_point
 from harness.evaluation import ibp
 from harness.machine.subnormals import without_subnormals
-from harness.settings import Evaluation
-from harness.training import loop, train_and_certify
+from harness.settings import EvaluationSettings
+from harness.training import loop, train_and_evaluate
 from harness.training.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush them")
@@ -49,15 +49,17 @@ def test_several_threads_have_subnormals_throughout():
         torch.set_num_threads(1)
 
 
-def test_steps_and_attacks_have_no_subnormals_and_bounds_have(tiny_trial, tmp_path, monkeypatch):
+def test_steps_and_attacks_have_no_subnormals_and_bounds_have(tiny_training, tiny_evaluation, tmp_path, monkeypatch):
     steps, bounds, attacks = [], [], []
     monkeypatch.setattr(Stepper, "_differentiate", recorded(Stepper._differentiate, steps))
     for name in ("monitor_bounds", "monitor_untrained"):
         monkeypatch.setattr(loop, name, recorded(getattr(loop, name), bounds))
     monkeypatch.setattr(ibp, "bound_margins", recorded(ibp.bound_margins, bounds))
-    train_and_certify(tiny_trial(width=0.05, train={"epochs": 2}), tmp_path)
+    train_and_evaluate(tiny_training(width=0.05, train={"epochs": 2}), [tiny_evaluation()], tmp_path)
     model = nn.Linear(2, 2)
     model.forward = recorded(model.forward, attacks)
-    worst_point(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), Fraction(1, 10), Evaluation(), 0, torch.arange(3))
+    worst_point(
+        model, torch.rand(3, 2), torch.tensor([0, 1, 0]), Fraction(1, 10), EvaluationSettings(), 0, torch.arange(3)
+    )
     assert steps and not any(steps) and attacks and not any(attacks)
     assert len(bounds) > 2 and all(bounds) and has_subnormals()

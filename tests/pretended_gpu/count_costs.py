@@ -24,7 +24,6 @@ TITLES = ["network", "method", "eager", "captured", "compiled and captured", "ho
 def captured_kernels(stepper, choices) -> tuple[int, int, int]:
     """Return the kernels in a step's graph, launches by the host and synchronisations of its replay."""
     stepper(choices, EPS, RATE)
-    assert stepper.failed_optimisations == [], stepper.failed_optimisations
     in_graph = read_counters()["captured"]
     with counted() as counts:
         stepper(choices, EPS, RATE)

@@ -1,12 +1,14 @@
 """Values on the pretended GPU: each operator runs there for its checks, then on the CPU, on the same memory.
 
 Device memory is the host's, so that a CPU tensor can be laid over a CUDA tensor. Not within a capture, and not of
-compiled kernels, which torch does not dispatch one by one.
+compiled kernels, which torch does not dispatch one by one: `uncaptured_values` captures no steps.
 """
 
 import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -73,6 +75,13 @@ class Values(TorchDispatchMode):
                 laid_over = _on_host(device)
                 if laid_over.data_ptr() != host.data_ptr():
                     laid_over.copy_(host)
+
+
+@contextmanager
+def uncaptured_values() -> Iterator[None]:
+    """Within, CUDA tensors have values in training steps, too: these are taken one by one rather than captured."""
+    with patch("harness.training.step.CapturedStep", lambda step, choices, stream: step), Values():
+        yield
 
 
 def _map(function: Callable, value: Any) -> Any:

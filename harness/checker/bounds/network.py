@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate
 
 from cerdeq import bounds
 from cerdeq.bounds import Program, Reference, UnsupportedOperator, refuse_other_precision, trace
+from cerdeq.bounds.agreement import refuse_other_outputs
 from cerdeq.equilibrium import NotConvergedError
 from cerdeq.tracing.refusals import refuse_training
 from harness.checker.bounds import maps
@@ -56,13 +57,15 @@ class Network:
     def refuse_other_logits(self, model: nn.Module, images: Array) -> None:
         """Raise UnknownLayerError if the model computes other logits of images [B, C, H, W] than these steps.
 
-        They are computed alone, and all together: the logits of an image must not depend on other images.
+        They are computed alone, and all together: the logits of an image must not depend on other images. What it does
+        to them must be what its trace says, as for its certification.
         """
         x = torch.from_numpy(images)
         try:
             features = self.boxes(Box(images, np.zeros_like(images)))[self.steps[-1].sources[0]]
             with torch.no_grad():
                 parts, together = [model(part) for part in x.split(1)], model(x)
+            refuse_other_outputs(model, trace(model), torch.cat([x[:2], x[:1]]))
         except (NotProvedError, NotConvergedError):
             return  # there is nothing to compare; without a proof of contraction nothing is confirmed
         except UnsupportedOperator as error:

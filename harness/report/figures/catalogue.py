@@ -43,6 +43,7 @@ FIGURES = (
     FigureKind("Certified against standard error", error_figures.tradeoff),
     FigureKind("Errors of each trained network", error_figures.seeds),
     FigureKind("What each stage decides", error_figures.stages, broad=True),
+    FigureKind("Certified error against eps", error_figures.radii),
     FigureKind("Errors against the length of training", error_figures.length, broad=True),
     FigureKind("Bound width against depth", networks.depth, of_training=True, broad=True),
     FigureKind("Bound width, layer by layer", networks.layers, of_training=True, broad=True),

@@ -9,28 +9,30 @@ from matplotlib.ticker import NullLocator
 
 from harness.common import names
 from harness.leaderboard.rows import LABEL
+from harness.leaderboard.table import Section
 from harness.report.figures.section_data import OTHERS, SectionData
-from harness.report.figures.style import COLOURS, GREY, INK, MARKERS, add_legend, label_bars, panels, squares
+from harness.report.figures.style import COLOURS, GREY, INK, add_legend, label_bars, panels, squares
 from harness.settings import STAGES
 
 _LONGEST = 32  # characters of a line
 _MOST_BARS = 30
+_FEWEST_RADII = 3
 _ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _EPOCHS = "train.epochs"
 _SCHEDULE = (_EPOCHS, "train.ramp_start", "train.ramp_epochs", "train.decay_epochs")  # they change with the length
+_MARKERS = {names.STANDARD_ERROR: "o", names.ATTACK_ERROR: "|", names.CERTIFIED_ERROR: "D"}
 _TITLES = {names.CERTIFIED_ERROR: "certified error, %", names.STANDARD_ERROR: "standard error, %"}
 _STAGES = (names.CLEAN, names.ATTACK, *STAGES)
 _DECISIONS = {names.CLEAN: names.MISCLASSIFIED, names.ATTACK: names.FALSIFIED}  # others are called like their stages
 _UNDECIDED = "undecided"
-_OTHER = "#44aa99"  # a stage that has no colour of its own
 _COLOURS = {
     names.MISCLASSIFIED: "#b9bfc6",
-    names.FALSIFIED: "#d55e00",
-    names.IBP: "#7b5ea7",
-    names.CROWN_IBP: "#0072b2",
-    names.CROWN: "#4c97d0",
-    names.ALPHA_CROWN: "#56b4e9",
-    names.BAB: "#a6dcff",
+    names.FALSIFIED: "#9b1b30",
+    names.IBP: "#33226b",
+    names.CROWN_IBP: "#5c4a9e",
+    names.CROWN: "#8272bd",
+    names.ALPHA_CROWN: "#ab9fd9",
+    names.BAB: "#d5cdf0",
     _UNDECIDED: "#f0e442",
 }
 
@@ -44,10 +46,7 @@ def tradeoff(data: SectionData) -> Figure | None:
     if rows.empty:
         return None
     figure, (axes,) = panels(height=3.6)
-    entries = {label: data.looks[label] | {"linestyle": ""} for label in rows["label"]}
-    entries = {label: look for label, look in entries.items() if data.looks[label] is not OTHERS}
-    if len(data.looks) > len(COLOURS):
-        entries["other rows"] = OTHERS | {"linestyle": ""}
+    entries = data.legend(rows["label"], linestyle="")
     line: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": ":"}
     best = front(rows)
     axes.step(best[names.STANDARD_ERROR], best[names.CERTIFIED_ERROR], where="post", **line)
@@ -88,14 +87,15 @@ def seeds(data: SectionData) -> Figure | None:
     most = numbers.max() + 1
     heights = trials["label"].map(labels.index) + (numbers - (most - 1) / 2) * 0.7 / most
     axes.hlines(heights, trials[names.ATTACK_ERROR], trials[names.CERTIFIED_ERROR], color=GREY, lw=2, alpha=0.6)
-    axes.plot(trials[names.STANDARD_ERROR], heights, "o", color=COLOURS[2], ms=5, mew=1)
-    axes.plot(trials[names.ATTACK_ERROR], heights, "|", color=COLOURS[1], ms=8, mew=2)
-    axes.plot(trials[names.CERTIFIED_ERROR], heights, "D", color=COLOURS[0], ms=5, mew=1)
+    colours = [data.looks[label]["color"] for label in trials["label"]]
+    for error, marker in _MARKERS.items():
+        axes.scatter(trials[error], heights, c=colours, marker=marker, s=30, zorder=3)
     label_bars(axes, labels, _LONGEST)
     axes.set_xlabel("error, %; one line per seed")
-    colours = {"standard": COLOURS[2], "attack": COLOURS[1], "certified": COLOURS[0]}
-    markers = {"standard": "o", "attack": "|", "certified": "D"}
-    entries = {name: {"color": colours[name], "marker": markers[name], "linestyle": ""} for name in colours}
+    entries = {
+        error.removesuffix("_error"): {"color": INK, "marker": marker, "linestyle": ""}
+        for error, marker in _MARKERS.items()
+    }
     add_legend(figure, entries | {"undecided": {"color": GREY, "lw": 2}})
     return figure
 
@@ -111,21 +111,20 @@ def stages(data: SectionData) -> Figure | None:
     left = pd.Series(0.0, counts.index)
     shares = {_DECISIONS.get(stage, stage): 100 * counts[names.decided_by(stage)] / counts[images] for stage in ran}
     shares[_UNDECIDED] = 100 - sum(shares.values())
-    colours = {name: _COLOURS.get(name, _OTHER) for name in shares}
     for name, share in shares.items():
-        axes.barh(range(len(counts)), share, left=left, color=colours[name], height=0.7)
+        axes.barh(range(len(counts)), share, left=left, color=_COLOURS[name], height=0.7)
         left = left + share
     label_bars(axes, list(counts.index), 2 * _LONGEST)
     axes.set(xlim=(0, 100), xlabel="images, %")
-    add_legend(figure, squares(colours))
+    add_legend(figure, squares({name: _COLOURS[name] for name in shares}))
     return figure
 
 
 def length(data: SectionData) -> Figure | None:
     """Errors after training of different lengths, each with its own schedule.
 
-    Bars: sample deviation over seeds; rows of one seed have none. At most the eight best networks. Points without a
-    line: schedules of one length differ.
+    Bars: sample deviation over seeds; rows of one seed have none. At most the eight best networks, in the colour of
+    their best row. Points without a line: schedules of one length differ.
     """
     rows = data.section.own.dropna(subset=[_EPOCHS, *_ERRORS])  # networks trained elsewhere have no length
     texts = data.section.cells.loc[rows.index]
@@ -134,10 +133,8 @@ def length(data: SectionData) -> Figure | None:
     lines = rows.assign(line=[_line(row, others) for row in texts.to_dict("records")])
     if lines.groupby("line")[_EPOCHS].nunique().le(1).all():
         return None
-    looks: dict[str, dict[str, Any]] = {
-        name: {"color": colour, "marker": marker}
-        for name, colour, marker in zip(dict.fromkeys(lines["line"]), COLOURS, MARKERS, strict=False)
-    }
+    looks = {name: data.looks[label] for name, label in lines.drop_duplicates("line")[["line", "label"]].to_numpy()}
+    looks = dict(list(looks.items())[: len(COLOURS)])
     figure, axes = panels(2, 2, width=9)
     for panel, (error, title) in zip(axes, _TITLES.items(), strict=True):
         for name, look in looks.items():
@@ -152,6 +149,36 @@ def length(data: SectionData) -> Figure | None:
         panel.set_title(title, loc="left")
     add_legend(figure, looks)
     return figure
+
+
+def radii(data: SectionData) -> Figure | None:
+    """Over all sections that differ in eps alone. Bars: sample deviation over seeds."""
+    sections = [section for section in data.sections if _but_eps(section) == _but_eps(data.section)]
+    if len(sections) < _FEWEST_RADII or data.section is not sections[0]:
+        return None
+    points = pd.concat([_points(section) for section in sections])
+    figure, (axes,) = panels(height=3.6)
+    labels = []
+    for _, line in points.groupby("training", sort=False):  # a section of fewer rows has shorter labels
+        labels.append(line["label"].iloc[0])
+        line = line.sort_values("eps")
+        errors, deviations = line[names.CERTIFIED_ERROR], line[f"{names.CERTIFIED_ERROR}_std"]
+        axes.errorbar(line["eps"].astype(float), errors, yerr=deviations, **data.looks[labels[-1]], ms=5, lw=1.2)
+    axes.set_xticks([float(section.eps) for section in sections], [str(section.eps) for section in sections])
+    axes.set(xlabel="eps of the evaluation", ylabel=_TITLES[names.CERTIFIED_ERROR])
+    add_legend(figure, data.legend(labels))
+    return figure
+
+
+def _points(section: Section) -> pd.DataFrame:
+    """Return the rows of a section that have a certified error, with their eps and `training`."""
+    trainings = section.finished.drop_duplicates("row").set_index("row")["training"]
+    return section.own.join(trainings).dropna(subset=names.CERTIFIED_ERROR).assign(eps=section.eps)
+
+
+def _but_eps(section: Section) -> tuple[str, ...]:
+    """Return all that decides which rows a section has, and their numbers, but eps."""
+    return section.dataset, str(section.own.filter(regex=r"^(profile$|evaluation\.)").head(1).to_numpy().tolist())
 
 
 def _line(row: dict[Any, str], settings: list[str]) -> str:

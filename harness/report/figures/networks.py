@@ -10,57 +10,52 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.common import names
-from harness.report.figures.section_data import OTHERS, SectionData
-from harness.report.figures.style import (
-    COLOURS,
-    DASHES,
-    INK,
-    MARKERS,
-    add_legend,
-    assign,
-    panels,
-    plain_ticks,
-    squares,
-)
+from harness.report.figures.section_data import SectionData
+from harness.report.figures.style import DASHES, GREY, INK, add_legend, assign, panels, plain_ticks, squares
 from harness.storage import folder
 
 _MOST_PANELS, _LONGEST = 12, 36  # characters of a title's line
-_STATES = {"active": "#0072b2", "unstable": "#e69f00", "inactive": "#b9bfc6"}
+_STATES = {"active": "#1b4d3e", "unstable": "#f4a58a", "inactive": "#d9dde2"}
+_FEWEST_DEPTHS = 3
 
 
 def depth(data: SectionData) -> Figure | None:
-    """Width of the margins' bounds by IBP at the sweep's eps: means over seeds. Equilibria are horizontal lines.
+    """Width of the margins' bounds by IBP: before training at its eps, after it at that of the evaluation.
 
-    Points without a line are rows of one network and depth that differ in other settings.
+    Means over seeds. Equilibria are horizontal lines. A line joins the rows of one network and method, unless two of
+    them have one depth.
     """
     if data.epochs.empty:
         return None
     trials = data.trials.merge(data.untrained[["label", "seed", names.BOUND_WIDTH]], on=["label", "seed"])
     trials["depth"] = [_depth(trial) for trial in trials.to_dict("records")]
-    if trials["depth"].nunique() < 2:
+    if trials["depth"].nunique() < _FEWEST_DEPTHS:
         return None
     initialisations = data.section.own.set_index("label")["train.initialisation"]
     single = initialisations.nunique() == 1
     trials["kind"] = trials["method"] + ("" if single else ", initialisation " + trials["label"].map(initialisations))
-    colours, dashes = assign(trials["model"], COLOURS), assign(trials["kind"], DASHES)
-    markers = assign(colours, MARKERS)
+    dashes = assign(trials["kind"], DASHES)
     figure, axes = panels(2, 2, width=9, height=4.2)
     for panel, column, title in zip(axes, ("bound_width_y", "bound_width_x"), ("before", "after"), strict=True):
-        for (model, kind), part in trials.dropna(subset=column).groupby(["model", "kind"]):
-            look = {"color": colours[model], "ls": dashes[kind], "lw": 1.2}
+        for (_, kind), part in trials.dropna(subset=column).groupby(["model", "kind"]):
+            dash: dict[str, Any] = {"ls": dashes[kind], "lw": 1.2}
             rows = part.groupby("label")[["depth", column]].mean().sort_values("depth")
             explicit = rows.dropna()
-            line = look if explicit["depth"].is_unique else look | {"ls": ""}
-            panel.plot(explicit["depth"], explicit[column], marker=markers[model], ms=5, **line)
-            for width in rows.loc[rows["depth"].isna(), column]:
-                panel.axhline(width, **look)
+            if explicit["depth"].is_unique:
+                panel.plot(explicit["depth"], explicit[column], color=GREY, **dash)
+            for label, (layers, width) in rows.iterrows():
+                look = data.looks[str(label)]
+                if pd.isna(layers):
+                    panel.axhline(width, color=look["color"], **dash)
+                else:
+                    panel.plot(layers, width, **look, ms=5, ls="")
         panel.set(yscale="log", xlabel="depth, layers", xticks=sorted(trials["depth"].dropna().unique()))
         plain_ticks(panel.yaxis)
         panel.set_title(f"{title} training", loc="left")
     axes[0].set_ylabel("width of the margins' bounds")
-    explicit = set(trials.loc[trials["depth"].notna(), "model"])
-    entries = {m: {"color": c, "marker": markers[m] if m in explicit else ""} for m, c in colours.items()}
-    add_legend(figure, entries | {kind: {"color": INK, "ls": dash} for kind, dash in dashes.items()})
+    entries = data.legend(trials.loc[trials["depth"].notna(), "label"], ls="")
+    entries |= data.legend(trials.loc[trials["depth"].isna(), "label"], marker="")
+    add_legend(figure, entries | {kind: {"color": GREY, "ls": dash} for kind, dash in dashes.items()})
     return figure
 
 
@@ -73,21 +68,18 @@ def _depth(trial: dict[str, Any]) -> int | None:
 
 
 def layers(data: SectionData) -> Figure | None:
-    """IBP at the sweep's eps. Dotted: before training, on training images."""
+    """By IBP at the eps of the evaluation. Dotted: before training, on training images, at the eps of training."""
     if data.epochs.empty:
         return None
     trials = data.trials
     models = list(dict.fromkeys(trials["model"]))
     rows = -(-len(models) // 3)
     figure, axes = panels(len(models), min(3, len(models)), width=9, height=0.6 + 2.4 * rows)
-    settings = {label: label.removeprefix(model).strip() for label, model in trials[["label", "model"]].to_numpy()}
-    best = list(dict.fromkeys(settings.values()))[: len(COLOURS)]  # the others are grey
-    colours = assign(best, COLOURS)
     for panel, model in zip(axes, models, strict=True):
         for frame, dash in ((data.untrained, ":"), (trials, "-")):
             for label, part in frame[frame["model"] == model].groupby("label", sort=False):
                 line = _means(part, names.layer_width, _layers(trials, label))
-                colour = colours.get(settings[label], OTHERS["color"])
+                colour = data.looks[str(label)]["color"]
                 panel.plot(range(1, len(line) + 1), line, dash, marker=".", color=colour, lw=1.2)
         panel.set_title(model, loc="left")
         panel.set_yscale("log")
@@ -98,14 +90,13 @@ def layers(data: SectionData) -> Figure | None:
     limits = np.array([panel.get_ylim() for panel in axes])
     for panel in axes:
         panel.set_ylim(limits.min(), limits.max())
-    entries = {words: {"color": colour} for words, colour in colours.items()}
-    entries |= {} if set(settings.values()) == set(best) else {"other rows": {"color": OTHERS["color"]}}
+    entries = data.legend(trials["label"], marker="")
     add_legend(figure, entries | {"trained": {"color": INK}, "before training": {"color": INK, "ls": ":"}})
     return figure
 
 
 def relus(data: SectionData) -> Figure | None:
-    """By IBP at the sweep's eps, pre-activation by pre-activation.
+    """By IBP at the eps of the evaluation, pre-activation by pre-activation.
 
     Active is above 0 over the whole ball, inactive below, unstable is undecided by the bounds. At most the twelve
     best rows.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures.section_data import SectionData
-from harness.report.figures.style import COLOURS, INK, add_legend, panels
+from harness.report.figures.style import GREY, INK, add_legend, panels
 from harness.storage import folder
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ def search(data: SectionData) -> Figure | None:
     for panel, (study, number, title) in zip(axes, shown, strict=True):
         candidates = [one for one in study.trials if one.values]
         values = np.array([one.values[number] for one in candidates])
-        panel.plot([one.number for one in candidates], values, "o", ms=5, color=COLOURS[0])
+        panel.plot([one.number for one in candidates], values, "o", ms=5, color=GREY)
         panel.step([one.number for one in candidates], np.minimum.accumulate(values), where="post", color=INK, lw=1)
         panel.set_title(study.study_name, loc="left")
         panel.set(xlabel="candidate", ylabel=f"{title}, %")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    entries = {"a candidate": {"color": COLOURS[0], "marker": "o", "ls": ""}}
+    entries = {"a candidate": {"color": GREY, "marker": "o", "ls": ""}}
     add_legend(figure, entries | {"best so far": {"color": INK, "ls": "-", "lw": 1}})
     return figure
 
@@ -50,7 +50,7 @@ def importance(data: SectionData) -> Figure | None:
     figure, axes = panels(len(shown), height=sum(0.9 + 0.32 * len(own) for own in shown.values()))
     for panel, (title, own) in zip(axes, shown.items(), strict=True):
         ranked = dict(sorted(own.items(), key=lambda item: item[1]))
-        panel.barh(list(ranked), [100 * share for share in ranked.values()], color=COLOURS[0], height=0.6)
+        panel.barh(list(ranked), [100 * share for share in ranked.values()], color=GREY, height=0.6)
         panel.set_title(title, loc="left")
         panel.set_xlim(0, 100)
     axes[-1].set_xlabel("share of variance, %")

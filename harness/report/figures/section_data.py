@@ -1,5 +1,6 @@
 """What the figures of a section are drawn from: its rows and the networks behind them."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +13,33 @@ from harness.leaderboard.table import Section
 from harness.report.figures.style import COLOURS, GREY, MARKERS
 from harness.storage import folder, training_record
 
+_LOOKS = [{"color": colour, "marker": marker} for colour, marker in zip(COLOURS, MARKERS, strict=True)]
 OTHERS = {"color": GREY, "marker": "."}  # of rows for which there is no colour
+
+
+def assign_looks(sections: Sequence[Section]) -> dict[str, dict[str, Any]]:
+    """Return colour and marker of each row of a page by its label: the same in all figures and sections.
+
+    Two rows of a section share none. Rows after the best eight are grey.
+    """
+    looks: dict[str, dict[str, Any]] = {}
+    for section in sections:
+        labels = list(section.own["label"])
+        for label in labels:
+            used = [looks[other] for other in labels if other in looks]
+            looks.setdefault(label, next((look for look in _LOOKS if look not in used), OTHERS))
+    return looks
 
 
 @dataclass(frozen=True)
 class SectionData:
     """A section of a leaderboard with finished evaluations, and what else figures read of them.
 
-    data_dir: where the data set's images are looked for, if a figure shows some.
+    sections: all of the page. data_dir: where the data set's images are looked for, if a figure shows some.
     """
 
     section: Section
+    sections: Sequence[Section]
     data_dir: str | None = None
 
     @property
@@ -38,10 +55,14 @@ class SectionData:
 
     @cached_property
     def looks(self) -> dict[str, dict[str, Any]]:
-        """Colour and marker of each row by its label, the same in all figures; rows after the best eight are grey."""
-        best = zip(COLOURS, MARKERS, strict=True)
-        labels = self.section.own["label"]
-        return {label: next(({"color": c, "marker": m} for c, m in best), OTHERS) for label in labels}
+        """Colour and marker of each row of the page by its label, as `assign_looks` has them."""
+        return assign_looks(self.sections)
+
+    def legend(self, labels: Iterable[str], **changes: Any) -> dict[str, dict[str, Any]]:
+        """Return a legend's entries for rows, those in grey as one. changes: of all looks."""
+        shown = {label: self.looks[label] for label in labels}
+        named = {label: look | changes for label, look in shown.items() if look is not OTHERS}
+        return named if len(named) == len(shown) else named | {"other rows": OTHERS | changes}
 
     @cached_property
     def epochs(self) -> pd.DataFrame:

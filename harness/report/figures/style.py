@@ -1,7 +1,8 @@
 """How all figures look, and how they are written.
 
-Colours are Okabe and Ito's (2008), which colour-blind readers can distinguish; a marker, dash or label repeats what a
-colour says. Texts and lines are drawn in INK, which a page replaces by its own text colour, light or dark.
+COLOURS are of rows alone, those of Okabe and Ito (2008), which colour-blind readers can distinguish; a marker, dash or
+label repeats what a colour says. Texts and lines are drawn in INK, which a page replaces by its own text colour, light
+or dark.
 """
 
 import io

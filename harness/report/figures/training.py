@@ -8,6 +8,7 @@ from harness.report.figures.section_data import SectionData
 from harness.report.figures.style import COLOURS, add_legend, panels, plain_ticks
 
 _BOUND_WIDTH, _RELATIVE = names.in_training(names.BOUND_WIDTH), names.in_training(names.BOUND_WIDTH_RELATIVE)
+_MISSED, _LEAST_MISSED = names.in_training(names.MISSED_RADIUS), 0.01
 _TITLES = {
     names.TRAIN_CERTIFIED_ERROR: "certified error, %",
     names.TRAIN_STANDARD_ERROR: "standard error, %",
@@ -17,14 +18,15 @@ _TITLES = {
     _RELATIVE: "relative width",
     names.in_training(names.RHO_BOUND): "bound on rho(|W|)",
     names.in_training(names.GAIN): "learned gain",
-    names.in_training(names.MISSED_RADIUS): "missed radius, %",
+    _MISSED: "missed radius, %",
 }
 
 
 def curves(data: SectionData) -> Figure | None:
-    """Training images, means over seeds: errors and loss at the eps of the epoch, widths at the sweep's.
+    """Training images, means over seeds: errors and loss at the eps of the epoch, widths at that of the last one.
 
-    At most the eight best rows.
+    At most the eight best rows. Missed radius: the share of the radius at the fixed point that the solve in training
+    leaves out, where it is above .01 %.
     """
     if data.epochs.empty:
         return None
@@ -32,6 +34,8 @@ def curves(data: SectionData) -> Figure | None:
     best = labels[labels.isin(data.epochs["label"])].head(len(COLOURS))  # networks trained elsewhere have no epochs
     epochs = data.epochs[data.epochs["label"].isin(best)]
     metrics = [name for name in _TITLES if name in epochs and epochs[name].nunique() > 1]
+    if _MISSED in metrics and not epochs[_MISSED].max() > _LEAST_MISSED:
+        metrics.remove(_MISSED)  # rounding of the solve
     figure, axes = panels(len(metrics), 3, width=9, height=0.6 + 2.2 * -(-len(metrics) // 3))
     for panel, name in zip(axes, metrics, strict=True):
         for label, part in epochs.dropna(subset=name).groupby("label", sort=False):

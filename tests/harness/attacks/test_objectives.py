@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.attacks import pgd
 from harness.attacks.objectives import margins, objectives, rank_classes
-from harness.settings import Evaluation
+from harness.settings import EvaluationSettings
 
 LOGITS, LABELS = torch.tensor([[1.0, 4.0, 2.0, 0.0], [5.0, 5.0, 1.0, 2.0]]), torch.tensor([1, 0])
 
@@ -79,7 +79,7 @@ def test_each_objective_finds_a_counterexample_that_the_others_miss(winner, monk
     winners = set()
     for number, objective in enumerate(objectives("all", network(x).shape[1])):
         monkeypatch.setattr(pgd, "objectives", lambda attack, classes, only=objective: [only])
-        settings = Evaluation(attack="all", attack_steps=20, attack_restarts=1)
+        settings = EvaluationSettings(attack="all", attack_steps=20, attack_restarts=1)
         point = pgd.worst_point(network, x, labels, Fraction(1, 4), settings, 0, labels)
         if margins(network(point), labels) < 0:
             winners.add(("margin", "cross entropy", "target")[min(number, 2)])

@@ -14,14 +14,14 @@ from cerdeq.equilibrium import use_attack_solvers
 from harness.attacks import pgd
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import random_starts, worst_point
-from harness.settings import Evaluation
+from harness.settings import EvaluationSettings
 
 EPS = Fraction(1, 10)
 
 
 def attack_points(model, x, labels, eps=EPS, indices=None, seed=0, **settings):
     indices = torch.arange(len(x)) if indices is None else indices
-    return worst_point(model, x, labels, eps, Evaluation(**settings), seed, indices)
+    return worst_point(model, x, labels, eps, EvaluationSettings(**settings), seed, indices)
 
 
 def small_network(seed, inputs=6, hidden=8, classes=3):

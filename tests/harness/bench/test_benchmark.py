@@ -11,20 +11,20 @@ from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
 from harness.storage import folder
-from harness.training import train_and_certify
+from harness.training import compilation, train_and_evaluate
 
 SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", "--rounds", "1"]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_trial, tmp_path_factory):
-    trial_dir = tmp_path_factory.mktemp("trained")
-    train_and_certify(tiny_trial(width=0.05), directory=trial_dir)
-    return trial_dir
+def trained(tiny_training, tiny_evaluation, tmp_path_factory):
+    network_dir = tmp_path_factory.mktemp("trained")
+    train_and_evaluate(tiny_training(width=0.05), [tiny_evaluation()], network_dir)
+    return network_dir
 
 
 def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "not in this test")
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
@@ -64,7 +64,8 @@ def test_the_measured_bounds_are_those_of_the_verdicts(trained, tmp_path):
     (evaluation,) = written["evaluation"]
     assert evaluation["s an example"] > 0 and evaluation["cost over the first network"] == 1
     rows = {row["bound"]: row for row in written["bounds"]}
-    verdicts = pd.read_parquet(trained / folder.VERDICTS)
+    (evaluation_dir,) = folder.evaluation_folders(trained)
+    verdicts = pd.read_parquet(evaluation_dir / folder.VERDICTS)
     ibp, crown_ibp = rows["ibp"], rows["crown-ibp"]
     assert ibp["network"] == "cnn5 ibp seed 0"
     assert ibp["certified %"] == pytest.approx(100 * (verdicts[names.margin_column("ibp")] > 0).mean())
@@ -108,10 +109,10 @@ def test_the_verifier_on_families_of_instances(tmp_path):
         (["vgg"], "models"),
         (["--kinds", "ibp"], "plain eager\n  ibp eager"),
         (["--trained", "{trained}", "--images", "100000"], "100000"),
-        (["--trained", "{trained}/none"], "trial.json"),
+        (["--trained", "{trained}/none"], "training.json"),
     ],
 )
 def test_wrong_input_is_refused(trained, options, message, monkeypatch, capsys):
-    monkeypatch.setattr(steps, "compiler_problem", lambda device: "not in this test")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "not in this test")
     assert main("benchmark", [option.format(trained=trained) for option in options]) == 2
     assert message in capsys.readouterr().err

@@ -3,26 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from baselines import build
 from harness.common import names
-from harness.config.training import Trial
+from harness.common.models import validate
+from harness.config.training import Training
 from harness.data import load
 from harness.evaluation.metrics import final_metrics, finite_or_none
-from harness.evaluation.network import load_network, prepare_network
-from harness.evaluation.ranges import evaluate_range, finish_evaluation
+from harness.evaluation.ranges import open_evaluation
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.files import write_leaderboard
+from harness.pretrained.network_file import digest_of
+from harness.settings import Evaluation
 from harness.storage import folder, ranges
-from harness.tune.certify_plan import Certification
-from harness.tune.certify_trials import certify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = {"file": "net.pt", "sha256": "a" * 64}
@@ -33,62 +31,71 @@ CERTIFIED_IMAGES = 22
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's directory: a CNN-5 with certificates, its certification by branch and bound, and a CerDEQ."""
+    """A sweep's directory: a CNN-5 with certificates, its evaluation by branch and bound, and a CerDEQ.
+
+    folders: of evaluations, below the directory: "cnn5", "cerdeq" and "certified", the one by branch and bound.
+    """
 
     root: Path
-    keys: dict[str, str]
+    folders: dict[str, str]
 
     @property
     def cnn5(self) -> Path:
-        return folder.trial_dir(self.root, self.keys["cnn5"])
+        return self.evaluation_dir("cnn5")
+
+    @property
+    def network(self) -> Path:
+        """The folder of the CNN-5 itself."""
+        return folder.network_of(self.cnn5)
 
     @property
     def cerdeq(self) -> Path:
-        return folder.trial_dir(self.root, self.keys["cerdeq"])
+        return self.evaluation_dir("cerdeq")
 
     @property
     def certified(self) -> Path:
-        return next((self.cnn5 / "certified").iterdir())
+        return self.evaluation_dir("certified")
+
+    def evaluation_dir(self, of: str) -> Path:
+        return self.root / self.folders[of]
 
     def copy(self, to: Path) -> "Sweep":
-        return Sweep(Path(shutil.copytree(self.root, to)), self.keys)
+        return Sweep(Path(shutil.copytree(self.root, to)), dict(self.folders))
 
 
 def make_sweep(root: Path) -> Sweep:
-    """Evaluate the golden networks on a few images, as trials do, and certify the CNN further."""
-    sweep = Sweep(root, {name: _make_trial(root, name) for name in STAGES})
-    _certify(sweep.cnn5)
-    write_leaderboard(root, latex=True)
-    return sweep
-
-
-def _make_trial(root: Path, name: str) -> str:
-    data, config = load("digits"), folder.read_trial(GOLDEN / name / folder.TRIAL).config
-    attack = {"attack": "margin", "attack_steps": 10, "attack_step": 1.0, "attack_restarts": 1}
-    settings = config.evaluation.replace(stages=STAGES[name], test_images=IMAGES, certificates=True, **attack)
-    trial = folder.make_trial(config.replace(sweep="study", evaluation=settings), data.fingerprint)
-    trial_dir = folder.trial_dir(root, trial.key)
-    trial_dir.mkdir(parents=True)
-    folder.take_over(trial_dir, trial)
-    shutil.copy(GOLDEN / name / folder.WEIGHTS, trial_dir)
-    network = prepare_network(load_network(trial.config, trial_dir / folder.WEIGHTS), STAGES[name])
-    images, ranges_dir = range(IMAGES), ranges.ranges_dir(trial_dir, "0")
-    ranges.begin_ranges(ranges_dir)
-    evaluate_range(ranges_dir, images, network, data.test_images(IMAGES), trial.config)
-    untrained = build(config.model, config.data_info, config.width, **config.options)
-    further = {names.PARAMETERS: sum(parameter.numel() for parameter in untrained.parameters()), names.TRAIN_SECONDS: 1}
-    metrics, _ = finish_evaluation(trial_dir, ranges_dir, [images], trial.config, further)
-    ranges.remove_ranges(trial_dir)
-    folder.write_result(trial_dir, folder.TrialResult(trial.key, metrics, {}, data.summary(), []))
-    return trial.key
-
-
-def _certify(trial_dir: Path) -> None:
-    trial, stages = folder.read_trial(trial_dir / folder.TRIAL), ("ibp", "crown-ibp", "bab")
+    """Evaluate the golden networks on a few images, as sweeps do, and the CNN further."""
+    paths = {name: _evaluate(_copy_network(root, name), STAGES[name], IMAGES) for name in STAGES}
     limits = {"bab_seconds": None, "bab_branches": 60}
-    settings = trial.config.evaluation.replace(stages=stages, test_images=CERTIFIED_IMAGES, **limits)
-    trial = replace(trial, config=trial.config.replace(evaluation=settings))
-    assert certify([Certification(trial_dir, trial, load("digits"))], None, 1, Console(quiet=True))
+    paths["certified"] = _evaluate(
+        folder.network_of(paths["cnn5"]), ("ibp", "crown-ibp", "bab"), CERTIFIED_IMAGES, is_main=False, **limits
+    )
+    write_leaderboard(root, latex=True)
+    return Sweep(root, {name: str(path.relative_to(root)) for name, path in paths.items()})
+
+
+def _copy_network(root: Path, name: str) -> Path:
+    record = folder.read_training(GOLDEN / name / folder.TRAINING)
+    network_dir = folder.network_dir(root, record.key)
+    network_dir.mkdir(parents=True)
+    for file in (folder.TRAINING, folder.TRAINED, folder.WEIGHTS):
+        shutil.copy(GOLDEN / name / file, network_dir)
+    return network_dir
+
+
+def _evaluate(network_dir: Path, stages: tuple[str, ...], images: int, is_main: bool = True, **limits: Any) -> Path:
+    attack = {"attack": "margin", "attack_steps": 10, "attack_step": 1.0, "attack_restarts": 1}
+    evaluation = folder.main_evaluation(GOLDEN / "cnn5").replace(
+        stages=stages, test_images=images, certificates=True, **attack, **limits
+    )
+    if is_main:
+        folder.add_to_study(network_dir, "full", evaluation)
+    opened = open_evaluation(network_dir, evaluation, load("digits"))
+    ranges.begin_ranges(opened.ranges_dir)
+    for part in opened.missing():
+        opened.evaluate_range(part)
+    opened.finish()
+    return opened.directory
 
 
 Change = Callable[[Sweep], None]
@@ -101,7 +108,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def change_result(change: Callable[[dict[str, Any]], Any], of: str = "cnn5") -> Change:
-    return lambda sweep: edit_json(getattr(sweep, of) / folder.RESULT, change)
+    return lambda sweep: edit_json(sweep.evaluation_dir(of) / folder.RESULT, change)
 
 
 def change_metrics(of: str = "cnn5", **metrics: Any) -> Change:
@@ -111,32 +118,49 @@ def change_metrics(of: str = "cnn5", **metrics: Any) -> Change:
 
 
 def change_config(of: str = "cnn5", **changes: Any) -> Change:
-    """Change a trial's config, and with it its key, wherever the key stands."""
+    """Change a network's config, and with it its key, wherever the key stands."""
 
     def change(sweep: Sweep) -> None:
-        trial_dir = getattr(sweep, of)
-        edit_json(trial_dir / folder.TRIAL, lambda content: content["config"].update(changes))
+        network_dir = folder.network_of(sweep.evaluation_dir(of))
+        edit_json(network_dir / folder.TRAINING, lambda content: content["config"].update(changes))
         make_key(sweep, of)
 
     return change
 
 
+def change_evaluation(of: str = "cnn5", **changes: Any) -> Change:
+    """Change the settings of an evaluation, and with them its key, wherever the key stands."""
+
+    def change(sweep: Sweep) -> None:
+        path = sweep.evaluation_dir(of)
+        edit_json(path / folder.EVALUATION, lambda content: content["config"].update(changes))
+        config = json.loads((path / folder.EVALUATION).read_text())["config"]
+        _rename(sweep, path, validate(Evaluation, config, is_json=True).key)
+
+    return change
+
+
 def make_key(sweep: Sweep, of: str = "cnn5") -> None:
-    """Write the key of a changed trial.json wherever the old one stands."""
-    trial_dir = getattr(sweep, of)
-    content = json.loads((trial_dir / folder.TRIAL).read_text())
-    old, key = content["key"], Trial.model_validate(content["config"]).key(content["fingerprint"])
-    for path in [*trial_dir.glob("*.json"), *trial_dir.glob("certified/*/*.json")]:
-        path.write_text(path.read_text().replace(old, key))
-    trial_dir.rename(trial_dir.with_name(key))
-    sweep.keys[of] = key
+    """Write the key of a changed training.json wherever the old one stands."""
+    network_dir = folder.network_of(sweep.evaluation_dir(of))
+    content = json.loads((network_dir / folder.TRAINING).read_text())
+    _rename(sweep, network_dir, validate(Training, content["config"], is_json=True).key(content["fingerprint"]))
+
+
+def _rename(sweep: Sweep, path: Path, key: str) -> None:
+    network_dir = path if path.parent.name == folder.NETWORKS else folder.network_of(path)
+    for file in network_dir.rglob("*.json"):
+        file.write_text(file.read_text().replace(path.name, key))
+    for name, relative in sweep.folders.items():
+        sweep.folders[name] = relative.replace(path.name, key)
+    path.rename(path.with_name(key))
 
 
 def change_table(change: Callable[[pd.DataFrame], pd.DataFrame | None], of: str = "cnn5") -> Change:
     """Change the table of verdicts, and the errors with it."""
 
     def damage(sweep: Sweep) -> None:
-        directory = getattr(sweep, of)
+        directory = sweep.evaluation_dir(of)
         table = pd.read_parquet(directory / folder.VERDICTS)
         changed = change(table)
         table = table if changed is None else changed
@@ -163,14 +187,23 @@ def change_row(current: str, of: str = "cnn5", **values: Any) -> Change:
     return change_table(change, of)
 
 
+def write_digest(weights: Path) -> None:
+    """Note the digest of changed weights in all evaluations of the network, as a liar would."""
+    for path in weights.parent.glob(f"{folder.EVALUATIONS}/*/{folder.EVALUATION}"):
+        edit_json(path, lambda content: content.update(weights=digest_of(weights.read_bytes())))
+
+
 def change_tensors(name: str, change: Callable[[dict[str, Any]], Any], of: str = "cnn5") -> Change:
     """Change the tensors of a file; `change` returns others, or changes these."""
 
     def damage(sweep: Sweep) -> None:
-        path = getattr(sweep, of) / name
+        path = sweep.evaluation_dir(of) / name
+        path = folder.network_of(path.parent) / name if name == folder.WEIGHTS else path
         tensors = load_file(path)
         changed = change(tensors)
         tensors = changed if isinstance(changed, dict) else tensors
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+        if name == folder.WEIGHTS:
+            write_digest(path)
 
     return damage

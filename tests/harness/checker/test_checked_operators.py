@@ -170,6 +170,10 @@ def another_forward(model):
     model.forward = lambda x: 2 * plain(x)
 
 
+def tenfold_tensor(x):
+    return 10 * x if isinstance(x, torch.Tensor) else x
+
+
 MISREAD = {  # the case, what is done to the network, and the message; what tracing refuses is in tests/cerdeq
     "training": (Case("", lambda: nn.Sequential(nn.BatchNorm2d(4)), IMAGE), lambda m: m[0].train(), "in training mode"),
     "parametrised": (
@@ -177,9 +181,8 @@ MISREAD = {  # the case, what is done to the network, and the message; what trac
         lambda m: parametrize.register_parametrization(m[0][0][0], "weight", Doubled()).eval(), "ParametrizedConv2d"),
     "precision": (
         Case("", function(lambda x, c: x - float(c.dtype == torch.float32), c=(1,)), IMAGE), None, "float32"),
-    "type": (
-        Case("", function(lambda x: 10 * x if isinstance(x, torch.Tensor) else x), IMAGE), None, "gives other logits"),
-    "size": (Case("", changing_its_size, (4, 8, 8)), None, "mismatch"),
+    "type": (Case("", function(tenfold_tensor), IMAGE), None, "see, by mul"),
+    "size": (Case("", changing_its_size, (4, 8, 8)), None, "does not take"),
     "computed constant": (Case("", function(lambda x, c: x + 2 * c, c=(4, 1, 1)), IMAGE), None, "network computes"),
     "constant that broadcasts": (Case("", function(lambda x, c: x + c, c=(3, 1, 1)), (1, 4, 4)), None, "of shape"),
     "batch": (Case("", function(lambda x: x.reshape(-1, 9)), SEQUENCE), None, "mixes images"),

@@ -37,7 +37,7 @@ def sweep(honest, tmp_path, monkeypatch):
     original, cache = honest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(cache, cache_directory(), ignore=lambda _, files: [f for f in files if not f.startswith("digits-")])
-    copy = Sweep(original.root, dict(original.keys)).copy(tmp_path / "study")
+    copy = Sweep(original.root, dict(original.folders)).copy(tmp_path / "study")
     monkeypatch.syspath_prepend(copy.root)
     monkeypatch.chdir(copy.root)
     return copy
@@ -55,7 +55,8 @@ def remembered(results, monkeypatch):
     recheck = verdicts.recheck
 
     def remember(verdict_dir, *arguments):
-        files = [*verdict_dir.glob("*"), *verdict_dir.parents[1].glob("*.json"), *verdict_dir.parents[1].glob("w*")]
+        network_dir = folder.network_of(verdict_dir)
+        files = [*verdict_dir.glob("*"), *network_dir.glob("*.json"), *network_dir.glob("w*")]
         key = (verdict_dir.name, *((path.name, path.is_file() and path.read_bytes()) for path in sorted(files)))
         if key in results:
             return results[key]
@@ -92,17 +93,18 @@ def bare(sweep):
 
 def lines_of(lie, sweep, output):
     """Return the lines that say it of whom the lie is about, by label, or by key where there is none."""
-    starts = {"": lie.says, "key": f"{sweep.cnn5.name}: ", "cerdeq": "cerdeq ibp "}
+    starts = {"": lie.says, "key": f"{sweep.network.name}, ", "cerdeq": "cerdeq ibp "}
     lines = [
         line for line in output.splitlines() if line.startswith(starts.get(lie.of, "cnn5 ibp ")) and lie.says in line
     ]
-    return [line for line in lines if lie.of != "certified" or "-certificates: " in line]
+    of = {"certified": ", ibp > crown-ibp > bab (60 branches), ", "none": f", {sweep.cnn5.name}: "}
+    return [line for line in lines if of.get(lie.of, "") in line]
 
 
 def test_the_truth_is_confirmed(sweep, capsys):
     """By whatever name the directory is called, and whatever hidden files lie in it."""
-    renamed = Sweep(sweep.root.rename(sweep.root.with_name("from elsewhere")), sweep.keys)
-    (renamed.root / "trials/.DS_Store").write_bytes(b"")
+    renamed = Sweep(sweep.root.rename(sweep.root.with_name("from elsewhere")), sweep.folders)
+    (renamed.root / "networks/.DS_Store").write_bytes(b"")
     status, output = recheck(renamed, capsys)
     assert status == OK and output.splitlines()[-1] == CONFIRMED, output
 
@@ -112,21 +114,21 @@ def test_images_that_could_not_be_bounded_claim_nothing(sweep, capsys, remembere
     change_row(names.UNKNOWN, verdict=names.OUT_OF_MEMORY, stage="clean", prediction=-1, **no_claim)(sweep)
     change_row(names.UNKNOWN, **no_claim)(sweep)
     status, output = recheck(sweep, capsys, "--only", "*")
-    assert status == OK and output.splitlines()[-1] == "every verdict of the selected trials is confirmed", output
+    assert status == OK and output.splitlines()[-1] == "every verdict of the selected networks is confirmed", output
 
 
 def assert_named(sweep, path, status, output, what):
-    """Assert that a line names the file, in the folder of its trial, and that the other trial is confirmed."""
-    lines = [line for line in output.splitlines() if sweep.cnn5.name in line or line.startswith("cnn5 ibp")]
+    """Assert that a line names the file, in the folder of its network, and that the other network is confirmed."""
+    lines = [line for line in output.splitlines() if sweep.network.name in line or line.startswith("cnn5 ibp")]
     assert status == FAILED and any(path.name in line for line in lines), (what, output[:3000])
     assert ": of 17 certified by ibp, confirmed: 17 by ibp" in output and max(map(len, lines)) < 6000, what
 
 
-JSON_FILES = {"trial.json": "cnn5", "result.json": "cnn5", "certification.json": "certified"}
+JSON_FILES = {folder.TRAINING: "network", folder.RESULT: "cnn5", folder.EVALUATION: "cnn5"}
 NOT_OBJECTS = ("null", "true", "[]", "9" * 5000, "[" * 100_000, "", '{"key": "')
 VALUES = (None, True, [[1]], "text", 10**4000, {"certified_error": float("nan")}, {"certified_error": [1]})
 # No verdict depends on these.
-NOT_READ = ("weights ", "recipe_version 1")
+NOT_READ = ("recipe_version 1", "version 1", "taken_over ")
 
 
 @pytest.mark.parametrize("name", JSON_FILES)
@@ -149,7 +151,7 @@ BINARY_FILES = (folder.VERDICTS, folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.
 
 @pytest.mark.parametrize("name", BINARY_FILES)
 def test_damaged_files_are_named(name, bare, capsys, remembered):
-    path = bare.cnn5 / name
+    path = (bare.network if name == folder.WEIGHTS else bare.cnn5) / name
     good = path.read_bytes()
     contents = {"empty": b"", "its first half": good[: len(good) // 2], "zeros": bytes(len(good)), "text": b"text" * 99}
     for what, content in contents.items():
@@ -174,7 +176,7 @@ def test_tensors_that_numpy_does_not_have_are_named(name, dtype, bare, capsys, r
 
 
 def test_a_leaderboard_that_cannot_be_made_is_named(sweep, capsys, remembered):
-    (sweep.cnn5 / folder.CHOSEN).write_text('{"text": [[1]]}')
+    (sweep.network / folder.CHOSEN).write_text('{"text": [[1]]}')
     status, output = recheck(sweep, capsys)
     assert status == FAILED and ": of 17 certified by ibp, confirmed: 17 by ibp" in output
     assert "leaderboard" in output

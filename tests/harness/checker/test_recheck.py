@@ -1,4 +1,4 @@
-"""`python -m harness.recheck` on correct trials: what it confirms, selects and imports."""
+"""`python -m harness.recheck` on correct evaluations: what it confirms, selects and imports."""
 
 import importlib
 import shutil
@@ -19,8 +19,8 @@ from harness.common.errors import InputError
 from harness.config import plugins
 from harness.data import load
 from harness.evaluation.network import load_network
-from harness.storage import certification, folder
-from harness.training import train_and_certify
+from harness.storage import folder
+from harness.training import train_and_evaluate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROOFS = {
@@ -37,70 +37,75 @@ def trusted(shape, classes, width=1.0):
 """
 
 
-def write_certificates(trial_dir):
+def write_certificates(path):
     """Write certificates of the images that alpha-CROWN certified."""
-    config, table = folder.read_trial(trial_dir / folder.TRIAL).config, pd.read_parquet(trial_dir / folder.VERDICTS)
-    model, test, tensors = load_network(config, trial_dir / folder.WEIGHTS), load(config.dataset).test_images(60), {}
+    network_dir, evaluation = folder.network_of(path), folder.read_evaluation(path).config
+    config, table = folder.read_training(network_dir / folder.TRAINING).config, pd.read_parquet(path / folder.VERDICTS)
+    model, test, tensors = load_network(config, network_dir / folder.WEIGHTS), load(config.dataset).test_images(60), {}
     for index in table.index[table[names.STAGE] == "alpha-crown"]:
         image, label = test.images[index : index + 1].double() / 255, test.labels[index : index + 1]
-        region, spec = cerdeq.LinfBall(image, config.eps), cerdeq.margin_spec(label, 10).double()
+        region, spec = cerdeq.LinfBall(image, evaluation.eps), cerdeq.margin_spec(label, 10).double()
         (certificate,) = cerdeq.verify(model, region, spec, None, 20, certificates=True).certificates
         tensors |= {f"{index}/{name}": tensor for name, tensor in certificate.items()}
-    save_file(tensors, trial_dir / folder.CERTIFICATES)
+    save_file(tensors, path / folder.CERTIFICATES)
 
 
 def copy_golden(name, sweep_dir):
-    key = folder.read_trial(GOLDEN / name / folder.TRIAL).key
-    return Path(shutil.copytree(GOLDEN / name, folder.trial_dir(sweep_dir, key)))
+    """The folder of the evaluation of a golden network, copied to a sweep's directory."""
+    key = folder.read_training(GOLDEN / name / folder.TRAINING).key
+    (path,) = folder.evaluation_folders(shutil.copytree(GOLDEN / name, folder.network_dir(sweep_dir, key)))
+    return path
 
 
 @pytest.fixture
-def trial_dir(request, tmp_path):
-    """A copy of a golden trial in a sweep's directory; as a parameter, by its name, with certificates."""
-    trial_dir = copy_golden(getattr(request, "param", "cnn5"), tmp_path / "golden")
+def path(request, tmp_path):
+    """A copy of a golden evaluation in a sweep's directory; as a parameter, by its name, with certificates."""
+    path = copy_golden(getattr(request, "param", "cnn5"), tmp_path / "golden")
     if hasattr(request, "param"):
-        write_certificates(trial_dir)
-    return trial_dir
+        write_certificates(path)
+    return path
 
 
-@pytest.mark.parametrize(("trial_dir", "proofs"), PROOFS.items(), indirect=["trial_dir"])
-def test_correct_verdicts_are_confirmed(trial_dir, proofs, capsys):
-    result = recheck(trial_dir)
+@pytest.mark.parametrize(("path", "proofs"), PROOFS.items(), indirect=["path"])
+def test_correct_verdicts_are_confirmed(path, proofs, tmp_path, capsys):
+    result = recheck(path)
     assert result.is_confirmed and result.images == 60 and result.confirmed < 50
     assert result.confirmed == pytest.approx(result.recorded)
     assert result.proofs == proofs
-    assert main("recheck", [str(trial_dir.parents[1])]) == OK
+    assert main("recheck", [str(tmp_path / "golden")]) == OK
     output = capsys.readouterr().out
     assert "every verdict is confirmed" in output
     for (stage, by), count in proofs.items():
         assert f"of {count} certified by {stage}, confirmed: {count} by {by}\n" in output
 
 
-def test_trials_without_weights_are_not_confirmed_and_can_be_left_out(trial_dir, capsys):
-    other = copy_golden("cerdeq", trial_dir.parents[1])
-    (trial_dir / folder.WEIGHTS).unlink()
-    command = [str(trial_dir.parents[1]), "--images", "10"]
+def test_networks_without_weights_are_not_confirmed_and_can_be_left_out(path, tmp_path, capsys):
+    other = folder.network_of(copy_golden("cerdeq", tmp_path / "golden"))
+    (folder.network_of(path) / folder.WEIGHTS).unlink()
+    command = [str(tmp_path / "golden"), "--images", "10"]
     assert main("recheck", command) == FAILED
     output = capsys.readouterr().out
     assert f"{folder.WEIGHTS} is not stored here" in output
-    assert "not confirmed: 1 of 2 trials and certifications (1 without weights)" in output
+    assert "not confirmed: 1 of 2 evaluations (1 without weights)" in output
     assert main("recheck", [*command, "--only", other.name]) == OK
     output = capsys.readouterr().out
-    assert "10 of 60" in output and "every verdict of the checked images of the selected trials is confirmed" in output
+    assert (
+        "10 of 60" in output and "every verdict of the checked images of the selected networks is confirmed" in output
+    )
     assert main("recheck", [*command, "--only", "vgg*"]) == BAD_INPUT
     assert "--only" in capsys.readouterr().err
 
 
-def test_nothing_to_check_is_bad_input(trial_dir, tmp_path, monkeypatch, capsys):
+def test_nothing_to_check_is_bad_input(path, tmp_path, monkeypatch, capsys):
     for directory in (tmp_path, tmp_path / "nowhere"):
         assert main("recheck", [str(directory)]) == BAD_INPUT
-        assert "holds no trials" in capsys.readouterr().err
+        assert "holds no networks or instances" in capsys.readouterr().err
 
     def missing(name, data_dir):
         raise InputError(f"{name} was not found")
 
     monkeypatch.setattr("harness.checker.verdicts.load_hashed", missing)
-    assert main("recheck", [str(trial_dir.parents[1])]) == BAD_INPUT
+    assert main("recheck", [str(tmp_path / "golden")]) == BAD_INPUT
     assert "digits was not found" in capsys.readouterr().err
 
 
@@ -118,11 +123,13 @@ def plugin(tmp_path, monkeypatch):
     plugins._digest.cache_clear()
 
 
-def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(tiny_trial, plugin, tmp_path, monkeypatch, capsys):
-    config = tiny_trial("trusted", train={"epochs": 1, "ramp_epochs": 1}).replace(plugins=plugin)
-    trial = folder.make_trial(config, load("digits").fingerprint)
+def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(
+    tiny_training, tiny_evaluation, plugin, tmp_path, monkeypatch, capsys
+):
+    config = tiny_training("trusted", train={"epochs": 1, "ramp_epochs": 1}).replace(plugins=plugin)
+    record = folder.make_record(config, load("digits").fingerprint)
     sweep_dir, installed = tmp_path / "tiny", tmp_path / "installed"
-    train_and_certify(config, folder.trial_dir(sweep_dir, trial.key))
+    train_and_evaluate(config, [tiny_evaluation()], folder.network_dir(sweep_dir, record.key))
     command, option = [str(sweep_dir)], ["--plugin", "checked_nets"]
     assert main("recheck", command) == FAILED
     assert "names the plugin checked_nets; if you trust it, add --plugin checked_nets" in capsys.readouterr().out
@@ -148,11 +155,11 @@ def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(tiny_trial,
 @pytest.mark.slow
 def test_what_branch_and_bound_certified_of_an_equilibrium_is_confirmed_leaf_by_leaf(tmp_path):
     """By harness.certify as users call it."""
-    trial_dir = copy_golden("cerdeq", tmp_path / "golden")
+    path = copy_golden("cerdeq", tmp_path / "golden")
     stages = ["--stages", "ibp,crown-ibp,bab", "--branches", "60", "--certificates", "--workers", "1"]
-    assert main("certify", [str(trial_dir), *stages, "--images", "25"]) == OK
-    (certified,) = certification.folders(trial_dir)
-    assert main("recheck", [str(tmp_path / "golden")]) == FAILED  # the trial itself has no certificates
+    assert main("certify", [str(folder.network_of(path)), *stages, "--images", "25"]) == OK
+    (certified,) = set(folder.evaluation_folders(folder.network_of(path))) - {path}
+    assert main("recheck", [str(tmp_path / "golden")]) == FAILED  # the other evaluation has no certificates
     result = recheck(certified)
     assert result.is_confirmed and result.confirmed == pytest.approx(result.recorded)
     assert result.proofs["bab", CERTIFICATE] > 0

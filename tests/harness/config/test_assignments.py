@@ -1,4 +1,4 @@
-"""`--set`: read and refused as keys of the file; trials that it changes are never mistaken for the file's."""
+"""`--set`: read and refused as keys of the file; networks that it changes are never mistaken for the file's."""
 
 import pytest
 from small_sweep import BASE, changed, load_sweep, write
@@ -8,31 +8,36 @@ def load(tmp_path, *assignments, profile="full", content=None):
     return load_sweep(write(tmp_path, content or BASE), profile, True, assignments)
 
 
-def test_a_changed_trial_has_the_change_in_its_profile(tmp_path):
-    sweep, original = load(tmp_path, "train.clip_norm=5", "train.decay_epochs=[2]"), load(tmp_path)
+def profiles(study):
+    return [study.profile_of(training) for training in study.trainings]
+
+
+def test_a_changed_network_has_the_change_in_its_profile(tmp_path):
+    study, original = load(tmp_path, "train.clip_norm=5", "train.decay_epochs=[2]"), load(tmp_path)
     mark = "--set train.clip_norm=5 --set train.decay_epochs=[2]"
-    assert {trial.profile for trial in sweep.trials} == {f"full {mark}"}
-    assert {(trial.train.clip_norm, trial.train.decay_epochs) for trial in sweep.trials} == {(5.0, (2,))}
-    assert sweep.profile == "full"
-    assert not {one.key("") for one in sweep.trials} & {one.key("") for one in original.trials}
+    assert set(profiles(study)) == {f"full {mark}"}
+    assert {(one.train.clip_norm, one.train.decay_epochs) for one in study.trainings} == {(5.0, (2,))}
+    assert study.profile == "full"
+    assert not {one.key("") for one in study.trainings} & {one.key("") for one in original.trainings}
 
 
 def test_it_overrides_a_profile_but_not_an_entry_s_recipe(tmp_path):
     content = changed(("profiles", {"small": {"width": 0.5}}), ("trials.0.train", {"clip_norm": 2.0}))
-    sweep = load(tmp_path, "width=0.25", profile="small", content=content)
-    assert {(trial.width, trial.profile) for trial in sweep.trials} == {(0.25, "small --set width=0.25")}
-    sweep = load(tmp_path, "train.clip_norm=5", content=content)
-    assert [trial.profile for trial in sweep.trials[::2]] == ["full", "full --set train.clip_norm=5"]
+    study = load(tmp_path, "width=0.25", profile="small", content=content)
+    assert {one.width for one in study.trainings} == {0.25} and set(profiles(study)) == {"small --set width=0.25"}
+    study = load(tmp_path, "train.clip_norm=5", content=content)
+    assert profiles(study)[::2] == ["full", "full --set train.clip_norm=5"]
 
 
-def test_unchanged_trials_are_the_file_s(tmp_path):
+def test_unchanged_networks_are_the_file_s(tmp_path):
     original = load(tmp_path)
-    assert load(tmp_path, "train.epochs=4").trials == original.trials
-    sweep = load(tmp_path, "seeds=[0]", "resources.cpu=2")
-    assert sweep.trials == [trial for trial in original.trials if trial.seed == 0]
-    assert sweep.resources.cpu == 2
-    sweep = load(tmp_path, "trials=[{model: [cnn5, cnn7], method: ibp}]", "seeds=[0]")
-    assert [(trial.model, trial.profile) for trial in sweep.trials] == [("cnn5", "full"), ("cnn7", "full --set trials")]
+    assert load(tmp_path, "train.epochs=4").trainings == original.trainings
+    study = load(tmp_path, "seeds=[0]", "resources.cpu=2")
+    assert study.trainings == [training for training in original.trainings if training.seed == 0]
+    assert study.resources.cpu == 2 and set(profiles(study)) == {"full"}
+    study = load(tmp_path, "trials=[{model: [cnn5, cnn7], method: ibp}]", "seeds=[0]")
+    assert [one.model for one in study.trainings] == ["cnn5", "cnn7"]
+    assert profiles(study) == ["full", "full --set trials"]
 
 
 def test_several_spellings_are_one_change(tmp_path):
@@ -59,7 +64,7 @@ def test_a_wrong_assignment_is_refused_with_what_was_typed(refused, tmp_path, ca
     assert expected in refused(write(tmp_path, BASE), "--set", assignment)
 
 
-def test_a_file_that_is_right_with_an_assignment_alone_is_a_sweep_of_changed_trials(tmp_path):
+def test_a_file_that_is_right_with_an_assignment_alone_is_a_sweep_of_changed_networks(tmp_path):
     for wrong in (("train.epochs", 0), ("trials.0.method", "ibpp")):
-        sweep = load(tmp_path, "train.epochs=4", "trials=[{model: cnn5, method: ibp}]", content=changed(wrong))
-        assert {trial.profile for trial in sweep.trials} == {"full --set train.epochs=4 --set trials"}
+        study = load(tmp_path, "train.epochs=4", "trials=[{model: cnn5, method: ibp}]", content=changed(wrong))
+        assert set(profiles(study)) == {"full --set train.epochs=4 --set trials"}

@@ -1,7 +1,7 @@
-"""Lists in an entry of `trials`: which trials they make. Which lists are refused: test_refused_files.py."""
+"""Lists in an entry of `trials`: which networks they make. Which lists are refused: test_refused_files.py."""
 
 import pytest
-from small_sweep import changed, entry, trials_of
+from small_sweep import changed, entry, trainings_of
 
 from harness.common.errors import InputError
 from harness.config.grid import expand
@@ -12,8 +12,8 @@ def cerdeq(**keys):
 
 
 def expanded(tmp_path, *entries):
-    """The trials of these entries under one seed."""
-    return trials_of(tmp_path, changed(("trials", list(entries)), ("seeds", [0])))
+    """The networks of these entries under one seed."""
+    return trainings_of(tmp_path, changed(("trials", list(entries)), ("seeds", [0])))
 
 
 def test_a_list_stands_for_as_many_entries(tmp_path):

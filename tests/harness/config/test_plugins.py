@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from small_sweep import changed, refusal, trials_of, write
+from small_sweep import changed, refusal, trainings_of, write
 
 from baselines import registry
 from harness.command_line import main
@@ -11,7 +11,7 @@ from harness.common.errors import InputError
 from harness.config import plugins
 from harness.data import load
 from harness.storage import folder
-from harness.training import train_and_certify
+from harness.training import train_and_evaluate
 
 NETS = """
 from torch import nn
@@ -60,10 +60,10 @@ def own(*changes, modules=("own.nets",), model="flat"):
     return changed(("plugins", list(modules)), ("trials", [{"model": model, "method": "ibp"}]), *changes)
 
 
-def test_what_a_plugin_registers_can_be_named_and_trials_record_it(package, tmp_path, capsys):
+def test_what_a_plugin_registers_can_be_named_and_trainings_record_it(package, tmp_path, capsys):
     package()
     content = own(("trials.0.options", {"sizes": [4]}), ("profiles", {"small": {"seeds": [7]}}))
-    (first, *_) = trials_of(tmp_path, content)
+    (first, *_) = trainings_of(tmp_path, content)
     assert (first.model, first.options) == ("flat", {"sizes": [4]}), "by its type a list, and no choice"
     assert list(first.plugins) == ["own.nets"] and len(first.plugins["own.nets"]) == 16
     assert capsys.readouterr().err == f"plugin own.nets: imported from {tmp_path / 'own/nets.py'}\n", "once"
@@ -74,12 +74,12 @@ def test_an_option_with_the_name_of_an_equilibrium_s_is_the_network_s_own(packag
     options = {"early_iterations": 2, "warm_start": True, "wide": 3}
     trials = [{"model": "own.nets:body", "method": "plain", "options": options}]
     ramp = {"epochs": 4, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
-    assert trials_of(tmp_path, own(("trials", trials), ("train", ramp)))[0].options == options
+    assert trainings_of(tmp_path, own(("trials", trials), ("train", ramp)))[0].options == options
 
 
 def test_a_function_of_a_plugin_is_a_network_without_being_registered(package, tmp_path):
     package(alone=BODY)
-    trials = trials_of(tmp_path, own(modules=["own"], model=["own.nets:plain", "own.alone:body"]))
+    trials = trainings_of(tmp_path, own(modules=["own"], model=["own.nets:plain", "own.alone:body"]))
     assert {trial.model for trial in trials} == {"own.nets:plain", "own.alone:body"}
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_plugin_ends_the_command_before_anything_starts(refused, package
 def test_a_key_follows_the_sources_that_a_plugin_imports_and_nothing_else(package, tmp_path):
     def keys(**files):
         package(**files)
-        return [trial.key("data") for trial in trials_of(tmp_path, own())]
+        return [trial.key("data") for trial in trainings_of(tmp_path, own())]
 
     before = keys()
     (tmp_path / "own/notes.txt").write_text("of no matter")
@@ -143,19 +143,19 @@ def test_a_key_follows_the_sources_that_a_plugin_imports_and_nothing_else(packag
 def test_a_function_below_a_plugin_counts_with_its_module(package, tmp_path):
     def key(**files):
         package(**files)
-        return trials_of(tmp_path, own(modules=["own"], model="own.alone:body"))[0].key("data")
+        return trainings_of(tmp_path, own(modules=["own"], model="own.alone:body"))[0].key("data")
 
     assert key(alone=BODY) != key(alone=f"{BODY}\n")
 
 
-def test_a_trial_is_refused_where_its_plugin_is_another(package, tiny_trial, tmp_path):
+def test_a_network_is_refused_where_its_plugin_is_another(package, tiny_training, tiny_evaluation, tmp_path):
     package()
-    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]), train={"epochs": 1, "ramp_epochs": 1})
-    assert train_and_certify(config, tmp_path / "trial").metrics
+    recipe = {"epochs": 1, "ramp_epochs": 1}
+    config = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]), train=recipe)
+    train_and_evaluate(config, [tiny_evaluation()], tmp_path / "network")
     package(nets=NETS + "\n")
-    (tmp_path / "trial" / folder.RESULT).unlink()
     with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
-        train_and_certify(config, tmp_path / "trial")
+        train_and_evaluate(config, [tiny_evaluation(eps="1/16")], tmp_path / "network")
 
 
 COMMANDS = {
@@ -168,19 +168,21 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_imports_a_plugin_of_results_without_an_option_that_names_it(
-    command, package, tiny_trial, tmp_path, monkeypatch, capsys
+    command, package, tiny_training, tiny_evaluation, tmp_path, monkeypatch, capsys
 ):
     """The results lie in the working directory, which Python searches first."""
     package(nets="raise SystemExit('imported')")
-    config = tiny_trial("own.nets:plain", plugins=plugins.digests(["own.nets"]))
-    trial = folder.make_trial(config, load("digits").fingerprint)
-    trial_dir = tmp_path / "results/trials" / trial.key
-    folder.take_over(trial_dir, trial)
+    config = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]))
+    record = folder.make_record(config, load("digits").fingerprint)
+    network_dir = tmp_path / "results/networks" / record.key
+    folder.begin_network(network_dir, record)
+    (network_dir / folder.WEIGHTS).touch()
+    evaluation_dir = folder.begin_evaluation(network_dir, tiny_evaluation())
     errors = dict.fromkeys(("certified_error", "attack_error", "standard_error"), 50.0)
-    folder.write_result(trial_dir, folder.TrialResult(trial.key, errors, {}, {}, []))
-    (trial_dir / folder.WEIGHTS).touch()
+    folder.write_trained(network_dir, folder.Result(record.key, {}, {}, {}, []))
+    folder.write_result(evaluation_dir, folder.Result(f"{record.key}/{evaluation_dir.name}", errors, {}, {}, []))
     monkeypatch.chdir(tmp_path)
-    path = {"benchmark": trial_dir, "run": trial_dir / folder.TRIAL}.get(command, trial_dir.parents[1])
+    path = {"benchmark": network_dir, "run": network_dir / folder.TRAINING}.get(command, network_dir.parents[1])
     status = main(command, [*COMMANDS[command], str(path)])
     assert "own" not in sys.modules and "own.nets" not in sys.modules
     if command != "tables":

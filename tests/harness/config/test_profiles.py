@@ -1,7 +1,7 @@
 """Profiles and includes: which profile is selected, what it changes, and in which order keys are overridden."""
 
 import pytest
-from small_sweep import BASE, changed, load_sweep, refusal, trials_of, write
+from small_sweep import BASE, changed, load_sweep, refusal, trainings_of, write
 
 from harness.config.sweep import FIXED
 from harness.settings import Evaluation
@@ -20,7 +20,7 @@ def test_a_wrong_profile_is_refused_where_it_is_selected(tmp_path, profile, prob
     content = changed(("profiles", {"good": {}, "bad": profile}))
     message = refusal(tmp_path, content, "bad")
     assert f"study.yaml: {problem}" in message and "(profile bad" in message and len(message.splitlines()) == 1
-    assert trials_of(tmp_path, content, "good")
+    assert trainings_of(tmp_path, content, "good")
 
 
 def test_the_name_of_the_file_without_a_profile_is_no_profile(tmp_path):
@@ -34,10 +34,10 @@ def test_an_unknown_profile_is_refused_with_all_profiles(refused, tmp_path):
         assert part in message
 
 
-def test_a_trial_s_recipe_overrides_a_profile_s(tmp_path):
+def test_an_entry_s_recipe_overrides_a_profile_s(tmp_path):
     profiles = {"short": {"train": {"epochs": 2, "ramp_epochs": 1, "decay_epochs": [1]}}}
     content = changed(("trials.0.train", {"epochs": 9}), ("profiles", profiles))
-    recipes = {trial.model: trial.train for trial in trials_of(tmp_path, content, "short")}
+    recipes = {trial.model: trial.train for trial in trainings_of(tmp_path, content, "short")}
     assert recipes["cnn5"] == recipes["cerdeq"].replace(epochs=9)
     assert recipes["cerdeq"].epochs == 2
 
@@ -58,12 +58,12 @@ def test_mappings_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
     )  # fmt: skip
     path = write(tmp_path, content)
     sweep, full = load_sweep(path, "small", True), load_sweep(path, "full", True)
-    (config,) = sweep.trials
-    assert config.train == full.trials[0].train.replace(epochs=3, ramp_epochs=1, decay_epochs=())
-    assert config.evaluation == Evaluation(test_images=50, attack_steps=5)
+    (config,) = sweep.trainings
+    assert config.train == full.trainings[0].train.replace(epochs=3, ramp_epochs=1, decay_epochs=())
+    assert sweep.evaluations == [Evaluation(eps="1/16", test_images=50, attack_steps=5)]
     assert (sweep.resources.cpu, sweep.resources.gpu, config.train_images) == (2, 0, None)
-    assert (config.model, config.seed, config.width, config.profile) == ("cnn7", 7, 0.5, "small")
-    assert (full.profile, full.trials[0].profile, full.trials[0].width) == ("full", "full", 1.0)
+    assert (config.model, config.seed, config.width, sweep.profile_of(config)) == ("cnn7", 7, 0.5, "small")
+    assert (full.profile_of(full.trainings[0]), full.trainings[0].width) == ("full", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_mappings_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
 def test_without_a_gpu_the_cpu_profile_is_the_default(tmp_path, profiles, selected, has_gpu, expected):
     sweep = load_sweep(write(tmp_path, changed(("profiles", profiles))), selected, has_gpu)
     assert sweep.profile == expected
-    assert {trial.profile for trial in sweep.trials} == {expected}
+    assert {sweep.profile_of(training) for training in sweep.trainings} == {expected}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_file_s_keys_override_those_it_includes(tmp_path, recipes):
     profiles = {"small": {"width": 0.5, "train": {"epochs": 5}}}
     write(recipes, {"train": {"epochs": 9, "clip_norm": 3.0}, "seeds": [7], "profiles": profiles}, "recipe.yaml")
     content = changed(("include", "recipes/recipe.yaml"), ("profiles", {"small": {"train": {"clip_norm": 2.0}}}))
-    full, small = (trials_of(tmp_path, content, profile) for profile in ("full", "small"))
+    full, small = (trainings_of(tmp_path, content, profile) for profile in ("full", "small"))
     assert (full[0].train.epochs, full[0].train.clip_norm) == (4, 3.0)
     assert {trial.seed for trial in full} == {0, 1}
     assert (small[0].train.epochs, small[0].train.clip_norm, small[0].width) == (5, 2.0, 0.5)
@@ -103,8 +103,8 @@ def test_a_file_s_keys_override_those_it_includes(tmp_path, recipes):
 def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_path, recipes):
     write(recipes, {**BASE, "include": "inner.yaml"}, "recipe.yaml")
     write(recipes, {"train": {"kappa": 0.5}}, "inner.yaml")
-    trials = trials_of(tmp_path, {"include": "recipes/recipe.yaml"})
-    assert trials == trials_of(tmp_path, changed(("train.kappa", 0.5)))
+    trials = trainings_of(tmp_path, {"include": "recipes/recipe.yaml"})
+    assert trials == trainings_of(tmp_path, changed(("train.kappa", 0.5)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch.nn.functional as F
-from small_sweep import BASE, changed, entry, refusal, trials_of, write
+from small_sweep import BASE, changed, entry, refusal, trainings_of, write
 from torch import nn
 
 from cerdeq.operators import table
@@ -21,6 +21,9 @@ NAMES = [
     ("trials.1.modle", "cnn5", "trials.1.modle: unknown key; allowed: model, ", "did you mean 'model'?"),
     ("trials.1.train", {"epoch": 3}, "trials.1.train.epoch: unknown key"),
     ("evaluation.methods", ["ibp"], "evaluation.methods: unknown key; allowed: stages, "),
+    ("evaluation.stage_second", 5, "evaluation.stage_second: unknown key; allowed: ", "'stage_seconds'?"),
+    ("evaluation", [{}, {"epochs": 5}], "evaluation.1.epochs: unknown key; allowed: ", "did you mean `train.epochs`?"),
+    ("evaluation", [{"stages": ["ibp", "crwn"]}], "evaluation.0.stages: found ['ibp', 'crwn'], allowed: ", "'crown'?"),
     ("trials.0.model", "cnn15", "trials.0.model: found 'cnn15'", "write `model: cnn, options: {depth: 15}`"),
     ("trials.1.model", "cerdeqq", "trials.1.model: found 'cerdeqq', allowed: ", "did you mean 'cerdeq'?"),
     ("trials.0", {"model": "cnn5"}, "trials.0.method: missing; allowed: plain, pgd, ibp, ", "or `checkpoint` instead"),
@@ -57,15 +60,28 @@ TYPES = [  # where there is an example of a right value, it is shown
     ("trials.1.options", {"norm": "no"}, "options.norm: found 'no': Input should be a valid boolean, such as true"),
     ("trials.1.options", {"margin": float("inf")}, "trials.1.options.margin"),
     ("trials.0.train", {"clip_norm": "x"}, "trials.0.train.clip_norm: found 'x'", "a valid number, such as 10.0"),
+    ("evaluation", 5, "evaluation: found 5: Input should be a valid dictionary"),
+    ("evaluation", [{}, None], "evaluation.1: found None: Input should be a valid dictionary"),
+    ("evaluation", [], "evaluation: found []", "at least 1"),
+    ("evaluation.eps", [], "evaluation.eps: found []", "at least 1"),
+    ("evaluation.attack_steps", "5", "evaluation.attack_steps: found '5': Input should be a valid integer"),
+    ("evaluation", [{}, {"attack_steps": "5"}], "evaluation.1.attack_steps: found '5': Input should be a valid int"),
     ("eps", [8, 255], "eps: found [8, 255]", "fraction"),
     ("eps", 8, "eps: found '8'", "did you mean 8/255?"),
 ]
 VALUES = [
     ("train.epochs", 0, "train.epochs: found 0: Input should be greater than or equal to 1"),
-    ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32', 'bf16' or 'auto'"),
+    ("train.precision", "fp8", "train.precision: found 'fp8': Input should be 'tf32', 'float32' or 'bf16'"),
     ("seeds", [0, 1, 0], "seeds: found [0, 1, 0], allowed: each one once"),
     ("eps", "256/255", "a radius in pixel units"),
     ("train.eps", "abc", "train.eps: found 'abc', allowed: a number or a fraction such as 8/255"),
+    ("evaluation.eps", "abc", "evaluation.eps: found 'abc', allowed: a number or a fraction such as 8/255"),
+    ("evaluation.eps", 8, "evaluation.eps: found '8'", "did you mean 8/255?"),
+    ("evaluation.eps", ["1/16", 0], "evaluation.eps.1: found '0', allowed: a radius in pixel units"),
+    ("evaluation", [{}, {"eps": "2"}], "evaluation.1.eps: found '2', allowed: a radius in pixel units"),
+    ("evaluation", [{}, {"eps": ["1/8", "x"]}], "evaluation.1.eps.1: found 'x', allowed: a number or a fraction"),
+    ("evaluation.eps", ["2/32", 0.0625], "evaluation: found ['eps 1/16, ibp > ", "allowed: each evaluation once"),
+    ("evaluation", [{}, {"eps": "1/16"}], "evaluation: found ['eps 1/16, ibp > ", "allowed: each evaluation once"),
     ("train.decay_epochs", [2, 5], "train.decay_epochs: found [2, 5], allowed: increasing epochs from 1 to epochs = 4"),
     ("train.decay_epochs", [3, 3], "increasing epochs from 1"),
     ("train.ramp_epochs", 5, "train.ramp_epochs: found 5", "a ramp that ends by epoch 4; this one ends in 5"),
@@ -75,6 +91,7 @@ VALUES = [
     ("train.accumulate", 64, "parts of 2 or more"),
     ("resources.gpu", 1.5, "a fraction of one GPU, or a whole number of them"),
     ("evaluation", {"stages": ["ibp", "bab"], "bab_seconds": None}, "bab_branches: found None, allowed: a number"),
+    ("evaluation", [{"stages": ["ibp", "bab"], "bab_seconds": None}], "evaluation.0.bab_branches: found None"),
     (
         "evaluation",
         {"stages": ["ibp", "crown"], "certificates": True, "bab_seconds": None},
@@ -125,7 +142,7 @@ GRIDS = [
         "trials.0.options: margin", "(0, 1)", "with options.margin 2.0, options.gain 0.5",
     ),
     ("trials", [entry(model=["cnn5", "cnn77"])], "trials.0.model: found 'cnn77'", "with model cnn77"),
-    ("trials", cerdeq(options={"margin": [0.1, 0.1]}), "a trial that differs from trials.0 (with options.margin 0.1)"),
+    ("trials", cerdeq(options={"margin": [0.1, 0.1]}), "an entry that differs from trials.0 (with options.margin 0.1)"),
     ("trials", cerdeq(zip=["model", "method"]), "trials.0.zip: found ['model', 'method']", "it has none"),
     ("trials", cerdeq(width=[1, 2], zip=["width"]), "trials.0.zip: found ['width']", "two or more"),
     (
@@ -196,4 +213,4 @@ def test_a_network_without_the_rules_it_will_need_is_refused(tmp_path, monkeypat
     message = refusal(tmp_path, BASE)
     for part in ("trials.0", "relu", "ibp alone"):
         assert part in message
-    assert trials_of(tmp_path, changed(("evaluation.stages", ["ibp"])))
+    assert trainings_of(tmp_path, changed(("evaluation.stages", ["ibp"])))

@@ -1,7 +1,7 @@
-"""The key `search`: what is refused, what it makes of entries, and that it leaves the file's trials alone."""
+"""The key `search`: what is refused, what it makes of entries, and that it leaves the file's networks alone."""
 
 import pytest
-from small_sweep import changed, load_sweep, refusal, trials_of, write
+from small_sweep import changed, load_sweep, refusal, trainings_of, write
 
 SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}
 WRONG = [
@@ -66,9 +66,9 @@ def test_a_space_holds_for_the_entries_that_use_it(tmp_path):
     plain, cerdeq = searched(tmp_path, spaces=spaces)
     assert set(plain.spaces) == {"train.learning_rate"} and set(cerdeq.spaces) == set(spaces)
     assert cerdeq.written == {"train.learning_rate": 5e-4, "options.margin": 0.3}
-    made = cerdeq.trial({"train.learning_rate": 1e-3, "options.margin": 0.2})
+    made = cerdeq.training({"train.learning_rate": 1e-3, "options.margin": 0.2})
     assert (made.train.learning_rate, made.options) == (1e-3, {"margin": 0.2})
-    assert cerdeq.trial(cerdeq.written) == cerdeq.base, "a default that is written out is the same trial"
+    assert cerdeq.training(cerdeq.written) == cerdeq.base, "a default that is written out is the same training"
 
 
 def test_an_entry_is_recognised_among_choices_that_write_it_in_another_way(tmp_path):
@@ -84,7 +84,7 @@ def test_an_entry_is_recognised_among_choices_that_write_it_in_another_way(tmp_p
         "train.clip_norm": 10, "train.eps": "1/16", "train.decay_epochs": [3], "options.iterations": 10,
         "options.gain": 0.5,
     }  # fmt: skip
-    assert cerdeq.trial(cerdeq.written) == cerdeq.base
+    assert cerdeq.training(cerdeq.written) == cerdeq.base
     spaces["train.clip_norm"] = {"choice": [1, None]}
     assert searched(tmp_path, ("train.eps", "2/32"), spaces=spaces)[1].written is None
 
@@ -94,16 +94,14 @@ def test_a_radius_is_recognised_in_a_space_of_numbers(tmp_path, ends, written):
     cerdeq = searched(tmp_path, spaces={"train.eps": {"uniform": ends}})[1]
     assert cerdeq.written == (written and {"train.eps": written})
     if written:
-        assert cerdeq.trial(cerdeq.written) == cerdeq.base
+        assert cerdeq.training(cerdeq.written) == cerdeq.base
 
 
 def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
-    keys = [[one.key("data") for one in trials_of(tmp_path, content)] for content in (changed(), searching())]
+    keys = [[one.key("data") for one in trainings_of(tmp_path, content)] for content in (changed(), searching())]
     assert keys[0] == keys[1]
 
 
-def test_set_marks_candidates_too_and_a_budget_is_no_change(tmp_path):
+def test_set_changes_candidates_too(tmp_path):
     for one in searched(tmp_path, assignments=["train.epochs=5", "search.trials=9"]):
-        made = one.trial({"train.learning_rate": 1e-3})
-        assert made.profile == "full --set train.epochs=5" and made.train.epochs == 5
-    assert searched(tmp_path, assignments=["search.trials=9"])[0].base.profile == "full"
+        assert one.training({"train.learning_rate": 1e-3}).train.epochs == 5

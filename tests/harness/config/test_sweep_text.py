@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_sweep import BASE, changed, load_sweep, trials_of, write
+from small_sweep import BASE, changed, load_sweep, trainings_of, write
 
 from harness.common.errors import InputError
 
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_refused(refused, tmp_path):
 @pytest.mark.parametrize("text", ["5e-1", "5E-1", "+5e-1", "5.e-1", ".5e0", "0.5"])
 def test_a_number_of_yaml_1_2_is_a_number(tmp_path, text):
     content = yaml.safe_dump(BASE).replace("epochs: 4", f"epochs: 4\n  clip_norm: {text}", 1)
-    assert trials_of(tmp_path, content)[0].train.clip_norm == 0.5
+    assert trainings_of(tmp_path, content)[0].train.clip_norm == 0.5
 
 
 @pytest.mark.parametrize(
@@ -155,22 +155,22 @@ def test_what_yaml_1_1_reads_otherwise_than_it_looks_is_a_text(tmp_path, key, ki
 @pytest.mark.parametrize("text", ["no", "1:30", "007", "2026-11-20"])
 def test_a_name_is_the_text_that_is_written(tmp_path, text):
     content = yaml.safe_dump(changed(("profiles", {"small": {}}))).replace("small", text)
-    assert trials_of(tmp_path, content, text)[0].profile == text
+    assert load_sweep(write(tmp_path, content), text, True).profile == text
 
 
 def test_an_integer_is_accepted_for_a_number(tmp_path):
     content = changed(("train.clip_norm", 5), ("width", 1), ("resources.gpu", 1))
     sweep = load_sweep(write(tmp_path, content), None, True)
-    values = (sweep.trials[0].train.clip_norm, sweep.trials[0].width, sweep.resources.gpu)
+    values = (sweep.trainings[0].train.clip_norm, sweep.trainings[0].width, sweep.resources.gpu)
     assert values == (5.0, 1.0, 1.0) and all(type(value) is float for value in values)
 
 
 def test_an_eps_that_yaml_reads_as_a_number_is_exact(tmp_path):
     content = yaml.safe_dump(BASE).replace("eps: 1/16", "eps: 0.1")
-    assert str(trials_of(tmp_path, content)[0].eps) == "1/10"
+    assert str(trainings_of(tmp_path, content)[0].train.eps) == "1/10"
 
 
 def test_aliases_and_merge_keys_are_accepted(tmp_path):
     text = yaml.safe_dump(changed(("seeds", [0]))) + "profiles:\n  a: &a {width: 0.5}\n  b: {<<: *a, seeds: [3]}\n"
-    config = trials_of(tmp_path, text, "b")[0]
+    config = trainings_of(tmp_path, text, "b")[0]
     assert (config.width, config.seed) == (0.5, 3)

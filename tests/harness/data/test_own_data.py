@@ -145,14 +145,15 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
     shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
     assert f"own: {name}, eps 1/100" in out and "data: 18 training and 9 test images from" in out and shown in out
-    (trial_dir,) = folder.trial_folders(directory)
-    trial, result = folder.read_trial(trial_dir / folder.TRIAL), folder.read_result(trial_dir)
-    assert result.data["fingerprint"] == trial.fingerprint and result.data["class_names"] == list(classes)
+    (network_dir,) = folder.network_folders(directory)
+    (evaluation_dir,) = folder.evaluation_folders(network_dir)
+    record, result = folder.read_training(network_dir / folder.TRAINING), folder.read_result(evaluation_dir)
+    assert result.data["fingerprint"] == record.fingerprint and result.data["class_names"] == list(classes)
     np.testing.assert_allclose(result.data["std"], std, atol=1e-4)
     assert f"{name}, eps 1/100" in (directory / "leaderboard.md").read_text()
     data_dir = [] if write is signs else ["--data-dir", str(tmp_path / "files")]
     assert main("recheck", [str(directory), *data_dir]) == 0
-    model = harness.load(trial_dir)
+    model = harness.load(network_dir)
     assert model.normalize.mean.flatten().tolist() == pytest.approx(mean, abs=1e-6)
 
 
@@ -216,15 +217,17 @@ def test_the_fingerprint_and_the_key_are_of_the_content_and_not_of_path_or_file_
     assert load(source.relative_to(tmp_path)).fingerprint != first.fingerprint
 
 
-def test_a_moved_folder_is_found_again_by_the_same_trial(tmp_path):
+def test_a_moved_folder_is_found_again_by_the_same_network(tmp_path):
     (tmp_path / "old").mkdir()
     directory = run(tmp_path / "old", folders(tmp_path / "old"))
-    (trial_dir,) = folder.trial_folders(directory)
+    (network_dir,) = folder.network_folders(directory)
     (tmp_path / "old").rename(tmp_path / "new")
     run(tmp_path / "new", {"folder": "my_images"})
-    (again,) = folder.trial_folders(tmp_path / "new" / "results" / "own")
-    assert again.name == trial_dir.name
-    assert folder.read_trial(again / folder.TRIAL).config.data_source.folder == str(tmp_path / "new" / "my_images")
+    (again,) = folder.network_folders(tmp_path / "new" / "results" / "own")
+    assert again.name == network_dir.name
+    assert folder.read_training(again / folder.TRAINING).config.data_source.folder == str(
+        tmp_path / "new" / "my_images"
+    )
 
 
 def test_one_folder_is_split_by_a_fixed_draw_and_mixed_before_a_share_is_taken(tmp_path):
@@ -387,6 +390,67 @@ def test_files_that_are_small_beside_what_they_hold_are_refused_before_memory_ru
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 20_000
     with pytest.raises(InputError, match=r"found [\d,]+ bytes of images, unpacked, allowed in so small files: 1,\d"):
         load(OwnData(name="own", test_share=0.5 if case == "pictures" else None, **source).relative_to(path))
+
+
+def ink(rng, alpha, mode="RGBA"):
+    """Black strokes on a clear ground, as an image of Pillow; a pixel of full alpha is white in its own colours."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., 3] = rng.choice([0, alpha], (8, 8))
+    pixels[0, 0] = 200, 200, 200, 255
+    image = Image.fromarray(pixels)
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+@pytest.mark.parametrize(("alpha", "mode"), [(255, "RGBA"), (128, "RGBA"), (255, "LA"), (255, "PA")])
+def test_transparent_images_are_composed_over_white_and_a_warning_says_so(tmp_path, alpha, mode):
+    rng = np.random.default_rng(0)
+    images = [ink(rng, alpha, mode) for _ in range(12)]
+    for number, image in enumerate(images):
+        path = tmp_path / "my_images" / ("train", "test")[number % 2] / "ab"[number // 6]
+        path.mkdir(parents=True, exist_ok=True)
+        image.save(path / f"{number}.tif" if mode == "PA" else path / f"{number}.png")
+    source = OwnData(folder=str(tmp_path / "my_images"))
+    for _ in range(2):  # decoded, and from the cache
+        data = load(source, tmp_path)
+        assert data.warnings == ("12 of 12 images are transparent: they are composed over white",)
+        assert len({image.numpy().tobytes() for image in [*data.train.images, *data.test.images]}) == 12
+        assert data.train.images.max() == 255 and (data.train.images[..., 0, 0] == 200).all()
+        assert data.train.images.min() == (0 if alpha == 255 else 127)
+
+
+def test_an_alpha_channel_that_hides_nothing_changes_nothing(tmp_path):
+    images, labels = TRAIN
+    for name, transform in (("plain", lambda image: image), ("opaque", lambda image: image.convert("RGBA"))):
+        for number, label in enumerate(labels):
+            path = tmp_path / name / CLASSES[label]
+            path.mkdir(parents=True, exist_ok=True)
+            transform(Image.fromarray(images[number])).save(path / f"{number}.png")
+    plain, opaque = (
+        load(OwnData(folder=str(tmp_path / name), test_share=0.2), tmp_path) for name in ("plain", "opaque")
+    )
+    assert plain.fingerprint == opaque.fingerprint and plain.warnings == opaque.warnings == ()
+
+
+def test_equal_images_are_a_warning_and_not_ordered_by_their_labels(tmp_path, capsys):
+    labels = np.arange(80) % 2
+    source = arrays(tmp_path, x_train=np.zeros((80, 8, 8), np.uint8), y_train=labels, x_test=None, y_test=None)
+    data = load(OwnData(arrays=str(tmp_path / source["arrays"]), test_share=0.5), tmp_path)
+    assert data.warnings == ("all 80 images are equal",)
+    assert 10 < data.test.labels.sum() < 30, "not one class before the other"
+    np.savez(tmp_path / "my_arrays.npz", x_train=np.zeros((80, 8, 8), np.uint8), y_train=np.sort(labels))
+    assert torch.equal(
+        load(OwnData(arrays=str(tmp_path / "my_arrays.npz"), test_share=0.5), tmp_path).test.labels, data.test.labels
+    )
+    images = TRAIN[0].copy()
+    images[17] = images[0]
+    changed = arrays(tmp_path, x_train=images)
+    data = load(OwnData(arrays=str(tmp_path / changed["arrays"])), tmp_path)
+    (warning,) = data.warnings
+    assert warning.startswith("2 of 27 images are equal to one of another class: such as ")
+    assert "my_arrays.npz: x_train[0] (0) and " in warning and "x_train[17] (2)" in warning
+    directory = run(tmp_path, changed)
+    assert f"warning: {warning}" in capsys.readouterr().out
+    assert warning in (directory / "leaderboard.md").read_text()
 
 
 def test_a_missing_class_is_a_warning_and_a_mark_on_the_row(tmp_path, capsys):

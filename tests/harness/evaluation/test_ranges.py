@@ -1,24 +1,21 @@
 """The images of an evaluation are divided into ranges, which are saved one by one and joined to the whole."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
+from networks import GOLDEN
 from torch import nn
 
-from baselines import build
+import cerdeq
 from harness.data import Split, load
-from harness.evaluation.network import prepare_network
-from harness.evaluation.ranges import (
-    evaluate_range,
-    finish_evaluation,
-    hash_inputs,
-    join_ranges,
-    missing_ranges,
-    plan_ranges,
-    read_range,
-)
-from harness.evaluation.verdicts import evaluate
-from harness.settings import Evaluation
+from harness.evaluation import equilibria
+from harness.evaluation import ranges as evaluation_ranges
+from harness.evaluation.equilibria import Recurrence, observe_recurrence
+from harness.evaluation.network import load_network
+from harness.evaluation.ranges import join_ranges, open_evaluation, plan_ranges, read_range
+from harness.settings import EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError
 
@@ -43,43 +40,39 @@ def test_ranges_have_each_image_once_and_few_where_the_attack_or_branch_and_boun
     """The network takes two operations a unit; the attack takes 3 x 40 x 3 passes."""
     images = Split(torch.zeros(1100, 1, 1, 1, dtype=torch.uint8), torch.zeros(1100))
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, units, bias=False, dtype=torch.float64))
-    planned = plan_ranges(images, network, 10, Evaluation(attack="margin", **settings))
+    planned = plan_ranges(images, network, 10, EvaluationSettings(attack="margin", **settings))
     assert [image for each in planned for image in each] == list(range(1100))
     assert {len(each) for each in planned[:-1]} <= {size}
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return build("cnn5", dataset="digits", width=0.1).double().eval()
+@pytest.fixture(params=["cnn5", "cerdeq"])
+def network_dir(request, tmp_path):
+    """The folder of a trained network without evaluations."""
+    for name in (folder.TRAINING, folder.TRAINED, folder.WEIGHTS):
+        (tmp_path / name).write_bytes((GOLDEN / request.param / name).read_bytes())
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def config(tiny_trial):
-    return tiny_trial(eps="1/16", width=0.1)
-
-
-@pytest.fixture(scope="module")
-def split(network):
-    """Forty images, with the network's own predictions as labels, so that there is something to attack."""
-    images = load("digits").test.images[:40]
-    with torch.no_grad():
-        return Split(images, network(images.double() / 255).argmax(1))
+def open_at(network_dir, evaluation):
+    """Open an evaluation of forty images in three ranges."""
+    opened = open_evaluation(network_dir, evaluation.replace(test_images=40, batch_size=15), load("digits"))
+    ranges.begin_ranges(opened.ranges_dir)
+    assert opened.planned == PLANNED
+    return opened
 
 
 @pytest.fixture
-def evaluated(network, split, config, tmp_path):
-    """The folder of three ranges of forty images."""
-    ranges_dir = ranges.ranges_dir(tmp_path, "0")
-    ranges.begin_ranges(ranges_dir)
+def evaluation(tiny_evaluation):
+    return tiny_evaluation(eps="1/16", stages=("ibp",))
+
+
+def test_ranges_are_joined_to_the_evaluation_of_all_images(network_dir, evaluation):
+    opened = open_at(network_dir, evaluation)
     for images in PLANNED:
-        evaluate_range(ranges_dir, images, prepare_network(network, config.evaluation.stages), split, config)
-    return ranges_dir
-
-
-def test_ranges_are_joined_to_the_evaluation_of_all_images(network, split, config, evaluated):
-    at_once = evaluate(network, split.images, split.labels, config)
-    joined = join_ranges([read_range(evaluated, images) for images in PLANNED])
+        opened.evaluate_range(images)
+    joined = join_ranges([read_range(opened.ranges_dir, images) for images in PLANNED])
+    opened.evaluate_range(range(40))
+    at_once = read_range(opened.ranges_dir, range(40))
     pd.testing.assert_frame_equal(joined.verdicts, at_once.verdicts, check_dtype=False)
     assert joined.verdicts.dtypes.drop(TEXTS).equals(at_once.verdicts.dtypes.drop(TEXTS))
     assert joined.layers == pytest.approx(at_once.layers)
@@ -88,28 +81,85 @@ def test_ranges_are_joined_to_the_evaluation_of_all_images(network, split, confi
     assert joined.seconds.keys() == at_once.seconds.keys()
     assert joined.proofs.keys() == at_once.proofs.keys() and len(joined.proofs) > 0
     assert all(joined.proofs[name].equal(tensor) for name, tensor in at_once.proofs.items())
+    assert joined.recurrence.metrics() == pytest.approx(at_once.recurrence.metrics(), rel=1e-6)
 
 
-def test_what_is_missing_or_damaged_is_left_to_do(config, evaluated, tmp_path):
-    assert missing_ranges(evaluated, PLANNED) == []
-    assert ranges.count_saved_images(tmp_path) == 40
-    ranges.range_path(evaluated, PLANNED[0]).write_bytes(b"nothing")
-    ranges.range_path(evaluated, PLANNED[2]).unlink()
-    assert missing_ranges(evaluated, PLANNED) == [PLANNED[0], PLANNED[2]]
+@pytest.mark.parametrize("network_dir", ["cnn5"], indirect=True)
+def test_what_is_missing_or_damaged_is_left_to_do(network_dir, evaluation):
+    opened = open_at(network_dir, evaluation)
+    for images in PLANNED:
+        opened.evaluate_range(images)
+    assert opened.missing() == []
+    assert ranges.count_saved_images(opened.directory) == 40
+    ranges.range_path(opened.ranges_dir, PLANNED[0]).write_bytes(b"nothing")
+    ranges.range_path(opened.ranges_dir, PLANNED[2]).unlink()
+    assert opened.missing() == [PLANNED[0], PLANNED[2]]
     with pytest.raises(DamagedFileError, match=r"00000-00015\.pt cannot be read"):
-        finish_evaluation(tmp_path, evaluated, PLANNED, config, {})
-    assert not (tmp_path / folder.VERDICTS).exists()
+        opened.finish()
+    assert not (opened.directory / folder.VERDICTS).exists()
 
 
-def test_ranges_of_other_inputs_are_removed(evaluated, tmp_path):
-    assert not ranges.begin_ranges(evaluated)
-    other = ranges.ranges_dir(tmp_path, "1")
-    assert ranges.begin_ranges(other)
-    assert ranges.count_saved_images(tmp_path) == 0 and missing_ranges(other, PLANNED) == PLANNED
+@pytest.mark.parametrize("network_dir", ["cnn5"], indirect=True)
+def test_ranges_of_other_weights_settings_or_versions_are_removed(network_dir, evaluation, monkeypatch):
+    opened = open_at(network_dir, evaluation)
+    opened.evaluate_range(PLANNED[0])
+    assert open_at(network_dir, evaluation).missing() == PLANNED[1:]
+    environment = {**opened.environment, "torch": "0"}
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_ranges, "describe_environment", lambda device: environment)
+        assert open_at(network_dir, evaluation).missing() == PLANNED
+    opened.evaluate_range(PLANNED[0])
+    weights = bytearray((network_dir / folder.WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (network_dir / folder.WEIGHTS).write_bytes(weights)
+    other = open_at(network_dir, evaluation)
+    assert other.missing() == PLANNED and ranges.count_saved_images(other.directory) == 0
+    assert open_at(network_dir, evaluation.replace(attack_steps=9)).directory != other.directory
 
 
-def test_the_hash_is_of_weights_trial_settings_and_versions(config):
-    inputs = [b"weights", "key", config, {"torch": "2"}]
-    others = [b"other", "other", config.replace(evaluation=config.evaluation.replace(attack_steps=9)), {"torch": "3"}]
-    hashes = {hash_inputs(*inputs[:i], other, *inputs[i + 1 :]) for i, other in enumerate(others)}
-    assert len(hashes | {hash_inputs(*inputs)}) == 5
+@pytest.mark.parametrize("network_dir", ["cnn5"], indirect=True)
+def test_each_range_has_its_share_of_the_seconds_of_all_images(network_dir, evaluation, monkeypatch):
+    limits, search = [], cerdeq.verify
+
+    def verify(model, region, spec, seconds, *arguments, **options):
+        limits.append(seconds)
+        return search(model, region, spec, seconds, *arguments, **options)
+
+    monkeypatch.setattr(cerdeq, "verify", verify)
+    settings = {"stages": ("ibp", "bab"), "bab_seconds": 1e3, "bab_branches": 1, "bab_total_seconds": 400.0}
+    opened = open_at(network_dir, evaluation.replace(eps="1/10", **settings))
+    for images, share in zip(PLANNED, (150.0, 150.0, 100.0), strict=True):
+        limits.clear()
+        opened.evaluate_range(images)
+        assert limits[0] == share and limits == sorted(limits, reverse=True)
+
+
+def observe(network_dir, first, count):
+    training = folder.read_training(network_dir / folder.TRAINING).config
+    model = load_network(training, network_dir / folder.WEIGHTS)
+    images = load("digits").test.part(first, first + count)
+    return observe_recurrence(model, images.images.double() / 255, images.labels, first, training.train_eps, 10)
+
+
+@pytest.mark.parametrize("network_dir", ["cerdeq"], indirect=True)
+def test_what_recurrences_do_is_the_same_over_ranges_and_solves_the_first_images_alone(network_dir, monkeypatch):
+    monkeypatch.setattr(equilibria, "_SOLVED_IMAGES", 12)
+    whole, parts = observe(network_dir, 0, 20), [observe(network_dir, first, 5) for first in (0, 5, 10, 15)]
+    assert [part.solved for part in parts] == [5, 5, 2, 0] and whole.solved == 12
+    joined = equilibria.join(parts)
+    assert (joined.correct, joined.certified, joined.images) == (whole.correct, whole.certified, 20)
+    assert 0 < joined.certified < joined.correct < 20 and joined.iterations == whole.iterations
+    assert joined.metrics() == pytest.approx(whole.metrics(), rel=1e-6)
+    assert equilibria.join([parts[3]]).images == 5, "a range without solved images"
+
+
+@pytest.mark.parametrize("network_dir", ["cerdeq"], indirect=True)
+def test_solves_that_miss_the_tolerance_are_counted(network_dir, monkeypatch):
+    part = observe(network_dir, 0, 4)
+    missed = replace(part, missed=[3])
+    assert part.metrics()["equilibrium/not_converged"] == 0
+    assert equilibria.join([missed, part]).metrics()["equilibrium/not_converged"] == pytest.approx(100 * 3 / 8)
+
+
+def test_a_network_without_equilibria_has_no_metrics_of_them():
+    assert equilibria.join([Recurrence(), Recurrence()]).metrics() == {}

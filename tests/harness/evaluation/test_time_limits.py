@@ -2,32 +2,23 @@
 
 import math
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from networks import evaluate, trained
 
 from cerdeq.deadline import check
 from harness.common import names
-from harness.data import load
 from harness.evaluation import stages
 from harness.evaluation.ledger import Ledger
-from harness.evaluation.network import load_network
-from harness.evaluation.verdicts import evaluate
-from harness.storage import folder
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def verdicts(name, count, **settings):
     """Return the table of verdicts of a golden network, by ibp, crown-ibp and crown after a weak attack."""
-    config = folder.read_trial(GOLDEN / name / folder.TRIAL).config
     settings = {"stages": ("ibp", "crown-ibp", "crown"), "attack": "margin", "attack_restarts": 1} | settings
-    config = config.replace(evaluation=config.evaluation.replace(**settings))
-    images, model = load(config.dataset).test_images(count), load_network(config, GOLDEN / name / folder.WEIGHTS)
-    return evaluate(model, images.images, images.labels, config).verdicts
+    return evaluate(*trained(name, count, **settings)).verdicts
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
@@ -59,7 +50,7 @@ def test_the_image_that_a_stage_does_not_finish_is_decided_by_the_next_or_a_time
     assert (table.loc[decided, names.VERDICT] == expected.loc[decided, names.VERDICT]).all()
 
 
-def test_branch_and_bound_stops_where_the_seconds_of_a_trial_are_used(monkeypatch):
+def test_branch_and_bound_stops_where_the_seconds_of_all_images_are_used(monkeypatch):
     limits = []
 
     def verify(model, region, spec, seconds, branches, certificates):
@@ -75,7 +66,7 @@ def test_branch_and_bound_stops_where_the_seconds_of_a_trial_are_used(monkeypatc
     table = verdicts("cnn5", 60, **settings)
     assert len(limits) > 5 and set(limits) == {0.25} and len(limits) == table[names.BRANCHES].notna().sum()
     limits.clear()
-    limited = verdicts("cnn5", 60, **settings, bab_trial_seconds=0.35)
+    limited = verdicts("cnn5", 60, **settings, bab_total_seconds=0.35)
     calls = len(limits)  # of at least a tenth of a second
     assert 1 <= calls <= 4 and limits[0] == 0.25 and limits == sorted(limits, reverse=True)
     assert limited[names.VERDICT].tolist() == table[names.VERDICT].tolist() and names.TIMEOUT in set(table["verdict"])

@@ -1,6 +1,6 @@
-"""A trial's key leaves defaults out, so that a changed default must raise RECIPE_VERSION: defaults.json has them all.
+"""Keys leave defaults out, so a changed one must raise RECIPE_VERSION or EVALUATION_VERSION: defaults.json has all.
 
-Where this fails: raise RECIPE_VERSION if a default changed or went; then, and where one is new and off, write the file
+Where this fails: raise the version if a default changed or went; then, and where one is new and off, write the file
 anew by `python tests/harness/golden/test_defaults.py`.
 """
 
@@ -9,14 +9,15 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic_core import PydanticUndefined
 
 from baselines import DATASETS, network_names, options_of
 from cerdeq.equilibrium import Equilibrium
 from harness.config.training import RECIPE_VERSION
 from harness.methods import METHODS, method_options
-from harness.settings import Evaluation, Recipe
+from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings, Recipe
 
-NO_DEFAULT = inspect.Parameter.empty
+NO_DEFAULTS = (inspect.Parameter.empty, PydanticUndefined)
 RECORD = Path(__file__).with_name("defaults.json")
 
 
@@ -25,11 +26,9 @@ def defaults():
 
     def of(prefix, parameters):
         defaults = {name: parameter.default for name, parameter in parameters.items()}
-        return {
-            f"{prefix}.{name}": repr(each) for name, each in defaults.items() if each is not inspect.Parameter.empty
-        }
+        return {f"{prefix}.{name}": repr(each) for name, each in defaults.items() if each not in NO_DEFAULTS}
 
-    recorded = {"recipe_version": RECIPE_VERSION}
+    recorded = {"recipe_version": RECIPE_VERSION, "evaluation_version": EVALUATION_VERSION}
     recorded |= of("train", Recipe.model_fields)
     recorded |= of("evaluation", Evaluation.model_fields)
     recorded |= of("equilibrium", inspect.signature(Equilibrium).parameters)
@@ -50,7 +49,7 @@ def test_defaults_are_those_on_record():
     assert (changed, new) == ({}, []), __doc__
 
 
-@pytest.mark.parametrize("kind", [Recipe, Evaluation])
+@pytest.mark.parametrize("kind", [Recipe, EvaluationSettings])
 def test_every_setting_has_a_default(kind):
     """Else it would be in no record."""
     assert not any(field.is_required() for field in kind.model_fields.values())

@@ -40,7 +40,7 @@ def losses(config, steps: int = 20) -> list[float]:
 
 
 @pytest.mark.parametrize(("version", "model", "method"), GOLDEN)
-def test_training_has_not_changed(version, model, method, tiny_trial):
+def test_training_has_not_changed(version, model, method, tiny_training):
     assert version == RECIPE_VERSION, "record the new losses beside the new version"
-    values = losses(tiny_trial(model, method=method, width=0.1))
+    values = losses(tiny_training(model, method=method, width=0.1))
     assert [values[0], values[10], values[19]] == pytest.approx(GOLDEN[version, model, method], rel=2e-3)

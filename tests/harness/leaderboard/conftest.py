@@ -1,7 +1,7 @@
 """A sweep's directory, and pages without figures, which take seconds."""
 
 import pytest
-from made_trials import publish
+from made_networks import publish
 
 from harness.report.figures import catalogue
 

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from made_trials import add, add_errors, publish, text
+from made_networks import add, add_errors, publish, text
 
 from harness.leaderboard.changed import changed_files
 from harness.leaderboard.files import write_leaderboard

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_trials import add, metrics, own, publish, read_json, text
+from made_networks import add, metrics, own, publish, read_json, text
 from rich.console import Console
 
 from harness.common import names
@@ -14,7 +14,7 @@ from harness.config.training import RECIPE_VERSION
 from harness.leaderboard.columns import THREE_DIGITS, Column
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import Evaluation, Recipe
+from harness.settings import Recipe
 from harness.storage import files, folder, training_record
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -60,7 +60,7 @@ def test_nothing_but_seeds_is_averaged(sweep, difference):
     assert all(np.isnan(row["certified_error_std"]) and row["seeds"] == 1 for row in rows)
 
 
-def test_labels_are_those_of_the_trials_where_rows_differ_in_nothing_else(sweep):
+def test_labels_are_those_of_the_networks_where_rows_differ_in_nothing_else(sweep):
     """Options that all rows of a network share are in both, and values are written alike."""
     changes = [
         {"model": "cerdeq", "options": {"margin": 0.1}},
@@ -68,7 +68,7 @@ def test_labels_are_those_of_the_trials_where_rows_differ_in_nothing_else(sweep)
         {"options": {"margin": 0.25, "gain": None}},
     ]
     paths = [add(sweep, metrics(60.0 + number), **change) for number, change in enumerate(changes)]
-    configs = [folder.read_trial(path / folder.TRIAL).config for path in paths]
+    configs = [folder.read_training(folder.network_of(path) / folder.TRAINING).config for path in paths]
     assert only_section(sweep).labels == [config.row for config in configs]
 
 
@@ -134,7 +134,7 @@ def test_a_missing_metric_is_blank_with_a_warning(sweep, value):
     assert all(warning in text(sweep, "md") for warning in warnings) and "nan" not in text(sweep, "md").lower()
 
 
-def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them(sweep):
+def test_columns_of_equilibria_and_open_examples_stand_where_some_network_has_them(sweep):
     add(sweep, metrics(60.0))
     assert not {"equilibrium gain", "undecided"} & set(only_section(sweep).cells)
     add(sweep, metrics(50.0, **{names.GAIN: 0.25, names.RHO_BOUND: None, names.UNDECIDED_ERROR: 3.0}), model="deqlate")
@@ -144,11 +144,11 @@ def test_columns_of_equilibria_and_open_examples_stand_where_some_trial_has_them
     assert only_section(sweep).warnings == [f"deqlate ibp: {names.RHO_BOUND} is missing or not finite (seed 0)"]
 
 
-def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
+def test_networks_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
     add(sweep, metrics())
-    paths = [add(sweep, failure="no", train=Recipe(clip_norm=clip_norm)) for clip_norm in (1.0, 2.0)]
+    paths = [folder.network_of(add(sweep, failure="no", train=Recipe(clip_norm=number))) for number in (1.0, 2.0)]
     leaderboard = write_leaderboard(sweep)
-    rows = leaderboard.uncounted[["train.clip_norm", "trial"]].to_numpy().tolist()
+    rows = leaderboard.uncounted[["train.clip_norm", "network"]].to_numpy().tolist()
     assert sorted(rows) == [["1", paths[0].name], ["2", paths[1].name]]
     print_leaderboard(leaderboard, Console(width=200))
     printed = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_trials_that_are_not_counted_carry_what_tells_them_apart(sweep, capsys):
         assert f"train.clip_norm={number} seed 0 ({path.name}): failed: no" in printed
 
 
-def test_where_all_trials_are_counted_no_other_is_named(sweep, capsys):
+def test_where_all_networks_are_counted_no_other_is_named(sweep, capsys):
     add(sweep, metrics())
     leaderboard = write_leaderboard(sweep)
     print_leaderboard(leaderboard, Console(width=200))
@@ -164,11 +164,11 @@ def test_where_all_trials_are_counted_no_other_is_named(sweep, capsys):
     assert "do not count" not in capsys.readouterr().out + text(sweep, "md")
 
 
-def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
+def test_failed_and_unfinished_networks_are_listed_and_counted(sweep):
     for seed in range(2):
         add(sweep, metrics(), seed=seed)
     add(sweep, failure="the loss is not finite", seed=2)
-    training_record.write_epoch(add(sweep, method="sabr"), {names.EPOCH: 1})
+    training_record.write_epoch(folder.network_of(add(sweep, method="sabr")), {names.EPOCH: 1})
     add(sweep, method="sabr", seed=1)
     leaderboard = write_leaderboard(sweep)
     assert "| 2 of 3 |" in text(sweep, "md")
@@ -181,10 +181,10 @@ def test_failed_and_unfinished_trials_are_listed_and_counted(sweep):
     assert all(problem in text(sweep, "md") for _, _, problem in failures)
 
 
-def test_a_sweep_without_a_finished_trial_has_a_table_that_says_so(sweep):
+def test_a_sweep_without_a_finished_evaluation_has_a_table_that_says_so(sweep):
     add(sweep)
     write_leaderboard(sweep)
-    assert "No trial has finished yet." in text(sweep, "md") and read_json(sweep) == []
+    assert "No evaluation has finished yet." in text(sweep, "md") and read_json(sweep) == []
 
 
 def test_results_that_cannot_be_right_or_are_of_another_recipe_are_not_counted(sweep):
@@ -193,32 +193,32 @@ def test_results_that_cannot_be_right_or_are_of_another_recipe_are_not_counted(s
     add(sweep, metrics(90.0), key="a-copy")
     add(sweep, metrics(), model="old", recipe=RECIPE_VERSION - 1)
     (add(sweep, metrics(), model="unreadable") / folder.RESULT).write_text("{")
-    files.write_json(sweep / "trials/no-trial" / folder.TRIAL, {"key": "no-trial"})
+    files.write_json(sweep / "networks/no-network" / folder.TRAINING, {"key": "no-network"})
     leaderboard = build_leaderboard(sweep)
     assert own(leaderboard)["model"].tolist() == ["cnn7"]
     problems = dict(leaderboard.uncounted[["model", "problem"]].to_numpy())
-    assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "no-trial"}
+    assert set(problems) == {"unordered", "cnn7", "old", "unreadable", "no-network"}
     assert all(problem.startswith("not counted: ") for problem in problems.values())
     assert "attack <= certified" in problems["unordered"] and "another folder" in problems["cnn7"]
     assert f"of recipe version {RECIPE_VERSION - 1}, today's is {RECIPE_VERSION}" in problems["old"]
 
 
-BAB = ("ibp", "bab")
+BAB, HELD_OUT = ("ibp", "bab"), {"split": "validation"}
 
 
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"evaluation": Evaluation(stages=BAB, bab_seconds=5.0)}, "ibp > bab (5 s), all test images"),
+        ({"evaluation": {"stages": BAB, "bab_seconds": 5.0}}, "ibp > bab (5 s), all test images"),
         (
-            {"evaluation": Evaluation(stages=BAB, bab_seconds=None, bab_branches=2000, test_images=1000)},
+            {"evaluation": {"stages": BAB, "bab_seconds": None, "bab_branches": 2000, "test_images": 1000}},
             "ibp > bab (2,000 branches), first 1,000 test images",
         ),
         (
-            {"evaluation": Evaluation(stages=BAB, bab_seconds=5.0, bab_trial_seconds=30.0)},
+            {"evaluation": {"stages": BAB, "bab_seconds": 5.0, "bab_total_seconds": 30.0}},
             "ibp > bab (5 s, 30 s in all), all test images",
         ),
-        ({"validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),
+        ({"evaluation": HELD_OUT, "validation_images": 500}, "ibp > crown-ibp > alpha-crown, 500 held-out images"),
     ],
 )
 def test_rows_evaluated_by_other_stages_or_on_other_images_never_share_a_section(sweep, change, stages):
@@ -227,8 +227,8 @@ def test_rows_evaluated_by_other_stages_or_on_other_images_never_share_a_section
     sections = {section.heading: section.own["model"].tolist() for section in build_leaderboard(sweep).sections}
     default = "ibp > crown-ibp > alpha-crown, all test images"
     assert sections == {
-        f"cifar10, eps 8/255, profile full, {default}": ["cnn7"],
-        f"cifar10, eps 8/255, profile full, {stages}": ["cnn5"],
+        f"cifar10, profile full, eps 8/255, {default}": ["cnn7"],
+        f"cifar10, profile full, eps 8/255, {stages}": ["cnn5"],
     }
 
 
@@ -241,7 +241,7 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
         "mnist,8/255,CNN-7,IBP,33.16,47.15,wrong data\n",
     )
     add(sweep, metrics(64.9))
-    add(sweep, metrics(60.0), profile="cpu")
+    add(sweep, metrics(60.0), profile="cpu", width=0.5)
     leaderboard = write_leaderboard(sweep)
     full, reduced = leaderboard.sections
     assert full.cells["source"].tolist() == ["abstract", "", "Shi et al. 2021"]  # by rank

@@ -4,14 +4,14 @@ import csv
 from pathlib import Path
 
 import pytest
-from made_trials import add, metrics, publish, text
+from made_networks import add, metrics, publish, text
 
 from baselines.datasets import DATASETS
 from harness.common.errors import InputError
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.literature import ALLOWED, read_literature
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import Evaluation, Radius
+from harness.settings import Radius
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -69,7 +69,7 @@ def papers_sentences(sweep):
 
 def test_the_best_rows_of_papers_are_named_with_what_compares(sweep):
     publish(sweep, PAPERS, *KINDS)
-    add(sweep, metrics(), evaluation=Evaluation().replace(stages=["ibp", "bab"], bab_seconds=1.0))
+    add(sweep, metrics(), evaluation={"stages": ("ibp", "bab"), "bab_seconds": 1.0})
     assert papers_sentences(sweep) == [
         "The best number of a ReLU network from papers: 64.00 % (62.50 % if all undecided images were certified), "
         "CNN-7 MTL-IBP Palma (complete verifier); of any network: 58.00 %, SortNet Zhang (Lipschitz verifier, no ReLU "
@@ -124,7 +124,7 @@ def test_papers_are_compared_with_rows_of_full_size_and_the_same_kind_of_verifie
 
 def test_one_paper_is_the_best_of_both(sweep):
     publish(sweep, "cifar10,8/255,CNN-7,IBP,50,66,Shi,yes,,,IBP,,,\n", *KINDS)
-    add(sweep, metrics(), evaluation=Evaluation().replace(stages=["ibp"]))
+    add(sweep, metrics(), evaluation={"stages": ("ibp",)})
     assert papers_sentences(sweep) == [
         "The best number from papers, of a ReLU network: 66.00 %, CNN-7 IBP Shi (IBP verifier).",
         "Each row here can be compared with it: same data set, eps, size and kind of verifier (IBP).",

@@ -1,7 +1,7 @@
 """The sentence under a leaderboard: which row is best, which rows it beats, or that seeds are too few."""
 
 import pytest
-from made_trials import RIGHT, WRONG, add_errors, add_verdicts
+from made_networks import RIGHT, WRONG, add_errors, add_verdicts
 
 from harness.leaderboard.table import build_leaderboard
 

@@ -13,7 +13,7 @@ from cerdeq.bounds import trace
 from harness.attacks.objectives import margins
 from harness.attacks.pgd import worst_point
 from harness.methods import METHODS, make_method
-from harness.settings import Evaluation
+from harness.settings import EvaluationSettings
 from harness.training.initialise import initialise
 
 every_method = pytest.mark.parametrize("method", [make_method(name, {}) for name in METHODS], ids=list(METHODS))
@@ -50,7 +50,7 @@ def test_lower_bounds_are_the_public_ones_and_below_what_an_attack_finds(name, m
     assert (losses.lower >= lower - tolerance).all()
     if not method.linear:
         assert (losses.lower <= lower + tolerance).all()
-    attack, indices = Evaluation(attack_steps=5, attack_restarts=1), torch.arange(len(batch.x))
+    attack, indices = EvaluationSettings(attack_steps=5, attack_restarts=1), torch.arange(len(batch.x))
     worst = worst_point(network, batch.x, batch.labels, EPS, attack, 0, indices)
     assert (losses.lower.amin(1) <= margins(network(worst), batch.labels)).all()
 

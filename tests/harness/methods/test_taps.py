@@ -14,7 +14,7 @@ from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, points_of, trace, values_of
 from harness.common.errors import InputError
 from harness.config.buildable import check_buildable
-from harness.config.training import Trial
+from harness.config.training import Training
 from harness.data import load
 from harness.methods import make_method
 from harness.methods.certified import IBP
@@ -35,17 +35,9 @@ def network_of(name="cnn5"):
 
 
 def config_of(method, **options):
-    train = Recipe(**RECIPE)
-    trial = {
-        "sweep": "s",
-        "dataset": "digits",
-        "eps": "1/32",
-        "seed": 0,
-        "profile": "full",
-        "model": "cnn5",
-        "width": 0.1,
-    }
-    return Trial(**trial, method=method, method_options=options, train=train)
+    train = Recipe(**RECIPE, eps="1/32")
+    network = {"dataset": "digits", "seed": 0, "model": "cnn5", "width": 0.1}
+    return Training(**network, method=method, method_options=options, train=train)
 
 
 def attacked(method, program, batch):
@@ -178,11 +170,11 @@ def test_residual_blocks_are_not_divided():
 
 
 def test_a_classifier_with_too_many_relus_is_refused_before_training():
-    check_buildable(config_of("taps", classifier_relus=3))
+    check_buildable(config_of("taps", classifier_relus=3), [])
     with pytest.raises(
         InputError, match="method_options: classifier_relus: found 4, allowed: so few of the network's 4"
     ):
-        check_buildable(config_of("taps", classifier_relus=4))
+        check_buildable(config_of("taps", classifier_relus=4), [])
 
 
 def test_bounds_train_while_eps_grows():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from onnx_writer import export_onnx
 from safetensors.torch import save_file
-from small_sweep import changed, load_sweep, refusal, trials_of, write
+from small_sweep import changed, load_sweep, refusal, trainings_of, write
+from torch import nn
 
-from baselines import build
+from baselines import build, registry
 from cerdeq.equilibrium import fold
 from harness.pretrained.network_file import digest_of
 from harness.pretrained.weights import read_weights
@@ -36,10 +38,10 @@ def content(*changes, model="conv", checkpoint="net.pt", **keys):
 
 
 def read(directory, sweep):
-    """The weights of the sweep's only trial."""
+    """The weights of the sweep's only network."""
     loaded = load_sweep(write(directory, sweep), "full", True)
-    (trial,) = loaded.trials
-    return read_weights(loaded.checkpoints[trial.checkpoint.sha256], trial)
+    (training,) = loaded.trainings
+    return read_weights(loaded.checkpoints[training.checkpoint.sha256], training)
 
 
 @pytest.fixture
@@ -69,51 +71,54 @@ def test_an_onnx_file_is_a_checkpoint_of_its_own_network(tmp_path):
 
 
 def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
-    """The copy in a trial's folder once lacked them, though the sweep was accepted."""
+    """The copy in a network's folder once lacked them, though the sweep was accepted."""
     path, copy = tmp_path / "net.onnx", tmp_path / "copy" / "source.checkpoint"
     export_onnx(build("conv", "digits", WIDTH)[1:].eval(), path, (1, 8, 8))
     keys = {"model": "onnx", "width": 1, "options": {"file": str(path)}, "checkpoint": "net.onnx"}
     own = read(tmp_path, content(**keys))
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
     loaded = load_sweep(write(tmp_path, content(**keys)), "full", True)
-    (trial,) = loaded.trials
-    copy_network_file(trial.checkpoint, loaded.checkpoints[trial.checkpoint.sha256], copy)
-    assert digest_of(copy.read_bytes()) == trial.checkpoint.sha256
+    (training,) = loaded.trainings
+    copy_network_file(training.checkpoint, loaded.checkpoints[training.checkpoint.sha256], copy)
+    assert digest_of(copy.read_bytes()) == training.checkpoint.sha256
     data = tmp_path / "net.onnx.data"
     expected = bytes(data.read_bytes())
     data.write_bytes(bytes(len(expected)))
-    assert trials_of(tmp_path, content(**keys))[0].checkpoint.sha256 != trial.checkpoint.sha256
+    assert trainings_of(tmp_path, content(**keys))[0].checkpoint.sha256 != training.checkpoint.sha256
     data.write_bytes(expected)
-    weights = read_weights(copy, trial)
+    weights = read_weights(copy, training)
     assert all(torch.equal(weights[name], own[name]) for name in own)
 
 
-def test_a_trial_has_the_file_s_digest_and_one_seed(tmp_path, saved):
-    (trial,) = trials_of(tmp_path, content(source=SOURCE))
-    assert (trial.method, trial.epochs, trial.seed) == ("trained elsewhere", 0, 0)
-    assert (trial.checkpoint.file, trial.checkpoint.sha256) == ("net.pt", digest_of((tmp_path / "net.pt").read_bytes()))
-    assert (trial.source.method, trial.source.certified_accuracy) == ("Box", 80)
+def test_a_network_has_the_file_s_digest_and_one_seed(tmp_path, saved):
+    (training,) = trainings_of(tmp_path, content(source=SOURCE))
+    assert (training.method, training.epochs, training.seed, training.train.eps) == ("trained elsewhere", 0, 0, None)
+    file = training.checkpoint
+    assert (file.file, file.sha256) == ("net.pt", digest_of((tmp_path / "net.pt").read_bytes()))
+    assert (training.source.method, training.source.certified_accuracy) == ("Box", 80)
     assert_same(read(tmp_path, content()), saved)
     trained = {"model": "cnn5", "method": "ibp"}
     mixed = changed(("trials", [content()["trials"][0], trained]), ("seeds", [3, 4]))
-    assert [(t.model, t.seed) for t in trials_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
+    assert [(t.model, t.seed) for t in trainings_of(tmp_path, mixed)] == [("conv", 3), ("cnn5", 3), ("cnn5", 4)]
 
 
-def test_the_recipe_of_other_trials_does_not_change_it(tmp_path, saved):
-    (alone,) = trials_of(tmp_path, content())
+def test_neither_the_recipe_of_others_nor_the_radius_changes_it(tmp_path, saved):
+    (alone,) = trainings_of(tmp_path, content())
     entries = [content()["trials"][0], {"model": "cnn5", "method": "ibp"}]
-    beside = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77)))[0]
-    assert beside == alone
+    beside = trainings_of(tmp_path, changed(("trials", entries), ("seeds", [0]), ("train_images", 77), ("eps", "1/9")))[
+        0
+    ]
+    assert beside == alone and beside.key("data") == alone.key("data")
 
 
-def test_another_file_is_another_trial_and_another_folder_is_not(tmp_path, saved):
-    (first,) = trials_of(tmp_path, content())
+def test_another_file_is_another_network_and_another_folder_is_not(tmp_path, saved):
+    (first,) = trainings_of(tmp_path, content())
     (tmp_path / "below").mkdir()
     os.rename(tmp_path / "net.pt", tmp_path / "below/net.pt")
-    (moved,) = trials_of(tmp_path, content(checkpoint="below/net.pt"))
+    (moved,) = trainings_of(tmp_path, content(checkpoint="below/net.pt"))
     assert moved == first
     torch.save(state(), tmp_path / "net.pt")
-    assert trials_of(tmp_path, content())[0] != first
+    assert trainings_of(tmp_path, content())[0] != first
 
 
 def test_safetensors_prefixes_nested_mappings_and_normalisation(tmp_path, saved):
@@ -149,6 +154,98 @@ def test_by_order_takes_a_plain_sequential(tmp_path, saved):
     message = refusal(tmp_path, content())
     assert "the file has no tensor conv.weight (" in message and "it has 0.weight" in message
     assert "write `keys: by-order`" in message
+
+
+def own_module(shape, classes, width):
+    return OwnModule(shape, classes)
+
+
+class OwnModule(nn.Module):
+    """Two parts, one of them wrapped alone, as in ImageNet's example of VGG."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(shape[0], 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+        self.head = nn.Linear(2 * 36, classes)
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))
+
+
+WRAPPERS = {
+    "bare": "{}",
+    "of DataParallel": "module.{}",
+    "of torch.compile in DataParallel": "module._orig_mod.{}",
+    "of the harness": "network.{}",
+}
+
+
+@pytest.mark.parametrize("has_counters", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_wrapper_s_name_and_counters_of_batches_are_not_the_user_s_business(
+    tmp_path, monkeypatch, wrapper, has_counters
+):
+    """Files of torch 0.3 and 0.4 have no counters: torch's strict=True takes them."""
+    monkeypatch.setitem(registry._BUILDERS, "own", own_module)
+    module = own_module((1, 8, 8), 10, 1)
+    torch.nn.init.uniform_(module.features[1].running_mean)
+    saved = {name: tensor for name, tensor in module.state_dict().items() if has_counters or "num_b" not in name}
+    wrapped = {WRAPPERS[wrapper].format(name): tensor for name, tensor in saved.items()}
+    if not has_counters:
+        wrapped = {name.replace("features.", "features.module."): tensor for name, tensor in wrapped.items()}
+    torch.save(wrapped, tmp_path / "net.pt", _use_new_zipfile_serialization=has_counters)
+    for keys in ("by-name", "by-order"):
+        weights = read(tmp_path, content(model="own", width=1, checkpoint={"file": "net.pt", "keys": keys}))
+        assert_same(weights, {f"network.{name}": tensor for name, tensor in module.state_dict().items()})
+
+
+class Clash(nn.Module):
+    """`module.bias` and `bias` are two tensors."""
+
+    def __init__(self, shape, classes, width):
+        super().__init__()
+        self.module, self.bias = nn.Linear(64, 10), nn.Parameter(torch.rand(10))
+
+    def forward(self, x):
+        return self.module(x.flatten(1)) + self.bias
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_attribute_called_like_a_wrapper_is_kept_where_names_would_clash(tmp_path, monkeypatch, wrapper):
+    monkeypatch.setitem(registry._BUILDERS, "own", Clash)
+    own = Clash((1, 8, 8), 10, 1).state_dict()
+    torch.save({WRAPPERS[wrapper].format(name): tensor for name, tensor in own.items()}, tmp_path / "net.pt")
+    weights = read(tmp_path, content(model="own", width=1))
+    assert_same(weights, {f"network.{name}": tensor for name, tensor in own.items()})
+
+
+@pytest.mark.parametrize(
+    ("wrap", "hint"),
+    [
+        (
+            lambda own: {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in own.items()}},
+            "write `prefix: state_dict.`",
+        ),
+        (
+            lambda own: {"model": own, "ema": {"shadow": own | {"decay": torch.ones(1)}}},
+            "write `prefix: model.` or `prefix: ema.shadow.`",
+        ),
+        (
+            lambda own: {"net": dict(enumerate(own.values())), "optimiser": own["conv.bias"]},
+            "write `prefix: net.` with `keys: by-order`",
+        ),
+        (lambda own: dict(enumerate(own.values())), "write `keys: by-order`"),
+        (lambda own: {"net": dict(list(own.items())[1:])}, "If only the names differ, write `keys: by-order`"),
+    ],
+)
+def test_the_hint_names_the_prefix_that_fits(tmp_path, wrap, hint):
+    own = state()
+    torch.save(wrap(own), tmp_path / "net.pt")
+    message = refusal(tmp_path, content())
+    assert "the file has no tensor conv.weight" in message and f"{hint} (network" in message, message
+    if "prefix" in hint:
+        keys = {"prefix": re.search("prefix: (.*?)`", hint)[1], "keys": "by-order" if "order" in hint else "by-name"}
+        assert_same(read(tmp_path, content(checkpoint={"file": "net.pt", **keys})), own)
 
 
 class Code:
@@ -316,8 +413,8 @@ def test_lists_of_files_and_sources_advance_together(tmp_path, saved):
     keys = {"file": ["net.pt", "other.pt"], "mean": [0.5], "std": [0.5], "ignore": []}
     source = {"paper": "Someone", "method": ["Box", "Zono"], "certified_accuracy": [80, None]}
     zipped = ["checkpoint.file", "source.method", "source.certified_accuracy"]
-    trials = trials_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
-    found = [(t.checkpoint.file, t.source.method, t.source.certified_accuracy) for t in trials]
+    trainings = trainings_of(tmp_path, content(checkpoint=keys, source=source, zip=zipped))
+    found = [(t.checkpoint.file, t.source.method, t.source.certified_accuracy) for t in trainings]
     assert found == [("net.pt", "Box", 80), ("other.pt", "Zono", None)]
 
 

@@ -6,24 +6,49 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
-from harness.config.training import Trial
+from harness.config.training import Training
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import EvaluationResult
-from harness.settings import Evaluation, Recipe
-from harness.storage import files, folder, training_record
+from harness.leaderboard.table import build_leaderboard
+from harness.report.figures.section_data import SectionData
+from harness.settings import Evaluation, Radius, Recipe
+from harness.storage import folder, training_record
 
 STAGES = ("ibp", "crown-ibp")
+EVALUATION = Evaluation(eps=Radius("1/16"), stages=STAGES)
 IMAGES = 200
 LAYERS = {"cnn5": 3, "cnn7": 5, "cerdeq": 4}
 
 
-def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warnings=(), **config):
-    """A finished trial; `certified`: which of its images are, the others are misclassified or unknown by halves."""
-    base = {"dataset": "digits", "eps": "1/16", "profile": "full", "model": model, "method": method, "seed": seed}
-    base["evaluation"] = Evaluation(stages=STAGES)
-    trial = folder.make_trial(Trial(sweep=sweep.name, **(base | config)), "data")
-    path = folder.trial_dir(sweep, trial.key)
-    files.write_json(path / folder.TRIAL, folder.trial_json(trial))
+def add(
+    sweep,
+    certified,
+    *,
+    model="cnn5",
+    method="ibp",
+    seed=0,
+    epochs=3,
+    warnings=(),
+    profile="full",
+    is_main=True,
+    eps="1/16",
+    evaluation=(),
+    **config,
+):
+    """A finished evaluation of a network; `certified`: which of its images are, the others are misclassified or unknown
+    by halves.
+
+    is_main: as in study.json. eps: of the evaluation; training has 1/16. evaluation: its changed settings.
+    """
+    train = config.pop("train", Recipe())
+    train = train.replace(eps=train.eps or Radius("1/16"))
+    config = Training(dataset="digits", model=model, method=method, seed=seed, train=train, **config)
+    record, evaluation = folder.make_record(config, "data"), EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
+    network_dir = folder.network_dir(sweep, record.key)
+    folder.begin_network(network_dir, record)
+    path = folder.begin_evaluation(network_dir, evaluation)
+    if is_main:
+        folder.add_to_study(network_dir, profile, evaluation)
     certified = np.asarray(certified)
     wrong = (~certified).cumsum() <= (~certified).sum() // 2
     kinds = np.where(certified, 0, np.where(wrong, 1, 2))
@@ -32,8 +57,9 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     table[names.STAGE] = np.array(["ibp", "clean", "none"])[kinds]
     table[names.WIDTH] = np.linspace(0.1, 3, len(table))
     table.to_parquet(path / folder.VERDICTS)
-    for epoch in range(epochs):
-        training_record.write_epoch(path, _epoch(model, epoch))
+    if not (network_dir / folder.EPOCHS).exists():
+        for epoch in range(epochs):
+            training_record.write_epoch(network_dir, _epoch(model, epoch))
     layers = _widths(model, 0.5 + seed / 10)
     for number, layer in enumerate(_names(model), start=1):
         layers |= {names.layer_unstable(layer): 10.0 * number, names.layer_inactive(layer): 5.0}
@@ -41,7 +67,9 @@ def add(sweep, certified, *, model="cnn5", method="ibp", seed=0, epochs=3, warni
     measured = final_metrics(EvaluationResult(table, layers, 0.0, 1.0, seconds, {}), STAGES)
     measured |= {names.PARAMETERS: 1000.0 * LAYERS[model], names.TRAIN_SECONDS: 10.0, names.EVALUATION_SECONDS: 10.0}
     measured |= {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
-    folder.write_result(path, folder.TrialResult(trial.key, measured, {"torch": "2.11"}, {}, list(warnings)))
+    folder.write_trained(network_dir, folder.Result(record.key, {}, {}, {}, []))
+    key = f"{record.key}/{evaluation.key}"
+    folder.write_result(path, folder.Result(key, measured, {"torch": "2.11"}, {}, list(warnings)))
     return path
 
 
@@ -73,9 +101,9 @@ def make(sweep):
     """Two explicit networks and CerDEQ, by two methods, three seeds."""
     for seed in range(3):
         for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
-            options = {"depth": 5} if model == "cnn5" else {}
-            add(sweep, right(count + seed * len(model), seed), model=model, seed=seed, options=options)
-            add(sweep, right(count - 5 - seed, seed), model=model, method="crown-ibp", seed=seed, options=options)
+            for method, depth, more in (("ibp", 5, seed * len(model)), ("crown-ibp", 3, -5 - seed)):
+                options = {"depth": depth} if model == "cnn5" else {}
+                add(sweep, right(count + more, seed), model=model, method=method, seed=seed, options=options)
     return sweep
 
 
@@ -89,3 +117,9 @@ def make_many(sweep, rows, seeds, images=1000, epochs=20):
         train = Recipe(learning_rate=rate)
         add(sweep, certified, model=model, method=method, seed=seed, epochs=epochs, train=train)
     return sweep
+
+
+def section_of(sweep):
+    """What figures draw: the first section of a sweep's page."""
+    sections = build_leaderboard(sweep).sections
+    return SectionData(sections[0], sections)

@@ -14,7 +14,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Evaluation, Radius
+from harness.settings import Radius
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -179,7 +179,7 @@ def test_the_kind_of_verifier_of_own_rows_is_that_of_the_leaderboard_s_section(t
     write_papers(tmp_path)
     kinds = {("ibp",): "IBP", ("ibp", "crown-ibp"): "linear bounds", ("ibp", "bab"): "complete"}
     for seed, stages in enumerate(kinds):
-        add(tmp_path / "study", right(100), seed=seed, evaluation=Evaluation(stages=stages))
+        add(tmp_path / "study", right(100), seed=seed, evaluation={"stages": stages})
     sections = build_leaderboard(tmp_path / "study").sections
     assert sorted(section.verifier for section in sections) == sorted(kinds.values())
     rows = read_rows(tmp_path)
@@ -264,7 +264,7 @@ def test_the_command_writes_the_page_and_refuses_bad_files_in_one_line(tmp_path,
     assert capsys.readouterr().err.count("\n") == 2
 
 
-@pytest.mark.parametrize("file", ["trials.parquet", "verdicts.parquet"])
+@pytest.mark.parametrize("file", ["evaluations.parquet", "verdicts.parquet"])
 def test_a_damaged_study_ends_the_command_in_one_line_that_names_it(tmp_path, capsys, file):
     write_papers(tmp_path)
     study = tmp_path / "published/reduced-mnist"

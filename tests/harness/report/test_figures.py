@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_studies import add, make, make_many, right
+from made_studies import add, make, make_many, right, section_of
+from matplotlib.colors import to_hex
 from safetensors.torch import save_file
 
 from harness.attacks.counterexamples import pack
@@ -19,15 +20,17 @@ from harness.report.figures import error_figures, images, networks, style, train
 from harness.report.figures.catalogue import FIGURES, figures_of
 from harness.report.figures.section_data import SectionData
 from harness.settings import Recipe
-from harness.storage import folder
+from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ELSEWHERE = {"counterexamples", "search", "importance", "length"}  # the study has no images, search or second length
+ELSEWHERE = {"counterexamples", "search", "importance", "length", "radii"}
+"""Figures that the study lacks: it has no images, no search, one length and one eps."""
 
 
-def section_of(sweep):
-    return SectionData(build_leaderboard(sweep).sections[0])
+def copy_golden(tmp_path):
+    """The folder of the evaluation of a golden network, copied to a sweep's directory."""
+    return next((shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/networks/x") / folder.EVALUATIONS).iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -116,27 +119,75 @@ def test_depth_shows_widths_before_and_after_training(drawn):
     before, after = drawn["depth"].axes
     assert before.get_yscale() == after.get_yscale() == "log"
     points = {(x, y) for line in before.lines if line.get_marker() != "None" for x, y in line.get_xydata()}
-    assert points == {(5.0, 5000.0), (6.0, 5000.0)}
+    assert points == {(3.0, 5000.0), (5.0, 5000.0), (6.0, 5000.0)}
     assert sum(list(line.get_xdata()) == [0, 1] for line in before.lines) == 2  # cerdeq by two methods
 
 
 def test_depth_has_a_point_for_each_row_and_joins_none_of_one_depth(tmp_path):
-    for epochs, model in ((10, "cnn5"), (40, "cnn5"), (10, "cnn7")):
+    for epochs, model, depth in ((10, "cnn5", 5), (40, "cnn5", 5), (10, "cnn7", 7), (10, "cnn7", 9)):
         train = Recipe(epochs=epochs, ramp_epochs=epochs // 2, decay_epochs=(epochs - 2,))
-        add(tmp_path / "study", right(100 + epochs), model=model, train=train)
+        add(tmp_path / "study", right(100 + epochs - depth), model=model, train=train, options={"depth": depth})
     data = section_of(tmp_path / "study")
-    data.trials[names.BOUND_WIDTH] = [1.0, 100.0, 3.0]
+    data.trials[names.BOUND_WIDTH] = [1.0, 100.0, 3.0, 4.0]
     _, after = networks.depth(data).axes
-    (five, seven) = sorted(after.lines, key=lambda line: -len(line.get_xdata()))
-    assert sorted(five.get_ydata()) == [1, 100] and five.get_linestyle() == "None"
-    assert len(set(five.get_xdata())) == 1
-    assert list(seven.get_ydata()) == [3]
+    assert [list(line.get_xdata()) for line in after.lines if line.get_marker() == "None"] == [[7, 9]]
+    points = sorted(tuple(point) for line in after.lines if line.get_marker() != "None" for point in line.get_xydata())
+    assert points == [(5, 1), (5, 100), (7, 3), (9, 4)]
+
+
+def test_two_depths_make_no_figure(tmp_path):
+    for depth in (5, 7):
+        add(tmp_path / "study", right(100 - depth), options={"depth": depth})
+    assert networks.depth(section_of(tmp_path / "study")) is None
+
+
+@pytest.mark.parametrize(("missed", "is_shown"), [(1e-6, False), (2.0, True)])
+def test_a_missed_radius_is_shown_where_it_is_more_than_rounding(tmp_path, missed, is_shown):
+    network_dir = folder.network_of(add(tmp_path / "study", right(100), model="cerdeq"))
+    rows = training_record.read_epochs(network_dir)
+    (network_dir / folder.EPOCHS).unlink()
+    for row in rows:
+        row |= {names.in_training(names.MISSED_RADIUS): missed * row[names.EPOCH]}
+        training_record.write_epoch(network_dir, row)
+    titles = [axes.get_title("left") for axes in training.curves(section_of(tmp_path / "study")).axes]
+    assert ("missed radius, %" in titles) == is_shown
+
+
+RADII = ("1/8", "1/16", "1/32")  # 1/16 is that of the main evaluation
+
+
+def test_certified_errors_against_eps_are_a_line_for_each_row_once_on_the_page(tmp_path):
+    """A section that differs in more than eps has no point; one without a row gives it a shorter label elsewhere."""
+    for seed, eps in product(range(2), RADII):
+        steps = {"is_main": eps == "1/16", "eps": eps, "seed": seed}
+        add(tmp_path / "study", right(100 + 10 * RADII.index(eps) + 2 * seed), **steps)
+        if eps != "1/32":
+            add(tmp_path / "study", right(80), train=Recipe(epochs=200), **steps)
+    add(tmp_path / "study", right(10), evaluation={"attack_steps": 50}, is_main=False)
+    sections = build_leaderboard(tmp_path / "study").sections
+    figures = [error_figures.radii(SectionData(section, sections)) for section in sections]
+    assert [str(section.eps) for section in sections][:1] == ["1/16"]
+    assert [figure is not None for figure in figures] == [True, False, False, False]
+    (axes,) = figures[0].axes
+    points = {len(line.get_xdata()): line.get_xydata() for line in axes.lines}
+    assert points[3] == pytest.approx(np.array([[1 / 32, 39.5], [1 / 16, 44.5], [1 / 8, 49.5]]))
+    assert points[2] == pytest.approx(np.array([[1 / 16, 60.0], [1 / 8, 60.0]]))
+    bars = [bar.get_segments() for bar in axes.collections]
+    assert np.ptp(np.array(bars[0])[:, :, 1], axis=1) == pytest.approx([2**0.5] * 3)
+    assert sorted(text.get_text() for text in axes.get_xticklabels()) == sorted(RADII)
+    assert len(figures[0].legends[0].get_texts()) == 2
+
+
+def test_two_radii_make_no_figure(tmp_path):
+    for eps in RADII[1:]:
+        add(tmp_path / "study", right(100), eps=eps)
+    assert error_figures.radii(section_of(tmp_path / "study")) is None
 
 
 def test_curves_are_those_of_the_best_rows_that_were_trained_here(tmp_path):
     for number in range(len(style.COLOURS)):
         path = add(tmp_path / "study", right(190 - number), model="cnn7", options={"depth": number + 2})
-        (path / folder.EPOCHS).unlink()
+        (folder.network_of(path) / folder.EPOCHS).unlink()
     add(tmp_path / "study", right(20))
     figure = training.curves(section_of(tmp_path / "study"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cnn5 ibp"]
@@ -167,9 +218,8 @@ def test_length_joins_no_schedules_of_one_length(tmp_path):
 
 
 def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
-    shutil.copytree(GOLDEN / "cnn5", tmp_path / "golden/trials/x")
     point = torch.full((1, 8, 8), 32767, dtype=torch.int16)
-    save_file({"3": point, "10": pack(-point)}, tmp_path / "golden/trials/x" / folder.COUNTEREXAMPLES)
+    save_file({"3": point, "10": pack(-point)}, copy_golden(tmp_path) / folder.COUNTEREXAMPLES)
     figure = images.counterexamples(section_of(tmp_path / "golden"))
     assert [axes.get_title().split(":")[0] for axes in figure.axes[:2]] == ["3", "10"]
     original, adversarial, difference = (figure.axes[row * 2].images[0].get_array() for row in range(3))
@@ -179,21 +229,20 @@ def test_adversarial_examples_are_shown_with_the_network_s_prediction(tmp_path):
 
 @pytest.mark.parametrize("stored", [{"3": torch.ones(3)}, {"3/x": torch.ones(1)}, {"5000": torch.ones(1, 8, 8)}])
 def test_adversarial_examples_that_cannot_be_read_are_named(tmp_path, stored):
-    trial_dir = tmp_path / "golden/trials/x"
-    shutil.copytree(GOLDEN / "cnn5", trial_dir)
-    save_file({name: tensor.to(torch.int16) for name, tensor in stored.items()}, trial_dir / folder.COUNTEREXAMPLES)
-    with pytest.raises(DamagedFileError, match=str(trial_dir)):
+    path = copy_golden(tmp_path)
+    save_file({name: tensor.to(torch.int16) for name, tensor in stored.items()}, path / folder.COUNTEREXAMPLES)
+    with pytest.raises(DamagedFileError, match=str(path)):
         images.counterexamples(section_of(tmp_path / "golden"))
 
 
 @pytest.mark.parametrize("name", [folder.COUNTEREXAMPLES, folder.EPOCHS])
 def test_where_a_figure_cannot_be_drawn_the_reason_is_given_and_the_others_are_there(tmp_path, name):
-    trial_dir = tmp_path / "golden/trials/x"
-    shutil.copytree(GOLDEN / "cnn5", trial_dir)
-    (trial_dir / name).write_text("junk")
+    path = copy_golden(tmp_path)
+    damaged = path / name if name == folder.COUNTEREXAMPLES else folder.network_of(path) / name
+    damaged.write_text("junk")
     figures = {kind.name: figure for kind, figure in figures_of(section_of(tmp_path / "golden"))}
     reasons = [figure for figure in figures.values() if isinstance(figure, str)]
-    assert reasons and all(str(trial_dir) in reason for reason in reasons)
+    assert reasons and all(str(damaged.parent) in reason for reason in reasons)
     assert not isinstance(figures["tradeoff"], str)
 
 
@@ -202,6 +251,35 @@ def test_each_row_looks_the_same_in_all_figures_and_no_two_alike(data, drawn):
     assert len(set(looks.values())) == len(looks) == 6
     lines = {(line.get_color(), line.get_marker()) for line in drawn["curves"].axes[0].lines}
     assert lines == set(looks.values())
+
+
+@pytest.mark.parametrize("name", ["stages", "relus"])
+def test_parts_of_bars_have_no_colour_of_a_row(drawn, name):
+    colours = {to_hex(patch.get_facecolor()) for axes in drawn[name].axes for patch in axes.patches}
+    assert len(colours) >= 3 and not colours & set(style.COLOURS)
+
+
+@pytest.mark.parametrize("name", ["seeds", "layers", "depth"])
+def test_colours_of_rows_mean_those_rows(data, drawn, name):
+    def used(axes):
+        yield from (line.get_color() for line in axes.lines)
+        yield from (to_hex(colour) for points in axes.collections for colour in points.get_facecolor())
+
+    colours = {colour for axes in drawn[name].axes for colour in used(axes)} & set(style.COLOURS)
+    assert colours == {look["color"] for look in data.looks.values()}
+
+
+def test_a_row_looks_the_same_in_all_sections_of_a_page(tmp_path):
+    for eps, order in (("1/16", 1), ("1/8", -1)):
+        for number in range(10):
+            learning = Recipe(learning_rate=1e-4 * (1 + number))
+            add(tmp_path / "study", right(100 + 5 * order * number), train=learning, eps=eps, is_main=eps == "1/16")
+    add(tmp_path / "study", right(100), model="cnn7", profile="cpu")
+    main, other, cpu = build_leaderboard(tmp_path / "study").sections
+    looks = SectionData(main, [main, other, cpu]).looks
+    assert [looks[label]["color"] for label in main.labels] == [*style.COLOURS, style.GREY, style.GREY]
+    assert sorted(main.labels) == sorted(other.labels) and main.labels != other.labels
+    assert looks[cpu.labels[0]]["color"] == style.COLOURS[0]
 
 
 def test_layers_stand_in_each_network_s_own_order(drawn):

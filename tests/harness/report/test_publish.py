@@ -12,22 +12,23 @@ from made_studies import add, right
 from harness import publish
 from harness.command_line import INTERRUPTED, main
 from harness.leaderboard.changed import changed_files
-from harness.leaderboard.rows import read_trials
+from harness.leaderboard.rows import read_rows
 from harness.storage import folder, parquet, study_tables
 from harness.storage.parquet import read_table
 
 
 @pytest.fixture
 def study(tmp_path):
-    """Two finished trials with all files that a trial leaves, and one without a result."""
+    """Two finished evaluations with all files that they and their networks leave, and one without a result."""
     sweep = tmp_path / "results/study"
-    trial_dirs = [add(sweep, right(100, seed), seed=seed) for seed in range(3)]
-    for path in trial_dirs:
-        for name in (folder.CHECKPOINT, folder.WEIGHTS, folder.COUNTEREXAMPLES):
-            (path / name).write_bytes(bytes(1000))
-        folder.write_chosen(path, {"text": "a search", "search": "tpe-0"})
-    (trial_dirs[2] / folder.RESULT).unlink()
-    return sweep, trial_dirs, tmp_path / "published"
+    evaluation_dirs = [add(sweep, right(100, seed), seed=seed) for seed in range(3)]
+    for path in evaluation_dirs:
+        network_dir = folder.network_of(path)
+        for file in (network_dir / folder.CHECKPOINT, network_dir / folder.WEIGHTS, path / folder.COUNTEREXAMPLES):
+            file.write_bytes(bytes(1000))
+        folder.write_chosen(network_dir, {"text": "a search", "search": "tpe-0"})
+    (evaluation_dirs[2] / folder.RESULT).unlink()
+    return sweep, evaluation_dirs, tmp_path / "published"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def published(study):
     """A study published before."""
     _, _, target = study
     (target / "study").mkdir(parents=True)
-    (target / "study/trials.parquet").write_text("")
+    (target / "study/evaluations.parquet").write_text("")
     (target / "study/old").write_text("")
     return lambda: [str(path.relative_to(target)) for path in target.rglob("*")]
 
@@ -44,27 +45,34 @@ def run(sweep, target, *options):
     return main("publish", [str(sweep), "--to", str(target), *options])
 
 
-def test_results_are_copied_with_the_proofs_of_selected_trials(study, published, capsys):
-    sweep, trial_dirs, target = study
-    result = folder.read_result(trial_dirs[0])
+def test_results_are_copied_with_the_proofs_of_selected_networks(study, published, capsys):
+    sweep, evaluation_dirs, target = study
+    result = folder.read_result(evaluation_dirs[0])
     data = {"name": "cifar10", "directory": "/home/me/data"}
-    folder.write_result(trial_dirs[0], dataclasses.replace(result, data=data))
+    folder.write_result(evaluation_dirs[0], dataclasses.replace(result, data=data))
     assert run(sweep, target, "--weights", "* seed 1") == 0
-    assert "2 trials, 1 unfinished ones skipped, 1 with their weights" in capsys.readouterr().out
-    files = {folder.TRIAL, folder.EPOCHS, folder.CHOSEN, folder.VERDICTS}
-    proofs = {folder.WEIGHTS, folder.COUNTEREXAMPLES}
-    for path, names in ((trial_dirs[0], files), (trial_dirs[1], files | proofs)):
-        copy = target / "study/trials" / path.name
-        assert {file.name for file in copy.iterdir()} == names | {folder.RESULT}
-        assert all((copy / name).read_bytes() == (path / name).read_bytes() for name in names - {folder.VERDICTS})
+    assert "2 networks, 1 unfinished ones skipped, 1 with their weights" in capsys.readouterr().out
+    changed, of_network = {folder.RESULT, folder.VERDICTS, folder.TRAINED}, {folder.EVALUATIONS}
+    of_network |= {folder.TRAINING, folder.STUDY, folder.TRAINED, folder.EPOCHS, folder.CHOSEN}
+    of_evaluation = {folder.EVALUATION, folder.RESULT, folder.VERDICTS}
+    for path, weights, counterexamples in (
+        (evaluation_dirs[0], set(), set()),
+        (evaluation_dirs[1], {folder.WEIGHTS}, {folder.COUNTEREXAMPLES}),
+    ):
+        copy = target / "study" / path.relative_to(sweep)
+        assert {file.name for file in folder.network_of(copy).iterdir()} == of_network | weights
+        assert {file.name for file in copy.iterdir()} == of_evaluation | counterexamples
+        copies = [file for file in folder.network_of(copy).rglob("*") if file.is_file() and file.name not in changed]
+        assert all(file.read_bytes() == (sweep / file.relative_to(target / "study")).read_bytes() for file in copies)
         copied, verdicts = read_table(copy / folder.VERDICTS), read_table(path / folder.VERDICTS)
         assert copied["width"].dtype == "float32"
         pd.testing.assert_frame_equal(copied.astype(verdicts.dtypes), verdicts, rtol=1e-7, atol=0)
-    assert folder.read_result(target / "study/trials" / trial_dirs[0].name).data == data | {"directory": None}
-    assert not (target / "study/trials" / trial_dirs[2].name).exists()
+    first = target / "study" / evaluation_dirs[0].relative_to(sweep)
+    assert folder.read_result(first).data == data | {"directory": None}
+    assert not folder.network_of(target / "study" / evaluation_dirs[2].relative_to(sweep)).exists()
     assert json.loads((target / "study/leaderboard.json").read_text())[0]["seeds"] == 2
-    names_of_rows = read_trials(target / "study")["trial_dir"].map(lambda path: path.name)
-    assert set(names_of_rows) == {path.name for path in trial_dirs[:2]}
+    paths = read_rows(target / "study")["evaluation_dir"].map(lambda path: path.relative_to(target / "study"))
+    assert set(paths) == {path.relative_to(sweep) for path in evaluation_dirs[:2]}
     assert "study/old" not in published() and [path.name for path in target.iterdir()] == ["study"]
 
 
@@ -73,7 +81,7 @@ def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatc
     monkeypatch.setattr(publish, "LIMIT_MIB", 0.001)
     assert run(sweep, target) == 2
     assert "the limit is 0.001 MiB" in capsys.readouterr().err
-    assert set(published()) == {"study", "study/old", "study/trials.parquet"}
+    assert set(published()) == {"study", "study/old", "study/evaluations.parquet"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,7 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
 
     monkeypatch.setattr("harness.leaderboard.files.write_leaderboard", fail)
     assert run(sweep, target) == status
-    assert set(published()) == {"study", "study/old", "study/trials.parquet"}
+    assert set(published()) == {"study", "study/old", "study/evaluations.parquet"}
 
 
 def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, published, capsys):
@@ -95,7 +103,7 @@ def test_a_study_that_a_killed_command_has_put_aside_is_left_and_named(study, pu
     (target / ".study.before").mkdir()
     assert run(sweep, target) == 2
     assert f"{target / '.study.before'} was put aside" in capsys.readouterr().err
-    assert set(published()) == {"study", "study/old", "study/trials.parquet", ".study.before"}
+    assert set(published()) == {"study", "study/old", "study/evaluations.parquet", ".study.before"}
 
 
 def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(study, capsys):
@@ -103,19 +111,19 @@ def test_a_link_is_published_to_where_it_leads_and_a_study_never_onto_itself(stu
     (target / "elsewhere").mkdir(parents=True)
     (target / "study").symlink_to("elsewhere")
     assert run(sweep, target) == 0
-    assert (target / "study").is_symlink() and (target / "elsewhere/trials.parquet").is_file()
+    assert (target / "study").is_symlink() and (target / "elsewhere/evaluations.parquet").is_file()
     assert run(target / "study", target) == 2
     assert "another directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", ["trials/a/log.txt", "notes.md"])
+@pytest.mark.parametrize("file", ["networks/a/log.txt", "notes.md"])
 def test_what_is_not_a_published_study_is_never_replaced(study, published, file, capsys):
     sweep, _, target = study
     path = target / "study" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
     if file == "notes.md":
-        (target / "study/trials.parquet").unlink()
+        (target / "study/evaluations.parquet").unlink()
     assert run(sweep, target) == 2
     assert "whose study is empty, absent or a published study" in capsys.readouterr().err and path.exists()
 
@@ -124,14 +132,14 @@ def test_what_is_not_a_published_study_is_never_replaced(study, published, file,
     ("missing", "options", "message"),
     [
         (None, ["--weights", "vgg*"], "cnn5 ibp seed 0"),
-        (folder.WEIGHTS, ["--weights", "cnn5*"], "these trials have no stored weights: cnn5 ibp seed"),
+        (folder.WEIGHTS, ["--weights", "cnn5*"], "these networks have no stored weights: cnn5 ibp seed"),
         (folder.RESULT, [], "holds no finished"),
     ],
 )
-def test_missing_trials_and_weights_are_bad_input(study, missing, options, message, capsys):
-    sweep, trial_dirs, target = study
-    for path in trial_dirs[:2] if missing else ():
-        (path / missing).unlink()
+def test_missing_results_and_weights_are_bad_input(study, missing, options, message, capsys):
+    sweep, evaluation_dirs, target = study
+    for path in evaluation_dirs[:2] if missing else ():
+        ((path if missing == folder.RESULT else folder.network_of(path)) / missing).unlink()
     assert run(sweep, target, *options) == 2
     assert message in capsys.readouterr().err and not target.exists()
 
@@ -159,17 +167,17 @@ def repository(study, capsys):
 def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     published, page, git = repository
     before = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
-    rows = read_trials(published).drop(columns="trial_dir")
-    verdicts = {path.name: parquet.read_verdicts(path)["verdict"] for path in folder.trial_folders(published)}
+    rows = read_rows(published)
+    verdicts = {path: parquet.read_verdicts(path)["verdict"] for path in rows["evaluation_dir"]}
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
-    left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "trials.parquet", "verdicts.parquet"}
+    left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "evaluations.parquet", "verdicts.parquet"}
     assert main("tables", [str(published)]) == 0
     assert {path.name for path in published.iterdir()} == left and not changed_files(published)
-    stored = read_trials(published)
-    pd.testing.assert_frame_equal(stored.drop(columns="trial_dir"), rows)
-    for path in stored["trial_dir"]:
+    stored = read_rows(published)
+    pd.testing.assert_frame_equal(stored, rows)
+    for path in stored["evaluation_dir"]:
         table = study_tables.read_stored_verdicts(path, ["index", "verdict"])
-        assert table["verdict"].tolist() == verdicts[path.name].tolist() and table["index"].tolist() == [*range(200)]
+        assert table["verdict"].tolist() == verdicts[path].tolist() and table["index"].tolist() == [*range(200)]
     commit, archive = git("rev-parse", "HEAD").decode().strip(), git("archive", "HEAD", "results/published/study")
     digest = hashlib.sha256(archive).hexdigest()
     assert page.read_text().splitlines()[2:] == [
@@ -182,7 +190,7 @@ def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
 
 def test_what_the_commit_lacks_is_not_removed(repository, capsys):
     published, page, _ = repository
-    (weights,) = published.glob("trials/*/weights.safetensors")
+    (weights,) = published.glob("networks/*/weights.safetensors")
     text = page.read_text()
     weights.write_bytes(b"others")
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 2
@@ -192,20 +200,20 @@ def test_what_the_commit_lacks_is_not_removed(repository, capsys):
     assert weights.exists() and page.read_text() == text
 
 
-def test_a_trial_that_the_table_of_verdicts_lacks_is_named(repository):
+def test_an_evaluation_that_the_table_of_verdicts_lacks_is_named(repository):
     published, _, _ = repository
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
-    with pytest.raises(ValueError, match=r"verdicts\.parquet has no verdicts of trials/none"):
-        study_tables.read_stored_verdicts(published / "trials/none", ["index"])
-    (published / "trials.parquet").write_bytes(b"no table")
-    with pytest.raises(ValueError, match=r"trials\.parquet cannot be read"):
-        read_trials(published)
+    with pytest.raises(ValueError, match=r"verdicts\.parquet has no verdicts of networks/none"):
+        study_tables.read_stored_verdicts(published / "networks/none", ["index"])
+    (published / "evaluations.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"evaluations\.parquet cannot be read"):
+        read_rows(published)
 
 
-def test_a_row_of_the_table_with_the_result_of_another_trial_is_named(repository):
+def test_a_row_of_the_table_with_the_result_of_another_evaluation_is_named(repository):
     published, _, _ = repository
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
-    rows = parquet.read_table(published / study_tables.TRIALS)
-    parquet.write_table(published / study_tables.TRIALS, rows.assign(result=rows["result"].to_numpy()[::-1]))
-    with pytest.raises(ValueError, match="belongs to another trial"):
-        study_tables.read_stored_trials(published)
+    rows = parquet.read_table(published / study_tables.EVALUATIONS)
+    parquet.write_table(published / study_tables.EVALUATIONS, rows.assign(result=rows["result"].to_numpy()[::-1]))
+    with pytest.raises(ValueError, match="belongs to another network"):
+        study_tables.read_stored_states(published)

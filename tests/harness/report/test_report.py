@@ -90,14 +90,35 @@ def test_writing_again_gives_the_same_bytes(study):
 
 
 def test_each_row_has_the_command_that_trains_it_again(study, text):
-    for trial_dir in (study / "trials").iterdir():
-        assert f"/study/trials/{trial_dir.name}/trial.json" in text
+    for network_dir in (study / "networks").iterdir():
+        assert f"/study/networks/{network_dir.name}/training.json" in text
     assert text.count("--results-dir again") == 6
 
 
 def test_the_page_says_whether_an_equilibrium_is_better_and_which_row_is_best(text):
     assert "<p>Yes: cerdeq ibp 27.00 %, the best network without an equilibrium cnn5 ibp depth=5 38.00 %" in text
     assert "<p>best: cerdeq ibp, " in text
+
+
+def test_a_page_without_equilibria_asks_nothing_about_them(tmp_path, text):
+    for model in ("cnn5", "cnn7"):
+        add(tmp_path / "study", right(90), model=model)
+    write_sweep(tmp_path / "study")
+    question = "Is a network with an equilibrium better here?"
+    assert question in text and question not in (tmp_path / "study/report.html").read_text()
+
+
+def test_sections_of_several_evaluations_are_listed_first_and_networks_have_one_command(tmp_path):
+    for eps in ("1/8", "1/16", "1/32"):
+        add(tmp_path / "study", right(90), eps=eps, is_main=eps == "1/16")
+    write_sweep(tmp_path / "study")
+    text = (tmp_path / "study/report.html").read_text()
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert [heading.split(", ")[2] for heading in headings] == ["eps 1/16", "eps 1/32", "eps 1/8"]
+    assert re.findall(r'<li><a href="#(.*?)">(.*?)</a>', text) == [
+        (f"section-{number}", heading) for number, heading in enumerate(headings, start=1)
+    ]
+    assert text.count("--results-dir again") == 1 and text.count('<section id="section-') == 3
 
 
 def test_what_configs_and_results_hold_is_never_markup(study, tmp_path):
@@ -119,7 +140,7 @@ def test_several_sweeps_have_a_page_each(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(path) for path in pages]
 
 
-def test_a_directory_without_trials_is_bad_input(tmp_path, capsys):
+def test_a_directory_without_networks_is_bad_input(tmp_path, capsys):
     assert main("tables", [str(tmp_path)]) == 2
-    assert "holds no trials" in capsys.readouterr().err
+    assert "holds no networks" in capsys.readouterr().err
     assert main("tables", [str(tmp_path), str(tmp_path)]) == 2

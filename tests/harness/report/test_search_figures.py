@@ -2,16 +2,14 @@
 
 import optuna
 import pytest
-from made_studies import add, right
+from made_studies import add, right, section_of
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import create_trial
 
 from harness.common import names
-from harness.leaderboard.table import build_leaderboard
 from harness.report.figures import searches
-from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.tune.run_search import JOURNAL, OBJECTIVES
 
@@ -35,8 +33,10 @@ def searched(request, tmp_path):
                 values=[90 - 40 * kappa, 20 + 30 * kappa**2][: len(request.param)],
             )
         )
-    folder.write_chosen(add(tmp_path / "study", right(100)), {"text": TEXT, "search": search_dir.name})
-    return SectionData(build_leaderboard(tmp_path / "study").sections[0]), study.trials
+    folder.write_chosen(
+        folder.network_of(add(tmp_path / "study", right(100))), {"text": TEXT, "search": search_dir.name}
+    )
+    return section_of(tmp_path / "study"), study.trials
 
 
 def test_rows_are_marked_and_the_section_says_so(searched):

@@ -9,7 +9,8 @@ from harness.common.errors import InputError
 from harness.storage import files, folder
 from harness.storage.lock import LOCK, lock_directory
 
-NAMES = (LOCK, ".result.json.1.tmp", "trials", "search", "figures", "leaderboard.md", "instances", "trials/0/log.txt")
+NAMES = (LOCK, ".result.json.1.tmp", "networks", "search", "figures", "leaderboard.md", "instances")
+NAMES += ("networks/0/log.txt", "networks/0/evaluations/0/log.txt")
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def victim(tmp_path):
 
 
 COMMANDS = {name: ["study"] for name in ("tables", "recheck", "publish")} | {
-    "certify": ["study/trials/0"],
-    "benchmark": ["--trained", "study/trials/0"],
+    "certify": ["study/networks/0"],
+    "benchmark": ["--trained", "study/networks/0"],
     "verify": ["list.csv", "--results-dir", "study"],
     "run": ["sweep.yaml", "--results-dir", "."],
 }
@@ -32,18 +33,18 @@ COMMANDS = {name: ["study"] for name in ("tables", "recheck", "publish")} | {
 
 
 @pytest.fixture
-def planted(tmp_path, victim, tiny_trial, monkeypatch):
+def planted(tmp_path, victim, tiny_training, monkeypatch):
     """A function that makes a results directory with a link of a name in it, and what commands need beside it."""
     monkeypatch.chdir(tmp_path)
 
     def plant(name, command):
-        trial = folder.make_trial(tiny_trial(sweep="study"), "data")
+        record = folder.make_record(tiny_training(), "data")
         path = tmp_path / "study" / name
         path.parent.mkdir(parents=True)
         path.symlink_to(victim if "." not in path.name else victim / "keys")
-        if name != "trials" and command != "verify":
-            folder.take_over(tmp_path / "study/trials/0", trial)
-        files.write_json(tmp_path / "trial.json", folder.trial_json(trial))
+        if name != "networks" and command != "verify":
+            folder.begin_network(tmp_path / "study/networks/0", record)
+        files.write_json(tmp_path / "training.json", folder.training_json(record))
         sweep = "name: study\ndataset: digits\neps: 1/16\nseeds: [0]\ntrials: [{model: cnn5, method: ibp}]\n"
         (tmp_path / "sweep.yaml").write_text(sweep + "train: {epochs: 3, ramp_epochs: 1, decay_epochs: []}\n")
         (tmp_path / "net.onnx").touch()

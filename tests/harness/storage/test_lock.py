@@ -95,7 +95,7 @@ def test_a_refused_run_leaves_the_lock_as_it_was(tmp_path):
 
 
 def test_a_new_directory_is_removed_if_nothing_was_written_there(tmp_path):
-    for content, is_left in (({}, False), ({"trial.json": "{}"}, True)):
+    for content, is_left in (({}, False), ({"training.json": "{}"}, True)):
         with lock_directory(tmp_path / "new"):
             for name, text in content.items():
                 (tmp_path / "new" / name).write_text(text)

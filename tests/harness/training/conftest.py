@@ -1,21 +1,21 @@
-"""A trial that was not interrupted, trained once for all tests that compare with one."""
+"""A network whose training was not interrupted, trained once for all tests that compare with one."""
 
 import functools
 
 import pytest
 
 from harness.common import names
-from harness.training import train_and_certify
+from harness.training import train_and_evaluate
 
 
 @pytest.fixture(scope="session")
-def whole_trial(tiny_trial, tmp_path_factory):
-    """A function of a network to the folder of a tiny trial of it, which no test may change, and its epochs' rows."""
+def whole_network(tiny_training, tiny_evaluation, tmp_path_factory):
+    """A function of a model to the folder of a tiny network, which no test may change, and its epochs' rows."""
 
     @functools.cache
     def of(model):
-        rows, trial_dir = [], tmp_path_factory.mktemp(f"whole-{model}")
-        train_and_certify(tiny_trial(model), directory=trial_dir, report=rows.append)
-        return trial_dir, [row for row in rows if names.EPOCH in row]
+        rows, network_dir = [], tmp_path_factory.mktemp(f"whole-{model}")
+        train_and_evaluate(tiny_training(model), [tiny_evaluation()], network_dir, rows.append)
+        return network_dir, [row for row in rows if names.EPOCH in row]
 
     return of

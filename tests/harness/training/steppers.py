@@ -1,10 +1,14 @@
-"""A trial's training step on its data, outside the loop."""
+"""A network's training in its folder, and its step on its data, outside the loop."""
+
+from pathlib import Path
 
 import torch
 
 from harness.common import names
 from harness.data import load
 from harness.data.augment import draw
+from harness.storage import folder
+from harness.training import train_and_evaluate
 from harness.training.initialise import untrained_network
 from harness.training.step import Stepper
 
@@ -16,9 +20,17 @@ class Killed(BaseException):
 
 
 def kill(row) -> None:
-    """Report an epoch's row, as a trial that is killed after its second epoch."""
+    """Report an epoch's row, as a training that is killed after its second epoch."""
     if row.get(names.EPOCH) == 2:
         raise Killed
+
+
+def train_network(config, network_dir: Path, report=lambda row: None, **options) -> folder.Result:
+    """Train a network without evaluations, and return the result."""
+    train_and_evaluate(config, [], network_dir, report, **options)
+    result = folder.read_trained(network_dir)
+    assert result is not None
+    return result
 
 
 def stepper_of(config, device: str = "cpu", **options) -> Stepper:

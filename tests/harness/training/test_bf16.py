@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import signal
 
 import pytest
 import torch
@@ -13,12 +12,8 @@ from steppers import BOUNDING, choices_of, stepper_of, take_steps
 from baselines import build
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.equilibrium import FixedPoint
-from harness.common import names
-from harness.common.errors import Stopped
 from harness.methods import METHODS
 from harness.methods.certified import IBP
-from harness.storage import folder, training_record
-from harness.training import precision, train_and_certify
 from harness.training.initialise import initialise
 
 SAMPLE = [("cnn7", *BOUNDING[0]), ("cerdeq", *BOUNDING[1])]
@@ -29,9 +24,9 @@ BF16 = [
 
 
 @pytest.mark.parametrize(("model", "method", "options"), BF16)
-def test_steps_in_bf16_are_close_to_those_in_float32(tiny_trial, model, method, options):
+def test_steps_in_bf16_are_close_to_those_in_float32(tiny_training, model, method, options):
     rounded, exact = (
-        stepper_of(tiny_trial(model, method=method, method_options=options, train={"precision": precision}))
+        stepper_of(tiny_training(model, method=method, method_options=options, train={"precision": precision}))
         for precision in ("bf16", "float32")
     )
     first, reference = (stepper(choices_of(stepper), 0.01, 0.0)[0] for stepper in (rounded, exact))
@@ -89,28 +84,3 @@ def test_an_equilibrium_s_w_is_not_rounded_in_bf16():
             values_of(trace(copy.deepcopy(network)), Interval(x, x / 100, x), ctx)
         weights.append(ctx.saved["equilibrium.recurrence"])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("cost", "is_bf16"), [(0.7, 1.0), (3.0, 0.0)])
-def test_auto_is_bf16_where_that_is_faster_and_stays_what_it_was(tiny_trial, tmp_path, monkeypatch, cost, is_bf16):
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: cost)
-    config = tiny_trial(width=0.05, train={"precision": "auto"})
-
-    def stop(row):
-        if row.get(names.EPOCH) == 1:
-            raise Stopped(signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        train_and_certify(config, tmp_path, stop, save_seconds=0)
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: pytest.fail("earlier epochs decide"))
-    assert train_and_certify(config, tmp_path).warnings == []
-    assert [row[names.TRAIN_BF16] for row in training_record.read_epochs(tmp_path)[1:]] == [
-        is_bf16
-    ] * config.train.epochs
-
-
-def test_bf16_that_is_slow_here_is_one_warning(tiny_trial, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cost_of_bf16", lambda: 51.0)
-    (warning,) = train_and_certify(tiny_trial(width=0.05, train={"precision": "bf16"}), tmp_path).warnings
-    assert warning.startswith("bf16 takes 51.0 times as long as float32 on this CPU")
-    assert warning in (tmp_path / folder.LOG).read_text()

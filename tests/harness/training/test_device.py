@@ -9,7 +9,7 @@ from steppers import stepper_of, take_steps
 from harness.common.errors import InputError
 from harness.data import load
 from harness.machine.device import NoGpuError, best_device, limit_gpu_memory, tf32
-from harness.training import loop
+from harness.training import decisions, loop
 from harness.training.step import Stepper
 
 
@@ -86,7 +86,7 @@ def test_a_cpu_is_used_unless_the_driver_lists_gpus_that_torch_cannot_use(monkey
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float32"])
-def test_only_steps_use_tf32(tiny_trial, tmp_path, monkeypatch, precision):
+def test_only_steps_use_tf32(tiny_training, tmp_path, monkeypatch, precision):
     enabled, steps, others = [], [], []
 
     @contextmanager
@@ -103,17 +103,18 @@ def test_only_steps_use_tf32(tiny_trial, tmp_path, monkeypatch, precision):
         return call
 
     monkeypatch.setattr(loop, "tf32", recorded)
+    monkeypatch.setattr(decisions, "_precision_on", lambda device, precision: precision)  # as on a GPU
     monkeypatch.setattr(Stepper, "__call__", recording(Stepper.__call__, steps))
     for name in ("monitor_bounds", "monitor_untrained", "recompute_statistics"):
         monkeypatch.setattr(loop, name, recording(getattr(loop, name), others))
     train = {"epochs": 2, "precision": precision, "recompute_statistics": True, "compile": "never"}
-    data, config = load("digits").train, tiny_trial(width=0.05, train=train)
+    data, config = load("digits").train, tiny_training(width=0.05, train=train)
     loop.train(config, data.images[:320], data.labels[:320], tmp_path, lambda row: None)
     assert steps == [[precision == "tf32"]] * 10
     assert others == [[]] * 4, "untrained, two epochs, statistics"
 
 
-def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, monkeypatch):
+def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_training, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     enabled, backward = [], torch.Tensor.backward
 
@@ -122,5 +123,5 @@ def test_a_step_differentiates_without_onednn_where_that_is_needed(tiny_trial, m
         return backward(tensor, *arguments, **options)
 
     monkeypatch.setattr(torch.Tensor, "backward", recording)
-    take_steps(stepper_of(tiny_trial("resnet9", width=0.05)), 1)
+    take_steps(stepper_of(tiny_training("resnet9", width=0.05)), 1)
     assert enabled == [False]

@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from steppers import train_network
 
 import harness
 from harness.common.errors import SettingError
-from harness.data import load
 from harness.machine import environment
 from harness.storage import folder
-from harness.training import train_and_certify
 
 
-def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_trial):
-    folder.take_over(tmp_path, folder.make_trial(tiny_trial(), load("digits").fingerprint))
+def test_another_source_fails_before_training_and_is_not_tried_again(tmp_path, tiny_training):
     with pytest.raises(SettingError, match=f"code: found '{environment.source_digest()}'"):
-        train_and_certify(tiny_trial(), tmp_path, code="0" * 16)
+        train_network(tiny_training(), tmp_path, code="0" * 16)
     assert "the driver's, 0000000000000000" in folder.read_failure(tmp_path).error
     assert not (tmp_path / folder.EPOCHS).exists()
 

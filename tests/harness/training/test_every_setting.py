@@ -1,7 +1,7 @@
-"""Every setting of a trial changes the trial or its evaluation, as every one changes its key (test_trial_config.py).
+"""Every setting changes the network or its evaluation, as every one changes a key (test_training_config.py).
 
 A new field of harness/config fails here until it stands in one of the tables: TRAINED and EVALUATED are checked here on
-a small trial, ELSEWHERE by other tests. What a method ignores, `Method.ignored`, is checked to be ignored.
+a small network, ELSEWHERE by other tests. What a method ignores, `Method.ignored`, is checked to be ignored.
 """
 
 from functools import cache
@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from baselines import build
-from harness.config.training import Trial
+from harness.config.training import Training
 from harness.data import load
-from harness.evaluation.verdicts import evaluate
+from harness.evaluation.network import prepare_network
+from harness.evaluation.verdicts import evaluate_images
 from harness.methods import METHODS, make_method, method_options
-from harness.settings import Evaluation, Recipe
+from harness.settings import Evaluation, Radius, Recipe
 from harness.training.loop import train
 
 RECIPE = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (1,), "learning_rate": 5e-3}
 TRAINED = {
-    "eps": "1/4",
+    "train.eps": "1/4",
     "seed": 1,
     "model": "cnn5",
     "options": {"margin": 0.9},
@@ -40,24 +41,24 @@ TRAINED = {
     "train.std": (0.25,),
 }
 EVALUATED = {
-    "evaluation.stages": ("ibp", "crown"),
-    "evaluation.attack": "margin",
-    "evaluation.attack_steps": 1,
-    "evaluation.attack_step": 1.0,
-    "evaluation.attack_restarts": 2,
+    "eps": "1/50",
+    "stages": ("ibp", "crown"),
+    "attack": "margin",
+    "attack_steps": 1,
+    "attack_step": 1.0,
+    "attack_restarts": 2,
 }
 ELSEWHERE = [
-    "sweep", "plugins", "profile", "dataset", "own_data", "checkpoint", "source", "train_images", "validation_images",
-    *(f"train.{name}" for name in ("eps", "kappa", "kappa_start", "l1", "accumulate", "clip_norm", "ema_decay")),
+    "plugins", "dataset", "own_data", "checkpoint", "source", "train_images", "validation_images",
+    *(f"train.{name}" for name in ("kappa", "kappa_start", "l1", "accumulate", "clip_norm", "ema_decay")),
     *(f"train.{name}" for name in ("regularise_equilibria", "recompute_statistics", "precision", "compile")),
-    *(f"evaluation.{name}" for name in ("test_images", "batch_size", "certificates")),
-    *(f"evaluation.{name}" for name in ("stage_seconds", "bab_seconds", "bab_branches", "bab_trial_seconds")),
+    "split", "test_images", "batch_size", "certificates",
+    "stage_seconds", "bab_seconds", "bab_branches", "bab_total_seconds",
 ]  # fmt: skip
 OTHER_VALUES = TRAINED | {
     "train.kappa": 0.5,
     "train.kappa_start": 0.5,
     "train.regularise_equilibria": False,
-    "train.eps": "1/4",
 }
 IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
 
@@ -71,8 +72,8 @@ def trained(tmp_path_factory):
     def once(text):
         config = configs[text]
         data = load(config.dataset).train
-        trial_dir = tmp_path_factory.mktemp("trial")
-        network = train(config, data.images[:128], data.labels[:128], trial_dir, lambda row: None)
+        network_dir = tmp_path_factory.mktemp("network")
+        network = train(config, data.images[:128], data.labels[:128], network_dir, lambda row: None)
         return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
     def train_once(config):
@@ -82,14 +83,13 @@ def trained(tmp_path_factory):
     return train_once
 
 
-def base(tiny_trial, method="mtl-ibp", model="cerdeq"):
-    """A small trial in which every setting of TRAINED has something to change."""
+def base(tiny_training, method="mtl-ibp", model="cerdeq"):
+    """A small training in which every setting of TRAINED has something to change."""
     few = {"iterations": 3, "backward_iterations": 2, "early_iterations": 1}
     options = few if model == "cerdeq" else {}
     attack = {"attack_steps": 1} if "attack_steps" in method_options(method) else {}
-    return tiny_trial(
-        model, train=RECIPE, method=method, options=options, method_options=attack, eps="1/10", width=0.05
-    )
+    recipe = RECIPE | {"eps": Radius("1/10")}
+    return tiny_training(model, train=recipe, method=method, options=options, method_options=attack, width=0.05)
 
 
 def changed(config, name, value):
@@ -101,38 +101,38 @@ def changed(config, name, value):
 
 
 def test_every_setting_stands_in_a_table():
-    names = Trial.model_fields.keys() - {"train", "evaluation", "named"}
-    for section, kind in {"train": Recipe, "evaluation": Evaluation}.items():
-        names |= {f"{section}.{name}" for name in kind.model_fields}
+    own = Training.model_fields.keys() - {"train", "named"}
+    names = [*own, *(f"train.{name}" for name in Recipe.model_fields), *Evaluation.model_fields]
     assert sorted([*TRAINED, *EVALUATED, *ELSEWHERE]) == sorted(names)
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_setting_changes_what_is_trained(tiny_trial, trained, name):
-    config = base(tiny_trial, model="cerdeq" if name in ("model", "options") else "cnn5")
+def test_a_setting_changes_what_is_trained(tiny_training, trained, name):
+    config = base(tiny_training, model="cerdeq" if name in ("model", "options") else "cnn5")
     one, other = trained(config), trained(changed(config, name, TRAINED[name]))
     assert one.shape != other.shape or not torch.equal(one, other)
 
 
-def test_the_same_trial_is_trained_to_the_same_network(tiny_trial, trained):
+def test_the_same_training_leads_to_the_same_network(tiny_training, trained):
     """Else the tests here could not fail."""
-    config = base(tiny_trial)
-    assert torch.equal(trained(config), trained(config.replace(sweep="another")))
+    config = base(tiny_training)
+    assert torch.equal(trained(config), trained(config.replace(named=("width",))))
 
 
-def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):
-    config, network = tiny_trial(eps="1/100"), build("cnn5", "digits", 0.1).eval().double()
+def test_a_setting_changes_how_a_network_is_evaluated(tiny_evaluation):
+    evaluation, network = tiny_evaluation(eps="1/100"), build("cnn5", "digits", 0.1).eval().double()
     images = load("digits").test.images[:20]
     with torch.no_grad():
         labels = network(images.double() / 255).argmax(1)  # all right, so that all are attacked and bounded
 
-    def verdicts(config):
-        return evaluate(network, images, labels, config).verdicts
+    def verdicts(**changes):
+        settings = evaluation.replace(**changes)
+        return evaluate_images(prepare_network(network, settings.stages, 10), images, labels, 0, settings).verdicts
 
-    one = verdicts(config)
-    assert one.equals(verdicts(config))
+    one = verdicts()
+    assert one.equals(verdicts())
     for name, value in EVALUATED.items():
-        assert not one.equals(verdicts(changed(config, name, value))), name
+        assert not one.equals(verdicts(**{name: value})), name
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_setting_changes_how_a_network_is_evaluated(tiny_trial):
         if not (case[0] == "plain" and case[1].startswith("kappa"))  # it adds the same loss up in two parts and rounds
     ],
 )
-def test_what_a_method_ignores_changes_nothing(tiny_trial, trained, method, name):
-    config = base(tiny_trial, method, "cnn5")
+def test_what_a_method_ignores_changes_nothing(tiny_training, trained, method, name):
+    config = base(tiny_training, method, "cnn5")
     other = changed(config, f"train.{name}", OTHER_VALUES[f"train.{name}"])
     assert torch.equal(trained(config), trained(other))

@@ -25,10 +25,10 @@ def row_of(config, model):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "perron" else pytest.mark.slow) for name in PARAMETRISATIONS]
 )
-def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
+def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_training):
     options = {"parametrisation": name, "margin": 0.2, "margin_start": 0.9, "gain": 0.7}
     data, rows = load("digits").train, []
-    config = tiny_trial("cerdeq", options=options)
+    config = tiny_training("cerdeq", options=options)
     train(config, data.images[:320], data.labels[:320], tmp_path, rows.append)
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
     for row in rows:
@@ -41,9 +41,9 @@ def test_every_checkpoint_has_its_proof(name, tmp_path, tiny_trial):
 
 
 @pytest.mark.parametrize("model", ["resnet9", pytest.param("tied9", marks=pytest.mark.slow)])
-def test_an_untrained_network_is_monitored_with_the_statistics_of_the_images(tiny_trial, model):
+def test_an_untrained_network_is_monitored_with_the_statistics_of_the_images(tiny_training, model):
     """As the training pass, in float64, whose batch norm takes them; running statistics give other widths."""
-    config, data = tiny_trial(model), load("digits").train
+    config, data = tiny_training(model), load("digits").train
     images, labels = data.images[:100], data.labels[:100]
     network = build(model, "digits", config.width)
     initialise(network)
@@ -66,8 +66,8 @@ def test_an_untrained_network_is_monitored_with_the_statistics_of_the_images(tin
     assert abs(by_running / row[names.in_training(names.BOUND_WIDTH)] - 1) > 0.5
 
 
-def test_monitoring_leaves_the_network_as_it_was(tiny_trial):
+def test_monitoring_leaves_the_network_as_it_was(tiny_training):
     model = build("cerdeq", "digits", 0.1).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    row_of(tiny_trial("cerdeq"), model)
+    row_of(tiny_training("cerdeq"), model)
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,45 +1,52 @@
-"""Trial folders as training leaves them, and what MLflow has of one."""
+"""Folders of networks as training leaves them, and what MLflow has of one."""
 
 import pandas
 
-from harness.config.training import Trial
-from harness.settings import Recipe
-from harness.storage import files, folder, training_record
+from harness.config.training import Training
+from harness.settings import Evaluation, Radius, Recipe
+from harness.storage import folder, training_record
+from harness.tune.run_study import begin_network
 
 FINGERPRINT = "0123456789abcdef" * 4
+EVALUATION = Evaluation(eps=Radius("8/255"), stages=("ibp",))
 FINAL = {"certified_error": 100 / 3, "standard_error": 25.0, "bound_width/stem.0": 0.125, "parameters": 650}
 
 
 def make_folder(tmp_path, seed=0):
-    config = Trial(
-        sweep="study",
-        profile="cpu",
+    """The folder of a network, begun, with its main evaluation."""
+    config = Training(
         dataset="digits",
-        eps="8/255",
         seed=seed,
         model="deqlate",
         method="ibp",
         options={"margin": 0.1, "parametrisation": "perron"},
-        train=Recipe(epochs=4, decay_epochs=(2,), ramp_epochs=1),
+        train=Recipe(eps=Radius("8/255"), epochs=4, decay_epochs=(2,), ramp_epochs=1),
     )
-    trial = folder.make_trial(config, FINGERPRINT)
-    trial_dir = tmp_path / "trials" / trial.key
-    files.write_json(trial_dir / folder.TRIAL, folder.trial_json(trial))
-    return trial_dir
+    record = folder.make_record(config, FINGERPRINT)
+    network_dir = folder.network_dir(tmp_path, record.key)
+    begin_network(network_dir, record, "cpu", [EVALUATION])
+    return network_dir
 
 
-def train(trial_dir, first, last, loss=1.0):
+def train(network_dir, first, last, loss=1.0):
     for epoch in range(first, last + 1):
         row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "missing": None}
-        training_record.write_epoch(trial_dir, row)
+        training_record.write_epoch(network_dir, row)
 
 
-def finish(trial_dir, metrics=FINAL):
-    pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "falsified"]}).to_parquet(trial_dir / folder.VERDICTS)
-    (trial_dir / folder.WEIGHTS).write_bytes(b"weights")
+def finish(network_dir, metrics=FINAL, evaluation=EVALUATION):
+    """Write what training and an evaluation leave."""
+    (network_dir / folder.WEIGHTS).write_bytes(b"weights")
+    own = {name: value for name, value in metrics.items() if name == "parameters"}
+    folder.write_trained(network_dir, folder.Result(network_dir.name, own, {}, {}, []))
+    evaluation_dir = folder.begin_evaluation(network_dir, evaluation)
+    table = pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "falsified"]})
+    table.to_parquet(evaluation_dir / folder.VERDICTS)
     environment, data = {"device": "cpu", "torch": "2.11"}, {"train_images": 1437}
     warnings = ["W is at its bound", "fewer images than published"]
-    folder.write_result(trial_dir, folder.TrialResult(trial_dir.name, metrics, environment, data, warnings))
+    key = f"{network_dir.name}/{evaluation.key}"
+    folder.write_result(evaluation_dir, folder.Result(key, metrics, environment, data, warnings))
+    return evaluation_dir
 
 
 def only_run(tracker):
@@ -65,6 +72,6 @@ def assert_complete(tracker, first=1):
     assert history(tracker, "train/eps") == [(epoch, 0.1 * epoch) for epoch in range(first, 5)]
     for name, value in FINAL.items():
         assert history(tracker, name) == [(0, value)], "MLflow draws a bar, no curve of one point"
-    assert run.data.metrics.keys() == {"train/loss", "train/eps", *FINAL}
-    assert artifacts(tracker) == {folder.TRIAL, folder.VERDICTS, folder.RESULT, "network"}
+    assert run.data.metrics.keys() == {"train/loss", "train/eps", "eps", *FINAL}
+    assert artifacts(tracker) == {folder.TRAINING, folder.VERDICTS, folder.RESULT, "network"}
     assert run.data.params["train.epochs"] == "4"

@@ -45,10 +45,10 @@ LONG = {  # some seconds of training, so that there is a middle to be killed in
 
 @contextmanager
 def without_ray():
-    """Trials are run in this process, one by one."""
+    """Items are done in this process, one by one."""
 
     def run_on_ray(items, work, listener, options, directory):
-        run_items(items, work, listener, None)
+        run_items(items, work, listener, None, directory)
 
     with patch.object(ray_tune, "run_on_ray", run_on_ray):
         yield
@@ -76,27 +76,35 @@ class Study:
         )
 
     @property
-    def trials(self):
-        """Every trial of the file by model and seed."""
+    def records(self):
+        """Every network of the file by model and seed."""
         fingerprint = load("digits").fingerprint
-        return {
-            (config.model, config.seed): folder.make_trial(config, fingerprint)
-            for config in load_sweep(self.file, None, False).trials
-        }
+        trainings = load_sweep(self.file, None, False).trainings
+        return {(config.model, config.seed): folder.make_record(config, fingerprint) for config in trainings}
 
     @property
-    def trial_dirs(self):
-        return {name: folder.trial_dir(self.directory, made.key) for name, made in self.trials.items()}
+    def evaluations(self):
+        return load_sweep(self.file, None, False).evaluations
+
+    @property
+    def network_dirs(self):
+        return {name: folder.network_dir(self.directory, record.key) for name, record in self.records.items()}
+
+    @property
+    def evaluation_dirs(self):
+        """The folder of each network's main evaluation."""
+        main = self.evaluations[0]
+        return {name: folder.evaluation_dir(network_dir, main) for name, network_dir in self.network_dirs.items()}
 
     @property
     def runs(self):
-        """MLflow's runs by their tag `trial`; a trial with two fails here."""
+        """MLflow's runs by their tag `trial`; a network or an evaluation with two fails here."""
         client = MlflowClient(self.store)
         experiment = client.get_experiment_by_name(self.name)
         runs = client.search_runs([experiment.experiment_id])
-        by_trial = {run.data.tags["trial"]: run for run in runs}
-        assert len(by_trial) == len(runs)
-        return by_trial
+        by_key = {run.data.tags["trial"]: run for run in runs}
+        assert len(by_key) == len(runs)
+        return by_key
 
     def history(self, key, metric):
         client = MlflowClient(self.store)
@@ -104,29 +112,40 @@ class Study:
         return sorted((point.step, point.value) for point in points)
 
     def assert_complete(self):
-        """Every trial has its result, one finished run with each epoch once, and a row in all tables."""
-        epochs = list(range(next(iter(self.trials.values())).config.train.epochs + 1))
-        assert set(self.runs) == {made.key for made in self.trials.values()}
-        for made in self.trials.values():
-            trial_dir = folder.trial_dir(self.directory, made.key)
-            result, logged = folder.read_result(trial_dir), self.runs[made.key]
-            assert result.key == made.key
-            assert folder.read_failure(trial_dir) is None
-            assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == epochs
-            assert logged.info.status == "FINISHED"
-            for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
-                assert self.history(made.key, name) == [(0, result.metrics[name])]
+        """Every network has its results, one finished run with each epoch once, and a row in all tables."""
+        epochs = list(range(next(iter(self.records.values())).config.train.epochs + 1))
+        main, *others = self.evaluations
+        keys = {record.key for record in self.records.values()}
+        assert set(self.runs) == keys | {f"{key}/{other.key}" for key in keys for other in others}
+        for record in self.records.values():
+            network_dir, run = folder.network_dir(self.directory, record.key), self.runs[record.key]
+            assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == epochs
+            assert folder.read_failure(network_dir) is None
+            for evaluation in (main, *others):
+                evaluation_dir = folder.evaluation_dir(network_dir, evaluation)
+                result, logged = folder.read_result(evaluation_dir), record.key
+                assert result.key == f"{record.key}/{evaluation.key}"
+                assert folder.read_failure(evaluation_dir) is None
+                if evaluation != main:
+                    logged = result.key
+                    assert self.runs[logged].data.tags["mlflow.parentRunId"] == run.info.run_id
+                    stages = " > ".join(evaluation.stages)
+                    expected = {"eps": str(evaluation.eps), "stages": stages}
+                    assert expected.items() <= self.runs[logged].data.params.items()
+                assert self.runs[logged].info.status == "FINISHED"
+                for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
+                    assert self.history(logged, name) == [(0, result.metrics[name])]
             for name, first in ((names.TRAIN_LOSS, 1), (names.TRAIN_EPS, 0), (names.in_training(names.BOUND_WIDTH), 0)):
-                written = [(row[names.EPOCH], row[name]) for row in training_record.read_epochs(trial_dir)[first:]]
-                assert self.history(made.key, name) == written
-            speeds = self.history(made.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
+                written = [(row[names.EPOCH], row[name]) for row in training_record.read_epochs(network_dir)[first:]]
+                assert self.history(record.key, name) == written
+            speeds = self.history(record.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
         assert self.files() - {"ray"} == {".lock", "report.html", *tables}
 
     def files(self):
-        """What lies in the sweep's directory besides the trials."""
-        return {path.name for path in self.directory.iterdir()} - {"trials"}
+        """What lies in the sweep's directory besides the networks."""
+        return {path.name for path in self.directory.iterdir()} - {folder.NETWORKS}
 
 
 def snapshot(directory):

@@ -1,4 +1,4 @@
-"""Which trials a run takes and how it ends: --dry-run, --only, --set, --fail-fast, --retry-failed, Ctrl-C."""
+"""Which networks a run takes and how it ends: --dry-run, --only, --set, --fail-fast, --retry-failed, Ctrl-C."""
 
 import json
 import os
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow'
 
 @pytest.fixture
 def unfinished(copied):
-    """The finished study without its results: both trials are to be run."""
-    for trial_dir in copied.trial_dirs.values():
-        (trial_dir / folder.RESULT).unlink()
+    """The finished study without its results: both networks are to be evaluated."""
+    for evaluation_dir in copied.evaluation_dirs.values():
+        (evaluation_dir / folder.RESULT).unlink()
     return copied
 
 
@@ -34,7 +34,11 @@ def replace_ray(monkeypatch):
 
     def replace(act):
         def run_on_ray(items, work, listener, options, directory):
-            act(items, listener.on_report, listener.on_end)
+            def end(item, error):
+                items.end(item)
+                listener.on_end(item, error, {})
+
+            act(iter(items.take, None), listener.on_report, end)
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
@@ -43,13 +47,13 @@ def replace_ray(monkeypatch):
 
 @pytest.fixture
 def started(unfinished, replace_ray):
-    """The models whose trials are started, in order; each fails."""
-    models = {trial_dir.name: model for (model, _), trial_dir in unfinished.trial_dirs.items()}
+    """The models whose networks are started, in order; each fails."""
+    models = {network_dir: model for (model, _), network_dir in unfinished.network_dirs.items()}
     started = []
 
     def act(items, on_report, on_end):
         for item in items:
-            started.append(models[item.directory.name])
+            started.append(models[item.directory])
             on_end(item, "it died")
 
     replace_ray(act)
@@ -60,19 +64,19 @@ def statuses(study):
     return {run.data.tags["model"]: run.info.status for run in study.runs.values()}
 
 
-def test_a_dry_run_shows_each_trial_and_writes_nothing(copied, no_ray, monkeypatch, capsys):
+def test_a_dry_run_shows_each_network_and_writes_nothing(copied, no_ray, monkeypatch, capsys):
     monkeypatch.setattr(Tracker, "open", lambda *_: pytest.fail("it opens MLflow"))
-    (copied.trial_dirs["cerdeq", 0] / folder.RESULT).unlink()
+    (copied.evaluation_dirs["cerdeq", 0] / folder.RESULT).unlink()
     before = snapshot(copied.root)
     assert copied.main("--dry-run") == 0
     printed = capsys.readouterr().out
     assert snapshot(copied.root) == before
     lines = {label: next(line for line in printed.splitlines() if line.startswith(label)) for label in ("cnn5", "cerd")}
-    for part in (copied.trials["cnn5", 0].key, "finished", "certified error", " no "):
+    for part in (copied.records["cnn5", 0].key, "finished", "certified error", " no "):
         assert part in lines["cnn5"]
-    for part in (copied.trials["cerdeq", 0].key, "unfinished", "epoch 2 of 2", " yes ", "unknown"):
+    for part in (copied.records["cerdeq", 0].key, "unfinished", "trained", " yes ", "unknown"):
         assert part in lines["cerd"]
-    for part in ("1 CPU and 0 GPUs for each trial", "side by side", "time: unknown", "nothing was started"):
+    for part in ("1 CPU and 0 GPUs for each network", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
 
 
@@ -85,26 +89,26 @@ def test_networks_that_recheck_cannot_read_are_named_before_anything_starts(tmp_
     assert [line.split(": ")[:2] for line in warnings] == [["warning", "cnn5"], ["warning", "cerdeq"]]
 
 
-def test_a_dry_run_estimates_by_trials_of_the_same_row_and_as_many_as_run_at_a_time(
+def test_a_dry_run_estimates_by_networks_of_the_same_row_and_as_many_as_run_at_a_time(
     copied, no_ray, capsys, monkeypatch
 ):
     machines = [{"CPU": 4, "GPU": 0}]
     monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
     study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
     for model in ("cnn5", "cerdeq"):
-        trial_dir = study.trial_dirs[model, 0]
-        result = json.loads((trial_dir / folder.RESULT).read_text())
+        path = study.evaluation_dirs[model, 0] / folder.RESULT
+        result = json.loads(path.read_text())
         result["metrics"] |= {names.TRAIN_SECONDS: 120.0, names.EVALUATION_SECONDS: 240.0}
-        (trial_dir / folder.RESULT).write_text(json.dumps(result))
+        path.write_text(json.dumps(result))
     assert study.main("--dry-run") == 0
     printed = capsys.readouterr().out
     assert len([line for line in printed.splitlines() if " yes " in line and line.rstrip().endswith(" 6.0 min")]) == 2
     assert "4 side by side" in printed
-    assert "time: 12.0 min of work for 2 of 2 trials; 6.0 min side by side" in printed
+    assert "time: 12.0 min of work for 2 of 2 evaluations; 6.0 min side by side" in printed
     for one_at_a_time in (["--max-concurrent", "1"], ["--here"]):
         assert study.main("--dry-run", *one_at_a_time) == 0
         printed = capsys.readouterr().out
-        assert "1 side by side" in printed and "time: 12.0 min of work for 2 of 2 trials\n" in printed
+        assert "1 side by side" in printed and "time: 12.0 min of work for 2 of 2 evaluations\n" in printed
     machines = [{"CPU": 1, "GPU": 0}, {"CPU": 2, "GPU": 0}]
     assert study.main("--dry-run", "--ray-address", "of a cluster") == 0
     assert "3 side by side" in capsys.readouterr().out
@@ -123,7 +127,7 @@ def test_a_dry_run_before_the_first_makes_no_directory(tmp_path, no_ray, capsys)
         (["--max-concurrent", "0"], ["--max-concurrent"]),
         (["--only", "resnet*"], ["--only", "resnet*", "cnn5 ibp seed 0", "cerdeq ibp seed 0"]),
     ],
-    ids=["none at a time", "no such trial"],
+    ids=["none at a time", "no such network"],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, no_ray, capsys, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)
@@ -133,18 +137,18 @@ def test_options_that_cannot_be_are_refused(tmp_path, no_ray, capsys, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml"}
 
 
-def test_failed_trials_start_last(unfinished, started):
-    folder.write_failure(unfinished.trial_dirs["cnn5", 0], "it died")
+def test_failed_networks_start_last(unfinished, started):
+    folder.write_failure(unfinished.evaluation_dirs["cnn5", 0], "it died")
     assert unfinished.main() == 1
     assert started == ["cerdeq", "cnn5"]
 
 
 def test_only_selects_by_label_key_or_recipe_and_counts_what_it_selects(unfinished, started, capsys):
     assert unfinished.main("--only", "cnn5*") == 1
-    assert unfinished.main("--only", unfinished.trials["cnn5", 0].key) == 1
+    assert unfinished.main("--only", unfinished.records["cnn5", 0].key) == 1
     assert unfinished.main("--only", "cnn5 *train.epochs=2 *") == 1, "by its recipe"
     assert started == ["cnn5"] * 3
-    assert capsys.readouterr().out.count("1 of 2 trials, 0 finished already") == 3
+    assert capsys.readouterr().out.count("1 of 2 networks, 1 trained already; 1 evaluation, 0 finished already") == 3
 
 
 def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray, capsys):
@@ -152,13 +156,15 @@ def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray
 
     def act(items, on_report, on_end):
         (item,) = items
-        trial_dir = item.directory
-        key = folder.read_trial(trial_dir / folder.TRIAL).key
-        finished = copied.trial_dirs["cnn5", 0]
-        shutil.copytree(finished, trial_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.TRIAL))
-        result = json.loads((trial_dir / folder.RESULT).read_text()) | {"key": key}
+        finished, own = copied.network_dirs["cnn5", 0], (folder.TRAINING, folder.EVALUATIONS, "mlflow.json")
+        shutil.copytree(finished, item.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*own))
+        (evaluation_dir,) = folder.evaluation_folders(item.directory)
+        finished = copied.evaluation_dirs["cnn5", 0]
+        shutil.copytree(finished, evaluation_dir, dirs_exist_ok=True)
+        key = f"{item.directory.name}/{evaluation_dir.name}"
+        result = json.loads((evaluation_dir / folder.RESULT).read_text()) | {"key": key}
         result["metrics"] |= dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 1.0)
-        (trial_dir / folder.RESULT).write_text(json.dumps(result))
+        (evaluation_dir / folder.RESULT).write_text(json.dumps(result))
         on_end(item, None)
 
     replace_ray(act)
@@ -167,11 +173,11 @@ def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray
     table = (copied.directory / "leaderboard.md").read_text()
     assert "profile full --set train.kappa=0.5" in table and "not comparable with published" in table
     best = mlflow.MlflowClient(copied.store).get_model_version_by_alias("tiny", "best")
-    assert best.run_id in {copied.runs[trial.key].info.run_id for trial in copied.trials.values()}
+    assert best.run_id in {copied.runs[record.key].info.run_id for record in copied.records.values()}
 
 
 def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, capsys):
-    folder.write_failure(unfinished.trial_dirs["cnn5", 0], "NonFiniteLossError: of last week", repeats=True)
+    folder.write_failure(unfinished.evaluation_dirs["cnn5", 0], "NonFiniteLossError: of last week", repeats=True)
     assert unfinished.main() == 1
     assert started == ["cerdeq"]
     printed = capsys.readouterr().out
@@ -192,7 +198,7 @@ def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, caps
     replace_ray(act)
     assert unfinished.main(*["--fail-fast"] * fail_fast) == 1
     assert statuses(unfinished) == {"cnn5": "FAILED", "cerdeq": "KILLED" if fail_fast else "FAILED"}
-    assert ("a trial failed: the others are stopped" in capsys.readouterr().out) == fail_fast
+    assert ("a network failed: the others are stopped" in capsys.readouterr().out) == fail_fast
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -208,7 +214,7 @@ def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, 
     captured = capsys.readouterr()
     assert captured.err.count("the same command continues") == 1
     assert statuses(unfinished) == {"cnn5": "KILLED", "cerdeq": "KILLED"}
-    assert all(folder.read_failure(trial_dir) is None for trial_dir in unfinished.trial_dirs.values())
+    assert all(folder.read_failure(path) is None for path in unfinished.evaluation_dirs.values())
 
 
 def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monkeypatch, capsys):
@@ -218,7 +224,7 @@ def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monke
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_trial_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
+def test_a_network_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
     def act(items, on_report, on_end):
         first, second = items
         on_report(first, {names.ACTIVITY: "reads its data"})

@@ -31,24 +31,24 @@ class Unreliable:
 
 
 def test_one_warning_while_it_is_away_and_all_is_logged_at_the_end(tracker, tmp_path, capsys):
-    trial_dirs = [make_folder(tmp_path, seed) for seed in range(2)]
+    network_dirs = [make_folder(tmp_path, seed) for seed in range(2)]
     (tmp_path / "leaderboard.md").write_text("")
     tracker.client = client = Unreliable(tracker.client)
-    tracker.log(trial_dirs[0])
+    tracker.log(network_dirs[0])
     client.is_away, before = True, client.calls
-    train(trial_dirs[0], 1, 4)
-    for trial_dir in trial_dirs:
-        tracker.log(trial_dir)
+    train(network_dirs[0], 1, 4)
+    for network_dir in network_dirs:
+        tracker.log(network_dir)
     client.is_away = False
-    tracker.log(trial_dirs[0])
+    tracker.log(network_dirs[0])
     assert client.calls == before + 1 and tracker.is_away
     assert capsys.readouterr().out.count("warning: MLflow store") == 1
-    finish(trial_dirs[0])
-    assert tracker.finish(tmp_path, [], [trial_dirs[0].name])
+    finish(network_dirs[0])
+    assert tracker.finish(tmp_path, [], [network_dirs[0].name])
     out = capsys.readouterr().out
     assert "no network is registered as a model: MLflow store" in out and "mlflow ui" in out and "warning" not in out
     assert len(tracker._runs()) == 2
-    finish(trial_dirs[1])
+    finish(network_dirs[1])
     client.is_away = True
     assert not tracker.finish(tmp_path, [], [])
     out = capsys.readouterr().out
@@ -70,17 +70,17 @@ def test_a_real_server_that_was_away_has_each_point_once(tmp_path, monkeypatch):
     def server():
         return running(command, port, tmp_path / "server.log", env=os.environ | settings, cwd=tmp_path)
 
-    trial_dir = make_folder(tmp_path)
+    network_dir = make_folder(tmp_path)
     with server():
         mlflow = Tracker.open("study", f"http://127.0.0.1:{port}", Console())
-        train(trial_dir, 1, 2)
-        mlflow.log(trial_dir)
-    train(trial_dir, 3, 4)
-    mlflow.log(trial_dir)
+        train(network_dir, 1, 2)
+        mlflow.log(network_dir)
+    train(network_dir, 3, 4)
+    mlflow.log(network_dir)
     assert mlflow.is_away
-    finish(trial_dir)
+    finish(network_dir)
     with server():
         mlflow.is_away = False
-        mlflow.log(trial_dir, running=False)
+        mlflow.log(network_dir, running=False)
         assert not mlflow.is_away
         assert_complete(mlflow)

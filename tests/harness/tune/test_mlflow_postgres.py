@@ -38,14 +38,14 @@ def test_a_server_on_postgresql_holds_what_the_folders_hold_and_no_password(
         out, err = driver.communicate(timeout=600)
         assert driver.returncode == 0, out + err
         study.assert_complete()
-        for made in study.trials.values():
-            result = folder.read_result(folder.trial_dir(study.directory, made.key))
-            run = study.runs[made.key]
+        for name, record in study.records.items():
+            evaluation_dir, run = study.evaluation_dirs[name], study.runs[record.key]
+            result = folder.read_result(evaluation_dir)
             finite = {name: value for name, value in result.metrics.items() if value is not None}
             assert finite.items() <= run.data.metrics.items()
             location = re.sub("^mlflow-artifacts:/", "", run.info.artifact_uri)
             stored = directory / "artifacts" / location / folder.RESULT
-            assert stored.read_bytes() == (folder.trial_dir(study.directory, made.key) / folder.RESULT).read_bytes()
+            assert stored.read_bytes() == (evaluation_dir / folder.RESULT).read_bytes()
     assert not secrets_in(out + err)
 
     # The same store without a server between: its password is in the command's environment, and nowhere else.

@@ -1,8 +1,9 @@
-"""What MLflow has of trials, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
+"""What MLflow has of networks, in a real SQLite store: nothing missing and nothing doubled, whatever happened."""
 
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,23 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow_folders import FINAL, FINGERPRINT, artifacts, assert_complete, finish, history, make_folder, only_run, train
+from mlflow_folders import (
+    EVALUATION,
+    FINAL,
+    FINGERPRINT,
+    artifacts,
+    assert_complete,
+    finish,
+    make_folder,
+    only_run,
+    train,
+)
 from rich.console import Console
+from servers import free_port
 
 from harness.config.training import RECIPE_VERSION
-from harness.storage import certification, files, folder, training_record
+from harness.settings import Radius
+from harness.storage import files, folder, training_record
 from harness.tracking import view
 from harness.tracking.client import TrackingError
 from harness.tracking.tracker import STATE, Tracker, row_of
@@ -52,38 +65,38 @@ def counting(tracker, fatal=None):
     return other
 
 
-def test_a_run_follows_its_trial_from_epoch_0_to_the_end(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    tracker.log(trial_dir)
-    assert only_run(tracker).info.status == "RUNNING" and artifacts(tracker) == {folder.TRIAL}
-    training_record.write_epoch(trial_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
+def test_a_run_follows_its_network_from_epoch_0_to_the_end(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    tracker.log(network_dir)
+    assert only_run(tracker).info.status == "RUNNING" and artifacts(tracker) == {folder.TRAINING}
+    training_record.write_epoch(network_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
     for first, last in ((1, 2), (3, 4)):
         for _ in range(2):
-            tracker.log(trial_dir)
-        train(trial_dir, first, last)
-    finish(trial_dir)
+            tracker.log(network_dir)
+        train(network_dir, first, last)
+    finish(network_dir)
     for _ in range(2):
-        tracker.log(trial_dir)
+        tracker.log(network_dir)
     assert_complete(tracker, first=0)
     counted = counting(tracker)
-    counted.log(trial_dir)
+    counted.log(network_dir)
     assert not counted.client.calls, "once it is complete"
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_later_command_goes_on_by_the_trial_s_file_and_without_it_by_the_run(tracker, tmp_path, is_there):
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 2)
-    tracker.log(trial_dir)
+def test_a_later_command_goes_on_by_the_network_s_file_and_without_it_by_the_run(tracker, tmp_path, is_there):
+    network_dir = make_folder(tmp_path)
+    train(network_dir, 1, 2)
+    tracker.log(network_dir)
     if not is_there:
-        (trial_dir / STATE).unlink()
+        (network_dir / STATE).unlink()
     later = counting(opened(tracker.sweep, tracker.uri))
     for epoch in (3, 4):
-        train(trial_dir, epoch, epoch)
-        later.log(trial_dir)
+        train(network_dir, epoch, epoch)
+        later.log(network_dir)
     assert later.client.calls["get_metric_history"] == (0 if is_there else 1)
-    finish(trial_dir)
-    later.log(trial_dir)
+    finish(network_dir)
+    later.log(network_dir)
     assert_complete(tracker)
 
 
@@ -91,9 +104,9 @@ def test_a_driver_killed_after_mlflow_has_something_and_before_the_file_says_so_
     tracker, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("harness.tracking.tracker.LARGEST_BATCH", 8)  # two epochs a batch
-    trial_dir, writes, later = make_folder(tmp_path), [], tracker
-    train(trial_dir, 1, 4)
-    finish(trial_dir)
+    network_dir, writes, later = make_folder(tmp_path), [], tracker
+    train(network_dir, 1, 4)
+    finish(network_dir)
 
     def write(path, content):
         writes.append(path)
@@ -104,10 +117,10 @@ def test_a_driver_killed_after_mlflow_has_something_and_before_the_file_says_so_
     monkeypatch.setattr("harness.tracking.tracker.write_json", write)
     for _ in range(20):
         with contextlib.suppress(KeyboardInterrupt):
-            later.log(trial_dir)
+            later.log(network_dir)
         later = opened(tracker.sweep, tracker.uri)
     written = len(writes)
-    later.log(trial_dir)
+    later.log(network_dir)
     assert 10 < len(writes) == written, "nothing is left to send"
     assert_complete(tracker)
 
@@ -117,16 +130,16 @@ def test_a_store_that_was_moved_with_its_files_gets_all_again_where_they_are(ope
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     shutil.copy(opened_store.removeprefix("sqlite:///"), old / "mlflow.db")
-    trial_dir = make_folder(old)
-    train(trial_dir, 1, 4)
-    finish(trial_dir)
+    network_dir = make_folder(old)
+    train(network_dir, 1, 4)
+    finish(network_dir)
     tracker = opened("moved", f"sqlite:///{old}/mlflow.db")
-    tracker.log(trial_dir)
+    tracker.log(network_dir)
     (old / "leaderboard.md").write_text("")
-    assert tracker.finish(old, [], [trial_dir.name])
+    assert tracker.finish(old, [], [network_dir.name])
     old.rename(new)
     moved = opened("moved", f"sqlite:///{new}/mlflow.db")
-    assert moved.finish(new, [], [trial_dir.name])
+    assert moved.finish(new, [], [network_dir.name])
     assert_complete(moved)
     version = moved.client.get_model_version_by_alias("moved", "best")
     assert Path(version.source).is_relative_to(new) and (Path(version.source) / "MLmodel").exists()
@@ -135,108 +148,137 @@ def test_a_store_that_was_moved_with_its_files_gets_all_again_where_they_are(ope
     assert opened("moved", f"sqlite:///{new}/mlflow.db").experiment_id == moved.experiment_id
 
 
-def test_a_run_has_the_trial_s_tags_and_parameters(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    finish(trial_dir, {**FINAL, "bound_width": None})
-    tracker.log(trial_dir)
+def test_a_run_has_the_network_s_tags_and_parameters(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    finish(network_dir, {**FINAL, "bound_width": None})
+    tracker.log(network_dir)
     run = only_run(tracker)
-    identity = {"sweep": "study", "model": "deqlate", "method": "ibp", "seed": "0", "profile": "cpu"}
-    tags = {"trial": trial_dir.name, "environment.device": "cpu"}
+    identity = {"sweep": tracker.sweep, "model": "deqlate", "method": "ibp", "seed": "0"}
+    tags = {"trial": network_dir.name, "environment.device": "cpu", "eps": "8/255", "stages": "ibp"}
     assert (identity | tags).items() <= run.data.tags.items()
     assert run.data.tags["warnings"] == "W is at its bound\nfewer images than published"
     assert run.data.params.items() >= {
         "recipe_version": str(RECIPE_VERSION),
         "fingerprint": FINGERPRINT,
-        "eps": "8/255",
+        "train.eps": "8/255",
         "options.margin": "0.1",
         "train.decay_epochs": "[2]",
         "train_images": "null",
     }.items()  # fmt: skip
-    assert run.data.metrics == FINAL
+    assert run.data.metrics == FINAL | {"eps": pytest.approx(8 / 255)}
 
 
 def test_a_new_result_replaces_the_old_one(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 4)
-    finish(trial_dir, {**FINAL, "certified_error": 40.0})
-    tracker.log(trial_dir)
+    network_dir = make_folder(tmp_path)
+    train(network_dir, 1, 4)
+    finish(network_dir, {**FINAL, "certified_error": 40.0})
+    tracker.log(network_dir)
     assert only_run(tracker).data.metrics["certified_error"] == 40.0
-    finish(trial_dir)
-    tracker.log(trial_dir)
+    finish(network_dir)
+    tracker.log(network_dir)
     assert only_run(tracker).data.metrics["certified_error"] == FINAL["certified_error"]
 
 
-def test_charts_average_no_trials_that_differ_in_more_than_their_seeds(tracker, tmp_path):
-    """Though their rows have one name: of an edited sweep file, of other data or of another recipe."""
-    trial = folder.read_trial(make_folder(tmp_path) / folder.TRIAL)
-    others = [replace(trial, config=trial.config.replace(profile="full")), replace(trial, fingerprint="f" * 64)]
-    others += [replace(trial, recipe_version=1), replace(trial, config=trial.config.replace(train_images=1000))]
-    assert len({row_of(each) for each in [trial, *others]}) == 5
-    assert {row_of(each).rpartition(" ")[0] for each in [trial, *others]} == {trial.config.row}
-    assert row_of(replace(trial, config=trial.config.replace(seed=1))) == row_of(trial)
+def test_charts_average_no_networks_that_differ_in_more_than_their_seeds(tracker, tmp_path):
+    """Though their rows have one name: of other data, of another recipe, or with fewer images."""
+    record = folder.read_training(make_folder(tmp_path) / folder.TRAINING)
+    others = [replace(record, fingerprint="f" * 64), replace(record, recipe_version=1)]
+    others += [replace(record, config=record.config.replace(train_images=1000))]
+    assert len({row_of(each) for each in [record, *others]}) == 4
+    assert {row_of(each).rpartition(" ")[0] for each in [record, *others]} == {record.config.row}
+    assert row_of(replace(record, config=record.config.replace(seed=1))) == row_of(record)
 
 
-def test_a_failed_trial_is_tried_again_and_a_repeated_epoch_keeps_its_first_point(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 2)
-    files.write_json(trial_dir / folder.FAILURE, {"error": "loss is not finite " * 1000, "epoch": 3})
+def test_a_failed_network_is_tried_again_and_a_repeated_epoch_keeps_its_first_point(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    train(network_dir, 1, 2)
+    files.write_json(network_dir / folder.FAILURE, {"error": "loss is not finite " * 1000, "epoch": 3})
     for _ in range(2):
-        tracker.log(trial_dir)
+        tracker.log(network_dir)
     run = only_run(tracker)
     assert run.info.status == "FAILED" and run.data.tags["error"].startswith("loss is not finite")
-    (trial_dir / folder.FAILURE).unlink()
-    train(trial_dir, 2, 2, loss=7.0)
-    tracker.log(trial_dir)
+    (network_dir / folder.FAILURE).unlink()
+    train(network_dir, 2, 2, loss=7.0)
+    tracker.log(network_dir)
     run = only_run(tracker)
     assert run.info.status == "RUNNING" and "error" not in run.data.tags
-    train(trial_dir, 3, 4)
-    finish(trial_dir)
-    tracker.log(trial_dir)
+    train(network_dir, 3, 4)
+    finish(network_dir)
+    tracker.log(network_dir)
     assert_complete(tracker)
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_driver_killed_before_any_call_leaves_nothing_missing_or_doubled(opened_store, tmp_path, monkeypatch, step):
     monkeypatch.setattr("harness.tracking.tracker.LARGEST_BATCH", 8)  # two epochs a batch
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 4)
-    finish(trial_dir)
+    network_dir = make_folder(tmp_path)
+    train(network_dir, 1, 4)
+    finish(network_dir)
     complete = counting(opened(f"not killed {step}", opened_store))
-    complete.log(trial_dir)
-    assert complete.client.batches == [0, 0, 4, 4, 0, len(FINAL)]
+    complete.log(network_dir)
+    assert complete.client.batches == [0, 0, 4, 4, 1, 0, len(FINAL)]
     calls = complete.client.calls.total()
-    assert 10 < calls < 20
+    assert 10 < calls < 25
     for fatal in range(1, calls + 1, step):
         tracker = opened(f"killed before call {fatal} {step}", opened_store)
         with pytest.raises(KeyboardInterrupt):
-            counting(tracker, fatal).log(trial_dir)
-        opened(tracker.sweep, tracker.uri).log(trial_dir)
+            counting(tracker, fatal).log(network_dir)
+        opened(tracker.sweep, tracker.uri).log(network_dir)
         assert_complete(tracker)
 
 
 def test_a_deleted_run_is_made_again_and_a_deleted_experiment_restored(tracker, tmp_path, request):
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 4)
-    finish(trial_dir)
-    tracker.log(trial_dir)
+    network_dir = make_folder(tmp_path)
+    train(network_dir, 1, 4)
+    finish(network_dir)
+    tracker.log(network_dir)
     tracker.client.delete_experiment(tracker.experiment_id)
     again = opened(request.node.name, tracker.uri)
     assert again.experiment_id == tracker.experiment_id
     tracker.client.delete_run(only_run(tracker).info.run_id)
     again = opened(request.node.name, tracker.uri)
-    again.log(trial_dir)
+    again.log(network_dir)
     assert_complete(again)
     assert len(tracker.client.search_runs([tracker.experiment_id], run_view_type=ViewType.ALL)) == 2
 
 
 def test_how_to_open_is_a_command_and_a_short_link(tracker):
     link = f"/#/experiments/{tracker.experiment_id}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
-    command = f"uv run mlflow ui --backend-store-uri {tracker.uri}"
-    assert tracker.how_to_open() == f"{command}\nhttp://127.0.0.1:5000{link}"
+    command = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false uv run mlflow ui --workers 1"
+    title, *lines = tracker.how_to_open().splitlines()
+    assert "Ctrl-C" in title
+    assert lines == [f"{command} --backend-store-uri {tracker.uri}", f"http://127.0.0.1:5000{link}"]
     spaced = Tracker("sqlite:///a folder/m.db", "", tracker.experiment_id, tracker.client, Console())
     assert "--backend-store-uri 'sqlite:///a folder/m.db'\n" in spaced.how_to_open()
     server = Tracker("http://user:secret@server:8080/", "", tracker.experiment_id, tracker.client, Console())
-    assert server.how_to_open() == f"http://user:***@server:8080{link}"
+    assert server.how_to_open() == f"MLflow:\nhttp://user:***@server:8080{link}"
+
+
+@pytest.mark.parametrize("name", ["why?", "a%20b", "50%", "x#y", "a b", "Grüße", "a;b&c=d@e:f", "plain"])
+def test_store_and_artifacts_lie_in_the_working_directory_whatever_its_name(opened_store, tmp_path, monkeypatch, name):
+    working = tmp_path / name
+    working.mkdir()
+    shutil.copy(opened_store.removeprefix("sqlite:///"), working / "mlflow.db")
+    monkeypatch.chdir(working)
+    network_dir = make_folder(working)
+    train(network_dir, 1, 4)
+    finish(network_dir)
+    for uri in (None, "sqlite:///mlflow.db"):
+        tracker = opened("study", uri)
+        tracker.log(network_dir)
+        (working / "leaderboard.md").write_text("")
+        assert tracker.finish(working, [network_dir.name], [network_dir.name])
+        assert_complete(tracker)
+    again = opened("study", shlex.split(tracker.how_to_open().splitlines()[1])[-1])
+    assert again.run_ids == tracker.run_ids, "what the printed command serves"
+    assert next(working.glob("mlruns/study/*/artifacts/network/MLmodel")).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_address_whose_path_would_end_at_a_question_mark_is_refused(tmp_path):
+    with pytest.raises(TrackingError, match="write %3F"):
+        opened("study", f"sqlite:///{tmp_path}/why?/mlflow.db")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_view_is_written_when_the_store_is_opened(tracker, request):
@@ -304,6 +346,21 @@ def test_a_store_that_cannot_be_used_is_reported_soon_and_in_one_line(uri, reaso
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
+def test_a_server_that_is_asked_through_a_proxy_is_reported_with_the_proxy(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    uri = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        TrackingError, match=r"refused; .* proxy http://user:\*\*\*@127.0.0.1:9: .* 127.0.0.1 to no_proxy$"
+    ):
+        opened("study", uri)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(TrackingError, match=r"Connection refused$"):
+        opened("study", uri)
+
+
 def full(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -317,11 +374,12 @@ def test_a_full_disk_of_the_store_is_the_store_s(tracker, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("name", [STATE, folder.RESULT, folder.EPOCHS, folder.VERDICTS, folder.WEIGHTS])
-def test_a_fault_of_a_trial_s_folder_is_not_the_store_s(tracker, tmp_path, capsys, name):
+def test_a_fault_of_a_network_s_folder_is_not_the_store_s(tracker, tmp_path, capsys, name):
     faulty, other = (make_folder(tmp_path, seed) for seed in range(2))
-    finish(faulty)
-    (faulty / name).unlink(missing_ok=True)
-    (faulty / name).mkdir()
+    evaluation_dir = finish(faulty)
+    path = (evaluation_dir if name in (folder.RESULT, folder.VERDICTS) else faulty) / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
     for _ in range(2):
         tracker.log(faulty)
     tracker.log(other)
@@ -330,26 +388,50 @@ def test_a_fault_of_a_trial_s_folder_is_not_the_store_s(tracker, tmp_path, capsy
     assert not tracker.is_away and other.name in {run.data.tags["trial"] for run in tracker._runs()}
     (tmp_path / "leaderboard.md").write_text("")
     assert not tracker.finish(tmp_path, [faulty.name], [])
-    assert tracker.finish(tmp_path, [other.name], []), "another command's trial"
-    (faulty / name).rmdir()
+    assert tracker.finish(tmp_path, [other.name], []), "another command's network"
+    path.rmdir()
     assert tracker.finish(tmp_path, [faulty.name], [])
     assert len(tracker._runs()) == 2
 
 
-def test_certifications_of_a_trial_are_logged_once(tracker, tmp_path):
-    trial_dir = make_folder(tmp_path)
-    train(trial_dir, 1, 4)
-    finish(trial_dir)
-    tracker.log(trial_dir)
-    certified = trial_dir / "certified/ibp+bab-60.5s-all-images"
-    certification.begin_certification(certified, folder.read_trial(trial_dir / folder.TRIAL), "weights")
-    tracker.log(trial_dir)
-    assert only_run(tracker).data.metrics.keys() == {"train/loss", "train/eps", *FINAL}, "it has no result yet"
-    folder.write_result(certified, folder.TrialResult(trial_dir.name, {"certified_error": 12.5, "x": None}, {}, {}, []))
+def runs(tracker):
+    """All runs, by their tag `trial`."""
+    found = tracker._runs()
+    by_key = {run.data.tags["trial"]: run for run in found}
+    assert len(by_key) == len(found)
+    return by_key
+
+
+def test_further_evaluations_of_a_network_are_child_runs_logged_once(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    finish(network_dir)
+    further = EVALUATION.replace(eps=Radius("2/255"), stages=("ibp", "bab"))
+    folder.begin_evaluation(network_dir, further)
+    tracker.log(network_dir)
+    assert only_run(tracker).info.status == "RUNNING", "it has no result yet"
+    finish(network_dir, {**FINAL, "certified_error": 12.5, "x": None}, further)
     for _ in range(2):
-        tracker.log(trial_dir, running=False)
-    assert history(tracker, "certified/ibp bab-60.5s-all-images/certified_error") == [(0, 12.5)]
-    assert history(tracker, "certified_error") == [(0, FINAL["certified_error"])]
-    counted = counting(tracker)
-    counted.log(trial_dir)
+        tracker.log(network_dir, running=False)
+    parent, child = (runs(tracker)[key] for key in (network_dir.name, f"{network_dir.name}/{further.key}"))
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id and child.info.status == "FINISHED"
+    assert {"eps": "2/255", "stages": "ibp > bab"}.items() <= child.data.params.items()
+    assert child.data.metrics["certified_error"] == 12.5
+    assert child.data.metrics["eps"] == pytest.approx(2 / 255)
+    assert (parent.data.metrics["certified_error"], parent.info.status) == (FINAL["certified_error"], "FINISHED")
+    counted = counting(opened(tracker.sweep, tracker.uri))
+    counted.log(network_dir)
     assert not counted.client.calls
+
+
+def test_an_evaluation_that_becomes_the_main_one_has_the_network_s_run_and_no_child_run_any_more(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    finish(network_dir)
+    further = EVALUATION.replace(eps=Radius("2/255"))
+    finish(network_dir, {**FINAL, "certified_error": 12.5}, further)
+    tracker.log(network_dir, running=False)
+    assert f"{network_dir.name}/{further.key}" in runs(tracker)
+    folder.add_to_study(network_dir, "cpu", further)
+    for each in (tracker, opened(tracker.sweep, tracker.uri)):
+        each.log(network_dir, running=False)
+    assert runs(tracker).keys() == {network_dir.name, f"{network_dir.name}/{EVALUATION.key}"}
+    assert runs(tracker)[network_dir.name].data.metrics["certified_error"] == 12.5

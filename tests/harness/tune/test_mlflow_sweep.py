@@ -28,6 +28,7 @@ def test_the_view_opens_sections_of_errors_and_closes_all_others(finished, exper
     state = json.loads(zlib.decompress(base64.b64decode(text.removeprefix("deflate;"))))
     opened = {section["name"]: section["display"] for section in state["compareRunSections"]}
     drawn = [chart.get("metricKey") or chart["yaxis"]["key"] for chart in state["compareRunCharts"]]
+    drawn += [chart["xaxis"]["key"] for chart in state["compareRunCharts"] if chart["type"] == "SCATTER"]
     logged = set().union(*(run.data.metrics for run in finished.runs.values()))
     assert set(drawn) <= logged, "no empty chart"
     assert {"BAR", "SCATTER", "LINE"} == {chart["type"] for chart in state["compareRunCharts"]}
@@ -52,9 +53,8 @@ def test_the_network_of_each_run_predicts_as_it_was_evaluated(finished):
     for key, run in finished.runs.items():
         network = mlflow.pyfunc.load_model(f"{run.info.artifact_uri}/network")
         assert network.predict(images.astype(numpy.float32)).shape == (50, 10)
-        verdicts = parquet.read_verdicts(folder.trial_dir(finished.directory, key), [names.PREDICTION])[
-            names.PREDICTION
-        ]
+        evaluation_dir = folder.evaluation_dir(folder.network_dir(finished.directory, key), finished.evaluations[0])
+        verdicts = parquet.read_verdicts(evaluation_dir, [names.PREDICTION])[names.PREDICTION]
         assert numpy.array_equal(network.predict(images).argmax(1), verdicts)
     with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
         network.predict(255 * images)

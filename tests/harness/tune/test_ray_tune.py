@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +21,10 @@ from harness.data import load
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
 from harness.tune import ray_connection, ray_tune
-from harness.tune.items import Item, Listener
+from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 from harness.tune.ray_connection import ray
-from harness.tune.run_sweep import train_item
+from harness.tune.run_study import begin_network
 
 PROBE = "probe.json"
 
@@ -44,6 +43,7 @@ class Events(logging.Handler, Listener):
     def __init__(self):
         super().__init__(logging.WARNING)
         self.rows, self.ends, self.logged, self.starts = defaultdict(list), defaultdict(list), [], []
+        self.results = {}
 
     def emit(self, record):
         self.logged.append(record.getMessage())
@@ -54,23 +54,25 @@ class Events(logging.Handler, Listener):
     def on_report(self, item, row):
         self.rows[item.directory.name].append(row)
 
-    def on_end(self, item, error):
+    def on_end(self, item, error, result):
+        self.results[item.directory.name] = result
         self.ends[item.directory.name].append(error)
 
 
 def item_of(path):
-    """An item with the settings of its trial.json, if it has one."""
-    trial = path / folder.TRIAL
-    settings = folder.read_trial(trial).config.model_dump(mode="json") if trial.exists() else {}
-    return Item(path, f"label of {path.name}", settings)
+    """An item with the settings of its training.json, if it has one."""
+    label = f"label of {path.name}"
+    if not (path / folder.TRAINING).exists():
+        return Item(path, label, {})
+    training = folder.read_training(path / folder.TRAINING).config
+    return Item.of(path, training, [folder.main_evaluation(path)], label=label)
 
 
 def call(root, items, work, **options):
     """Run items of these names under Ray. work: called with a folder and a report."""
 
     def do(item, report):
-        work(item.directory, report)
-        return {"last": 1.0}
+        return work(item.directory, report) or {"last": 1.0}
 
     events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "at_once": 4, **options})
     paths = [root / "results" / name for name in items]
@@ -78,7 +80,7 @@ def call(root, items, work, **options):
         path.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray").addHandler(events)
     try:
-        ray_tune.run_on_ray((item_of(path) for path in paths), do, events, options, root / "results")
+        ray_tune.run_on_ray(Queue(map(item_of, paths)), do, events, options, root / "results")
     finally:
         logging.getLogger("ray").removeHandler(events)
     return events
@@ -112,8 +114,7 @@ def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
 def work(item, report):
     """Do what the item is called for."""
     if item.name == "trained":
-        train_item(item_of(item), report, None, source_digest())
-        return
+        return Worker(None, source_digest(), shares=True)(item_of(item), report)
     with open(item / "attempts", "a") as file:
         file.write("x")
     if item.name == "raises":
@@ -125,13 +126,18 @@ def work(item, report):
     (item / PROBE).write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 
+def begin(network_dir, training, evaluation, fingerprint=None):
+    record = folder.make_record(training, fingerprint or load("digits").fingerprint)
+    begin_network(network_dir, record, "full", [evaluation])
+    return network_dir
+
+
 @pytest.mark.slow
-def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
-    real_ray, tmp_path, tiny_trial, monkeypatch, capsys
+def test_items_that_fail_are_retried_and_a_network_reports_its_epochs_and_the_ranges_it_leaves(
+    real_ray, tmp_path, tiny_training, tiny_evaluation, monkeypatch, capsys
 ):
     """On two CPUs each, with one retry. What Tune prints would tear the bars."""
-    trial = folder.make_trial(tiny_trial(width=0.05), load("digits").fingerprint)
-    files.write_json((trained := tmp_path / "results/trained") / folder.TRIAL, folder.trial_json(trial))
+    trained = begin(tmp_path / "results/trained", tiny_training(), tiny_evaluation(batch_size=12))
     monkeypatch.setattr(ray_tune, "WORKER_RETRIES", 1)
     events = call(tmp_path, ["raises", "refuses", "recovers", "trained"], work, cpu=2)
     attempts = {path.parent.name: len(path.read_text()) for path in (tmp_path / "results").glob("*/attempts")}
@@ -142,13 +148,14 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
     assert json.loads((tmp_path / "results/recovers" / PROBE).read_text()) in (None, ""), (
         "who asks for no GPU sees none"
     )
-    assert folder.read_result(trained).environment["threads"] == "2"
+    assert folder.read_trained(trained).environment["threads"] == "2"
+    assert events.results["trained"][LEFT] == [[0, 12], [12, 24], [24, 36], [36, 48], [48, 60]]
     rows = events.rows["trained"]
     reported = [row.get(names.EPOCH, (row.get(names.EVALUATED), row.get(names.IMAGES))) for row in rows]
-    assert reported == [(None, None), 0, 1, 2, 3, (0, 60), (40, 60), (60, 60), (None, None)]
+    assert reported == [(None, None), 0, 1, 2, 3, (None, None)]
     for row, written in zip(rows[1:5], training_record.read_epochs(trained), strict=True):
         assert written.items() <= row.items()
-    assert rows[0][names.ACTIVITY] == "reads its data" and rows[-1]["last"] == 1.0
+    assert rows[0][names.ACTIVITY] == "reads its data"
     assert events.starts.count("raises") == 2 and events.starts.count("trained") == 1
     printed = capsys.readouterr().out.splitlines()
     assert all("(raylet)" in line for line in printed), "what no setting of Ray silences"
@@ -156,13 +163,14 @@ def test_items_that_fail_are_retried_and_a_trial_reports_its_epochs(
 
 
 @pytest.mark.slow
-def test_ray_s_own_analysis_shows_each_trial_by_its_config_with_its_epochs(real_ray, tmp_path, tiny_trial):
-    trial = folder.make_trial(tiny_trial(width=0.05, seed=3), load("digits").fingerprint)
-    files.write_json(tmp_path / "results/trained" / folder.TRIAL, folder.trial_json(trial))
+def test_ray_s_own_analysis_shows_each_network_by_its_config_with_its_epochs(
+    real_ray, tmp_path, tiny_training, tiny_evaluation
+):
+    begin(tmp_path / "results/trained", tiny_training(seed=3), tiny_evaluation())
     call(tmp_path, ["trained"], work)
     analysis = ray_tune.tune.ExperimentAnalysis(str(tmp_path / "results/ray"))
     (shown,) = analysis.dataframe().to_dict("records")
-    expected = {"model": "cnn5", "method": "ibp", "seed": 3, "eps": "1/32", "label": "label of trained"}
+    expected = {"model": "cnn5", "method": "ibp", "seed": 3, "train/eps": "1/32", "label": "label of trained"}
     assert {name: shown[f"config/trial/{name}"] for name in expected} == expected
     (rows,) = analysis.trial_dataframes.values()
     losses = [row[names.TRAIN_LOSS] for row in training_record.read_epochs(tmp_path / "results/trained")[1:]]
@@ -172,12 +180,12 @@ def test_ray_s_own_analysis_shows_each_trial_by_its_config_with_its_epochs(real_
 @pytest.mark.slow
 def test_an_error_of_a_callback_ends_everything_as_itself(real_ray, tmp_path):
     class Full(Listener):
-        def on_end(self, item, error):
+        def on_end(self, item, error, result):
             raise OSError(28, "No space left on device")
 
     items = [Item(tmp_path / "2-1", "2-1", {})]
     with pytest.raises(OSError, match="No space left"):
-        ray_tune.run_on_ray(iter(items), lambda item, report: {}, Full(), RayOptions(1, 0, 1), tmp_path)
+        ray_tune.run_on_ray(Queue(items), lambda item, report: {}, Full(), RayOptions(1, 0, 1), tmp_path)
 
 
 @pytest.fixture
@@ -191,8 +199,8 @@ def do_in_worker(monkeypatch, tmp_path):
         context = SimpleNamespace(get_assigned_resources=lambda: resources)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
-        trial_dir = tmp_path / "tiny/trials/0"
-        ray_tune.make_trainable(work, directory)({ray_tune.TRIAL: ray_tune.settings_of(item_of(trial_dir))})
+        config = {ray_tune.TRIAL: ray_tune.settings_of(item_of(tmp_path / "tiny/networks/0"))}
+        ray_tune.make_trainable(work, directory)(config)
         return reports
 
     yield do
@@ -201,17 +209,16 @@ def do_in_worker(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["diverges", "unreadable"])
 def test_what_would_fail_again_is_not_tried_again_and_its_folder_has_the_reason(
-    do_in_worker, tmp_path, tiny_trial, name
+    do_in_worker, tmp_path, tiny_training, tiny_evaluation, name
 ):
     """The worker ends without an error, which Tune would try again."""
-    config = tiny_trial(width=0.05)
+    training, fingerprint = tiny_training(), "of other data"
     if name == "diverges":
-        config = config.replace(train=config.train.replace(regularisation=3e38))
-    trial = folder.make_trial(config, load("digits").fingerprint if name == "diverges" else "of other data")
-    folder.take_over(trial_dir := tmp_path / "tiny/trials/0", trial)
-    *_, last = do_in_worker(partial(train_item, data_dir=None))
+        training, fingerprint = tiny_training(train={"regularisation": 3e38}), None
+    network_dir = begin(tmp_path / "tiny/networks/0", training, tiny_evaluation(), fingerprint)
+    *_, last = do_in_worker(Worker(None, source_digest()))
     error = {"diverges": "NonFiniteLossError", "unreadable": "SettingError: data: found"}[name]
-    assert error in last[ray_tune.ERROR] and error in folder.read_failure(trial_dir).error
+    assert error in last[ray_tune.ERROR] and error in folder.read_failure(network_dir).error
 
 
 def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory(do_in_worker, monkeypatch):
@@ -289,7 +296,7 @@ BECOMES_STUCK = """
 import os, signal, sys, time
 from pathlib import Path
 from harness.tune import ray_tune
-from harness.tune.items import Item, Listener
+from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 
 class Killing(Listener):
@@ -303,7 +310,7 @@ def work(item, report):
     report({"epoch": 1})
     time.sleep(600)
 
-ray_tune.run_on_ray(iter([Item(Path("one"), "one", {})]), work, Killing(), RayOptions(1, 0, 1), Path.cwd())
+ray_tune.run_on_ray(Queue([Item(Path("one").absolute(), "one", {})]), work, Killing(), RayOptions(1, 0, 1), Path.cwd())
 """
 
 

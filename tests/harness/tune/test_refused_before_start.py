@@ -7,15 +7,14 @@ import sys
 
 import pytest
 import yaml
-from small_sweep import BASE, changed, trials_of, write
+from small_sweep import BASE, changed, load_sweep, write
 from study import TINY, Study
 
 from baselines import DATASETS
-from harness.command_line import main
-from harness.config.training import Trial
 from harness.data import load
 from harness.machine.device import count_cores
-from harness.storage import files, folder
+from harness.storage import folder
+from harness.tune.run_study import begin_network
 
 
 @pytest.mark.parametrize(
@@ -66,42 +65,32 @@ def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_p
         assert part in message
 
 
-def put_trial(directory, **changes):
-    """A trial folder in a sweep's directory, as a run would have left it."""
-    trial = Trial(**{**dict.fromkeys(("profile", "model", "method"), "x"), "sweep": "study", **changes})
-    made = folder.make_trial(trial, "data")
-    files.write_json(folder.trial_dir(directory, made.key) / folder.TRIAL, folder.trial_json(made))
-    return folder.trial_dir(directory, made.key)
+def begin(results, content, tmp_path, **changes):
+    """The folders of the first network of a sweep file and of its evaluation, begun, in the directory of BASE."""
+    study = load_sweep(write(tmp_path, content), "full", True)
+    record = folder.make_record(study.trainings[0].replace(**changes), load("digits").fingerprint)
+    begin_network(network_dir := folder.network_dir(results / "study", record.key), record, "full", study.evaluations)
+    return network_dir, folder.evaluation_dir(network_dir, study.evaluations[0])
 
 
-@pytest.mark.parametrize(
-    "other", [{"eps": "3/16"}, {"dataset": "mnist"}, {"sweep": "quickstart"}], ids=["eps", "data set", "name"]
-)
-def test_a_results_directory_of_another_sweep_is_refused(refused, tmp_path, other):
-    put_trial(tmp_path / "results/study", **({"dataset": "digits", "eps": "1/16", "seed": 0} | other))
+def test_a_results_directory_of_another_data_set_is_refused(refused, tmp_path):
+    begin(tmp_path / "results", BASE, tmp_path, dataset="mnist")
     message = refused(write(tmp_path, BASE))
-    for part in (str(tmp_path / "results/study"), "study on digits at eps 1/16", str(next(iter(other.values())))):
+    for part in (str(tmp_path / "results/study"), "found data set mnist, this one's is digits", "rename one of them"):
         assert part in message
 
 
-def test_the_same_eps_written_another_way_is_the_same_sweep(nothing_starts, tmp_path):
-    put_trial(tmp_path / "results/study", dataset="digits", eps="2/32", seed=0)
-    with pytest.raises(pytest.fail.Exception, match="it goes on to MLflow"):
-        main("run", [str(write(tmp_path, BASE)), "--results-dir", str(tmp_path / "results")])
+def test_the_same_eps_written_another_way_is_the_same_study(tmp_path):
+    begun = begin(tmp_path / "results", BASE, tmp_path)
+    assert begin(tmp_path / "results", changed(("eps", "2/32")), tmp_path) == begun
 
 
-@pytest.fixture
-def trial_dir(tmp_path):
-    """The folder of the first trial of BASE, begun."""
-    trial = folder.make_trial(trials_of(tmp_path, BASE)[0], load("digits").fingerprint)
-    folder.take_over(trial_dir := folder.trial_dir(tmp_path / "results/study", trial.key), trial)
-    return trial_dir
-
-
-@pytest.mark.parametrize("name", [folder.TRIAL, folder.RESULT])
-def test_a_damaged_file_is_named(refused, tmp_path, trial_dir, name):
-    (trial_dir / name).write_text("{")
-    assert str(trial_dir / name) in refused(write(tmp_path, BASE))
+@pytest.mark.parametrize("name", [folder.TRAINING, folder.EVALUATION, folder.RESULT])
+def test_a_damaged_file_is_named(refused, tmp_path, name):
+    network_dir, evaluation_dir = begin(tmp_path / "results", BASE, tmp_path)
+    path = (network_dir if name == folder.TRAINING else evaluation_dir) / name
+    path.write_text("{")
+    assert str(path) in refused(write(tmp_path, BASE))
 
 
 def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):

@@ -1,4 +1,4 @@
-"""A killed search goes on: no candidate is lost or trained twice, and the winners become the trials of the sweep."""
+"""A killed search goes on: no candidate is lost or trained twice, and the winners become the networks of the sweep."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 from harness.tune.machines import RayOptions
 from harness.tune.run_search import JOURNAL, Search, load_studies
-from harness.tune.run_sweep import RunOptions
+from harness.tune.run_study import RunOptions
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},
@@ -34,8 +34,10 @@ class Killed(BaseException):
     pass
 
 
-def read(tmp_path, **search):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SEARCHED, "search": SEARCH | search}))
+def read(tmp_path, evaluation=None, **search):
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump({**SEARCHED, "evaluation": evaluation or TINY["evaluation"], "search": SEARCH | search})
+    )
     return load_sweep(tmp_path / "sweep.yaml", None, True)
 
 
@@ -49,22 +51,33 @@ def candidates(sweep, tmp_path):
     return [trial for trial in study.trials if trial.state.name != "FAIL"]
 
 
-def chosen_text(tmp_path, winner):
-    trial = folder.make_trial(winner, load("digits").fingerprint)
-    return folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key)).text
+def chosen(tmp_path, winner):
+    record = folder.make_record(winner, load("digits").fingerprint)
+    return folder.read_chosen(folder.network_dir(tmp_path / "study", record.key))
 
 
-def train(trial_dir):
-    """A result without training: certified error by the rate, standard error by the batch."""
-    train = folder.read_trial(trial_dir / folder.TRIAL).config.train
+def training_in(network_dir):
+    return folder.read_training(network_dir / folder.TRAINING).config
+
+
+def write_metrics(network_dir, metrics):
+    """Results without training."""
+    (evaluation_dir,) = folder.evaluation_folders(network_dir)
+    folder.write_trained(network_dir, folder.Result(network_dir.name, {}, {}, {}, []))
+    key = f"{network_dir.name}/{evaluation_dir.name}"
+    folder.write_result(evaluation_dir, folder.Result(key, metrics, {}, {}, []))
+
+
+def train(network_dir):
+    """Certified error by the rate, standard error by the batch."""
+    train = training_in(network_dir).train
     metrics = {names.CERTIFIED_ERROR: 1000 * train.learning_rate, names.STANDARD_ERROR: 100 - train.batch_size}
-    metrics[names.EVALUATION_SECONDS] = 1.0
-    folder.write_result(trial_dir, folder.TrialResult(trial_dir.name, metrics, {}, {}, []))
+    write_metrics(network_dir, metrics | {names.EVALUATION_SECONDS: 1.0})
 
 
 @pytest.fixture
 def begun():
-    """The keys of all trials that a worker has begun, in order."""
+    """The keys of all networks that a worker has begun, in order."""
     return []
 
 
@@ -74,11 +87,12 @@ def workers(monkeypatch, begun):
 
     def replace_ray(do=train, killed_at=None):
         def run_on_ray(supply, work, listener, options, directory):
-            for item in supply:
+            for item in iter(supply.take, None):
                 begun.append(item.directory.name)
                 if len(begun) == killed_at:
                     raise Killed
-                listener.on_end(item, do(item.directory))
+                listener.on_end(item, do(item.directory), {})
+            assert supply.is_finished
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
@@ -132,10 +146,8 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
     }
     sweep = read(tmp_path, spaces=spaces, trials=8)
     search_of(sweep, tmp_path).run(OPTIONS)
-    trained = [
-        folder.read_trial(search_of(sweep, tmp_path).directory / "trials" / name / folder.TRIAL).config
-        for name in begun
-    ]
+    search_dir = search_of(sweep, tmp_path).directory
+    trained = [training_in(folder.network_dir(search_dir, name)) for name in begun]
     assert trained[0] == sweep.searched[0].base.replace(validation_images=50)
     for config in trained:
         assert 1e-4 <= config.train.learning_rate <= 1e-3 and 16 <= config.train.batch_size <= 64
@@ -153,36 +165,33 @@ def test_a_space_of_few_choices_ends(tmp_path, workers, begun):
 def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
     sweep = read(tmp_path, objectives=["certified_error"])
     winners = search_of(sweep, tmp_path).run(OPTIONS)
-    rates = {
-        folder.read_trial(path / folder.TRIAL).config.train.learning_rate
-        for path in folder.trial_folders(search_of(sweep, tmp_path).directory)
-    }
-    assert [trial.seed for trial in winners] == [0, 1]
-    for trial in winners:
-        assert trial.validation_images == 0 and trial.train_images == TINY["train_images"]
-        assert trial.train.learning_rate == min(rates)
-        assert chosen_text(tmp_path, trial) == "tpe, 4 candidates, evaluated on 50 images held out of training"
-    trial_dirs = folder.trial_folders(search_of(sweep, tmp_path).directory)
-    assert {folder.read_trial(trial_dir / folder.TRIAL).config.validation_images for trial_dir in trial_dirs} == {50}
-    assert folder.trial_folders(tmp_path / "study") == [], "winners are claimed by the sweep"
+    search_dir = search_of(sweep, tmp_path).directory
+    candidates = list(map(training_in, folder.network_folders(search_dir)))
+    assert [winner.seed for winner in winners] == [0, 1]
+    for winner in winners:
+        assert winner.validation_images == 0 and winner.train_images == TINY["train_images"]
+        assert winner.train.learning_rate == min(each.train.learning_rate for each in candidates)
+        assert chosen(tmp_path, winner).text == "tpe, 4 candidates, evaluated on 50 images held out of training"
+    assert {each.validation_images for each in candidates} == {50}
+    (evaluation,) = {folder.main_evaluation(path) for path in folder.network_folders(search_dir)}
+    assert evaluation == sweep.evaluations[0].replace(split="validation", test_images=None)
+    assert folder.network_folders(tmp_path / "study") == [], "winners are claimed by the sweep"
 
 
 def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_path, workers, begun):
     """Made of pairs with ties; a candidate whose training diverged wins nothing."""
     pairs = [(5, 9), (4, 9), (4, 9), (9, 1), (9, 2), (0, 0)]
 
-    def work(trial_dir):
+    def work(network_dir):
         if len(begun) == 6:
-            folder.write_failure(trial_dir, "NonFiniteLossError", repeats=True)
+            folder.write_failure(network_dir, "NonFiniteLossError", repeats=True)
             return
-        metrics = dict(zip(SEARCH["objectives"], pairs[len(begun) - 1], strict=True))
-        folder.write_result(trial_dir, folder.TrialResult(trial_dir.name, metrics, {}, {}, []))
+        write_metrics(network_dir, dict(zip(SEARCH["objectives"], pairs[len(begun) - 1], strict=True)))
 
     workers(work)
     sweep = read(tmp_path, trials=6)
     winners = search_of(sweep, tmp_path).run(OPTIONS)
-    chosen = [folder.make_trial(trial, load("digits").fingerprint) for trial in winners[::2]]
-    marks = [folder.read_chosen(folder.trial_dir(tmp_path / "study", trial.key)) for trial in chosen]
+    marks = [chosen(tmp_path, winner) for winner in winners[::2]]
     assert [mark.candidate for mark in marks] == [1, 3]
     assert [tuple(mark.validation.values()) for mark in marks] == [(4, 9), (9, 1)]
 
@@ -197,11 +206,11 @@ def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, wor
 
 
 def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_tried_again(tmp_path, workers, begun):
-    def work(trial_dir):
+    def work(network_dir):
         if len(begun) == 1:
-            folder.write_failure(trial_dir, "NonFiniteLossError", repeats=True)
+            folder.write_failure(network_dir, "NonFiniteLossError", repeats=True)
         elif len(begun) > 2:
-            train(trial_dir)
+            train(network_dir)
         return "its worker failed" if len(begun) == 2 else None
 
     workers(work)
@@ -209,13 +218,33 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
     search = search_of(sweep, tmp_path)
     winners = search.run(OPTIONS)
     assert search.has_unfinished
-    assert chosen_text(tmp_path, winners[0]).startswith("tpe, 4 candidates (2 failed), ")
+    assert chosen(tmp_path, winners[0]).text.startswith("tpe, 4 candidates (2 failed), ")
     search = search_of(sweep, tmp_path)
     search.run(OPTIONS)
     assert not search.has_unfinished
     assert len(begun) == 5 and begun[4] == begun[1]
     assert [one.values == [100, 100] for one in candidates(sweep, tmp_path)] == [True, False, False, False]
     assert {one.state.name for one in candidates(sweep, tmp_path)} == {"COMPLETE"}
+
+
+def test_a_changed_main_evaluation_starts_another_search_that_trains_no_candidate_again(tmp_path, workers, begun):
+    """Those that are trained are copied, and only evaluated."""
+    search_of(read(tmp_path), tmp_path).run(OPTIONS)
+    trained = set(begun)
+    changed = read(tmp_path, {**TINY["evaluation"], "stages": ["ibp"]})
+
+    def evaluate(network_dir):
+        was_trained = folder.read_trained(network_dir) is not None
+        assert was_trained == (network_dir.name in trained) and len(folder.evaluation_folders(network_dir)) == 1
+        train(network_dir)
+
+    for path in (tmp_path / "study/search").glob("*/networks/*"):
+        (path / folder.WEIGHTS).touch()
+    workers(evaluate)
+    search = search_of(changed, tmp_path)
+    search.run(OPTIONS)
+    assert search.directory != search_of(read(tmp_path), tmp_path).directory
+    assert len(begun) == 8 and trained & set(begun[4:]), "the entry as it is written is a candidate of each search"
 
 
 def test_a_damaged_file_is_named(tmp_path, workers):
@@ -240,11 +269,34 @@ def test_only_is_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, 
 def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Tracker, "open", lambda *_: None)
-    monkeypatch.setattr(Search, "run", lambda search, options: search.sweep.trials)
+    monkeypatch.setattr(Search, "run", lambda search, options: search.study.trainings)
     monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
-    monkeypatch.setattr("harness.tune.run_sweep.run_sweep", lambda *_: SimpleNamespace(is_complete=True))
+    monkeypatch.setattr("harness.tune.run_study.run_study", lambda *_: SimpleNamespace(is_complete=True))
     monkeypatch.setattr("harness.run._write_page", lambda *_: None)
     assert Study(tmp_path, SEARCHED, "sqlite:///unused.db").main() == int(has_unfinished)
+
+
+def test_a_search_here_ends_with_winners_of_every_seed_and_a_changed_evaluation_trains_no_candidate_again(
+    tmp_path, capsys
+):
+    content = {**SEARCHED, "name": "searched", "search": {**SEARCH, "trials": 2}}
+    study = Study(tmp_path, content, "unused")
+    assert study.main("--here") == 0
+    trained = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/networks/*/trained.json")}
+    assert len(trained) == 2
+    winners = list(map(training_in, folder.network_folders(study.directory)))
+    assert {winner.seed for winner in winners} == {0, 1} and {winner.validation_images for winner in winners} == {0}
+    assert "all held-out images" not in (study.directory / "leaderboard.md").read_text()
+    capsys.readouterr()
+    changed = Study(tmp_path, content | {"evaluation": {**TINY["evaluation"], "stages": ["ibp"]}}, "unused")
+    assert changed.main("--here") == 0
+    both = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/networks/*/trained.json")}
+    assert len(both) == 4 and trained.items() < both.items()
+    (search_dir,) = {path.parents[2] for path in both.keys() - trained.keys()}
+    copied = [
+        path for path in search_dir.glob("networks/*/trained.json") if not (path.parent / "checkpoint.pt").exists()
+    ]
+    assert copied, "the entry as it is written, at least"
 
 
 @pytest.mark.slow
@@ -254,10 +306,12 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     content["search"] = {**SEARCH, "objectives": ["certified_error"], "trials": 4}
     study = Study(tmp_path, content, store)
     driver = study.start(cwd=tmp_path)
-    wait_for(lambda: len(list(study.directory.glob("search/*/trials/*/result.json"))) >= 2, 300)
+    wait_for(lambda: len(list(study.directory.glob("search/*/networks/*/evaluations/*/result.json"))) >= 2, 300)
     driver.kill()
     driver.communicate()
-    finished = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/trials/*/result.json")}
+    finished = {
+        path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/networks/*/evaluations/*/result.json")
+    }
     again = study.start(cwd=tmp_path)
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
@@ -266,7 +320,5 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     assert [one.state.name for one in search.studies[0].trials] == ["COMPLETE"] * 4
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()
-    (winner,) = [
-        folder.read_trial(trial_dir / folder.TRIAL).config for trial_dir in folder.trial_folders(study.directory)
-    ]
-    assert winner.replace(validation_images=0) == winner
+    (winner,) = map(training_in, folder.network_folders(study.directory))
+    assert winner.validation_images == 0

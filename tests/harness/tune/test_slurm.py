@@ -18,7 +18,7 @@ from harness.storage import folder, training_record
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "docs/clusters/slurm.sh"
 EPOCHS = 50  # so many that some are left when Slurm looks at time limits, which it does each half minute
-SETTINGS_OF_TRAINING = {**LONG["train"], "epochs": EPOCHS, "compile": "never"}  # 'auto' decides by the clock
+SETTINGS_OF_TRAINING = {**LONG["train"], "epochs": EPOCHS}
 SWEEP = {**LONG, "name": "submitted", "seeds": [0, 1], "train": SETTINGS_OF_TRAINING}
 PATIENCE = 900  # seconds
 
@@ -102,10 +102,10 @@ def test_a_stopped_job_saves_its_epochs_and_the_next_one_goes_on(quiet, environm
     job = Job(study, nodes, environment)
 
     def saved():
-        """The epoch of each trial's last checkpoint, which is written half a minute after the one before."""
+        """The epoch of each network's last checkpoint, which is written half a minute after the one before."""
         return {path: torch.load(path)["epoch"] for path in checkpoints if path.exists()}
 
-    checkpoints = [trial_dir / folder.CHECKPOINT for trial_dir in study.trial_dirs.values()]
+    checkpoints = [network_dir / folder.CHECKPOINT for network_dir in study.network_dirs.values()]
     wait_for(lambda: len(saved()) == len(checkpoints) or job.has_ended(), PATIENCE)
     before = saved()
     stop(job)
@@ -119,8 +119,8 @@ def test_a_stopped_job_saves_its_epochs_and_the_next_one_goes_on(quiet, environm
     assert status == 0 and again.field("JobState") == "COMPLETED", printed
     assert "Killed" not in printed and "srun" not in printed
     wait_for(lambda: not processes_with(f"SLURM_JOB_ID={again.id}"), 120)  # agents of Ray look for it each minute
-    for trial_dir in study.trial_dirs.values():
-        assert [row[names.EPOCH] for row in training_record.read_epochs(trial_dir)] == list(range(EPOCHS + 1))
+    for network_dir in study.network_dirs.values():
+        assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == list(range(EPOCHS + 1))
     assert contents(study) == contents(quiet)
     assert logged(study) == logged(quiet)
     assert table(study) == table(quiet)

@@ -1,7 +1,7 @@
 """Sweeps during which a process of Ray, or the driver, is killed end as a quiet one, bit for bit.
 
 On one machine the driver starts Ray; two machines are a cluster, which is started again where it has died.
-Each second gcs_server dies as the first trial ends: Tune then calls it, and waits in Ray's C++ code.
+Each second gcs_server dies as the first network ends: Tune then calls it, and waits in Ray's C++ code.
 SOAK_ROUNDS=1 in the environment makes it one sweep, instead of ten, for each kind of process.
 """
 
@@ -50,6 +50,10 @@ SOAK = {
     "width": 0.1,
     "train_images": 640,
     "train": {**TINY["train"], "epochs": 12},
+    "evaluation": [  # of so many ranges that workers share them, then a short one
+        {**TINY["evaluation"], "batch_size": 5},
+        {"eps": "1/32", **TINY["evaluation"], "stages": ["ibp", "crown-ibp", "crown"]},
+    ],
     "trials": [{"model": ["cnn7", "cerdeq"], "method": "ibp"}],
 }
 TIMES = (names.EVALUATION_SECONDS, names.TRAIN_SECONDS, names.TRAIN_EPOCH_SECONDS, names.TRAIN_EXAMPLES_PER_SECOND)
@@ -146,9 +150,9 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
     for number in range(ROUNDS):
         study = make_study(root / str(number))
         machines.drive(study)
-        begun = folder.read_result if kind == "gcs_server" and number % 2 else training_record.read_epochs
-        wait_for(lambda study=study, begun=begun: any(map(begun, study.trial_dirs.values())), PATIENCE)
-        time.sleep(drawn.uniform(0, LINGERING / 6 if begun is folder.read_result else LINGERING))
+        begun = is_evaluated if kind == "gcs_server" and number % 2 else training_record.read_epochs
+        wait_for(lambda study=study, begun=begun: any(map(begun, study.network_dirs.values())), PATIENCE)
+        time.sleep(drawn.uniform(0, LINGERING / 6 if begun is is_evaluated else LINGERING))
         assert machines.driver.poll() is None, "the sweep has ended before the kill"
         killed = time.monotonic()
         machines.kill(kind, drawn)
@@ -187,22 +191,31 @@ def without_times(values):
     return {name: value for name, value in values.items() if not name.startswith((*TIMES, names.seconds_of("")))}
 
 
+def is_evaluated(network_dir):
+    return any(map(folder.read_result, folder.evaluation_folders(network_dir)))
+
+
 def contents(study):
-    """What each trial's folder holds, except for times."""
-    exact = (folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.TRIAL)
+    """What each network's folder holds, except for times."""
+    exact = (folder.WEIGHTS, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.TRAINING, folder.EVALUATION)
     return {
-        trial_dir.name: (
-            {path.name: path.read_bytes() if path.name in exact else None for path in trial_dir.rglob("*")},
-            list(map(without_times, training_record.read_epochs(trial_dir))),
-            without_times(folder.read_result(trial_dir).metrics),
-            folder.read_result(trial_dir).warnings,
+        network_dir.name: (
+            {
+                path.relative_to(network_dir): path.read_bytes() if path.name in exact else None
+                for path in network_dir.rglob("*")
+            },
+            list(map(without_times, training_record.read_epochs(network_dir))),
+            [
+                (without_times(result.metrics), result.warnings, result.taken_over)
+                for result in map(folder.read_result, folder.evaluation_folders(network_dir))
+            ],
         )
-        for trial_dir in study.trial_dirs.values()
+        for network_dir in study.network_dirs.values()
     }
 
 
 def logged(study):
-    """What each trial's run has, except for times, its id and digests of files that hold times."""
+    """What each run has, except for times, its id and digests of files that hold times."""
     runs = {}
     for key, run in study.runs.items():
         points = {name: study.history(key, name) for name in without_times(run.data.metrics)}

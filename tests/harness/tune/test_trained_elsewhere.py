@@ -32,21 +32,17 @@ def study(tmp_path_factory, store):
     return made
 
 
-def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(study, capsys):
-    trial_dir, key = study.trial_dirs["conv", 0], study.trials["conv", 0].key
-    expected = {
-        folder.TRIAL,
-        folder.NETWORK_FILE,
-        folder.WEIGHTS,
-        folder.VERDICTS,
-        folder.COUNTEREXAMPLES,
-        folder.RESULT,
-    }
-    assert {path.name for path in trial_dir.iterdir()} == expected | {folder.LOG, "mlflow.json"}
-    assert (trial_dir / folder.NETWORK_FILE).read_bytes() == (study.root / "net.pt").read_bytes()
-    result, run = folder.read_result(trial_dir), study.runs[key]
+def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_network(study, capsys):
+    network_dir, evaluation_dir = study.network_dirs["conv", 0], study.evaluation_dirs["conv", 0]
+    key = study.records["conv", 0].key
+    expected = {folder.TRAINING, folder.STUDY, folder.NETWORK_FILE, folder.WEIGHTS, folder.TRAINED, folder.LOG}
+    assert {path.name for path in network_dir.iterdir()} == expected | {folder.EVALUATIONS, "mlflow.json"}
+    expected = {folder.EVALUATION, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT, folder.LOG}
+    assert {path.name for path in evaluation_dir.iterdir()} == expected
+    assert (network_dir / folder.NETWORK_FILE).read_bytes() == (study.root / "net.pt").read_bytes()
+    result, run = folder.read_result(evaluation_dir), study.runs[key]
     assert run.info.status == "FINISHED" and run.data.metrics[names.CERTIFIED_ERROR] > 0
-    digest = json.loads((trial_dir / folder.TRIAL).read_text())["config"]["checkpoint"]["sha256"]
+    digest = json.loads((network_dir / folder.TRAINING).read_text())["config"]["checkpoint"]["sha256"]
     assert run.data.params["checkpoint.sha256"] == digest and run.data.params["source.paper"] == "Someone 2022"
     assert result.metrics[names.PARAMETERS] == sum(p.numel() for p in build("conv", "digits", 0.1).parameters())
     row = reported_row(study)
@@ -59,8 +55,8 @@ def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_trial(stu
 
 
 def test_it_is_certified_further(study, capsys):
-    trial_dir = str(study.trial_dirs["conv", 0])
-    assert main("certify", [trial_dir, "--stages", "ibp,crown", "--images", "20", "--workers", "1"]) == 0
+    network_dir = str(study.network_dirs["conv", 0])
+    assert main("certify", [network_dir, "--stages", "ibp,crown", "--images", "20", "--workers", "1"]) == 0
     assert "conv trained elsewhere checkpoint=net.pt@" in capsys.readouterr().out
 
 
@@ -71,21 +67,22 @@ def reported_row(study):
 
 def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
     assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
-    (trial_dir,) = folder.trial_folders(tmp_path / "out/elsewhere")
-    assert folder.read_result(trial_dir) is not None and (trial_dir / folder.NETWORK_FILE).exists()
-    assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "again")]) == 0
-    (trial_dir / folder.NETWORK_FILE).unlink()
+    (network_dir,) = folder.network_folders(tmp_path / "out/elsewhere")
+    (evaluation_dir,) = folder.evaluation_folders(network_dir)
+    assert folder.read_result(evaluation_dir) is not None and (network_dir / folder.NETWORK_FILE).exists()
+    assert main("run", ["--here", str(network_dir / folder.TRAINING), "--results-dir", str(tmp_path / "again")]) == 0
+    (network_dir / folder.NETWORK_FILE).unlink()
     capsys.readouterr()
-    assert main("run", ["--here", str(trial_dir / folder.TRIAL), "--results-dir", str(tmp_path / "other")]) == 2
+    assert main("run", ["--here", str(network_dir / folder.TRAINING), "--results-dir", str(tmp_path / "other")]) == 2
     assert "checkpoint: found no file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
 def test_new_numbers_of_the_paper_reach_the_table_without_another_evaluation(study, no_ray):
-    written = (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns
+    written = (study.evaluation_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns
     content = yaml.safe_load(study.file.read_text())
     content["trials"][0]["source"]["certified_accuracy"] = 81.5
     study.file.write_text(yaml.safe_dump(content))
     assert study.main() == 0
-    assert (study.trial_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns == written
+    assert (study.evaluation_dirs["conv", 0] / folder.RESULT).stat().st_mtime_ns == written
     assert reported_row(study)["reported certified error"] == 18.5

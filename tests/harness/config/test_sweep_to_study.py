@@ -1,8 +1,8 @@
-"""From a good sweep file to its trials: every field arrives, in the file's order.
+"""From a good sweep file to its study: every field arrives, in the file's order.
 
-sweep_keys.json says which trials the project's own files have under each profile, so that a change of how they are
-written leaves those as they are. Where they are meant to change, write it anew by
-`PYTHONPATH=tests:tests/harness python tests/harness/config/test_sweep_to_trials.py`.
+sweep_keys.json says which networks and evaluations the project's own files have under each profile, so that a change of
+how they are written leaves those as they are. Where they are meant to change, write it anew by
+`PYTHONPATH=tests:tests/harness python tests/harness/config/test_sweep_to_study.py`.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from fetched_checkpoints import why_not_loadable
-from small_sweep import BASE, changed, entry, load_sweep, trials_of, write
-from test_trial_config import ELSEWHERE, OTHER
+from small_sweep import BASE, changed, entry, load_sweep, trainings_of, write
+from test_training_config import ELSEWHERE, OTHER, OTHER_EVALUATION
 
 from harness.common.errors import InputError
 from harness.config import expansion
@@ -21,7 +21,7 @@ from harness.config.buildable import check_buildable
 from harness.config.entry import SweepEntry
 from harness.config.file import read
 from harness.config.sweep import Sweep
-from harness.config.training import FULL_PROFILE, Trial
+from harness.config.training import FULL_PROFILE, Training
 from harness.settings import Evaluation, Recipe
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -30,11 +30,13 @@ RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
 def digests(path):
-    """How many trials a file has under each profile, and a hash of all their keys."""
+    """How many networks and evaluations a file has under each profile, and a hash of all their keys."""
     found = {}
     for profile in (FULL_PROFILE, *(read(path)[0].get("profiles") or {})):
-        keys = sorted(trial.key("data") for trial in load_sweep(path, profile, True).trials)
-        found[profile] = [len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:16]]
+        study = load_sweep(path, profile, True)
+        keys = [*sorted(one.key("data") for one in study.trainings), *(one.key for one in study.evaluations)]
+        digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+        found[profile] = [len(study.trainings), len(study.evaluations), digest]
     return found
 
 
@@ -47,53 +49,51 @@ def test_every_key_says_what_it_means():
 
 def test_trials_are_in_the_file_s_order_seeds_inside(tmp_path):
     entries = [{"model": name, "method": "ibp"} for name in ("deqlate", "cnn7")]
-    trials = trials_of(tmp_path, changed(("seeds", [5, 0, 3]), ("trials", entries)))
+    trials = trainings_of(tmp_path, changed(("seeds", [5, 0, 3]), ("trials", entries)))
     assert [(t.model, t.seed) for t in trials] == list(itertools.product(("deqlate", "cnn7"), (5, 0, 3)))
 
 
-def test_every_field_reaches_the_trial(tmp_path):
+def test_every_field_reaches_the_study(tmp_path):
     """`OTHER` has a value for every field that is not its default; these fit together."""
     values = OTHER | {
         "options": {"margin": 0.2, "gain": None, "early_iterations": 2, "equilibria": 2, "groups": 4, "norm": False},
         "train_images": 77,
         "train.regularisation": 0.25,
-        "evaluation.stages": ("ibp", "crown", "bab"),
-        "evaluation.test_images": None,
     }
     values["options"]["parametrisation"] = "orthogonal"
     own = {name: value for name, value in values.items() if "." not in name and name not in ("plugins", *ELSEWHERE)}
-    train, evaluation = (
-        {name.removeprefix(section): value for name, value in values.items() if name.startswith(section)}
-        for section in ("train.", "evaluation.")
-    )
-    expected = Trial(**own | {"train": Recipe(**train), "evaluation": Evaluation(**evaluation), "profile": "mine"})
+    train = {name.removeprefix("train."): value for name, value in values.items() if name.startswith("train.")}
+    evaluation = OTHER_EVALUATION | {"stages": ("ibp", "crown", "bab")}
     entry = {key: own[key] for key in ("model", "method", "options", "method_options")}
-    file_keys = ("dataset", "eps", "width", "train_images", "validation_images")
-    content = {key: own[key] for key in file_keys} | {"name": own["sweep"], "seeds": [own["seed"]], "trials": [entry]}
-    content |= {"train": train, "evaluation": evaluation, "resources": {"cpu": 3, "gpu": 0.25}}
-    sweep = load_sweep(write(tmp_path, json.dumps(content | {"profiles": {"mine": {}}})), "mine", True)
-    assert sweep.trials == [expected]
-    assert (sweep.name, sweep.profile, sweep.dataset, str(sweep.eps)) == ("other", "mine", "mnist", "2/255")
-    assert (sweep.resources.cpu, sweep.resources.gpu) == (3, 0.25)
+    file_keys = ("dataset", "width", "train_images", "validation_images")
+    content = {key: own[key] for key in file_keys} | {"name": "other", "seeds": [own["seed"]], "trials": [entry]}
+    content |= {"eps": "1/255", "train": train, "resources": {"cpu": 3, "gpu": 0.25}, "profiles": {"mine": {}}}
+    content["evaluation"] = {key: value for key, value in evaluation.items() if key != "split"}
+    study = load_sweep(write(tmp_path, json.dumps(content)), "mine", True)
+    assert study.trainings == [Training(**own | {"train": Recipe(**train)})]
+    assert study.evaluations == [Evaluation(**evaluation)]
+    assert (study.name, study.profile, study.dataset, str(study.eps)) == ("other", "mine", "mnist", "1/255")
+    assert (study.resources.cpu, study.resources.gpu) == (3, 0.25)
 
 
 def test_what_a_file_leaves_out_is_the_default(tmp_path):
-    config = trials_of(tmp_path, changed(remove=["train"]))[0]
-    assert (config.train, config.evaluation) == (Recipe(), Evaluation())
+    study = load_sweep(write(tmp_path, changed(remove=["train"])), "full", True)
+    config = study.trainings[0]
+    assert (config.train, study.evaluations) == (Recipe(eps="1/16"), [Evaluation(eps="1/16")])
     assert (config.width, config.train_images, config.validation_images, config.options) == (1.0, None, 0, {})
 
 
 def test_an_entry_s_width_and_recipe_override_the_sweep_s_and_stand_in_its_label(tmp_path):
     recipe = {"clip_norm": None, "regularisation": 0, "decay_epochs": [], "batch_size": 64}
     content = changed(("width", 0.5), ("trials.1.width", 0.25), ("trials.1.train", recipe), ("seeds", [0]))
-    plain, other = trials_of(tmp_path, content)
+    plain, other = trainings_of(tmp_path, content)
     assert (plain.width, other.width) == (0.5, 0.25)
     assert other.train == plain.train.replace(clip_norm=None, regularisation=0.0, decay_epochs=())
     settings = "width=0.25 train.clip_norm=none train.regularisation=0 train.decay_epochs=[]"
     assert (plain.label, other.label) == ("cnn5 ibp seed 0", f"cerdeq ibp {settings} seed 0")
 
 
-SAME = {  # entries that are the same trial as one of BASE's
+SAME = {  # entries that are the same network as one of BASE's
     "defaults": {"model": "cerdeq", "method": "ibp", "options": {"margin": 0.3, "parametrisation": "perron"}},
     "an integer for a number": {"model": "cnn5", "method": "ibp", "width": 1, "options": {}},
     "the sweep's recipe": {"model": "cnn5", "method": "ibp", "train": {"epochs": 4, "clip_norm": 10, "eps": 0.0625}},
@@ -101,17 +101,17 @@ SAME = {  # entries that are the same trial as one of BASE's
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_another_spelling_is_the_same_trial_and_refused_beside_it(tmp_path, case):
-    (trial,) = trials_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
-    assert trial in trials_of(tmp_path, BASE)
-    with pytest.raises(InputError, match=r"trials\.2\.model: .* a trial that differs from trials\.[01]"):
-        trials_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
+def test_another_spelling_is_the_same_network_and_refused_beside_it(tmp_path, case):
+    (training,) = trainings_of(tmp_path, changed(("trials", [SAME[case]]), ("seeds", [0])))
+    assert training in trainings_of(tmp_path, BASE)
+    with pytest.raises(InputError, match=r"trials\.2\.model: .* an entry that differs from trials\.[01]"):
+        trainings_of(tmp_path, changed(("trials", [*BASE["trials"], SAME[case]])))
 
 
-def test_options_of_methods_are_part_of_a_trial(tmp_path):
+def test_options_of_methods_are_part_of_a_training(tmp_path):
     options = [{}, {"loss_fusion": False}, {"final_beta": 0.5}]
     entries = [{"model": "cnn5", "method": "crown-ibp", "method_options": own} for own in options]
-    trials = trials_of(tmp_path, changed(("trials", entries), ("seeds", [0])))
+    trials = trainings_of(tmp_path, changed(("trials", entries), ("seeds", [0])))
     assert [trial.method_options for trial in trials] == options
     assert len({trial.key("data") for trial in trials}) == 3
     assert trials[1].label == "cnn5 crown-ibp loss_fusion=False seed 0"
@@ -127,10 +127,10 @@ def networks():
 def _build_each_network_once(monkeypatch, networks):
     """Files and profiles share networks."""
 
-    def check(trial):
-        key = trial.model, trial.dataset, str(trial.options), trial.method, str(trial.method_options)
+    def check(training, evaluations):
+        key = training.model, training.dataset, str(training.options), training.method, str(training.method_options)
         if key not in networks:
-            networks[key] = check_buildable(trial)
+            networks[key] = check_buildable(training, evaluations)
         return networks[key]
 
     monkeypatch.setattr(expansion, "check_buildable", check)
@@ -163,7 +163,7 @@ if __name__ == "__main__":
     ],
 )
 def test_decays_and_ramp_that_a_file_does_not_give_fit_into_its_epochs(tmp_path, train, decays, ramp):
-    settings = trials_of(tmp_path, changed(("train", train)))[0].train
+    settings = trainings_of(tmp_path, changed(("train", train)))[0].train
     assert (settings.decay_epochs, settings.ramp_epochs) == (decays, ramp)
 
 
@@ -178,14 +178,14 @@ def test_decays_and_ramp_that_a_file_does_not_give_fit_into_its_epochs(tmp_path,
     ],
 )
 def test_decays_and_ramp_that_nobody_gives_fit_into_the_epochs_of_an_entry(tmp_path, train, own, decays, ramp):
-    (trial, _) = trials_of(tmp_path, changed(("train", train), ("trials", [entry(train=own)])))
-    assert (trial.train.decay_epochs, trial.train.ramp_epochs) == (decays, ramp)
+    (training, _) = trainings_of(tmp_path, changed(("train", train), ("trials", [entry(train=own)])))
+    assert (training.train.decay_epochs, training.train.ramp_epochs) == (decays, ramp)
 
 
 def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_path):
     path = write(tmp_path, changed(remove=["train"]))
-    (trial, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trials
-    assert trial.train.decay_epochs == () and trial.train.ramp_epochs == 0
+    (training, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trainings
+    assert training.train.decay_epochs == () and training.train.ramp_epochs == 0
 
 
 UNUSED = {  # changes of BASE, and the setting without effect
@@ -199,6 +199,10 @@ UNUSED = {  # changes of BASE, and the setting without effect
         "trials.0.options.warm_start ('plain' computes no bounds)",
     ),
     "of the file": ([("evaluation.bab_seconds", 5)], "evaluation.bab_seconds (stages has none of bab)"),
+    "of one of several evaluations": (
+        [("evaluation", [{"stages": ["ibp", "bab"]}, {}]), ("evaluation.1.bab_seconds", 5)],
+        "evaluation.1.bab_seconds (stages has none of bab)",
+    ),
     "without certificates": (
         [("evaluation", {"stages": ["ibp", "crown"], "bab_branches": 5})],
         "evaluation.bab_branches (stages has none of bab)",
@@ -217,7 +221,7 @@ def test_settings_without_effect_are_one_warning(tmp_path, case):
     assert warning.startswith("settings without effect: ") and setting in warning
 
 
-def test_a_setting_that_a_trial_uses_or_that_is_null_or_zero_is_no_warning(tmp_path):
+def test_a_setting_that_a_network_uses_or_that_is_null_or_zero_is_no_warning(tmp_path):
     less = {"stages": ["ibp"], "bab_seconds": None, "certificates": False, "test_images": None}
     for changes in (
         [("train.regularisation", 0.1), ("trials", [*BASE["trials"], entry("plain")])],

@@ -1,21 +1,21 @@
-"""A trial that was killed anywhere goes on to the very same end."""
+"""A training that was killed anywhere goes on to the very same end."""
 
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from steppers import Killed, kill
+from steppers import Killed, kill, train_network
 
 from harness.common import names
 from harness.data import load
 from harness.storage import folder, training_record
-from harness.training import checkpoint, train_and_certify
+from harness.training import checkpoint, train_and_evaluate
 from harness.training.loop import train
 
 
 def images_of_320():
-    """Images and labels that a tiny trial is trained on."""
+    """Images and labels that a tiny network is trained on."""
     data = load("digits").train
     return data.images[:320], data.labels[:320]
 
@@ -30,34 +30,43 @@ def without_times(rows):
 @pytest.mark.parametrize(
     ("model", "method"), [("cerdeq", "mtl-ibp"), pytest.param("cnn5", "sabr", marks=pytest.mark.slow)]
 )
-def test_a_trial_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_trial, model, method):
+def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, tiny_training, model, method):
     """Random starts of attacks and averages included."""
     options = {"iterations": 4, "backward_iterations": 4} if model == "cerdeq" else {}
     small = {"width": 0.05, "train_images": 128, "options": options, "method_options": {"attack_steps": 2}}
-    config, broken, rows = tiny_trial(model, method=method, train={"ema_decay": 0.9}, **small), tmp_path / "broken", []
+    config, broken, rows = (
+        tiny_training(model, method=method, train={"ema_decay": 0.9}, **small),
+        tmp_path / "broken",
+        [],
+    )
     with pytest.raises(Killed):
-        train_and_certify(config, broken, kill, save_seconds=0)
+        train_network(config, broken, kill, save_seconds=0)
     half_written = broken / f".{folder.EPOCHS}.1.tmp"
     half_written.touch()
     torch.manual_seed(99)
-    train_and_certify(config, broken, rows.append)
+    train_network(config, broken, rows.append)
     assert not half_written.exists()
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [3]
-    train_and_certify(config, tmp_path / "undisturbed")
+    train_network(config, tmp_path / "undisturbed")
     resumed, undisturbed = (load_file(path / folder.WEIGHTS) for path in (broken, tmp_path / "undisturbed"))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
     assert [row[names.EPOCH] for row in training_record.read_epochs(broken)] == [0, 1, 2, 3]
 
 
-def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(tmp_path, tiny_trial, whole_trial):
-    assert "trained_on" not in folder.read_result(whole_trial("cnn5")[0]).environment
+def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(
+    tmp_path, tiny_training, tiny_evaluation, whole_network
+):
+    evaluation = tiny_evaluation(test_images=10)
+    whole = folder.evaluation_dir(whole_network("cnn5")[0], tiny_evaluation())
+    assert "trained_on" not in folder.read_result(whole).environment
     with pytest.raises(Killed):
-        train_and_certify(tiny_trial("cnn5"), directory=tmp_path, report=kill, save_seconds=0)
+        train_network(tiny_training("cnn5"), tmp_path, kill, save_seconds=0)
     here = (tmp_path / folder.TRAINED_ON).read_text()
     (tmp_path / folder.TRAINED_ON).write_text("NVIDIA H200\n\nNVIDIA H200\n")
-    result = train_and_certify(tiny_trial("cnn5"), directory=tmp_path)
-    assert result.environment["trained_on"] == f"NVIDIA H200, {here.strip()}"
-    assert here.strip() == result.environment["device"]
+    train_and_evaluate(tiny_training("cnn5"), [evaluation], tmp_path)
+    environment = folder.read_result(folder.evaluation_dir(tmp_path, evaluation)).environment
+    assert environment["trained_on"] == f"NVIDIA H200, {here.strip()}"
+    assert here.strip() == environment["device"]
 
 
 # Where a process dies: at the report of an epoch, or in a function after that of epoch 1; and the first epoch after it.
@@ -65,7 +74,9 @@ DEATHS = {0: 1, 1: 2, "write_epoch": 2, "checkpoint.save": 2, 2: 2}
 
 
 @pytest.mark.parametrize("where", DEATHS)
-def test_a_trial_that_was_killed_anywhere_has_every_row_once(where, tiny_trial, whole_trial, tmp_path, monkeypatch):
+def test_a_training_that_was_killed_anywhere_has_every_row_once(
+    where, tiny_training, whole_network, tmp_path, monkeypatch
+):
     """Checkpoint and row of an epoch are two files. At epoch 2 the only checkpoint is that of epoch 1."""
     if where == 2:
         due = checkpoint.Clock, "is_save_due", lambda clock: len(training_record.read_epochs(tmp_path)) == 2
@@ -80,32 +91,33 @@ def test_a_trial_that_was_killed_anywhere_has_every_row_once(where, tiny_trial, 
         if row.get(names.EPOCH) == 1 and isinstance(where, str):
             monkeypatch.setattr(f"harness.training.loop.{where}", die)
 
-    config, again = tiny_trial(), []
+    config, again = tiny_training(), []
     with pytest.raises(Killed):
-        train_and_certify(config, tmp_path, report, save_seconds=0)
+        train_network(config, tmp_path, report, save_seconds=0)
     written = training_record.read_epochs(tmp_path)
     monkeypatch.undo()
-    result = train_and_certify(config, tmp_path, again.append)
+    result = train_network(config, tmp_path, again.append)
     first = DEATHS[where]
     assert next(row[names.EPOCH] for row in again if names.EPOCH in row) == first
-    rows, (unbroken, undisturbed) = training_record.read_epochs(tmp_path), whole_trial("cnn5")
+    rows, (unbroken, undisturbed) = training_record.read_epochs(tmp_path), whole_network("cnn5")
     assert rows[:first] == written[:first] and without_times(rows) == without_times(undisturbed)
     assert len((tmp_path / folder.EPOCHS).read_text().splitlines()) == len(rows)
     assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))
-    assert folder.read_result(unbroken).metrics[names.CERTIFIED_ERROR] == result.metrics[names.CERTIFIED_ERROR]
+    undisturbed, again = (load_file(each / folder.WEIGHTS) for each in (unbroken, tmp_path))
+    assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
 
 
-def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(tiny_trial, tmp_path, monkeypatch):
+def test_checkpoints_are_as_far_apart_as_the_clock_says_and_the_last_is_saved(tiny_training, tmp_path, monkeypatch):
     saved, now, save = [], [0.0], checkpoint.save
     monkeypatch.setattr("harness.training.checkpoint.time.monotonic", lambda: now[0])
     monkeypatch.setattr(
-        checkpoint, "save", lambda trial_dir, epoch, parts: (saved.append(epoch), save(trial_dir, epoch, parts))
+        checkpoint, "save", lambda network_dir, epoch, parts: (saved.append(epoch), save(network_dir, epoch, parts))
     )
 
     def pass_time(row):
         now[0] += 12
 
-    train(tiny_trial(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, pass_time)
+    train(tiny_training(width=0.05, train={"epochs": 7}), *images_of_320(), tmp_path, pass_time)
     assert saved == [3, 6, 7], "after 36 s, and 36 s after those"
 
 
@@ -125,23 +137,25 @@ SPOILT = [flip_a_bit, half_of_another]  # others: tests/harness/test_malformed_f
 
 
 @pytest.fixture(scope="module")
-def killed_trial(tiny_trial, tmp_path_factory):
-    """The folder of a trial that was killed after its second epoch; no test may change it."""
-    trial_dir = tmp_path_factory.mktemp("killed")
+def killed_network(tiny_training, tmp_path_factory):
+    """The folder of a training that was killed after its second epoch; no test may change it."""
+    network_dir = tmp_path_factory.mktemp("killed")
 
     with pytest.raises(Killed):
-        train_and_certify(tiny_trial(), trial_dir, kill, save_seconds=0)
-    return trial_dir
+        train_network(tiny_training(), network_dir, kill, save_seconds=0)
+    return network_dir
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_training_starts_again_if_its_checkpoint_is_damaged(killed_trial, whole_trial, tiny_trial, tmp_path, spoil):
+def test_training_starts_again_if_its_checkpoint_is_damaged(
+    killed_network, whole_network, tiny_training, tmp_path, spoil
+):
     """Which is logged; the end is the very same."""
-    trial_dir = shutil.copytree(killed_trial, tmp_path / "trial")
-    spoil(trial_dir / folder.CHECKPOINT)
+    network_dir = shutil.copytree(killed_network, tmp_path / "network")
+    spoil(network_dir / folder.CHECKPOINT)
     rows = []
-    train_and_certify(tiny_trial(), trial_dir, rows.append)
+    train_network(tiny_training(), network_dir, rows.append)
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [1, 2, 3]
-    assert f"{trial_dir / folder.CHECKPOINT} cannot be read" in (trial_dir / folder.LOG).read_text()
-    undisturbed, again = (load_file(each / folder.WEIGHTS) for each in (whole_trial("cnn5")[0], trial_dir))
+    assert f"{network_dir / folder.CHECKPOINT} cannot be read" in (network_dir / folder.LOG).read_text()
+    undisturbed, again = (load_file(each / folder.WEIGHTS) for each in (whole_network("cnn5")[0], network_dir))
     assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)

@@ -1,0 +1,164 @@
+"""Networks that are stopped go on to the very same results, one or several by `harness.run --here`."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from harness.command_line import FAILED, OK, TERMINATED, main
+from harness.common import names
+from harness.data import load
+from harness.storage import folder, ranges, training_record
+from harness.training.train_and_evaluate import train_and_evaluate
+from harness.tune.run_study import StudyListener, begin_network
+
+
+@pytest.fixture
+def training_file(tiny_training, tiny_evaluation, tmp_path):
+    """A function of changed fields to the training.json of a network of two epochs, and where it will be trained."""
+
+    def make(**changes):
+        train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
+        config = tiny_training(train_images=128, train=train, **changes)
+        record = folder.make_record(config, load("digits").fingerprint)
+        begin_network(tmp_path / "from" / record.key, record, "full", [tiny_evaluation()])
+        path = tmp_path / "from" / record.key / folder.TRAINING
+        return path, folder.network_dir(tmp_path / "results" / record.key, record.key)
+
+    return make
+
+
+def call(tmp_path, *options):
+    return main("run", ["--here", *map(str, options), "--results-dir", str(tmp_path / "results")])
+
+
+class Killed(BaseException):
+    """What ends an item at once, as a kill does."""
+
+
+def killed_after(reports, rows=None):
+    """A report that ends an item at the next one after so many, those of other kinds than epochs and batches apart."""
+
+    def report(row):
+        nonlocal reports
+        if rows is not None:
+            rows.append(row)
+        reports -= 1
+        if reports < 0:
+            raise Killed
+
+    return report
+
+
+def batches(rows):
+    """Return the numbers of evaluated and of all images that an item reported."""
+    return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
+
+
+@pytest.fixture(scope="module")
+def in_four_ranges(tiny_evaluation):
+    return [tiny_evaluation(batch_size=16)]
+
+
+def test_a_network_done_in_pieces_ends_like_one_done_at_once(tiny_training, tiny_evaluation, tmp_path):
+    """Each call ends after one epoch, one range of an evaluation, or what equilibria do; nothing is done twice."""
+    few = {"iterations": 4, "backward_iterations": 4}
+    config = tiny_training("cerdeq", train_images=128, train={"eps": "1/32"}, options=few)
+    evaluations = [tiny_evaluation(eps="1/4", batch_size=16), tiny_evaluation(eps="1/8", batch_size=30)]
+    at_once, pieces = tmp_path / "at_once", tmp_path / "pieces"
+    train_and_evaluate(config, evaluations, at_once)
+    rows, calls = [], 0
+    while any(folder.read_result(folder.evaluation_dir(pieces, each)) is None for each in evaluations):
+        calls += 1
+        try:
+            train_and_evaluate(config, evaluations, pieces, killed_after(1, rows), save_seconds=0)
+        except Killed:
+            assert not list(pieces.rglob(folder.FAILURE))
+    assert calls == 10, "3 epochs with the untrained network, and 6 ranges"
+    assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
+    counts = [0, 16, 32, 48, 60, 0, 30, 60]
+    assert dict.fromkeys(batches(rows)) == dict.fromkeys([(count, 60) for count in counts])
+    for evaluation in evaluations:
+        first, second = (folder.evaluation_dir(path, evaluation) for path in (at_once, pieces))
+        results = [folder.read_result(path) for path in (first, second)]
+        metrics = {name: value for name, value in results[0].metrics.items() if "seconds" not in name}
+        assert metrics == {name: results[1].metrics[name] for name in metrics} and len(metrics) > 10
+        assert results[0].warnings == results[1].warnings
+        for name in (folder.VERDICTS, folder.COUNTEREXAMPLES):
+            assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
+        assert not (second / ranges.RANGES).exists()
+    assert (at_once / folder.WEIGHTS).read_bytes() == (pieces / folder.WEIGHTS).read_bytes()
+    assert len(load_file(folder.evaluation_dir(at_once, evaluations[0]) / folder.COUNTEREXAMPLES)) > 0
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_training, in_four_ranges, tmp_path_factory):
+    """A training that was stopped after the first range of its evaluation, and its folder, which no test may change."""
+    config, network_dir = tiny_training(train_images=128), tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Killed):
+        train_and_evaluate(config, in_four_ranges, network_dir, killed_after(5))
+    assert ranges.count_saved_images(folder.evaluation_dir(network_dir, *in_four_ranges)) == 16
+    return config, network_dir
+
+
+@pytest.fixture
+def begun(stopped, tmp_path):
+    """The training of a copy of that folder in tmp_path."""
+    config, network_dir = stopped
+    shutil.copytree(network_dir, tmp_path, dirs_exist_ok=True)
+    return config
+
+
+@pytest.mark.parametrize("damaged", ["a range", "other weights"])
+def test_ranges_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, tmp_path, damaged, in_four_ranges):
+    if damaged == "other weights":
+        for name in (folder.CHECKPOINT, folder.TRAINING, folder.TRAINED):
+            (tmp_path / name).unlink()
+        begun = begun.replace(seed=1)
+    else:
+        next(tmp_path.glob("evaluations/*/ranges/*/00000-00016.pt")).write_bytes(b"nothing")
+    rows = []
+    train_and_evaluate(begun, in_four_ranges, tmp_path, rows.append)
+    assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
+
+
+def result_of(network_dir):
+    (evaluation_dir,) = folder.evaluation_folders(network_dir)
+    return folder.read_result(evaluation_dir)
+
+
+def test_several_networks_in_order_one_finished_one_that_fails(training_file, tmp_path, capsys):
+    (bad, worse), (first, network_dir), (second, other) = (
+        training_file(train={"regularisation": 3e38}),
+        training_file(),
+        training_file(seed=1),
+    )
+    assert call(tmp_path, first) == OK
+    capsys.readouterr()
+    assert call(tmp_path, bad, first, second) == FAILED
+    printed = capsys.readouterr()
+    assert "failed cnn5 ibp seed 0: NonFiniteLossError: " in printed.out
+    lines = [line for line in printed.out.splitlines() if " -> " in line]
+    assert [str(path) in line for path, line in zip((worse, network_dir, other), lines, strict=True)] == [True] * 3
+    assert "finished" in lines[1]
+    assert result_of(other) is not None
+
+
+def test_sigterm_ends_a_network_and_the_same_command_goes_on(training_file, tmp_path, capsys, monkeypatch):
+    (first, network_dir), (second, other) = training_file(train={"epochs": 3}), training_file(seed=1)
+
+    def terminate(listener, item, row):
+        if row.get(names.EPOCH) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyListener, "on_report", terminate)
+        assert call(tmp_path, first, second) == TERMINATED
+    assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
+    assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == [0, 1]
+    assert folder.read_failure(network_dir) is None and not (other / folder.EPOCHS).exists()
+    assert call(tmp_path, first, second) == OK
+    assert result_of(network_dir) is not None and result_of(other) is not None
