@@ -164,7 +164,7 @@ def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray
         (item,) = items
         finished, own = (
             copied.network_dirs["cnn5", 0],
-            (folder.TRAINING, folder.TRAINED, folder.EVALUATIONS, "mlflow.json"),
+            (folder.TRAINING, folder.STUDY, folder.TRAINED, folder.EVALUATIONS, "mlflow.json"),
         )
         shutil.copytree(finished, item.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*own))
         trained = folder.read_trained(finished)
