@@ -16,7 +16,8 @@ def test_a_radius_is_exact(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["abc", "8/0", "inf", "0/8", "-1/255", "256/255", "1e-400", "1e-99999999", True, None, [8, 255]]
+    "value",
+    ["abc", "0.3 / 255", "8/0", "inf", "0/8", "-1/255", "256/255", "1e-400", "1e-99999999", True, None, [8, 255]],
 )
 def test_what_is_no_radius_is_refused(value):
     with pytest.raises(SettingError, match="allowed") as caught:

@@ -1,5 +1,7 @@
 """`python -m harness.tables --compare`: numbers against scipy and by hand, and what is left out or refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,6 +101,12 @@ def test_seeds_are_integers_where_other_rows_have_none_in_common(tmp_path):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, seed=seed)
     lines, _ = compare_rows(tmp_path)
     assert lines["seed"].map(str).tolist() == ["all", "0"] and lines["row_alone"].dtype == int
+
+
+def test_a_sweep_has_the_name_of_its_directory_also_from_within(tmp_path, monkeypatch):
+    add_verdicts(tmp_path / "here", [RIGHT])
+    monkeypatch.chdir(tmp_path / "here")
+    assert build_leaderboard(Path()).rows["sweep"].iloc[0] == "here"
 
 
 def test_a_seed_that_no_network_has_is_refused(tmp_path, capsys):

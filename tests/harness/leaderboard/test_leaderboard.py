@@ -232,6 +232,16 @@ def test_rows_evaluated_by_other_stages_or_on_other_images_never_share_a_section
     }
 
 
+def test_networks_that_hold_out_other_images_share_no_section(sweep):
+    for count in (500, 1000):
+        add(sweep, metrics(60.0), validation_images=count, evaluation=HELD_OUT)
+    headings = [section.heading for section in build_leaderboard(sweep).sections]
+    assert sorted(heading.rpartition(", ")[2] for heading in headings) == [
+        "1,000 held-out images",
+        "500 held-out images",
+    ]
+
+
 def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     publish(
         sweep,

@@ -233,6 +233,15 @@ def test_sizes_and_characters_of_a_forged_entry_do_no_harm(tmp_path):
     assert not set("\x1b\u202e") & set(page) and '="nan' not in page
 
 
+def test_test_images_of_a_network_that_held_some_out_are_test_images(tmp_path):
+    write_papers(tmp_path)
+    for split in ("validation", "test"):
+        add(tmp_path / "study", right(100), validation_images=40, evaluation={"split": split})
+    assert {row.group.images: row.held_out for row in read_rows(tmp_path)} == {
+        "40 held-out images": 40, "all test images": 0,
+    }  # fmt: skip
+
+
 def test_own_sweeps_are_rows_once_with_a_link_to_their_page(tmp_path):
     write_papers(tmp_path)
     add(tmp_path / "published/study", right(150))
