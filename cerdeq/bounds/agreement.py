@@ -13,6 +13,7 @@ from cerdeq.errors import UnsupportedOperator, explained_errors
 from cerdeq.operators.interval import Context, Interval
 from cerdeq.precision import counted_rounding
 from cerdeq.tracing.program import Program
+from cerdeq.tracing.refusals import unchanged
 
 _POINTS = 8
 _ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # differences of an output, relative to its largest size
@@ -62,10 +63,11 @@ def _agreeing_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Ten
     """Return the model's outputs: of the first point, with gradients and without, of all, and of the last one."""
     calls, tensors = Calls(program), [x, *model.parameters(), *model.buffers()]
     has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
-    with torch.set_grad_enabled(has_gradients):
-        one = _outputs(model, program, calls, x[:1].clone().requires_grad_(has_gradients))[1].detach()
-    alone = _outputs(model, program, calls, x[:1])[1]
-    expected, together = _outputs(model, program, calls, x)
+    with unchanged(model):
+        with torch.set_grad_enabled(has_gradients):
+            one = _outputs(model, program, calls, x[:1].clone().requires_grad_(has_gradients))[1].detach()
+        alone = _outputs(model, program, calls, x[:1])[1]
+        expected, together = _outputs(model, program, calls, x)
     outputs = [one, alone, together, together[-1:]]
     sizes = expected.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected)
     allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected)

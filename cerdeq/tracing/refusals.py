@@ -3,7 +3,10 @@
 `trace` calls these, and so both the certifier and the checker of results refuse such modules.
 """
 
+import copy
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.fx
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.table import AROUND_FORWARD, of_function, of_module, replaces
+from cerdeq.tracing.program import is_dense, is_equal
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
@@ -63,6 +67,34 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         for name, value in {**vars(module), **module._parameters, **module._buffers}.items()
         if isinstance(value, Tensor)
     }
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a model in evaluation mode back what its forward changes in the block: attributes, lists, numbers.
+
+    Layers with a rule are left as they are: they cache proofs. In training, parametrisations are to move on.
+    """
+    modules = [] if is_training(model) else [module for module in model.modules() if of_module(module) is None]
+    own = [vars(module) for module in modules]
+    parts = own + [part for attributes in own for part in attributes.values() if isinstance(part, dict | list)]
+    held = [(part, copy.copy(part)) for part in parts]
+    tensors = [item for part in parts for item in _items(part) if type(item) in (Tensor, nn.Parameter)]
+    numbers = [(tensor, tensor.detach().clone()) for tensor in tensors if is_dense(tensor) and not tensor.is_meta]
+    try:
+        yield
+    finally:
+        for part, before in held:
+            if [*map(id, _items(part))] != [*map(id, _items(before))]:
+                part.clear()
+                part.extend(before) if isinstance(part, list) else part.update(before)
+        for tensor, copied in numbers:
+            if not is_equal(tensor, copied):
+                tensor.data.copy_(copied)
+
+
+def _items(part: dict[Any, Any] | list[Any]) -> list[Any]:
+    return [*part] if isinstance(part, list) else [*part, *part.values()]
 
 
 def state_of(model: nn.Module) -> dict[str, tuple[Tensor, int]]:

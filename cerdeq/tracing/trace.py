@@ -35,6 +35,7 @@ from cerdeq.tracing.refusals import (
     refuse_unseen_code,
     state_of,
     target_of,
+    unchanged,
 )
 
 _HERE = Path(__file__).parent
@@ -119,12 +120,13 @@ def _trace(model: nn.Module, linear: bool) -> Program:
     held = state_of(model)
     root = model if of_module(model) is None else nn.Sequential(model)  # so that torch.fx calls it as a module
     before = set(vars(root))
-    try:
-        nodes = _nodes(root)
-    finally:  # Tensors made in forward, which torch.fx leaves on the model.
-        constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
-    refuse_tensor_subclasses(constants)
-    refuse_changed_state(model, held)
+    with unchanged(root):
+        try:
+            nodes = _nodes(root)
+        finally:  # Tensors made in forward, which torch.fx leaves on the model.
+            constants = {name: root.__dict__.pop(name) for name in set(vars(root)) - before}
+        refuse_tensor_subclasses(constants)
+        refuse_changed_state(model, held)
     index = {node: number for number, node in enumerate(nodes)}
     bounded: set[torch.fx.Node] = set()
     used_names: set[str] = set()

@@ -1,6 +1,7 @@
 """Prove the result of a property again: that no input satisfies it, or that its counterexample does."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -39,7 +40,8 @@ def confirm_unsat(property_: Property, model: nn.Module, run: RunInFloat32, tens
         NotConfirmedError: without a proof.
         UnknownLayerError: for a layer without a rule.
     """
-    steps, certificates, ways = read_steps(model), split_by_example(tensors), list[str]()
+    certificates, ways = split_by_example(tensors), list[str]()
+    steps = read_steps(nn.Sequential(OrderedDict(network=model)).eval())  # by this, they have the names of the query's
     for number, cases in enumerate(property_.groups):
         box = enclosing_box(cases[0].box, model.input_shape)  # type: ignore[arg-type]
         points = _points_of(box)

@@ -2,8 +2,8 @@
 
 No input of the box satisfies a case if that is above 0 everywhere. The largest is made of max(a, b) = a + relu(b - a).
 All numbers come from the property file, by this code alone. Only the order of pairs, the scale of constraints and the
-names of ReLUs, `network.<path>` and `violations.relu.<level>`, are those of the query that branch and bound decides:
-otherwise its leaves would not fit.
+names of ReLUs, those of the network as the module `network` and `violations.relu.<level>`, are those of the query that
+branch and bound decides: otherwise its leaves would not fit.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def violations_network(network: Sequence[Step], box: Box, cases: Sequence[Case],
 
     network: its steps, which end in the outputs. Raises UnknownLayerError for numbers that float64 does not hold.
     """
-    steps = [Step(f"network.{step.name}", step.operation, step.sources) for step in network]
+    steps = [*network]
 
     def add(operation: maps.Map | ReluStep, *sources: int, name: str = "") -> int:
         steps.append(Step(name, operation, sources))

@@ -80,11 +80,20 @@ def run_study(
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
         remove_not_begun(plan.sweep_dir, plan.asked)
-    for source, count in adopt_trained(plan).items():
+    adopted = adopt_trained(plan)
+    for source, count in adopted.items():
         console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
-        states = plan.select({})
+    for network_dir, record in plan.records.items():
+        begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
+        if (checkpoint := record.config.checkpoint) is not None:
+            path = plan.study.checkpoints[checkpoint.sha256]
+            folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
+    states = plan.select({}) if adopted else states
     wanted = to_run(states, options.retry_failed)
-    _begin(plan, states, wanted, console)
+    for path, state in states.items():
+        if state.state is not State.FINISHED and path not in wanted:
+            failed = f"failed {plan.record_of(path).config.label}: {state.description}"
+            console.print(f"{failed}; it would fail the same way again. To retry anyway: --retry-failed")
     asked: dict[Path, list[Evaluation]] = {}
     for path in wanted:
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
@@ -105,21 +114,6 @@ def run_study(
     finished = leaderboard.table["evaluation_dir"][leaderboard.table["state"] == State.FINISHED]
     is_finished = not problems and plan.asked.keys() <= set(finished)
     return Outcome(leaderboard, is_logged and is_finished)
-
-
-def _begin(plan: Plan, states: dict[Path, EvaluationState], wanted: list[Path], console: Console) -> None:
-    """Make the folders of a study, and say what would fail again."""
-    for network_dir, record in plan.records.items():
-        begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
-        if (checkpoint := record.config.checkpoint) is not None:
-            path = plan.study.checkpoints[checkpoint.sha256]
-            folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
-    for path, state in states.items():
-        if state.state is not State.FINISHED and path not in wanted:
-            message = (
-                f"failed {plan.record_of(path).config.label}: {state.description}; it would fail the same way again"
-            )
-            console.print(f"{message}. To retry anyway: --retry-failed")
 
 
 def largest_first(evaluations: Iterable[Evaluation]) -> list[Evaluation]:

@@ -68,7 +68,8 @@ class Violations(nn.Module):
 def with_violations(network: nn.Module, region: Box, cases: Sequence[Case], outputs: int) -> nn.Sequential:
     """Return the network in float64, then `Violations` of the cases over the region. Raises InputError as these do.
 
-    Certificates name its ReLUs `network.<path>` and `violations.relu.<level>`.
+    Certificates name its ReLUs as `cerdeq.tracing` does: modules `network.<path>`, functions such as `relu_1`, and
+    `violations.relu.<level>`.
     """
     flat = with_flat_outputs(network)
     rows = _rows(cases, outputs)

@@ -230,3 +230,74 @@ def test_a_copy_may_be_read_after_the_change(name):
         return 2 * z
 
     assert_sound(Lambda(forward), random_box(3, 4))
+
+
+class Keeping(nn.Module):
+    """A layer whose forward writes to its module in the way of `keep`; `refused` if torch.fx is to fail behind it."""
+
+    def __init__(self, keep, refused):
+        super().__init__()
+        self.layer, self.keep, self.refused = nn.Linear(4, 4), keep, refused
+        self.register_buffer("calls", torch.zeros(4))
+        self.count, self.log, self.last, self.constant = 0, [], {"value": None}, torch.ones(4)
+
+    def forward(self, x):
+        x = self.layer(x)
+        self.keep(self, x)
+        return x if not self.refused or x.sum() > 0 else -x
+
+
+def buffer_added(module, x):
+    module.calls += 1
+
+
+def buffer_changed(module, x):
+    module._buffers["calls"].data.add_(1)
+
+
+def number_counted(module, x):
+    module.count += 1
+
+
+def layer_replaced(module, x):
+    module.layer = nn.Identity()
+
+
+def layer_of_a_dictionary(module, x):
+    module._modules["more"] = nn.Identity()
+
+
+KEPT = {
+    "buffer +=": buffer_added,
+    "buffer in place": buffer_changed,
+    "buffer replaced": lambda m, x: setattr(m, "calls", m.calls + 1),
+    "buffer that is new": lambda m, x: m.register_buffer("new", torch.ones(1)),
+    "value as an attribute": lambda m, x: setattr(m, "state", x),
+    "value in a list": lambda m, x: m.log.append(x),
+    "value in a dictionary": lambda m, x: m.last.update(value=x),
+    "tensor in place": lambda m, x: m.constant.mul_(2),
+    "number": number_counted,
+    "layer": layer_replaced,
+    "layer that is new": layer_of_a_dictionary,
+}
+
+
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize("name", KEPT)
+def test_tracing_and_bounds_leave_the_model_as_it_was(name, refused):
+    model, box = nn.Sequential(Keeping(KEPT[name], refused)).eval(), random_box(2, 4, dtype=torch.float32)
+    before = [(name, value, id(value)) for name, value in model.named_modules()]
+    numbers, calls = {name: value.clone() for name, value in model.state_dict().items()}, model[0].calls
+    for run in (trace, lambda model: bound(model, box)):
+        try:
+            run(model)
+        except UnsupportedOperator:
+            pass
+        else:
+            assert not refused
+        assert [(name, value, id(value)) for name, value in model.named_modules()] == before
+        assert model.state_dict().keys() == numbers.keys() and model[0].calls is calls
+        assert all(value.equal(numbers[name]) for name, value in model.state_dict().items())
+        assert (model[0].count, model[0].log, model[0].last) == (0, [], {"value": None})
+        assert model[0].constant.equal(torch.ones(4)) and not hasattr(model[0], "state")
+    assert isinstance(model(box.center), torch.Tensor)

@@ -45,6 +45,8 @@ class Map:
     size: from m [1, *shape], |x| <= m, to at least |W| m + |b| and the magnitudes of all that b was computed from; what
         takes no rounding may be left out; None if nothing does.
     offset: from the shape of y to about b, to be broadcast.
+    is_sum: whether an element of y is a sum of several of x: its box is larger than its values where these depend on
+        each other.
 
     An element of A W is a sum of at most as many products as y has elements. Beside that sum, it and b take up to six
     roundings: `rounding_loss` counts these.
@@ -54,6 +56,7 @@ class Map:
     back: Callable[[Array, list[Shape]], tuple[Array, ...]]
     size: Callable[..., Array | None]
     offset: Callable[[Shape], Array] = lambda shape: np.zeros(())
+    is_sum: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ def product(weight: Array, bias: Array) -> Product:
         back=lambda a, shapes: (a @ weight,),
         size=lambda m: matrix(np.abs(weight), m) + np.abs(bias),
         offset=lambda shape: bias,
+        is_sum=True,
         weight=weight,
         bias=bias,
     )
@@ -102,6 +106,7 @@ def convolution(weight: Array, bias: Array, windows: Windows) -> Map:
         lambda a, shapes: (convolve_back(weight, a, shapes[0], windows),),
         lambda m: apply(np.abs(weight), m) + np.abs(bias),
         lambda shape: bias,
+        is_sum=True,
     )
 
 
@@ -182,7 +187,7 @@ def average(
         _, shares, terms = parts(x.center.shape[1:])
         return affine(x, shares, None, apply, terms)
 
-    return Map(box, back, lambda m: apply(np.abs(parts(m.shape[1:])[1]), m))
+    return Map(box, back, lambda m: apply(np.abs(parts(m.shape[1:])[1]), m), is_sum=True)
 
 
 def move(function: Callable[..., torch.Tensor], name: str) -> Map:

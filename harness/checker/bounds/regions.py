@@ -24,8 +24,7 @@ def tight_region(
 ) -> Region:
     """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.
 
-    The first activation's input keeps its intervals: it is usually one matrix product of the images, for which they are
-    exact.
+    What is one sum of the images' pixels keeps its intervals, which are exact.
 
     Args:
         hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
@@ -37,12 +36,12 @@ def tight_region(
         if isinstance(step.operation, Map):
             region.values.append(result_box(step, *boxes))
             continue
-        (source,), (h,), is_first = step.sources, boxes, len(tightened) == 1
+        (source,), (h,) = step.sources, boxes
         if isinstance(step.operation, ReluStep) and step.operation.weight is not None:
-            region.values.append(_equilibrium(network, region, number, step.operation.weight, source, is_first))
+            region.values.append(_equilibrium(network, region, number, step.operation.weight, source))
         else:
             is_after_map = source > 0 and isinstance(network.steps[source - 1].operation, Map)
-            if is_after_map and source not in tightened and not is_first:
+            if is_after_map and source not in tightened and not _is_exact(network, source):
                 is_loose = _is_unstable if isinstance(step.operation, ReluStep) else step.operation.is_loose
                 mask = h.radius > 0 if all_units else is_loose(h)
                 h = region.values[source] = tighten(network, region, h, mask, {source: None})
@@ -93,10 +92,22 @@ def lengthened_regions(region: Region) -> Iterator[Region]:
         yield Region([region.values[0], *map(lengthened, region.values[1:])], boxes)
 
 
-def _equilibrium(network: Network, region: Region, number: int, weight: Array, source: int, is_first: bool) -> Box:
+def _is_exact(network: Network, number: int) -> bool:
+    """Return whether intervals of a value are exact, but for rounding and copies: of one sum of the images' pixels."""
+    sums = 0
+    while number > 0:
+        step = network.steps[number - 1]
+        if not isinstance(step.operation, Map) or len(step.sources) > 1:
+            return False
+        sums += step.operation.is_sum
+        (number,) = step.sources
+    return sums <= 1
+
+
+def _equilibrium(network: Network, region: Region, number: int, weight: Array, source: int) -> Box:
     """Return the box of the equilibrium that is value `number`; store the box of its pre-activation in the region."""
     step, h = network.steps[number - 1], region.values[source]
-    if not is_first:
+    if not _is_exact(network, source):
         alive = preactivation(weight, h, result_box(step, h)).upper > 0
         h = region.values[source] = tighten(network, region, h, alive & (h.radius > 0), {source: None})
     z = result_box(step, h)

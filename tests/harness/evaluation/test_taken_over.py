@@ -29,7 +29,7 @@ def evaluation_of(**changes):
     """An evaluation of 16 digits, of which each stage decides some."""
     settings = {"stages": ALL, "bab_seconds": None, "bab_branches": 8, "certificates": True}
     images = {"test_images": 16, "batch_size": 8}
-    weak = {"attack": "margin", "attack_steps": 2, "attack_restarts": 1}
+    weak = {"attack": "margin", "attack_steps": 10, "attack_step": 0.5, "attack_restarts": 1}
     return Evaluation(**{"eps": Radius("1/12"), **settings, **images, **weak, **changes})
 
 
@@ -85,15 +85,19 @@ def files_of(network_dir, evaluation):
     return read_table(directory / folder.VERDICTS), proofs, metrics, result.taken_over
 
 
-def assert_as_fresh(network_dir, evaluation, fresh_dir):
-    """All is as if there were no other evaluation; returns the table."""
+def assert_as_fresh(network_dir, evaluation, fresh_dir, is_exact=True):
+    """All is as if there were no other evaluation, but for the rounding of images that are now asked alone.
+
+    Returns the table.
+    """
     (table, proofs, metrics, _), (expected, fresh_proofs, fresh_metrics, taken) = (
         files_of(path, evaluation) for path in (network_dir, fresh_dir)
     )
     assert taken == {}
-    pd.testing.assert_frame_equal(
-        table.drop(columns=names.TAKEN_FROM), expected.drop(columns=names.TAKEN_FROM), check_exact=True
-    )
+    is_taken = table[names.TAKEN_FROM] != ""
+    own, fresh = (each.drop(columns=names.TAKEN_FROM) for each in (table, expected))
+    pd.testing.assert_frame_equal(own, fresh, rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(own[is_taken], fresh[is_taken], check_exact=is_exact)
     assert metrics == fresh_metrics
     assert proofs.keys() == fresh_proofs.keys()
     assert all(proofs[name].equal(tensor) for name, tensor in fresh_proofs.items())
@@ -136,10 +140,10 @@ def test_an_evaluation_after_another_one_is_the_one_that_stands_alone(case, eval
         assert_confirmed(network_dir, second)
 
 
-@pytest.mark.parametrize("other", ["1/16", "1/10"])
-def test_another_eps_decides_what_stands_and_no_less(other, evaluated, add):
+@pytest.mark.parametrize(("one", "other"), [("1/16", "1/12"), ("1/12", "1/13")])
+def test_another_eps_decides_what_stands_and_no_less(one, other, evaluated, add):
     """Of a larger eps what is certified stands, of a smaller one what is falsified; the checker confirms all."""
-    first, second = evaluation_of(eps=Radius(other)), evaluation_of()
+    first, second = evaluation_of(eps=Radius(one)), evaluation_of(eps=Radius(other))
     network_dir = add(first, second)
     (table, proofs, metrics, taken), (fresh, _, fresh_metrics, _) = (
         files_of(path, second) for path in (network_dir, evaluated(second))
@@ -153,9 +157,10 @@ def test_another_eps_decides_what_stands_and_no_less(other, evaluated, add):
     assert metrics[names.CERTIFIED_ERROR] <= fresh_metrics[names.CERTIFIED_ERROR]
     own = table[table[names.TAKEN_FROM] == first.key]
     expected = {names.CERTIFIED} if first.eps > second.eps else {names.FALSIFIED}
-    assert set(own[names.VERDICT]) == expected and taken == {first.key: len(own)} and len(own) > 2
-    assert own[names.margin_column("bab")].isna().equals(own[names.STAGE] != "bab") or expected == {names.FALSIFIED}
-    if expected == {names.FALSIFIED}:
+    assert set(own[names.VERDICT]) == expected and taken == {first.key: len(own)} and len(own) > 0
+    if first.eps > second.eps:
+        assert names.BAB in set(own[names.STAGE]), "with its certificate"
+    else:
         assert (own[names.ATTACK_MARGIN] < 0).all() and set(map(str, own[names.INDEX])) <= proofs.keys()
         assert own[names.margin_column("bab")].isna().all(), "a bound of a smaller ball is none of this one"
     assert_confirmed(network_dir, second)
@@ -164,7 +169,7 @@ def test_another_eps_decides_what_stands_and_no_less(other, evaluated, add):
 def test_of_several_evaluations_a_decision_counts_more_than_a_timeout_at_a_nearer_eps(evaluated, add, tmp_path):
     """The nearer one stopped in the middle; what a larger eps certifies is certified."""
     stopped = evaluation_of(bab_branches=1, batch_size=4)
-    larger, last = evaluation_of(eps=Radius("1/10"), bab_branches=1), evaluation_of(bab_branches=1)
+    larger, last = evaluation_of(eps=Radius("1/8"), bab_branches=1), evaluation_of(bab_branches=1)
     network_dir = add(stopped)
     others = shutil.copytree(
         folder.evaluation_dir(evaluated(larger), larger), folder.evaluation_dir(network_dir, larger)
@@ -297,16 +302,11 @@ def fail_for(stage, error):
     return failing
 
 
-ERRORS = [ValueError("no bounds today"), torch.OutOfMemoryError("CUDA out of memory")]
-
-
 @pytest.mark.parametrize("failed", ["clean", "attack", "crown-ibp", "crown-ibp after the attack"])
-@pytest.mark.parametrize("error", ERRORS, ids=["failed", "out of memory"])
-def test_a_stage_that_failed_is_asked_again(failed, error, evaluated, add, monkeypatch):
+def test_a_stage_that_failed_is_asked_again(failed, evaluated, add, monkeypatch):
     """Also if another stage failed first, whose problem alone is noted, and if a later stage decided the image."""
-    first, second = cheap(stages=("ibp", "crown-ibp", "crown"), attack_steps=1), cheap(attack_steps=1)
-    monkeypatch.setattr("harness.evaluation.ledger.free_memory", lambda: None)
-    network_dir = add(cheap(test_images=1))
+    first, second = cheap(stages=("ibp", "crown-ibp", "crown")), cheap()
+    network_dir, error = add(cheap(test_images=1)), ValueError("no bounds today")
 
     def fail(*_):
         raise error
@@ -324,12 +324,11 @@ def test_a_stage_that_failed_is_asked_again(failed, error, evaluated, add, monke
         monkeypatch.setattr(stages, "lower_bounds", fail_for("crown-ibp", error))
     add(first, first)
     table = files_of(network_dir, first)[0]
-    kinds = {names.FAILED, names.OUT_OF_MEMORY}
-    assert failed == "crown-ibp" or kinds & set(table[names.VERDICT])
+    assert failed == "crown-ibp" or names.FAILED in set(table[names.VERDICT])
     monkeypatch.undo()
     shutil.rmtree(folder.evaluation_dir(network_dir, cheap(test_images=1)))
     add(first, second)
-    assert_as_fresh(network_dir, second, evaluated(second))
+    assert_as_fresh(network_dir, second, evaluated(second), is_exact=False)  # images were asked alone
 
 
 def test_an_attack_that_ended_too_early_is_repeated_with_more_time(evaluated, add, monkeypatch):
@@ -344,7 +343,7 @@ def test_an_attack_that_ended_too_early_is_repeated_with_more_time(evaluated, ad
     assert names.TIMEOUT in set(files_of(network_dir, first)[0][names.VERDICT])
     monkeypatch.setattr(attack, "worst_point", search)
     add(first, second)
-    assert_as_fresh(network_dir, second, evaluated(second))
+    assert_as_fresh(network_dir, second, evaluated(second), is_exact=False)  # images were asked alone
 
 
 def test_decisions_within_the_seconds_of_all_images_are_taken_over(evaluated, add):

@@ -54,9 +54,10 @@ def test_rows_are_compared_at_the_radii_that_are_asked_for(sweep, capsys):
 def two(sweep, tmp_path):
     """Two published studies, tables alone, of networks on the same images, and their results before that."""
     studies = [tmp_path / "results" / name for name in ("short", "long")]
-    for path, epochs, errors in ((studies[0], 160, [30, 31, 32]), (studies[1], 200, [20, 21, 24])):
-        add_errors(path, errors, train=Recipe(epochs=epochs))
-        add_errors(path, [error + 3 for error in errors], model="cnn9", train=Recipe(epochs=epochs))
+    errors = {160: ([30, 32, 33], [33, 32, 36]), 200: ([20, 21, 24], [22, 20, 25])}
+    for path, (epochs, (first, second)) in zip(studies, errors.items(), strict=True):
+        add_errors(path, first, train=Recipe(epochs=epochs))
+        add_errors(path, second, model="cnn9", train=Recipe(epochs=epochs))
         study_tables.write_study_tables(path, path)
         shutil.rmtree(path / "networks")
     return studies
@@ -76,7 +77,7 @@ def test_several_studies_are_one_table_in_latex_with_marks_and_what_was_compared
     assert r"cnn7 ibp sweep=long train.epochs=200$^{\sim}$ & \textbf{21.67 $\pm$ 2.08}" in errors
     assert errors.count("cnn") == 4 and r"\label{tab:comparison-0}" in errors
     assert (
-        r"cnn7 ibp sweep=short train.epochs=160 & cnn7 ibp sweep=long train.epochs=200 & +9.33 $\pm$ 1.15 & 3" in pairs
+        r"cnn7 ibp sweep=short train.epochs=160 & cnn7 ibp sweep=long train.epochs=200 & +10.00 $\pm$ 1.00 & 3" in pairs
     )
     p = [line.split(" & ")[-2:] for line in pairs.splitlines() if line.startswith("cnn")]
     assert len(p) == 3 and sum(r"\textbf{" in corrected for _, corrected in p) == 2

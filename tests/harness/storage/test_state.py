@@ -138,7 +138,7 @@ def test_a_damaged_file_is_named(tmp_path, evaluation_dir, name, is_of_network):
         state = read_state(evaluation_dir)
         with pytest.raises(DamagedFileError, match=f"{name} cannot be read: "):
             read_state_or_raise(evaluation_dir)
-        assert state.state is State.DAMAGED and state.description.startswith(f"{name} cannot be read: ")
+        assert state.state is State.DAMAGED and f"{name} cannot be read: " in state.description
 
 
 def test_results_of_another_network_or_evaluation_are_none(tmp_path, record, evaluation_dir):

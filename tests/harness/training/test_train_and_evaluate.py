@@ -203,8 +203,9 @@ def test_long_evaluations_are_left_in_ranges_which_others_do_and_a_further_call_
             evaluate_range(small, evaluation, broken, images, None)
         assert train_and_evaluate(small, [evaluation], broken, leaves_long=True) == {}  # one that is left is not long
         assert last.start == 0 and result_of(broken, evaluation) is not None
-    train_and_evaluate(small, asked, tmp_path / "whole")
-    for evaluation in (long, short):
+    as_they_ended = [short, searching, long]  # each takes over what those before it have proved
+    train_and_evaluate(small, as_they_ended, tmp_path / "whole")
+    for evaluation in as_they_ended:
         assert contents(broken, evaluation) == contents(tmp_path / "whole", evaluation)
 
 

@@ -1,5 +1,6 @@
 """Which networks a run takes and how it ends: --dry-run, --only, --set, --fail-fast, --retry-failed, Ctrl-C."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -38,7 +39,12 @@ def replace_ray(monkeypatch):
                 items.end(item)
                 listener.on_end(item, error, {})
 
-            act(iter(items.take, None), listener.on_report, end)
+            def begin():
+                if (item := items.take()) is not None:
+                    listener.on_start(item)
+                return item
+
+            act(iter(begin, None), listener.on_report, end)
 
         monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
 
@@ -156,8 +162,13 @@ def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray
 
     def act(items, on_report, on_end):
         (item,) = items
-        finished, own = copied.network_dirs["cnn5", 0], (folder.TRAINING, folder.EVALUATIONS, "mlflow.json")
+        finished, own = (
+            copied.network_dirs["cnn5", 0],
+            (folder.TRAINING, folder.TRAINED, folder.EVALUATIONS, "mlflow.json"),
+        )
         shutil.copytree(finished, item.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*own))
+        trained = folder.read_trained(finished)
+        folder.write_trained(item.directory, dataclasses.replace(trained, key=item.directory.name))
         (evaluation_dir,) = folder.evaluation_folders(item.directory)
         finished = copied.evaluation_dirs["cnn5", 0]
         shutil.copytree(finished, evaluation_dir, dirs_exist_ok=True)
