@@ -1,6 +1,6 @@
 """Commands of README, docs and results/*.md: each is parsed and names what exists; cheap ones are run.
 
-Sweep files load: tests/harness/config/test_sweep_to_trials.py.
+Sweep files load: tests/harness/config/test_sweep_to_study.py.
 """
 
 import functools
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from fetched_checkpoints import why_not_loadable
-from harness.storage.certification import is_certification
 from pages import ROOT, blocks, inline
 
 from harness import tables
@@ -25,7 +24,7 @@ from harness.config.file import read, read_file
 from harness.leaderboard import comparisons
 from harness.report.figures import catalogue
 from harness.storage import folder
-from harness.storage.study_tables import read_stored_trials
+from harness.storage.study_tables import read_stored_states
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
 GOLDEN = ROOT / "tests/harness/golden"
@@ -67,21 +66,18 @@ RUN_HERE = {
 
 @functools.cache
 def labels_of(path):
-    """The names of a sweep's trials: of its file, or of published results."""
+    """The names of a sweep's networks: of its file, or of published results."""
     if str(path).startswith(PUBLISHED):
-        stored = read_stored_trials(ROOT / path)
-        trials = [folder.read_trial(trial_dir / folder.TRIAL) for trial_dir in folder.trial_folders(ROOT / path)]
-        trials = trials or [state.trial for path, state in stored.items() if not is_certification(path)]
-        configs = [trial.config for trial in trials]
+        configs = [state.training.config for state in read_stored_states(ROOT / path).values()]
     else:
         if reason := why_not_loadable(path.stem):
             pytest.skip(reason)
-        configs = expand_file(read_file(ROOT / "sweeps" / f"{path.stem}.yaml", "full", lambda: True)).trials
+        configs = expand_file(read_file(ROOT / "sweeps" / f"{path.stem}.yaml", "full", lambda: True)).trainings
     return {config.key(""): config.names(config.key("")) for config in configs}
 
 
 def check_harness_command(name, arguments):
-    """Raise an error where there is no such command, argument, sweep file, profile, result, row or trial."""
+    """Raise an error where there is no such command, argument, sweep file, profile, result, row or network."""
     assert name in COMMANDS
     if arguments == ["--help"]:
         return
@@ -99,7 +95,8 @@ def check_harness_command(name, arguments):
             file = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
             assert file.exists() or path.parts[1] == OWN
             if baseline := getattr(options, "compare", None):
-                assert baseline in [trial.row for trial in expand_file(read_file(file, "full", lambda: True)).trials]
+                study = expand_file(read_file(file, "full", lambda: True))
+                assert baseline in [training.row for training in study.trainings]
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=f"{where} {shlex.join(words)}") for where, words in ALL])
@@ -121,14 +118,14 @@ def test_a_documented_command_can_be_given(words):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A directory with results: those published, and of each sweep that a command names two small trials."""
+    """A directory with results: those published, and of each sweep that a command names two small networks."""
     directory = tmp_path_factory.mktemp("work")
     for study in {word for command in RUN_HERE for word in command.split() if word.startswith("results/")}:
         if study.startswith(PUBLISHED):
             shutil.copytree(ROOT / study, directory / study)
         else:
-            for trial in ("cnn5", "cerdeq"):
-                shutil.copytree(GOLDEN / trial, directory / study / "trials" / trial)
+            for network in ("cnn5", "cerdeq"):
+                shutil.copytree(GOLDEN / network, directory / study / folder.NETWORKS / network)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "FIGURES", [])  # drawn in tests/harness/report
         patch.setattr(tables, "build_leaderboard", functools.cache(tables.build_leaderboard))
@@ -161,5 +158,5 @@ def test_the_quickstart_and_what_follows_it(tmp_path):
         ["certify", "--images", "20", "--seconds", "2", "--workers", "1"],
     ):
         run(f"harness.{words[0]}", "results/quickstart", *words[1:])
-    trials = sorted((tmp_path / "results/quickstart/trials").iterdir())
-    run("harness.benchmark", "--only", "bounds", "--trained", str(trials[0]), "--images", "2")
+    network_dirs = folder.network_folders(tmp_path / "results/quickstart")
+    run("harness.benchmark", "--only", "bounds", "--trained", str(network_dirs[0]), "--images", "2")

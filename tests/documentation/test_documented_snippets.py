@@ -55,7 +55,7 @@ def test_sweep_files_are_read(block, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(block.text)
     torch.save({**build("conv", "mnist")[1:].state_dict()}, tmp_path / "net.pt")  # where the file names a checkpoint
-    assert expand_file(read_file(path, None, has_gpu=lambda: True)).trials
+    assert expand_file(read_file(path, None, has_gpu=lambda: True)).trainings
 
 
 def test_data_of_one_s_own_is_named_in_every_form():
@@ -93,7 +93,7 @@ def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, mon
     assert status == 0, message
     for module in ("nets", "methods"):
         assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in message
-    configs = [json.loads(path.read_text())["config"] for path in work.glob("results/own/trials/*/trial.json")]
+    configs = [json.loads(path.read_text())["config"] for path in work.glob("results/own/networks/*/training.json")]
     rows = {(config["model"], config["method"]) for config in configs}
     assert rows == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
     evaluations = [
@@ -110,4 +110,4 @@ def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, mon
         file.write("# changed\n")
     for command, expected in zip(evaluations, (2, 1), strict=True):
         status, message = run(*command)
-        assert status == expected and "the digest of the source that this trial was made with" in message
+        assert status == expected and "the digest of the source that this network was made with" in message
