@@ -144,13 +144,14 @@ def test_own_images_become_a_leaderboard(pretended, tmp_path, capsys, write, nam
     out = capsys.readouterr().out
     mean, std = (getattr(TRAIN[0] / 255, what)(axis=(0, 1, 2)).round(4) for what in ("mean", "std"))
     shown = f"3 x 8 x 8, 3 classes ({', '.join(classes)}), mean {' '.join(map(str, mean))}, deviation"
-    assert f"own: {name}, eps 1/100" in out and "data: 18 training and 9 test images from" in out and shown in out
+    assert f"own: {name}; 1 network, " in out and "evaluation: eps 1/100, ibp, all test images" in out
+    assert "data: 18 training and 9 test images from" in out and shown in out
     (network_dir,) = folder.network_folders(directory)
     (evaluation_dir,) = folder.evaluation_folders(network_dir)
     record, result = folder.read_training(network_dir / folder.TRAINING), folder.read_result(evaluation_dir)
     assert result.data["fingerprint"] == record.fingerprint and result.data["class_names"] == list(classes)
     np.testing.assert_allclose(result.data["std"], std, atol=1e-4)
-    assert f"{name}, eps 1/100" in (directory / "leaderboard.md").read_text()
+    assert f"{name}, profile full, eps 1/100" in (directory / "leaderboard.md").read_text()
     data_dir = [] if write is signs else ["--data-dir", str(tmp_path / "files")]
     assert main("recheck", [str(directory), *data_dir]) == 0
     model = harness.load(network_dir)
