@@ -44,7 +44,7 @@ def refuse_another_function(model: nn.Module, program: Program, region: Box | In
     box = values[program.output].box
     allowed = 2 * box.radius + _ULPS * torch.finfo(box.center.dtype).eps * box.center.abs()
     allowed = allowed + _of_solvers(program, box.center)
-    _refuse_differences(outputs, box.center, allowed)
+    _refuse_differences([(output, box.center[: len(output)], allowed[: len(output)]) for output in outputs])
     return box.center.shape[1:]
 
 
@@ -65,14 +65,14 @@ def _agreeing_outputs(model: nn.Module, program: Program, x: Tensor) -> list[Ten
     has_gradients = not torch.is_inference_mode_enabled() and not any(tensor.is_inference() for tensor in tensors)
     with unchanged(model):
         with torch.set_grad_enabled(has_gradients):
-            one = _outputs(model, program, calls, x[:1].clone().requires_grad_(has_gradients))[1].detach()
-        alone = _outputs(model, program, calls, x[:1])[1]
-        expected, together = _outputs(model, program, calls, x)
-    outputs = [one, alone, together, together[-1:]]
-    sizes = expected.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True).expand_as(expected)
-    allowed = _ALLOWED[sizes.dtype] * sizes + _of_solvers(program, expected)
-    _refuse_differences(outputs, expected, allowed)
-    return outputs
+            one = _outputs(model, program, calls, x[:1].clone().requires_grad_(has_gradients))
+        results = [[end.detach() for end in one]]
+        results += [[*_outputs(model, program, calls, part)] for part in (x[:1], x)]
+    expected, together = results[-1]
+    allowed = _ALLOWED[expected.dtype] * expected.abs().nan_to_num(0, 0, 0).amax(0) + _of_solvers(program, expected)
+    # of the same batch, since terms that cancel are summed in another order in another one
+    _refuse_differences([(output, right, allowed.expand_as(right)) for right, output in results])
+    return [*[output for _, output in results], together[-1:]]
 
 
 def points_of(region: Box | Interval) -> Tensor:
@@ -142,14 +142,13 @@ def _of_solvers(program: Program, outputs: Tensor) -> Tensor | float:
     return _SOLVED[outputs.dtype] * (1 + outputs.abs().nan_to_num(0, 0, 0).max())
 
 
-def _refuse_differences(outputs: list[Tensor], expected: Tensor, allowed: Tensor) -> None:
-    """Raise UnsupportedOperator if an output is not one of the first expected [B, ...].
+def _refuse_differences(compared: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Raise UnsupportedOperator unless each output is the expected one, up to an allowed difference.
 
     Where not both are finite, neither may be, unless any difference is allowed.
     """
     agreed = list[Tensor]()
-    for output in outputs:
-        right, size = expected[: len(output)], allowed[: len(output)]
+    for output, right, size in compared:
         if output.shape != right.shape:
             agreed.append(output.new_zeros((), dtype=torch.bool))
             continue

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from cerdeq.bounds.query import with_boxes
 from cerdeq.boxes import outward_ends, smaller_box
+from cerdeq.errors import UnsupportedOperator
 from cerdeq.operators.interval import Interval
 from cerdeq.tracing.precisions import differing_step
 from cerdeq.tracing.program import Program, Step
@@ -42,7 +43,11 @@ def in_float32(model: nn.Module, linear: bool = False) -> Program | None:
         return None
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         return None
-    float64, float32 = trace(model, linear), trace(copy.deepcopy(model).float(), linear)
+    float64 = trace(model, linear)
+    try:
+        float32 = trace(copy.deepcopy(model).float(), linear)
+    except UnsupportedOperator:  # such as a divisor that is 0 there
+        return None
     return float32 if _are_alike(float64, float32) else None
 
 

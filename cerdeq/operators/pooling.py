@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from cerdeq.boxes import outward_ends
 from cerdeq.operators.backward import Backward, Pulled, affine, dot, magnitude, per_row, slack
 from cerdeq.operators.convolution import pair
-from cerdeq.operators.interval import Context, Interval, between, center_and_clean, is_wide, widen_sum, widen_terms
+from cerdeq.operators.interval import (
+    Context,
+    Interval,
+    between,
+    center_and_clean,
+    is_wide,
+    rearrange,
+    widen_sum,
+    widen_terms,
+)
 from cerdeq.operators.record import Operator, options
 
 
@@ -43,6 +52,10 @@ def max_pool2d_backward(
     From above by the same element if its lower end reaches every other's upper end, else by the largest upper end, a
     constant (Singh et al. 2019).
     """
+    if x.center.dim() == 3:  # without channels
+        image = rearrange(x, lambda value: value.unsqueeze(1))
+        result = max_pool2d_backward(ctx, coefficients.unsqueeze(2), image, kernel_size, stride, padding, dilation)
+        return Pulled((result.coefficients[0].squeeze(2),), result.constant)
     low, high = outward_ends(x.box) if ctx.sound else (x.box.lower, x.box.upper)
     windows = Windows(coefficients.shape[3:], kernel_size, stride or kernel_size, padding, dilation)
     floor, element = windows.of(low.clamp(min=torch.finfo(low.dtype).min), -torch.inf).max(4)

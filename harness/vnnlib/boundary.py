@@ -88,7 +88,8 @@ def _vertex(extended: nn.Sequential, rows: slice, region: Box, point: Tensor) ->
             check_deadline()
             slopes.append(torch.autograd.grad(value, x, retain_graph=True)[0].flatten().numpy())
     matrix = np.stack(slopes)
-    at_0 = values.detach().numpy() - matrix @ point.flatten().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        at_0 = values.detach().numpy() - matrix @ point.flatten().numpy()
     if not (np.isfinite(matrix).all() and np.isfinite(at_0).all()):
         return None
     ends = zip(*[(region.center + sign * region.radius).flatten().tolist() for sign in (-1, 1)], strict=True)

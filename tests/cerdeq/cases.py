@@ -291,6 +291,7 @@ NOT_AFFINE = {
         "function": function(lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=1, ceil_mode=True)),
         "function positional": function(lambda x: F.max_pool2d(x, 3, 2, 1, 1, True)),
         "torch function": function(lambda x: torch.max_pool2d(x, 2, 1, 1)),
+        "without channels": function(lambda x: F.max_pool2d(x.flatten(1, 2), 2, 1, 1, 2, True)),
     }, form=True),
 }  # fmt: skip
 for name, module in (("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)):

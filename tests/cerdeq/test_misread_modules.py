@@ -166,6 +166,20 @@ def test_a_forward_that_tracing_misreads_is_refused_or_bounded_rightly(name):
         assert (lower[: len(y)] <= y + rounding).all() and (y <= upper[: len(y)] + rounding).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_whose_terms_cancel_are_not_refused(seed, dtype):
+    """Each output is a millionth of its terms; torch sums them in other orders in other batches."""
+    random = torch.Generator().manual_seed(seed)
+    half = torch.randn(150, 3, generator=random, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(1, 300), nn.ReLU(), nn.Linear(300, 3)).to(dtype).eval().requires_grad_(False)
+    model[0].weight[:], model[0].bias[:] = 1e-6, 1000 * torch.rand(150, generator=random).repeat(2)
+    model[2].weight[:] = torch.cat([half, -half]).T
+    x = torch.rand(3, 1, dtype=dtype, generator=random)
+    bound(model, Box(x, torch.full_like(x, 1e-3)), "ibp")
+    verify(model, Box(x, torch.full_like(x, 1e-3)), torch.eye(3, dtype=dtype).expand(3, 3, 3), branches=0)
+
+
 class OwnSize(nn.Module):
     """A transposed convolution whose size is an argument of its call."""
 

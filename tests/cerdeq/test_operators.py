@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, Case, build_model, function
+import torch.nn.functional as F
+from cases import AFFINE, AUGMENTED, CASES, NOT_AFFINE, Case, assert_sound, build_model, function
 from oracles import DTYPES, affine_extremes, assert_contains, dense_affine, points_of, random_box
 from pairs import every_pair
 from torch import nn
@@ -131,3 +132,9 @@ def test_gradients_reach_every_end_of_the_box(name):
         (result.center.sum() + result.radius.square().sum()).backward()
         for gradient in [center.grad, radius.grad, *(p.grad for p in model.parameters())]:
             assert gradient is not None and gradient.isfinite().all(), case.name
+
+
+@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d])
+def test_images_without_channels_are_pooled(pool, method):
+    assert_sound(function(lambda x: pool(x - 0.2, 2))(), random_box(3, 4, 5), method)

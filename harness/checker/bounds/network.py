@@ -167,10 +167,13 @@ def _read(model: nn.Module) -> Program:
     try:
         refuse_training(model)
         program = trace(model)
-        refuse_other_precision(trace(copy.deepcopy(model).float()), program)
-        return program
     except (TypeError, ValueError) as error:  # UnsupportedOperator, torch.fx's TraceError
         raise UnknownLayerError(f"this network: {error}") from None
+    try:
+        refuse_other_precision(trace(copy.deepcopy(model).float()), program)
+    except (TypeError, ValueError) as error:
+        raise UnknownLayerError(f"this network in float32, where small numbers become 0: {error}") from None
+    return program
 
 
 def _constant_of(step: bounds.Step, stands: dict[int, Any]) -> Any:

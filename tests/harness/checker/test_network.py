@@ -5,9 +5,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from oracles import Lambda
 
 from baselines import build, network_names, required_options
-from cerdeq import LinfBall, bound, margin_spec
+from cerdeq import LinfBall, bound, margin_spec, verify
 from cerdeq.equilibrium import adjoint, fold
 from harness.checker.bounds import equilibrium as equilibrium_module
 from harness.checker.bounds.boxes import Box, ball
@@ -169,3 +170,14 @@ def test_the_last_layer_is_the_one_of_the_output():
     network = read_network(model)
     assert np.array_equal(network.weight, model.head.weight.detach().numpy())
     assert np.array_equal(network.bias, model.head.bias.detach().numpy())
+
+
+def test_the_message_says_that_float32_is_what_a_network_does_not_fit():
+    """The divisor is 0 in float32, as the network was trained; a float64 network alone has bounds."""
+    model = Lambda(lambda module, x: module.last(x / 1e-50))
+    model.last = torch.nn.Linear(3, 2)
+    model.double().eval()
+    with pytest.raises(UnknownLayerError, match=r"this network in float32, where small numbers become 0: .*by zero"):
+        read_network(model)
+    region = LinfBall(torch.rand(1, 3).double(), 0.1)
+    verify(model, region, torch.eye(2).double()[None], branches=1)

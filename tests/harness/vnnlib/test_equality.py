@@ -14,7 +14,10 @@ from cerdeq import Box, verify
 from cerdeq.onnx.layers import WithConstant
 from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.checker.properties import confirm_sat
+from harness.common.properties import Case, Constraint, InputBox
+from harness.vnnlib.boundary import likely_vertices
 from harness.vnnlib.brackets import parse
+from harness.vnnlib.query import region_of, with_violations
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of
 
@@ -160,3 +163,13 @@ def test_exact_arithmetic_is_that_of_fractions():
         exact_outputs_at(Forward(lambda m, x: x * (m.c / 3), constant).eval(), inputs, (3,))
     with pytest.raises(NoExactRuleError):
         exact_outputs_at(nn.Sigmoid().eval(), inputs, (3,))
+
+
+def test_slopes_that_overflow_give_no_vertex_and_no_warning():
+    """At the point, the first output is inf - inf."""
+    network = with_weights(nn.Sequential(nn.Linear(2, 2)), torch.tensor([[1e300, -1e300], [1.0, 0.0]]).double())
+    box = InputBox((Fraction(0),) * 2, (Fraction(10) ** 10,) * 2)
+    cases = [Case(box, (Constraint({0: Fraction(1)}, Fraction(0)),))]
+    region = region_of(box, (2,))
+    extended = with_violations(network, region, cases, 2)
+    assert [*likely_vertices(extended, cases, region, region.center + region.radius)] == []
