@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cerdeq.equilibrium import NotConvergedError
 from harness.attacks.objectives import objectives
 from harness.common import names
+from harness.common.errors import require
 from harness.data import Data, Split
 from harness.evaluation import equilibria
 from harness.evaluation.equilibria import Recurrence
@@ -182,6 +183,8 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
 
 def evaluated_images(data: Data, validation_images: int, evaluation: Evaluation) -> Split:
     """Return the images of an evaluation. validation_images: of the training. Raises InputError for too few images."""
+    is_there = evaluation.split == "test" or validation_images > 0
+    require("split", evaluation.split, is_there, "'test', since training held out no images")
     return data.evaluated_images(validation_images if evaluation.split == "validation" else 0, evaluation.test_images)
 
 

@@ -21,3 +21,5 @@ def test_too_few_images_are_refused(tiny_evaluation):
     for settings in ({"split": "validation", "test_images": 41}, {"test_images": len(data.test) + 1}):
         with pytest.raises(InputError):
             evaluated_images(data, 40, tiny_evaluation(**settings))
+    with pytest.raises(InputError, match="held out no images"):
+        evaluated_images(data, 0, tiny_evaluation(split="validation"))
