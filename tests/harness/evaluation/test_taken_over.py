@@ -17,7 +17,7 @@ from harness.evaluation import attack, ibp, stages
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.ranges import open_evaluation
 from harness.settings import Evaluation, Radius
-from harness.storage import folder, ranges
+from harness.storage import folder
 from harness.storage.parquet import read_table, write_table
 from harness.training import train_and_evaluate
 
@@ -380,7 +380,6 @@ def test_what_is_falsified_at_a_smaller_eps_than_certified_is_an_error(order, ad
                 add(evaluation, evaluation)
     directory = folder.evaluation_dir(network_dir, order[1])
     assert folder.read_result(directory) is None and folder.read_failure(directory).repeats
-    assert not (directory / ranges.RANGES).exists()
 
 
 def test_evaluations_that_contradict_each_other_while_both_run_are_an_error(add, monkeypatch):

@@ -159,13 +159,10 @@ def test_both_logs_have_what_was_done_and_what_stopped_it(small, tiny_evaluation
 
 
 @pytest.mark.parametrize("fault", ["a range", "a damaged record"])
-def test_an_error_of_one_evaluation_does_not_stop_the_others_and_is_raised_at_the_end(
-    small, tiny_evaluation, tmp_path, monkeypatch, fault
-):
-    bad, good = tiny_evaluation(test_images=10), tiny_evaluation(eps="1/8", test_images=10)
-    directory = folder.evaluation_dir(tmp_path, bad)
+def test_an_error_of_an_evaluation_is_noted_in_its_folder_alone(small, tiny_evaluation, tmp_path, monkeypatch, fault):
+    before, bad = tiny_evaluation(eps="1/8", test_images=10), tiny_evaluation(test_images=10)
+    directory, evaluate = folder.evaluation_dir(tmp_path, bad), OpenEvaluation.evaluate_range
     directory.mkdir(parents=True)
-    evaluate = OpenEvaluation.evaluate_range
 
     def fail(opened, images):
         if opened.evaluation == bad:
@@ -177,35 +174,36 @@ def test_an_error_of_one_evaluation_does_not_stop_the_others_and_is_raised_at_th
     else:
         (directory / folder.EVALUATION).write_text("{")
     with pytest.raises(SoundnessError if fault == "a range" else InputError):
-        train_and_evaluate(small, [bad, good], tmp_path)
+        train_and_evaluate(small, [before, bad], tmp_path)
     failure = folder.read_failure(directory)
     assert failure.repeats == (fault == "a range") and failure.error
-    assert folder.read_failure(tmp_path) is None and folder.read_failure(folder.evaluation_dir(tmp_path, good)) is None
-    assert result_of(tmp_path, bad) is None and result_of(tmp_path, good) is not None
+    assert (
+        folder.read_failure(tmp_path) is None and folder.read_failure(folder.evaluation_dir(tmp_path, before)) is None
+    )
+    assert folder.read_result(directory) is None and result_of(tmp_path, before) is not None
     monkeypatch.undo()
-    (directory / folder.EVALUATION).unlink(missing_ok=True)
-    train_and_evaluate(small, [bad, good], tmp_path)
+    if fault == "a damaged record":
+        (directory / folder.EVALUATION).unlink()
+    train_and_evaluate(small, [before, bad], tmp_path)
     assert result_of(tmp_path, bad) is not None and folder.read_failure(directory) is None
 
 
-def test_long_evaluations_are_left_in_ranges_which_others_do_and_a_further_call_joins(small, tiny_evaluation, tmp_path):
-    """To the files of one that was not left."""
-    long, short = tiny_evaluation(batch_size=10), tiny_evaluation(test_images=20, batch_size=10, eps="1/8")
+def test_long_evaluations_are_left_in_ranges_which_others_do_and_further_calls_join(small, tiny_evaluation, tmp_path):
+    """To the files of those that were not left."""
+    short, long = tiny_evaluation(test_images=20, batch_size=10, eps="1/8"), tiny_evaluation(batch_size=10)
     searching = tiny_evaluation(stages=("ibp", "bab"), test_images=4, batch_size=2, bab_seconds=None, bab_branches=1)
-    asked, broken, reports = [long, short, searching], tmp_path / "broken", []
+    asked, broken, reports = [short, long, searching], tmp_path / "broken", []
     left = train_and_evaluate(small, asked, broken, reports.append, leaves_long=True)
-    assert left == {long.key: [range(at, at + 10) for at in range(0, 60, 10)], searching.key: [range(2), range(2, 4)]}
+    assert left == [range(at, at + 10) for at in range(0, 60, 10)]
     assert result_of(broken, short) is not None and result_of(broken, long) is None
     assert [row[names.EVALUATED] for row in reports if names.EVALUATED in row] == [0, 10, 20]
-    for evaluation in (searching, long):
-        *most, last = left[evaluation.key][::-1]
-        for images in most:
+    for evaluation, expected in ((long, [range(2), range(2, 4)]), (searching, [])):
+        for images in left[:0:-1]:  # the first one is left: one is not long
             evaluate_range(small, evaluation, broken, images, None)
-        assert train_and_evaluate(small, [evaluation], broken, leaves_long=True) == {}  # one that is left is not long
-        assert last.start == 0 and result_of(broken, evaluation) is not None
-    as_they_ended = [short, searching, long]  # each takes over what those before it have proved
-    train_and_evaluate(small, as_they_ended, tmp_path / "whole")
-    for evaluation in as_they_ended:
+        left = train_and_evaluate(small, asked, broken, leaves_long=True)
+        assert left == expected and result_of(broken, evaluation) is not None
+    train_and_evaluate(small, asked, tmp_path / "whole")
+    for evaluation in asked:
         assert contents(broken, evaluation) == contents(tmp_path / "whole", evaluation)
 
 
@@ -216,23 +214,8 @@ def test_a_range_of_other_weights_is_not_evaluated(small, tiny_evaluation, tmp_p
         file.seek(-1, 2)
         file.write(b"\x3c")
     with pytest.raises(InputError, match="data, weights, devices or versions differ"):
-        evaluate_range(small, evaluation, tmp_path, left[evaluation.key][0], None)
+        evaluate_range(small, evaluation, tmp_path, left[0], None)
     assert folder.read_failure(folder.evaluation_dir(tmp_path, evaluation)) is not None
-
-
-def test_a_range_that_contradicts_itself_removes_all_ranges(small, tiny_evaluation, tmp_path, monkeypatch):
-    evaluation = tiny_evaluation(batch_size=10)
-    left = train_and_evaluate(small, [evaluation], tmp_path, leaves_long=True)[evaluation.key]
-    evaluate_range(small, evaluation, tmp_path, left[0], None)
-
-    def contradict(*_):
-        raise SoundnessError("contradicted")
-
-    monkeypatch.setattr(OpenEvaluation, "evaluate_range", contradict)
-    with pytest.raises(SoundnessError):
-        evaluate_range(small, evaluation, tmp_path, left[1], None)
-    directory = folder.evaluation_dir(tmp_path, evaluation)
-    assert not (directory / ranges.RANGES).exists() and folder.read_failure(directory).repeats
 
 
 @pytest.mark.parametrize("where", ["a range", "verdicts", "result"])
