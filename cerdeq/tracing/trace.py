@@ -287,7 +287,7 @@ def _refuse_unusable_constants(steps: list[Step]) -> None:
             )
         is_quotient = step.record.interval is divide_interval and arguments[1] is not UNKNOWN
         with explained_errors("the divisor is no number", lambda step=step: step.where):  # type: ignore[misc]
-            if is_quotient and not torch.as_tensor(arguments[1]).all():
+            if is_quotient and not torch.as_tensor(arguments[1], dtype=torch.float64).all():
                 raise UnsupportedOperator(f"{step.where} divides by zero; divide by numbers other than 0")
 
 

@@ -111,3 +111,13 @@ def test_a_zero_behind_an_argument_of_none_is_refused():
     model = WithConstant(lambda x, c: x / torch.clamp(c, None, 1.0), nn.Parameter(SOME_ZEROS)).eval()
     with pytest.raises(UnsupportedOperator, match="divides by zero"):
         trace(model)
+
+
+@pytest.mark.parametrize("divisor", [1e-50, -1e-40])
+def test_a_number_that_float32_rounds_to_zero_is_no_zero(divisor):
+    model = Lambda(lambda module, x: x / divisor).double().eval()
+    x = torch.tensor([[1.0, -2.0]]).double()
+    lower, upper = bound(model, Box(x, torch.full_like(x, 0.5)), "ibp")
+    ends = [sorted(Fraction(number) / Fraction(divisor) for number in pair) for pair in ((0.5, 1.5), (-2.5, -1.5))]
+    for (low, high), least, most in zip(ends, lower[0].tolist(), upper[0].tolist(), strict=True):
+        assert Fraction(least) <= low and high <= Fraction(most)

@@ -173,8 +173,8 @@ def test_the_last_layer_is_the_one_of_the_output():
 
 
 def test_the_message_says_that_float32_is_what_a_network_does_not_fit():
-    """The divisor is 0 in float32, as the network was trained; a float64 network alone has bounds."""
-    model = Lambda(lambda module, x: module.last(x / 1e-50))
+    """A divisor is 0 in float32, in which the network was trained; a float64 network alone has bounds."""
+    model = Lambda(lambda module, x: module.last(x / module.scale), scale=torch.full((3,), 1e-50, dtype=torch.float64))
     model.last = torch.nn.Linear(3, 2)
     model.double().eval()
     with pytest.raises(UnknownLayerError, match=r"this network in float32, where small numbers become 0: .*by zero"):
