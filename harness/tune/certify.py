@@ -102,6 +102,7 @@ def plan_evaluations(
             data = load_data(record, planned[network_dir], load_once)
             for evaluation in planned[network_dir]:
                 evaluated_images(data, record.config.validation_images, evaluation)
+                read_state_or_raise(folder.evaluation_dir(network_dir, evaluation))
     return planned
 
 

@@ -11,8 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.common.errors import InputError
+
 U, TINY, SLACK = 2.0**-53, np.finfo(np.float64).tiny, 8
 Array = np.ndarray
+
+
+class UnknownLayerError(InputError):
+    """The checker has no rule for something in the network.
+
+    what: it, as the message names it.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(f"harness.recheck has no rule for {what}")
+        self.what = what
 
 
 @dataclass(frozen=True)

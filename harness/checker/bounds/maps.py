@@ -13,6 +13,7 @@ from harness.checker.bounds.boxes import (
     Array,
     Box,
     U,
+    UnknownLayerError,
     add,
     affine,
     magnitude,
@@ -20,20 +21,9 @@ from harness.checker.bounds.boxes import (
 )
 from harness.checker.bounds.relaxations import leaky_relu
 from harness.checker.bounds.windows import Windows, convolve, convolve_back
-from harness.common.errors import InputError, first_words
+from harness.common.errors import first_words
 
 Shape = tuple[int, ...]
-
-
-class UnknownLayerError(InputError):
-    """The checker has no rule for something in the network.
-
-    what: it, as the message names it.
-    """
-
-    def __init__(self, what: str):
-        super().__init__(f"harness.recheck has no rule for {what}")
-        self.what = what
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, between, magnitude
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, UnknownLayerError, between, magnitude
 from harness.checker.bounds.relu_lines import dot
 from harness.checker.bounds.windows import Sizes, pool_windows
 
@@ -179,6 +179,8 @@ class MaxPool:
         return result
 
     def _elements(self, sizes: Sizes) -> Array:
+        if len(sizes) != len(self.kernel):
+            raise UnknownLayerError("max pooling of images without channels")
         return _elements_of_windows(self, sizes)
 
 

@@ -53,6 +53,7 @@ UNKNOWN = {
     **{name: {case.name for case in CASES[name]} for name in ("sigmoid", "tanh", "sign")},
     "index": {"computed", "a mask"},
     "pad": {"a number", "channels"},
+    "max_pool2d": {"without channels"},
 }
 """The cases of each operator that the checker refuses."""
 

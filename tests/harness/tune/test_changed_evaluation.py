@@ -27,7 +27,7 @@ def study_of(root, store, *evaluations, **changes):
 
 
 def written(study, name):
-    return {path: path.stat().st_mtime_ns for path in study.directory.rglob(name)}
+    return {path: path.stat().st_mtime_ns for path in study.directory.glob(f"{folder.NETWORKS}/**/{name}")}
 
 
 def without_seconds(table):

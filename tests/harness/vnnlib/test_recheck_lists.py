@@ -128,13 +128,13 @@ def test_changed_files_are_named(results, capsys, message):
     assert message in capsys.readouterr().out
 
 
-def test_answers_beside_trials_are_refused(results, capsys):
+def test_answers_beside_networks_are_refused(results, capsys):
     """Otherwise one harmless answer would hide a sweep from the recheck."""
-    (results / "trials" / "0123456789ab").mkdir(parents=True)
+    (results / "networks" / "0123456789ab").mkdir(parents=True)
     assert recheck(results) == 2
-    assert "holds both trials/ and instances/" in capsys.readouterr().err
+    assert "holds both networks/ and instances/" in capsys.readouterr().err
     assert main("verify", [str(results.parent / "list.csv"), "--results-dir", str(results)]) == 2
-    assert "holds trials/" in capsys.readouterr().err
+    assert "holds networks/" in capsys.readouterr().err
 
 
 def test_answers_that_claim_nothing_are_no_success(results, capsys):
