@@ -37,28 +37,28 @@ EAGER = Stepper.eager
     ],
     ids=["fused Adam", "a convolution", "a compiled loss", "a capture"],
 )
-def test_a_step_that_fails_is_not_tried_in_another_way(tiny_trial, monkeypatch, owner, name, replacement):
+def test_a_step_that_fails_is_not_tried_in_another_way(tiny_training, monkeypatch, owner, name, replacement):
     monkeypatch.setattr(owner, name, replacement)
     with pytest.raises(RuntimeError, match="no such kernel"):
-        take_steps(stepper_of(tiny_trial(), "cuda", compiled=owner is objective), 1)
+        take_steps(stepper_of(tiny_training(), "cuda", compiled=owner is objective), 1)
 
 
 @pytest.mark.parametrize("method", ["ibp", pytest.param("pgd", marks=pytest.mark.slow)])
-def test_a_step_that_cannot_be_captured_says_so(tiny_trial, method):
+def test_a_step_that_cannot_be_captured_says_so(tiny_training, method):
     with failing("capture"), pytest.raises(RuntimeError, match="a step cannot be captured as a CUDA graph: "):
-        take_steps(stepper_of(tiny_trial(method=method), "cuda"), 1)
+        take_steps(stepper_of(tiny_training(method=method), "cuda"), 1)
 
 
 @pytest.mark.parametrize("fault", ["memory", "capture-memory", "instantiate-memory"])
-def test_memory_that_runs_out_in_a_step_is_known_as_that(tiny_trial, fault):
-    stepper = stepper_of(tiny_trial(), "cuda")
+def test_memory_that_runs_out_in_a_step_is_known_as_that(tiny_training, fault):
+    stepper = stepper_of(tiny_training(), "cuda")
     with failing(fault), pytest.raises(RuntimeError) as raised:
         take_steps(stepper, 1)
     assert is_out_of_memory(raised.value)
 
 
-def test_steps_before_a_capture_are_not_counted(tiny_trial):
-    stepper = stepper_of(tiny_trial(), "cuda")
+def test_steps_before_a_capture_are_not_counted(tiny_training):
+    stepper = stepper_of(tiny_training(), "cuda")
     with Values():
         take_steps(stepper, 1)
         assert {int(state["step"]) for state in stepper.optimiser.state.values()} == {0}, "graphs have no values"
