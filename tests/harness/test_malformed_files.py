@@ -245,7 +245,7 @@ def test_checkpoints(tmp_path, caplog):
         "a function": {**good, "model": print},
     }
     cases = malformed.of_bytes(path.read_bytes())
-    del cases["a bit flipped"]  # may be of what fills up: tests/harness/training/test_interrupted_trial.py
+    del cases["a bit flipped"]  # may be of what fills up: tests/harness/training/test_interrupted_training.py
     for what, state in states.items():
         torch.save(state, path)
         cases[what] = path.read_bytes()
