@@ -29,6 +29,7 @@ from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import parse_json, read_bytes, write_json
 from harness.storage.lock import lock_directory
+from harness.storage.parquet import read_table, write_table
 
 _TRIAL, _CERTIFIED, _CERTIFICATION = "trial.json", "certified", "certification.json"
 _LEFT_OUT = "not_converted"
@@ -130,9 +131,13 @@ def _trained(record: folder.TrainingRecord, result: folder.Result) -> folder.Res
 def _move_evaluation(source: Path, network_dir: Path, evaluation: Evaluation, weights: str) -> None:
     """Move verdicts, proofs and result of an evaluation to its folder. weights: the SHA-256; empty if they are gone."""
     directory = folder.begin_evaluation(network_dir, evaluation, weights)
-    for name in (folder.VERDICTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES):
+    for name in (folder.COUNTEREXAMPLES, folder.CERTIFICATES):
         if (source / name).exists():
             os.replace(source / name, directory / name)
+    if (source / folder.VERDICTS).exists():
+        table = read_table(source / folder.VERDICTS).assign(**{names.TAKEN_FROM: ""})
+        write_table(directory / folder.VERDICTS, table)
+        (source / folder.VERDICTS).unlink()
     trained, result = folder.read_trained(network_dir), folder.read_result(source)
     if trained is not None and result is not None:
         key, metrics = f"{trained.key}/{evaluation.key}", trained.metrics | result.metrics

@@ -10,8 +10,9 @@ import pytest
 
 from harness import convert
 from harness.command_line import main
-from harness.settings import Evaluation
+from harness.common import names
 from harness.storage import folder
+from harness.storage.parquet import read_table, write_table
 
 EXAMPLE = Path(__file__).parents[3] / "results/example"
 NETWORK = EXAMPLE / "networks/16685912715fc49c"
@@ -39,6 +40,8 @@ def make_old(sweep_dir, name="old", evaluated_by=None, profile="full", further=T
         for file in PROOFS:
             if (source / file).exists():
                 shutil.copy(source / file, directory)
+        verdicts = read_table(source / folder.VERDICTS).drop(columns=names.TAKEN_FROM)
+        write_table(directory / folder.VERDICTS, verdicts)
         settings = read(source / folder.EVALUATION)["config"]
         settings = {name: value for name, value in settings.items() if name not in ("eps", "split")}
         settings["bab_trial_seconds"] = settings.pop("bab_total_seconds")
@@ -53,11 +56,10 @@ def make_old(sweep_dir, name="old", evaluated_by=None, profile="full", further=T
 
 
 def content_of(sweep_dir):
-    """All files of the networks, JSON as values."""
+    """All files of the networks, JSON as values, tables as text."""
     files = [path for path in (sweep_dir / "networks").rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(sweep_dir)): read(path) if path.suffix == ".json" else path.read_bytes() for path in files
-    }
+    readers = {".json": read, ".parquet": lambda path: read_table(path).to_csv()}
+    return {str(path.relative_to(sweep_dir)): readers.get(path.suffix, Path.read_bytes)(path) for path in files}
 
 
 def test_a_trial_becomes_a_network_with_its_evaluations(tmp_path, capsys):
@@ -73,7 +75,7 @@ def test_a_trial_becomes_a_network_with_its_evaluations(tmp_path, capsys):
 
 def test_a_conversion_that_was_stopped_anywhere_continues(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.leaderboard.files.write_leaderboard", lambda _: None)  # it takes seconds
-    operations = ((os, "replace"), (Path, "rename"), (Path, "unlink"), (convert.shutil, "rmtree"), (Path, "mkdir"))
+    operations = ((os, "replace"), (Path, "rename"), (Path, "unlink"), (convert.shutil, "rmtree"))
 
     def stop_after(steps, patch):
         done = count()
@@ -189,10 +191,3 @@ def test_searches_below_are_converted(tmp_path):
     make_old(tmp_path / "search/tpe-1", further=False)
     assert main("convert", [str(tmp_path)]) == 0
     assert len(folder.network_folders(tmp_path / "search/tpe-1")) == 1
-
-
-def test_evaluations_have_the_settings_of_before():
-    assert {*Evaluation.model_fields} - {"eps", "split", "bab_total_seconds"} == {
-        "stages", "test_images", "batch_size", "attack", "attack_steps", "attack_step", "attack_restarts",
-        "stage_seconds", "bab_seconds", "bab_branches", "certificates",
-    }  # fmt: skip
