@@ -242,6 +242,10 @@ class StudyListener(Progress):
         if self.fail_fast and any(state.result is None for state in ended):
             raise FailedFast
 
+    def summary(self) -> str:
+        """Return how much is done; there is no estimate of the time while workers share images."""
+        return self._count() if self.images_left else super().summary()
+
     def _count(self) -> str:
         """Return how many networks are done, and how many images of evaluations that workers share are left."""
         left = f", {with_plural(self.images_left, 'image')} left to evaluate" if self.images_left else ""
