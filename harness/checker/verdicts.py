@@ -97,7 +97,7 @@ def recheck(
     if problems := _check_records(verdicts, test, evaluation.stages, state.result.metrics):
         return RecheckResult(0, len(test), problems)
     path = folder.network_of(evaluation_dir) / folder.WEIGHTS
-    if problems := folders.check_weights(evaluation_dir, state.evaluation.weights):
+    if problems := folders.check_weights(evaluation_dir, state.result.weights):
         return RecheckResult(0, len(test), problems, has_weights=path.is_file())
     network = load_checked_network(path, config, test)
     counterexamples = read_tensors(evaluation_dir / folder.COUNTEREXAMPLES)

@@ -43,7 +43,7 @@ from harness.machine.environment import describe_environment
 from harness.pretrained.network_file import digest_of
 from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
 from harness.storage import folder, ranges
-from harness.storage.files import DamagedFileError, parse_file, read_bytes, write_atomically, write_bytes
+from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
 from harness.storage.folder import Result, TrainingRecord
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
@@ -51,8 +51,8 @@ from harness.storage.ranges import range_path
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
 _FEWEST = 20  # images of a range
-_BAB_SECONDS, _BAB_SHARE = 1200.0, 0.05
-"""Of a range: the time that branch and bound takes, if it gets this share of the images."""
+_BAB_SECONDS, _BAB_SHARE, _NO_LIMIT = 1200.0, 0.05, 300.0
+"""Of a range: the time that branch and bound takes, if it gets this share of the images; an image without limit."""
 
 
 def plan_ranges(images: Split, network: nn.Module, classes: int, settings: EvaluationSettings) -> list[range]:
@@ -64,8 +64,8 @@ def plan_ranges(images: Split, network: nn.Module, classes: int, settings: Evalu
     starts = settings.attack_restarts * len(objectives(settings.attack, classes))
     operations = 3 * settings.attack_steps * starts * _operations(network, images.images.shape[1:])
     size = min(settings.batch_size, max(_FEWEST, int(_OPERATIONS[_device_of(network).type] / operations)))
-    if names.BAB in settings.stages and settings.bab_seconds is not None:
-        size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * settings.bab_seconds))))
+    if names.BAB in settings.stages:
+        size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * (settings.bab_seconds or _NO_LIMIT)))))
     return [range(first, min(first + size, len(images))) for first in range(0, len(images), size)]
 
 
@@ -85,13 +85,15 @@ def _device_of(network: nn.Module) -> torch.device:
 class OpenEvaluation:
     """An evaluation of a network that is under way.
 
-    directory: its folder. images: all that are evaluated. planned: the ranges of these. ranges_dir: where those are
-    saved that were evaluated with these weights, data, device and versions. others: other evaluations of the network.
+    directory: its folder. weights: their SHA-256. images: all that are evaluated. planned: the ranges of these.
+    ranges_dir: where those are saved that were evaluated with these weights, data, device and versions. others: other
+    evaluations of the network.
     """
 
     training: TrainingRecord
     evaluation: Evaluation
     directory: Path
+    weights: str
     images: Split
     data: dict[str, Any]
     environment: dict[str, str]
@@ -125,7 +127,7 @@ class OpenEvaluation:
         trained = folder.read_trained(network_dir)
         assert trained is not None
         joined = join_ranges([read_range(self.ranges_dir, images) for images in self.planned])
-        others = find_answers(network_dir, self.evaluation, folder.read_evaluation(self.directory).weights)
+        others = find_answers(network_dir, self.evaluation, self.weights)
         refuse_contradictions(find_contradictions(self.evaluation, joined.verdicts, others))
         info = self.training.config.data_info
         seconds = {names.EVALUATION_SECONDS: sum(joined.seconds.values())}
@@ -138,6 +140,7 @@ class OpenEvaluation:
             environment=self.environment,
             data=self.data,
             warnings=warnings(joined, metrics, info) + trained.warnings,
+            weights=self.weights,
             taken_over={str(key): int(count) for key, count in taken_over.items()},
         )
         _write_proofs(self.directory, joined.proofs)
@@ -151,12 +154,12 @@ class OpenEvaluation:
 def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> OpenEvaluation:
     """Return an evaluation of the trained network in a folder, after making the evaluation's folder.
 
-    Raises InputError for fewer images than it asks for, and if the weights cannot be read.
+    Raises InputError for fewer images than it asks for, and if the weights cannot be read or are others.
     """
     training = folder.read_training(network_dir / folder.TRAINING)
     config, device = training.config, best_device()
     images = evaluated_images(data, config.validation_images, evaluation)
-    weights = read_bytes(network_dir / folder.WEIGHTS)
+    weights = folder.read_trained_weights(network_dir)
     digest = digest_of(weights)
     directory = folder.begin_evaluation(network_dir, evaluation, digest)
     environment = describe_environment(device)
@@ -171,6 +174,7 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
         training=training,
         evaluation=evaluation,
         directory=directory,
+        weights=digest,
         images=images,
         data=data.summary(),
         environment=environment,

@@ -31,9 +31,10 @@ from harness.common.names import Verdict
 from harness.evaluation.attack import margins_as_stored, margins_at, margins_inside
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import NO_STAGE, Proofs, StageResult
+from harness.pretrained.network_file import digest_of
 from harness.settings import CERTIFICATE_STAGES, EVALUATION_VERSION, Evaluation
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parse_file
+from harness.storage.files import DamagedFileError, parse_file, read_bytes
 from harness.storage.parquet import read_verdicts
 
 _ATTACK = ("attack", "attack_steps", "attack_step", "attack_restarts")
@@ -68,14 +69,15 @@ def find_answers(network_dir: Path, evaluation: Evaluation, weights: str) -> lis
 
     The nearest eps comes last. weights: the SHA-256 of the network's.
     """
-    found = list[Answers]()
+    found, network = list[Answers](), folder.read_training(network_dir / folder.TRAINING).key
     for directory in folder.evaluation_folders(network_dir):
         with suppress(DamagedFileError):
             record, result = folder.read_evaluation(directory), folder.read_result(directory)
             fits = (record.version, record.config.split) == (EVALUATION_VERSION, evaluation.split)
-            if result is not None and fits and record.weights == weights and record.config.key != evaluation.key:
-                verdicts = _read_verdicts(directory, record.config, result)
-                found.append(Answers(directory, record.config, verdicts))
+            if result is None or not fits or record.config.key == evaluation.key:
+                continue
+            if (result.key, result.weights) == (f"{network}/{record.config.key}", weights):
+                found.append(Answers(directory, record.config, _read_verdicts(directory, record.config, result)))
     return sorted(found, key=lambda one: -abs(one.evaluation.eps - evaluation.eps))
 
 
@@ -85,11 +87,8 @@ def _read_verdicts(directory: Path, evaluation: Evaluation, result: folder.Resul
     columns += [names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]
     columns += [names.BRANCHES] if names.BAB in evaluation.stages else []
     table = read_verdicts(directory, columns)
-    verdict = table[names.VERDICT]
-    errors = {names.ATTACK_ERROR: verdict.isin(_WRONG), names.CERTIFIED_ERROR: verdict != names.CERTIFIED}
-    follows = all(abs((result.metrics.get(name) or 0.0) - 100 * each.mean()) < 1e-6 for name, each in errors.items())
-    is_own = result.key.endswith(f"/{evaluation.key}") and table[names.INDEX].tolist() == [*range(len(table))]
-    if not (follows and is_own):
+    is_its_own = digest_of(read_bytes(directory / folder.VERDICTS)) == result.verdicts
+    if not is_its_own or table[names.INDEX].tolist() != [*range(len(table))]:
         raise DamagedFileError(f"{directory}: {folder.RESULT} is not of {folder.VERDICTS}")
     return table.set_index(names.INDEX)
 

@@ -17,7 +17,7 @@ results/<sweep>/networks/<key>/
     mlflow.json          what MLflow has of the network: written by the driver (harness.tracking)
     source.checkpoint    the file that the weights of a network trained elsewhere come from
     evaluations/<key>/
-        evaluation.json  key, version, SHA-256 of the weights, config
+        evaluation.json  key, version, config
         ranges/          ranges of images that are evaluated so far (harness.storage.ranges); until the end
         verdicts.parquet one row for each image
         counterexamples.safetensors   adversarial images by index (harness.attacks.counterexamples)
@@ -32,7 +32,7 @@ the driver writes failure.json if a worker died.
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -45,7 +45,7 @@ from harness.common.models import LENIENT, Model, validate
 from harness.config.training import RECIPE_VERSION, Training
 from harness.pretrained.network_file import NetworkFile, digest_of, read_file
 from harness.settings import EVALUATION_VERSION, Evaluation
-from harness.storage.files import parse_json, read_bytes, write_bytes, write_json
+from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
 
 T = TypeVar("T")
@@ -85,14 +85,13 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What evaluation.json holds. weights: their SHA-256; empty before there are any."""
+    """What evaluation.json holds."""
 
     __pydantic_config__: ClassVar = LENIENT
 
     key: str
     version: int
     config: Evaluation
-    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,8 @@ class Result:
     data: the description of the data set.
     warnings: for the table.
     taken_over: in result.json, how many answers are those of which other evaluation, by its key.
+    weights: the SHA-256 of the network's file.
+    verdicts: in result.json, the SHA-256 of verdicts.parquet.
     """
 
     __pydantic_config__: ClassVar = LENIENT
@@ -115,6 +116,8 @@ class Result:
     data: dict[str, Any]
     warnings: list[str]
     taken_over: dict[str, int] = field(default_factory=dict)
+    weights: str = ""
+    verdicts: str = ""
 
 
 class Failure(Model):
@@ -244,9 +247,11 @@ def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "
     """
     directory = evaluation_dir(network_dir, evaluation)
     before = read_evaluation(directory) if (directory / EVALUATION).exists() else None
-    if before is None or before.version != EVALUATION_VERSION or (weights and before.weights != weights):
+    is_today = before is not None and before.version == EVALUATION_VERSION
+    if not is_today or (weights and (result := read_result(directory)) and result.weights != weights):
         (directory / RESULT).unlink(missing_ok=True)
-        record = EvaluationRecord(evaluation.key, EVALUATION_VERSION, evaluation, weights)
+    if not is_today:
+        record = EvaluationRecord(evaluation.key, EVALUATION_VERSION, evaluation)
         write_json(directory / EVALUATION, record_json(record))
     return directory
 
@@ -295,13 +300,29 @@ def parse_result(content: Any) -> Result:
 
 
 def write_trained(network_dir: Path, result: Result) -> None:
-    """Write trained.json, the last file of a training."""
-    write_json(network_dir / TRAINED, asdict(result))
+    """Write trained.json, the last file of a training, with the SHA-256 of the weights where they are."""
+    path = network_dir / WEIGHTS
+    weights = digest_of(read_bytes(path)) if path.exists() else result.weights
+    write_json(network_dir / TRAINED, asdict(replace(result, weights=weights)))
+
+
+def read_trained_weights(network_dir: Path) -> bytes:
+    """Return the content of a trained network's file of weights.
+
+    Raises DamagedFileError if it is missing, or is not the one that training wrote.
+    """
+    content, trained = read_bytes(network_dir / WEIGHTS), read_trained(network_dir)
+    if trained is not None and trained.weights not in ("", digest_of(content)):  # empty in results of older versions
+        advice = "put the right file back, or remove the network's folder to train it again"
+        raise DamagedFileError(f"{network_dir / WEIGHTS} is not the file of which {TRAINED} has the SHA-256; {advice}")
+    return content
 
 
 def write_result(evaluation_dir: Path, result: Result) -> None:
-    """Write result.json, the last file of an evaluation."""
-    write_json(evaluation_dir / RESULT, asdict(result))
+    """Write result.json, the last file of an evaluation, with the SHA-256 of the verdicts where they are."""
+    path = evaluation_dir / VERDICTS
+    verdicts = digest_of(read_bytes(path)) if path.exists() else ""
+    write_json(evaluation_dir / RESULT, asdict(replace(result, verdicts=verdicts)))
 
 
 def write_failure(

@@ -63,6 +63,9 @@ class EvaluationState:
         if self.result.key != f"{self.training.key}/{self.evaluation.key}":
             file = f"{folder.EVALUATIONS}/{self.evaluation.key}/{folder.RESULT}"
             raise DamagedFileError(f"{file} belongs to another network or evaluation, {self.result.key}")
+        weights = {self.trained.weights if self.trained else "", self.result.weights, ""}
+        if len(weights) > 2:
+            raise DamagedFileError(f"{folder.EVALUATIONS}/{self.evaluation.key}/{folder.RESULT} is of other weights")
 
     @property
     def state(self) -> State:

@@ -21,7 +21,7 @@ from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation
 from harness.storage import folder, ranges
-from harness.storage.files import read_bytes, remove_unfinished
+from harness.storage.files import remove_unfinished
 from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
@@ -97,7 +97,7 @@ def _evaluate(
     network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
 ) -> list[range]:  # fmt: skip
     """Evaluate a trained network and write the result, or return the ranges that are left to others."""
-    weights = digest_of(read_bytes(network_dir / folder.WEIGHTS))
+    weights = digest_of(folder.read_trained_weights(network_dir))
     if folder.read_result(folder.begin_evaluation(network_dir, evaluation, weights)) is not None:
         return []
     opened = open_evaluation(network_dir, evaluation, data)

@@ -17,7 +17,7 @@ from harness.machine.environment import data_directory
 from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation, Radius
 from harness.storage import folder
-from harness.storage.files import read_bytes, refuse_links
+from harness.storage.files import refuse_links
 from harness.storage.folder import TrainingRecord
 from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_state_or_raise
@@ -119,7 +119,7 @@ def certify(
             locks.enter_context(lock_directory(directory))
         items = list[Item]()
         for network_dir, evaluations in planned.items():
-            weights = digest_of(read_bytes(network_dir / folder.WEIGHTS))
+            weights = digest_of(folder.read_trained_weights(network_dir))
             left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
             items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
         ray = share_machine(workers or _MOST_WORKERS, workers) if items else None
@@ -131,4 +131,4 @@ def certify(
 def _is_answered(evaluation_dir: Path, weights: str) -> bool:
     """Return whether an evaluation has a result. weights: the SHA-256 of the network's. Raises DamagedFileError."""
     state = read_state_or_raise(evaluation_dir)
-    return state.state is State.FINISHED and state.evaluation is not None and state.evaluation.weights == weights
+    return state.state is State.FINISHED and state.result is not None and state.result.weights == weights

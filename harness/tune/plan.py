@@ -91,13 +91,24 @@ class Plan:
         """
         problems = {}
         for row in table[table["evaluation_dir"].isin(list(self.asked))].itertuples():
-            files = folder.network_of(row.evaluation_dir) / folder.WEIGHTS, row.evaluation_dir / folder.VERDICTS
-            missing = [path.name for path in files if not path.exists()]
             if row.state == NOT_COUNTED:
                 problems[row.evaluation_dir] = str(row.problem)
-            elif row.state == State.FINISHED and missing:
-                problems[row.evaluation_dir] = f"{' and '.join(missing)} is missing"
+            elif row.state == State.FINISHED and (problem := _missing_or_others(row.evaluation_dir)):
+                problems[row.evaluation_dir] = problem
         return problems
+
+
+def _missing_or_others(evaluation_dir: Path) -> str:
+    """Return which files of a finished evaluation are missing, or are not those that its network was evaluated with."""
+    network_dir = folder.network_of(evaluation_dir)
+    files = network_dir / folder.WEIGHTS, evaluation_dir / folder.VERDICTS
+    if missing := [path.name for path in files if not path.exists()]:
+        return f"{' and '.join(missing)} is missing"
+    try:
+        folder.read_trained_weights(network_dir)
+    except DamagedFileError:
+        return f"{folder.WEIGHTS} is another one"
+    return ""
 
 
 def to_run(states: dict[Path, EvaluationState], retry_failed: bool) -> list[Path]:

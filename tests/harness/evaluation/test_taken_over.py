@@ -198,13 +198,21 @@ def swap(name):
 
 
 def rename_key(directory, other):
+    change_result(directory, key=f"0/{other.name}")
+
+
+def change_result(directory, **changes):
     content = json.loads((directory / folder.RESULT).read_text())
-    (directory / folder.RESULT).write_text(json.dumps({**content, "key": f"0/{other.name}"}))
+    (directory / folder.RESULT).write_text(json.dumps(content | changes))
 
 
-def change_weights(directory, other):
-    content = json.loads((directory / folder.EVALUATION).read_text())
-    (directory / folder.EVALUATION).write_text(json.dumps({**content, "weights": "0" * 64}))
+def exchange_verdicts(directory, other):
+    """Certify an image in place of another one: all rates stay."""
+    table = read_table(directory / folder.VERDICTS)
+    certified, falsified = (table.index[table[names.VERDICT] == each][0] for each in ("certified", "falsified"))
+    exchanged = [names.VERDICT, names.STAGE, BOUNDED, names.ATTACK_MARGIN]
+    table.loc[[certified, falsified], exchanged] = table.loc[[falsified, certified], exchanged].to_numpy()
+    write_table(directory / folder.VERDICTS, table)
 
 
 def drop_margin(directory, other):
@@ -226,7 +234,9 @@ NOTHING_TAKEN = {
     "a result of another evaluation": rename_key,
     "a damaged record": write_garbage(folder.EVALUATION),
     "a record of another evaluation": swap(folder.EVALUATION),
-    "other weights": change_weights,
+    "a result of another network": lambda directory, other: change_result(directory, key=f"0/{directory.name}"),
+    "other weights": lambda directory, other: change_result(directory, weights="0" * 64),
+    "verdicts of the same rates": exchange_verdicts,
 }
 
 

@@ -44,7 +44,7 @@ def test_an_old_folder_is_read_and_has_its_keys(name):
     assert training.fingerprint == load(training.config.dataset).fingerprint
     assert training.key == training.config.key(training.fingerprint) == state.trained.key
     assert state.result.key == f"{training.key}/{evaluation.config.key}"
-    assert evaluation.weights == digest_of((HERE / name / folder.WEIGHTS).read_bytes())
+    assert state.trained.weights == state.result.weights == digest_of((HERE / name / folder.WEIGHTS).read_bytes())
     assert evaluation.config.stages == ("ibp", "crown-ibp", "crown", "alpha-crown")
 
 
