@@ -21,13 +21,13 @@ from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_resu
 from harness.common.errors import InputError, require
 from harness.common.terminal import new_console, say
 from harness.config import plugins
+from harness.config.file import SweepFile, read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_states
 
 if TYPE_CHECKING:
-    from harness.config.file import SweepFile
     from harness.tune.run_study import Outcome
 
 
@@ -77,8 +77,7 @@ def main(options: argparse.Namespace) -> int:
         return _run_network_files(options)
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
-    say("loads packages and data")
-    from harness.config.file import read_file  # here, since it imports torch
+    say("reads the file, loads packages and data")
 
     @cache
     def find_machines() -> list[dict[str, float]]:
@@ -98,7 +97,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run_sweep_file(
-    file: "SweepFile", sweep_dir: Path, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+    file: SweepFile, sweep_dir: Path, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
 ) -> int:
     """Check the sweep of a file, run what is left of it, or print that; return the exit status.
 
