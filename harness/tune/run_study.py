@@ -97,7 +97,7 @@ def run_study(
     asked: dict[Path, list[Evaluation]] = {}
     for path in wanted:
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
-    items = [Item.of(path, plan.records[path].config, largest_first(each)) for path, each in asked.items()]
+    items = [Item.of(path, plan.records[path].config, each) for path, each in asked.items()]
     try:
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
     except InputError:  # Ray cannot start
@@ -130,11 +130,6 @@ def open_mlflow(sweep: str, options: RunOptions, console: Console) -> "Tracker |
             console.print(f"nothing is logged to MLflow: {error}")
             return None
         return Tracker.open(sweep, options.tracking_uri, console)
-
-
-def largest_first(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Return evaluations at larger radii first: what is certified there is taken over at smaller ones."""
-    return sorted(evaluations, key=lambda evaluation: evaluation.eps, reverse=True)
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:
