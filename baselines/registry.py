@@ -1,6 +1,6 @@
 """Networks by name. To add one, write a function under @register("name"), in a file of this folder or in a plugin.
 
-Torch and this folder's networks are imported when a network is first looked up: commands start without them.
+Torch and this folder's networks are imported when a network is first looked up: names are checked without them.
 """
 
 import importlib
@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 Builder = Callable[..., "nn.Module"]
+_NAMES = (
+    *("cnn", "cnn5", "cnn7", "cnn11", "densenet", "cerdeq", "deqlate", "deqscales", "deqdense", "deq7", "mondeq"),
+    *("monotone", "onnx", "fc", "fcdeq", "cnn-a", "convplus", "conv", "convdeq"),
+    *("resnet", "resnet9", "wideresnet8", "resnext", "tied", "tied9"),
+)
+"""The networks of this folder."""
 _BUILDERS: dict[str, Builder] = {}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"  # names are parts of file names, too
 _NORMALIZE = "normalize"
@@ -51,29 +57,26 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 
 @cache
-def _import_networks() -> None:
+def import_networks() -> None:
     """Import the modules of this folder, which register their networks."""
     for module in sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])):
         importlib.import_module(f"baselines.{module}")
 
 
 def network_names() -> list[str]:
-    """Return the names of all networks."""
-    _import_networks()
-    return list(_BUILDERS)
+    """Return the names of all networks, those that a plugin has registered last."""
+    return list(dict.fromkeys([*_NAMES, *_BUILDERS]))
 
 
-def unknown_network(name: object, networks: Mapping[str, Collection[str]]) -> UnknownNameError:
-    """Return the error for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now.
-
-    networks: the options of each network.
-    """
-    family = str(name).rstrip("0123456789")
-    depth = str(name).removeprefix(family)
-    hint = (
-        f"write `model: {family}, options: {{depth: {depth}}}`" if depth and "depth" in networks.get(family, ()) else ""
-    )
-    return UnknownNameError("network", name, list(networks), hint)
+def check_network(name: object) -> None:
+    """Raise UnknownNameError for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now."""
+    names = network_names()
+    if name not in names:
+        family = str(name).rstrip("0123456789")
+        depth = str(name).removeprefix(family)
+        has_depths = family in names and any(each.removeprefix(family).isdigit() for each in names)  # as cnn7
+        hint = f"write `model: {family}, options: {{depth: {depth}}}`" if depth and has_depths else ""
+        raise UnknownNameError("network", name, names, hint)
 
 
 def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
@@ -128,6 +131,6 @@ def build(
 def _builder(network: str | Builder) -> Builder:
     if not isinstance(network, str):
         return network
-    if network not in network_names():
-        raise unknown_network(network, {name: options_of(name) for name in network_names()})
+    check_network(network)
+    import_networks()
     return _BUILDERS[network]

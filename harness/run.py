@@ -8,7 +8,7 @@ unless they would fail again.
 import argparse
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,15 +19,15 @@ from rich.console import Console
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
-from harness.common.terminal import new_console, say
+from harness.common.terminal import announced, new_console, say
 from harness.config import plugins
+from harness.config.file import SweepFile, read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.lock import lock_directory
 from harness.storage.state import State, read_states
 
 if TYPE_CHECKING:
-    from harness.config.file import SweepFile
     from harness.tune.run_study import Outcome
 
 
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-concurrent", type=int, metavar="N", help="run at most N trials at a time; default: all that fit"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep after the first failed trial")
-    here = "run in this process, one network after the other, without Ray and MLflow"
+    here = "run in this process, one network after the other, without Ray"
     parser.add_argument("--here", action="store_true", help=here)
     parser.add_argument("--dashboard", action="store_true", help="also start Ray's dashboard; needs ray[default]")
     parser.add_argument(
@@ -77,8 +77,6 @@ def main(options: argparse.Namespace) -> int:
         return _run_network_files(options)
     require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
-    say("loads packages and data")
-    from harness.config.file import read_file  # here, since it imports torch
 
     @cache
     def find_machines() -> list[dict[str, float]]:
@@ -89,33 +87,48 @@ def main(options: argparse.Namespace) -> int:
     def has_gpu() -> bool:
         return any(machine["GPU"] for machine in find_machines())
 
-    file = read_file(options.files[0], options.profile, has_gpu, options.set)
+    with announced("reads the file"):
+        file = read_file(options.files[0], options.profile, has_gpu, options.set)
     sweep_dir = (options.results_dir / file.sweep.name).absolute()
     refuse_links(sweep_dir)
-    # No lock for --here: jobs of an array may run other trials at the same time.
-    with nullcontext() if options.dry_run or options.here else lock_directory(sweep_dir):
-        return _run_sweep_file(file, sweep_dir, find_machines, options)
+    with ExitStack() as stack:
+        is_alone = not options.dry_run
+        try:
+            if is_alone:
+                stack.enter_context(lock_directory(sweep_dir))
+        except InputError as error:
+            if not options.here:
+                raise
+            is_alone = False  # jobs of an array may run other trials at the same time
+            say(f"{error}; without MLflow and {folder.REPORT}, which the same command adds once that run has ended")
+        return _run_sweep_file(file, sweep_dir, find_machines, is_alone, options)
 
 
 def _run_sweep_file(
-    file: "SweepFile", sweep_dir: Path, find_machines: Callable[[], list[dict[str, float]]], options: argparse.Namespace
+    file: SweepFile,
+    sweep_dir: Path,
+    find_machines: Callable[[], list[dict[str, float]]],
+    is_alone: bool,
+    options: argparse.Namespace,
 ) -> int:
     """Check the sweep of a file, run what is left of it, or print that; return the exit status.
 
-    find_machines: called once the file is right, since a cluster may be slow.
+    find_machines: called once the file is right, since a cluster may be slow. is_alone: whether this process holds the
+    directory, and so logs to MLflow and writes the page.
     """
-    from harness.checker.images import describe_unreadable  # all here, since they import torch
-    from harness.machine.environment import data_directory
-    from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
-    from harness.tune.plan import Plan, check_owner, load_checked
-    from harness.tune.print_plan import print_header, print_plan
-    from harness.tune.run_study import RunOptions, run_study
+    with announced("loads packages and data"):
+        from harness.checker.images import describe_unreadable  # all here, since they import torch
+        from harness.machine.environment import data_directory
+        from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
+        from harness.tune.plan import Plan, check_owner, load_checked
+        from harness.tune.print_plan import print_header, print_plan
+        from harness.tune.run_study import RunOptions, open_mlflow, run_study
 
-    if options.dashboard:
-        check_dashboard()
+        if options.dashboard:
+            check_dashboard()
+        found = read_states(sweep_dir)
+        study, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
     console, search = new_console(), None
-    found = read_states(sweep_dir)
-    study, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
     check_owner(sweep_dir, study, found)
     machines = find_machines()
     cpu, gpu = study.resources.cpu, study.resources.gpu if any(machine["GPU"] for machine in machines) else 0
@@ -131,6 +144,7 @@ def _run_sweep_file(
         tracking_uri=options.tracking_uri,
         fail_fast=options.fail_fast,
         retry_failed=options.retry_failed,
+        logs=is_alone,
     )
     if study.search is not None:
         require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
@@ -141,10 +155,7 @@ def _run_sweep_file(
         if options.dry_run:
             console.print("its winners become the networks; a dry run: nothing was started or written")
             return OK
-        if not options.here:
-            from harness.tracking.tracker import Tracker
-
-            Tracker.open(study.name, options.tracking_uri, console)  # refuses a wrong store before hours of work
+        open_mlflow(study.name, run_options, console)  # refuses a wrong store before hours of work
         as_many_as_fit = None if options.here else replace(ray, at_once=at_once)
         study = replace(study, trainings=search.run(replace(run_options, ray=as_many_as_fit)))
         if not study.trainings:
@@ -154,26 +165,25 @@ def _run_sweep_file(
     unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
     for warning in [*study.warnings, *data.warnings, *describe_unreadable(record.config for record in unfinished)]:
         console.print(f"warning: {warning}")
-    if options.here:
-        console.print(f"--here: without MLflow and {folder.REPORT}; `harness.tables {sweep_dir}` writes that page")
     print_header(plan, states, gpu, options.profile, console)
     if options.dry_run:
         print_plan(plan, found, gpu, at_once, options.retry_failed, console)
         return OK
     outcome = run_study(plan, states, run_options, console)
-    _write_page(outcome, options, console)
+    _write_page(outcome, is_alone, options.data_dir, console)
     is_complete = outcome.is_complete and not (search and search.has_unfinished)
     return OK if is_complete else FAILED
 
 
-def _write_page(outcome: "Outcome", options: argparse.Namespace, console: Console) -> None:
-    """Write the sweep's page, unless it is up to date, and print where it is; --here only prints that."""
+def _write_page(outcome: "Outcome", is_alone: bool, data_dir: str | None, console: Console) -> None:
+    """Write the sweep's page, unless it is up to date or another run may write it, and print where it is."""
     sweep_dir = outcome.leaderboard.directory
     page, tables = sweep_dir / folder.REPORT, sweep_dir / "leaderboard.md"  # which is written when it changes
-    if not options.here and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
-        from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
+    if is_alone and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
+        with announced("draws the page"):
+            from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
 
-        write_page(outcome.leaderboard, options.data_dir)
+            write_page(outcome.leaderboard, data_dir)
     if page.exists():
         console.print(f"\nAll results on a page:\n{page}")
 

@@ -2,7 +2,10 @@
 
 import codecs
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from textwrap import shorten
 from typing import Any, TextIO
@@ -14,6 +17,8 @@ from rich.text import Text
 
 WIDTH = 500  # characters a line, where the output is a file or a pipe
 LONGEST_LINE = 160
+LINE_SECONDS = 30.0
+"""How long after a line about what is done the next one comes."""
 
 
 class _Console(Console):
@@ -52,6 +57,26 @@ def new_console() -> Console:
 def say(*texts: object, file: TextIO | None = None) -> None:
     """Print plain texts, a line each, by default on standard output."""
     print(*(printable_lines(str(text)) for text in texts), sep="\n", file=file, flush=True)
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Print what the block does, and again every half a minute until it ends."""
+    began, has_ended = time.monotonic(), threading.Event()
+
+    def repeat() -> None:
+        while not has_ended.wait(LINE_SECONDS):
+            with suppress(OSError):  # a closed pipe, which the next line of the command itself meets
+                say(f"{text} (since {time.monotonic() - began:.0f} s)")
+
+    say(text)
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 def make_table(titles: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:

@@ -14,25 +14,24 @@ from pydantic import (
     model_validator,
 )
 
-from baselines import UnknownNameError, network_names, options_of, suggestion
-from harness.common.errors import InputError, collect_problems, located, require
+from baselines import check_network, network_names, options_of, suggestion
+from harness.common.errors import InputError, collect_problems, require
+from harness.common.method_names import check_method, method_names
 from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
 from harness.config import plugins
-from harness.config.grid import LARGEST, expand, names_in
+from harness.config.grid import LARGEST, expand, names_in, without_options
 from harness.config.training import LARGEST_WIDTH
-from harness.methods import METHODS, method_options
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
 
 
 def _check_network(name: str) -> str:
-    options_of(name)
+    check_network(name)
     return name
 
 
 def _check_method(name: str) -> str:
-    if name not in METHODS:
-        raise UnknownNameError("training method", name, list(METHODS))
+    check_method(name)
     return name
 
 
@@ -50,9 +49,9 @@ class SweepEntry(Model):
     """The network; `module:function` for a function of a plugin that is not registered."""
     method: Annotated[str, AfterValidator(_check_method)] = Field("", examples=["ibp"])
     """The training method; required, except beside `checkpoint`."""
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""
-    method_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    method_options: dict[str, Any] = Field(default_factory=dict)
     """The training method's options, where they differ from their defaults."""
     width: Width | None = None
     """Factor of the network's channels; null for the sweep's `width`."""
@@ -65,14 +64,6 @@ class SweepEntry(Model):
     """Where a network trained elsewhere was published, and its published numbers."""
     zip: list[str] = Field(default_factory=list)
     """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
-
-    @field_validator("options", "method_options")
-    @classmethod
-    def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        section = str(info.field_name)
-        if owner := info.data.get(_OWNERS[section]):
-            changed_options(section, owner, options)
-        return options
 
     @field_validator("train")
     @classmethod
@@ -89,7 +80,7 @@ class SweepEntry(Model):
         """Refuse a training method or its settings for a network trained elsewhere, and a source for any other."""
         if self.checkpoint is None:
             if not self.method:
-                raise InputError(f"method: missing; allowed: {', '.join(METHODS)}, or `checkpoint` instead")
+                raise InputError(f"method: missing; allowed: {', '.join(method_names())}, or `checkpoint` instead")
             allowed = "nothing, for the network is trained here, without `checkpoint`"
             require("source", self.source and self.source.model_dump(), self.source is None, allowed)
         for key in ("method", "method_options", "train") if self.checkpoint else ():
@@ -111,7 +102,9 @@ def changed_options(section: str, name: str, options: dict[str, Any]) -> dict[st
 
     So 1 and 1.0 name one trial. section: `options` or `method_options`. Raises InputError.
     """
-    names, of = (network_names(), options_of) if section == "options" else (METHODS, method_options)
+    from harness.methods import method_options  # here, since it imports torch: keys and names are checked without
+
+    names, of = (network_names(), options_of) if section == "options" else (method_names(), method_options)
     allowed = of(name)
     text = f"allowed: {', '.join(allowed)}" if allowed else f"{name} has no options"
     with collect_problems() as at:
@@ -150,29 +143,40 @@ class Row:
     entry: SweepEntry
 
 
-def make_rows(entries: list[dict[str, Any]], info: ValidationInfo) -> list[Row]:
-    """Return the rows of the entries of `trials`, one for each value of their lists.
+def check_entries(entries: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+    """Return the entries of `trials`, after checking what needs no torch: all but options of networks and methods.
 
-    info: has the keys before `trials` that are right; a context gets these, and the rows that are right. Raises
-    InputError with the first wrong row of each entry, and for too many trials.
+    info: has the keys before `trials` that are right. Raises InputError.
     """
-    keys, expanded, rows, total = info.data, dict[int, Any](), list[Row](), 0
-    if info.context is not None:
-        info.context.update(keys, trials=rows)
+    keys, count = info.data, 0
     with collect_problems() as at:
-        for number, lists in enumerate(entries):
+        for number, entry in enumerate(entries):
             with at(f"{number}."):
-                for name in names_in(lists, "model") if "plugins" in keys else ():
+                for name in names_in(entry, "model") if "plugins" in keys else ():
                     plugins.add_factory(name, keys["plugins"])
-                expanded[number] = expand(lists)
-                total += len(expanded[number]) * len(keys.get("seeds", [0]))
-            found = f"{total:,} trials or more with all seeds"
-            require("trials", found, total <= LARGEST, f"at most {LARGEST:,}")
-        for number, choices in expanded.items():
-            with at(f"{number}."):
-                for content, values in choices:
-                    choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
-                    with located("", choice):
-                        entry = validate(SweepEntry, content, context=keys.get("train"))
-                    rows.append(Row(f"trials.{number}", choice, entry))
+                count += len(make_rows(f"trials.{number}", without_options(entry), keys.get("train")))
+                check_count(count * len(keys.get("seeds", [0])))
+    return entries
+
+
+def check_count(trials: int) -> None:
+    """Raise SettingError for more trials than a sweep may have."""
+    require("trials", f"{trials:,} trials or more with all seeds", trials <= LARGEST, f"at most {LARGEST:,}")
+
+
+def make_rows(where: str, entry: dict[str, Any], recipe: Recipe | None) -> list[Row]:
+    """Return the rows of an entry of `trials`, one for each value of its lists.
+
+    where: of the entry in the file. recipe: the sweep's, None if that is wrong. Raises InputError, with each problem
+    once, and the first row that has it.
+    """
+    rows, problems = list[Row](), dict[str, str]()
+    for content, values in expand(entry):
+        choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
+        try:
+            rows.append(Row(where, choice, validate(SweepEntry, content, context=recipe)))
+        except InputError as error:
+            problems = dict.fromkeys(str(error).splitlines(), choice) | problems
+    if problems:
+        raise InputError("\n".join(f"{line}{choice}" for line, choice in problems.items()))
     return rows

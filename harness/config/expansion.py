@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from os.path import abspath
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from harness.common.errors import InputError, Location, collect_problems, locate
 from harness.common.models import validate
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_evaluation_settings, unused_settings
-from harness.config.entry import Row, SweepEntry, changed_options, merge_recipes
+from harness.config.entry import Row, SweepEntry, changed_options, check_count, make_rows, merge_recipes
 from harness.config.file import SweepFile
 from harness.config.search import SearchedRow, SearchSettings, check_search, make_searched_row
 from harness.config.sweep import Resources, Sweep
@@ -69,6 +68,12 @@ class _TrainedRow(Row):
     unused: dict[str, str] | None = None
 
 
+def check_options(file: SweepFile) -> None:
+    """Raise InputError with what is wrong with options of networks and methods, before own images are read."""
+    with file.located(), collect_problems() as at:
+        _rows(file, None, at)
+
+
 def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: MeasuredData | None = None) -> Study:
     """Return a file's study. Networks are built as a check, except those that have been trained.
 
@@ -77,9 +82,6 @@ def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: Measur
     """
     with file.located():
         with collect_problems() as at:
-            with at(""):
-                if file.problems:
-                    raise InputError(file.problems)
             rows = _rows(file, own_data, at)
             rows = [_with_network(row, file, trained, at) for row in rows]
         return _expanded(rows, file, own_data)
@@ -110,9 +112,13 @@ def _describe_changes(changes: dict[str, Any]) -> str:
 
 def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_TrainedRow]:
     """Return a file's rows with their trainings. at: collects the first wrong one of each entry."""
-    rows, first = list[_TrainedRow](), dict[str, str]()
-    for where, of_entry in groupby(file.sweep.trials, key=lambda row: row.where):
+    rows, first, count = list[_TrainedRow](), dict[str, str](), 0
+    for number, entry in enumerate(file.sweep.trials):
+        where = f"trials.{number}"
         with at(f"{where}."):
+            of_entry = make_rows(where, entry, file.sweep.train)
+            count += len(of_entry)
+            check_count(count * len(file.sweep.seeds))
             for row in of_entry:
                 with located("", row.choice):
                     training = _training(file, own_data, row.entry)
@@ -130,12 +136,16 @@ def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry)
     require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
     content = vars(sweep) | vars(entry)
     content |= {"seed": 0, "width": entry.width or sweep.width, "dataset": sweep.dataset_name, "own_data": own_data}
-    content["options"] = changed_options("options", entry.model, entry.options)
     content["plugins"] = plugins.digests(sweep.plugins, entry.model)
+    with collect_problems() as at:
+        with at("options."):
+            content["options"] = changed_options("options", entry.model, entry.options)
+        with at("method_options."):
+            if checkpoint is None:
+                content["method_options"] = changed_options("method_options", entry.method, entry.method_options)
     if checkpoint is None:
         recipe = merge_recipes(sweep.train, entry.train)
         content["train"] = recipe.replace(eps=recipe.eps or sweep.eps)
-        content["method_options"] = changed_options("method_options", entry.method, entry.method_options)
     else:
         path = _checkpoint_path(file, checkpoint)
         sha256 = digest_of(read_file(path, checkpoint))

@@ -12,7 +12,6 @@ from harness.common.models import validate
 from harness.config.sweep import FIXED, Sweep
 from harness.config.text import MOST_CHARACTERS, merge, nest, parse_yaml
 from harness.config.training import FULL_PROFILE
-from harness.settings import Radius
 
 CPU_PROFILE = "cpu"
 
@@ -21,8 +20,7 @@ CPU_PROFILE = "cpu"
 class SweepFile:
     """A sweep file under a profile.
 
-    content: its merged mappings. changes: those of `--set`. sweep: both, checked. problems: what is wrong with them,
-    which `expand_file` raises with all else that is wrong; the sweep then lacks it. start, end: of messages about it.
+    content: its merged mappings. changes: those of `--set`. sweep: both, checked. start, end: of messages about it.
     """
 
     path: Path
@@ -30,7 +28,6 @@ class SweepFile:
     content: dict[str, Any]
     changes: dict[str, Any]
     sweep: Sweep
-    problems: str
     start: str
     end: str
 
@@ -42,7 +39,7 @@ class SweepFile:
 def read_file(
     path: Path, profile: str | None, has_gpu: Callable[[], bool], assignments: Sequence[str] = ()
 ) -> SweepFile:
-    """Read a sweep file, import its plugins and check its keys and entries. Raises InputError; see also `problems`.
+    """Read a sweep file, import its plugins and check what needs no torch. Raises InputError with all that is wrong.
 
     profile: the one that is asked for; else it is `cpu` without a GPU, if the file has it. has_gpu: takes seconds, so
     the file is checked before. assignments: of `--set`, KEY=VALUE each, applied after the profile.
@@ -67,12 +64,13 @@ def read_file(
             if fixed := [key for key in own if key in FIXED]:
                 raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
             merged = _merge(content, own)
-            sweep, problems = _validate(_merge(merged, changes))
-        return SweepFile(path, profile, merged, changes, sweep, problems, start, end)
+            sweep = validate(Sweep, _merge(merged, changes))
+        return SweepFile(path, profile, merged, changes, sweep, start, end)
 
     file = under(profile or FULL_PROFILE)
-    if profile is None and CPU_PROFILE in profiles and not file.problems and not has_gpu():
-        file = under(CPU_PROFILE)
+    if profile is None and CPU_PROFILE in profiles:
+        on_cpu = under(CPU_PROFILE)
+        return file if has_gpu() else on_cpu
     return file
 
 
@@ -88,23 +86,6 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     elif isinstance(before, dict) and isinstance(after, list):
         merged[key] = [merge(before, each) if isinstance(each, dict) else each for each in after]
     return merged
-
-
-def _validate(content: dict[str, Any]) -> tuple[Sweep, str]:
-    """Return a sweep, and what is wrong with it. Raises InputError where that leaves no network to be checked."""
-    right: dict[str, Any] = {}
-    try:
-        return validate(Sweep, content, context=right), ""
-    except InputError as error:
-        is_named = isinstance(right.get("dataset"), str)  # own images are not read for a wrong file
-        if not is_named or not right.keys() >= {"name", "evaluation", "width", "plugins", "trials"}:
-            raise
-        right["trials"] = [row for row in right["trials"] if "train" in right or not row.entry.train]
-        return Sweep.model_construct(**_STAND_INS | right), str(error)
-
-
-_STAND_INS: dict[str, Any] = {"eps": Radius(1), "seeds": [0]}
-"""For wrong values of keys without defaults, while the other keys are checked."""
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Path]]:

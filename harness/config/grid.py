@@ -15,12 +15,12 @@ from baselines import network_names, options_of
 from harness.common.errors import require
 from harness.common.models import Model
 from harness.config.text import merge, nest
-from harness.methods import METHODS, method_options
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
 
 ZIP = "zip"
 _SECTIONS: dict[str, type[Model]] = {"train": Recipe, "checkpoint": NetworkFile, "source": Source}
+_OPTIONS = ("options", "method_options")
 LARGEST = 10_000
 """How many trials a sweep may have."""
 
@@ -52,6 +52,22 @@ def expand(entry: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]
         expanded += [(inner, choice | further) for inner, further in expand(changed)]  # a mapping may hold lists
         require(", ".join(lists), f"{len(expanded):,} trials or more", len(expanded) <= LARGEST, f"at most {LARGEST:,}")
     return expanded
+
+
+def without_options(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry without options that have lists: which of these are choices, only code that needs torch knows."""
+    content = {key: value for key, value in entry.items() if key not in _OPTIONS or not _has_list(value)}
+    if isinstance(entry.get(ZIP), list):
+        content[ZIP] = [key for key in entry[ZIP] if str(key).partition(".")[0] not in _OPTIONS]
+        if len(content[ZIP]) < 2:
+            del content[ZIP]
+    return content
+
+
+def _has_list(value: Any) -> bool:
+    return isinstance(value, list) or (
+        isinstance(value, dict) and any(isinstance(each, list) for each in value.values())
+    )
 
 
 def names_in(entry: dict[str, Any], key: str) -> list[str]:
@@ -88,6 +104,8 @@ def _is_list(entry: dict[str, Any], section: str, name: str) -> bool:
     if section == "options":
         owners = [options_of(model) for model in names_in(entry, "model") if model in network_names()]
     elif section == "method_options":
+        from harness.methods import METHODS, method_options
+
         owners = [method_options(method) for method in names_in(entry, "method") if method in METHODS]
     return any(takes_list(owner[name].annotation) for owner in owners if name in owner)
 

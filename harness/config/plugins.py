@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from baselines.registry import network_names, register
+from baselines.registry import import_networks, network_names, register
 from harness.common.errors import InputError, SettingError, error_line, located, require
 from harness.common.terminal import say
 from harness.config.training import Training
@@ -73,7 +73,7 @@ def add_factory(model: str, plugins: Collection[str]) -> None:
 
 @cache
 def _import(name: str) -> ModuleType:
-    network_names()  # registers the project's own networks first: a plugin cannot take their names
+    import_networks()  # first: a plugin cannot take their names
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a user's code may raise anything

@@ -1,6 +1,6 @@
 """The keys of a sweep file."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -8,7 +8,7 @@ from baselines import DATASETS, UnknownNameError
 from harness.common.errors import require
 from harness.common.models import Model
 from harness.config import plugins
-from harness.config.entry import Row, Width, make_rows
+from harness.config.entry import Width, check_entries
 from harness.config.search import SearchSettings
 from harness.config.training import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
 from harness.own_data import OwnData
@@ -41,12 +41,6 @@ class SweepEvaluation(EvaluationSettings):
         if validation_images:
             settings |= {"split": "validation", "test_images": None}
         return [Evaluation(eps=radius, **settings) for radius in self.eps or [eps]]
-
-
-if TYPE_CHECKING:
-    _Rows = list[Row]
-else:
-    _Rows = Annotated[list[dict[str, Any]], AfterValidator(make_rows)]
 
 
 class Resources(Model):
@@ -94,7 +88,9 @@ class Sweep(Model):
     """Above 0, so many of the last training images are held out and evaluated instead of the test split."""
     plugins: list[str] = Field(default_factory=list, examples=[["my_package.nets"]])
     """Modules of your own to import, such as [my_package.nets]: what they register can be named in this file."""
-    trials: _Rows = Field(min_length=1, examples=[[{"model": "cnn7", "method": "ibp"}]])
+    trials: Annotated[list[dict[str, Any]], AfterValidator(check_entries)] = Field(
+        min_length=1, examples=[[{"model": "cnn7", "method": "ibp"}]]
+    )
     """What is compared: the rows of the leaderboard."""
     resources: Resources = Field(default_factory=lambda: Resources())
     """What Ray reserves for each trial."""

@@ -32,9 +32,10 @@ def latex_tables(leaderboard: Leaderboard, name: str | None = None) -> str:
 
     name: in the tables' labels; default: the sweep's.
     """
+    title = "The rows of all directories that were compared" if name else f"The leaderboard of {leaderboard.sweep}"
     name = re.sub(r"[^A-Za-z0-9.:-]", "-", name or leaderboard.sweep)
     tables = [_latex_table(section, f"tab:{name}-{number}") for number, section in enumerate(leaderboard.sections)]
-    return "".join([f"% The leaderboard of {leaderboard.sweep}; needs \\usepackage{{booktabs,graphicx}}.\n", *tables])
+    return "".join([f"% {title}; needs \\usepackage{{booktabs,graphicx}}.\n", *tables])
 
 
 def latex_comparisons(lines: pd.DataFrame, name: str) -> str:

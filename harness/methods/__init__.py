@@ -3,9 +3,10 @@
 import inspect
 from typing import Any
 
-from baselines import UnknownNameError, refuse_unknown_options
+from baselines import refuse_unknown_options
+from harness.common.method_names import METHODS, check_method, register
 from harness.methods import adversarial, certified, expressive, taps  # noqa: F401  each registers its methods
-from harness.methods.method import METHODS, Method, register
+from harness.methods.method import Method
 from harness.methods.passes import Adversary, Batch, Losses, cross_entropies, cross_entropy
 
 __all__ = [
@@ -26,7 +27,6 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
         ValueError: the method is unknown, or an option is out of range.
         TypeError: the method has no such option.
     """
-    if name not in METHODS:
-        raise UnknownNameError("training method", name, list(METHODS))
+    check_method(name)
     refuse_unknown_options(name, options, method_options(name))
     return METHODS[name](**options)

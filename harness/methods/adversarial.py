@@ -13,7 +13,8 @@ from torch import Tensor
 from cerdeq.bounds import Context, Program, points_of
 from harness.attacks.pgd import last_point
 from harness.common.errors import require
-from harness.methods.method import Method, register
+from harness.common.method_names import register
+from harness.methods.method import Method
 from harness.methods.passes import Batch, Losses, losses_without_bounds
 from harness.settings import RAMP
 

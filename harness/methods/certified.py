@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cerdeq.bounds import Program
 from harness.common.errors import require
-from harness.methods.method import Method, register
+from harness.common.method_names import register
+from harness.methods.method import Method
 from harness.methods.passes import Batch, BoundedBox, Losses, bound_box, cross_entropy
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from cerdeq.bounds import Program, points_of
 from harness.common.errors import require
+from harness.common.method_names import register
 from harness.methods.adversarial import Attacking
-from harness.methods.method import register
 from harness.methods.passes import Batch, Losses, bound_box, cross_entropy
 
 

@@ -1,4 +1,4 @@
-"""The base class of training methods, and their register."""
+"""The base class of training methods."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -41,15 +41,3 @@ class Method(ABC):
     def at(self, progress: float) -> "Method":
         """Return what trains when eps is `progress` of its target: this method, or another in or after the ramp."""
         return self
-
-
-METHODS: dict[str, type[Method]] = {}
-"""All training methods by name."""
-
-
-def register(kind: type[Method]) -> type[Method]:
-    """Register a method under its name, as a class decorator. Raises ValueError if the name exists."""
-    if kind.name in METHODS:
-        raise ValueError(f"training method {kind.name!r} is registered twice")
-    METHODS[kind.name] = kind
-    return kind

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cerdeq.bounds import Interval, Program, points_of
 from harness.common.errors import require
+from harness.common.method_names import register
 from harness.methods.certified import IBP
 from harness.methods.expressive import SABR
-from harness.methods.method import Method, register
+from harness.methods.method import Method
 from harness.methods.passes import Batch, BoundedBox, Losses, bound_box, cross_entropy
 
 _LARGEST_STEPS = 0.2  # of the box's width; fewer steps than 10 are longer, to cross it

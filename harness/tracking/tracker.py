@@ -103,14 +103,18 @@ class Tracker:
                 self._warn(f"{error}: not logged to MLflow; the same command logs it later")
             self.failed.add(network_dir)
 
-    def finish(self, sweep_dir: Path, own: Collection[str], candidates: Collection[str]) -> bool:
+    def finish(
+        self, sweep_dir: Path, own: Collection[str], candidates: Collection[str], only_own: bool = False
+    ) -> bool:  # fmt: skip
         """Log whatever is missing, imported networks too; print how to open MLflow. Return whether it has all own ones.
 
         own, candidates: keys of the command's networks, and of those of which the best network is registered.
+        only_own: others may be at work on the other networks.
         """
         self.is_away, self.failed = False, set()
         for network_dir in folder.network_folders(sweep_dir):
-            self.log(network_dir, running=False)
+            if network_dir.name in own or not only_own:
+                self.log(network_dir, running=False)
         self._try(lambda: self._describe(read_text(sweep_dir / "leaderboard.md")))
         if self.is_away:
             return False

@@ -13,7 +13,7 @@ import pandas as pd
 
 from harness.common.errors import InputError, collect_problems
 from harness.common.patterns import select_by_pattern
-from harness.config.expansion import Study, expand_file
+from harness.config.expansion import Study, check_options, expand_file
 from harness.config.file import SweepFile
 from harness.data import Data, load
 from harness.evaluation.ranges import evaluated_images
@@ -133,6 +133,7 @@ def load_checked(
     trained = {record.config.identity for record in finished}
     source, is_right = file.sweep.dataset, False
     if isinstance(source, OwnData):  # networks are built for what is measured
+        check_options(file)  # reading may take minutes
         source = source.relative_to(file.path.parent)
         with file.located():
             data = load(source, data_dir, writes)

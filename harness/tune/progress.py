@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.common import names
-from harness.common.terminal import one_line, printable
+from harness.common.terminal import LINE_SECONDS, one_line, printable
 from harness.tune.items import Item, Listener
 
-LINE_SECONDS = 30.0
-"""How long after a line about an item the next one about running items comes, where there is no terminal."""
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS}
 
 
@@ -72,6 +70,7 @@ class Progress(Bars, Listener):
     def __init__(self, console: Console, unit: str, total: int, done: int = 0):
         super().__init__(console)
         self.unit, self.total, self.done, self.note = unit, total, done, ""
+        self.text = ""  # the last line that was not about an item
         self.running: dict[Item, tuple[float, str]] = {}  # the share of each that is done, and what it does
         self.has_begun = False  # an epoch or a range is done: from then on lines come by the clock alone
         self.next_line = time.monotonic() + LINE_SECONDS
@@ -95,6 +94,7 @@ class Progress(Bars, Listener):
 
     def on_text(self, text: str) -> None:
         """Print a line above the bars."""
+        self.text = text
         self.console.print(text)
 
     def on_start(self, item: Item) -> None:
@@ -117,12 +117,13 @@ class Progress(Bars, Listener):
             self._update(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
 
     def print_running(self) -> None:
-        """Where there is no terminal, print a line about the running items if it is time for one."""
+        """Where there is no terminal, print a line about what runs, or is done before the first item, if it is time."""
         with self.lock:
-            if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
+            each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
+            each = each or ([] if self.has_begun else [self.text])
+            if any(each) and not self.console.is_terminal and time.monotonic() >= self.next_line:
                 self.next_line = time.monotonic() + LINE_SECONDS
-                each = [f"{item.label}: {what}" for item, (_, what) in self.running.items()]
-                self.on_text(f"running: {'; '.join(each)} ({self.summary()})")
+                self.console.print(f"running: {'; '.join(each)} ({self.summary()})")
 
     def end(self, item: Item, is_done: bool = True) -> None:
         """Note that an item has ended. is_done: whether with it one more of what is counted is done."""

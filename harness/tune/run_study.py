@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.common.terminal import percent, with_plural
+from harness.common.terminal import announced, percent, with_plural
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
@@ -27,6 +27,9 @@ from harness.tune.machines import RayOptions
 from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
 from harness.tune.progress import Progress
 
+if TYPE_CHECKING:
+    from harness.tracking.tracker import Tracker
+
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 Log = Callable[[Path, bool], None]
 """Takes the folder of a network that has something new, and whether it is worked on."""
@@ -40,6 +43,7 @@ class RunOptions:
     data_dir: None for the default one; absolute under Ray, whose workers have another working directory.
     tracking_uri: of the MLflow store; None for the default one.
     fail_fast: stop after the first failure. retry_failed: also run what would fail again.
+    logs: whether a study is logged to MLflow.
     """
 
     ray: RayOptions | None
@@ -48,6 +52,7 @@ class RunOptions:
     tracking_uri: str | None = None
     fail_fast: bool = False
     retry_failed: bool = False
+    logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,8 @@ def run_study(
         Stopped, KeyboardInterrupt: a signal came.
         ConnectionError: Ray has died.
     """
-    mlflow = None
-    if options.ray is not None:
-        from harness.tracking.tracker import Tracker  # here, since --here needs no MLflow
-
-        if to_run(states, options.retry_failed):
-            console.print("opens MLflow")
-        mlflow = Tracker.open(plan.sweep_dir.name, options.tracking_uri, console)
+    mlflow = open_mlflow(plan.sweep_dir.name, options, console)
+    if options.ray is not None:  # without it other jobs of an array may have begun
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
         remove_not_begun(plan.sweep_dir, plan.asked)
@@ -106,7 +106,7 @@ def run_study(
     leaderboard = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, console)
     own = {record.key for record in plan.records.values()}
-    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys)
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys, only_own=options.ray is None)
     problems = plan.unusable(leaderboard.table)
     for path, problem in problems.items():
         advice = "put the file back, or remove that folder to do it again"
@@ -114,6 +114,22 @@ def run_study(
     finished = leaderboard.table["evaluation_dir"][leaderboard.table["state"] == State.FINISHED]
     is_finished = not problems and plan.asked.keys() <= set(finished)
     return Outcome(leaderboard, is_logged and is_finished)
+
+
+def open_mlflow(sweep: str, options: RunOptions, console: Console) -> "Tracker | None":
+    """Return the MLflow experiment of a sweep; None where nothing is logged or MLflow is not installed.
+
+    Raises InputError for a wrong store.
+    """
+    if not options.logs:
+        return None
+    with announced("opens MLflow"):
+        try:
+            from harness.tracking.tracker import Tracker
+        except ModuleNotFoundError as error:
+            console.print(f"nothing is logged to MLflow: {error}")
+            return None
+        return Tracker.open(sweep, options.tracking_uri, console)
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:

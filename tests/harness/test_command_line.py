@@ -146,21 +146,71 @@ def test_an_address_is_no_directory_of_results(capsys, arguments):
 def test_a_process_of_its_own_exits_with_the_status(tmp_path):
     command = [sys.executable, "-m", "harness.run", str(tmp_path / "no.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "loads packages and data\n")
+    assert (done.returncode, done.stdout) == (2, "reads the file\n")
     assert done.stderr.startswith("error: ")
 
 
+def imports_of(code):
+    """What a process that runs this code has imported of the packages that take long, and its standard error."""
+    code += "\nprint([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])\n"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, timeout=300)
+    return done.stdout.splitlines()[-1], done.stderr
+
+
 def test_help_imports_nothing_that_takes_long():
-    script = (
-        "import contextlib, sys\n"
-        "from harness.command_line import COMMANDS, main\n"
-        "for name in COMMANDS:\n"
+    code = (
+        "import contextlib\n"
+        "from harness import __main__\n"
+        "for name in [*__main__.command_line.COMMANDS, '']:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):\n"
-        "        main(name, ['--help'])\n"
-        "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])\n"
+        "        __main__.main([*([name] if name else []), '--help'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n", done.stderr
+    assert imports_of(code)[0] == "[]"
+
+
+REFUSED_EARLY = """
+name: study
+dataset: {dataset}
+eps: 8/0
+seeds: [0]
+train: {{epochs: 0}}
+evaluation: {{stages: [ibp, crwon], test_image: 3}}
+trials:
+- {{model: cnn77, method: [ibp, ibbp], options: {{depth: [5, 7]}}}}
+- {{model: [cnn5, cerdek], method: ibp, train: {{kapa: 1}}, zip: [model, options.depth]}}
+profiles: {{cpu: {{width: 0.1}}}}
+"""
+
+
+@pytest.mark.parametrize("dataset", ["digitss", "{folder: images, nme: x}"])
+def test_what_needs_no_torch_is_refused_without_it_and_all_of_it_at_once(tmp_path, dataset):
+    path = tmp_path / "study.yaml"
+    path.write_text(REFUSED_EARLY.format(dataset=dataset))
+    imports, message = imports_of(f"from harness import command_line\ncommand_line.main('run', [{str(path)!r}])")
+    lines = [line.removeprefix("error: ").removeprefix(f"{path}: ") for line in message.splitlines()]
+    keys = [line.partition(": ")[0] for line in lines]
+    assert sorted(keys) == sorted([
+        "dataset" if dataset == "digitss" else "dataset.nme", "eps", "train.epochs", "evaluation.stages",
+        "evaluation.test_image", "trials.0.model", "trials.0.method", "trials.1.model", "trials.1.train.kapa",
+    ])  # fmt: skip
+    assert imports == "[]"
+
+
+@pytest.mark.parametrize("options", [["--set", "widht=1"], ["--profile", "cpuu"], ["--set", "trials=[{model: cnn5}]"]])
+def test_a_wrong_profile_or_change_of_a_file_is_refused_without_torch(options):
+    arguments = [str(HARNESS.parent / "sweeps/quickstart.yaml"), *options]
+    imports, message = imports_of(f"from harness import command_line\ncommand_line.main('run', {arguments})")
+    assert message.startswith("error: ") and imports == "[]"
+
+
+def test_names_that_are_listed_for_a_start_without_torch_are_those_that_are_registered():
+    code = (
+        "from baselines import registry\nfrom harness.common import method_names\nimport harness.methods\n"
+        "registry.import_networks()\n"
+        "assert list(registry._BUILDERS) == list(registry._NAMES)\n"
+        "assert list(method_names.METHODS) == list(method_names._NAMES)"
+    )
+    assert imports_of(code)[1] == ""
 
 
 def test_the_documentation_has_every_exit_status_and_what_it_means():

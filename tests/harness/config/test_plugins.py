@@ -38,7 +38,7 @@ def layers(shape, classes, width):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A function of files to a package `own` that can be imported; what it registered is forgotten by the next one."""
-    registry.network_names()  # which imports all others
+    registry.import_networks()
     builders = dict(registry._BUILDERS)
 
     def make(**files):

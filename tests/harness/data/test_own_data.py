@@ -26,6 +26,7 @@ from harness.leaderboard.literature import read_literature
 from harness.own_data import OwnData
 from harness.settings import Radius
 from harness.storage import folder
+from harness.storage.lock import lock_directory
 
 CLASSES = ("cat", "dog", "owl")
 SWEEP = {
@@ -124,7 +125,8 @@ def run(path, dataset, **changes):
     """Train the small sweep without Ray and write its leaderboard; return the sweep's directory."""
     (path / "own.yaml").write_text(yaml.safe_dump(SWEEP | {"dataset": dataset} | changes))
     results = path / "results"
-    assert main("run", ["--here", str(path / "own.yaml"), "--results-dir", str(results)]) == 0
+    with lock_directory(results / "own"):  # so that it only trains
+        assert main("run", ["--here", str(path / "own.yaml"), "--results-dir", str(results)]) == 0
     write_leaderboard(results / "own")
     return results / "own"
 

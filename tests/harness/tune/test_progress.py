@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from harness.common import names
+from harness.common import terminal as terminal_module
+from harness.common.terminal import announced
 from harness.storage import folder, training_record
 from harness.tune import progress as progress_module
 from harness.tune.items import LEFT, Item, Queue
@@ -123,6 +125,27 @@ def test_what_takes_long_is_said_again_and_again_while_it_lasts(three, pipe, mon
             time.sleep(0.01)
     assert len(lines) >= 3
     assert set(lines) == {"running: cnn5 ibp seed 0: compiles its steps (0 of 3 networks)"}
+
+
+def test_what_is_done_before_the_first_item_is_said_again_while_it_lasts(pipe, monkeypatch, capsys):
+    """As while Ray starts, or packages are loaded, on a busy machine."""
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(terminal_module, "LINE_SECONDS", 0.05)
+
+    def wait_for(lines):
+        deadline = time.monotonic() + 10
+        while len(lines()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(lines()) >= 3
+
+    with study(pipe) as progress:
+        progress.on_text("starts Ray")
+        wait_for(lambda: pipe.file.getvalue().splitlines())
+    assert set(pipe.file.getvalue().splitlines()[1:]) == {"running: starts Ray (0 of 3 networks)"}
+    printed = []
+    with announced("opens MLflow"):
+        wait_for(lambda: printed.append(capsys.readouterr().out) or "".join(printed).splitlines())
+    assert all(re.fullmatch(r"opens MLflow( \(since \d+ s\))?", line) for line in "".join(printed).splitlines())
 
 
 def test_a_warning_of_training_is_shown_at_the_first_epoch_and_once(three, terminal):

@@ -148,3 +148,10 @@ def test_mlflow_out_of_reach_is_bad_input_in_a_line(tmp_path, no_ray, capsys, mo
     error = capsys.readouterr().err
     assert error.startswith(f"error: MLflow store {uri} ") and reason in error and len(error) < 250
     assert not (tmp_path / "results/tiny").exists()
+
+
+def test_own_images_are_not_read_where_an_option_is_wrong(refused, tmp_path):
+    entries = [{"model": "cnn5", "method": "ibp", "options": {"depth": 2}}]
+    path = write(tmp_path, changed(("dataset", {"folder": "no-such-folder"}), ("trials", entries)))
+    message = refused(path)
+    assert "trials.0.options.depth: unknown option of cnn5" in message and "no-such-folder" not in message

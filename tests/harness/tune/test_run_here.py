@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from small_sweep import write
-from study import TINY, snapshot
+from study import TINY, Study, snapshot
 
 from harness.command_line import main
 from harness.common import names
 from harness.config.training import RECIPE_VERSION, Training
 from harness.data import load
 from harness.storage import files, folder
+from harness.storage.lock import lock_directory
 from harness.tune.run_study import begin_network
 
 BLOCKED = ("ray", "mlflow", "typer", "sqlalchemy")
@@ -115,7 +116,7 @@ def test_a_sweep_file_s_networks_are_those_that_harness_run_finds_finished_and_a
 ):
     file, results = write(tmp_path, TINY), str(tmp_path / "results")
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "harness.tracking.tracker", None)  # as without MLflow
     options = ["--only", "cnn5 *", "--set", "train.epochs=1", "--results-dir", results]
     assert main("run", [str(file), "--here", *options]) == 0
     (network_dir,) = folder.network_folders(tmp_path / "results/tiny")
@@ -135,6 +136,25 @@ def test_a_sweep_file_s_networks_are_those_that_harness_run_finds_finished_and_a
     assert folder.read_trained(again).key == network_dir.name
 
 
+def test_a_run_here_logs_and_draws_as_under_ray_unless_another_run_does(tmp_path, store, capsys):
+    """Of the jobs of an array the first one has the directory; whoever comes last adds what the others trained."""
+    trials = [{"model": "cnn5", "method": "ibp"}, {"model": "fc", "method": "ibp"}]
+    train = {**TINY["train"], "epochs": 1}
+    study = Study(tmp_path, {**TINY, "name": "array", "trials": trials, "train": train}, store)
+    page = study.directory / folder.REPORT
+    with lock_directory(study.directory):
+        assert study.main("--here", "--only", "fc *") == 0
+    out = capsys.readouterr().out
+    assert "another run is writing there" in out and "MLflow:" not in out and not page.exists()
+    assert study.main("--here", "--only", "cnn5 *") == 0
+    assert "MLflow:" in capsys.readouterr().out and page.exists()
+    assert [run.data.tags["model"] for run in study.runs.values()] == ["cnn5"], (
+        "others may be at work on other networks"
+    )
+    assert study.main("--here") == 0
+    study.assert_complete()
+
+
 def test_a_run_here_removes_nothing_that_others_write(tmp_path):
     """Jobs of an array run --here at the same time: each would remove the tables that another one is writing."""
     file, results = write(tmp_path, TINY), tmp_path / "results"
@@ -142,7 +162,8 @@ def test_a_run_here_removes_nothing_that_others_write(tmp_path):
     written.parent.mkdir(parents=True)
     written.touch()
     options = ["--only", "cnn5 *", "--set", "train.epochs=1", "--results-dir", str(results)]
-    assert main("run", [str(file), "--here", *options]) == 0
+    with lock_directory(results / "tiny"):
+        assert main("run", [str(file), "--here", *options]) == 0
     assert written.exists()
 
 

@@ -14,6 +14,7 @@ from harness.common import names
 from harness.data import load
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
+from harness.storage.lock import lock_directory
 from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 from harness.tune.machines import RayOptions
@@ -281,7 +282,8 @@ def test_a_search_here_ends_with_winners_of_every_seed_and_a_changed_evaluation_
 ):
     content = {**SEARCHED, "name": "searched", "search": {**SEARCH, "trials": 2}}
     study = Study(tmp_path, content, "unused")
-    assert study.main("--here") == 0
+    with lock_directory(study.directory):  # so that it only trains
+        assert study.main("--here") == 0
     trained = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/networks/*/trained.json")}
     assert len(trained) == 2
     winners = list(map(training_in, folder.network_folders(study.directory)))
@@ -289,7 +291,8 @@ def test_a_search_here_ends_with_winners_of_every_seed_and_a_changed_evaluation_
     assert "all held-out images" not in (study.directory / "leaderboard.md").read_text()
     capsys.readouterr()
     changed = Study(tmp_path, content | {"evaluation": {**TINY["evaluation"], "stages": ["ibp"]}}, "unused")
-    assert changed.main("--here") == 0
+    with lock_directory(study.directory):
+        assert changed.main("--here") == 0
     both = {path: path.stat().st_mtime_ns for path in study.directory.glob("search/*/networks/*/trained.json")}
     assert len(both) == 4 and trained.items() < both.items()
     (search_dir,) = {path.parents[2] for path in both.keys() - trained.keys()}

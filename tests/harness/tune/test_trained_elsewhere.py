@@ -12,6 +12,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.leaderboard.columns import REPORTED
 from harness.storage import folder
+from harness.storage.lock import lock_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
@@ -66,7 +67,8 @@ def reported_row(study):
 
 
 def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
-    assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
+    with lock_directory(tmp_path / "out/elsewhere"):  # so that it only trains
+        assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (network_dir,) = folder.network_folders(tmp_path / "out/elsewhere")
     (evaluation_dir,) = folder.evaluation_folders(network_dir)
     assert folder.read_result(evaluation_dir) is not None and (network_dir / folder.NETWORK_FILE).exists()
