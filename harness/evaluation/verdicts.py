@@ -68,7 +68,7 @@ def evaluate_images(
         share: of `bab_total_seconds` that these images have.
 
     Raises:
-        SoundnessError: an example is both certified and falsified.
+        SoundnessError: an example is both certified and falsified, or branch and bound contradicts its own bound.
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
     x = images.double() / 255

@@ -1,6 +1,7 @@
 """One network, from config to weights and verdicts in its folder: resumed, failed, collapsed, finished."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from steppers import Killed, train_network
 
+import cerdeq
 from cerdeq.equilibrium import contraction
 from harness.common import names
 from harness.common.errors import InputError
@@ -17,6 +19,7 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import OpenEvaluation
 from harness.evaluation.verdicts import evaluate_images
 from harness.storage import folder, ranges, training_record
+from harness.storage.state import State, read_state
 from harness.training import NonFiniteLossError, loop, train_and_evaluate
 from harness.training.train_and_evaluate import evaluate_range
 
@@ -186,6 +189,29 @@ def test_an_error_of_an_evaluation_is_noted_in_its_folder_alone(small, tiny_eval
         (directory / folder.EVALUATION).unlink()
     train_and_evaluate(small, [before, bad], tmp_path)
     assert result_of(tmp_path, bad) is not None and folder.read_failure(directory) is None
+
+
+@pytest.mark.parametrize("fault", ["a bug", "a contradiction"])
+def test_a_fault_of_a_stage_is_no_verdict(fault, small, tiny_evaluation, tmp_path, monkeypatch):
+    """It ends the evaluation with its traceback in the log; the weights stay, and the next call evaluates."""
+    evaluation = tiny_evaluation(stages=("ibp", "bab"), eps="1/8", bab_seconds=None, bab_branches=1)
+    directory = folder.evaluation_dir(tmp_path, evaluation)
+    answer = SimpleNamespace(status=["certified"], lower=torch.tensor([[-1.0]]))
+
+    def verify(*_, **__):
+        return answer.status[5] if fault == "a bug" else answer
+
+    with monkeypatch.context() as patch, pytest.raises(IndexError if fault == "a bug" else SoundnessError):
+        patch.setattr(cerdeq, "verify", verify)
+        patch.setattr("harness.evaluation.attack.worst_point", lambda model, x, *_: x)  # leaves images to the stage
+        train_and_evaluate(small, [evaluation], tmp_path)
+    state, weights = read_state(directory), (tmp_path / folder.WEIGHTS).read_bytes()
+    assert state.state is State.FAILED and state.trained is not None
+    assert state.fails_again == (fault == "a contradiction")
+    log = (directory / folder.LOG).read_text()
+    assert "Traceback" in log and "in _branch_and_bound" in log
+    train_and_evaluate(small, [evaluation], tmp_path)
+    assert read_state(directory).state is State.FINISHED and (tmp_path / folder.WEIGHTS).read_bytes() == weights
 
 
 def test_long_evaluations_are_left_in_ranges_which_others_do_and_further_calls_join(small, tiny_evaluation, tmp_path):
