@@ -15,11 +15,11 @@ from baselines.datasets import DATASETS
 from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
-from harness.config.training import Training
+from harness.config.training import Training, describe_settings
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
 from harness.leaderboard.rows import describe_images
-from harness.leaderboard.table import Section, build_leaderboard, row_label
+from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
 from harness.settings import STAGES, Radius
@@ -200,7 +200,8 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
         is_equilibrium = bool(pd.notna(row.get(names.RHO_BOUND))) or row["model"].startswith("mon")  # others: W = 0
         kind = "equilibrium" if is_equilibrium else _first_match(_KINDS, row["model"].replace("deq", "cnn"), "other")
         published = finished["published"].iloc[0] if row["method"] == TRAINED_ELSEWHERE else None
-        words = row_label(section.cells.loc[index].to_dict() | {"model": "", "method": ""}, section.differing)
+        cells = section.cells.loc[index]
+        words = describe_settings(row["method"], cells["options"], cells[section.differing].to_dict())
         details = {"study": study.name, "settings": words, "verifier": evaluation.verifier, "images": images}
         details |= {"profile": row["profile"], "parameters": f"{row[names.PARAMETERS]:,.0f}"}
         for stage in STAGES:

@@ -15,7 +15,7 @@ from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Sour
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Radius
+from harness.settings import Radius, Recipe
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -195,8 +195,14 @@ def test_names_of_papers_are_what_their_files_say_whatever_is_in_them(tmp_path):
     source = Source(method="IBP, then SABR", paper="Li, Xu (2021)", certified_accuracy=40.0)
     file = NetworkFile(file="net.pt", sha256="0" * 64)
     add(tmp_path / "study", right(100), method=TRAINED_ELSEWHERE, checkpoint=file, source=source)
+    for epochs in (100, 160):
+        add(tmp_path / "study", right(80), options={}, train=Recipe(epochs=epochs, decay_epochs=()))
     rows = {row.name: row for row in read_rows(tmp_path)}
     assert rows["cnn5, IBP, then SABR"].source == "Li, Xu (2021)"
+    settings = rows["cnn5, IBP, then SABR"].details["settings"]
+    assert settings.startswith("checkpoint=net.pt@") and "train." not in settings
+    trained = [row for row in read_rows(tmp_path) if row.name == "cnn5, ibp"]
+    assert sorted(row.note for row in trained) == ["train.epochs=100", "train.epochs=160"]
     assert rows["CNN-7, SABR"].source == "Xu and Li (2021)"
 
 
