@@ -137,15 +137,16 @@ class Ledger:
                 continue
             except DeadlineError:
                 kind, reason = names.TIMEOUT, ""
+            except (NotConvergedError, UnsupportedOperator) as error:
+                kind, reason = names.FAILED, error_line(error)
             except Exception as error:
-                kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
-                if kind == names.FAILED and not isinstance(error, NotConvergedError | UnsupportedOperator):
+                if not is_out_of_memory(error):
                     raise
-                reason = error_line(error)[:_LONGEST_REASON]
+                kind, reason = names.OUT_OF_MEMORY, error_line(error)
             if kind == names.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:
                 queue += reversed(part.split(1))
             else:
-                self.note(stage, kind, int(part), reason)
+                self.note(stage, kind, int(part), reason[:_LONGEST_REASON])
         return results
