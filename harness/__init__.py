@@ -57,4 +57,4 @@ def results(*directories: str | Path) -> "pd.DataFrame":
 
     rows = read_rows(*map(Path, directories))
     rows.insert(0, "network_dir", [network_of(path) for path in rows["evaluation_dir"]])
-    return rows.drop(columns=["row", "result", "verifier_stages"])
+    return rows.drop(columns=["row", "result", "evaluation_settings", "published"])

@@ -3,9 +3,11 @@
 For a results directory of `harness.verify` it proves each `sat` and `unsat` again, from the network's and the
 property's files.
 
-The checker computes in NumPy, float64, with every rounding error counted outwards. It shares with training and
-evaluation only the definitions of networks, `cerdeq.bounds.trace` (which lists a network's steps) and the reading of
-files. The check of leaderboards calls the code that writes them. The checker confirms
+The checker computes in NumPy, float64, with every rounding error counted outwards. It shares with what it checks the
+networks' modules, configs, data, the reading of files, and tracing (`cerdeq.bounds.trace`, which lists a network's
+steps). Of `harness.verify` it shares properties, too, and for a `sat` with equality the outputs in fractions
+(harness/attacks/exact.py). docs/soundness.md lists all of it. The check of leaderboards calls the code that writes
+them. The checker confirms
 
 - predictions, and examples that IBP certified, by intervals;
 - examples that later stages certified, by linear bounds or by the leaves of a certificate;

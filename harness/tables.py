@@ -134,7 +134,7 @@ def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:
     for path, problem in faulty[["evaluation_dir", "problem"]].to_numpy():
         say(f"left out: {path}: {problem}")
     metric, baseline = options.metric or "certified", options.compare or None
-    lines, notes = compare(leaderboard.sections, metric, baseline, options.only, options.seeds)
+    lines, pairs, missing = compare(leaderboard.sections, metric, baseline, options.only, options.seeds)
     paths = [options.directories[0] / COMPARISONS]
     write_text(paths[0], csv_text(lines))
     if options.latex:
@@ -146,7 +146,7 @@ def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:
         print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
         if (seeds := len(pair) - 1) < FEWEST_SEEDS:
             say(f"no t test: {too_few_seeds(seeds)}")
-    say("", *(f"left out: {note}" for note in notes), _LEGEND, *paths)
+    say("", *(f"left out: {note}" for note in (*missing, *pairs)), _LEGEND, *paths)
 
 
 def _cells(line: dict[Any, Any]) -> list[str]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cerdeq.deadline import DeadlineError, stop_at
-from cerdeq.errors import is_out_of_memory
+from cerdeq.equilibrium import NotConvergedError
+from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from harness.common import names
 from harness.common.errors import error_line
 from harness.common.names import Verdict
@@ -28,7 +29,7 @@ _LONGEST_REASON = 300
 
 
 class SoundnessError(AssertionError):
-    """An example is certified and yet misclassified or falsified: a bound is wrong, so no result can be trusted."""
+    """Answers contradict each other, such as certified and falsified: a bound is wrong, no result can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class Ledger:
     def answers(self, stage: str, ask: Callable[[Tensor], T], examples: Tensor) -> list[tuple[Tensor, T]]:
         """Ask about examples [n] together or, if that raises an error or takes too long, one by one.
 
-        An example that does so alone is noted as out of memory, failed or timeout, and is in no answer.
+        Four kinds of errors concern examples: a lack of memory, a deadline, a solver that does not converge, and an
+        operator without a rule. An example that raises one alone is noted as out of memory, timeout or failed, and is
+        in no answer. Every other error is raised.
 
         Returns:
             The numbers of examples with what `ask` returned for them.
@@ -134,13 +137,16 @@ class Ledger:
                 continue
             except DeadlineError:
                 kind, reason = names.TIMEOUT, ""
-            except Exception as error:  # whatever it is, it concerns these examples alone
-                kind = names.OUT_OF_MEMORY if is_out_of_memory(error) else names.FAILED
-                reason = error_line(error)[:_LONGEST_REASON]
+            except (NotConvergedError, UnsupportedOperator) as error:
+                kind, reason = names.FAILED, error_line(error)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                kind, reason = names.OUT_OF_MEMORY, error_line(error)
             if kind == names.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:
                 queue += reversed(part.split(1))
             else:
-                self.note(stage, kind, int(part), reason)
+                self.note(stage, kind, int(part), reason[:_LONGEST_REASON])
         return results

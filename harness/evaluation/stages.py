@@ -18,7 +18,7 @@ from harness.common import names
 from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
 from harness.evaluation.batch import Batch
-from harness.evaluation.ledger import Proofs, StageResult, verdict_where
+from harness.evaluation.ledger import Proofs, SoundnessError, StageResult, verdict_where
 from harness.settings import CERTIFICATE_STAGES
 
 _UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"
@@ -70,8 +70,9 @@ def _branch_and_bound(batch: Batch) -> StageResult:
             raise DeadlineError
         verification, number = _verify(batch, example, left), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
-        if (verdict == names.CERTIFIED) != (bound > 0):
-            raise ValueError(f"branch and bound says {verdict}, with a bound of {bound:g}")
+        if verdict == (names.FALSIFIED if bound > 0 else names.CERTIFIED):
+            index = batch.first + number
+            raise SoundnessError(f"image {index}: branch and bound says {verdict}, with a bound of {bound:g}")
         if verdict == names.FALSIFIED:
             point = verification.counterexample.to(batch.images)
             upper[example], k_of[example] = margins_as_stored(batch, example, point)

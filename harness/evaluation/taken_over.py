@@ -94,7 +94,7 @@ def _read_verdicts(directory: Path, evaluation: Evaluation, result: folder.Resul
 
 
 @dataclass(frozen=True)
-class Known:
+class TakenOver:
     """What is taken over of a stage's answers about a batch.
 
     mask: bool [B], the examples that the stage need not look at. source: for each the key of the evaluation.
@@ -116,13 +116,13 @@ class _Answer:
     proofs: Proofs = field(default_factory=dict)
 
 
-def known_answers(stage: str, batch: Batch, others: Sequence[Answers]) -> Known:
-    """Return what others have answered about the undecided examples of a batch, and holds for a stage here."""
+def answers_taken_over(stage: str, batch: Batch, others: Sequence[Answers]) -> TakenOver:
+    """Return what others have answered about the undecided examples of a batch, if it holds for a stage here."""
     size = len(batch.labels)
     mask, source = np.zeros(size, bool), np.full(size, "", dtype=object)
     verdicts, proofs, unproved = dict[int, Verdict](), Proofs(), list[int]()
     lower, margin, branches = (np.full(size, np.nan) for _ in range(3))
-    for example, answer in _find_known(stage, batch, others).items():
+    for example, answer in _find_usable(stage, batch, others).items():
         row, verdict = answer.row, answer.verdict
         mask[example], source[example] = True, row[names.TAKEN_FROM] or answer.evaluation.key
         if answer.evaluation.eps >= batch.evaluation.eps:  # a bound of a smaller ball is none here
@@ -136,12 +136,12 @@ def known_answers(stage: str, batch: Batch, others: Sequence[Answers]) -> Known:
     device = batch.images.device
     at, low, high, leaves = (torch.from_numpy(each).to(device) for each in (mask, lower, margin, branches))
     columns = {names.BRANCHES: leaves} if stage == names.BAB else {}
-    return Known(at, source, StageResult(verdicts, low, high, columns, proofs, unproved))
+    return TakenOver(at, source, StageResult(verdicts, low, high, columns, proofs, unproved))
 
 
-def _find_known(stage: str, batch: Batch, others: Sequence[Answers]) -> dict[int, _Answer]:
+def _find_usable(stage: str, batch: Batch, others: Sequence[Answers]) -> dict[int, _Answer]:
     """Return the answer that is taken over about each example; of several a decision, by the nearest eps."""
-    known: dict[int, _Answer] = {}
+    usable: dict[int, _Answer] = {}
     undecided, labels = batch.undecided.cpu().numpy(), batch.labels.cpu().numpy()
     for answers in others if undecided.any() else ():
         there, rows = answers.evaluation, answers.verdicts.reindex(range(batch.first, batch.first + len(labels)))
@@ -156,15 +156,15 @@ def _find_known(stage: str, batch: Batch, others: Sequence[Answers]) -> dict[int
             is_timeout = row[names.VERDICT] == names.TIMEOUT and row[names.STAGE] == stage
             margin = row[names.ATTACK_MARGIN] if stage == names.ATTACK and is_same else math.nan
             verdict = names.TIMEOUT if is_timeout else None
-            known.setdefault(example, _Answer(verdict, there, row, margin))
+            usable.setdefault(example, _Answer(verdict, there, row, margin))
         for example in map(int, np.flatnonzero(certified)):
             own = answers.certificates.get(str(batch.first + example), {}) if has_certificates else {}
-            known[example] = _Answer(names.CERTIFIED, there, rows.iloc[example], proofs=own)
+            usable[example] = _Answer(names.CERTIFIED, there, rows.iloc[example], proofs=own)
         for example, (margin, stored) in _prove_counterexamples(stage, batch, falsified, answers).items():
             row = rows.iloc[example]
             margin = row[names.ATTACK_MARGIN] if is_same else margin
-            known[example] = _Answer(names.FALSIFIED, there, row, margin, {str(batch.first + example): stored})
-    return known
+            usable[example] = _Answer(names.FALSIFIED, there, row, margin, {str(batch.first + example): stored})
+    return usable
 
 
 def _usable(

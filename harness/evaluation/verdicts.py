@@ -21,7 +21,7 @@ from harness.evaluation.ibp import bound_batch
 from harness.evaluation.ledger import Ledger, Proofs, SoundnessError, StageResult, verdict_where
 from harness.evaluation.network import PreparedNetwork
 from harness.evaluation.stages import FUNCTIONS
-from harness.evaluation.taken_over import Answers, Known, find_contradictions, known_answers
+from harness.evaluation.taken_over import Answers, TakenOver, answers_taken_over, find_contradictions
 from harness.settings import Evaluation
 
 
@@ -68,7 +68,7 @@ def evaluate_images(
         share: of `bab_total_seconds` that these images have.
 
     Raises:
-        SoundnessError: an example is both certified and falsified.
+        SoundnessError: an example is both certified and falsified, or branch and bound contradicts its own bound.
         UnsupportedOperator: torch.fx saw another function than the network is.
     """
     x = images.double() / 255
@@ -89,11 +89,11 @@ def evaluate_images(
             result = StageResult(verdict_where(certified, names.CERTIFIED), ibp_lower, batch.nan())
             source[undecided] = ""
         else:
-            known = known_answers(stage, batch, others)
-            rest = replace(batch, asked=batch.asked & ~known.mask)
+            taken_over = answers_taken_over(stage, batch, others)
+            rest = replace(batch, asked=batch.asked & ~taken_over.mask)
             own = attack_batch(rest, certified) if stage == names.ATTACK else FUNCTIONS[stage](rest)
-            result = _join(known, own)
-            source = np.where(undecided, known.source, source)
+            result = _join(taken_over, own)
+            source = np.where(undecided, taken_over.source, source)
         ledger.record(stage, result.verdicts)
         ledger.note_unproved(stage, result.unproved)
         lower[stage] = result.lower
@@ -135,16 +135,16 @@ def refuse_contradictions(contradicted: set[int]) -> None:
         )
 
 
-def _join(known: Known, own: StageResult) -> StageResult:
+def _join(taken_over: TakenOver, own: StageResult) -> StageResult:
     """Return the answers that are taken over, with those of a stage about all other examples."""
+    mask, others = taken_over.mask, taken_over.result
     return StageResult(
-        verdicts=known.result.verdicts | own.verdicts,
-        lower=torch.where(known.mask, known.result.lower, own.lower),
-        counterexample_margin=torch.where(known.mask, known.result.counterexample_margin, own.counterexample_margin),
+        verdicts=others.verdicts | own.verdicts,
+        lower=torch.where(mask, others.lower, own.lower),
+        counterexample_margin=torch.where(mask, others.counterexample_margin, own.counterexample_margin),
         columns={
-            name: torch.where(known.mask, known.result.columns.get(name, column), column)
-            for name, column in own.columns.items()
+            name: torch.where(mask, others.columns.get(name, column), column) for name, column in own.columns.items()
         },
-        proofs=known.result.proofs | own.proofs,
-        unproved=known.result.unproved + own.unproved,
+        proofs=others.proofs | own.proofs,
+        unproved=others.unproved + own.unproved,
     )

@@ -45,8 +45,10 @@ def compare(
     baseline: str | None = None,
     only: Sequence[str] = (),
     seeds: Collection[int] = (),
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return the comparisons of rows, a line for all seeds and one for each seed, and what was left out.
+) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the comparisons of rows, a line for all seeds and one for each seed, then what was left out, as text.
+
+    Left out are pairs of rows that cannot be compared, and seeds that one row of a pair lacks.
 
     Without a baseline every row is compared with every other of its section and method, else each row with the
     baseline. baseline, only: labels, labels without the settings in which rows differ, or patterns of labels; the
@@ -62,21 +64,20 @@ def compare(
         require("--compare", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
         baseline = matching[0]
     selected = _select("--only", only, sections) if only else labels
-    counts, notes = list[pd.DataFrame](), list[str]()
+    counts, pairs, missing = list[pd.DataFrame](), dict[str, None](), dict[str, None]()
     read = cache(partial(_read_right, errors=METRICS[metric]))  # each file is read once
     for section in sections:
         for row, other in _pairs(section, selected, baseline):
-            notes += _missing_seeds(section, row, other) + _missing_seeds(section, other, row)
+            missing |= dict.fromkeys(_missing_seeds(section, row, other) + _missing_seeds(section, other, row))
             try:
                 counts.append(_counts(section, row, other, read))
             except InputError as error:
-                notes.append(f"{row} against {other}: {error}")
-    notes = list(dict.fromkeys(notes))
+                pairs[f"{row} against {other}: {error}"] = None
     if not any(map(len, counts)):
-        why = notes or [_why_no_pair(sections, labels)]
+        why = [*missing, *pairs] or [_why_no_pair(sections, labels)]
         raise InputError("\n".join(["nothing to compare", *why]))
     common = pd.concat([pair for pair in counts if len(pair)])  # empty ones would make integers floats
-    return paired_tests(common.assign(metric=metric)), notes
+    return paired_tests(common.assign(metric=metric)), [*pairs], [*missing]
 
 
 def _select(option: str, patterns: Sequence[str], sections: Sequence["Section"]) -> list[str]:

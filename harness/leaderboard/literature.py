@@ -31,14 +31,15 @@ _TEXTS = ("dataset", "eps", "model", "method", "options", "source", "url", *ALLO
 def read_literature(sweep_dir: Path) -> pd.DataFrame:
     """Return the rows of published.csv beside a sweep's directory, else of the project's; none if neither exists.
 
-    Each column of ALLOWED is among them. `exact` has eps as a Radius; `source` also what kind of number it is. The
-    attack error is what remains of the certified error if every undecided image is certified. Texts are without control
-    characters. Raises InputError for a file that is no table, a missing column, and a value that is not allowed.
+    Each column of ALLOWED is among them. `exact` has eps as a Radius; `source` is the `publication` with what kind of
+    number it is. The attack error is what remains of the certified error if every undecided image is certified. Texts
+    are without control characters. Raises InputError for a file that is no table, a missing column, and a value that is
+    not allowed.
     """
     directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
     files = (directory / "published.csv" for directory in directories)
     if not (path := next((file for file in files if file.exists()), None)):
-        return pd.DataFrame(columns=[*_COLUMNS, *ALLOWED, "exact"], dtype=object)
+        return pd.DataFrame(columns=[*_COLUMNS, *ALLOWED, "exact", "publication"], dtype=object)
     content = BytesIO(read_bytes(path, LARGEST_TEXT))
     try:
         rows = pd.read_csv(content, dtype=dict.fromkeys(_TEXTS, str))
@@ -54,12 +55,12 @@ def read_literature(sweep_dir: Path) -> pd.DataFrame:
         rows = rows.astype(_PERCENT)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
-    rows["source"] = rows["source"].fillna("source unknown")
+    rows["publication"] = rows["source"].fillna("source unknown")
     records = rows.to_dict("records")
     for number, row in enumerate(records, 2):
         if problem := _problem(row):
             raise InputError(f"{path}: line {number}: {problem}")
-    rows["source"] = pd.Series([row["source"] + _kind_of_number(row) for row in records], dtype=object)
+    rows["source"] = pd.Series([row["publication"] + _kind_of_number(row) for row in records], dtype=object)
     rows[names.ATTACK_ERROR] = (rows[names.CERTIFIED_ERROR] - rows[names.UNDECIDED_ERROR]).round(9)
     return rows.set_index("literature " + rows.index.astype(str))
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from harness.leaderboard.rows import CHOSEN
+from harness.leaderboard.rows import CHOSEN, describe_images
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import describe_weak_attack
 
@@ -19,11 +19,12 @@ def section_notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> lis
         notes.append(f"Profile {profile}, {size}: not comparable with published numbers.")
     if trained["train_images"].notna().any():
         notes.append(f"Trained on {_span(trained['train_images'])} of the training images.")
-    if first["evaluation.split"] == "validation":
-        notes.append(f"Errors are measured on {first['images']}, not on test images.")
-    elif pd.notna(first["evaluation.test_images"]):
-        notes.append(f"Errors are measured on {first['evaluation.test_images']:,} of the test images, the first ones.")
-    if weak := describe_weak_attack(first["evaluation.attack_step"], first["evaluation.attack_steps"]):
+    evaluation = first["evaluation_settings"]
+    if evaluation.split == "validation":
+        notes.append(f"Errors are measured on {describe_images(evaluation, first['held_out'])}, not on test images.")
+    elif evaluation.test_images is not None:
+        notes.append(f"Errors are measured on {evaluation.test_images:,} of the test images, the first ones.")
+    if weak := describe_weak_attack(evaluation.attack_step, evaluation.attack_steps):
         notes.append(f"{weak[0].upper()}{weak[1:]}.")
     notes += _search_notes(trials)
     if is_elsewhere.any():

@@ -10,7 +10,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
-from harness.config.training import Training, flatten
+from harness.config.training import flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.pretrained.network_file import Source
 from harness.settings import Evaluation
@@ -25,8 +25,8 @@ NOT_COUNTED = "not counted"
 NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
-    "row", "training", "state", "evaluation_dir", "evaluation", "evaluated_by", "verifier", "images", "verifier_stages",
-    "is_main", "is_own_data", "result", "seed", "problem", "warnings", *REPORTED,
+    "row", "training", "state", "evaluation_dir", "evaluation", "evaluation_settings", "held_out", "is_main",
+    "is_own_data", "result", "seed", "problem", "warnings", "published", *REPORTED,
 )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def read_rows(*directories: Path) -> pd.DataFrame:
 
     `state` is a `State` or NOT_COUNTED; `problem` says why a row has no usable numbers. `row` is the same for networks
     that differ in their seeds alone; `training` is the same in rows of other evaluations, too. `evaluation` is the
-    evaluation's key.
+    evaluation's key, `evaluation_settings` the Evaluation, `held_out` how many held-out images there are, 0 for test
+    images. `published` is the Source of a network trained elsewhere.
     Raises InputError where a directory has no networks, or none can be read.
     """
     paths = [path for directory in directories for path in _evaluation_dirs(directory)]
@@ -68,7 +69,6 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     row |= {
         "sweep": folder.sweep_dir_of(folder.network_of(path)).name,
         "evaluation": path.name,
-        "evaluated_by": "",
         "is_main": False,
     }
     row |= {column.name: None for column in COLUMNS if column.is_required}
@@ -90,16 +90,14 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
 def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> dict[str, Any]:
     config = training.config
     version = {"recipe_version": training.recipe_version, "fingerprint": training.fingerprint}
-    own: dict[str, Any] = {"evaluation": "", "evaluated_by": "not evaluated", "eps": None, "verifier_stages": ()}
+    own: dict[str, Any] = {"evaluation": "", "evaluation_settings": None, "held_out": 0, "eps": None}
     flat = {}
     if evaluation is not None:
         asked = evaluation.config
         own = {
             "evaluation": evaluation.key,
-            "evaluated_by": f"eps {asked.eps}, {asked.verifier}, {_images(config, asked)}",
-            "verifier": asked.verifier,
-            "images": _images(config, asked),
-            "verifier_stages": asked.stages,
+            "evaluation_settings": asked,
+            "held_out": config.validation_images if asked.split == "validation" else 0,
             "eps": str(asked.eps),
         }
         flat = flatten({"evaluation": asked.model_dump(mode="json", exclude={"eps"})})
@@ -119,21 +117,21 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
     }
 
 
-def _images(config: Training, asked: Evaluation) -> str:
+def describe_images(evaluation: Evaluation, held_out: int) -> str:
     """Return which images a network is evaluated on; held-out ones are others where others are held out."""
-    if asked.split == "test":
-        return asked.images
-    held_out = f"{config.validation_images:,} held-out images"
-    return f"first {asked.test_images:,} of {held_out}" if asked.test_images else held_out
+    if evaluation.split == "test":
+        return evaluation.images
+    images = f"{held_out:,} held-out images"
+    return f"first {evaluation.test_images:,} of {images}" if evaluation.test_images else images
 
 
 def _source_columns(source: Source | None) -> dict[str, Any]:
     """Return what stands beside a network trained elsewhere; nothing for other networks."""
     if source is None:
-        return {}
+        return {"published": None}
     accuracies = source.certified_accuracy, source.clean_accuracy
     errors = [None if accuracy is None else round(100 - accuracy, 6) for accuracy in accuracies]
-    return dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True))
+    return {**dict(zip(REPORTED, [*errors, f"{source.method}, {source.paper}"], strict=True)), "published": source}
 
 
 def _problem(state: EvaluationState) -> dict[str, Any]:

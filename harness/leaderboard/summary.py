@@ -43,7 +43,7 @@ def summarise(section: "Section") -> Summary:
         return Summary(answer=_answer_on_equilibria(section, None))
     best = section.comparable.iloc[0]
     try:
-        lines, notes = compare([section], baseline=best["label"])
+        lines, pairs, _ = compare([section], baseline=best["label"])
     except InputError as error:
         return Summary([f"not compared: {error}"], answer=_answer_on_equilibria(section, None))
     seeds = lines[lines["seed"] != ALL].groupby("row").size()
@@ -52,7 +52,7 @@ def summarise(section: "Section") -> Summary:
     p = holm(differences.loc[tested, "t_p"], tests=comb(len(tested) + 1, 2))  # any pair could have had the best row
     differences["p"] = p.reindex(differences.index)
     tied = tested[p >= SIGNIFICANCE].tolist()
-    left_out = [f"left out: {note}" for note in notes if " against " in note]
+    left_out = [f"left out: {pair}" for pair in pairs]
     sentence = _best_row_sentence(f"best: {best['label']}, {best[names.CERTIFIED_ERROR]:.1f} %", differences)
     answer = _answer_on_equilibria(section, differences)
     return Summary([sentence, *left_out], [best["label"], *tied] if tied else [], answer)

@@ -22,30 +22,34 @@ from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED, TABLES, title
 from harness.leaderboard.comparisons import FEWEST_SEEDS
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.notes import section_notes
-from harness.leaderboard.rows import CHOSEN, LABEL, read_rows, setting_columns
+from harness.leaderboard.rows import CHOSEN, LABEL, describe_images, read_rows, setting_columns
 from harness.leaderboard.summary import Summary, summarise
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
-from harness.settings import STAGES, Radius
+from harness.settings import STAGES, Evaluation, Radius
 from harness.storage.folder import network_of
+
+_FINISHED = ["row", "training", "seed", "evaluation_dir", "result", "published"]
 
 
 @dataclass(frozen=True)
 class Section:
     """Rows of one data set and profile under one evaluation.
 
-    evaluation: its key.
+    evaluation: its settings. held_out: how many images are held out of training for it, 0 for test images.
     is_full_size: whether its numbers compare with published ones: the full profile, width and data.
     notes: what to know before comparing the numbers.
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
-    finished: row, training (as `read_rows` has them), seed, evaluation_dir and result of each finished network.
+    finished: row, training, seed, evaluation_dir, result and published of each finished network, as `read_rows` says.
     is_main: whether the evaluation is the main one of a study.
     verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.
     """
 
     heading: str
-    evaluation: str
+    evaluation: Evaluation
+    held_out: int
+    profile: str
     is_main: bool
     dataset: str
     eps: Radius
@@ -210,7 +214,7 @@ def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = 
             require("--eps", str(radius), radius in set(exact), f"a radius of the results: {found}")
         table, exact = table[exact.isin(list(eps))], exact[exact.isin(list(eps))]
     rows = _rows(table)
-    keys = [table["dataset"], exact, table["profile"], table["evaluation"], table["evaluated_by"]]
+    keys = [table["dataset"], exact, table["profile"], table["evaluation"], table["held_out"]]
     parts = sorted(table.groupby(keys), key=_order)
     headings = _headings(parts)
     sections = [
@@ -221,16 +225,21 @@ def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = 
 
 def _headings(parts: list[tuple[Any, pd.DataFrame]]) -> list[str]:
     """Return the headings of sections; what else their evaluations differ in is added to those that would be equal."""
-    headings = [f"{dataset}, profile {profile}, {text}" for (dataset, _, profile, _, text), _ in parts]
-    settings = [name for name in parts[0][1] if name.startswith("evaluation.")] if parts else []
-    first = pd.DataFrame([rows.iloc[0] for _, rows in parts]).reindex(columns=settings).astype(str)
+    headings = [f"{part[0]}, profile {part[2]}, {_describe_evaluation(rows)}" for part, rows in parts]
+    settings = [rows["evaluation_settings"].iloc[0].model_dump(mode="json") for _, rows in parts]
     for heading in {heading for heading in headings if headings.count(heading) > 1}:
         numbers = [number for number, text in enumerate(headings) if text == heading]
-        differing = [name for name in settings if first[name].iloc[numbers].nunique() > 1]
+        first, *others = (settings[number] for number in numbers)
+        differing = [name for name in first if any(other[name] != first[name] for other in others)]
         for number in numbers:
-            own = [f"{name.removeprefix('evaluation.')} {first[name].iloc[number]}" for name in differing]
-            headings[number] = ", ".join([heading, *own])
+            headings[number] = ", ".join([heading, *(f"{name} {settings[number][name]}" for name in differing)])
     return headings
+
+
+def _describe_evaluation(rows: pd.DataFrame) -> str:
+    """Return radius, stages and images of a section's evaluation. rows: of `read_rows`."""
+    evaluation, held_out = rows[["evaluation_settings", "held_out"]].iloc[0]
+    return f"eps {evaluation.eps}, {evaluation.verifier}, {describe_images(evaluation, held_out)}"
 
 
 def _uncounted(table: pd.DataFrame) -> pd.DataFrame:
@@ -269,20 +278,22 @@ def _warnings(trials: pd.DataFrame) -> list[str]:
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
     """Return the sort key of a section: full profile first, the main evaluation before the others."""
-    (dataset, eps, profile, evaluation, text), rows = part
+    (dataset, eps, profile, evaluation, _), rows = part
+    text = _describe_evaluation(rows)
     return dataset, profile != FULL_PROFILE, profile, not rows["is_main"].any(), eps, text, evaluation
 
 
 def _section(
     key: tuple[Any, ...], trials: pd.DataFrame, heading: str, rows: pd.DataFrame, literature: pd.DataFrame
 ) -> Section:
-    dataset, eps, profile, evaluation, _ = key
-    limits = trials[["train_images", "evaluation.test_images"]].notna().to_numpy().any()
-    limits |= (trials["validation_images"] > 0).any()
-    is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and not limits
+    dataset, eps, profile, _, held_out = key
+    evaluation = trials["evaluation_settings"].iloc[0]
+    limits = trials["train_images"].notna().any() or (trials["validation_images"] > 0).any()
+    is_whole = not limits and evaluation.test_images is None
+    is_full_size = profile == FULL_PROFILE and bool((trials["width"] >= 1).all()) and is_whole
     is_published = (literature["dataset"] == dataset) & (literature["exact"] == eps)
     listed = literature[is_published & (not trials["is_own_data"].any())]
-    verifier = _kind_of_verifier(trials["verifier_stages"].iloc[0])
+    verifier = _kind_of_verifier(evaluation.stages)
     papers = best_sentences(listed, verifier, is_full_size)
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
@@ -290,6 +301,8 @@ def _section(
     return Section(
         heading=heading,
         evaluation=evaluation,
+        held_out=held_out,
+        profile=profile,
         is_main=bool(trials["is_main"].any()),
         dataset=dataset,
         eps=eps,
@@ -297,7 +310,7 @@ def _section(
         notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
-        finished=trials.loc[trials["problem"].isna(), ["row", "training", "seed", "evaluation_dir", "result"]],
+        finished=trials.loc[trials["problem"].isna(), _FINISHED],
         verifier=verifier,
         papers=papers,
     )

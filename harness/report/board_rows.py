@@ -15,9 +15,10 @@ from baselines.datasets import DATASETS
 from harness.common import names
 from harness.common.errors import error_line
 from harness.common.terminal import printable
-from harness.config.training import Training
+from harness.config.training import Training, describe_settings
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
+from harness.leaderboard.rows import describe_images
 from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
@@ -186,7 +187,9 @@ class _StudyFiles:
 
 def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[Row]:
     """Yield the rows of a section. seen: folders of evaluations that need not be shown again; this adds to them."""
-    study, table = files.study, files.leaderboard.table
+    study, evaluation = files.study, section.evaluation
+    is_on_all = evaluation.split == "test" and evaluation.test_images is None
+    images = ALL_IMAGES if is_on_all else describe_images(evaluation, section.held_out)
     for index, row in section.own.iterrows():
         finished = section.finished[section.finished["row"] == index]
         paths = list(finished["evaluation_dir"])
@@ -194,23 +197,22 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
         if keys <= seen:
             continue
         seen |= keys
-        verifier, images = table.loc[table["row"] == index, ["verifier", "images"]].iloc[0]
         is_equilibrium = bool(pd.notna(row.get(names.RHO_BOUND))) or row["model"].startswith("mon")  # others: W = 0
         kind = "equilibrium" if is_equilibrium else _first_match(_KINDS, row["model"].replace("deq", "cnn"), "other")
-        elsewhere = row["method"] == TRAINED_ELSEWHERE
-        method = row.get(REPORTED[2]) if elsewhere else row["method"]
-        words = str(row["label"]).removeprefix(f"{row['model']} {row['method']}").strip()
-        details = {"study": study.name, "settings": words, "verifier": verifier, "images": images}
+        published = finished["published"].iloc[0] if row["method"] == TRAINED_ELSEWHERE else None
+        cells = section.cells.loc[index]
+        words = describe_settings(row["method"], cells["options"], cells[section.differing].to_dict())
+        details = {"study": study.name, "settings": words, "verifier": evaluation.verifier, "images": images}
         details |= {"profile": row["profile"], "parameters": f"{row[names.PARAMETERS]:,.0f}"}
         for stage in STAGES:
             if pd.notna(error := row.get(names.certified_error_after(stage))):
                 details[f"certified error by {stage}"] = f"{error:.2f} %"
         yield Row(
             group=Group(section.dataset, section.eps, section.verifier, images),
-            origin=PAPER if elsewhere else OURS,
-            name=f"{row['model']}, {str(method).partition(', ')[0] if elsewhere else method}",
-            source=str(method).partition(", ")[2] if elsewhere else study.name,
-            note="" if elsewhere else words,
+            origin=PAPER if published else OURS,
+            name=f"{row['model']}, {printable(published.method) if published else row['method']}",
+            source=printable(published.paper) if published else study.name,
+            note="" if published else words,
             kind=kind,
             relu="yes" if kind in _RELU or row["model"] == "fc" else "no" if is_equilibrium else "unknown",
             seeds=str(row["seeds"]),
@@ -223,7 +225,7 @@ def _own_rows(files: _StudyFiles, section: Section, seen: set[str]) -> Iterator[
             commands=files.commands(paths),
             verdicts=files.verdicts(paths),
             fingerprint=row["fingerprint"],
-            held_out=int(row["validation_images"]) if row["evaluation.split"] == "validation" else 0,
+            held_out=section.held_out,
             report=study / folder.REPORT if (study / folder.REPORT).exists() else None,
         )
 
@@ -327,7 +329,7 @@ def _paper_row(row: dict[Any, Any]) -> Row:
         ),
         origin=PAPER,
         name=", ".join(filter(None, [texts["model"], texts["method"]])) or "network not named",
-        source=re.sub(r" \([^()]*\)$", "", texts["source"]),  # the parenthesis repeats other columns
+        source=texts["publication"],
         note="",
         kind=kind,
         relu=texts.get("relu") or ("yes" if kind in _RELU else "unknown" if kind == "other" else "no"),

@@ -50,16 +50,12 @@ def write_sweep(directory: Path, data_dir: str | None = None, latex: bool = Fals
 def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     """Write the page of a leaderboard and, where leaderboard.tex exists, its figures as PDF."""
     figures = leaderboard.directory / folder.FIGURES if (leaderboard.directory / LATEX_TABLE).exists() else None
-    parts = []
+    parts, listed = [], set[tuple[Path, ...]]()
     for number, section in enumerate(leaderboard.sections):
-        part = _part(section)
+        part = _part(section, listed)
         if len(section.trials):
             part["pictures"] = _pictures(SectionData(section, leaderboard.sections, data_dir), figures, f"{number}-")
         parts.append(part)
-    listed = set[str]()
-    for part in parts:  # the sections of further evaluations have the same networks
-        part["commands"] = {label: command for label, command in part["commands"].items() if command not in listed}
-        listed |= set(part["commands"].values())
     page = render(
         "sweep_page.html.jinja",
         leaderboard=leaderboard,
@@ -72,13 +68,19 @@ def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     write_text(leaderboard.directory / folder.REPORT, page)
 
 
-def _part(section: Section) -> dict[str, Any]:
-    """Return what the page shows of a section, but for its figures."""
+def _part(section: Section, listed: set[tuple[Path, ...]]) -> dict[str, Any]:
+    """Return what the page shows of a section, but for its figures.
+
+    listed: the networks of rows whose commands stand on the page already, in other sections; this adds to them.
+    """
     cells = section.marked_table.drop(columns="source")  # the label of a row of a paper has it
     main, hidden = [name for name in _MAIN if name in cells], [name for name in cells if name not in _MAIN]
     shared = [name for name in section.settings if name not in section.differing] if len(section.own) else []
     environments = pd.DataFrame([result.environment for result in section.trials["result"]])
-    rows = section.trials.groupby("label", sort=False)["evaluation_dir"]
+    rows = {label: [*paths] for label, paths in section.trials.groupby("label", sort=False)["evaluation_dir"]}
+    networks = {label: tuple(map(folder.network_of, paths)) for label, paths in rows.items()}
+    new = [label for label in rows if networks[label] not in listed]
+    listed |= set(networks.values())
     return {
         "section": section,
         "cells": cells[main + hidden].rename(columns=_PERCENT),
@@ -86,7 +88,7 @@ def _part(section: Section) -> dict[str, Any]:
         "stages": section.stages,
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
-        "commands": {label: commands(list(paths)) for label, paths in rows},
+        "commands": {label: commands(rows[label]) for label in new},
     }
 
 

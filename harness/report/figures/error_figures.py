@@ -153,7 +153,8 @@ def length(data: SectionData) -> Figure | None:
 
 def radii(data: SectionData) -> Figure | None:
     """Over all sections that differ in eps alone. Bars: sample deviation over seeds."""
-    sections = [section for section in data.sections if _but_eps(section) == _but_eps(data.section)]
+    alike = [section for section in data.sections if _but_eps(section) == _but_eps(data.section)]
+    sections = [section for section in alike if len(section.own)]
     if len(sections) < _FEWEST_RADII or data.section is not sections[0]:
         return None
     points = pd.concat([_points(section) for section in sections])
@@ -176,9 +177,9 @@ def _points(section: Section) -> pd.DataFrame:
     return section.own.join(trainings).dropna(subset=names.CERTIFIED_ERROR).assign(eps=section.eps)
 
 
-def _but_eps(section: Section) -> tuple[str, ...]:
+def _but_eps(section: Section) -> tuple[Any, ...]:
     """Return all that decides which rows a section has, and their numbers, but eps."""
-    return section.dataset, str(section.own.filter(regex=r"^(profile$|evaluation\.)").head(1).to_numpy().tolist())
+    return section.dataset, section.profile, section.evaluation.model_dump(exclude={"eps"}), section.held_out
 
 
 def _line(row: dict[Any, str], settings: list[str]) -> str:

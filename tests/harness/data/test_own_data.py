@@ -207,12 +207,12 @@ def test_a_recheck_reads_the_user_s_images_at_their_path_or_in_the_data_director
 
 
 def test_the_fingerprint_and_the_key_are_of_the_content_and_not_of_path_or_file_names(tmp_path):
-    for number, place in enumerate(("a", "b")):
+    for number, name in enumerate(("a", "b")):
         for split, (images, labels) in (("train", TRAIN), ("test", TEST)):
             order = np.random.default_rng(number).permutation(len(labels))
-            write_folder(tmp_path / place / "my_images" / split, images[order], labels[order], first=100 * number)
+            write_folder(tmp_path / name / "my_images" / split, images[order], labels[order], first=100 * number)
     source = OwnData(folder="my_images")
-    first, second = (load(source.relative_to(tmp_path / place)) for place in "ab")
+    first, second = (load(source.relative_to(tmp_path / name)) for name in "ab")
     assert first.fingerprint == second.fingerprint and first.info == second.info
     (tmp_path / "a" / "my_images").rename(tmp_path / "my_images")
     assert load(source.relative_to(tmp_path / "gone"), tmp_path).fingerprint == first.fingerprint, "found by --data-dir"

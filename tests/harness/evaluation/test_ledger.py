@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cerdeq.equilibrium import NotConvergedError
+from cerdeq.errors import UnsupportedOperator
 from harness.common import names
-from harness.evaluation.ledger import NO_STAGE, Ledger
+from harness.evaluation.ledger import NO_STAGE, Ledger, SoundnessError
 
 EXAMPLES = 5
 STAGES = ["clean", "attack", "ibp", "bab"]
 DECISIONS = [names.MISCLASSIFIED, names.FALSIFIED, names.CERTIFIED]
-ERRORS = {names.FAILED: ValueError("no such number"), names.OUT_OF_MEMORY: torch.OutOfMemoryError("64 GiB")}
+ERRORS = {names.FAILED: NotConvergedError("no equilibrium"), names.OUT_OF_MEMORY: torch.OutOfMemoryError("64 GiB")}
 NOTHING = "no answer"
 outcome = st.sampled_from([*DECISIONS, *ERRORS, names.TIMEOUT, NOTHING])
 
@@ -69,3 +71,29 @@ def test_only_examples_that_raise_an_error_alone_have_no_answer():
     row = [ledger.columns()[name][2] for name in (names.VERDICT, names.STAGE, names.REASON)]
     assert row == [names.OUT_OF_MEMORY, "crown", "RuntimeError: DefaultCPUAllocator: can't allocate memory"]
     assert ledger.seconds["crown"] > 0
+
+
+@pytest.mark.parametrize("kind", [NotConvergedError, UnsupportedOperator])
+def test_an_example_without_an_equilibrium_or_a_rule_has_failed(kind):
+    def ask(examples):
+        if 1 in examples:
+            raise kind("of this image")
+
+    ledger = Ledger(3)
+    assert [int(part) for part, _ in ledger.answers("crown", ask, torch.arange(3))] == [0, 2]
+    row = [ledger.columns()[name][1] for name in (names.VERDICT, names.STAGE, names.REASON)]
+    assert row == [names.FAILED, "crown", f"{kind.__name__}: of this image"]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, RuntimeError, AssertionError, SoundnessError])
+def test_any_other_error_is_no_verdict_but_ends_the_evaluation(error):
+    calls = []
+
+    def ask(examples):
+        calls.append(examples.tolist())
+        raise error("a fault of the program")
+
+    ledger = Ledger(3)
+    with pytest.raises(error, match="a fault of the program"):
+        ledger.answers("crown", ask, torch.arange(3))
+    assert calls == [[0, 1, 2]] and ledger.seconds["crown"] > 0

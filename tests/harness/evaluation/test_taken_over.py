@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cerdeq.deadline import DeadlineError
+from cerdeq.equilibrium import NotConvergedError
 from harness.checker.verdicts import recheck
 from harness.common import names
 from harness.data import load
@@ -316,7 +317,7 @@ def fail_for(stage, error):
 def test_a_stage_that_failed_is_asked_again(failed, evaluated, add, monkeypatch):
     """Also if another stage failed first, whose problem alone is noted, and if a later stage decided the image."""
     first, second = cheap(stages=("ibp", "crown-ibp", "crown")), cheap()
-    network_dir, error = add(cheap(test_images=1)), ValueError("no bounds today")
+    network_dir, error = add(cheap(test_images=1)), NotConvergedError("no bounds today")
 
     def fail(*_):
         raise error

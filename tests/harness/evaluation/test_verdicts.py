@@ -15,7 +15,8 @@ from baselines import build
 from cerdeq import Box
 from cerdeq.bounds import crown, trace
 from cerdeq.bounds.float32 import in_float32
-from cerdeq.equilibrium import rules
+from cerdeq.equilibrium import NotConvergedError, rules
+from cerdeq.errors import UnsupportedOperator
 from harness.attacks.counterexamples import LEVELS, decode, unpack
 from harness.attacks.objectives import margins
 from harness.checker.bounds.network import read_network
@@ -208,24 +209,24 @@ def test_an_image_whose_clean_solve_fails_is_not_misclassified(problem, change_b
 
     def fail(bounds, x):
         if any(torch.equal(image, other) for other in x):
-            raise ArithmeticError("no equilibrium")
+            raise NotConvergedError("no equilibrium")
         return bounds
 
     change_bounds(fail)
     table = evaluate(*arguments).verdicts
     row, decisions = table.loc[5], [names.PREDICTION, names.VERDICT, names.STAGE]
     assert row[decisions].tolist() == [names.NO_PREDICTION, names.FAILED, "clean"]
-    assert row[names.REASON] == "ArithmeticError: no equilibrium"
+    assert row[names.REASON] == "NotConvergedError: no equilibrium"
     assert row[[MARGIN, "margin_crown-ibp", names.ATTACK_MARGIN, names.WIDTH]].isna().all()
     assert table.drop(index=5)[decisions].equals(expected.drop(index=5)[decisions])
 
 
 def test_a_network_of_which_no_image_can_be_evaluated_is_an_error(problem, monkeypatch):
     def fail(*_):
-        raise TypeError("no rule")
+        raise UnsupportedOperator("no rule")
 
     monkeypatch.setattr(ibp, "bound_margins", fail)
-    with pytest.raises(RuntimeError, match="none of 45 images can be evaluated: TypeError: no rule"):
+    with pytest.raises(RuntimeError, match="none of 45 images can be evaluated: UnsupportedOperator: no rule"):
         evaluate(*problem("cnn5"))
 
 
@@ -247,10 +248,8 @@ STATUSES = {  # answers of cerdeq.verify: the lower bound, and the verdict
     "unknown": (-0.5, names.UNKNOWN),
     "timeout": (torch.nan, names.TIMEOUT),
     "out of memory": (-0.5, names.OUT_OF_MEMORY),
-    "certified without a bound": (-0.5, names.FAILED),
     "falsified without a counterexample": (-0.5, names.UNKNOWN),
-    "timeout with a proof": (0.5, names.FAILED),
-    "of another kind": (-0.5, names.FAILED),
+    "timeout with a proof": (0.5, names.TIMEOUT),
 }
 
 
@@ -279,14 +278,33 @@ def test_the_status_of_branch_and_bound_becomes_the_verdict(answer, problem, mon
     assert bounded.sum() == len(calls) > 20 and set(calls) == {(1, 60.0, 40, torch.float64)}
     assert set(table.loc[bounded, names.VERDICT]) == {verdict}
     assert set(table.loc[bounded, names.STAGE]) == {"none" if answer == "unknown" else "bab"}
-    has_reason = verdict == names.FAILED or "without a counterexample" in answer
-    assert (table.loc[bounded, names.REASON] != "").all() == has_reason
+    assert (table.loc[bounded, names.REASON] != "").all() == ("without a counterexample" in answer)
     assert table.loc[~bounded, ["margin_bab", names.BRANCHES]].isna().all(axis=None)
-    if verdict != names.FAILED:
-        assert (table.loc[bounded, names.BRANCHES] == 7).all()
-        assert table.loc[bounded, "margin_bab"].tolist() == pytest.approx([bound] * bounded.sum(), nan_ok=True)
+    assert (table.loc[bounded, names.BRANCHES] == 7).all()
+    assert table.loc[bounded, "margin_bab"].tolist() == pytest.approx([bound] * bounded.sum(), nan_ok=True)
     if answer == "falsified":
         assert (table.loc[bounded, names.ATTACK_MARGIN] == -0.25).all()
+
+
+FAULTS = {  # of cerdeq.verify: the lower bound, and the error
+    "certified": (-0.5, SoundnessError, "image 1: branch and bound says certified, with a bound of -0.5"),
+    "falsified": (0.5, SoundnessError, "image 1: branch and bound says falsified, with a bound of 0.5"),
+    "of another kind": (-0.5, ValueError, "'of another kind' is not a valid Verdict"),
+}
+
+
+@pytest.mark.parametrize("status", FAULTS)
+def test_a_fault_of_branch_and_bound_ends_the_evaluation(status, problem, monkeypatch):
+    bound, error, message = FAULTS[status]
+    model, images, labels, settings = problem("cnn5", count=25, eps="1/4")
+    monkeypatch.setattr(attack, "worst_point", lambda model, x, *_: x)
+
+    def verify(model, region, spec, *_, **__):
+        return SimpleNamespace(status=[status], lower=torch.full(spec.shape[:2], bound, dtype=torch.float64))
+
+    monkeypatch.setattr("cerdeq.verify", verify)
+    with pytest.raises(error, match=message):
+        evaluate(model, images, labels, settings.replace(stages=("ibp", "bab"), attack_steps=1, bab_branches=40))
 
 
 def test_only_searches_without_a_certificate_are_noted(monkeypatch):

@@ -28,8 +28,8 @@ def compare_two(sweep, *counts):
         add_verdicts(sweep, [RIGHT] * (both + row) + [WRONG] * (other + neither), model="cnn9", seed=seed)
         second = [RIGHT] * both + [WRONG] * row + [RIGHT] * other + [WRONG] * neither
         add_verdicts(sweep, second, seed=seed)
-    lines, notes = compare_rows(sweep, baseline="cnn7 ibp")
-    assert notes == []
+    lines, *left_out = compare_rows(sweep, baseline="cnn7 ibp")
+    assert left_out == [[], []]
     return lines.set_index("seed")
 
 
@@ -82,7 +82,7 @@ def test_seeds_of_one_side_alone_are_left_out_and_named(tmp_path):
     for seed in (0, 1):
         add_verdicts(tmp_path, [RIGHT, WRONG], model="cnn9", seed=seed)
         add_verdicts(tmp_path, [WRONG, WRONG], seed=seed + 1)
-    lines, notes = compare_rows(tmp_path)
+    lines, _, notes = compare_rows(tmp_path)
     assert lines["seed"].tolist() == ["all", 1]
     assert notes == ["seed 2 of cnn7 ibp, which cnn9 ibp lacks", "seed 0 of cnn9 ibp, which cnn7 ibp lacks"]
 
@@ -91,7 +91,7 @@ def test_only_the_selected_seeds_are_compared(tmp_path):
     for seed in (0, 1, 2):
         add_verdicts(tmp_path, [RIGHT] * seed + [WRONG] * (4 - seed), model="cnn9", seed=seed)
         add_verdicts(tmp_path, [WRONG] * 4, seed=seed)
-    lines, notes = compare_rows(tmp_path, seeds=[1, 2])
+    lines, _, notes = compare_rows(tmp_path, seeds=[1, 2])
     assert lines["seed"].tolist() == ["all", 1, 2] and notes == []
     assert lines["difference"].tolist() == pytest.approx([-37.5, -25, -50])
 
@@ -99,7 +99,7 @@ def test_only_the_selected_seeds_are_compared(tmp_path):
 def test_seeds_are_integers_where_other_rows_have_none_in_common(tmp_path):
     for seed, model in ((0, "cnn7"), (0, "cnn5"), (5, "cnn3")):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, seed=seed)
-    lines, _ = compare_rows(tmp_path)
+    lines, *_ = compare_rows(tmp_path)
     assert lines["seed"].map(str).tolist() == ["all", "0"] and lines["row_alone"].dtype == int
 
 
@@ -134,19 +134,19 @@ def test_rows_of_other_methods_are_compared_with_a_baseline_alone(tmp_path):
     for model, method in (("cnn7", "ibp"), ("cnn9", "ibp"), ("cnn7", "crown-ibp"), ("cnn9", "crown-ibp")):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, method=method)
     add_verdicts(tmp_path, [RIGHT, WRONG], profile="cpu")
-    lines, _ = compare_rows(tmp_path)
+    lines, *_ = compare_rows(tmp_path)
     assert set(zip(lines["row"], lines["other"], strict=True)) == {
         ("cnn7 crown-ibp", "cnn9 crown-ibp"),
         ("cnn7 ibp", "cnn9 ibp"),
     }
-    lines, _ = compare_rows(tmp_path, baseline="cnn7 ibp")
+    lines, *_ = compare_rows(tmp_path, baseline="cnn7 ibp")
     assert set(lines["other"]) == {"cnn7 ibp"} and lines["row"].nunique() == 3
 
 
 def test_a_baseline_may_be_a_pattern_of_one_row(tmp_path, capsys):
     for model, epochs in (("cnn7", 160), ("cnn7", 320), ("cnn9", 320)):
         add_verdicts(tmp_path, [RIGHT, WRONG], model=model, train=Recipe(epochs=epochs))
-    lines, _ = compare_rows(tmp_path, baseline="cnn7 *epochs=320", only=["cnn9 *"])
+    lines, *_ = compare_rows(tmp_path, baseline="cnn7 *epochs=320", only=["cnn9 *"])
     assert set(lines["row"]) == {"cnn9 ibp train.epochs=320"} and set(lines["other"]) == {"cnn7 ibp train.epochs=320"}
     message = refusal(tmp_path, capsys, "--compare", "cnn7 *")
     assert "--compare: found 'cnn7 *', allowed: one row; it matches: cnn7 ibp train.epochs=" in message
@@ -156,9 +156,9 @@ def test_holm_s_correction_is_for_the_rows_that_are_compared(tmp_path):
     """Three pairs of three rows, or two with a baseline among four."""
     for model, right in (("cnn5", 8), ("cnn7", 5), ("cnn9", 1), ("cnn11", 0)):
         add_verdicts(tmp_path, [RIGHT] * right + [WRONG] * (8 - right), model=model)
-    lines, _ = compare_rows(tmp_path, only=["cnn[57] *", "cnn9 ibp"])
+    lines, *_ = compare_rows(tmp_path, only=["cnn[57] *", "cnn9 ibp"])
     assert len(lines) == 6 and "cnn11 ibp" not in {*lines["row"], *lines["other"]}
-    lines, _ = compare_rows(tmp_path, only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
+    lines, *_ = compare_rows(tmp_path, only=["cnn5 *", "cnn9 *"], baseline="cnn11 ibp")
     first = lines[lines["seed"] == 0]
     assert first["row"].tolist() == ["cnn5 ibp", "cnn9 ibp"] and set(first["other"]) == {"cnn11 ibp"}
     assert first["mcnemar_holm"].tolist() == [2 * first["mcnemar_p"].iloc[0], 1]
@@ -169,7 +169,7 @@ def test_rows_that_differ_in_the_recipe_are_compared_those_on_other_data_are_lef
     add_verdicts(tmp_path, [RIGHT, WRONG], train=Recipe(clip_norm=None))
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn9", evaluation={"attack_steps": 50})
     add_verdicts(tmp_path, [WRONG, WRONG], model="cnn11", fingerprint="other")
-    lines, (note,) = compare_rows(tmp_path, baseline="cnn7 ibp train.clip_norm=10 *")
+    lines, (note,), _ = compare_rows(tmp_path, baseline="cnn7 ibp train.clip_norm=10 *")
     assert lines[lines["seed"] == "all"]["difference"].tolist() == [50]
     assert note.endswith(" are evaluated on other data: fingerprint other and data")
 

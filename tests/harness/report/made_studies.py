@@ -41,7 +41,7 @@ def add(
     is_main: as in study.json. eps: of the evaluation; training has 1/16. evaluation: its changed settings.
     """
     train = config.pop("train", Recipe())
-    train = train.replace(eps=train.eps or Radius("1/16"))
+    train = train.replace(eps=None if "checkpoint" in config else train.eps or Radius("1/16"))
     config = Training(dataset="digits", model=model, method=method, seed=seed, train=train, **config)
     record, evaluation = folder.make_record(config, "data"), EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
     network_dir = folder.network_dir(sweep, record.key)

@@ -11,10 +11,11 @@ from made_studies import add, right
 
 from harness.command_line import main
 from harness.leaderboard.table import build_leaderboard
+from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Radius
+from harness.settings import Radius, Recipe
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -186,6 +187,23 @@ def test_the_kind_of_verifier_of_own_rows_is_that_of_the_leaderboard_s_section(t
     assert {row.details["verifier"]: row.group.verifier for row in rows} == {
         "ibp": "IBP", "ibp > crown-ibp": "linear bounds", "ibp > bab (60 s)": "complete"
     }  # fmt: skip
+
+
+def test_names_of_papers_are_what_their_files_say_whatever_is_in_them(tmp_path):
+    """Commas and parentheses, too: they are no marks between parts of a text that is shown."""
+    write_papers(tmp_path, "cifar10,8/255,CNN-7,SABR,50,65,yes,no,complete,,Xu and Li (2021),")
+    source = Source(method="IBP, then SABR", paper="Li, Xu (2021)", certified_accuracy=40.0)
+    file = NetworkFile(file="net.pt", sha256="0" * 64)
+    add(tmp_path / "study", right(100), method=TRAINED_ELSEWHERE, checkpoint=file, source=source)
+    for epochs in (100, 160):
+        add(tmp_path / "study", right(80), options={}, train=Recipe(epochs=epochs, decay_epochs=()))
+    rows = {row.name: row for row in read_rows(tmp_path)}
+    assert rows["cnn5, IBP, then SABR"].source == "Li, Xu (2021)"
+    settings = rows["cnn5, IBP, then SABR"].details["settings"]
+    assert settings.startswith("checkpoint=net.pt@") and "train." not in settings
+    trained = [row for row in read_rows(tmp_path) if row.name == "cnn5, ibp"]
+    assert sorted(row.note for row in trained) == ["train.epochs=100", "train.epochs=160"]
+    assert rows["CNN-7, SABR"].source == "Xu and Li (2021)"
 
 
 def test_entries_on_other_images_are_groups_of_their_own(tmp_path):

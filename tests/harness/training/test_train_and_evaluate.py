@@ -1,6 +1,7 @@
 """One network, from config to weights and verdicts in its folder: resumed, failed, collapsed, finished."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from steppers import Killed, train_network
 
+import cerdeq
 from cerdeq.equilibrium import contraction
 from harness.common import names
 from harness.common.errors import InputError
@@ -17,6 +19,7 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import OpenEvaluation
 from harness.evaluation.verdicts import evaluate_images
 from harness.storage import folder, ranges, training_record
+from harness.storage.state import State, read_state
 from harness.training import NonFiniteLossError, loop, train_and_evaluate
 from harness.training.train_and_evaluate import evaluate_range
 
@@ -188,23 +191,46 @@ def test_an_error_of_an_evaluation_is_noted_in_its_folder_alone(small, tiny_eval
     assert result_of(tmp_path, bad) is not None and folder.read_failure(directory) is None
 
 
+@pytest.mark.parametrize("fault", ["a bug", "a contradiction"])
+def test_a_fault_of_a_stage_is_no_verdict(fault, small, tiny_evaluation, tmp_path, monkeypatch):
+    """It ends the evaluation with its traceback in the log; the weights stay, and the next call evaluates."""
+    evaluation = tiny_evaluation(stages=("ibp", "bab"), eps="1/8", bab_seconds=None, bab_branches=1)
+    directory = folder.evaluation_dir(tmp_path, evaluation)
+    answer = SimpleNamespace(status=["certified"], lower=torch.tensor([[-1.0]]))
+
+    def verify(*_, **__):
+        return answer.status[5] if fault == "a bug" else answer
+
+    with monkeypatch.context() as patch, pytest.raises(IndexError if fault == "a bug" else SoundnessError):
+        patch.setattr(cerdeq, "verify", verify)
+        patch.setattr("harness.evaluation.attack.worst_point", lambda model, x, *_: x)  # leaves images to the stage
+        train_and_evaluate(small, [evaluation], tmp_path)
+    state, weights = read_state(directory), (tmp_path / folder.WEIGHTS).read_bytes()
+    assert state.state is State.FAILED and state.trained is not None
+    assert state.fails_again == (fault == "a contradiction")
+    log = (directory / folder.LOG).read_text()
+    assert "Traceback" in log and "in _branch_and_bound" in log
+    train_and_evaluate(small, [evaluation], tmp_path)
+    assert read_state(directory).state is State.FINISHED and (tmp_path / folder.WEIGHTS).read_bytes() == weights
+
+
 def test_long_evaluations_are_left_in_ranges_which_others_do_and_further_calls_join(small, tiny_evaluation, tmp_path):
     """To the files of those that were not left."""
     short, long = tiny_evaluation(test_images=20, batch_size=10, eps="1/8"), tiny_evaluation(batch_size=10)
     searching = tiny_evaluation(stages=("ibp", "bab"), test_images=4, batch_size=2, bab_seconds=None, bab_branches=1)
-    asked, broken, reports = [short, long, searching], tmp_path / "broken", []
-    left = train_and_evaluate(small, asked, broken, reports.append, leaves_long=True)
+    asked, interrupted, reports = [short, long, searching], tmp_path / "interrupted", []
+    left = train_and_evaluate(small, asked, interrupted, reports.append, leaves_long=True)
     assert left == [range(at, at + 10) for at in range(0, 60, 10)]
-    assert result_of(broken, short) is not None and result_of(broken, long) is None
+    assert result_of(interrupted, short) is not None and result_of(interrupted, long) is None
     assert [row[names.EVALUATED] for row in reports if names.EVALUATED in row] == [0, 10, 20]
     for evaluation, expected in ((long, [range(2), range(2, 4)]), (searching, [])):
         for images in left[:0:-1]:  # the first one is left: one is not long
-            evaluate_range(small, evaluation, broken, images, None)
-        left = train_and_evaluate(small, asked, broken, leaves_long=True)
-        assert left == expected and result_of(broken, evaluation) is not None
-    train_and_evaluate(small, asked, tmp_path / "whole")
+            evaluate_range(small, evaluation, interrupted, images, None)
+        left = train_and_evaluate(small, asked, interrupted, leaves_long=True)
+        assert left == expected and result_of(interrupted, evaluation) is not None
+    train_and_evaluate(small, asked, tmp_path / "expected")
     for evaluation in asked:
-        assert contents(broken, evaluation) == contents(tmp_path / "whole", evaluation)
+        assert contents(interrupted, evaluation) == contents(tmp_path / "expected", evaluation)
 
 
 def test_a_range_of_other_weights_is_not_evaluated(small, tiny_evaluation, tmp_path):
@@ -221,7 +247,7 @@ def test_a_range_of_other_weights_is_not_evaluated(small, tiny_evaluation, tmp_p
 @pytest.mark.parametrize("where", ["a range", "verdicts", "result"])
 def test_an_evaluation_that_was_killed_ends_in_the_same_bytes(small, tiny_evaluation, tmp_path, monkeypatch, where):
     first, second = tiny_evaluation(batch_size=20), tiny_evaluation(eps="1/8", batch_size=20)
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    interrupted, expected = tmp_path / "interrupted", tmp_path / "expected"
 
     def report(row):
         if row.get(names.EVALUATED) == 40 and where == "a range":
@@ -234,16 +260,16 @@ def test_an_evaluation_that_was_killed_ends_in_the_same_bytes(small, tiny_evalua
         if where != "a range":
             at = "write_table" if where == "verdicts" else "folder.write_result"
             patch.setattr(f"harness.evaluation.ranges.{at}", die)
-        train_and_evaluate(small, [first, second], broken, report)
-    directory = folder.evaluation_dir(broken, first)
+        train_and_evaluate(small, [first, second], interrupted, report)
+    directory = folder.evaluation_dir(interrupted, first)
     assert ranges.count_saved_images(directory) == (40 if where == "a range" else 60)
     (directory / f".{folder.VERDICTS}.1.tmp").touch()
     rows = []
-    train_and_evaluate(small, [first, second], broken, rows.append)
+    train_and_evaluate(small, [first, second], interrupted, rows.append)
     assert rows[0][names.EVALUATED] == (40 if where == "a range" else 60)
-    train_and_evaluate(small, [first, second], whole)
+    train_and_evaluate(small, [first, second], expected)
     for evaluation in (first, second):
-        assert contents(broken, evaluation) == contents(whole, evaluation)
+        assert contents(interrupted, evaluation) == contents(expected, evaluation)
 
 
 def test_what_is_finished_is_not_done_again_and_other_weights_are_evaluated_anew(small, tiny_evaluation, tmp_path):
