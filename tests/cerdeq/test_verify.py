@@ -18,6 +18,7 @@ from torch import nn
 from cerdeq import Box, LinfBall, bound, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.branch.leaves import Leaves, SearchQuery, root_leaves
+from cerdeq.branch.search import Problem
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
@@ -99,10 +100,16 @@ def test_hundreds_of_cases_are_decided(kind):
     assert total >= 250 and cheap < 0.5 * total, (cheap, total)
 
 
-def problem_of(model, region, spec):
+def query_of(model, region, spec):
     program = trace(model, linear=True)
     box = Interval(region.center.double(), region.radius.double())
     return SearchQuery(program, values_of(program, box, Context(sound=True)), spec)
+
+
+def problem_of(query, fast=None, memory=2**28, certificates=False):
+    """Return the problem of a query of which nothing is proved."""
+    lower = torch.full((len(query.spec),), -torch.inf, dtype=torch.float64)
+    return Problem(query, fast or query, lower, query.values[0].center, memory, certificates)
 
 
 def random_leaves(layout, root, count):
@@ -123,7 +130,7 @@ def units_at(problem, layout, points):
 
 def check_leaves(model, region, spec, exact, count=60):
     """Every leaf's bound is below the values at all points that lie in the leaf; some leaves must have points."""
-    problem = problem_of(model, region, spec)
+    problem = query_of(model, region, spec)
     layout, root = root_leaves(problem, problem, torch.arange(len(spec)))
     points = points_of(region, 4000)[:, 0]
     with torch.no_grad():
@@ -203,7 +210,7 @@ def test_memory_ends_the_search_and_says_so():
     model, region, spec = hard()
     with patch("cerdeq.branch.verify.default_memory", lambda device: 1000):
         assert "out of memory" in verify(model, Box(region.center[:1], region.radius[:1]), spec[:1]).status
-    with patch("cerdeq.branch.verify.Search.decide", side_effect=torch.OutOfMemoryError):
+    with patch("cerdeq.branch.verify.decide", side_effect=torch.OutOfMemoryError):
         assert "out of memory" in verify(model, region, spec).status
 
 
@@ -256,7 +263,7 @@ def test_a_certificate_keeps_what_was_proved():
         if not tensors:
             continue
         one = slice(example, example + 1)
-        problem = problem_of(model, Box(region.center[one], region.radius[one]), spec[example])
+        problem = query_of(model, Box(region.center[one], region.radius[one]), spec[example])
         layout, _ = root_leaves(problem, problem, torch.arange(len(spec[example])))
         assert set(tensors["row"].tolist()) <= set(range(spec.shape[1]))
         for columns in layout.units:
