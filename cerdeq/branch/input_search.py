@@ -19,9 +19,9 @@ from torch import Tensor
 
 from cerdeq.bounds.affine_forms import has_forms, values_by_forms
 from cerdeq.bounds.alpha_crown import ascend
-from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.query import examples_of
 from cerdeq.bounds.relu_sums import relu_sums
 from cerdeq.boxes import outward_ends

@@ -15,7 +15,7 @@ from cerdeq.equilibrium.certificate import (
     reachable_preactivation,
     verified_box,
 )
-from cerdeq.equilibrium.implicit import box_with_implicit_gradient
+from cerdeq.equilibrium.gradients import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.monotone.box import cut_by_images, equilibrium_boxes
 from cerdeq.equilibrium.monotone.network import equilibrium_network

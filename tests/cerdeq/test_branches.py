@@ -18,7 +18,7 @@ from torch import nn
 from cerdeq import Box, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.bounds.alpha_crown import optimise_slopes
-from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
