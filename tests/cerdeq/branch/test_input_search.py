@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from edges import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of, query_of
 from gaps import solved
 from graphs import deep
 from oracles import points_of
-from test_verify import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of, query_of
 from torch import nn
 
 from cerdeq import Box

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from edges import query_of
 from oracles import fractions
-from test_verify import query_of
 from torch import nn
 
 from cerdeq import Box, verify

@@ -8,42 +8,22 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from edges import FRACTIONS, NEAREST, ONE, cases_of, graph_case, near_the_edge, query_of
 from equilibria import RHOS, exact_outputs, folded_network
-from gaps import EPS, problems, solved
-from graphs import deep, evaluated, network, optima
-from milp import Graph, Node
+from gaps import problems, solved
+from graphs import deep
 from oracles import points_of, random_box
 from torch import nn
 
-from cerdeq import Box, LinfBall, bound, margin_spec, verify
-from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Leaves, SearchQuery, root_leaves
-from cerdeq.branch.search import Problem
+from cerdeq import Box, LinfBall, margin_spec, verify
+from cerdeq.branch.leaves import Leaves, root_leaves
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
-FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
-NEAREST = (-0.02, 0.02)
 EXPLICIT = [
     "deep", "convolution padded", "residual", "dense", "shared", "broadcast", "leaky 0.1", "leaky 1.5", "leaky -0.5",
     "moved", "absolute", "parts",
 ]  # fmt: skip
-ONE = torch.ones(1, 1, 1, dtype=torch.float64)
-
-
-def shift_outputs(graph, shift):
-    """The graph with a number taken from its outputs."""
-    return Graph([*graph.nodes, Node(lambda y: y - shift, (len(graph.nodes),))]).double().eval()
-
-
-def near_the_edge(graph, region, spec, minimum, fractions=FRACTIONS):
-    """Yield (the least value of spec . graph, the graph moved so that it is that, whether alpha-CROWN certifies it)."""
-    gap = float(minimum - bound(graph, region, "alpha-crown", spec)[0])
-    gap = gap if gap > 1e-6 else 1e-3 * (1 + abs(float(minimum)))
-    assert float(spec.sum()) != 0, "moving all outputs moves the row"
-    for fraction in fractions:
-        shifted = shift_outputs(graph, (float(minimum) - fraction * gap) / float(spec.sum()))
-        yield fraction * gap, shifted, bool(bound(shifted, region, "alpha-crown", spec)[0] > 0)
 
 
 def check_decided(graph, region, spec, minimum, fractions=FRACTIONS):
@@ -58,22 +38,6 @@ def check_decided(graph, region, spec, minimum, fractions=FRACTIONS):
             assert (point >= region.center - region.radius).all() and (point <= region.center + region.radius).all()
         cheap, total = cheap + easy, total + 1
     return cheap, total
-
-
-def cases_of(problem):
-    for number in range(len(EPS)):
-        one = slice(number, number + 1)
-        yield problem.network, Box(problem.regions.center[one], problem.regions.radius[one]), problem.minimum[number]
-
-
-def graph_case(name, seed):
-    graph, shape = network(name, seed)
-    region = random_box(1, *shape, scale=0.7)
-    with torch.no_grad():
-        outputs = graph(region.center.clone()).flatten(1).shape[1]
-    spec = torch.randn(1, 1, outputs, dtype=torch.float64)
-    _, _, points = optima(graph, region, spec)
-    return graph, region, spec, evaluated(graph, spec, points, shape).amin()  # a value of the network
 
 
 @pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "absolute", "parts"])
@@ -98,18 +62,6 @@ def test_hundreds_of_cases_are_decided(kind):
     counts = [check_decided(*case) for case in cases]
     cheap, total = (sum(part) for part in zip(*counts, strict=True))
     assert total >= 250 and cheap < 0.5 * total, (cheap, total)
-
-
-def query_of(model, region, spec):
-    program = trace(model, linear=True)
-    box = Interval(region.center.double(), region.radius.double())
-    return SearchQuery(program, values_of(program, box, Context(sound=True)), spec)
-
-
-def problem_of(query, fast=None, memory=2**28, certificates=False):
-    """Return the problem of a query of which nothing is proved."""
-    lower = torch.full((len(query.spec),), -torch.inf, dtype=torch.float64)
-    return Problem(query, fast or query, lower, query.values[0].center, memory, certificates)
 
 
 def random_leaves(layout, root, count):

@@ -8,11 +8,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from edges import NEAREST, graph_case, near_the_edge, problem_of, query_of
 from equilibria import folded_network
 from graphs import network
 from milp import Encoding, Graph
 from oracles import random_box
-from test_verify import NEAREST, graph_case, near_the_edge, problem_of, query_of
 from torch import nn
 
 from cerdeq import Box, verify
