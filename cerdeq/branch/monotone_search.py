@@ -24,14 +24,11 @@ _LEAF_PHASES = (40,)
 _BATCH = 16  # leaves that are split together
 _POSITIVE = 2.0**-30  # what is proved of a certified row, in units of its size: that it is above this
 
-NODES, ROWS, MULTIPLIERS, SCALES, BETAS, EXACT = "nodes", "rows", "multipliers", "scales", "betas", "exact"
-PREFIX = "equilibrium/"
-
 
 class MonotoneSearch:
     """The tree of one image, whose leaves are not proved yet.
 
-    _nodes: parent, row, unit and sign of each node, as in NODES; _steps: those that tightened it. _limits: [K], what is
+    _nodes: parent, row, unit and sign of each node; _steps: those that tightened it. _limits: [K], what is
     proved of a certified row: that it is above this. _offsets: [K], of the rows less their limits.
     """
 
@@ -115,10 +112,7 @@ class MonotoneSearch:
     def _half(self, parent: TightenedLeaf, unit: int, sign: int) -> TightenedLeaf:
         """Return a new leaf: the half of another in which a unit has this sign."""
         low, high = parent.leaf.low.clone(), parent.leaf.high.clone()
-        if sign > 0:
-            low[unit] = low[unit].clamp(min=0)
-        else:
-            high[unit] = high[unit].clamp(max=0)
+        (low if sign > 0 else high)[unit] = 0  # it was unstable
         half = replace(parent.leaf, low=low, high=high)
         return self._child(parent, half, self._nodes[parent.number][1], unit, sign)
 
@@ -179,7 +173,7 @@ def _certificate(nodes: list[tuple[int, int, int, int]], steps: list[list[Tighte
     if not rows:
         return {}
     tensors = {
-        NODES: torch.tensor(nodes, dtype=torch.int32), ROWS: torch.cat(rows), MULTIPLIERS: torch.cat(multipliers),
-        SCALES: torch.cat(scales).float(), BETAS: torch.cat(betas).float(), EXACT: torch.cat(exact),
+        "nodes": torch.tensor(nodes, dtype=torch.int32), "rows": torch.cat(rows), "multipliers": torch.cat(multipliers),
+        "scales": torch.cat(scales).float(), "betas": torch.cat(betas).float(), "exact": torch.cat(exact),
     }  # fmt: skip
-    return {PREFIX + name: tensor.cpu() for name, tensor in tensors.items()}
+    return {f"equilibrium/{name}": tensor.cpu() for name, tensor in tensors.items()}
