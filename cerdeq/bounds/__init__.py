@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cerdeq.bounds.agreement import refuse_another_function
-from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.ibp import output_of, points_of, propagate, values_of
 from cerdeq.bounds.methods import BOUNDS, Bound, both_ends, bound_named, lower_bounds
 from cerdeq.bounds.query import Query

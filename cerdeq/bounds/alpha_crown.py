@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import in_chunks, linear_lower_bound
 from cerdeq.bounds.batch_sizes import SEARCH_COPIES, bytes_per_example
 from cerdeq.bounds.crown import crown_ibp, over_tighter_boxes
+from cerdeq.bounds.crown_pass import in_chunks, linear_lower_bound
 from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.query import Query, examples_of, larger
 from cerdeq.gpu_readings import is_host_reading

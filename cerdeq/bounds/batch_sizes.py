@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import bytes_per_row
+from cerdeq.bounds.crown_pass import bytes_per_row
 from cerdeq.bounds.ibp import values_of
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval

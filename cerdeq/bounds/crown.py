@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import Functional, chunked_lower_bound
+from cerdeq.bounds.crown_pass import Functional, chunked_lower_bound
 from cerdeq.bounds.float32 import cut_by_float32, float32_box_around, has_fast_float64
 from cerdeq.bounds.ibp import ibp, values_of
 from cerdeq.bounds.patches import Coefficients, one_hot

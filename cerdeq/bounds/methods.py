@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cerdeq.bounds.alpha_crown import alpha_crown
-from cerdeq.bounds.backward import in_chunks
 from cerdeq.bounds.batch_sizes import default_memory, examples_at_once, without_overrun
 from cerdeq.bounds.crown import crown, crown_ibp
+from cerdeq.bounds.crown_pass import in_chunks
 from cerdeq.bounds.float32 import float32_box_around, has_fast_float64
 from cerdeq.bounds.ibp import ibp, propagate, values_of
 from cerdeq.bounds.query import Query, larger

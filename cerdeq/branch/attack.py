@@ -4,6 +4,9 @@ The first attack takes gradient steps from many starts at once, before branch an
 points. The others then take steps along a random direction of the outputs, as in output diversified initialisation
 (Tashiro et al. 2020). The same query has the same starts. Later attacks start from one point of a leaf, or go by
 cutting planes from several points (`cutting_planes.py`).
+
+The attack of an evaluation (harness/attacks/pgd.py) is another: it ascends losses of labels on a module, for many
+images at once, and proves nothing.
 """
 
 from dataclasses import replace

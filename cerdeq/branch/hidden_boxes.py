@@ -16,9 +16,9 @@ from cerdeq.bounds.crown import is_exact
 from cerdeq.bounds.ibp import values_of
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
-from cerdeq.branch.budget_and_decision import Budget
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.parallel import activation_inputs
+from cerdeq.branch.search import Budget, Problem
 from cerdeq.branch.split import Candidates, no_candidates, split
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.interval import Context, Interval
@@ -54,14 +54,13 @@ class HiddenBounds:
     numbers: of the values that it tightens. row_count: the number of rows of all of them.
     """
 
-    def __init__(self, exact: SearchQuery, fast: SearchQuery, batch_size: int, memory: int):
-        """exact, fast, memory: as in `decide`. batch_size: how many leaves to bound together."""
-        self._exact, self._fast, self._batch_size, self._memory = exact, fast, batch_size, memory
+    def __init__(self, problem: Problem):
+        self._problem, self._exact, self._fast = problem, problem.exact, problem.fast
         self._units, self._rows, most_before = dict[int, Tensor](), dict[int, _Rows](), 0
-        for number in _inputs_of_activations(exact.program):
-            units = is_unstable(exact.values[number].box)[0].flatten().nonzero()[:, 0]
-            most_before = max(most_before, exact.values[number].center.numel())
-            if len(units) and not is_exact(exact.program, number):
+        for number in _inputs_of_activations(self._exact.program):
+            units = is_unstable(self._exact.values[number].box)[0].flatten().nonzero()[:, 0]
+            most_before = max(most_before, self._exact.values[number].center.numel())
+            if len(units) and not is_exact(self._exact.program, number):
                 if 2 * len(units) * most_before > _LARGEST:
                     self._units = {}  # boxes of later layers alone are not worth the time
                     break
@@ -69,8 +68,8 @@ class HiddenBounds:
         self.numbers = list(self._units)
         self.row_count = 2 * sum(len(units) for units in self._units.values())
 
-    def tighten(self, leaves_each: int, budget: Budget) -> tuple[SearchQuery, SearchQuery]:
-        """Return `exact` and `fast` over boxes that are tightened by up to `leaves_each` leaves of each row.
+    def tighten(self, leaves_each: int, budget: Budget) -> Problem:
+        """Return the problem over boxes that are tightened by up to `leaves_each` leaves of each row.
 
         If the search ends early, the remaining layers keep the leaves that they have.
         """
@@ -89,7 +88,8 @@ class HiddenBounds:
 
         values = values_of(program, exact.values[0], Context(sound=True), before, after)
         tight = replace(exact, values=values)
-        return tight, tight.in_float32(None if self._fast is exact else self._fast.program)
+        fast = tight.in_float32(None if self._fast is exact else self._fast.program)
+        return replace(self._problem, exact=tight, fast=fast)
 
     def certificate(self) -> dict[str, Tensor]:
         """Return the tensors "hidden/<step>/<name>", for names as in `certificate_tensors`, by the activation's step.
@@ -143,14 +143,14 @@ class HiddenBounds:
         rows = replace(rows, leaves=replace(rows.leaves, lower=lower))
         before = rows
         size, row_bytes = fast.values[number].center.numel(), rows.leaves.of(slice(1)).nbytes
-        largest = self._memory // (2 * len(self.numbers) * len(rows.units) * 2 * row_bytes)
+        largest = self._problem.memory // (2 * len(self.numbers) * len(rows.units) * 2 * row_bytes)
         while not budget.is_exhausted:
             share = 1 if int(_are_unstable(rows).sum()) <= size else _LAG
             to_split = _worst_half(rows, min(leaves_each // share, largest))
             if not to_split.any():
                 break
             parents, candidates = rows.leaves.of(to_split.nonzero()[:, 0]), rows.candidates.of(to_split)
-            cases = split(fast, rows.layout, parents, candidates, self._batch_size)
+            cases = split(fast, rows.layout, parents, candidates, self._problem.batch_size)
             leaves, candidates = self._ascend(fast, rows.layout, cases, STEPS, budget)
             rows = _concatenate_rows(rows.of(~to_split), replace(rows, leaves=leaves, candidates=candidates))
         worse = _row_bounds(rows) < _row_bounds(before)  # an ascent may end below the bound that it began from
@@ -165,7 +165,7 @@ class HiddenBounds:
         def bound(part: slice) -> Ascent:
             return ascend_leaves(fast, layout, leaves.of(part), steps)
 
-        parts = map_parts(bound, slices(len(leaves.row), self._batch_size), leaves.row.device)
+        parts = map_parts(bound, slices(len(leaves.row), self._problem.batch_size), leaves.row.device)
         budget.used += len(leaves.row)
         return concatenate([part.leaves for part in parts]), concatenate([p.candidates for p in parts])
 
@@ -177,7 +177,7 @@ class HiddenBounds:
         def prove(part: slice) -> Tensor:
             return exact.lower(leaves.of(part), rows.layout, sound=True)
 
-        bounds = map_parts(prove, slices(len(leaves.row), self._batch_size), leaves.row.device)
+        bounds = map_parts(prove, slices(len(leaves.row), self._problem.batch_size), leaves.row.device)
         lower.scatter_reduce_(0, leaves.row, torch.cat([*bounds, lower[:0]]), "amin")
         return torch.where(lower.isfinite(), lower, -torch.inf)
 

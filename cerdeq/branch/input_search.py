@@ -19,16 +19,16 @@ from torch import Tensor
 
 from cerdeq.bounds.affine_forms import has_forms, values_by_forms
 from cerdeq.bounds.alpha_crown import ascend
-from cerdeq.bounds.backward import linear_lower_bound
 from cerdeq.bounds.batch_sizes import bytes_per_example, examples_at_once
 from cerdeq.bounds.crown import tighten_boxes
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.query import examples_of
 from cerdeq.bounds.relu_sums import relu_sums
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.attack import PROMISING, find_counterexample
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.branch.cutting_planes import descend_by_planes
 from cerdeq.branch.leaves import SearchQuery, TensorRows, concatenate
+from cerdeq.branch.search import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision, Problem
 from cerdeq.branch.threads import map_parts, slices
 from cerdeq.operators.backward import Backward
 from cerdeq.operators.interval import Interval
@@ -97,14 +97,12 @@ def _free_inputs(query: SearchQuery) -> Tensor:
 
 
 class InputSearch:
-    """The parts of one image's box that are not proved yet: fewer, or smaller ones, after each call of `run`."""
+    """The parts of one image's box that are not proved yet."""
 
-    def __init__(self, proof: SearchQuery, lower: Tensor, points: Tensor, memory: int):
-        """proof, lower, points, memory: as in `Search`, where `proof` is `exact`."""
-        self._proof, self._lower, self._memory = proof, lower, memory
-        self._points = points
-        self._rows = (~(lower > 0)).nonzero()[:, 0]
-        at_once = examples_at_once(proof.program, proof.values[0], len(self._rows), memory)
+    def __init__(self, problem: Problem):
+        self._proof, self._lower, self._points, self._rows = problem.exact, problem.lower, problem.points, problem.rows
+        self._memory, self._certificates, proof = problem.memory, problem.certificates, problem.exact
+        at_once = examples_at_once(proof.program, proof.values[0], len(self._rows), self._memory)
         self._at_once = max(2, min(_MOST_AT_ONCE, at_once))
         low, high = (end.flatten(1) for end in outward_ends(proof.values[0].box))
         self._radius, free = proof.values[0].radius.flatten(), _free_inputs(proof)
@@ -118,13 +116,12 @@ class InputSearch:
         self._has_unprovable = False
         self._splits = [torch.zeros(0, 2, dtype=torch.long, device=low.device)]
 
-    def run(self, budget: Budget, end: float) -> Decision:
-        """Bound and halve parts, those with the worst bounds first.
+    def advance(self, budget: Budget) -> Decision:
+        """Bound and halve parts, those with the worst bounds first, as in `Search`; each is a branch.
 
-        The decision is TIMEOUT if the budget is exhausted, or if as many branches as `end` are used; each is a part. It
-        is UNKNOWN if only parts are left whose smallest value is 0 but for rounding, which no halving would prove.
-
-        First, cutting planes start from the points with the smallest values of the call before, or the first attack.
+        The decision is UNKNOWN if only parts are left whose smallest value is 0 but for rounding, which no halving
+        would prove. First, cutting planes start from the points with the smallest values of the turn before, or the
+        first attack.
         """
         if (point := descend_by_planes(self._proof, self._points, self._free)) is not None:
             return Decision(FALSIFIED, self._lower, point)
@@ -152,11 +149,12 @@ class InputSearch:
             if not len(self._queue.parent_lower) and self._has_unprovable:
                 return Decision(UNKNOWN, self._lower)
             if not len(self._queue.parent_lower):
-                return Decision(CERTIFIED, self._lower.index_copy(0, self._rows, self._row_bounds))
-            if budget.is_exhausted or budget.used >= end:
+                lower = self._lower.index_copy(0, self._rows, self._row_bounds)
+                return Decision(CERTIFIED, lower, certificate=self._certificate() if self._certificates else {})
+            if budget.is_turn_over:
                 return Decision(TIMEOUT, self._lower)
 
-    def certificate(self) -> dict[str, Tensor]:
+    def _certificate(self) -> dict[str, Tensor]:
         """Return SPLITS, int32 [S, 2]: of each split the number of the part and the input, in order.
 
         If slopes are optimised, also PART, int32 [L], the numbers of all other parts, once for each row, and "row",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.float32 import cast_to_float32
 from cerdeq.bounds.query import with_boxes
 from cerdeq.branch.parallel import ParallelUnits, parallel_units

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import in_chunks, linear_lower_bound, pull_back
+from cerdeq.bounds.crown_pass import in_chunks, linear_lower_bound, pull_back
 from cerdeq.bounds.patches import dense
 from cerdeq.boxes import outward_ends
 from cerdeq.branch.leaves import Layout, SearchQuery

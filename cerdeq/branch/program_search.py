@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cerdeq.branch.attack import find_counterexample
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
-from cerdeq.branch.leaves import Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
+from cerdeq.branch.leaf_program import LeafProgram, LeafSolution
+from cerdeq.branch.leaves import Leaves, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.network_rows import network_rows
-from cerdeq.branch.sign_program import LeafSolution, SignProgram
+from cerdeq.branch.search import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision, Problem
 from cerdeq.branch.threads import map_parts
 
 _WORKERS = 4  # each with a program and a queue of its own, whatever the number of threads
@@ -45,7 +45,7 @@ class _Leaf:
 class _Worker:
     """A queue of leaves, of which the last one is next, and the program that solves them."""
 
-    def __init__(self, program: SignProgram):
+    def __init__(self, program: LeafProgram):
         self.program, self.queue = program, list[_Leaf]()
 
     def solve(self, halves: "ProgramSearch", end: float) -> list[_Leaf]:
@@ -62,38 +62,36 @@ class _Worker:
 
 
 class ProgramSearch:
-    """The leaves of one image that are not proved yet: fewer, or smaller ones, after each call of `run`.
+    """The leaves of one image that are not proved yet.
 
     open_share: the share of all rows' inputs in these leaves.
     """
 
-    def __init__(self, exact: SearchQuery, lower: Tensor, memory: int, certificates: bool):
-        """exact, lower, memory, certificates: as in `Search`."""
-        self._exact, self._lower, self._memory = exact, lower, memory
-        rows = (~(lower > 0)).nonzero()[:, 0]
+    def __init__(self, problem: Problem):
+        exact, lower, rows = problem.exact, problem.lower, problem.rows
+        self._exact, self._lower, self._memory = exact, lower, problem.memory
         self._layout, roots = root_leaves(exact, exact, rows)
         self._default = roots.choices[:1]
-        self._proved: list[Leaves] | None = [roots.of(slice(0))] if certificates else None
+        self._proved: list[Leaves] | None = [roots.of(slice(0))] if problem.certificates else None
         self._row_bounds = lower.new_full((len(lower),), torch.inf)
         self.open_share, self._workers = 1.0, list[_Worker]()
         network = network_rows(exact, self._layout)
         self._unprovable = set[int]()  # rows with a leaf that is neither proved nor falsified, and cannot be split
         if network is not None:
-            self._workers = [_Worker(SignProgram(network)) for _ in range(_WORKERS)]
+            self._workers = [_Worker(LeafProgram(network)) for _ in range(_WORKERS)]
             signs = roots.signs[0].cpu().numpy()
             self._workers[0].queue = [_Leaf(row, signs, 1 / len(rows), None) for row in rows.tolist()]
 
-    def run(self, budget: Budget, seconds: float) -> Decision:
-        """Solve, prove and halve leaves. The decision is TIMEOUT after these seconds, or if the budget is exhausted.
+    def advance(self, budget: Budget) -> Decision:
+        """Solve, prove and halve leaves, as in `Search`.
 
-        It is UNKNOWN if the network has no program, or if a leaf with all signs was neither proved nor falsified. The
-        other leaves of its row are not searched then; those of other rows may still falsify the image.
+        The decision is UNKNOWN if the network has no program, or if a leaf with all signs was neither proved nor
+        falsified. The other leaves of its row are not searched then; those of other rows may still falsify the image.
         """
-        began = time.monotonic()
         while any(worker.queue for worker in self._workers):
             self._share_leaves()
             busy = [worker for worker in self._workers if worker.queue]
-            parts = map_parts(lambda worker: worker.solve(self, began + seconds), busy, torch.device("cpu"))
+            parts = map_parts(lambda worker: worker.solve(self, budget.turn_deadline), busy, torch.device("cpu"))
             solved = [leaf for part in parts for leaf in part]
             budget.used += len(solved)
             if (point := self._counterexample(solved)) is not None:
@@ -101,7 +99,7 @@ class ProgramSearch:
             self._prove([leaf for leaf in solved if _is_above_0(leaf)])
             for worker in self._workers:
                 worker.queue = [leaf for leaf in worker.queue if leaf.row not in self._unprovable]
-            if budget.is_exhausted or time.monotonic() - began >= seconds:
+            if budget.is_turn_over:
                 return Decision(TIMEOUT, self._lower)
         if self._unprovable or not self._workers:
             return Decision(UNKNOWN, self._lower)

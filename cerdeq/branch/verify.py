@@ -18,14 +18,14 @@ from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
 from cerdeq.bounds.sparse_layers import with_sparse_layers
 from cerdeq.boxes import Box
-from cerdeq.branch.attack import first_attack, prove_point
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision
+from cerdeq.branch.attack import first_attack
 from cerdeq.branch.input_search import is_bounded_by_forms
-from cerdeq.branch.leaf_search import Search
 from cerdeq.branch.leaves import SearchQuery
+from cerdeq.branch.monotone_search import MonotoneSearch
+from cerdeq.branch.schedule import decide
+from cerdeq.branch.search import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision, Problem
 from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.equilibrium.monotone.network import equilibrium_network
-from cerdeq.equilibrium.monotone.tree_search import decide_rows
 from cerdeq.equilibrium.solver import NotConvergedError
 from cerdeq.errors import UnsupportedOperator, is_out_of_memory
 from cerdeq.operators.interval import Context, Interval, PrecisionError
@@ -167,7 +167,7 @@ def _decide_one(
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
             exact = SearchQuery(program, query.values, spec[0])
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
-                return decide_rows(network, lower, lambda x: prove_point(exact, x), budget, certificates)
+                return MonotoneSearch(network, exact, lower, certificates).advance(budget)
             if by_forms := is_bounded_by_forms(exact):
                 program, float32 = with_sparse_layers(program), float32 and with_sparse_layers(float32)
                 exact = replace(exact, program=program)
@@ -181,8 +181,8 @@ def _decide_one(
                 query = tighten(query, program)  # in float64, also for the search: float32's are wider
                 lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
                 exact = replace(exact, values=query.values)
-            search = Search(exact, exact.in_float32(float32), lower, points, budget, memory, certificates)
-            return replace(search.decide(), closest=closest)
+            problem = Problem(exact, exact.in_float32(float32), lower, points, memory, certificates)
+            return replace(decide(problem, budget), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)
     except NotConvergedError:

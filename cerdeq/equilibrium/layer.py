@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction
-from cerdeq.equilibrium.implicit import with_implicit_gradient
+from cerdeq.equilibrium.gradients import with_implicit_gradient
 from cerdeq.equilibrium.methods import ADJOINTS, IMPLICIT, PICARD, Implicit, PeacemanRachford, Picard, Solver, Unrolled
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
 from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient

@@ -15,11 +15,11 @@ from cerdeq.equilibrium.certificate import (
     reachable_preactivation,
     verified_box,
 )
-from cerdeq.equilibrium.implicit import box_with_implicit_gradient
+from cerdeq.equilibrium.gradients import box_with_implicit_gradient
 from cerdeq.equilibrium.layer import FixedPoint
 from cerdeq.equilibrium.monotone.box import cut_by_images, equilibrium_boxes
 from cerdeq.equilibrium.monotone.network import equilibrium_network
-from cerdeq.equilibrium.monotone.tree_search import row_bounds
+from cerdeq.equilibrium.monotone.tightening import row_bounds
 from cerdeq.equilibrium.recurrence import apply_lifted, apply_weight, dense_weight, per_example
 from cerdeq.operators.backward import Backward, Pulled, dot, magnitude, rounded_constant, rounding_costs
 from cerdeq.operators.interval import Context, Interval

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from harness.checker import folders, verdict_tables
-from harness.checker.images import (
+from harness.checker.proofs.certificates import read_tensors, split_by_example
+from harness.checker.verdict import (
     Checker,
     check_contraction,
     load_checked_network,
 )
-from harness.checker.proofs.certificates import read_tensors, split_by_example
 from harness.common import names
 from harness.config.plugins import load_for
 from harness.data import Data, Split, fingerprint, load

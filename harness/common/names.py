@@ -65,7 +65,7 @@ IBP, CROWN_IBP, CROWN, ALPHA_CROWN, BAB = "ibp", "crown-ibp", "crown", "alpha-cr
 class Verdict(StrEnum):
     """The values of the column VERDICT; each image has one, made by the stage that decides, as `cerdeq.verify` says it.
 
-    MISCLASSIFIED and FAILED are of evaluations alone.
+    MISCLASSIFIED and FAILED are of evaluations alone. The others are written again, since cerdeq loads torch.
     """
 
     MISCLASSIFIED = "misclassified"

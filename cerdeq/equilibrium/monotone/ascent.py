@@ -127,7 +127,10 @@ def _in_float32(leaves: Leaf) -> Leaf:
 
 
 def _adam(moments: list[Tensor], gradient: Tensor, step: int) -> Tensor:
-    """Return Adam's direction, and update its two averages in place."""
+    """Return Adam's direction, and update its two averages in place.
+
+    It is not alpha-CROWN's, which rounds averages in another way: that moves the results here in their third digit.
+    """
     mean, square = moments
     mean.mul_(_MEAN).add_(gradient, alpha=1 - _MEAN)
     square.mul_(_SQUARE).addcmul_(gradient, gradient, value=1 - _SQUARE)

@@ -1,4 +1,8 @@
-"""First attack on an equilibrium network: signed steps along implicit gradients, many starts at once."""
+"""First attack on an equilibrium network: signed steps along implicit gradients, many starts at once.
+
+It is not `first_attack` of other networks, whose gradients run through the module: W is no contraction, so only the
+splitting converges, and here it stops at a coarse tolerance.
+"""
 
 import torch
 from torch import Tensor

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerdeq.bounds.backward import Functional, pull_back
+from cerdeq.bounds.crown_pass import Functional, pull_back
 from cerdeq.bounds.patches import dense
 from cerdeq.boxes import Box, outward_ends, smaller_box
 from cerdeq.equilibrium.layer import FixedPoint

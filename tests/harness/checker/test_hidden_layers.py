@@ -10,9 +10,9 @@ from torch import nn
 
 from cerdeq import Box, margin_spec, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.budget_and_decision import Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
 from cerdeq.branch.leaves import SearchQuery
+from cerdeq.branch.search import TIMEOUT, Budget, Decision, Problem
 from harness.checker.bounds import boxes
 from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import interval_region, tight_region
@@ -45,10 +45,10 @@ def hidden_bounds(model, x, leaves_each):
     """Return cerdeq's values over tightened boxes, and the tensors of the certificate."""
     box = Interval(x, torch.full_like(x, RADIUS))
     program = trace(model, linear=True)
-    problem = SearchQuery(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
-    hidden = HiddenBounds(problem, problem, 64, 2**28)
+    query = SearchQuery(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
+    hidden = HiddenBounds(Problem(query, query, torch.full((3,), -torch.inf).double(), x, memory=2**28))
     for count in (1, leaves_each):
-        tight, _ = hidden.tighten(count, Budget())
+        tight = hidden.tighten(count, Budget()).exact
     return tight.values, {name: tensor.numpy() for name, tensor in hidden.certificate().items()}
 
 
@@ -92,8 +92,9 @@ def proved():
         spec = margin_spec(torch.tensor([1]), 3).double()
         model[-1].bias[1] += 0.05 * float(model(points).std()) - (model(points) @ spec[0].T).amin()
         region = Box(x, torch.full_like(x, RADIUS))
-        at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden layers
-        stopped = patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last)
+        at_once = patch.multiple("cerdeq.branch.schedule", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden layers
+        timeout = Decision(TIMEOUT, torch.full((2,), -torch.inf).double())
+        stopped = patch("cerdeq.branch.schedule._ProgramTurns.run", return_value=timeout)
         with at_once, stopped:
             result = verify(model, region, spec, seconds=60, certificates=True)
         tensors = {name: tensor.numpy() for name, tensor in result.certificates[0].items()}

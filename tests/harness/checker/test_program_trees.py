@@ -9,8 +9,8 @@ from searches import checked, searched
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.branch import leaf_search
-from cerdeq.branch.budget_and_decision import TIMEOUT, Decision
+from cerdeq.branch.leaf_search import LeafSearch
+from cerdeq.branch.search import TIMEOUT, Decision
 from cerdeq.equilibrium import FixedPoint
 from harness.bench.verifier import edge_case, exact_minimum
 from harness.checker.proofs.example import CERTIFICATE
@@ -93,7 +93,7 @@ def check_small_networks(numbers):
         model[-1].weight.data, model[-1].bias.data = torch.tensor([[1.0], [0.0]]).double(), torch.zeros(2).double()
         model.eval()
         with (
-            patch.object(leaf_search._LeafSearch, "run", lambda search, end: Decision(TIMEOUT, search._search.lower)),
+            patch.object(LeafSearch, "advance", lambda search, budget: Decision(TIMEOUT, search._problem.lower)),
             patch("cerdeq.branch.verify.first_attack", lambda exact, fast, rows: (exact.values[0].center, False)),
         ):
             result, is_confirmed = decide(model, case.region, seconds=60)

@@ -16,8 +16,9 @@ from values import Values
 
 from cerdeq import Box, verify
 from cerdeq.bounds import alpha_crown, methods
-from cerdeq.branch import attack, hidden_boxes, leaf_search
+from cerdeq.branch import attack, hidden_boxes, leaf_search, schedule
 from cerdeq.branch.ascent import Steps
+from cerdeq.branch.search import TIMEOUT, Decision
 from cerdeq.equilibrium import fold
 from harness.common import names
 from harness.data import load
@@ -112,9 +113,9 @@ def test_boxes_of_hidden_units_are_tightened_on_the_device(monkeypatch):
         return tightened[-1]
 
     monkeypatch.setattr(hidden_boxes.HiddenBounds, "_grow", grow)
-    monkeypatch.setattr(leaf_search, "_FIRST_TURN", 1e-3)  # hidden layers at once
-    monkeypatch.setattr(leaf_search, "_FEWEST_LEAVES", 1)
-    monkeypatch.setattr(leaf_search._Programs, "run", lambda programs, seconds: programs._last)
+    monkeypatch.setattr(schedule, "_FIRST_TURN", 1e-3)  # hidden layers at once
+    monkeypatch.setattr(schedule, "_FEWEST_LEAVES", 1)
+    monkeypatch.setattr(schedule._ProgramTurns, "run", lambda turns, problem, *_: Decision(TIMEOUT, problem.lower))
     monkeypatch.setattr(attack, "_DESCENDING", 1)
     monkeypatch.setattr(hidden_boxes, "ROOT_STEPS", Steps(1))
     monkeypatch.setattr(leaf_search, "_ROOT_STEPS", Steps(1))

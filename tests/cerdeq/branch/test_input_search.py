@@ -2,29 +2,28 @@
 
 import pytest
 import torch
+from edges import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of, query_of
 from gaps import solved
 from graphs import deep
 from oracles import points_of
-from test_verify import NEAREST, ONE, cases_of, graph_case, near_the_edge, problem_of
 from torch import nn
 
 from cerdeq import Box
-from cerdeq.branch.budget_and_decision import CERTIFIED, FALSIFIED, TIMEOUT, Budget
 from cerdeq.branch.input_search import SPLITS, InputSearch, is_searched_by_parts
+from cerdeq.branch.search import CERTIFIED, FALSIFIED, TIMEOUT, Budget
 
 SLOW = pytest.mark.slow  # other searches decide the same network in test_verify.py
-UNPROVED = torch.full((1,), -torch.inf, dtype=torch.float64)
 
 
 def search_of(model, region, spec=ONE):
-    return InputSearch(problem_of(model, region, spec[0]), UNPROVED, region.center, 2**28)
+    return InputSearch(problem_of(query_of(model, region, spec[0]), certificates=True))
 
 
 @torch.no_grad()
 def check_decided(graph, region, spec, minimum):
     """Check that the search alone decides cases near the edge, and that its bounds and points are right."""
     for value, shifted, _ in near_the_edge(graph, region, spec, minimum, NEAREST):
-        decision = search_of(shifted, region, spec).run(Budget(), torch.inf)
+        decision = search_of(shifted, region, spec).advance(Budget())
         assert decision.status == (CERTIFIED if value > 0 else FALSIFIED), (value, decision)
         if value > 0:
             assert 0 < decision.lower.item() <= value + 1e-12
@@ -64,7 +63,7 @@ def recorded_run(search, budget):
 
     search._bound = record
     with torch.no_grad():
-        return search.run(budget, torch.inf), parts
+        return search.advance(budget), parts
 
 
 @torch.no_grad()
@@ -91,7 +90,7 @@ def test_bounds_hold_at_points_of_parts_and_parts_cover_the_box(seed):
         points[:8] = torch.where(torch.cartesian_prod(*[torch.tensor([True, False])] * 3), low, high)
         assert (model(points)[:, 0] >= lower).all()
     assert (parts[0][0] <= region.lower).all() and (parts[0][1] >= region.upper).all()
-    for split, (number, halved) in enumerate(search.certificate()[SPLITS].tolist()):
+    for split, (number, halved) in enumerate(decision.certificate[SPLITS].tolist()):
         (low, high, _), (below, above) = parts[number], (parts[2 * split + 1], parts[2 * split + 2])
         others = torch.arange(3) != halved
         for half in (below, above):
@@ -104,8 +103,8 @@ def test_bounds_hold_at_points_of_parts_and_parts_cover_the_box(seed):
 def test_a_part_is_proved_if_all_of_its_rows_are():
     model, region, _ = case_with_many_parts(1)
     model[-1].bias[1] += 100  # the second row is proved at once
-    search = InputSearch(problem_of(model, region, torch.eye(2).double()), UNPROVED.repeat(2), region.center, 2**28)
-    decision = search.run(Budget(10**5), torch.inf)
+    search = InputSearch(problem_of(query_of(model, region, torch.eye(2).double())))
+    decision = search.advance(Budget(10**5))
     assert decision.status == CERTIFIED and (decision.lower > 0).all()
 
 
@@ -113,10 +112,10 @@ def test_a_part_is_proved_if_all_of_its_rows_are():
 def test_a_limit_ends_the_search_which_goes_on_where_it_was():
     case, budget, other = case_with_many_parts(0), Budget(10**6), Budget(10**6)
     search, at_once = search_of(*case), search_of(*case)
-    assert search.run(budget, 10).status == TIMEOUT and 10 <= budget.used < 30
-    decision = search.run(budget, torch.inf)
-    assert at_once.run(other, torch.inf).status == decision.status == CERTIFIED and other.used == budget.used
-    assert torch.equal(search.certificate()[SPLITS], at_once.certificate()[SPLITS])
+    assert search.advance(budget.turn(10)).status == TIMEOUT and 10 <= budget.used < 30
+    decision, expected = search.advance(budget.turn()), at_once.advance(other)
+    assert decision.status == expected.status == CERTIFIED and other.used == budget.used
+    assert torch.equal(decision.certificate[SPLITS], expected.certificate[SPLITS])
 
 
 def test_it_is_used_for_few_inputs_that_are_not_fixed():
@@ -125,7 +124,7 @@ def test_it_is_used_for_few_inputs_that_are_not_fixed():
     few[:, :3] = 1  # the others are fixed at numbers that float64 rounds
     for radius, expected in ((few, True), (many, False)):
         region = Box(torch.full((1, 12), 0.1, dtype=torch.float64), radius)
-        assert is_searched_by_parts(problem_of(model, region, ONE[0])) == expected
+        assert is_searched_by_parts(query_of(model, region, ONE[0])) == expected
 
 
 @pytest.mark.parametrize("center", [1e16, 1e-150])

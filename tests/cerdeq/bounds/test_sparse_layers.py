@@ -8,7 +8,7 @@ from oracles import Exact, encloses, exact_value, fractions
 from torch import nn
 
 from cerdeq.bounds import Context, Interval, sparse_layers, trace, values_of
-from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.sparse_layers import sparse_linear, with_sparse_layers
 from cerdeq.operators.backward import Backward
 from cerdeq.precision import counted_rounding

@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 import torch
+from edges import graph_case, near_the_edge
 from graphs import network, optima
 from oracles import exact_value, fractions, lost, points_of, random_box
-from test_verify import graph_case, near_the_edge
 from torch import nn
 
 from cerdeq import Box, verify

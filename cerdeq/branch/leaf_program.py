@@ -30,7 +30,7 @@ class LeafSolution:
         return self.value == np.inf
 
 
-class SignProgram:
+class LeafProgram:
     """The linear programs of the leaves of a network, each solved from the one before."""
 
     def __init__(self, network: Network):

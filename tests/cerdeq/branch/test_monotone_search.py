@@ -222,7 +222,7 @@ def test_a_linear_program_that_ran_out_of_time_is_a_timeout(monkeypatch):
         calls.append(args)
         time.sleep(max(seconds_left(), 0))
 
-    monkeypatch.setattr("cerdeq.equilibrium.monotone.tree_search.minimise", stopped)
+    monkeypatch.setattr("cerdeq.branch.monotone_search.minimise", stopped)
     for query in queries_with_minimum(1e-6, units=4):
         result = verify(*query, seconds=2)
         if calls:

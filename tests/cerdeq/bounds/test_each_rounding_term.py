@@ -14,7 +14,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.bounds import BOUNDS, Backward, Context, Interval, trace, values_of
-from cerdeq.bounds.backward import joint_lower_bound
+from cerdeq.bounds.crown_pass import joint_lower_bound
 from cerdeq.bounds.float32 import float32_box_around
 from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.patches import Patches, add_coefficients, dense, one_hot, rounding

@@ -11,13 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerdeq.branch.leaves import Layout, Leaves, SearchQuery
+from cerdeq.branch.ascent import Ascent
+from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, concatenate
+from cerdeq.branch.search import Problem
 from cerdeq.linear_program import minimise
 
 _LARGEST = 10**7  # numbers in a program
 
 
-def solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int) -> tuple[Leaves, Tensor] | None:
+def solve_unsplittable(problem: Problem, layout: Layout, ascent: Ascent) -> Ascent:
+    """Solve exactly the leaves whose bound is not above 0 and that have nothing left to split; return all leaves."""
+    is_unsplittable = (ascent.candidates.units[:, 0] < 0) & ~(ascent.leaves.lower > 0)
+    parts, points, values = [], ascent.points.clone(), ascent.values.clone()
+    for number, has_no_split in enumerate(is_unsplittable.tolist()):
+        leaf = ascent.leaves.of(slice(number, number + 1))
+        solution = _solve_leaf(problem.exact, layout, leaf, problem.batch_size) if has_no_split else None
+        if solution is not None:
+            leaf, points[number] = solution[0], solution[1][0].to(points)
+            values[number] = problem.fast.at(points[number : number + 1])[0][0]
+        parts.append(leaf)
+    return replace(ascent, leaves=concatenate(parts), points=points, values=values)
+
+
+def _solve_leaf(query: SearchQuery, layout: Layout, leaf: Leaves, batch_size: int) -> tuple[Leaves, Tensor] | None:
     """Return the leaf [1] with its best multipliers, and the input [1, ...] that minimises it; nothing is proved.
 
     If the leaf is empty, the input is the one that violates its signs least. None if the program is too large or was

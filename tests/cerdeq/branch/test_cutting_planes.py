@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from edges import query_of
 from oracles import fractions
-from test_verify import problem_of
 from torch import nn
 
 from cerdeq import Box, verify
@@ -45,7 +45,7 @@ def valley(seed, minimum, edge=0.9):
 @torch.no_grad()
 def test_narrow_counterexamples_that_gradient_steps_miss_are_found(seed):
     network, region, value = valley(seed, -DEPTH)
-    problem = problem_of(network, region, torch.ones(1, 1).double())
+    problem = query_of(network, region, torch.ones(1, 1).double())
     points, is_falsified = first_attack(problem, problem, torch.tensor([0]))
     assert not is_falsified and min(map(value, points)) > 0
     point = descend_by_planes(problem, points, torch.arange(3))
@@ -59,7 +59,7 @@ def test_narrow_counterexamples_that_gradient_steps_miss_are_found(seed):
 @torch.no_grad()
 def test_nothing_is_found_where_no_value_is_negative(seed, minimum):
     network, region, _ = valley(seed, minimum)
-    problem = problem_of(network, region, torch.ones(1, 1).double())
+    problem = query_of(network, region, torch.ones(1, 1).double())
     starts = region.center + region.radius * (2 * torch.rand(8, 3) - 1)
     assert descend_by_planes(problem, starts, torch.arange(3)) is None
 
@@ -70,7 +70,7 @@ def test_nothing_is_found_where_no_value_is_negative(seed, minimum):
 def test_points_lie_in_the_box_and_other_inputs_stay(seed, edge):
     network, region, _ = valley(seed, -DEPTH, edge)
     network[2].bias -= 4 * network[0].weight[:3, 0].abs().sum() * (edge == 3)  # negative in the box, too
-    problem = problem_of(network, region, torch.ones(1, 1).double())
+    problem = query_of(network, region, torch.ones(1, 1).double())
     results, corners = [], torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3)
     for start in region.center + region.radius * corners:
         for inputs in ([0, 1, 2], [0, 2]):

@@ -8,41 +8,22 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from edges import FRACTIONS, NEAREST, ONE, cases_of, graph_case, near_the_edge, query_of
 from equilibria import RHOS, exact_outputs, folded_network
-from gaps import EPS, problems, solved
-from graphs import deep, evaluated, network, optima
-from milp import Graph, Node
+from gaps import problems, solved
+from graphs import deep
 from oracles import points_of, random_box
 from torch import nn
 
-from cerdeq import Box, LinfBall, bound, margin_spec, verify
-from cerdeq.bounds import Context, Interval, trace, values_of
-from cerdeq.branch.leaves import Leaves, SearchQuery, root_leaves
+from cerdeq import Box, LinfBall, margin_spec, verify
+from cerdeq.branch.leaves import Leaves, root_leaves
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
-FRACTIONS = (-0.5, -0.02, 0.02, 0.5)  # of alpha-CROWN's gap: how far the least value is moved from 0
-NEAREST = (-0.02, 0.02)
 EXPLICIT = [
     "deep", "convolution padded", "residual", "dense", "shared", "broadcast", "leaky 0.1", "leaky 1.5", "leaky -0.5",
     "moved", "absolute", "parts",
 ]  # fmt: skip
-ONE = torch.ones(1, 1, 1, dtype=torch.float64)
-
-
-def shift_outputs(graph, shift):
-    """The graph with a number taken from its outputs."""
-    return Graph([*graph.nodes, Node(lambda y: y - shift, (len(graph.nodes),))]).double().eval()
-
-
-def near_the_edge(graph, region, spec, minimum, fractions=FRACTIONS):
-    """Yield (the least value of spec . graph, the graph moved so that it is that, whether alpha-CROWN certifies it)."""
-    gap = float(minimum - bound(graph, region, "alpha-crown", spec)[0])
-    gap = gap if gap > 1e-6 else 1e-3 * (1 + abs(float(minimum)))
-    assert float(spec.sum()) != 0, "moving all outputs moves the row"
-    for fraction in fractions:
-        shifted = shift_outputs(graph, (float(minimum) - fraction * gap) / float(spec.sum()))
-        yield fraction * gap, shifted, bool(bound(shifted, region, "alpha-crown", spec)[0] > 0)
 
 
 def check_decided(graph, region, spec, minimum, fractions=FRACTIONS):
@@ -57,22 +38,6 @@ def check_decided(graph, region, spec, minimum, fractions=FRACTIONS):
             assert (point >= region.center - region.radius).all() and (point <= region.center + region.radius).all()
         cheap, total = cheap + easy, total + 1
     return cheap, total
-
-
-def cases_of(problem):
-    for number in range(len(EPS)):
-        one = slice(number, number + 1)
-        yield problem.network, Box(problem.regions.center[one], problem.regions.radius[one]), problem.minimum[number]
-
-
-def graph_case(name, seed):
-    graph, shape = network(name, seed)
-    region = random_box(1, *shape, scale=0.7)
-    with torch.no_grad():
-        outputs = graph(region.center.clone()).flatten(1).shape[1]
-    spec = torch.randn(1, 1, outputs, dtype=torch.float64)
-    _, _, points = optima(graph, region, spec)
-    return graph, region, spec, evaluated(graph, spec, points, shape).amin()  # a value of the network
 
 
 @pytest.mark.parametrize("name", ["deep", "convolution padded", "dense", "absolute", "parts"])
@@ -99,12 +64,6 @@ def test_hundreds_of_cases_are_decided(kind):
     assert total >= 250 and cheap < 0.5 * total, (cheap, total)
 
 
-def problem_of(model, region, spec):
-    program = trace(model, linear=True)
-    box = Interval(region.center.double(), region.radius.double())
-    return SearchQuery(program, values_of(program, box, Context(sound=True)), spec)
-
-
 def random_leaves(layout, root, count):
     """Leaves of random signs with random choices, multipliers of all sizes among them."""
     signs = torch.randint(-1, 2, (count, root.signs.shape[1]), dtype=torch.int8)
@@ -123,7 +82,7 @@ def units_at(problem, layout, points):
 
 def check_leaves(model, region, spec, exact, count=60):
     """Every leaf's bound is below the values at all points that lie in the leaf; some leaves must have points."""
-    problem = problem_of(model, region, spec)
+    problem = query_of(model, region, spec)
     layout, root = root_leaves(problem, problem, torch.arange(len(spec)))
     points = points_of(region, 4000)[:, 0]
     with torch.no_grad():
@@ -203,7 +162,7 @@ def test_memory_ends_the_search_and_says_so():
     model, region, spec = hard()
     with patch("cerdeq.branch.verify.default_memory", lambda device: 1000):
         assert "out of memory" in verify(model, Box(region.center[:1], region.radius[:1]), spec[:1]).status
-    with patch("cerdeq.branch.verify.Search.decide", side_effect=torch.OutOfMemoryError):
+    with patch("cerdeq.branch.verify.decide", side_effect=torch.OutOfMemoryError):
         assert "out of memory" in verify(model, region, spec).status
 
 
@@ -256,7 +215,7 @@ def test_a_certificate_keeps_what_was_proved():
         if not tensors:
             continue
         one = slice(example, example + 1)
-        problem = problem_of(model, Box(region.center[one], region.radius[one]), spec[example])
+        problem = query_of(model, Box(region.center[one], region.radius[one]), spec[example])
         layout, _ = root_leaves(problem, problem, torch.arange(len(spec[example])))
         assert set(tensors["row"].tolist()) <= set(range(spec.shape[1]))
         for columns in layout.units:

@@ -8,26 +8,27 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from edges import NEAREST, graph_case, near_the_edge, problem_of, query_of
 from equilibria import folded_network
 from graphs import network
 from milp import Encoding, Graph
 from oracles import random_box
-from test_verify import NEAREST, graph_case, near_the_edge, problem_of
 from torch import nn
 
 from cerdeq import Box, verify
 from cerdeq.bounds import Context, Interval, trace, values_of
 from cerdeq.bounds.alpha_crown import optimise_slopes
-from cerdeq.bounds.backward import linear_lower_bound
+from cerdeq.bounds.crown_pass import linear_lower_bound
 from cerdeq.bounds.float32 import cast_to_float32, in_float32
 from cerdeq.branch import attack
 from cerdeq.branch.ascent import Steps, ascend_leaves
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.budget_and_decision import FALSIFIED, UNKNOWN, Budget
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.leaf_search import _FEWEST_LEAVES, _ROOT_STEPS, Search, _LeafSearch
+from cerdeq.branch.leaf_search import _ROOT_STEPS, LeafSearch
 from cerdeq.branch.leaves import SearchQuery, root_leaves
 from cerdeq.branch.program_search import ProgramSearch
+from cerdeq.branch.schedule import _FEWEST_LEAVES
+from cerdeq.branch.search import FALSIFIED, TIMEOUT, UNKNOWN, Budget, Decision
 from cerdeq.equilibrium import Equilibrium, fold
 from cerdeq.operators.backward import Backward
 
@@ -44,7 +45,7 @@ def tent():
 
 def test_a_dent_between_the_corners_is_found():
     network, region = tent()
-    problem = problem_of(network, region, torch.ones(1, 1).double())
+    problem = query_of(network, region, torch.ones(1, 1).double())
     with torch.no_grad():
         point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
         assert is_falsified and abs(float(point) - 0.3) < 0.025 and network(point) < 0
@@ -56,7 +57,7 @@ def test_a_dent_between_the_corners_is_found():
 def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
     graph, region, spec, minimum = graph_case(name, 0)
     for value, shifted, _ in near_the_edge(graph, region, spec, minimum, NEAREST):
-        problem = problem_of(shifted, region, spec[0])
+        problem = query_of(shifted, region, spec[0])
         with torch.no_grad():
             point, is_falsified = first_attack(problem, problem, torch.tensor([0]))
         assert not (is_falsified and value > 0)
@@ -86,11 +87,11 @@ def exact_ends(graph, region, number):
 def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
     graph, shape = network("deep", seed)
     graph, region = graph.double().eval(), random_box(1, *shape, scale=0.7)
-    problem = problem_of(graph, region, torch.eye(2, dtype=torch.float64))
-    hidden = HiddenBounds(problem, problem, 16, 2**28)
+    problem = query_of(graph, region, torch.eye(2, dtype=torch.float64))
+    hidden = HiddenBounds(problem_of(problem))
     gaps = {}
     for leaves in (1, 64):
-        tight, _ = hidden.tighten(leaves, Budget())
+        tight = hidden.tighten(leaves, Budget()).exact
         for number in hidden.numbers:
             low, high = exact_ends(graph, region, number)
             box = tight.values[number].box
@@ -107,11 +108,12 @@ def test_hidden_boxes_contain_the_exact_ones_and_approach_them(seed):
 def test_a_search_in_float32_proves_boxes_in_float64():
     graph, shape = network("deep", 0)
     graph, region = graph.float().double().eval(), random_box(1, *shape, scale=0.7)
-    problem = problem_of(graph, region, torch.eye(2, dtype=torch.float64))
+    problem = query_of(graph, region, torch.eye(2, dtype=torch.float64))
     program = trace(network("deep", 0)[0].float().eval(), linear=True)
     fast = SearchQuery(program, cast_to_float32(program, problem.values), problem.spec.float())
-    hidden = HiddenBounds(problem, fast, 16, 2**28)
-    exact, fast = hidden.tighten(8, Budget())
+    hidden = HiddenBounds(problem_of(problem, fast))
+    tight = hidden.tighten(8, Budget())
+    exact, fast = tight.exact, tight.fast
     for number in hidden.numbers:
         low, high = exact_ends(graph, region, number)
         box = exact.values[number].box
@@ -122,9 +124,9 @@ def test_a_search_in_float32_proves_boxes_in_float64():
 @torch.no_grad()
 def test_a_search_that_ends_early_leaves_boxes_as_they_are():
     graph, shape = network("deep", 0)
-    problem = problem_of(graph.double().eval(), random_box(1, *shape, scale=0.7), torch.eye(2, dtype=torch.float64))
-    hidden = HiddenBounds(problem, problem, 16, 2**28)
-    tight, _ = hidden.tighten(8, Budget(0))
+    problem = query_of(graph.double().eval(), random_box(1, *shape, scale=0.7), torch.eye(2, dtype=torch.float64))
+    hidden = HiddenBounds(problem_of(problem))
+    tight = hidden.tighten(8, Budget(0)).exact
     assert not hidden.certificate()
     for number in hidden.numbers:
         assert torch.equal(tight.values[number].center, problem.values[number].center)
@@ -138,8 +140,9 @@ def test_verdicts_over_hidden_boxes_are_right(offset):
     minimum, _ = Encoding(graph, region.lower[0], region.upper[0]).minimum(spec[0, 0].numpy())
     with torch.no_grad():
         graph.nodes[-1].apply.bias += (offset - minimum) / 2
-    at_once = patch.multiple("cerdeq.branch.leaf_search", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden boxes
-    with at_once, patch("cerdeq.branch.leaf_search._Programs.run", lambda programs, seconds: programs._last):
+    at_once = patch.multiple("cerdeq.branch.schedule", _FIRST_TURN=1e-3, _FEWEST_LEAVES=1)  # hidden boxes
+    timeout = Decision(TIMEOUT, torch.full((1,), -torch.inf).double())
+    with at_once, patch("cerdeq.branch.schedule._ProgramTurns.run", return_value=timeout):
         result = verify(graph, region, spec, seconds=60)
     assert result.status == ["certified" if offset > 0 else "falsified"]
     assert float(result.lower) <= offset + 1e-7
@@ -182,9 +185,7 @@ def test_threads_change_no_number(kind):
     _, root = root_leaves(problem, problem, torch.arange(3))
     leaves = root.of(torch.arange(90) % 3)
     signs = torch.randint(-1, 2, leaves.signs.shape, dtype=torch.int8)
-    search = _LeafSearch(
-        Search(problem, problem, torch.full_like(root.lower, -1), problem.values[0].center, Budget(), 2**30)
-    )
+    search = LeafSearch(problem_of(problem, memory=2**30))
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
@@ -206,8 +207,8 @@ def test_programs_are_made_of_a_network_with_a_layer_whose_units_are_all_inactiv
     model[2].bias -= 100
     model[4].bias.fill_(-1.0)
     region = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
-    problem = problem_of(model, region, torch.ones(1, 1).double())
-    decision = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False).run(Budget(100), 10.0)
+    problem = query_of(model, region, torch.ones(1, 1).double())
+    decision = ProgramSearch(problem_of(problem)).advance(Budget(100))
     assert decision.status == FALSIFIED and model(decision.point) == -1
 
 
@@ -222,7 +223,7 @@ def test_limited_branches_do_not_depend_on_the_clock():
     results = set()
     for rate in (0.01, 100.0):
         clock = SimpleNamespace(monotonic=lambda rate=rate: rate * time.monotonic())
-        with patch("cerdeq.branch.leaf_search.time", clock):
+        with patch("cerdeq.branch.schedule.time", clock):
             result = verify(model, Box(center, center + 0.4), torch.ones(1, 1, 1).double(), None, 2000)
         results.add((result.status[0], int(result.branches[0])))
     (one,) = results
@@ -238,7 +239,7 @@ def test_programs_end_at_a_leaf_that_they_cannot_prove():
     last.weight.fill_(1.0)
     model = nn.Sequential(first, nn.ReLU(), last).double().eval().requires_grad_(False)
     region = Box(torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64))
-    problem, budget = problem_of(model, region, torch.ones(1, 1).double()), Budget()
-    programs = ProgramSearch(problem, torch.full((1,), -torch.inf).double(), 2**28, False)
-    assert programs.run(budget, 60.0).status == UNKNOWN
+    problem, budget = query_of(model, region, torch.ones(1, 1).double()), Budget()
+    programs = ProgramSearch(problem_of(problem))
+    assert programs.advance(budget).status == UNKNOWN
     assert budget.used <= 64 and programs.open_share > 0.5
