@@ -55,6 +55,10 @@ class Batch:
         """The spec of the labels' margins, [B, K - 1, K]."""
         return unchecked_margin_spec(self.labels, self.classes).to(self.x)
 
+    def margins_of(self, logits: Tensor) -> Tensor:
+        """Return the labels' margins [B, K - 1] of logits [B, K]."""
+        return (self.spec * logits[:, None]).sum(2)  # no product that autocast would round
+
     @property
     def adversarial(self) -> Tensor:
         """The adversarial examples. Raises ValueError if there are none."""
@@ -125,8 +129,7 @@ def bound_box(
 
 def losses_without_bounds(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
     """Return the losses of a method that computes no bounds. logits: [B, K], of the clean images."""
-    clean = (batch.spec * logits[:, None]).sum(2)  # no product that autocast would round
-    return Losses(robust, clean, None, torch.zeros_like(batch.x), {})
+    return Losses(robust, batch.margins_of(logits), None, torch.zeros_like(batch.x), {})
 
 
 def cross_entropy(margins: Tensor) -> Tensor:
