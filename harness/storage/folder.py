@@ -131,12 +131,17 @@ class Failure(Model):
 
 
 class Chosen(Model):
-    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more."""
+    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
+
+    front: of a search for two errors, the row that was searched. network: that row's network. Empty of other searches.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     text: str
     search: str
+    front: str = ""
+    network: str = ""
 
 
 def make_record(config: Training, fingerprint: str) -> TrainingRecord:
@@ -353,10 +358,12 @@ def last_write(evaluation_dir: Path) -> float | None:
 def network_folders(sweep_dir: Path) -> list[Path]:
     """Return all networks' folders of a sweep, by name; a folder without training.json is none.
 
-    Raises InputError for a directory of an older version.
+    A teacher that no study has and nothing evaluates is left out. Raises InputError for a directory of an older
+    version.
     """
     refuse_older(sweep_dir)
-    return sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+    found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+    return [path for path in found if (path / STUDY).exists() or (path / EVALUATIONS).exists()]
 
 
 def refuse_older(sweep_dir: Path) -> None:

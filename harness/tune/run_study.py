@@ -26,6 +26,7 @@ from harness.tune.items import LEFT, FailedFast, Item, Queue, Worker, run_items
 from harness.tune.machines import RayOptions
 from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
 from harness.tune.progress import Progress
+from harness.tune.teachers import with_teachers
 
 _ERRORS = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
 Log = Callable[[Path, bool], None]
@@ -99,6 +100,7 @@ def run_study(
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
     items = [Item.of(path, plan.records[path].config, largest_first(each)) for path, each in asked.items()]
     try:
+        items = with_teachers(items, plan.study.checkpoints, options.retry_failed)
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
     except InputError:  # Ray cannot start
         remove_not_begun(plan.sweep_dir, [])
@@ -220,6 +222,9 @@ class StudyListener(Progress):
 
     def _end_network(self, item: Item, error: str | None, left: list[range]) -> None:
         """Show its evaluations up to the first without a result; queue its ranges or, if it failed, the next."""
+        if not item.evaluations:
+            self._end_teacher(item, error)
+            return
         ended, further = list[EvaluationState](), list[Item]()
         for number, path in enumerate(evaluation_dirs(item)):
             if left and read_state(path).state is not State.FINISHED:
@@ -240,6 +245,12 @@ class StudyListener(Progress):
         for state in ended:
             self._show(item, state)
         if self.fail_fast and any(state.result is None for state in ended):
+            raise FailedFast
+
+    def _end_teacher(self, item: Item, error: str | None) -> None:
+        self.end(item)
+        show_teacher(self, item, error)
+        if error is not None and self.fail_fast:
             raise FailedFast
 
     def summary(self) -> str:
@@ -271,6 +282,16 @@ class StudyListener(Progress):
             if (item.directory, warning) not in self.warned:
                 self.warned.add((item.directory, warning))
                 self.warn(item, warning)
+
+
+def show_teacher(progress: Progress, item: Item, error: str | None) -> None:
+    """Print what came of a teacher, after writing why it failed if its worker could not."""
+    if error is None:
+        progress.print_outcome("done", "green", item, f"trained ({progress.summary()})")
+        return
+    if folder.read_failure(item.directory) is None:
+        folder.write_failure(item.directory, error)
+    progress.print_outcome("failed", "red", item, error)
 
 
 def _range_of(network: Item, images: range) -> Item:

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from image_batches import EPS, batch_of
+from image_batches import EPS, batch_of, with_adversary
 from torch import nn
 
 from baselines import build
@@ -28,10 +28,6 @@ def network_of(name: str) -> nn.Sequential:
     network = build(name, "digits", width=0.2).double()
     initialise(network)
     return network.train()
-
-
-def with_adversary(method, program, batch: Batch) -> Batch:
-    return dataclasses.replace(batch, adversary=method.attack(program, batch))
 
 
 def worst_logits(lower: torch.Tensor) -> torch.Tensor:
