@@ -81,9 +81,7 @@ class CCDist(Distilling):
     def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError unless both networks end in linear layers of as many inputs."""
         own, others = (_last_layer(each).target.in_features for each in (program, teacher or program))
-        require(
-            "teacher", f"{others} features", own == others, f"{own}, as many as the network has before its last layer"
-        )
+        require("teacher", others, own == others, f"{own} features before its last layer, as many as the network has")
 
     def answer(self, teacher: Program, images: Tensor) -> Tensor:
         """Return the teacher's features."""

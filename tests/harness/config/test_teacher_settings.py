@@ -14,8 +14,8 @@ def sweep(*entries, **keys):
     return changed(("trials", list(entries)), *keys.items())
 
 
-def student(method="cc-dist", **teacher):
-    return entry(method, method_options={"teacher": {"model": "cnn5", **teacher}})
+def student(by="cc-dist", **teacher):
+    return entry(by, method_options={"teacher": {"model": "cnn5", **teacher}})
 
 
 def test_a_teacher_is_the_training_that_the_sweep_would_have_of_its_mapping(tmp_path):
@@ -32,7 +32,7 @@ def test_a_teacher_has_its_student_s_radius_seed_and_held_out_images(tmp_path):
     assert (str(one.own_teacher.train.eps), one.own_teacher.seed, one.own_teacher.width) == ("1/8", 1, 0.3)
     held_out = one.replace(validation_images=100, seed=4).own_teacher
     assert (held_out.validation_images, held_out.seed) == (100, 4)
-    wider = student(width=0.4, train={"eps": "1/4"}) | {"train": {"eps": "1/8"}}
+    wider = student("ad-cert", width=0.4, train={"eps": "1/4"}) | {"train": {"eps": "1/8"}}
     teacher = trainings_of(tmp_path, sweep(wider))[0].own_teacher
     assert (str(teacher.train.eps), teacher.width, teacher.method) == ("1/4", 0.4, "pgd")
 
@@ -52,7 +52,7 @@ def test_the_teacher_is_part_of_the_student_s_key_and_survives_json(tmp_path):
     ("trial", "message"),
     [
         (entry("cc-dist"), "method_options.teacher: found None, allowed: a mapping"),
-        (student(model="cnn6"), "method_options.teacher.model: unknown network 'cnn6'"),
+        (student(model="cnn6"), "method_options.teacher.model: found 'cnn6'"),
         (student(epochs=3), "method_options.teacher.epochs"),
         (student(method_options={"attack_step": 0}), "method_options.teacher.method_options: attack_step: found 0"),
         (student(width=0.5), "method_options: teacher: found "),

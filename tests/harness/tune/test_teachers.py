@@ -72,7 +72,7 @@ def test_a_student_says_that_its_teacher_has_failed(tmp_path, monkeypatch, capsy
     assert run(tmp_path, SWEEP) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "failed teacher cnn5 pgd train.epochs=1 seed 0: OSError: the teacher's disk is full" in shown
-    assert shown.count("teacher: found cnn5 pgd train.epochs=1 seed 0, untrained") >= 2
+    assert shown.count("teacher: found 'cnn5 pgd train.epochs=1 seed 0, untrained'") >= 2
     monkeypatch.undo()
     assert run(tmp_path, SWEEP) == 0
 
