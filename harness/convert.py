@@ -94,7 +94,7 @@ def _convert_files(trial_dir: Path) -> None:
         main = main.replace(test_images=None)  # a trial's own evaluation was of all that are held out
     _move_evaluation(trial_dir, trial_dir, main, weights)
     folder.add_to_study(trial_dir, profile, main)
-    write_json(trial_dir / folder.TRAINING, folder.training_json(record))
+    write_json(trial_dir / folder.TRAINING, folder.record_json(record))
     ranges.remove_ranges(trial_dir)
     shutil.rmtree(trial_dir / _CERTIFIED, ignore_errors=True)
     (trial_dir / folder.RESULT).unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from cerdeq.onnx import LoadedFile
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat, refuse_other_than_order
 from harness.common.errors import InputError, error_line
-from harness.common.properties import Property
 from harness.storage.files import parse_file, read_bytes
 from harness.storage.instances import (
     ERROR,
@@ -28,6 +27,7 @@ from harness.storage.instances import (
     read_record,
     results_text,
 )
+from harness.vnnlib.properties import Property
 
 COUNTEREXAMPLE = "counterexample"
 _CLAIMS, _OTHERS = {SAT, UNSAT}, {UNKNOWN, TIMEOUT, ERROR}

@@ -19,7 +19,7 @@ from harness.checker.bounds.regions import tight_region
 from harness.checker.proofs.certificates import Tensors, split_by_example
 from harness.checker.proofs.example import CERTIFICATE, LINEAR, prove_rows
 from harness.checker.violations import enclosing_box, round_down, violations_network
-from harness.common.properties import NUMBER, Case, Counterexample, Property
+from harness.vnnlib.properties import NUMBER, Case, Counterexample, Property
 
 _AGREEMENT = 1e-4  # of outputs in float32, relative to 1 + their size, beside their proved boxes
 _LARGEST = float(np.finfo(np.float32).max)

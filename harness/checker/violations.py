@@ -16,7 +16,7 @@ from harness.checker.bounds import maps
 from harness.checker.bounds.boxes import Array, Box, between
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Network, ReluStep, Step, boxes_of
-from harness.common.properties import LARGEST, Case, Constraint, InputBox
+from harness.vnnlib.properties import LARGEST, Case, Constraint, InputBox
 
 
 def violations_network(network: Sequence[Step], box: Box, cases: Sequence[Case], outputs: int) -> Network:

@@ -149,13 +149,8 @@ def make_record(config: Training, fingerprint: str) -> TrainingRecord:
     return TrainingRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
 
 
-def training_json(record: TrainingRecord) -> dict[str, Any]:
-    """Return the content of training.json."""
-    return {**asdict(record), "config": record.config.model_dump(mode="json")}
-
-
-def evaluation_json(record: EvaluationRecord) -> dict[str, Any]:
-    """Return the content of evaluation.json."""
+def record_json(record: TrainingRecord | EvaluationRecord) -> dict[str, Any]:
+    """Return the content of training.json or evaluation.json."""
     return {**asdict(record), "config": record.config.model_dump(mode="json")}
 
 
@@ -243,8 +238,8 @@ def begin_network(directory: Path, record: TrainingRecord) -> None:
     key = before.key if before else record.key
     allowed = f"an empty folder or that of network {record.key}; it holds {key}"
     require("directory", str(directory), key == record.key, allowed)
-    if before is None or training_json(before) != training_json(record):
-        write_json(path, training_json(record))
+    if before is None or record_json(before) != record_json(record):
+        write_json(path, record_json(record))
 
 
 def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "") -> Path:
@@ -257,7 +252,7 @@ def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "
     if before is None or before.version != EVALUATION_VERSION or (weights and before.weights != weights):
         (directory / RESULT).unlink(missing_ok=True)
         record = EvaluationRecord(evaluation.key, EVALUATION_VERSION, evaluation, weights)
-        write_json(directory / EVALUATION, evaluation_json(record))
+        write_json(directory / EVALUATION, record_json(record))
     return directory
 
 

@@ -18,9 +18,10 @@ from harness.evaluation.ranges import OpenEvaluation, open_evaluation
 from harness.machine.device import best_device
 from harness.machine.environment import source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
+from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation
 from harness.storage import folder, ranges
-from harness.storage.files import remove_unfinished
+from harness.storage.files import read_bytes, remove_unfinished
 from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
@@ -96,9 +97,10 @@ def _evaluate(
     network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
 ) -> list[range]:  # fmt: skip
     """Evaluate a trained network and write the result, or return the ranges that are left to others."""
-    opened = open_evaluation(network_dir, evaluation, data)
-    if folder.read_result(opened.directory) is not None:
+    weights = digest_of(read_bytes(network_dir / folder.WEIGHTS))
+    if folder.read_result(folder.begin_evaluation(network_dir, evaluation, weights)) is not None:
         return []
+    opened = open_evaluation(network_dir, evaluation, data)
     ranges.begin_ranges(opened.ranges_dir)
     missing = opened.missing()
     is_long = len(missing) > (1 if names.BAB in evaluation.stages else _MOST_RANGES)

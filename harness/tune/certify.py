@@ -13,7 +13,6 @@ from harness.common.errors import InputError, located
 from harness.config import plugins
 from harness.config.training import RECIPE_VERSION
 from harness.data import load
-from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import data_directory
 from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation, Radius
@@ -48,7 +47,7 @@ class EvaluationChanges:
     certificates: bool = False
 
     def of(self, main: Evaluation) -> list[Evaluation]:
-        """Return the evaluations, those at the largest radius first. Raises SettingError."""
+        """Return the evaluations. Raises SettingError."""
         limits = {"bab_seconds": self.seconds, "bab_branches": self.branches}
         uses_limits = names.BAB in self.stages or self.certificates
         evaluation = main.replace(
@@ -59,7 +58,7 @@ class EvaluationChanges:
             bab_total_seconds=None,
             **(limits if uses_limits else {}),
         )
-        return [evaluation.replace(eps=eps) for eps in sorted(set(self.eps), reverse=True)] or [evaluation]
+        return [evaluation.replace(eps=eps) for eps in dict.fromkeys(self.eps)] or [evaluation]
 
 
 def trained_networks(paths: list[Path], console: Console) -> dict[Path, TrainingRecord]:
@@ -99,10 +98,7 @@ def plan_evaluations(
             raise InputError(f"{network_dir} has no {folder.WEIGHTS}")
         with located(f"{network_dir}: "):
             planned[network_dir] = changes.of(folder.main_evaluation(network_dir))
-            data = load_data(record, planned[network_dir], load_once)
-            for evaluation in planned[network_dir]:
-                evaluated_images(data, record.config.validation_images, evaluation)
-                read_state_or_raise(folder.evaluation_dir(network_dir, evaluation))
+            load_data(record, planned[network_dir], load_once)
     return planned
 
 
@@ -116,7 +112,7 @@ def certify(
     """Evaluate what is left; return True if all is complete.
 
     data_dir, workers: options of `harness.certify`. Raises InputError for a sweep that another run works on, and if Ray
-    cannot start.
+    cannot start, and DamagedFileError; nothing was started.
     """
     with ExitStack() as locks:
         for directory in dict.fromkeys(map(folder.sweep_dir_of, records)):

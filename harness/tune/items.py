@@ -46,12 +46,15 @@ class Item:
 
     @classmethod
     def of(
-        cls, network_dir: Path, training: Training, evaluations: Iterable[Evaluation],
-        images: range | None = None, label: str = "",
+        cls, network_dir: Path, training: Training, evaluations: Iterable[Evaluation], label: str = ""
     ) -> "Item":  # fmt: skip
-        """Return the item of a network, or of a range. label: by default the network's."""
-        texts = tuple(each.model_dump_json(exclude_defaults=True) for each in evaluations)
-        return cls(network_dir, label or training.label, training.model_dump(mode="json"), texts, images)
+        """Return the item of a network; label: by default the network's.
+
+        Evaluations at larger radii come first: what is certified there is taken over at smaller ones.
+        """
+        largest_first = sorted(evaluations, key=lambda evaluation: evaluation.eps, reverse=True)
+        texts = tuple(each.model_dump_json(exclude_defaults=True) for each in largest_first)
+        return cls(network_dir, label or training.label, training.model_dump(mode="json"), texts)
 
     @property
     def asked(self) -> list[Evaluation]:
@@ -150,9 +153,6 @@ class Listener:
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
         """An item has ended, by an error or by none; result: its last numbers."""
-
-    def on_step(self) -> None:
-        """Some time has passed; under Ray several times a second."""
 
     def on_text(self, text: str) -> None:
         """There is something to be said to a person."""

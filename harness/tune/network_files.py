@@ -1,7 +1,7 @@
 """Networks that results describe: checked against this code and its data, and trained again in this process."""
 
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +34,7 @@ def run_network_files(
     """
     records, evaluations = dict[Path, folder.TrainingRecord](), dict[Path, list[Evaluation]]()
     sources, checkpoints = dict[Path, Path](), dict[str, Path]()
+    load_once = cache(partial(load, data_dir=data_dir))  # the data is large, and shared
     for path in paths:
         record, asked = _load_record(path), _evaluations_beside(path)
         require_trusted(record.config, trusted)
@@ -41,10 +42,7 @@ def run_network_files(
         refuse_links(sweep_dir)
         network_dir = folder.network_dir(sweep_dir, record.key)
         with located(f"{path}: "):
-            data = load_data(record, asked, partial(load, data_dir=data_dir))
-            training_images(record.config, data)
-            for evaluation in asked:
-                evaluated_images(data, record.config.validation_images, evaluation)
+            training_images(record.config, load_data(record, asked, load_once))
         if record.config.checkpoint is not None:
             stored = network_dir / folder.NETWORK_FILE
             sources[network_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
@@ -94,11 +92,13 @@ def load_data(
 ) -> Data:  # fmt: skip
     """Return the data set of a network, after checking that this code can train and evaluate it.
 
-    load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing or another one.
+    load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing, small or another one.
     """
     load_for(record.config)
     check_buildable(record.config, evaluations)
     data = load_source(record.config.data_source)
     fits = data.fingerprint == record.fingerprint
     require("data", data.fingerprint, fits, f"the data it was made for, {record.fingerprint}")
+    for evaluation in evaluations:
+        evaluated_images(data, record.config.validation_images, evaluation)
     return data

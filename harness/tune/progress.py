@@ -91,7 +91,7 @@ class Progress(Bars, Listener):
     def _tick(self) -> None:
         while not self.has_ended.wait(LINE_SECONDS / 30):
             with suppress(OSError):  # a closed pipe, which the next line of the command itself meets
-                self.on_step()
+                self.print_running()
 
     def on_text(self, text: str) -> None:
         """Print a line above the bars."""
@@ -116,7 +116,7 @@ class Progress(Bars, Listener):
             self.has_begun = True
             self._update(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
 
-    def on_step(self) -> None:
+    def print_running(self) -> None:
         """Where there is no terminal, print a line about the running items if it is time for one."""
         with self.lock:
             if self.running and not self.console.is_terminal and time.monotonic() >= self.next_line:
@@ -159,7 +159,7 @@ class Progress(Bars, Listener):
             self.running[item] = share, activity
         self.move(item, item.label, share, activity)
         self._move_all()
-        self.on_step()
+        self.print_running()
 
     def _move_all(self) -> None:
         """Move the bar of all items, by the shares of those that run, too."""

@@ -115,7 +115,6 @@ class _Callback(TrialProgressCallback):
             events, self.events = self.events, []
             for event in events:
                 event()
-            self.listener.on_step()
         except (Exception, Stopped) as error:
             raise _EndOfRun from error
 

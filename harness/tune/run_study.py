@@ -98,7 +98,7 @@ def run_study(
     asked: dict[Path, list[Evaluation]] = {}
     for path in wanted:
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
-    items = [Item.of(path, plan.records[path].config, largest_first(each)) for path, each in asked.items()]
+    items = [Item.of(path, plan.records[path].config, each) for path, each in asked.items()]
     try:
         items = with_teachers(items, plan.study.checkpoints, options.retry_failed)
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
@@ -116,11 +116,6 @@ def run_study(
     finished = leaderboard.table["evaluation_dir"][leaderboard.table["state"] == State.FINISHED]
     is_finished = not problems and plan.asked.keys() <= set(finished)
     return Outcome(leaderboard, is_logged and is_finished)
-
-
-def largest_first(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Return evaluations at larger radii first: what is certified there is taken over at smaller ones."""
-    return sorted(evaluations, key=lambda evaluation: evaluation.eps, reverse=True)
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cerdeq import Box
 from cerdeq.deadline import check as check_deadline
-from harness.common.properties import Case
+from harness.vnnlib.properties import Case
 
 _MOST_FREE = 8  # inputs with more than one value
 _MOST_CORNERS = 8  # that are returned

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import outward_ends
-from harness.common.properties import Case, InputBox
 from harness.common.rounding import round_up
+from harness.vnnlib.properties import Case, InputBox
 
 _NEAR = Fraction(1, 10**6)  # an end of the box, relative to 1 or the end
 

@@ -13,10 +13,10 @@ from cerdeq import OnnxError
 from cerdeq.onnx import LoadedFile, OnnxNetwork, load_content, read_content
 from cerdeq.onnx.packed import read_stored, unpack
 from harness.common.errors import InputError, shorten
-from harness.common.properties import Property
 from harness.pretrained.network_file import digest_of
 from harness.storage.instances import Record
 from harness.vnnlib.brackets import parse, without_comments
+from harness.vnnlib.properties import Property
 from harness.vnnlib.version1 import property_of
 from harness.vnnlib.version2 import is_version2, property_of_version2
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from cerdeq import Box, bound
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError
-from harness.common.properties import LARGEST, Case, Constraint, InputBox
 from harness.common.rounding import round_up
+from harness.vnnlib.properties import LARGEST, Case, Constraint, InputBox
 
 
 class _Row(NamedTuple):

@@ -19,11 +19,11 @@ from cerdeq.deadline import DeadlineError, stop_at
 from cerdeq.onnx import RunInFloat32
 from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.common.errors import InputError
-from harness.common.properties import Case, Counterexample, Property
 from harness.storage.instances import SAT, TIMEOUT, UNKNOWN, UNSAT
 from harness.vnnlib.boundary import likely_corners, likely_vertices
 from harness.vnnlib.counterexample import NoDecimalError, decimals_inside, exact_outputs, why_not_confirmed
 from harness.vnnlib.files import load_instance, read_network, read_vnnlib
+from harness.vnnlib.properties import Case, Counterexample, Property
 from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
 
 _BOXES_AT_ONCE, _ROWS_AT_ONCE = 1024, 2**14

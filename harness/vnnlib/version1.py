@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from cerdeq.deadline import check as check_deadline
 from harness.common.errors import InputError, shorten
-from harness.common.properties import LARGEST, NUMBER, Case, Constraint, InputBox, Property
 from harness.vnnlib.brackets import Expression, to_text
+from harness.vnnlib.properties import LARGEST, NUMBER, Case, Constraint, InputBox, Property
 
 MOST_CASES = 20_000
 MOST_CONSTRAINTS, MOST_OF_A_CASE = 1_000_000, 4000  # constraints on outputs

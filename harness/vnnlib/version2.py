@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 from harness.common.errors import InputError, shorten
-from harness.common.properties import Declaration, Property
 from harness.vnnlib.brackets import Expression, parse
+from harness.vnnlib.properties import Declaration, Property
 from harness.vnnlib.version1 import property_of
 
 Shapes = dict[str, tuple[int, ...]]

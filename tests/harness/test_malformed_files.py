@@ -84,7 +84,7 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
 
 
 def test_training_files(run_command, record, tiny_evaluation, tmp_path):
-    path, good = tmp_path / folder.TRAINING, folder.training_json(record)
+    path, good = tmp_path / folder.TRAINING, folder.record_json(record)
     folder.begin_evaluation(tmp_path, tiny_evaluation())
     cases = malformed.jsons(good)
     for keys in (("config",), ("config", "train")):

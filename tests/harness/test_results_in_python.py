@@ -50,7 +50,7 @@ def test_a_folder_without_the_network_is_refused(network_dir):
 def test_a_network_that_is_too_large_or_does_not_exist_is_refused_before_it_is_built(network_dir, changes, message):
     record = folder.read_training(network_dir / folder.TRAINING)
     other = folder.make_record(record.config.replace(**changes), record.fingerprint)
-    (network_dir / folder.TRAINING).write_text(json.dumps(folder.training_json(other)))
+    (network_dir / folder.TRAINING).write_text(json.dumps(folder.record_json(other)))
     with pytest.raises(InputError, match=f"options: {message}"):
         harness.load(network_dir)
 

@@ -57,7 +57,7 @@ def add(
     if recipe != RECIPE_VERSION:
         record = replace(record, recipe_version=recipe, key=f"{record.key}{recipe}")
     network_dir = folder.network_dir(directory, key or record.key)
-    files.write_json(network_dir / folder.TRAINING, folder.training_json(record))
+    files.write_json(network_dir / folder.TRAINING, folder.record_json(record))
     evaluation = EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
     path = folder.begin_evaluation(network_dir, evaluation)
     if is_main:

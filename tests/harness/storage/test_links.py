@@ -44,7 +44,7 @@ def planted(tmp_path, victim, tiny_training, monkeypatch):
         path.symlink_to(victim if "." not in path.name else victim / "keys")
         if name != "networks" and command != "verify":
             folder.begin_network(tmp_path / "study/networks/0", record)
-        files.write_json(tmp_path / "training.json", folder.training_json(record))
+        files.write_json(tmp_path / "training.json", folder.record_json(record))
         sweep = "name: study\ndataset: digits\neps: 1/16\nseeds: [0]\ntrials: [{model: cnn5, method: ibp}]\n"
         (tmp_path / "sweep.yaml").write_text(sweep + "train: {epochs: 3, ramp_epochs: 1, decay_epochs: []}\n")
         (tmp_path / "net.onnx").touch()

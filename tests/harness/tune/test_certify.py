@@ -343,7 +343,7 @@ def make_stale(network_dir):
 
 def change_data(network_dir):
     other = folder.make_record(folder.read_training(network_dir / folder.TRAINING).config, "other")
-    files.write_json(network_dir / folder.TRAINING, folder.training_json(other))
+    files.write_json(network_dir / folder.TRAINING, folder.record_json(other))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
         progress.on_start(second)
         for seconds in (29, 31, 40, 62):
             clock[0] = seconds
-            progress.on_step()
+            progress.print_running()
     *begun, at_31, at_62 = pipe.file.getvalue().splitlines()
     assert begun == ["cnn5 ibp seed 0: starts", "cnn5 ibp seed 0: trains its first epoch"]
     expected = "cnn5 ibp seed 0: epoch 2 of 3, eps 0.01, 1,234 images/s; cnn5 ibp seed 1: starts"

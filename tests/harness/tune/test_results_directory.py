@@ -33,7 +33,7 @@ def test_a_result_of_another_network_is_not_taken_for_this_one_s(copied, no_ray,
 
 def test_a_stale_network_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
     """A folder of an older recipe, whose config had a setting that is gone: stale, not in the way."""
-    stale = folder.training_json(copied.records["cnn5", 0])
+    stale = folder.record_json(copied.records["cnn5", 0])
     stale |= {"key": "0" * 16, "recipe_version": RECIPE_VERSION - 1}
     stale["config"]["train"]["momentum"] = 0.9
     network_dir = copied.directory / folder.NETWORKS / ("0" * 16)

@@ -178,7 +178,7 @@ def occupy(path):
     """Put another network into the network's folder."""
     record = folder.read_training(path)
     other = folder.make_record(record.config.replace(seed=1), record.fingerprint)
-    files.write_json(network_dir_of(path) / folder.TRAINING, folder.training_json(other))
+    files.write_json(network_dir_of(path) / folder.TRAINING, folder.record_json(other))
 
 
 # What is done to a training.json, and what the message must name; more files: test_malformed_files.py.

@@ -13,8 +13,8 @@ from torch import nn
 
 from harness.checker.properties import NotConfirmedError, confirm_unsat
 from harness.common.errors import InputError
-from harness.common.properties import MOST_TOGETHER, Case, Constraint
 from harness.vnnlib.brackets import parse
+from harness.vnnlib.properties import MOST_TOGETHER, Case, Constraint
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of
 

@@ -14,9 +14,9 @@ from cerdeq import Box, verify
 from cerdeq.onnx.layers import WithConstant
 from harness.attacks.exact import NoExactRuleError, exact_outputs_at
 from harness.checker.properties import confirm_sat
-from harness.common.properties import Case, Constraint, InputBox
 from harness.vnnlib.boundary import likely_vertices
 from harness.vnnlib.brackets import parse
+from harness.vnnlib.properties import Case, Constraint, InputBox
 from harness.vnnlib.query import region_of, with_violations
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of

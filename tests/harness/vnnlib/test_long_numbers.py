@@ -14,8 +14,8 @@ from harness.checker.bounds.boxes import Box as CheckerBox
 from harness.checker.bounds.network import read_steps
 from harness.checker.properties import confirm_sat
 from harness.checker.violations import _row, violations_network
-from harness.common.properties import Case, Constraint, InputBox
 from harness.vnnlib.brackets import parse
+from harness.vnnlib.properties import Case, Constraint, InputBox
 from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
 from harness.vnnlib.version1 import property_of
 

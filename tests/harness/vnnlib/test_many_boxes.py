@@ -13,9 +13,9 @@ from torch import nn
 
 from cerdeq.deadline import DeadlineError, stop_at
 from harness.checker.properties import confirm_unsat
-from harness.common.properties import Constraint
 from harness.vnnlib import solve as solving
 from harness.vnnlib.brackets import parse
+from harness.vnnlib.properties import Constraint
 from harness.vnnlib.query import query_of_boxes, region_of, with_flat_outputs, with_violations
 from harness.vnnlib.solve import solve, solve_files
 from harness.vnnlib.version1 import property_of

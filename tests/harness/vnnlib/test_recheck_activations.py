@@ -14,7 +14,7 @@ from torch import nn
 
 from cerdeq import Box, bound
 from cerdeq.onnx import load_onnx
-from harness.common.properties import Case, Constraint, InputBox, Property
+from harness.vnnlib.properties import Case, Constraint, InputBox, Property
 
 INPUTS, HIDDEN = 2, 5
 SPLIT = {

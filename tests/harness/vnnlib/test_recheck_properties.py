@@ -28,7 +28,7 @@ from cerdeq.onnx.layers import Apply
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_unsat
 from harness.checker.violations import enclosing_box, round_down
-from harness.common.properties import MOST_TOGETHER, Case, Constraint, InputBox, Property
+from harness.vnnlib.properties import MOST_TOGETHER, Case, Constraint, InputBox, Property
 
 pytestmark = pytest.mark.usefixtures("leaves_alone")
 
@@ -76,7 +76,7 @@ def test_results_are_the_exact_ones_and_certificates_prove_no_other_property():
 
 def test_results_of_small_groups_are_the_exact_ones_and_their_certificates_are_confirmed(monkeypatch):
     """Cases of one box are decided in groups; here in ones of up to three constraints."""
-    monkeypatch.setattr("harness.common.properties.MOST_TOGETHER", 3)
+    monkeypatch.setattr("harness.vnnlib.properties.MOST_TOGETHER", 3)
     seeds = (2, 3, 5, 36, 57, 67)
     assert {"sat", "linear", "certificate"} <= set(check_seeds(seeds, together=3))
     assert max(len(solved(seed, 3)[2].groups) for seed in seeds if solved(seed, 3)) > 2

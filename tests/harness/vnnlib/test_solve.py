@@ -28,11 +28,11 @@ from torch import nn
 
 from harness.checker.proofs.box_parts import SPLITS
 from harness.common.errors import InputError
-from harness.common.properties import Case, Declaration, InputBox, Property
 from harness.common.rounding import round_up
 from harness.vnnlib.brackets import parse
 from harness.vnnlib.counterexample import NoDecimalError, decimal_between, decimals_inside
 from harness.vnnlib.files import check_shapes
+from harness.vnnlib.properties import Case, Declaration, InputBox, Property
 from harness.vnnlib.query import region_of
 from harness.vnnlib.solve import solve
 from harness.vnnlib.version1 import property_of
