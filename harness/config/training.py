@@ -46,7 +46,7 @@ class Training(Model):
     method_options: dict[str, Any] = Field(default={})
     """The method's options that differ from their defaults, without the teacher."""
     teacher: "Training | None" = None
-    """Of a distilling method, the teacher's training under seed 0, with no images held out; see `own_teacher`."""
+    """Of a distilling method, the teacher's training, its seed aside; `own_teacher` has this training's."""
     train_images: int | None = Field(None, ge=1)
     """Number of training images, the first ones; None takes all."""
     validation_images: int = Field(0, ge=0)

@@ -350,15 +350,14 @@ def last_write(evaluation_dir: Path) -> float | None:
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 
-def network_folders(sweep_dir: Path) -> list[Path]:
+def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
     """Return all networks' folders of a sweep, by name; a folder without training.json is none.
 
-    A teacher that no study has and nothing evaluates is left out. Raises InputError for a directory of an older
-    version.
+    teachers: also those that no study has and nothing evaluates. Raises InputError for a directory of an older version.
     """
     refuse_older(sweep_dir)
     found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
-    return [path for path in found if (path / STUDY).exists() or (path / EVALUATIONS).exists()]
+    return [path for path in found if teachers or (path / STUDY).exists() or (path / EVALUATIONS).exists()]
 
 
 def refuse_older(sweep_dir: Path) -> None:

@@ -217,7 +217,7 @@ def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
     wanted: the folders of evaluations that stay, those of a study that is about to run.
     """
     keep = {folder.network_of(path) for path in wanted}
-    for network_dir in folder.network_folders(sweep_dir):
+    for network_dir in folder.network_folders(sweep_dir, teachers=True):
         evaluation_dirs = folder.evaluation_folders(network_dir)
         for path in evaluation_dirs:
             if path not in wanted and {each.name for each in path.iterdir()} <= {folder.EVALUATION}:

@@ -187,15 +187,16 @@ class StudyListener(Progress):
     def on_start(self, item: Item) -> None:
         """Show that an item begins."""
         super().on_start(item)
-        self.started[item.directory] = None
+        if item.evaluations:
+            self.started[item.directory] = None
 
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
-        """Show what an item does, and log the row of an epoch."""
+        """Show what an item does, and log the row of an epoch, except a teacher's."""
         super().on_report(item, row)
         if names.EPOCH in row:
             warnings = training_record.read_lines(item.directory / folder.TRAINING_WARNINGS)
             self._warn(item, warnings)
-        if names.EPOCH in row or (names.ACTIVITY in row and item.images is None):
+        if item.evaluations and (names.EPOCH in row or (names.ACTIVITY in row and item.images is None)):
             self.log(item.directory, True)
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
