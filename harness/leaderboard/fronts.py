@@ -34,8 +34,8 @@ class Front:
     @property
     def is_dominated(self) -> NDArray[np.bool_]:
         """For each winner whether another one is better in one error and not worse in the other."""
-        worse = (self.errors[:, None] >= self.errors).all(2) & (self.errors[:, None] > self.errors).any(2)
-        dominated: NDArray[np.bool_] = worse.any(1)
+        each, others = self.errors[:, None], self.errors
+        dominated: NDArray[np.bool_] = np.any((each >= others).all(2) & (each > others).any(2), axis=1)
         return dominated
 
     @property
