@@ -15,6 +15,7 @@ results/<sweep>/networks/<key>/
     failure.json         why training failed
     chosen.json          how a search chose the settings, if it did
     mlflow.json          what MLflow has of the network: written by the driver (harness.tracking)
+    teacher.txt          empty: others learn from the network, which has no row unless a study has it, too
     source.checkpoint    the file that the weights of a network trained elsewhere come from
     evaluations/<key>/
         evaluation.json  key, version, SHA-256 of the weights, config
@@ -58,6 +59,7 @@ CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
 EVALUATION, VERDICTS, RESULT = "evaluation.json", "verdicts.parquet", "result.json"
 FAILURE, LOG = "failure.json", "log.txt"
 CHOSEN = "chosen.json"
+TEACHER = "teacher.txt"
 STEPS, TRAINING_WARNINGS = "steps.json", "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
@@ -357,7 +359,11 @@ def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
     """
     refuse_older(sweep_dir)
     found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
-    return [path for path in found if teachers or (path / STUDY).exists() or (path / EVALUATIONS).exists()]
+    return [path for path in found if teachers or not _is_only_teacher(path)]
+
+
+def _is_only_teacher(network_dir: Path) -> bool:
+    return (network_dir / TEACHER).exists() and not any((network_dir / name).exists() for name in (STUDY, EVALUATIONS))
 
 
 def refuse_older(sweep_dir: Path) -> None:

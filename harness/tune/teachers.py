@@ -31,6 +31,7 @@ def with_teachers(
             continue
         adopt_network(teacher_dir, item.directory.parents[2], [])
         folder.begin_network(teacher_dir, own)
+        (teacher_dir / folder.TEACHER).touch()
         if training.checkpoint is not None:
             path = checkpoints[training.checkpoint.sha256]
             folder.copy_network_file(training.checkpoint, path, teacher_dir / folder.NETWORK_FILE)
