@@ -15,7 +15,7 @@ EXPRESSIVE = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "cc-dist", "ad-cert")
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
 EVERY += [("cerdeq", method, {}) for method in (*EXPRESSIVE, "pgd", "plain")]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
-SAMPLE = [("fcdeq", "mtl-ibp", {}), ("fcdeq", "cc-dist", {})]  # bounds and an attack, of a warm start; compiling takes seconds
+SAMPLE = [("fcdeq", "mtl-ibp", {}), ("fcdeq", "cc-dist", {})]  # of a warm start; compiling takes seconds
 TRACED = [
     pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow)
     for case in SAMPLE + EVERY
