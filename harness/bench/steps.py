@@ -22,6 +22,7 @@ from harness.config.training import Training
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
 from harness.machine.freed_memory import reuse_freed_memory
+from harness.methods import make_teacher, method_options
 from harness.settings import Precision, Radius, Recipe
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
@@ -59,7 +60,8 @@ KINDS = {
     for suffix, precision in _PRECISIONS.items()
     for title, (method, options) in _METHODS.items()
 }
-KINDS |= {f"{method} eager": StepKind(method, {}) for method in ("sabr", "mtl-ibp", "pgd")}
+_ATTACKING = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "cc-dist", "ad-cert", "pgd")
+KINDS |= {f"{method} eager": StepKind(method, {}) for method in _ATTACKING}
 KINDS |= {
     f"{title} auto_LiRPA": StepKind(*_METHODS[title], by_auto_lirpa=True) for title in ("ibp", "crown-ibp unfused")
 }
@@ -164,7 +166,8 @@ class TimedNetworks:
             dataset=self.options.dataset, seed=0, model=name, method=kind.method, method_options=kind.options,
             width=self.options.width, train=train,
         )  # fmt: skip
-        return Stepper(config, self._model(name), self.images, self.labels, compiled=kind.compiled)
+        teacher = make_teacher(self._model(name)) if "teacher" in method_options(kind.method) else None
+        return Stepper(config, self._model(name), self.images, self.labels, kind.compiled, teacher=teacher)
 
     def _plain_step(self, name: str, kind: StepKind) -> Step:
         """Return torch's own step: forward pass, cross entropy and Adam; never captured in a CUDA graph."""

@@ -7,7 +7,20 @@ from baselines import UnknownNameError
 if TYPE_CHECKING:
     from harness.methods.method import Method
 
-_NAMES = ("plain", "pgd", "ibp", "crown-ibp", "sabr", "mtl-ibp", "taps", "staps")  # of harness.methods
+_NAMES = (
+    "plain",
+    "pgd",
+    "ibp",
+    "crown-ibp",
+    "sabr",
+    "mtl-ibp",
+    "cc-ibp",
+    "exp-ibp",
+    "taps",
+    "staps",
+    "cc-dist",
+    "ad-cert",
+)  # of harness.methods
 METHODS: dict[str, "type[Method]"] = {}
 """All training methods by name, once `harness.methods` is imported."""
 

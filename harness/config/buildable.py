@@ -10,7 +10,7 @@ from baselines import build
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
-from harness.common.errors import InputError, error_line, require
+from harness.common.errors import InputError, error_line, located, require
 from harness.config.training import Training
 from harness.methods import make_method
 from harness.settings import RAMP, Evaluation, EvaluationSettings, Recipe, stages_by_setting
@@ -22,8 +22,8 @@ MOST_PARAMETERS = 500_000_000
 def check_buildable(training: Training, evaluations: Iterable[Evaluation]) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluations need, and return it.
 
-    Raises InputError as `build_without_values` does, for an operator without a rule, and for a mean or deviation of
-    another number of channels.
+    Raises InputError as `build_without_values` does, for an operator without a rule, for a mean or deviation of another
+    number of channels, and for a teacher that has such faults or does not fit.
     """
     linear = any(needs_linear(evaluation.stages) for evaluation in evaluations)
     with _errors_of("method_options"):
@@ -31,9 +31,13 @@ def check_buildable(training: Training, evaluations: Iterable[Evaluation]) -> nn
     network = build_without_values(training)
     with _errors_of("options", training.model):
         program = trace(network.eval(), linear or (method is not None and method.linear))
+    teacher = None
+    if training.teacher is not None:
+        with located("method_options.teacher."):
+            teacher = trace(check_buildable(training.teacher, ()).eval())
     with _errors_of("method_options"):
         if method is not None:
-            method.check(program)
+            method.check(program, teacher)
     channels = training.data_info.shape[0]
     for name in ("mean", "std"):
         values = getattr(training.train, name)

@@ -19,6 +19,7 @@ from harness.config.search import SearchedRow, SearchSettings, check_search, mak
 from harness.config.sweep import Resources, Sweep
 from harness.config.text import merge, nest
 from harness.config.training import Training, flatten
+from harness.methods import method_options
 from harness.own_data import MeasuredData
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, digest_of, read_file
 from harness.pretrained.weights import read_weights
@@ -146,6 +147,9 @@ def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry)
     if checkpoint is None:
         recipe = merge_recipes(sweep.train, entry.train)
         content["train"] = recipe.replace(eps=recipe.eps or sweep.eps)
+        options = content["method_options"]
+        content["teacher"] = _teacher(file, own_data, entry)
+        content["method_options"] = {name: value for name, value in options.items() if name != "teacher"}
     else:
         path = _checkpoint_path(file, checkpoint)
         sha256 = digest_of(read_file(path, checkpoint))
@@ -155,6 +159,29 @@ def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry)
     shared = sweep.train.replace(eps=sweep.train.eps or sweep.eps)
     own = [f"train.{name}" for name in entry.train if getattr(training.train, name) != getattr(shared, name)]
     return training.replace(named=(*(["width"] if training.width != sweep.width else []), *own))
+
+
+def _teacher(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Training | None:
+    """Return the training of an entry's teacher, None for a method without one. Raises InputError."""
+    is_distilled = "teacher" in method_options(entry.method)
+    teacher = _teacher_entry(file, entry)
+    allowed = "a mapping such as {model: cnn7, method: pgd}"
+    require("method_options.teacher", None, not is_distilled or teacher is not None, allowed)
+    if teacher is None:
+        return None
+    with located("method_options.teacher."):
+        return _training(file, own_data, teacher)
+
+
+def _teacher_entry(file: SweepFile, entry: SweepEntry) -> SweepEntry | None:
+    """Return the entry that an entry's teacher is, None without one. Raises InputError."""
+    if (content := entry.method_options.get("teacher")) is None:
+        return None
+    if "checkpoint" not in content:
+        radius = {name: value for name, value in entry.train.items() if name == "eps"}
+        content = merge({"method": "pgd", "train": radius}, content)
+    with located("method_options.teacher."):
+        return validate(SweepEntry, {"width": entry.width} | content, context=file.sweep.train)
 
 
 def _candidate(
@@ -179,14 +206,24 @@ def _with_network(row: _TrainedRow, file: SweepFile, trained: Collection[str], a
 
     at: collects what is wrong with network, method and checkpoint.
     """
-    training, checkpoint, is_new = row.training, row.entry.checkpoint, row.training.identity not in trained
+    training, is_new = row.training, row.training.identity not in trained
     with at(f"{row.where}.", row.choice):
         if is_new or file.sweep.search is not None:
             network = check_buildable(training, file.sweep.evaluations)
             row = replace(row, unused=unused_settings(training, network))
-        if checkpoint is not None and is_new:
-            read_weights(_checkpoint_path(file, checkpoint), training)
+        for path, elsewhere in _checkpoints(file, row).items() if is_new else ():
+            read_weights(path, elsewhere)
     return row
+
+
+def _checkpoints(file: SweepFile, row: _TrainedRow) -> dict[Path, Training]:
+    """Return the file of the row's network, and of its teacher, where these are trained elsewhere."""
+    networks = (row.entry, row.training), (_teacher_entry(file, row.entry), row.training.teacher)
+    return {
+        _checkpoint_path(file, entry.checkpoint): training
+        for entry, training in networks
+        if entry is not None and training is not None and entry.checkpoint is not None
+    }
 
 
 def _expanded(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData | None) -> Study:
@@ -195,8 +232,9 @@ def _expanded(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData |
     for row in rows:
         seeds = sweep.seeds[:1] if row.training.is_trained_elsewhere else sweep.seeds
         trainings += [row.training.replace(seed=seed) for seed in seeds]
-        if row.training.checkpoint is not None and row.entry.checkpoint is not None:
-            checkpoints[row.training.checkpoint.sha256] = _checkpoint_path(file, row.entry.checkpoint)
+        for path, elsewhere in _checkpoints(file, row).items():
+            assert elsewhere.checkpoint is not None
+            checkpoints[elsewhere.checkpoint.sha256] = path
     searched: tuple[SearchedRow, ...] = ()
     if sweep.search is not None:
         searched = tuple(

@@ -44,7 +44,9 @@ class Training(Model):
     method: str
     """The training method."""
     method_options: dict[str, Any] = Field(default={})
-    """The method's options that differ from their defaults."""
+    """The method's options that differ from their defaults, without the teacher."""
+    teacher: "Training | None" = None
+    """Of a distilling method, the teacher's training, its seed aside; `own_teacher` has this training's."""
     train_images: int | None = Field(None, ge=1)
     """Number of training images, the first ones; None takes all."""
     validation_images: int = Field(0, ge=0)
@@ -80,6 +82,8 @@ class Training(Model):
         allowed = "null, for the network is trained here"
         require("source", self.source, self.source is None or is_elsewhere, allowed)
         require("train.eps", self.train.eps, (self.train.eps is None) == is_elsewhere, "the radius of training")
+        is_last = self.teacher is None or self.teacher.teacher is None
+        require("teacher", self.teacher and self.teacher.method, is_last, "a method without a teacher of its own")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -91,6 +95,8 @@ class Training(Model):
         content = self.model_dump(mode="json", exclude_defaults=True, exclude=PRESENTATION)
         if self.checkpoint is not None:
             content["checkpoint"] = self.checkpoint.model_dump(mode="json")
+        if self.teacher is not None:
+            content["teacher"] = self.teacher.canonical()
         return content
 
     def key(self, fingerprint: str) -> str:
@@ -105,6 +111,14 @@ class Training(Model):
     def identity(self) -> str:
         """A text that is the same for trainings that differ in their seeds alone."""
         return json.dumps(self.canonical() | {"seed": 0}, sort_keys=True)
+
+    @property
+    def own_teacher(self) -> "Training | None":
+        """The teacher's training as it is run: under this seed, if it is trained here, the same images held out."""
+        if self.teacher is None:
+            return None
+        seed = self.teacher.seed if self.teacher.is_trained_elsewhere else self.seed
+        return self.teacher.replace(seed=seed, validation_images=self.validation_images)
 
     @property
     def is_trained_elsewhere(self) -> bool:
@@ -134,10 +148,16 @@ class Training(Model):
 
     @property
     def options_text(self) -> str:
-        """The options of network and method and the checkpoint, such as "gain=0.5 margin=0.1", sorted."""
+        """The options of network and method, checkpoint and teacher, such as "gain=0.5 margin=0.1", sorted."""
         checkpoint = {"checkpoint": self.checkpoint.label} if self.checkpoint else {}
-        options = self.options | self.method_options | checkpoint
+        teacher = {"teacher": f"({self.teacher.row})"} if self.teacher else {}
+        options = self.options | self.method_options | checkpoint | teacher
         return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+    @property
+    def network(self) -> str:
+        """The network and its options."""
+        return " ".join([self.model, *(f"{name}={value}" for name, value in sorted(self.options.items()))])
 
     @property
     def row(self) -> str:
@@ -165,7 +185,8 @@ class Training(Model):
 
         Plugins are one text, empty where there are none. The recipe is None for a network trained elsewhere.
         """
-        left_out = {"model", "options", "method", "method_options", "seed", "plugins", "checkpoint"} | PRESENTATION
+        own = {"model", "options", "method", "method_options", "seed", "plugins", "checkpoint", "teacher"}
+        left_out = own | PRESENTATION
         flat = flatten(self.model_dump(mode="json", exclude=left_out))
         flat["plugins"] = " ".join(f"{name}@{digest}" for name, digest in sorted(self.plugins.items()))
         if self.is_trained_elsewhere:

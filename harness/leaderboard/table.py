@@ -20,6 +20,7 @@ from harness.common.terminal import printable
 from harness.config.training import FULL_PROFILE, is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED, TABLES, titles_of
 from harness.leaderboard.comparisons import FEWEST_SEEDS
+from harness.leaderboard.fronts import FRONT, NETWORK, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.notes import section_notes
 from harness.leaderboard.rows import CHOSEN, LABEL, describe_images, read_rows, setting_columns
@@ -27,8 +28,6 @@ from harness.leaderboard.summary import Summary, summarise
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, Evaluation, Radius
 from harness.storage.folder import network_of
-
-_FINISHED = ["row", "training", "seed", "evaluation_dir", "result", "published"]
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ class Section:
 
     @property
     def sentences(self) -> list[str]:
-        """What stands below the table: on the comparisons, and on papers."""
-        return [*self.summary.lines, *self.papers]
+        """What stands below the table: on the comparisons, on fronts of searches, and on papers."""
+        return [*self.summary.lines, *front_sentences(self.trials), *self.papers]
 
     @property
     def marked_table(self) -> pd.DataFrame:
@@ -298,6 +297,8 @@ def _section(
     own = rows[rows.index.isin(trials["row"])]
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
+    own_columns = ["row", "training", "seed", "evaluation_dir", "result", "published"]
+    own_columns += [name for name in (FRONT, NETWORK) if name in trials]
     return Section(
         heading=heading,
         evaluation=evaluation,
@@ -310,7 +311,7 @@ def _section(
         notes=section_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
-        finished=trials.loc[trials["problem"].isna(), _FINISHED],
+        finished=trials.loc[trials["problem"].isna(), own_columns],
         verifier=verifier,
         papers=papers,
     )

@@ -5,13 +5,14 @@ from typing import Any
 
 from baselines import refuse_unknown_options
 from harness.common.method_names import METHODS, check_method, register
-from harness.methods import adversarial, certified, expressive, taps  # noqa: F401  each registers its methods
+from harness.methods import adversarial, certified, distilling, expressive, taps  # noqa: F401  each registers methods
+from harness.methods.distilling import make_teacher
 from harness.methods.method import Method
 from harness.methods.passes import Adversary, Batch, Losses, cross_entropies, cross_entropy
 
 __all__ = [
     "METHODS", "Adversary", "Batch", "Losses", "Method", "cross_entropies", "cross_entropy", "make_method",
-    "method_options", "register",
+    "make_teacher", "method_options", "register",
 ]  # fmt: skip
 
 

@@ -28,8 +28,8 @@ class Method(ABC):
         """Return `batch.adversary`, in most methods images [B, C, H, W]; None if the method has no attack."""
         return None
 
-    def check(self, program: Program) -> None:  # noqa: B027  most methods train every network
-        """Raise ValueError if the method cannot train this network."""
+    def check(self, program: Program, teacher: Program | None) -> None:  # noqa: B027  most methods train every network
+        """Raise ValueError if the method cannot train this network, by its teacher if there is one."""
 
     def ignored(self) -> dict[str, str]:
         """Return the recipe's settings and own options that change nothing here, each with the reason.

@@ -28,7 +28,8 @@ def cross_entropies(program: Program, points: Tensor, labels: Tensor, ctx: Conte
 
 
 Adversary = Tensor | tuple[Tensor, Tensor]
-"""Adversarial images; or the centre of a box and positions in a latent box, as `harness.methods.taps` has them."""
+"""Adversarial images; or two tensors: the centre of a box and positions in a latent box, as `harness.methods.taps` has
+them, or adversarial images and the teacher's answer there (`harness.methods.distilling`)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Batch:
     eps, progress: the radius, a scalar, and its share of the target.
     adversary: what the method's attack found, images [B, C, H, W] in most methods; None if it has none.
     attack_loss: `cross_entropies`, compiled if losses are.
+    teacher: of attacks, the network that a distilling method learns from; None in other methods.
     """
 
     x: Tensor
@@ -49,11 +51,16 @@ class Batch:
     progress: Tensor
     adversary: Adversary | None = None
     attack_loss: Callable[[Program, Tensor, Tensor, Context], Tensor] = cross_entropies
+    teacher: Program | None = None
 
     @property
     def spec(self) -> Tensor:
         """The spec of the labels' margins, [B, K - 1, K]."""
         return unchecked_margin_spec(self.labels, self.classes).to(self.x)
+
+    def margins_of(self, logits: Tensor) -> Tensor:
+        """Return the labels' margins [B, K - 1] of logits [B, K]."""
+        return (self.spec * logits[:, None]).sum(2)  # no product that autocast would round
 
     @property
     def adversarial(self) -> Tensor:
@@ -63,10 +70,10 @@ class Batch:
         return self.adversary
 
     @property
-    def latent(self) -> tuple[Tensor, Tensor]:
-        """The centre of a box, and positions in a latent box. Raises ValueError if there are none."""
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The two tensors of `adversary`. Raises ValueError if it is not two."""
         if not isinstance(self.adversary, tuple):
-            raise ValueError("this method trains on latent points, and its batch has none")
+            raise ValueError("this method trains on two tensors of its attack, and its batch has none")
         return self.adversary
 
 
@@ -125,8 +132,7 @@ def bound_box(
 
 def losses_without_bounds(robust: Tensor, logits: Tensor, batch: Batch) -> Losses:
     """Return the losses of a method that computes no bounds. logits: [B, K], of the clean images."""
-    clean = (batch.spec * logits[:, None]).sum(2)  # no product that autocast would round
-    return Losses(robust, clean, None, torch.zeros_like(batch.x), {})
+    return Losses(robust, batch.margins_of(logits), None, torch.zeros_like(batch.x), {})
 
 
 def cross_entropy(margins: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class TAPS(Method):
         require("latent_restarts", self.latent_restarts, self.latent_restarts >= 1, "an integer of at least 1")
         require("relu_shrinkage", self.relu_shrinkage, 0 < self.relu_shrinkage <= 1, "above 0 and at most 1")
 
-    def check(self, program: Program) -> None:
+    def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError if the network has too few ReLUs."""
         classifier_start(program, self.classifier_relus)
 
@@ -87,7 +87,7 @@ class TAPS(Method):
 
         The gradient is scaled by hand (`gradient_scale`), so it is not the derivative of the value.
         """
-        center, positions = batch.latent
+        center, positions = batch.pair
         start = classifier_start(program, self.classifier_relus)
         box = self._box(program, batch, center)
         points = connected_points(box.values[start], positions, self.connector)

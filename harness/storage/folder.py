@@ -15,6 +15,7 @@ results/<sweep>/networks/<key>/
     failure.json         why training failed
     chosen.json          how a search chose the settings, if it did
     mlflow.json          what MLflow has of the network: written by the driver (harness.tracking)
+    teacher.txt          empty: others learn from the network, which has no row unless a study has it, too
     source.checkpoint    the file that the weights of a network trained elsewhere come from
     evaluations/<key>/
         evaluation.json  key, version, config
@@ -58,6 +59,7 @@ CHECKPOINT, SAVED_EPOCHS = "checkpoint.pt", "saved_epochs.txt"
 EVALUATION, VERDICTS, RESULT = "evaluation.json", "verdicts.parquet", "result.json"
 FAILURE, LOG = "failure.json", "log.txt"
 CHOSEN = "chosen.json"
+TEACHER = "teacher.txt"
 STEPS, TRAINING_WARNINGS = "steps.json", "training_warnings.txt"
 TRAINED_ON = "trained_on.txt"
 NETWORK_FILE = "source.checkpoint"  # with the weights of a network trained elsewhere
@@ -134,12 +136,17 @@ class Failure(Model):
 
 
 class Chosen(Model):
-    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more."""
+    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
+
+    front: of a search for two errors, the row that was searched. network: that row's network. Empty of other searches.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     text: str
     search: str
+    front: str = ""
+    network: str = ""
 
 
 def make_record(config: Training, fingerprint: str) -> TrainingRecord:
@@ -366,13 +373,18 @@ def last_write(evaluation_dir: Path) -> float | None:
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 
-def network_folders(sweep_dir: Path) -> list[Path]:
+def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
     """Return all networks' folders of a sweep, by name; a folder without training.json is none.
 
-    Raises InputError for a directory of an older version.
+    teachers: also those that no study has and nothing evaluates. Raises InputError for a directory of an older version.
     """
     refuse_older(sweep_dir)
-    return sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+    found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+    return [path for path in found if teachers or not _is_only_teacher(path)]
+
+
+def _is_only_teacher(network_dir: Path) -> bool:
+    return (network_dir / TEACHER).exists() and not any((network_dir / name).exists() for name in (STUDY, EVALUATIONS))
 
 
 def refuse_older(sweep_dir: Path) -> None:

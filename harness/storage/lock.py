@@ -23,6 +23,10 @@ from harness.storage.files import LARGEST_TEXT, make_directory, read_bytes
 LOCK = ".lock"
 
 
+class HeldError(InputError):
+    """Another run holds a directory."""
+
+
 class Holder(Model):
     """What a lock file holds: a process, and since when it runs, in seconds as of time.time."""
 
@@ -50,7 +54,7 @@ class Holder(Model):
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a directory within the block. Raises InputError if another run holds it.
+    """Hold a directory within the block. Raises HeldError if another run holds it.
 
     The command has refused links that lead out of it. Directories that were made for this are removed if nothing was
     written there.
@@ -71,7 +75,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
         if is_locked is False or is_removed or not is_free:
             name = f"process {owner.process} on {owner.host}" if owner else "no process yet"
             advice = "" if is_locked is False else "; if that run is gone, delete the file"
-            raise InputError(f"another run is writing there: {path} names {name}{advice}")
+            raise HeldError(f"another run is writing there: {path} names {name}{advice}")
         file.truncate(0)
         own = Holder(host=socket.gethostname(), process=os.getpid(), since=time.time())
         file.write(own.model_dump_json().encode())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cerdeq.bounds import Program
 from harness.common import names
 from harness.config.training import Training
 from harness.data.augment import Draws, draw, seed_of
@@ -47,6 +48,7 @@ def train(
     network_dir: Path,
     report: Report,
     clock: Clock | None = None,
+    teacher: Program | None = None,
 ) -> nn.Sequential:
     """Train a network, going on from the folder's checkpoint, and return it.
 
@@ -55,6 +57,7 @@ def train(
         report: called with each epoch's row after it is on disk; first with epoch 0, the untrained network's bounds.
             Before and after steps are compiled it is called with {"activity": ...}.
         clock: after which epochs a checkpoint is saved, besides the last one.
+        teacher: of a distilling method.
 
     Raises:
         InputError: this machine cannot compute steps as was decided before the first one.
@@ -66,9 +69,8 @@ def train(
     config = config.replace(train=config.train.replace(precision=decided.precision))
     model = untrained_network(config)
     model.to(device).to(memory_format=torch.channels_last).train()
-    stepper = Stepper(
-        config, model, images, labels, decided.compile, lambda activity: report({names.ACTIVITY: activity})
-    )
+    announce = lambda activity: report({names.ACTIVITY: activity})  # noqa: E731
+    stepper = Stepper(config, model, images, labels, decided.compile, announce, teacher)
     parts = {"model": model, "optimiser": stepper.optimiser}
     if stepper.averaged is not None:
         parts["averaged"] = stepper.averaged

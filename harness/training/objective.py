@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cerdeq.bounds import trace
+from cerdeq.bounds import Program, trace
 from cerdeq.boxes import Box
 from cerdeq.equilibrium import FixedPoint
 from harness.config.training import Training
@@ -20,8 +20,13 @@ Loss = Callable[[Tensor, Tensor, Tensor, Adversary | None], tuple[Tensor, Tensor
 _TAU = 0.5
 
 
-def make_objective(config: Training, method: Method, model: nn.Sequential, compiled: bool) -> tuple[Attack, Loss]:
-    """Return the attack (x, labels, eps) -> adversary, and the loss (x, labels, eps, adversary) -> loss, report [3]."""
+def make_objective(
+    config: Training, method: Method, model: nn.Sequential, compiled: bool, teacher: Program | None = None
+) -> tuple[Attack, Loss]:
+    """Return the attack (x, labels, eps) -> adversary, and the loss (x, labels, eps, adversary) -> loss, report [3].
+
+    teacher: of a distilling method.
+    """
     attack_loss = compiled_loss(cross_entropies) if compiled else cross_entropies
     settings, info, target = config.train, config.data_info, float(config.train_eps)
     program = trace(model, linear=method.linear)
@@ -36,7 +41,8 @@ def make_objective(config: Training, method: Method, model: nn.Sequential, compi
 
     def attack(x: Tensor, labels: Tensor, eps: Tensor) -> Adversary | None:
         with in_precision(x), _frozen(model):
-            return method.attack(program, Batch(x, labels, info.classes, eps, eps / target, attack_loss=attack_loss))
+            batch = Batch(x, labels, info.classes, eps, eps / target, attack_loss=attack_loss, teacher=teacher)
+            return method.attack(program, batch)
 
     def regulariser(losses: Losses) -> Tensor:
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]

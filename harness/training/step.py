@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from cerdeq.bounds import Program
 from cerdeq.equilibrium import FixedPoint, set_progress
 from harness.config.training import Training
 from harness.data.augment import augment
@@ -34,6 +35,7 @@ class Stepper:
 
     compiled: True if the losses of training and of attacks are compiled.
     announce: called with what the stepper does from now on, before its steps are compiled and after.
+    teacher: of a distilling method.
 
     Made from these:
 
@@ -47,6 +49,7 @@ class Stepper:
     labels: Tensor
     compiled: bool = False
     announce: Callable[[str], None] = lambda activity: None
+    teacher: Program | None = None
 
     def __post_init__(self) -> None:
         device = self.images.device
@@ -63,7 +66,7 @@ class Stepper:
         self.attacks: dict[str, Attack] = {}
         self.losses: dict[str, Loss] = {}
         for method in (self.method.at(0.0), self.method.at(1.0)):
-            attack, loss = make_objective(self.config, method, self.model, self.compiled)
+            attack, loss = make_objective(self.config, method, self.model, self.compiled, self.teacher)
             self.attacks[method.name], self.losses[method.name] = attack, loss
 
     def __call__(self, choices: Choices, eps: float, learning_rate: float) -> Tensor:

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from cerdeq.bounds import Program
 from cerdeq.equilibrium import fold
 from harness.common import names
 from harness.common.errors import require
+from harness.config.plugins import load_for
 from harness.config.training import Training
 from harness.data import Data, Split
 from harness.evaluation.metrics import finite_or_none, missing_classes
 from harness.evaluation.network import load_network
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
+from harness.methods import make_teacher
 from harness.pretrained.weights import read_weights
 from harness.storage import folder, training_record
 from harness.storage.files import write_atomically
@@ -44,7 +47,7 @@ def train(
         save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
 
     Raises:
-        InputError: the data has fewer images than the training asks for.
+        InputError: the data has fewer images than the training asks for, or its teacher is not trained.
         NonFiniteLossError: the loss became infinite or NaN.
     """
     if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
@@ -55,7 +58,8 @@ def train(
     if config.is_trained_elsewhere:
         metrics, environment = _copy_weights(config, network_dir), {}
     else:
-        metrics = _train(config, images, network_dir, device, report, Clock(save_seconds))
+        teacher = _load_teacher(record, network_dir, device)
+        metrics = _train(config, images, network_dir, device, report, Clock(save_seconds), teacher)
         environment["device"] = ", ".join(training_record.read_lines(network_dir / folder.TRAINED_ON))
         decisions = training_record.read_decisions(network_dir)
         assert decisions is not None
@@ -87,9 +91,22 @@ def training_images(config: Training, data: Data) -> Split:
     return images
 
 
+def _load_teacher(record: folder.TrainingRecord, network_dir: Path, device: torch.device) -> Program | None:
+    """Load the trained teacher, whose folder lies beside the network's; None for a method without one."""
+    if (training := record.config.own_teacher) is None:
+        return None
+    directory = network_dir.with_name(training.key(record.fingerprint))
+    is_trained = folder.read_trained(directory) is not None and (directory / folder.WEIGHTS).exists()
+    require("teacher", f"{training.label}, untrained", is_trained, f"a trained network in {directory}")
+    load_for(training)
+    model = load_network(training, directory / folder.WEIGHTS).float()
+    return make_teacher(model.to(device).to(memory_format=torch.channels_last))
+
+
 def _train(
-    config: Training, images: Split, network_dir: Path, device: torch.device, report: Report, clock: Clock
-) -> dict[str, float]:
+    config: Training, images: Split, network_dir: Path, device: torch.device, report: Report, clock: Clock,
+    teacher: Program | None,
+) -> dict[str, float]:  # fmt: skip
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""
 
     def log_and_report(row: dict[str, Any]) -> None:
@@ -98,7 +115,7 @@ def _train(
         report(row)
 
     on_device = images.images.to(device), images.labels.to(device)
-    trained = loop.train(config, *on_device, network_dir, log_and_report, clock)
+    trained = loop.train(config, *on_device, network_dir, log_and_report, clock, teacher)
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())

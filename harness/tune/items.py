@@ -1,7 +1,9 @@
 """Items of work, a network or a range of images, done under Ray or in this process."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,14 @@ from harness.common.errors import error_line
 from harness.config.training import Training
 from harness.machine.freed_memory import free_memory
 from harness.settings import Evaluation
+from harness.storage.lock import HeldError, lock_directory
 from harness.training.loop import Report
 from harness.training.train_and_evaluate import evaluate_range, train_and_evaluate
 from harness.tune.machines import RayOptions
 
 Work = Callable[["Item", Report], dict[str, Any]]
 """Does an item and returns its last numbers."""
+_WAIT_SECONDS = 5.0  # between two looks at a teacher's lock
 LEFT = "left"
 """In the result of a network's item: the ranges of its next evaluation, which other items do."""
 
@@ -26,9 +30,11 @@ LEFT = "left"
 class Item:
     """A piece of work: a network that is trained and evaluated, or a range of images of one evaluation.
 
+    An item without evaluations trains a teacher.
+
     directory: where its results go, such as the network's folder. label: its name in messages and in Ray's dashboard.
     settings: JSON, such as the network's training; Ray shows it. evaluations: of the network, as JSON texts.
-    images: the range; None for all of a network.
+    images: the range; None for all of a network. needs: the folder of the teacher that is trained before.
     """
 
     directory: Path
@@ -36,6 +42,7 @@ class Item:
     settings: dict[str, Any] = field(compare=False)
     evaluations: tuple[str, ...] = ()
     images: range | None = None
+    needs: Path | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -70,11 +77,26 @@ class Worker:
             report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
             evaluate_range(training, evaluations[0], item.directory, item.images, self.data_dir)
             return {LEFT: []}
-        report({names.ACTIVITY: "reads its data"})
-        left = train_and_evaluate(
-            training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
-        )
+        with nullcontext() if evaluations else _waited_for(item.directory, report):
+            report({names.ACTIVITY: "reads its data"})
+            left = train_and_evaluate(
+                training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
+            )
         return {LEFT: [[images.start, images.stop] for images in left]}
+
+
+@contextmanager
+def _waited_for(teacher_dir: Path, report: Report) -> Iterator[None]:
+    """Hold a teacher's folder: jobs of an array, each with --here, may want the same one."""
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(lock_directory(teacher_dir))
+                break
+            except HeldError:
+                report({names.ACTIVITY: "waits for another run that trains it"})
+                time.sleep(_WAIT_SECONDS)
+        yield
 
 
 class Items(Protocol):
@@ -92,17 +114,18 @@ class Items(Protocol):
 
 
 class Queue:
-    """Items in order, to which others may be added when one ends."""
+    """Items in order, to which others may be added when one ends; one that needs a teacher waits for it."""
 
     def __init__(self, items: Iterable[Item]):
         self.waiting, self.running = deque(items), set[Item]()
 
     def take(self) -> Item | None:
-        """Return the next item."""
-        if not self.waiting:
-            return None
-        item = self.waiting.popleft()
-        self.running.add(item)
+        """Return the next item whose teacher is not about to be trained."""
+        untrained = {item.directory for item in (*self.waiting, *self.running) if not item.evaluations}
+        ready = (item for item in self.waiting if item.needs not in untrained)
+        if (item := next(ready, None)) is not None:
+            self.waiting.remove(item)
+            self.running.add(item)
         return item
 
     def end(self, item: Item) -> None:

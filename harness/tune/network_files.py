@@ -21,6 +21,7 @@ from harness.storage.state import State, read_state
 from harness.training.train import training_images
 from harness.tune.items import Item
 from harness.tune.run_study import RunOptions, run_networks
+from harness.tune.teachers import with_teachers
 
 
 def run_network_files(
@@ -32,7 +33,8 @@ def run_network_files(
     network of this code or names another plugin, or data that is not the network's; nothing was started.
     """
     records, evaluations = dict[Path, folder.TrainingRecord](), dict[Path, list[Evaluation]]()
-    sources, load_once = dict[Path, Path](), cache(partial(load, data_dir=data_dir))  # the data is large, and shared
+    sources, checkpoints = dict[Path, Path](), dict[str, Path]()
+    load_once = cache(partial(load, data_dir=data_dir))  # the data is large, and shared
     for path in paths:
         record, asked = _load_record(path), _evaluations_beside(path)
         require_trusted(record.config, trusted)
@@ -45,6 +47,9 @@ def run_network_files(
             stored = network_dir / folder.NETWORK_FILE
             sources[network_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
             read_file(sources[network_dir], record.config.checkpoint)
+        if (teacher := record.config.own_teacher) is not None and teacher.checkpoint is not None:
+            teacher_dir = path.parent.with_name(teacher.key(record.fingerprint))
+            checkpoints[teacher.checkpoint.sha256] = teacher_dir / folder.NETWORK_FILE
         records[network_dir], evaluations[network_dir] = record, asked
         for profile, main in folder.read_study(path.parent).items():
             make_directory(network_dir)
@@ -60,7 +65,7 @@ def run_network_files(
         is_finished = all(state is State.FINISHED for state in states)
         console.print(f"{record.config.label} -> {network_dir}{': finished' if is_finished else ''}")
         items += [] if is_finished else [Item.of(network_dir, record.config, evaluations[network_dir])]
-    states_after = run_networks(items, RunOptions(None, data_dir), console, None)
+    states_after = run_networks(with_teachers(items, checkpoints), RunOptions(None, data_dir), console, None)
     return all(state.state is State.FINISHED for state in states_after.values())
 
 

@@ -229,13 +229,13 @@ def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
     wanted: the folders of evaluations that stay, those of a study that is about to run.
     """
     keep = {folder.network_of(path) for path in wanted}
-    for network_dir in folder.network_folders(sweep_dir):
+    for network_dir in folder.network_folders(sweep_dir, teachers=True):
         evaluation_dirs = folder.evaluation_folders(network_dir)
         for path in evaluation_dirs:
             if path not in wanted and {each.name for each in path.iterdir()} <= {folder.EVALUATION}:
                 shutil.rmtree(path)
         own = {path.name for path in network_dir.iterdir() if path.is_file()}
-        is_empty = own <= {folder.TRAINING, folder.STUDY, folder.CHOSEN, folder.NETWORK_FILE}
+        is_empty = own <= {folder.TRAINING, folder.STUDY, folder.CHOSEN, folder.TEACHER, folder.NETWORK_FILE}
         if network_dir not in keep and is_empty and not folder.evaluation_folders(network_dir):
             shutil.rmtree(network_dir)
     with suppress(OSError):  # if a network is left

@@ -33,6 +33,8 @@ def print_header(
         *(f"evaluation: {evaluation.description}" for evaluation in study.evaluations),
         f"data: {plan.data.describe()}",
     ]
+    if teachers := {each.own_teacher.label for each in study.trainings if each.own_teacher is not None}:
+        lines.append(f"teachers, trained first unless they are: {', '.join(sorted(teachers))}")
     if study.profile == CPU_PROFILE and asked_profile is None:
         lines.append("no GPU here: profile 'cpu' was picked")
     elif study.resources.gpu and not gpus:

@@ -245,16 +245,17 @@ def settings_of(item: Item) -> dict[str, Any]:
     """Return an item as Tune and its dashboard show it; Tune shows no objects."""
     images = [item.images.start, item.images.stop] if item.images else None
     own = {"label": item.label, "directory": str(item.directory.absolute()), "evaluations": list(item.evaluations)}
-    return {**item.settings, **own, "images": images}
+    return {**item.settings, **own, "images": images, "needs": item.needs and str(item.needs.absolute())}
 
 
 def item_of(config: dict[str, Any]) -> Item:
     """Return the item of a config of Tune."""
     training = dict(config[TRIAL])
-    directory, label, evaluations, images = (
-        training.pop(name) for name in ("directory", "label", "evaluations", "images")
+    directory, label, evaluations, images, needs = (
+        training.pop(name) for name in ("directory", "label", "evaluations", "images", "needs")
     )
-    return Item(Path(directory), label, training, tuple(evaluations), range(*images) if images else None)
+    needed = Path(needs) if needs else None
+    return Item(Path(directory), label, training, tuple(evaluations), range(*images) if images else None, needed)
 
 
 def _label(trial: Any) -> str:

@@ -32,10 +32,11 @@ from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
-from harness.tune.items import FailedFast, Item, Worker, run_items
+from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
 from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress
-from harness.tune.run_study import RunOptions, begin_network, evaluation_dirs, read_outcome
+from harness.tune.run_study import RunOptions, begin_network, evaluation_dirs, read_outcome, show_teacher
+from harness.tune.teachers import with_teachers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -77,7 +78,7 @@ class Search:
         self.directory = sweep_dir / "search" / name
         self.studies = load_studies(self.directory)
         self.owners: dict[Path, tuple[int, int]] = {}
-        self.begun, self.is_finished = list[Path](), False
+        self.begun, self.queue, self.is_finished = list[Path](), Queue([]), False
 
     def held_out(self, training: Training) -> Training:
         """Return a training as a candidate's: images are held out of it, under the first seed."""
@@ -135,7 +136,9 @@ class Search:
             return run_items(self, work, listener, options.ray, self.directory)
 
     def take(self) -> Item | None:
-        """Return the work of evaluating the next candidate: one that was begun, or a new one."""
+        """Return the next candidate, one that was begun or a new one; before it, its teacher, if that is untrained."""
+        if self.queue.waiting:
+            return self.queue.take()
         network_dir = self.begun.pop(0) if self.begun else self.propose()
         if network_dir is None:
             self.is_finished = True
@@ -145,10 +148,13 @@ class Search:
             (directory / folder.FAILURE).unlink(missing_ok=True)
         label = f"candidate {candidate} of {self.studies[number].study_name}"
         training = folder.read_training(network_dir / folder.TRAINING).config
-        return Item.of(network_dir, training, [self.evaluation], label=label)
+        item = Item.of(network_dir, training, [self.evaluation], label=label)
+        self.queue.add(with_teachers([item], self.study.checkpoints))
+        return self.queue.take()
 
     def end(self, item: Item) -> None:
-        """Do nothing: the listener concludes a candidate."""
+        """Note that an item has ended; the listener concludes a candidate."""
+        self.queue.end(item)
 
     def state_of(self, network_dir: Path) -> EvaluationState:
         """Return the state of a candidate."""
@@ -220,6 +226,8 @@ class Search:
                 self.console.print(f"winner: {self.describe(number, winner.number)}")
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
+                if len(errors) > 1:
+                    choice |= {"front": study.study_name, "network": self.rows[number].base.network}
                 for seed in dict.fromkeys(training.seed for training in self.study.trainings):
                     winners.append(self.training(number, winner).replace(seed=seed))
                     key = winners[-1].key(self.fingerprint)
@@ -243,8 +251,11 @@ class _SearchListener(Progress):
         self.search, self.fail_fast = search, fail_fast
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
-        """Conclude a candidate."""
-        self.end(item)
+        """Conclude a candidate, or show what came of a teacher."""
+        self.end(item, is_done=bool(item.evaluations))
+        if not item.evaluations:
+            show_teacher(self, item, error)
+            return
         (evaluation_dir,) = evaluation_dirs(item)
         state = read_outcome(item, evaluation_dir, error)
         self.search.conclude(item.directory, state)

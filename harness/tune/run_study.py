@@ -26,6 +26,7 @@ from harness.tune.items import LEFT, FailedFast, Item, Queue, Worker, run_items
 from harness.tune.machines import RayOptions
 from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
 from harness.tune.progress import Progress
+from harness.tune.teachers import with_teachers
 
 if TYPE_CHECKING:
     from harness.tracking.tracker import Tracker
@@ -99,6 +100,7 @@ def run_study(
         asked.setdefault(folder.network_of(path), []).append(plan.asked[path])
     items = [Item.of(path, plan.records[path].config, each) for path, each in asked.items()]
     try:
+        items = with_teachers(items, plan.study.checkpoints, options.retry_failed)
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
     except InputError:  # Ray cannot start
         remove_not_begun(plan.sweep_dir, [])
@@ -201,15 +203,16 @@ class StudyListener(Progress):
     def on_start(self, item: Item) -> None:
         """Show that an item begins."""
         super().on_start(item)
-        self.started[item.directory] = None
+        if item.evaluations:
+            self.started[item.directory] = None
 
     def on_report(self, item: Item, row: dict[str, Any]) -> None:
-        """Show what an item does, and log the row of an epoch."""
+        """Show what an item does, and log the row of an epoch, except a teacher's."""
         super().on_report(item, row)
         if names.EPOCH in row:
             warnings = training_record.read_lines(item.directory / folder.TRAINING_WARNINGS)
             self._warn(item, warnings)
-        if names.EPOCH in row or (names.ACTIVITY in row and item.images is None):
+        if item.evaluations and (names.EPOCH in row or (names.ACTIVITY in row and item.images is None)):
             self.log(item.directory, True)
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
@@ -231,6 +234,9 @@ class StudyListener(Progress):
 
     def _end_network(self, item: Item, error: str | None, left: list[range]) -> None:
         """Show its evaluations up to the first without a result; queue its ranges or, if it failed, the next."""
+        if not item.evaluations:
+            self._end_teacher(item, error)
+            return
         ended, further = list[EvaluationState](), list[Item]()
         for number, path in enumerate(evaluation_dirs(item)):
             if left and read_state(path).state is not State.FINISHED:
@@ -251,6 +257,12 @@ class StudyListener(Progress):
         for state in ended:
             self._show(item, state)
         if self.fail_fast and any(state.result is None for state in ended):
+            raise FailedFast
+
+    def _end_teacher(self, item: Item, error: str | None) -> None:
+        self.end(item)
+        show_teacher(self, item, error)
+        if error is not None and self.fail_fast:
             raise FailedFast
 
     def summary(self) -> str:
@@ -282,6 +294,16 @@ class StudyListener(Progress):
             if (item.directory, warning) not in self.warned:
                 self.warned.add((item.directory, warning))
                 self.warn(item, warning)
+
+
+def show_teacher(progress: Progress, item: Item, error: str | None) -> None:
+    """Print what came of a teacher, after writing why it failed if its worker could not."""
+    if error is None:
+        progress.print_outcome("done", "green", item, f"trained ({progress.summary()})")
+        return
+    if folder.read_failure(item.directory) is None:
+        folder.write_failure(item.directory, error)
+    progress.print_outcome("failed", "red", item, error)
 
 
 def _range_of(network: Item, images: range) -> Item:

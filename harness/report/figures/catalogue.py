@@ -49,6 +49,7 @@ FIGURES = (
     FigureKind("Bound width, layer by layer", networks.layers, of_training=True, broad=True),
     FigureKind("States of ReLUs", networks.relus, of_training=True, broad=True),
     FigureKind("Training", training.curves, of_training=True, broad=True),
+    FigureKind("Fronts of searches", searches.fronts, broad=True),
     FigureKind("What was searched", searches.search, of_training=True, broad=True),
     FigureKind("Which settings matter", searches.importance, of_training=True),
     FigureKind("Adversarial examples", images.counterexamples, of_training=True, broad=True),

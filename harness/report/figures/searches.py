@@ -1,4 +1,4 @@
-"""What searches found: the errors of candidates, and which settings mattered."""
+"""What searches found: the errors of candidates, fronts of winners, and which settings mattered."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from harness.leaderboard.fronts import FRONT, NETWORK, fronts_of
 from harness.report.figures.section_data import SectionData
-from harness.report.figures.style import GREY, INK, add_legend, panels
+from harness.report.figures.style import COLOURS, DASHES, GREY, INK, MARKERS, add_legend, assign, panels
 from harness.storage import folder
 
 if TYPE_CHECKING:
@@ -35,6 +36,34 @@ def search(data: SectionData) -> Figure | None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     entries = {"a candidate": {"color": GREY, "marker": "o", "ls": ""}}
     add_legend(figure, entries | {"best so far": {"color": INK, "ls": "-", "lw": 1}})
+    return figure
+
+
+def fronts(data: SectionData) -> Figure | None:
+    """Winners, trained anew with every seed: lower left is better. Grey: another winner of the front is better.
+
+    Percentages: hypervolumes, with intervals over seeds. A colour for each network, a marker for each method.
+    """
+    shown = fronts_of(data.trials)
+    if not shown:
+        return None
+    figure, (axes,) = panels(width=9, height=4.2)
+    networks = data.trials.dropna(subset=[FRONT]).drop_duplicates(FRONT).set_index(FRONT)
+    colours, markers, dashes = (
+        assign(networks[name], looks) for name, looks in ((NETWORK, COLOURS), ("method", MARKERS), ("method", DASHES))
+    )
+    entries = {}
+    for each in shown:
+        kind = networks.loc[each.name]
+        look = {"color": colours[kind[NETWORK]], "marker": markers[kind["method"]]}
+        worse = each.errors[each.is_dominated]
+        axes.plot(*worse.T, ls="", marker=look["marker"], color=GREY, ms=4, alpha=0.6)
+        best = each.errors[~each.is_dominated]
+        line = look | {"ls": dashes[kind["method"]], "lw": 1, "ms": 6}
+        axes.plot(*best[best[:, 0].argsort()].T, drawstyle="steps-post", **line)
+        entries[each.text] = line
+    axes.set(xlabel="standard error, %", ylabel="certified error, %")
+    add_legend(figure, entries)
     return figure
 
 

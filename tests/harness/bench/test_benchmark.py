@@ -30,7 +30,8 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     rows = {row["step"]: row for row in written["steps"]}
     methods = ("plain", "ibp", "crown-ibp", "crown-ibp unfused")
     kinds = {f"{kind}{precision} eager" for kind in methods for precision in ("", " bf16")}
-    assert set(rows) == {*kinds, "sabr eager", "mtl-ibp eager", "pgd eager"}
+    attacking = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "cc-dist", "ad-cert", "pgd")
+    assert set(rows) == {*kinds, *(f"{method} eager" for method in attacking)}
     for kind, row in rows.items():
         assert row["examples/s"] == pytest.approx(rows["plain eager"]["examples/s"] / row["cost over plain"]), kind
         assert row[steps.PRODUCTS] > 0 and row[steps.ELEMENT_WISE] > 0, kind

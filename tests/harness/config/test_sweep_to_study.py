@@ -61,7 +61,11 @@ def test_every_field_reaches_the_study(tmp_path):
         "train.regularisation": 0.25,
     }
     values["options"]["parametrisation"] = "orthogonal"
-    own = {name: value for name, value in values.items() if "." not in name and name not in ("plugins", *ELSEWHERE)}
+    own = {
+        name: value
+        for name, value in values.items()
+        if "." not in name and name not in ("plugins", "teacher", *ELSEWHERE)
+    }
     train = {name.removeprefix("train."): value for name, value in values.items() if name.startswith("train.")}
     evaluation = OTHER_EVALUATION | {"stages": ("ibp", "crown", "bab")}
     entry = {key: own[key] for key in ("model", "method", "options", "method_options")}

@@ -38,6 +38,7 @@ OTHER = {
     "method": "crown-ibp",
     "options": {"margin": 0.2, "gain": None},
     "method_options": {"final_beta": 0.5},
+    "teacher": Training(dataset="cifar10", model="cnn7", method="pgd", seed=0, train=Recipe(eps="8/255")),
     "width": 0.5,
     "train_images": None,
     "validation_images": 11,
@@ -153,7 +154,7 @@ def test_a_setting_at_its_default_is_in_no_key():
     """So a new setting changes no key."""
     recipe = {"epochs": 10, "decay_epochs": [7, 9], "ramp_epochs": 5, "eps": "8/255"}
     assert GOLDEN.canonical()["train"] == recipe
-    assert not {"plugins", "checkpoint", "source", "named"} & GOLDEN.canonical().keys()
+    assert not {"plugins", "checkpoint", "source", "named", "teacher"} & GOLDEN.canonical().keys()
 
 
 def test_published_networks_are_read_built_and_found_under_their_keys():

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from image_batches import EPS, batch_of
+from image_batches import EPS, batch_of, with_adversary
 
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
@@ -32,7 +32,7 @@ def losses_at(method, network, batch, eps):
     program = trace(network, linear=method.linear)
     batch = dataclasses.replace(batch, eps=torch.tensor(eps, dtype=torch.float64))
     torch.manual_seed(1)
-    batch = dataclasses.replace(batch, adversary=method.attack(program, batch))
+    batch = with_adversary(method, program, batch)
     return method.loss(program, batch), batch
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from image_batches import EPS, batch_of
+from image_batches import EPS, batch_of, with_adversary
 from torch import nn
 
 from baselines import build
@@ -16,7 +16,7 @@ from cerdeq.bounds import Context, trace
 from harness.methods import METHODS, Batch, make_method
 from harness.methods.adversarial import PGD, Plain
 from harness.methods.certified import IBP, CrownIBP
-from harness.methods.expressive import MTLIBP, SABR
+from harness.methods.expressive import CCIBP, MTLIBP, SABR, ExpIBP
 from harness.training.initialise import initialise
 
 ATTACKING = {PGD(): 1, SABR(): 0.3, SABR(subselection=0.2, attack_steps=3): 0.8, MTLIBP(attack_radius=2.0): 2}
@@ -28,10 +28,6 @@ def network_of(name: str) -> nn.Sequential:
     network = build(name, "digits", width=0.2).double()
     initialise(network)
     return network.train()
-
-
-def with_adversary(method, program, batch: Batch) -> Batch:
-    return dataclasses.replace(batch, adversary=method.attack(program, batch))
 
 
 def worst_logits(lower: torch.Tensor) -> torch.Tensor:
@@ -166,6 +162,59 @@ def test_mtl_ibp_mixes_pgd_and_ibp():
     torch.testing.assert_close(mixed.lower, ibp.lower)
 
 
+def test_exp_ibp_multiplies_powers_of_pgd_and_ibp():
+    network, batch = network_of("resnet9"), batch_of()
+    program = trace(network)
+    batch = with_adversary(PGD(), program, batch)
+    pgd, ibp, product = (method.loss(program, batch) for method in (PGD(), IBP(), ExpIBP(alpha=0.3)))
+    assert product.robust.item() == pytest.approx(pgd.robust.item() ** 0.7 * ibp.robust.item() ** 0.3, rel=1e-9)
+    torch.testing.assert_close(product.lower, ibp.lower)
+
+
+def test_cc_ibp_is_the_cross_entropy_of_mixed_logits():
+    """Of the adversarial and IBP's worst logits less those of the label, against public bounds, in evaluation mode."""
+    network, batch = network_of("resnet9").eval(), batch_of()
+    program = trace(network)
+    batch = with_adversary(CCIBP(), program, batch)
+    lower, _ = bound(network, LinfBall(batch.x, EPS), spec=margin_spec(batch.labels, 10))
+    logits = network(batch.adversarial)
+    rows = [
+        torch.cat([row[label] - row[:label], row[label] - row[label + 1 :]])
+        for row, label in zip(logits, batch.labels, strict=True)
+    ]
+    losses = CCIBP(alpha=0.3).loss(program, batch)
+    assert losses.robust.item() == pytest.approx(worst_logits(0.7 * torch.stack(rows) + 0.3 * lower).item(), rel=1e-9)
+    torch.testing.assert_close(losses.lower, lower, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", [MTLIBP, CCIBP, ExpIBP])
+def test_an_expressive_loss_is_pgd_s_at_alpha_0_and_ibp_s_at_1(name, kind):
+    """Values and gradients; so the whole family agrees at both ends."""
+    network, batch = network_of(name), batch_of()
+    program, parameters = trace(network), list(network.parameters())
+    torch.manual_seed(3)
+    batch = with_adversary(PGD(), program, batch)
+    torch.manual_seed(3)
+    assert torch.equal(kind(alpha=0).attack(program, batch), batch.adversarial)
+    for method, expected in ((kind(alpha=0.0), PGD()), (kind(alpha=1.0), IBP())):
+        losses = [each.loss(program, batch).robust for each in (method, expected)]
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+        gradients = [torch.autograd.grad(loss, parameters) for loss in losses]
+        for mine, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def test_exp_ibp_has_a_gradient_where_a_cross_entropy_rounds_to_0():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    nn.init.constant_(network[1].bias, 0)
+    network[1].bias.data[0] = 200
+    x, labels = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    batch = Batch(x, labels, 2, torch.tensor(EPS), torch.tensor(1.0), adversary=x)
+    loss = ExpIBP().loss(trace(network), batch).robust
+    assert all(part.isfinite().all() for part in torch.autograd.grad(loss, list(network.parameters())))
+
+
 DERIVATIVE = {name: {"connector": 1.0, "gradient_scale": 1.0} for name in ("taps", "staps")}
 """Options with which the gradient of a method is the derivative of its loss."""
 
@@ -208,6 +257,7 @@ def test_gradients_are_those_of_finite_differences(name, method):
         ("sabr", {"subselection": 0.0}, "subselection: found 0.0"),
         ("sabr", {"relu_shrinkage": 1.1}, "relu_shrinkage: found 1.1"),
         ("mtl-ibp", {"alpha": 1.5}, "alpha: found 1.5"),
+        ("cc-ibp", {"alpha": -0.1}, "alpha: found -0.1"),
         ("mtl-ibp", {"attack_radius": 0.0}, "attack_radius: found 0.0"),
         ("pgd", {"attack_steps": 0}, "attack_steps: found 0"),
         ("pgd", {"attack_step": 0.0}, "attack_step: found 0.0"),

@@ -89,7 +89,7 @@ def test_the_latent_attack_stays_in_the_box_and_below_no_bound(method):
     network, batch = network_of(), batch_of()
     program = trace(network)
     batch = attacked(method, program, batch)
-    center, positions = batch.latent
+    center, positions = batch.pair
     assert positions.abs().max() <= 1 and positions.shape[:2] == (12, 9)
     assert ((center - batch.x).abs() + (1 - method._is_whole_ball) * 0.7 * EPS <= EPS + 1e-12).all()
     box = method._box(program, batch, center)
@@ -121,7 +121,7 @@ def test_staps_over_the_whole_ball_is_taps(options):
     program = trace(network)
     staps, taps = STAPS(subselection=1.0, latent_steps=3, **options), TAPS(latent_steps=3, **options)
     batch = attacked(staps, program, batch)
-    torch.testing.assert_close(batch.latent[0], batch.x)
+    torch.testing.assert_close(batch.pair[0], batch.x)
     mine, other = staps.loss(program, batch), taps.loss(program, batch)
     torch.testing.assert_close(mine.robust, other.robust)
     parameters = list(network.parameters())
@@ -141,7 +141,7 @@ def test_the_loss_is_a_product_and_weighs_the_attack_s_gradient():
     center, radius = (low + high) / 2, (high - low) / 2
     center, radius = F.linear(center, network[1].weight, network[1].bias), F.linear(radius, network[1].weight.abs())
     low, high = torch.relu(center - radius), torch.relu(center + radius)
-    positions = batch.latent[1]
+    positions = batch.pair[1]
     points = (low + high)[:, None] / 2 + positions * (high - low)[:, None] / 2
     margins = (batch.spec * network[3:](points)).sum(2)
     worst = F.cross_entropy(F.pad(-margins, (1, 0)), torch.zeros(12, dtype=torch.long))

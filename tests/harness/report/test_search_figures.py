@@ -33,9 +33,9 @@ def searched(request, tmp_path):
                 values=[90 - 40 * kappa, 20 + 30 * kappa**2][: len(request.param)],
             )
         )
-    folder.write_chosen(
-        folder.network_of(add(tmp_path / "study", right(100))), {"text": TEXT, "search": search_dir.name}
-    )
+    chosen = {"text": TEXT, "search": search_dir.name}
+    chosen |= {"front": "cnn5 ibp", "network": "cnn5"} if len(request.param) > 1 else {}
+    folder.write_chosen(folder.network_of(add(tmp_path / "study", right(100))), chosen)
     return section_of(tmp_path / "study"), study.trials
 
 
@@ -64,3 +64,18 @@ def test_importance_is_that_of_the_setting_that_decides(searched):
     for panel in axes:
         assert [label.get_text() for label in panel.get_yticklabels()] == ["train.l1", "train.kappa"]
         assert panel.patches[-1].get_width() > 50
+
+
+def test_the_fronts_of_winners_are_drawn_with_their_hypervolumes(searched):
+    data, candidates = searched
+    figure = searches.fronts(data)
+    if len(candidates[0].values) == 1:
+        assert figure is None
+        return
+    dominated, best = figure.axes[0].lines
+    trial = data.trials.iloc[0]
+    assert not len(dominated.get_xdata())
+    assert [*best.get_xdata(), *best.get_ydata()] == [trial[names.STANDARD_ERROR], trial[names.CERTIFIED_ERROR]]
+    volume = (100 - trial[names.STANDARD_ERROR]) * (100 - trial[names.CERTIFIED_ERROR]) / 100
+    assert figure.legends[0].get_texts()[0].get_text() == f"cnn5 ibp {volume:.2f} %"
+    assert any(f"cnn5 ibp {volume:.2f} %" in line for line in data.section.sentences)

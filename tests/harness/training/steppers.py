@@ -7,6 +7,7 @@ import torch
 from harness.common import names
 from harness.data import load
 from harness.data.augment import draw
+from harness.methods import make_teacher, method_options
 from harness.storage import folder
 from harness.training import train_and_evaluate
 from harness.training.initialise import untrained_network
@@ -37,6 +38,8 @@ def stepper_of(config, device: str = "cpu", **options) -> Stepper:
     data = load(config.dataset)
     model = untrained_network(config)
     model.to(device, memory_format=torch.channels_last).train()
+    if "teacher" in method_options(config.method):
+        options["teacher"] = make_teacher(untrained_network(config).to(device))
     return Stepper(config, model, data.train.images.to(device), data.train.labels.to(device), **options)
 
 

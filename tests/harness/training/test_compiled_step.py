@@ -11,10 +11,11 @@ from steppers import BOUNDING, choices_of, stepper_of, take_step, take_steps
 from cerdeq.equilibrium.weights import PARAMETRISATIONS
 from harness.training import objective
 
+EXPRESSIVE = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "cc-dist", "ad-cert")
 EVERY = [(model, *method) for model in ("cnn5", "resnet9", "cerdeq") for method in BOUNDING]
-EVERY += [("cerdeq", method, {}) for method in ("sabr", "mtl-ibp", "pgd", "plain")]
+EVERY += [("cerdeq", method, {}) for method in (*EXPRESSIVE, "pgd", "plain")]
 EVERY += [("densenet", "plain", {})]  # concatenates lists
-SAMPLE = [("fcdeq", "mtl-ibp", {})]  # bounds and an attack, of a warm start; compiling takes seconds
+SAMPLE = [("fcdeq", "mtl-ibp", {}), ("fcdeq", "cc-dist", {})]  # of a warm start; compiling takes seconds
 TRACED = [
     pytest.param(*case, marks=() if case in SAMPLE else pytest.mark.slow)
     for case in SAMPLE + EVERY
@@ -26,7 +27,7 @@ WARM = {"parametrisation": "monotone", "warm_start": True}
 
 
 LATENT = [("taps", {"latent_steps": 1}), ("staps", {"latent_steps": 1, "attack_steps": 1})]
-ATTACKED = [("sabr", {"attack_steps": 1}), ("mtl-ibp", {"attack_steps": 1})]
+ATTACKED = [(name, {"attack_steps": 1}) for name in EXPRESSIVE]
 EQUILIBRIA = [{"parametrisation": name} for name in PARAMETRISATIONS]
 EQUILIBRIA += [{"gradient": "unrolled"}, {"warm_start": True}]
 

@@ -49,7 +49,7 @@ EVALUATED = {
     "attack_restarts": 2,
 }
 ELSEWHERE = [
-    "plugins", "dataset", "own_data", "checkpoint", "source", "train_images", "validation_images",
+    "teacher", "plugins", "dataset", "own_data", "checkpoint", "source", "train_images", "validation_images",
     *(f"train.{name}" for name in ("kappa", "kappa_start", "l1", "accumulate", "clip_norm", "ema_decay")),
     *(f"train.{name}" for name in ("regularise_equilibria", "recompute_statistics", "precision", "compile")),
     "split", "test_images", "batch_size", "certificates",

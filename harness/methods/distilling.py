@@ -1,0 +1,131 @@
+"""Distillation from a robust teacher: CC-Dist and AD-CERT, as we read the abstracts of 2026; no code is public."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerdeq.bounds import Context, Program, Step, points_of, trace
+from cerdeq.equilibrium import FixedPoint
+from harness.common.errors import require
+from harness.common.method_names import register
+from harness.methods.expressive import Expressive
+from harness.methods.passes import Batch, Losses, bound_box, cross_entropy
+
+
+@dataclass(frozen=True)
+class Distilling(Expressive):
+    """An expressive loss with a teacher, whose answer at the student's adversarial images the attack returns, too."""
+
+    teacher: dict[str, Any] | None = None
+    """The network to learn from: a mapping with the keys of an entry of `trials`, trained first and once for all rows
+    that name the same. Its method is pgd unless it says another; its recipe is the sweep's; width, radius, seed and
+    held-out images are the student's. Required."""
+
+    def attack(self, program: Program, batch: Batch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return adversarial images of the student, and the teacher's answer there."""
+        images = super().attack(program, batch)
+        assert batch.teacher is not None
+        with torch.no_grad():
+            return images, self.answer(batch.teacher, images)
+
+    def answer(self, teacher: Program, images: Tensor) -> Tensor:
+        """Return what the student is to learn from at images: the teacher's logits [B, K]."""
+        return points_of(teacher, images, Context(sound=False, follow=False))
+
+
+@register
+@dataclass(frozen=True)
+class ADCERT(Distilling):
+    """(1 - alpha) KL divergence from the teacher's probabilities at adversarial images + alpha IBP's cross entropy.
+
+    Our reading of the abstract of AD-CERT (arXiv 2606.31653).
+    """
+
+    name: ClassVar[str] = "ad-cert"
+
+    def loss(self, program: Program, batch: Batch) -> Losses:
+        """Return the loss that the class describes."""
+        images, taught = batch.pair
+        logits, ball = self.both(program, replace(batch, adversary=images))
+        learnt, taught = logits.log_softmax(1), taught.log_softmax(1)
+        distance = F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
+        return ball.losses((1 - self.alpha) * distance + self.alpha * cross_entropy(ball.margins.box.lower))
+
+
+@register
+@dataclass(frozen=True)
+class CCDist(Distilling):
+    """CC-IBP's loss + `distillation` times the mean square of a distance to the teacher's features.
+
+    It is (1 - alpha) the distance of the student's features at adversarial images + alpha the largest one in IBP's box.
+    Features are what the last linear layer takes; a teacher has as many as its student. Our reading of the abstract of
+    CC-Dist (De Palma 2026, arXiv 2602.02626).
+    """
+
+    name: ClassVar[str] = "cc-dist"
+
+    distillation: float = 1.0
+    """Weight of the distance to the teacher's features; 0 is CC-IBP. The default is ours."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("distillation", self.distillation, self.distillation >= 0, "at least 0")
+
+    def ignored(self) -> dict[str, str]:
+        """Return nothing: with alpha 1, too, the teacher answers at adversarial images."""
+        return {}
+
+    def check(self, program: Program, teacher: Program | None) -> None:
+        """Raise ValueError unless both networks end in linear layers of as many inputs."""
+        own, others = (_last_layer(each).target.in_features for each in (program, teacher or program))
+        require("teacher", others, own == others, f"{own} features before its last layer, as many as the network has")
+
+    def answer(self, teacher: Program, images: Tensor) -> Tensor:
+        """Return the teacher's features."""
+        return features_of(teacher, images, Context(sound=False, follow=False))
+
+    def loss(self, program: Program, batch: Batch) -> Losses:
+        """Return the loss that the class describes."""
+        images, taught = batch.pair
+        ball = bound_box(program, batch, batch.x, batch.eps)
+        features = features_of(program, images, ball.ctx)
+        number = features_number(program)
+        margins = batch.margins_of(points_of(program, features, ball.ctx, number))
+        margins = (1 - self.alpha) * margins + self.alpha * ball.margins.box.lower
+        box = ball.values[number]
+        largest = (box.center - taught).abs() + box.radius
+        distance = (1 - self.alpha) * (features - taught).abs() + self.alpha * largest
+        return ball.losses(cross_entropy(margins) + self.distillation * distance.square().mean())
+
+
+def features_number(program: Program) -> int:
+    """Return the number of the value that the last layer takes. Raises ValueError unless that layer is linear."""
+    return _last_layer(program).sources[0]
+
+
+def _last_layer(program: Program) -> Step:
+    last = program.steps[program.output - 1]
+    if not isinstance(last.target, nn.Linear):
+        raise ValueError(f"cc-dist needs networks that end in a linear layer; found {last.where}")
+    return last
+
+
+def features_of(program: Program, images: Tensor, ctx: Context) -> Tensor:
+    """Return a network's features [B, N] at images [B, C, H, W], by the statistics and weights that `ctx` has."""
+    number = features_number(program)
+    return points_of(Program(program.steps[:number], number), images, ctx)
+
+
+def make_teacher(model: nn.Module) -> Program:
+    """Return a trained network as a teacher: frozen, with the running statistics of its batch norm.
+
+    Its equilibria are iterated as often as in training: a number of times that no image decides, as a CUDA graph needs.
+    """
+    model.requires_grad_(False).eval()
+    for module in model.modules():
+        if isinstance(module, FixedPoint):
+            module.train()
+    return trace(model)

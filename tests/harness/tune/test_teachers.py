@@ -1,0 +1,117 @@
+"""A teacher is trained once, before its students, and has no row of its own."""
+
+import os
+from pathlib import Path
+
+from small_sweep import write
+from study import TINY
+
+from harness.command_line import main
+from harness.storage import folder
+from harness.storage.lock import lock_directory
+from harness.training import train_and_evaluate
+from harness.tune import items
+from harness.tune.items import Item, Queue
+
+TEACHER = {"model": "cnn5", "train": {"epochs": 1}}
+STUDENTS = [
+    {"model": "cnn5", "method": method, "method_options": {"attack_steps": 1, "teacher": TEACHER}}
+    for method in ("cc-dist", "ad-cert")
+]
+SWEEP = TINY | {"trials": STUDENTS, "evaluation": {**TINY["evaluation"], "stages": ["ibp"]}}
+
+
+def run(tmp_path, content, *options):
+    return main("run", [str(write(tmp_path, content)), "--here", "--results-dir", str(tmp_path / "out"), *options])
+
+
+def teachers_of(sweep_dir):
+    """The folders of networks that nothing evaluates."""
+    networks = {path.parent for path in sweep_dir.glob(f"{folder.NETWORKS}/*/{folder.TRAINING}")}
+    return networks - set(folder.network_folders(sweep_dir))
+
+
+def test_a_teacher_is_trained_once_for_all_students_and_has_no_row(tmp_path, capsys):
+    assert run(tmp_path, SWEEP) == 0
+    shown, sweep_dir = capsys.readouterr().out, tmp_path / "out/tiny"
+    assert shown.count("done teacher cnn5 pgd train.epochs=1 seed 0: trained") == 1
+    (teacher,) = teachers_of(sweep_dir)
+    assert (teacher / folder.WEIGHTS).exists() and not (teacher / folder.EVALUATIONS).exists()
+    table = (sweep_dir / "leaderboard.md").read_text()
+    assert "cnn5 ad-cert attack_steps=1 teacher=(cnn5 pgd train.epochs=1)" in table
+    assert not any(line.split("|")[2].strip().startswith("cnn5 pgd") for line in table.splitlines() if "| 1" in line)
+    content = SWEEP | {"trials": [*STUDENTS, {"model": "cnn5", "method": "pgd", "train": {"epochs": 1}}]}
+    written = os.stat(teacher / folder.WEIGHTS).st_mtime_ns
+    assert run(tmp_path, content) == 0, "a teacher that the sweep lists now"
+    assert os.stat(teacher / folder.WEIGHTS).st_mtime_ns == written and not teachers_of(sweep_dir)
+    assert "teacher cnn5" not in capsys.readouterr().out.partition("teachers, trained first")[2].partition("\n")[2]
+
+
+def test_a_kill_after_the_teacher_does_not_train_it_again(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def killed(training, evaluations, network_dir, *rest, **options):
+        calls.append(training.method)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train_and_evaluate(training, evaluations, network_dir, *rest, **options)
+
+    monkeypatch.setattr(items, "train_and_evaluate", killed)
+    run(tmp_path, SWEEP)
+    assert run(tmp_path, SWEEP) == 0
+    assert calls == ["pgd", "cc-dist", "cc-dist", "ad-cert"]
+
+
+def test_a_student_says_that_its_teacher_has_failed(tmp_path, monkeypatch, capsys):
+    def failing(training, *rest, **options):
+        if training.method == "pgd":
+            raise OSError("the teacher's disk is full")
+        return train_and_evaluate(training, *rest, **options)
+
+    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    assert run(tmp_path, SWEEP) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "failed teacher cnn5 pgd train.epochs=1 seed 0: OSError: the teacher's disk is full" in shown
+    assert shown.count("teacher: found 'cnn5 pgd train.epochs=1 seed 0, untrained'") >= 2
+    monkeypatch.undo()
+    assert run(tmp_path, SWEEP) == 0
+
+
+def test_candidates_of_a_search_share_their_teacher_which_sees_no_held_out_image(tmp_path, capsys):
+    spaces = {"method_options.alpha": {"uniform": [0, 1]}}
+    search = {"spaces": spaces, "trials": 2, "validation_images": 64}
+    search["objectives"] = ["certified_error", "standard_error"]
+    content = SWEEP | {"trials": STUDENTS[:1], "search": search, "train_images": None}
+    content["train"] = SWEEP["train"] | {"epochs": 1, "ramp_epochs": 0}
+    assert run(tmp_path, content) == 0
+    (search_dir,) = (tmp_path / "out/tiny/search").iterdir()
+    (teacher,) = teachers_of(search_dir)
+    assert folder.read_training(teacher / folder.TRAINING).config.validation_images == 64
+    assert capsys.readouterr().out.count("done teacher") == 2, "one of candidates, one of winners"
+
+
+def test_who_needs_a_teacher_waits_for_it():
+    teacher = Item(Path("t"), "teacher", {})
+    one, other, free = (Item(Path(name), name, {}, ("{}",), needs=needs) for name, needs in NEEDS)
+    queue = Queue([teacher, one, free, other])
+    assert queue.take() == teacher and queue.take() == free
+    assert queue.take() is None and not queue.is_finished
+    queue.end(teacher)
+    assert [queue.take(), queue.take(), queue.take()] == [one, other, None]
+
+
+NEEDS = (("one", Path("t")), ("t", Path("t")), ("free", None))
+
+
+def test_a_teacher_that_another_run_trains_is_waited_for(tmp_path, monkeypatch):
+    """As jobs of an array do, which hold no lock of the sweep."""
+    said, holder = [], lock_directory(tmp_path)
+    monkeypatch.setattr(items, "_WAIT_SECONDS", 0.0)
+    holder.__enter__()
+
+    def report(row):
+        said.append(row)
+        holder.__exit__(None, None, None)
+
+    with items._waited_for(tmp_path, report):
+        assert len(said) == 1
