@@ -40,8 +40,8 @@ from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
+from harness.config.own_data import OwnData
 from harness.config.training import Training
-from harness.own_data import OwnData
 from harness.storage import folder, study_tables
 from harness.storage.instances import find_records
 

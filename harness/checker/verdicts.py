@@ -16,12 +16,12 @@ from harness.checker.verdict import (
     load_checked_network,
 )
 from harness.common import names
+from harness.config.own_data import OwnData
 from harness.config.plugins import load_for
 from harness.data import Data, Split, fingerprint, load
 from harness.data.own import require_near
 from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import data_directory
-from harness.own_data import OwnData
 from harness.storage import folder
 from harness.storage.parquet import read_verdicts
 

@@ -1,11 +1,10 @@
 """Training methods by name, apart from `harness.methods`, which imports torch: names are checked without it."""
 
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from baselines import UnknownNameError
 
-if TYPE_CHECKING:
-    from harness.methods.method import Method
+Kind = TypeVar("Kind", bound=type)
 
 _NAMES = (
     "plain",
@@ -21,15 +20,16 @@ _NAMES = (
     "cc-dist",
     "ad-cert",
 )  # of harness.methods
-METHODS: dict[str, "type[Method]"] = {}
-"""All training methods by name, once `harness.methods` is imported."""
+METHODS: dict[str, Any] = {}
+"""All training methods, each a `Method`, by name, once `harness.methods` is imported."""
 
 
-def register(kind: "type[Method]") -> "type[Method]":
+def register(kind: Kind) -> Kind:
     """Register a method under its name, as a class decorator. Raises ValueError if the name exists."""
-    if kind.name in METHODS:
-        raise ValueError(f"training method {kind.name!r} is registered twice")
-    METHODS[kind.name] = kind
+    name: str = kind.name  # type: ignore[attr-defined]
+    if name in METHODS:
+        raise ValueError(f"training method {name!r} is registered twice")
+    METHODS[name] = kind
     return kind
 
 

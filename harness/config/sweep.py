@@ -9,9 +9,9 @@ from harness.common.errors import require
 from harness.common.models import Model
 from harness.config import plugins
 from harness.config.entry import Width, check_entries
+from harness.config.own_data import OwnData
 from harness.config.search import SearchSettings
 from harness.config.training import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
-from harness.own_data import OwnData
 from harness.settings import Evaluation, EvaluationSettings, Radius, Recipe
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})

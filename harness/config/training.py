@@ -11,7 +11,7 @@ from baselines import DATASETS
 from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.models import Model, Texts
-from harness.own_data import MeasuredData, OwnData
+from harness.config.own_data import MeasuredData, OwnData
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.settings import Radius, Recipe
 

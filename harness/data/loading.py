@@ -18,11 +18,11 @@ from baselines.datasets import DATASETS, Dataset
 from harness.common.errors import InputError, SettingError, require
 from harness.common.models import validate
 from harness.common.terminal import say
+from harness.config.own_data import MeasuredData, OwnData
 from harness.data import own
 from harness.data.layouts import Shard, Source, fetch, find, not_found
 from harness.data.reading import name_errors
 from harness.machine.environment import cache_directory, data_directory
-from harness.own_data import MeasuredData, OwnData
 from harness.storage.files import write_atomically
 
 _CACHE_FORMAT = 2

@@ -19,6 +19,7 @@ import numpy as np
 from baselines.datasets import Dataset
 from baselines.unknown_names import UnknownNameError
 from harness.common.errors import InputError, SettingError, require
+from harness.config.own_data import OwnData
 from harness.data.reading import (
     check_labels,
     convert,
@@ -28,7 +29,6 @@ from harness.data.reading import (
     read_parquet,
     require_memory,
 )
-from harness.own_data import OwnData
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _MOST_CHANNELS = 4  # an axis of so many values is one of channels

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from harness.common.errors import SettingError, located, require
 from harness.config.buildable import check_buildable
+from harness.config.own_data import OwnData
 from harness.config.plugins import load_for, require_trusted
 from harness.config.training import RECIPE_VERSION
 from harness.data import Data, load
 from harness.evaluation.ranges import evaluated_images
-from harness.own_data import OwnData
 from harness.pretrained.network_file import read_file
 from harness.settings import Evaluation
 from harness.storage import folder

@@ -15,10 +15,10 @@ from harness.common.errors import InputError, collect_problems
 from harness.common.patterns import select_by_pattern
 from harness.config.expansion import Study, check_options, expand_file
 from harness.config.file import SweepFile
+from harness.config.own_data import MeasuredData, OwnData
 from harness.data import Data, load
 from harness.evaluation.ranges import evaluated_images
 from harness.leaderboard.rows import NOT_COUNTED
-from harness.own_data import MeasuredData, OwnData
 from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, write_atomically

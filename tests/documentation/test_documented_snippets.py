@@ -17,7 +17,7 @@ from baselines import build
 from harness.common.models import validate
 from harness.config.expansion import expand_file
 from harness.config.file import read_file
-from harness.own_data import KINDS, OwnData
+from harness.config.own_data import KINDS, OwnData
 
 PYTHON = blocks("python")
 RUN = {page: [*group] for page, group in groupby((block for block in PYTHON if block.run), lambda block: block.page)}
