@@ -145,7 +145,7 @@ class Recipe(Model):
     margins and the loss in float32. A CPU computes 'tf32' in float32. It does not affect evaluation."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether to compile training steps, which then round otherwise: 'always', 'never', or 'auto' for trials of
-    10,000 steps or more, if there is a compiler. `training.json` in the trial's folder says what was decided; a trial
+    10,000 steps or more, if there is a compiler. `steps.json` in the network's folder says what was decided; a trial
     that continues keeps to it."""
     initialisation: Literal["ibp", "default"] = "ibp"
     """'ibp' draws weights that keep the width of boxes (Shi et al. 2021), 'default' keeps torch's own. With

@@ -43,6 +43,7 @@ TRAIN_EXAMPLES_PER_SECOND = "train/examples_per_second"
 ACTIVITY = "activity"  # what it does from now on, in words
 EVALUATED = "evaluated"
 IMAGES = "images"
+EVALUATION_EPS = "evaluation_eps"
 
 
 # Columns of verdicts.parquet, one row an example.

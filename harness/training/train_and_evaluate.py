@@ -51,7 +51,7 @@ def train_and_evaluate(
 
     Args:
         report: as in `train`; then called with the numbers of evaluated and of all images, {"evaluated": ...,
-            "images": ...}, before the first range of an evaluation and after each.
+            "images": ..., "evaluation_eps": ...}, before the first range of an evaluation and after each.
         data_dir: as --data-dir.
         save_seconds: as in `train`.
         code: the `source_digest()` of the machine that asks for it.
@@ -108,11 +108,12 @@ def _evaluate(
         return missing
     total, left = len(opened.images), sum(map(len, missing))
     _log.debug("evaluating %s", evaluation.description)
-    report({names.EVALUATED: total - left, names.IMAGES: total})
+    at = {names.EVALUATION_EPS: str(evaluation.eps), names.IMAGES: total}
+    report({names.EVALUATED: total - left, **at})
     for images in missing:
         opened.evaluate_range(images)
         left -= len(images)
-        report({names.EVALUATED: total - left, names.IMAGES: total})
+        report({names.EVALUATED: total - left, **at})
     result = opened.finish()
     for message in result.warnings:
         _log.debug("warning: %s", message)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError, located
+from harness.common.terminal import with_plural
 from harness.config import plugins
 from harness.config.training import RECIPE_VERSION
 from harness.data import load
@@ -122,6 +123,12 @@ def certify(
             weights = digest_of(folder.read_trained_weights(network_dir))
             left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
             items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
+        asked = [evaluation for evaluations in planned.values() for evaluation in evaluations]
+        finished = len(asked) - sum(len(item.evaluations) for item in items)
+        networks, count = with_plural(len(planned), "trained network"), with_plural(len(asked), "evaluation")
+        console.print(f"{networks}; {count}, {finished} finished already")
+        for description in dict.fromkeys(evaluation.description for evaluation in asked):
+            console.print(f"evaluation: {description}")
         ray = share_machine(workers or _MOST_WORKERS, workers) if items else None
         options = RunOptions(ray, str(data_directory(data_dir).absolute()))  # workers have another working directory
         states = run_networks(items, options, console, None)

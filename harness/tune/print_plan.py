@@ -66,23 +66,24 @@ def print_plan(
     """
     states, measured = plan.select(found), _measured_seconds(found)
     wanted = to_run(states, retry_failed)
-    left, rows = list[float | None](), []
+    left, rows, trained_before = list[float | None](), [], set[Path]()
     for path, state in states.items():
-        record, time = plan.record_of(path), ""
+        record, would_run, time = plan.record_of(path), "no", ""
         if path in wanted:
+            is_trained = state.trained is not None or folder.network_of(path) in trained_before
+            trained_before.add(folder.network_of(path))
+            would_run = "evaluate" if is_trained else "train, evaluate"
             seconds = measured.get((record.config.identity, path.name))
             if seconds is not None:
-                trained, evaluated = seconds
-                share = 0.0 if state.trained else 1 - state.epochs / max(1, record.config.epochs)
-                left.append(trained * share + evaluated)
+                share = 0.0 if is_trained else 1 - state.epochs / max(1, record.config.epochs)
+                left.append(seconds[0] * share + seconds[1])
             else:
                 left.append(None)
             time = "unknown" if left[-1] is None else minutes(left[-1])
-        would_run = "yes" if path in wanted else "no"
         evaluation = plan.asked[path].description
         rows.append([record.config.label, record.key, evaluation, state.state, state.description, would_run, time])
     several = len(plan.study.evaluations) > 1
-    titles = ["network", "key", "evaluation", "state", "", "would run", "time"]
+    titles = ["network", "key", "evaluation", "state", "", "would", "time"]
     columns = [number for number, title in enumerate(titles) if several or title != "evaluation"]
     print_table(console, [titles[number] for number in columns], [[row[number] for number in columns] for row in rows])
     each = f"{with_plural(plan.study.resources.cpu, 'CPU')} and {with_plural(gpus, 'GPU')}"
@@ -110,6 +111,6 @@ def _describe_time(left: list[float | None], at_once: int) -> str:
         return "time: none, nothing is left to do"
     known = [seconds for seconds in left if seconds is not None]
     if not known:
-        return f"time: unknown for {with_plural(len(left), 'evaluation')}, of whose rows none has finished here"
+        return f"time: unknown, since none of the {with_plural(len(left), 'evaluation')} has finished for another seed"
     work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} evaluations"
     return f"{work}; {minutes(max(*known, sum(known) / at_once))} side by side" if at_once > 1 else work

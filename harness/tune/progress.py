@@ -114,7 +114,8 @@ class Progress(Bars, Listener):
             self._update(item, row[names.EPOCH] / epochs, numbers)
         elif names.EVALUATED in row:
             self.has_begun = True
-            self._update(item, 1.0, f"evaluates image {row[names.EVALUATED]} of {row[names.IMAGES]}")
+            images = f"image {row[names.EVALUATED]} of {row[names.IMAGES]}"
+            self._update(item, 1.0, f"evaluates {images} at eps {row[names.EVALUATION_EPS]}")
 
     def print_running(self) -> None:
         """Where there is no terminal, print a line about what runs, or is done before the first item, if it is time."""

@@ -80,7 +80,7 @@ def test_a_dry_run_shows_each_network_and_writes_nothing(copied, no_ray, monkeyp
     lines = {label: next(line for line in printed.splitlines() if line.startswith(label)) for label in ("cnn5", "cerd")}
     for part in (copied.records["cnn5", 0].key, "finished", "certified error", " no "):
         assert part in lines["cnn5"]
-    for part in (copied.records["cerdeq", 0].key, "unfinished", "trained", " yes ", "unknown"):
+    for part in (copied.records["cerdeq", 0].key, "unfinished", "trained", " evaluate ", "unknown"):
         assert part in lines["cerd"]
     for part in ("1 CPU and 0 GPUs for each network", "side by side", "time: unknown", "nothing was started"):
         assert part in printed
@@ -108,7 +108,8 @@ def test_a_dry_run_estimates_by_networks_of_the_same_row_and_as_many_as_run_at_a
         path.write_text(json.dumps(result))
     assert study.main("--dry-run") == 0
     printed = capsys.readouterr().out
-    assert len([line for line in printed.splitlines() if " yes " in line and line.rstrip().endswith(" 6.0 min")]) == 2
+    new = [line for line in printed.splitlines() if " train, evaluate " in line]
+    assert len(new) == 2 and all(line.rstrip().endswith(" 6.0 min") for line in new)
     assert "4 side by side" in printed
     assert "time: 12.0 min of work for 2 of 2 evaluations; 6.0 min side by side" in printed
     for one_at_a_time in (["--max-concurrent", "1"], ["--here"]):
@@ -239,7 +240,7 @@ def test_a_network_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replac
     def act(items, on_report, on_end):
         first, second = items
         on_report(first, {names.ACTIVITY: "reads its data"})
-        on_report(first, {names.EVALUATED: 0, names.IMAGES: 50})
+        on_report(first, {names.EVALUATED: 0, names.IMAGES: 50, names.EVALUATION_EPS: "1/8"})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]
         on_end(first, "it died")
         on_end(second, "it died")

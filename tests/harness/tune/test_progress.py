@@ -78,11 +78,13 @@ def test_a_study_has_a_bar_for_each_network_that_runs_and_a_line_for_each_that_h
         assert shown(progress)[1].endswith("compiles its steps")
         progress.on_report(first, ROW)
         progress.on_report(second, {**ROW, names.EPOCH: 3})
-        progress.on_report(second, {names.EVALUATED: 20, names.IMAGES: 60})
+        progress.on_report(second, {names.EVALUATED: 20, names.IMAGES: 60, names.EVALUATION_EPS: "1/8"})
         all_trials, running, evaluated = shown(progress)
         assert all_trials.startswith("0 of 3 networks 56%")
         assert running.endswith("epoch 2 of 3, eps 0.01, 1,234 images/s")
-        assert evaluated.startswith("cnn5 ibp seed 1 100%") and evaluated.endswith("evaluates image 20 of 60")
+        assert evaluated.startswith("cnn5 ibp seed 1 100%") and evaluated.endswith(
+            "evaluates image 20 of 60 at eps 1/8"
+        )
         finish(second, "odd [/x]")
         progress.on_end(second, None, {})
         progress.on_end(third, "closing [/tag]", {})
@@ -110,7 +112,7 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
     assert begun == ["cnn5 ibp seed 0: starts", "cnn5 ibp seed 0: trains its first epoch"]
     expected = "cnn5 ibp seed 0: epoch 2 of 3, eps 0.01, 1,234 images/s; cnn5 ibp seed 1: starts"
     assert at_31 == at_62 == f"running: {expected} (0 of 3 networks, about 1.2 min left)", "seven epochs of 10 seconds"
-    progress.on_report(first, {names.EVALUATED: 1, names.IMAGES: 100})
+    progress.on_report(first, {names.EVALUATED: 1, names.IMAGES: 100, names.EVALUATION_EPS: "1/8"})
     assert progress.summary() == "0 of 3 networks", "an evaluation may take seconds or hours"
 
 
