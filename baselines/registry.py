@@ -68,15 +68,17 @@ def network_names() -> list[str]:
     return list(dict.fromkeys([*_NAMES, *_BUILDERS]))
 
 
-def check_network(name: object) -> None:
-    """Raise UnknownNameError for a name that no network has. `cnn15` was once what `cnn` with `depth: 15` is now."""
+def check_network_name(name: str) -> str:
+    """Return the name of a network. Raises UnknownNameError for any other name."""
     names = network_names()
     if name not in names:
-        family = str(name).rstrip("0123456789")
-        depth = str(name).removeprefix(family)
+        # `cnn15` was once what `cnn` with `depth: 15` is now.
+        family = name.rstrip("0123456789")
+        depth = name.removeprefix(family)
         has_depths = family in names and any(each.removeprefix(family).isdigit() for each in names)  # as cnn7
         hint = f"write `model: {family}, options: {{depth: {depth}}}`" if depth and has_depths else ""
         raise UnknownNameError("network", name, names, hint)
+    return name
 
 
 def options_of(network: str | Builder) -> dict[str, inspect.Parameter]:
@@ -131,6 +133,6 @@ def build(
 def _builder(network: str | Builder) -> Builder:
     if not isinstance(network, str):
         return network
-    check_network(network)
+    check_network_name(network)
     import_networks()
     return _BUILDERS[network]

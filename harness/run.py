@@ -24,7 +24,7 @@ from harness.config import plugins
 from harness.config.file import SweepFile, read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
-from harness.storage.lock import lock_directory
+from harness.storage.lock import HeldError, lock_directory
 from harness.storage.state import State, read_states
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def main(options: argparse.Namespace) -> int:
         try:
             if is_alone:
                 stack.enter_context(lock_directory(sweep_dir))
-        except InputError as error:
+        except HeldError as error:
             if not options.here:
                 raise
             is_alone = False  # jobs of an array may run other trials at the same time

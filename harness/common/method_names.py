@@ -1,4 +1,4 @@
-"""Training methods by name, apart from `harness.methods`, which imports torch: names are checked without it."""
+"""Names of training methods, apart from `harness.methods`: sweep files are checked without importing torch."""
 
 from typing import Any, TypeVar
 
@@ -6,20 +6,9 @@ from baselines import UnknownNameError
 
 Kind = TypeVar("Kind", bound=type)
 
-_NAMES = (
-    "plain",
-    "pgd",
-    "ibp",
-    "crown-ibp",
-    "sabr",
-    "mtl-ibp",
-    "cc-ibp",
-    "exp-ibp",
-    "taps",
-    "staps",
-    "cc-dist",
-    "ad-cert",
-)  # of harness.methods
+_EXPRESSIVE = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "ad-cert", "cc-dist")
+_NAMES = ("plain", "pgd", "ibp", "crown-ibp", *_EXPRESSIVE, "taps", "staps")
+"""Those of harness.methods, in their order there."""
 METHODS: dict[str, Any] = {}
 """All training methods, each a `Method`, by name, once `harness.methods` is imported."""
 
@@ -38,7 +27,8 @@ def method_names() -> list[str]:
     return list(dict.fromkeys([*_NAMES, *METHODS]))
 
 
-def check_method(name: str) -> None:
-    """Raise UnknownNameError for a name that no training method has."""
+def check_method(name: str) -> str:
+    """Return the name of a training method. Raises UnknownNameError for any other name."""
     if name not in method_names():
         raise UnknownNameError("training method", name, method_names())
+    return name

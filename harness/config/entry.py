@@ -14,25 +14,16 @@ from pydantic import (
     model_validator,
 )
 
-from baselines import check_network, network_names, options_of, suggestion
-from harness.common.errors import InputError, collect_problems, require
+from baselines import check_network_name, network_names, options_of, suggestion
+from harness.common.errors import InputError, collect_problems, located, require
 from harness.common.method_names import check_method, method_names
 from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
 from harness.config import plugins
 from harness.config.grid import LARGEST, expand, names_in, without_options
+from harness.config.text import merge
 from harness.config.training import LARGEST_WIDTH
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
-
-
-def _check_network(name: str) -> str:
-    check_network(name)
-    return name
-
-
-def _check_method(name: str) -> str:
-    check_method(name)
-    return name
 
 
 def _name_file(checkpoint: object) -> object:
@@ -45,9 +36,9 @@ Width = Annotated[float, Field(gt=0, le=LARGEST_WIDTH)]
 class SweepEntry(Model):
     """One network with one training method, trained with each of the sweep's seeds; or one trained elsewhere."""
 
-    model: Annotated[str, AfterValidator(_check_network)] = Field(examples=["cnn7"])
+    model: Annotated[str, AfterValidator(check_network_name)] = Field(examples=["cnn7"])
     """The network; `module:function` for a function of a plugin that is not registered."""
-    method: Annotated[str, AfterValidator(_check_method)] = Field("", examples=["ibp"])
+    method: Annotated[str, AfterValidator(check_method)] = Field("", examples=["ibp"])
     """The training method; required, except beside `checkpoint`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The network's options, where they differ from their defaults."""
@@ -87,6 +78,17 @@ class SweepEntry(Model):
             value = getattr(self, key)
             require(key, value, not value, "nothing beside `checkpoint`, for the network is not trained")
         return self
+
+    def teacher_entry(self, recipe: Recipe | None) -> "SweepEntry | None":
+        """Return the entry of the teacher, None without one. recipe: the sweep's. Raises InputError."""
+        content = self.method_options.get("teacher")
+        if not isinstance(content, dict):  # another type is refused with the method's options
+            return None
+        if "checkpoint" not in content:
+            radius = {name: value for name, value in self.train.items() if name == "eps"}
+            content = merge({"method": "pgd", "train": radius}, content)
+        with located("method_options.teacher."):
+            return validate(SweepEntry, {"width": self.width} | content, context=recipe)
 
 
 _OWNERS = {"options": "model", "method_options": "method"}
@@ -152,11 +154,18 @@ def check_entries(entries: list[dict[str, Any]], info: ValidationInfo) -> list[d
     with collect_problems() as at:
         for number, entry in enumerate(entries):
             with at(f"{number}."):
-                for name in names_in(entry, "model") if "plugins" in keys else ():
+                for name in _models_in(entry) if "plugins" in keys else ():
                     plugins.add_factory(name, keys["plugins"])
                 count += len(make_rows(f"trials.{number}", without_options(entry), keys.get("train")))
                 check_count(count * len(keys.get("seeds", [0])))
     return entries
+
+
+def _models_in(entry: dict[str, Any]) -> list[str]:
+    """Return the names of an entry's networks, and of its teacher's."""
+    options = entry.get("method_options")
+    teacher = options.get("teacher") if isinstance(options, dict) else None
+    return names_in(entry, "model") + (names_in(teacher, "model") if isinstance(teacher, dict) else [])
 
 
 def check_count(trials: int) -> None:
@@ -174,9 +183,12 @@ def make_rows(where: str, entry: dict[str, Any], recipe: Recipe | None) -> list[
     for content, values in expand(entry):
         choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
         try:
-            rows.append(Row(where, choice, validate(SweepEntry, content, context=recipe)))
+            row = Row(where, choice, validate(SweepEntry, content, context=recipe))
+            row.entry.teacher_entry(recipe)
+            rows.append(row)
         except InputError as error:
-            problems = dict.fromkeys(str(error).splitlines(), choice) | problems
+            for line in str(error).splitlines():
+                problems.setdefault(line, choice)
     if problems:
         raise InputError("\n".join(f"{line}{choice}" for line, choice in problems.items()))
     return rows

@@ -20,7 +20,6 @@ from harness.config.search import SearchedRow, SearchSettings, check_search, mak
 from harness.config.sweep import Resources, Sweep
 from harness.config.text import merge, nest
 from harness.config.training import Training, flatten
-from harness.methods import method_options
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, digest_of, read_file
 from harness.pretrained.weights import read_weights
 from harness.settings import Evaluation, Radius, Recipe
@@ -122,6 +121,8 @@ def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[
             check_count(count * len(file.sweep.seeds))
             for row in of_entry:
                 with located("", row.choice):
+                    is_trained = file.sweep.search is None or row.entry.checkpoint is None
+                    require("model", row.entry.model, is_trained, "networks without a checkpoint beside `search`")
                     training = _training(file, own_data, row.entry)
                     same = first.get(training.identity, "")
                     require("model", row.entry.model, not same, f"an entry that differs from {same}")
@@ -133,8 +134,6 @@ def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[
 def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Training:
     """Return an entry's training under seed 0. Raises InputError."""
     sweep, checkpoint = file.sweep, entry.checkpoint
-    is_alone = sweep.search is None or checkpoint is None
-    require("model", entry.model, is_alone, "networks without a checkpoint beside `search`, which trains")
     content = vars(sweep) | vars(entry)
     content |= {"seed": 0, "width": entry.width or sweep.width, "dataset": sweep.dataset_name, "own_data": own_data}
     content["plugins"] = plugins.digests(sweep.plugins, entry.model)
@@ -162,26 +161,11 @@ def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry)
 
 
 def _teacher(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Training | None:
-    """Return the training of an entry's teacher, None for a method without one. Raises InputError."""
-    is_distilled = "teacher" in method_options(entry.method)
-    teacher = _teacher_entry(file, entry)
-    allowed = "a mapping such as {model: cnn7, method: pgd}"
-    require("method_options.teacher", None, not is_distilled or teacher is not None, allowed)
-    if teacher is None:
+    """Return the training of an entry's teacher, None without one. Raises InputError."""
+    if (teacher := entry.teacher_entry(file.sweep.train)) is None:
         return None
     with located("method_options.teacher."):
         return _training(file, own_data, teacher)
-
-
-def _teacher_entry(file: SweepFile, entry: SweepEntry) -> SweepEntry | None:
-    """Return the entry that an entry's teacher is, None without one. Raises InputError."""
-    if (content := entry.method_options.get("teacher")) is None:
-        return None
-    if "checkpoint" not in content:
-        radius = {name: value for name, value in entry.train.items() if name == "eps"}
-        content = merge({"method": "pgd", "train": radius}, content)
-    with located("method_options.teacher."):
-        return validate(SweepEntry, {"width": entry.width} | content, context=file.sweep.train)
 
 
 def _candidate(
@@ -218,7 +202,7 @@ def _with_network(row: _TrainedRow, file: SweepFile, trained: Collection[str], a
 
 def _checkpoints(file: SweepFile, row: _TrainedRow) -> dict[Path, Training]:
     """Return the file of the row's network, and of its teacher, where these are trained elsewhere."""
-    networks = (row.entry, row.training), (_teacher_entry(file, row.entry), row.training.teacher)
+    networks = (row.entry, row.training), (row.entry.teacher_entry(file.sweep.train), row.training.teacher)
     return {
         _checkpoint_path(file, entry.checkpoint): training
         for entry, training in networks

@@ -115,7 +115,7 @@ def trust(modules: list[str], directories: list[Path]) -> None:
 
 def require_trusted(training: Training, trusted: Collection[str]) -> None:
     """Raise InputError for a network with a plugin that --plugin does not name: results may be someone else's."""
-    for name in training.plugins:
+    for name in {**training.plugins, **(training.teacher.plugins if training.teacher else {})}:
         if name not in trusted:
             raise InputError(f"{training.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
 

@@ -24,6 +24,10 @@ class Distilling(Expressive):
     that name the same. Its method is pgd unless it says another; its recipe is the sweep's; width, radius, seed and
     held-out images are the student's. Required."""
 
+    def check(self, program: Program, teacher: Program | None) -> None:
+        """Raise ValueError without a teacher."""
+        require("teacher", None, teacher is not None, "a mapping such as {model: cnn7, method: pgd}")
+
     def attack(self, program: Program, batch: Batch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return adversarial images of the student, and the teacher's answer there."""
         images = super().attack(program, batch)
@@ -80,7 +84,9 @@ class CCDist(Distilling):
 
     def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError unless both networks end in linear layers of as many inputs."""
-        own, others = (_last_layer(each).target.in_features for each in (program, teacher or program))
+        super().check(program, teacher)
+        assert teacher is not None
+        own, others = (_last_layer(each).target.in_features for each in (program, teacher))
         require("teacher", others, own == others, f"{own} features before its last layer, as many as the network has")
 
     def answer(self, teacher: Program, images: Tensor) -> Tensor:

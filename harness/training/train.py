@@ -96,10 +96,11 @@ def _load_teacher(record: folder.TrainingRecord, network_dir: Path, device: torc
     if (training := record.config.own_teacher) is None:
         return None
     directory = network_dir.with_name(training.key(record.fingerprint))
-    is_trained = folder.read_trained(directory) is not None and (directory / folder.WEIGHTS).exists()
+    is_trained = folder.read_trained(directory) is not None
     require("teacher", f"{training.label}, untrained", is_trained, f"a trained network in {directory}")
     load_for(training)
-    model = load_network(training, directory / folder.WEIGHTS).float()
+    path = directory / folder.WEIGHTS
+    model = load_network(training, path, folder.read_trained_weights(directory)).float()
     return make_teacher(model.to(device).to(memory_format=torch.channels_last))
 
 

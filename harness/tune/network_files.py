@@ -94,7 +94,8 @@ def load_data(
 
     load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing, small or another one.
     """
-    load_for(record.config)
+    for training in filter(None, (record.config, record.config.teacher)):
+        load_for(training)
     check_buildable(record.config, evaluations)
     data = load_source(record.config.data_source)
     fits = data.fingerprint == record.fingerprint

@@ -188,3 +188,12 @@ def test_no_command_imports_a_plugin_of_results_without_an_option_that_names_it(
     if command != "tables":
         assert status == 2
         assert "it names the plugin own.nets; if you trust that, add --plugin own.nets" in capsys.readouterr().err
+
+
+def test_a_teacher_s_plugin_needs_an_option_that_names_it_too(package, tiny_training):
+    package(nets="raise SystemExit('imported')")
+    teacher = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]))
+    student = tiny_training("cnn5", teacher=teacher)
+    with pytest.raises(InputError, match="it names the plugin own.nets; if you trust that"):
+        plugins.require_trusted(student, [])
+    plugins.require_trusted(student, ["own.nets"])

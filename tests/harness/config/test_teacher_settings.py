@@ -51,8 +51,9 @@ def test_the_teacher_is_part_of_the_student_s_key_and_survives_json(tmp_path):
 @pytest.mark.parametrize(
     ("trial", "message"),
     [
-        (entry("cc-dist"), "method_options.teacher: found None, allowed: a mapping"),
+        (entry("cc-dist"), "method_options: teacher: found None, allowed: a mapping"),
         (student(model="cnn6"), "method_options.teacher.model: found 'cnn6'"),
+        (student(method="ibpp"), "method_options.teacher.method: found 'ibpp'"),
         (student(epochs=3), "method_options.teacher.epochs"),
         (student(method_options={"attack_step": 0}), "method_options.teacher.method_options: attack_step: found 0"),
         (student(width=0.5), "method_options: teacher: found "),
