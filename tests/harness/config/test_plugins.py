@@ -194,6 +194,6 @@ def test_a_teacher_s_plugin_needs_an_option_that_names_it_too(package, tiny_trai
     package(nets="raise SystemExit('imported')")
     teacher = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]))
     student = tiny_training("cnn5", teacher=teacher)
-    with pytest.raises(InputError, match="it names the plugin own.nets; if you trust that"):
+    with pytest.raises(InputError, match=r"it names the plugin own\.nets; if you trust that"):
         plugins.require_trusted(student, [])
     plugins.require_trusted(student, ["own.nets"])
