@@ -157,7 +157,7 @@ def check_entries(entries: list[dict[str, Any]], info: ValidationInfo) -> list[d
                 for name in _models_in(entry) if "plugins" in keys else ():
                     plugins.add_factory(name, keys["plugins"])
                 count += len(make_rows(f"trials.{number}", without_options(entry), keys.get("train")))
-                check_count(count * len(keys.get("seeds", [0])))
+            check_count(count * len(keys.get("seeds", [0])))
     return entries
 
 

@@ -63,9 +63,6 @@ class EvaluationState:
         if self.result.key != f"{self.training.key}/{self.evaluation.key}":
             file = f"{folder.EVALUATIONS}/{self.evaluation.key}/{folder.RESULT}"
             raise DamagedFileError(f"{file} belongs to another network or evaluation, {self.result.key}")
-        weights = {self.trained.weights if self.trained else "", self.result.weights, ""}
-        if len(weights) > 2:
-            raise DamagedFileError(f"{folder.EVALUATIONS}/{self.evaluation.key}/{folder.RESULT} is of other weights")
 
     @property
     def state(self) -> State:
@@ -84,11 +81,14 @@ class EvaluationState:
 
     @property
     def _older(self) -> str:
-        """Which version is another one than today's, or ""."""
+        """Which version is another one than today's, or that the weights are, or ""."""
         if self.training is not None and self.training.recipe_version != RECIPE_VERSION:
             return f"of recipe version {self.training.recipe_version}, today's is {RECIPE_VERSION}"
         if self.evaluation is not None and self.evaluation.version != EVALUATION_VERSION:
             return f"of evaluation version {self.evaluation.version}, today's is {EVALUATION_VERSION}"
+        digests = {each.weights for each in (self.trained, self.result) if each is not None}
+        if len(digests - {""}) > 1:
+            return "of other weights than the network has"
         return ""
 
     @property

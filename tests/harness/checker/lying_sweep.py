@@ -188,8 +188,8 @@ def change_row(current: str, of: str = "cnn5", **values: Any) -> Change:
 
 
 def write_digest(weights: Path) -> None:
-    """Note the digest of changed weights in all evaluations of the network, as a liar would."""
-    for path in weights.parent.glob(f"{folder.EVALUATIONS}/*/{folder.EVALUATION}"):
+    """Note the digest of changed weights in all results of the network, as a liar would."""
+    for path in [weights.parent / folder.TRAINED, *weights.parent.glob(f"{folder.EVALUATIONS}/*/{folder.RESULT}")]:
         edit_json(path, lambda content: content.update(weights=digest_of(weights.read_bytes())))
 
 

@@ -19,6 +19,7 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import OpenEvaluation
 from harness.evaluation.verdicts import evaluate_images
 from harness.storage import folder, ranges, training_record
+from harness.storage.files import DamagedFileError
 from harness.storage.state import State, read_state
 from harness.training import NonFiniteLossError, loop, train_and_evaluate
 from harness.training.train_and_evaluate import evaluate_range
@@ -239,6 +240,9 @@ def test_a_range_of_other_weights_is_not_evaluated(small, tiny_evaluation, tmp_p
     with open(tmp_path / folder.WEIGHTS, "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x3c")
+    with pytest.raises(DamagedFileError, match="is not the file of which"):
+        evaluate_range(small, evaluation, tmp_path, left[0], None)
+    folder.write_trained(tmp_path, folder.read_trained(tmp_path))
     with pytest.raises(InputError, match="data, weights, devices or versions differ"):
         evaluate_range(small, evaluation, tmp_path, left[0], None)
     assert folder.read_failure(folder.evaluation_dir(tmp_path, evaluation)) is not None
@@ -281,5 +285,6 @@ def test_what_is_finished_is_not_done_again_and_other_weights_are_evaluated_anew
     with open(tmp_path / folder.WEIGHTS, "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x3c")
+    folder.write_trained(tmp_path, folder.read_trained(tmp_path))
     train_and_evaluate(small, [evaluation], tmp_path, rows.append)
     assert [row[names.EVALUATED] for row in rows] == [0, 10]

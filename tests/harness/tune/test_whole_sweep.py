@@ -41,7 +41,9 @@ def test_what_is_printed_names_networks_tables_and_mlflow_and_nothing_of_ray(fin
     for model in ("cnn5", "cerdeq"):
         assert f"done {model} ibp seed 0: standard error" in finished.out
     assert "leaderboard.md" in finished.out
-    command, link, _, _, page = finished.out.splitlines()[-5:]
+    lines = finished.out.splitlines()
+    number = next(number for number, line in enumerate(lines) if " mlflow ui " in line)
+    command, link, page = lines[number], lines[number + 1], lines[-1]
     assert page == str(finished.directory / "report.html")
     assert command.endswith(f" uv run mlflow ui --workers 1 --backend-store-uri {finished.store}")
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
