@@ -115,17 +115,16 @@ def certify(
     data_dir, workers: options of `harness.certify`. Raises InputError for a sweep that another run works on, and if Ray
     cannot start, and DamagedFileError; nothing was started.
     """
+    items, asked = list[Item](), [evaluation for evaluations in planned.values() for evaluation in evaluations]
+    for network_dir, evaluations in planned.items():
+        weights = digest_of(folder.read_trained_weights(network_dir))
+        left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
+        items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
+    finished = len(asked) - sum(len(item.evaluations) for item in items)
+    networks, count = with_plural(len(planned), "trained network"), with_plural(len(asked), "evaluation")
     with ExitStack() as locks:
         for directory in dict.fromkeys(map(folder.sweep_dir_of, records)):
             locks.enter_context(lock_directory(directory))
-        items = list[Item]()
-        for network_dir, evaluations in planned.items():
-            weights = digest_of(folder.read_trained_weights(network_dir))
-            left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
-            items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
-        asked = [evaluation for evaluations in planned.values() for evaluation in evaluations]
-        finished = len(asked) - sum(len(item.evaluations) for item in items)
-        networks, count = with_plural(len(planned), "trained network"), with_plural(len(asked), "evaluation")
         console.print(f"{networks}; {count}, {finished} finished already")
         for description in dict.fromkeys(evaluation.description for evaluation in asked):
             console.print(f"evaluation: {description}")

@@ -103,11 +103,12 @@ def describes(text, record):
         return False
 
 
+_DIGESTS = ("without weights", "weights: text", "without verdicts", "verdicts: text")  # then it is evaluated again
 ALLOWED = {
     folder.TRAINING: ("fingerprint: text",),
-    folder.TRAINED: ("without taken_over",),
-    folder.EVALUATION: ("without weights", "weights: text"),
-    folder.RESULT: ("certified_error: nothing", "certified_error: not a number", "without taken_over"),
+    folder.TRAINED: ("without taken_over", "without weights", "without verdicts", "verdicts: text"),
+    folder.EVALUATION: (),
+    folder.RESULT: ("certified_error: nothing", "certified_error: not a number", "without taken_over", *_DIGESTS),
 }
 
 
