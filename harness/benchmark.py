@@ -57,8 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="batch size of the section steps")
     parser.add_argument("--rounds", type=int, help="repetitions of each step; the table shows medians")
     add_patterns(parser, "--kinds", "section steps: only kinds (such as 'ibp compiled') whose name")
-    trained = "trial folders for the sections bounds and evaluation: results/<sweep>/trials/<key>"
-    parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="TRIAL_DIR", help=trained)
+    trained = "networks for the sections bounds and evaluation: results/<sweep>/networks/<key>"
+    parser.add_argument("--trained", nargs="+", type=Path, default=[], metavar="NETWORK_DIR", help=trained)
     parser.add_argument("--bounds", nargs="+", choices=_BOUNDS, default=_BOUNDS, help="default: all")
     parser.add_argument(
         "--images", type=int, default=20, help="number of images, or of networks of the section verifier; default: 20"
@@ -87,8 +87,8 @@ def main(options: argparse.Namespace) -> int:
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    for trial_dir in options.trained:
-        refuse_links(folder.sweep_dir_of(trial_dir))
+    for network_dir in options.trained:
+        refuse_links(folder.sweep_dir_of(network_dir))
     plugins.trust(options.plugin, list(map(folder.sweep_dir_of, options.trained)))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)

@@ -20,9 +20,9 @@ class Distilling(Expressive):
     """An expressive loss with a teacher, whose answer at the student's adversarial images the attack returns, too."""
 
     teacher: dict[str, Any] | None = None
-    """The network to learn from: a mapping with the keys of an entry of `trials`, trained first and once for all rows
-    that name the same. Its method is pgd unless it says another; its recipe is the sweep's; width, radius, seed and
-    held-out images are the student's. Required."""
+    """The network to learn from: keys as in an entry of `trials`; `method` is pgd by default. It uses the sweep's
+    recipe, and the student's width, radius, seed and held-out images. It is trained once for all rows that name the
+    same. Required."""
 
     def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError without a teacher."""
@@ -62,11 +62,11 @@ class ADCERT(Distilling):
 @register
 @dataclass(frozen=True)
 class CCDist(Distilling):
-    """CC-IBP's loss + `distillation` times the mean square of a distance to the teacher's features.
+    """CC-IBP's loss + `distillation` times the mean of d squared.
 
-    It is (1 - alpha) the distance of the student's features at adversarial images + alpha the largest one in IBP's box.
-    Features are what the last linear layer takes; a teacher has as many as its student. Our reading of the abstract of
-    CC-Dist (De Palma 2026, arXiv 2602.02626).
+    d = (1 - alpha) times the distance between the student's features at adversarial images and the teacher's + alpha
+    times the largest such distance in IBP's box. Features: the inputs of the last linear layer; both networks need as
+    many. Our reading of the abstract of CC-Dist (De Palma 2026, arXiv 2602.02626).
     """
 
     name: ClassVar[str] = "cc-dist"

@@ -35,7 +35,7 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow documents
 
 
 class TrackingError(InputError):
-    """MLflow cannot be reached, or refuses a request. The trial folders are not affected."""
+    """MLflow cannot be reached, or refuses a request. The folders of networks are not affected."""
 
 
 @contextmanager

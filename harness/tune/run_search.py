@@ -172,8 +172,8 @@ class Search:
                 seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
                 study.sampler = _make_sampler(self.settings.sampler, int(seed.hexdigest()[:8], 16))
                 candidate = study.ask({key: space.distribution() for key, space in spaces.items()})
-                if (trial_dir := self.claim(number, candidate)) is not None:
-                    return trial_dir
+                if (network_dir := self.claim(number, candidate)) is not None:
+                    return network_dir
                 study.tell(candidate, state=CandidateState.FAIL)
         return None
 
