@@ -138,7 +138,7 @@ class Failure(Model):
 class Chosen(Model):
     """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
 
-    front: of a search for two errors, the row that was searched. network: that row's network. Empty of other searches.
+    front: of a search for two errors, the searched row and the search. network: that row's. Empty of other searches.
     """
 
     model_config = ConfigDict(extra="allow")

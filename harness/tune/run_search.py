@@ -227,7 +227,8 @@ class Search:
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
                 if len(errors) > 1:
-                    choice |= {"front": study.study_name, "network": self.rows[number].base.network}
+                    choice["front"] = f"{study.study_name} by {self.directory.name}"
+                    choice["network"] = self.rows[number].base.network
                 for seed in dict.fromkeys(training.seed for training in self.study.trainings):
                     winners.append(self.training(number, winner).replace(seed=seed))
                     key = winners[-1].key(self.fingerprint)
