@@ -129,10 +129,7 @@ def evaluate_range(
     SoundnessError, and any other error, also leaves failure.json.
     """
     load_for(training)
-    with (
-        _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)),
-        reuse_freed_memory(),
-    ):
+    with _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)), reuse_freed_memory():
         opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
         found = str(opened.ranges_dir)
         allowed = "a folder that exists: data, weights, devices or versions differ between machines"
