@@ -25,11 +25,7 @@ class ContractError(AssertionError):
 
 
 def check_network(
-    network: str | Builder,
-    dataset: str = "digits",
-    width: float = 0.1,
-    bounds: Sequence[str] = _BOUNDS,
-    **options: Any,
+    network: str | Builder, dataset: str = "digits", width: float = 0.1, bounds: Sequence[str] = _BOUNDS, **options: Any
 ) -> None:
     """Check a small copy of a network on random images, in float64.
 

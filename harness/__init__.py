@@ -34,12 +34,7 @@ def load(network_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequenti
         raise InputError(f"{path} is missing: give a network's folder, results/<sweep>/{folder.NETWORKS}/<key>")
     config = folder.read_training(path).config
     for name in config.plugins:
-        require(
-            "plugins",
-            list(plugins),
-            name in plugins,
-            f"a list with {name!r}, which {network_dir} needs",
-        )
+        require("plugins", list(plugins), name in plugins, f"a list with {name!r}, which {network_dir} needs")
     if not weights.is_file():
         raise InputError(f"{network_dir} has no {folder.WEIGHTS}: it is untrained, or was published without it")
     load_for(config)

@@ -30,14 +30,8 @@ from harness.storage.files import refuse_links, write_json
 
 Rows = list[dict[str, Any]]
 
-SECTIONS = (
-    "bounds",
-    "evaluation",
-    "auto_lirpa",
-    "verifier",
-    "verify",
-    "steps",
-)  # in this order: the first two may refuse their input
+SECTIONS = ("bounds", "evaluation", "auto_lirpa", "verifier", "verify", "steps")
+"""In this order: the first two may refuse their input."""
 _BOUNDS = [stage for stage in STAGES if stage != names.BAB]
 _SIZES = {
     "cpu": {"width": 0.25, "batch_size": 64, "rounds": 5},

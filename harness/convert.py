@@ -86,7 +86,7 @@ def _convert_files(trial_dir: Path) -> None:
     record, main, profile = parse_json(trial_dir / _TRIAL, _parse_trial)
     weights = _digest(trial_dir)
     if (result := folder.read_result(trial_dir)) is not None:
-        folder.write_trained(trial_dir, _trained(record, result, weights))
+        folder.write_trained(trial_dir, _trained(record, result))
     for path in trial_dir.glob(f"{_CERTIFIED}/*/{_CERTIFICATION}"):
         evaluated = parse_json(path, lambda content: content.get("weights", weights))
         _move_evaluation(path.parent, trial_dir, parse_json(path, _parse_trial)[1], evaluated)
@@ -116,14 +116,14 @@ def _parse_trial(content: Any) -> tuple[folder.TrainingRecord, Evaluation, str]:
     return record, validate(Evaluation, evaluation, is_json=True), profile
 
 
-def _trained(record: folder.TrainingRecord, result: folder.Result, weights: str) -> folder.Result:
+def _trained(record: folder.TrainingRecord, result: folder.Result) -> folder.Result:
     """Return what trained.json holds of a trial's result."""
     environment = result.environment | {"device": result.environment.get("trained_on", result.environment["device"])}
     return replace(
         result,
         key=record.key,
         metrics={name: result.metrics[name] for name in _OF_TRAINING if name in result.metrics},
-        weights=weights,
+        weights="",  # `write_trained` sets it where there are weights
         environment={} if record.config.is_trained_elsewhere else environment,
         warnings=[warning for warning in result.warnings if not re.match(_WARNS_OF_EVALUATION, warning)],
     )

@@ -28,14 +28,7 @@ from typing import TYPE_CHECKING
 
 from harness import command_line
 from harness.checker import folders
-from harness.command_line import (
-    FAILED,
-    OK,
-    add_data_dir,
-    add_patterns,
-    add_plugins,
-    add_sweep_directory,
-)
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_plugins, add_sweep_directory
 from harness.common.errors import InputError, error_line, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable

@@ -1,13 +1,7 @@
 """Equilibrium layers and the proofs about them."""
 
 from cerdeq.equilibrium import rules  # which registers them
-from cerdeq.equilibrium.certificate import (
-    Contraction,
-    NotContractiveError,
-    contraction,
-    verified_box,
-    verify_inclusion,
-)
+from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction, verified_box, verify_inclusion
 from cerdeq.equilibrium.layer import (
     Equilibrium,
     FixedPoint,

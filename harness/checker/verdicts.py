@@ -10,11 +10,7 @@ import pandas as pd
 
 from harness.checker import folders, verdict_tables
 from harness.checker.proofs.certificates import read_tensors, split_by_example
-from harness.checker.verdict import (
-    Checker,
-    check_contraction,
-    load_checked_network,
-)
+from harness.checker.verdict import Checker, check_contraction, load_checked_network
 from harness.common import names
 from harness.config.own_data import OwnData
 from harness.config.plugins import load_for

@@ -4,7 +4,7 @@ import codecs
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from textwrap import shorten
@@ -62,14 +62,22 @@ def say(*texts: object, file: TextIO | None = None) -> None:
 @contextmanager
 def announced(text: str) -> Iterator[None]:
     """Print what the block does, and again every half a minute until it ends."""
-    began, has_ended = time.monotonic(), threading.Event()
+    began = time.monotonic()
+    say(text)
+    with repeated(lambda: say(f"{text} (since {time.monotonic() - began:.0f} s)"), LINE_SECONDS):
+        yield
+
+
+@contextmanager
+def repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function again and again while the block runs, from a thread of its own."""
+    has_ended = threading.Event()
 
     def repeat() -> None:
-        while not has_ended.wait(LINE_SECONDS):
+        while not has_ended.wait(seconds):
             with suppress(OSError):  # a closed pipe, which the next line of the command itself meets
-                say(f"{text} (since {time.monotonic() - began:.0f} s)")
+                action()
 
-    say(text)
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:

@@ -40,7 +40,6 @@ from harness.evaluation.taken_over import Answers, find_answers, find_contradict
 from harness.evaluation.verdicts import EvaluationResult, evaluate_images, refuse_contradictions
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
-from harness.pretrained.network_file import digest_of
 from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
@@ -159,8 +158,7 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
     training = folder.read_training(network_dir / folder.TRAINING)
     config, device = training.config, best_device()
     images = evaluated_images(data, config.validation_images, evaluation)
-    weights = folder.read_trained_weights(network_dir)
-    digest = digest_of(weights)
+    weights, digest = folder.read_trained_weights(network_dir)
     directory = folder.begin_evaluation(network_dir, evaluation, digest)
     environment = describe_environment(device)
     trained = folder.read_trained(network_dir)

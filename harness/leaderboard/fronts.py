@@ -1,7 +1,6 @@
-"""Pareto fronts of two-objective searches: their hypervolumes, and where one network's front is the better one."""
+"""Pareto fronts of two-objective searches, and their hypervolumes."""
 
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ FRONT, NETWORK = "front", "front of network"
 ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _WORST = 100.0  # the corner that hypervolumes are measured from, in both errors
 _SAMPLES, _LEVEL = 1000, 95
-_GRID = np.arange(0, _WORST + 0.05, 0.1)  # standard errors at which fronts are compared
 
 Errors = NDArray[np.float64]
 
@@ -32,13 +30,6 @@ class Front:
     samples: Errors
 
     @property
-    def is_dominated(self) -> NDArray[np.bool_]:
-        """For each winner whether another one is better in one error and not worse in the other."""
-        each, others = self.errors[:, None], self.errors
-        dominated: NDArray[np.bool_] = np.any((each >= others).all(2) & (each > others).any(2), axis=1)
-        return dominated
-
-    @property
     def text(self) -> str:
         """The name and the hypervolume with its interval, in percent."""
         volume = hypervolume(self.errors)
@@ -48,18 +39,18 @@ class Front:
         return f"{self.name} {volume:.2f} % ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
-def fronts_of(trials: pd.DataFrame, by: str = FRONT) -> list[Front]:
+def fronts_of(trials: pd.DataFrame) -> list[Front]:
     """Return the fronts of a section's networks, those of the largest hypervolume first; none without such searches.
 
-    trials: as `Section.trials` has them. by: FRONT, or NETWORK for the winners of all methods together.
+    trials: as `Section.trials` has them.
     """
-    if by not in trials or trials[by].isna().all():
+    if FRONT not in trials or trials[FRONT].isna().all():
         return []
-    chosen = trials.dropna(subset=[by])
-    table = chosen.pivot_table(index=[by, "label"], columns="seed", values=ERRORS).dropna()
-    seeds = sorted(chosen["seed"].unique())
+    chosen = trials.dropna(subset=[FRONT])
+    table = chosen.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
+    count = chosen["seed"].nunique()
     errors = np.stack([table[name].to_numpy(dtype=float) for name in ERRORS], axis=2)  # [winners, seeds, 2]
-    draws = np.random.default_rng(0).integers(len(seeds), size=(_SAMPLES if len(seeds) > 1 else 0, len(seeds)))
+    draws = np.random.default_rng(0).integers(count, size=(_SAMPLES if count > 1 else 0, count))
     samples = np.stack([errors[:, draw].mean(1) for draw in draws]) if len(draws) else np.zeros((0, len(errors), 2))
     owners = table.index.get_level_values(0)
     parts = [(name, (owners == name).nonzero()[0]) for name in owners.unique()]
@@ -68,18 +59,25 @@ def fronts_of(trials: pd.DataFrame, by: str = FRONT) -> list[Front]:
 
 
 def front_sentences(trials: pd.DataFrame) -> list[str]:
-    """Return sentences on the fronts of a section: their hypervolumes, and which network's is better where."""
+    """Return a sentence on the hypervolumes of a section's fronts; none without fronts."""
     if not (fronts := fronts_of(trials)):
         return []
-    count = trials["seed"].nunique()
+    count = trials.dropna(subset=[FRONT])["seed"].nunique()
     interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds" if count > 1 else "one seed, no interval"
     listed = "; ".join(each.text for each in fronts)
-    lines = [
-        f"fronts by hypervolume, the share of all pairs of errors that a front is better than ({interval}): {listed}"
-    ]
-    if count > 1:
-        lines += [_compare(one, other) for one, other in combinations(fronts_of(trials, NETWORK), 2)]
-    return lines
+    what = "hypervolume of each front, the percentage of all pairs of errors that it dominates"
+    return [f"{what} ({interval}): {listed}"]
+
+
+def front_of(errors: Errors) -> NDArray[np.intp]:
+    """Return the numbers of the points that no other one dominates, by the first error; of equal points, one.
+
+    errors: [N, 2].
+    """
+    order = np.lexsort(errors.T[::-1])
+    second = errors[order, 1]
+    front: NDArray[np.intp] = order[second < np.r_[np.inf, np.minimum.accumulate(second)[:-1]]]
+    return front
 
 
 def hypervolume(errors: Errors) -> float:
@@ -87,37 +85,5 @@ def hypervolume(errors: Errors) -> float:
 
     errors: [N, 2].
     """
-    volume, lowest = 0.0, _WORST
-    for standard, certified in errors[np.lexsort(errors.T[::-1])]:
-        volume += max(0.0, lowest - certified) * (_WORST - standard)
-        lowest = min(lowest, certified)
-    return 100 * volume / _WORST**2
-
-
-def _compare(one: Front, other: Front) -> str:
-    """Return where one network's front is better than another's in most samples of seeds."""
-    differences = _lowest(one.samples) - _lowest(other.samples)
-    parts = []
-    for better, worse, sign in ((one, other, 1), (other, one, -1)):
-        if ranges := _ranges((sign * differences < 0).mean(0) >= _LEVEL / 100):
-            parts.append(f"{better.name} is better than {worse.name} at standard errors of {ranges}")
-    where = f"in {_LEVEL} % of the resamples"
-    return (
-        f"{' and '.join(parts)}, {where}" if parts else f"{one.name} and {other.name}: neither front is better, {where}"
-    )
-
-
-def _lowest(samples: Errors) -> Errors:
-    """Return the lowest certified error at no more than each standard error of the grid, [samples, grid]."""
-    reached = samples[:, :, :1] <= _GRID
-    lowest: Errors = np.where(reached, samples[:, :, 1:], _WORST).min(1)
-    return lowest
-
-
-def _ranges(holds: NDArray[np.bool_]) -> str:
-    """Return the ranges of the grid where something holds, as text."""
-    edges = np.flatnonzero(np.diff(np.r_[False, holds, False].astype(int))).reshape(-1, 2)
-    return ", ".join(
-        f"{_GRID[first]:.1f} % or more" if after == len(_GRID) else f"{_GRID[first]:.1f} to {_GRID[after - 1]:.1f} %"
-        for first, after in edges
-    )
+    standard, certified = errors[front_of(errors)].T
+    return float(-np.diff(certified, prepend=_WORST) @ (_WORST - standard)) * 100 / _WORST**2

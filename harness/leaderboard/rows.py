@@ -68,11 +68,7 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
     name = folder.network_of(path).name
     row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
-    row |= {
-        "sweep": folder.sweep_dir_of(folder.network_of(path)).name,
-        "evaluation": path.name,
-        "is_main": False,
-    }
+    row |= {"sweep": folder.sweep_dir_of(folder.network_of(path)).name, "evaluation": path.name, "is_main": False}
     row |= {column.name: None for column in COLUMNS if column.is_required}
     if state.training is not None:
         row |= _settings(state.training, state.evaluation)

@@ -64,16 +64,14 @@ class Batch:
 
     @property
     def adversarial(self) -> Tensor:
-        """The adversarial examples. Raises ValueError if there are none."""
-        if not isinstance(self.adversary, Tensor):
-            raise ValueError("this method trains on adversarial examples, and its batch has none")
+        """The adversarial examples, for methods whose attack returns images."""
+        assert isinstance(self.adversary, Tensor)
         return self.adversary
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
-        """The two tensors of `adversary`. Raises ValueError if it is not two."""
-        if not isinstance(self.adversary, tuple):
-            raise ValueError("this method trains on two tensors of its attack, and its batch has none")
+        """The two tensors of `adversary`, for methods whose attack returns two."""
+        assert isinstance(self.adversary, tuple)
         return self.adversary
 
 

@@ -320,13 +320,7 @@ def _paper_row(row: dict[Any, Any]) -> Row:
     kind = _first_match(_KINDS, texts["model"], "other")
     listed = ("year", "run", "guarantee", "extra_data")
     return Row(
-        group=Group(
-            texts["dataset"],
-            row["exact"],
-            verifier,
-            ALL_IMAGES,
-            _extra_data(texts.get("extra_data", "")),
-        ),
+        group=Group(texts["dataset"], row["exact"], verifier, ALL_IMAGES, _extra_data(texts.get("extra_data", ""))),
         origin=PAPER,
         name=", ".join(filter(None, [texts["model"], texts["method"]])) or "network not named",
         source=texts["publication"],

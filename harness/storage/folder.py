@@ -138,7 +138,7 @@ class Failure(Model):
 class Chosen(Model):
     """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
 
-    front: of a search for two errors, the row that was searched. network: that row's network. Empty of other searches.
+    front: of a search for two errors, the searched row and the search. network: that row's. Empty of other searches.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -313,16 +313,17 @@ def write_trained(network_dir: Path, result: Result) -> None:
     write_json(network_dir / TRAINED, asdict(replace(result, weights=weights)))
 
 
-def read_trained_weights(network_dir: Path) -> bytes:
-    """Return the content of a trained network's file of weights.
+def read_trained_weights(network_dir: Path) -> tuple[bytes, str]:
+    """Return the content of a trained network's file of weights, and its SHA-256.
 
     Raises DamagedFileError if it is missing, or is not the one that training wrote.
     """
     content, trained = read_bytes(network_dir / WEIGHTS), read_trained(network_dir)
-    if trained is not None and trained.weights not in ("", digest_of(content)):  # empty in results of older versions
+    digest = digest_of(content)
+    if trained is not None and trained.weights not in ("", digest):  # empty in results of older versions
         advice = "put the right file back, or remove the network's folder to train it again"
         raise DamagedFileError(f"{network_dir / WEIGHTS} is not the file of which {TRAINED} has the SHA-256; {advice}")
-    return content
+    return content, digest
 
 
 def write_result(evaluation_dir: Path, result: Result) -> None:

@@ -76,13 +76,8 @@ def link(page: str, experiment_id: str) -> str:
 
 
 def _chart(section: str, metrics: str, title: str) -> dict[str, Any]:
-    chart = {
-        "uuid": f"{section} {metrics}",
-        "metricSectionId": section,
-        "runsCountToCompare": 100,
-        "displayName": title,
-    }
-    chart |= {"deleted": False, "isGenerated": False}
+    chart: dict[str, Any] = {"uuid": f"{section} {metrics}", "metricSectionId": section, "displayName": title}
+    chart |= {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
     if " " in metrics:
         x, y = ({"key": name, "type": "METRIC"} for name in metrics.split())
         return chart | {"type": "SCATTER", "xaxis": x, "yaxis": y}

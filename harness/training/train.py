@@ -100,7 +100,7 @@ def _load_teacher(record: folder.TrainingRecord, network_dir: Path, device: torc
     require("teacher", f"{training.label}, untrained", is_trained, f"a trained network in {directory}")
     load_for(training)
     path = directory / folder.WEIGHTS
-    model = load_network(training, path, folder.read_trained_weights(directory)).float()
+    model = load_network(training, path, folder.read_trained_weights(directory)[0]).float()
     return make_teacher(model.to(device).to(memory_format=torch.channels_last))
 
 

@@ -18,7 +18,6 @@ from harness.evaluation.ranges import OpenEvaluation, open_evaluation
 from harness.machine.device import best_device
 from harness.machine.environment import source_digest
 from harness.machine.freed_memory import free_memory, reuse_freed_memory
-from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import remove_unfinished
@@ -97,7 +96,7 @@ def _evaluate(
     network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
 ) -> list[range]:  # fmt: skip
     """Evaluate a trained network and write the result, or return the ranges that are left to others."""
-    weights = digest_of(folder.read_trained_weights(network_dir))
+    _, weights = folder.read_trained_weights(network_dir)
     if folder.read_result(folder.begin_evaluation(network_dir, evaluation, weights)) is not None:
         return []
     opened = open_evaluation(network_dir, evaluation, data)
@@ -130,10 +129,7 @@ def evaluate_range(
     SoundnessError, and any other error, also leaves failure.json.
     """
     load_for(training)
-    with (
-        _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)),
-        reuse_freed_memory(),
-    ):
+    with _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)), reuse_freed_memory():
         opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
         found = str(opened.ranges_dir)
         allowed = "a folder that exists: data, weights, devices or versions differ between machines"

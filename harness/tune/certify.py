@@ -15,7 +15,6 @@ from harness.config import plugins
 from harness.config.training import RECIPE_VERSION
 from harness.data import load
 from harness.machine.environment import data_directory
-from harness.pretrained.network_file import digest_of
 from harness.settings import Evaluation, Radius
 from harness.storage import folder
 from harness.storage.files import refuse_links
@@ -117,7 +116,7 @@ def certify(
     """
     items, asked = list[Item](), [evaluation for evaluations in planned.values() for evaluation in evaluations]
     for network_dir, evaluations in planned.items():
-        weights = digest_of(folder.read_trained_weights(network_dir))
+        _, weights = folder.read_trained_weights(network_dir)
         left = [each for each in evaluations if not _is_answered(folder.evaluation_dir(network_dir, each), weights)]
         items += [Item.of(network_dir, records[network_dir].config, left)] if left else []
     finished = len(asked) - sum(len(item.evaluations) for item in items)

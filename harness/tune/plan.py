@@ -190,22 +190,11 @@ def adopt_network(network_dir: Path, results_dir: Path, evaluations: Collection[
 
 
 _OF_TRAINING = (
-    folder.EPOCHS,
-    folder.TRAINED_ON,
-    folder.STEPS,
-    folder.NETWORK_FILE,
-    folder.LOG,
-    folder.WEIGHTS,
-    folder.TRAINED,
-)
+    folder.EPOCHS, folder.TRAINED_ON, folder.STEPS, folder.NETWORK_FILE, folder.LOG, folder.WEIGHTS, folder.TRAINED
+)  # fmt: skip
 _OF_EVALUATION = (
-    folder.EVALUATION,
-    folder.LOG,
-    folder.VERDICTS,
-    folder.COUNTEREXAMPLES,
-    folder.CERTIFICATES,
-    folder.RESULT,
-)
+    folder.EVALUATION, folder.LOG, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES, folder.RESULT
+)  # fmt: skip
 
 
 def _copy_network(source: Path, to: Path, evaluations: Collection[Evaluation]) -> None:

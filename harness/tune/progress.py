@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from contextlib import suppress
 from typing import Any, Self
 
 from rich import progress
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.common import names
-from harness.common.terminal import LINE_SECONDS, one_line, printable
+from harness.common.terminal import LINE_SECONDS, one_line, printable, repeated
 from harness.tune.items import Item, Listener
 
 _SHORT_NAMES = {"eps": names.TRAIN_EPS, "loss": names.TRAIN_LOSS}
@@ -74,23 +73,17 @@ class Progress(Bars, Listener):
         self.running: dict[Item, tuple[float, str]] = {}  # the share of each that is done, and what it does
         self.has_begun = False  # an epoch or a range is done: from then on lines come by the clock alone
         self.next_line = time.monotonic() + LINE_SECONDS
-        self.lock, self.has_ended = threading.RLock(), threading.Event()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.lock = threading.RLock()
+        self.thread = repeated(self.print_running, LINE_SECONDS / 30)
         self._move_all()
 
     def __enter__(self) -> Self:
-        self.thread.start()
+        self.thread.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self.has_ended.set()
-        self.thread.join()
+        self.thread.__exit__(None, None, None)
         super().__exit__(*error)
-
-    def _tick(self) -> None:
-        while not self.has_ended.wait(LINE_SECONDS / 30):
-            with suppress(OSError):  # a closed pipe, which the next line of the command itself meets
-                self.print_running()
 
     def on_text(self, text: str) -> None:
         """Print a line above the bars."""

@@ -35,7 +35,7 @@ from harness.training.train import training_images
 from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
 from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress
-from harness.tune.run_study import RunOptions, begin_network, evaluation_dirs, read_outcome, show_teacher
+from harness.tune.run_study import RunOptions, begin_network, end_teacher, evaluation_dirs, read_outcome
 from harness.tune.teachers import with_teachers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -131,6 +131,9 @@ class Search:
         self.begun = self.begun or list(filter(None, [self.propose()]))
         if not self.begun:
             return True
+        if options.retry_failed:
+            for path in self.directory.glob(f"{folder.NETWORKS}/*/{folder.TEACHER}"):
+                path.with_name(folder.FAILURE).unlink(missing_ok=True)
         work = Worker(options.data_dir, source_digest())
         with _SearchListener(self, len(self.owners) - len(self.begun), options.fail_fast) as listener:
             return run_items(self, work, listener, options.ray, self.directory)
@@ -227,7 +230,8 @@ class Search:
                 errors = dict(zip(self.settings.objectives, values, strict=True))
                 choice = {"text": text, "search": self.directory.name, "candidate": winner.number, "validation": errors}
                 if len(errors) > 1:
-                    choice |= {"front": study.study_name, "network": self.rows[number].base.network}
+                    choice["front"] = f"{study.study_name} by {self.directory.name}"
+                    choice["network"] = self.rows[number].base.network
                 for seed in dict.fromkeys(training.seed for training in self.study.trainings):
                     winners.append(self.training(number, winner).replace(seed=seed))
                     key = winners[-1].key(self.fingerprint)
@@ -252,10 +256,10 @@ class _SearchListener(Progress):
 
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
         """Conclude a candidate, or show what came of a teacher."""
-        self.end(item, is_done=bool(item.evaluations))
         if not item.evaluations:
-            show_teacher(self, item, error)
+            end_teacher(self, item, error, self.fail_fast, is_done=False)
             return
+        self.end(item)
         (evaluation_dir,) = evaluation_dirs(item)
         state = read_outcome(item, evaluation_dir, error)
         self.search.conclude(item.directory, state)

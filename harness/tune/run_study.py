@@ -235,7 +235,7 @@ class StudyListener(Progress):
     def _end_network(self, item: Item, error: str | None, left: list[range]) -> None:
         """Show its evaluations up to the first without a result; queue its ranges or, if it failed, the next."""
         if not item.evaluations:
-            self._end_teacher(item, error)
+            end_teacher(self, item, error, self.fail_fast)
             return
         ended, further = list[EvaluationState](), list[Item]()
         for number, path in enumerate(evaluation_dirs(item)):
@@ -257,12 +257,6 @@ class StudyListener(Progress):
         for state in ended:
             self._show(item, state)
         if self.fail_fast and any(state.result is None for state in ended):
-            raise FailedFast
-
-    def _end_teacher(self, item: Item, error: str | None) -> None:
-        self.end(item)
-        show_teacher(self, item, error)
-        if error is not None and self.fail_fast:
             raise FailedFast
 
     def summary(self) -> str:
@@ -296,14 +290,20 @@ class StudyListener(Progress):
                 self.warn(item, warning)
 
 
-def show_teacher(progress: Progress, item: Item, error: str | None) -> None:
-    """Print what came of a teacher, after writing why it failed if its worker could not."""
+def end_teacher(progress: Progress, item: Item, error: str | None, fail_fast: bool, is_done: bool = True) -> None:
+    """Print what came of a teacher, after writing why it failed if its worker could not.
+
+    is_done: as `Progress.end` has it. Raises FailedFast for a failure with `fail_fast`.
+    """
+    progress.end(item, is_done)
     if error is None:
         progress.print_outcome("done", "green", item, f"trained ({progress.summary()})")
         return
     if folder.read_failure(item.directory) is None:
         folder.write_failure(item.directory, error)
     progress.print_outcome("failed", "red", item, error)
+    if fail_fast:
+        raise FailedFast
 
 
 def _range_of(network: Item, images: range) -> Item:

@@ -9,19 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.checker.bounds import monotone
-from harness.checker.bounds.boxes import (
-    SLACK,
-    TINY,
-    Array,
-    Box,
-    U,
-    add,
-    affine,
-    between,
-    inside,
-    intersect,
-    relu,
-)
+from harness.checker.bounds.boxes import SLACK, TINY, Array, Box, U, add, affine, between, inside, intersect, relu
 from harness.checker.bounds.windows import Windows, convolve, convolve_back
 
 _POWER, _GUESSES, _FINAL = 1000, 2000, 4

@@ -9,14 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from harness.checker.bounds.boxes import TINY, Array, Box, U, between
-from harness.checker.proofs.certificates import (
-    SIGNS,
-    Certificate,
-    RefusedError,
-    Tensors,
-    check_certificate,
-    require,
-)
+from harness.checker.proofs.certificates import SIGNS, Certificate, RefusedError, Tensors, check_certificate, require
 
 SPLITS, PART = "splits", "part"
 _MOST_SPLITS, _MOST_NUMBERS = 2**20, 2**26  # of parts, and of their lower ends: all ends take 1 GiB

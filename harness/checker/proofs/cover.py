@@ -12,14 +12,7 @@ import numpy as np
 from harness.checker.bounds.boxes import Array
 from harness.checker.bounds.maps import Product, Shape
 from harness.checker.bounds.network import ReluStep, Step
-from harness.checker.proofs.certificates import (
-    NEURONS,
-    SIGNS,
-    Certificate,
-    RefusedError,
-    Tensors,
-    check_certificate,
-)
+from harness.checker.proofs.certificates import NEURONS, SIGNS, Certificate, RefusedError, Tensors, check_certificate
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from harness.common import names
+from harness.leaderboard.fronts import front_of
 from harness.leaderboard.rows import LABEL
 from harness.leaderboard.table import Section
 from harness.report.figures.section_data import OTHERS, SectionData
@@ -48,7 +49,7 @@ def tradeoff(data: SectionData) -> Figure | None:
     figure, (axes,) = panels(height=3.6)
     entries = data.legend(rows["label"], linestyle="")
     line: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": ":"}
-    best = front(rows)
+    best = rows.iloc[front_of(rows[_ERRORS].to_numpy(dtype=float))]
     axes.step(best[names.STANDARD_ERROR], best[names.CERTIFIED_ERROR], where="post", **line)
     if len(best) > 1:
         entries["no row is better in both"] = line
@@ -66,13 +67,6 @@ def tradeoff(data: SectionData) -> Figure | None:
     axes.set(xlabel="standard error, %", ylabel="certified error, %")
     add_legend(figure, entries)
     return figure
-
-
-def front(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows by standard error, each with a lower certified error than those before it."""
-    rows = rows.sort_values(_ERRORS)
-    best = rows[names.CERTIFIED_ERROR].cummin()
-    return rows[best < best.shift(fill_value=np.inf)]
 
 
 def seeds(data: SectionData) -> Figure | None:

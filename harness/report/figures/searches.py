@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.leaderboard.fronts import FRONT, NETWORK, fronts_of
+from harness.leaderboard.fronts import FRONT, NETWORK, front_of, fronts_of
 from harness.report.figures.section_data import SectionData
 from harness.report.figures.style import COLOURS, DASHES, GREY, INK, MARKERS, add_legend, assign, panels
 from harness.storage import folder
@@ -56,11 +56,10 @@ def fronts(data: SectionData) -> Figure | None:
     for each in shown:
         kind = networks.loc[each.name]
         look = {"color": colours[kind[NETWORK]], "marker": markers[kind["method"]]}
-        worse = each.errors[each.is_dominated]
-        axes.plot(*worse.T, ls="", marker=look["marker"], color=GREY, ms=4, alpha=0.6)
-        best = each.errors[~each.is_dominated]
+        best = front_of(each.errors)
+        axes.plot(*np.delete(each.errors, best, axis=0).T, ls="", marker=look["marker"], color=GREY, ms=4, alpha=0.6)
         line = look | {"ls": dashes[kind["method"]], "lw": 1, "ms": 6}
-        axes.plot(*best[best[:, 0].argsort()].T, drawstyle="steps-post", **line)
+        axes.plot(*each.errors[best].T, drawstyle="steps-post", **line)
         entries[each.text] = line
     axes.set(xlabel="standard error, %", ylabel="certified error, %")
     add_legend(figure, entries)

@@ -40,8 +40,7 @@ def test_networks_near_the_edge_are_decided(name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "w", "rho"),
-    [pytest.param("dense", "signed", 0.97, marks=SLOW), ("1 channel", "non-negative", 0.3)],
+    ("kind", "w", "rho"), [pytest.param("dense", "signed", 0.97, marks=SLOW), ("1 channel", "non-negative", 0.3)]
 )
 def test_equilibria_near_the_edge_are_decided(kind, w, rho):
     graph, region, minimum = list(cases_of(solved(kind, w, rho, seed=0, units=4)))[1]

@@ -177,8 +177,7 @@ def test_convolutional_weights_are_made_dense():
     torch.manual_seed(0)
     kernel = torch.randn(2, 2, 3, 3, dtype=F) * 0.3
     layer = FixedPoint(
-        kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4),
-        PeacemanRachford(),
+        kernel - 3 * torch.eye(2, dtype=F)[:, :, None, None] * (torch.arange(9).view(3, 3) == 4), PeacemanRachford()
     )
     stem, head = torch.nn.Conv2d(1, 2, 3, padding=1).double(), torch.nn.Linear(32, 2).double()
     model = torch.nn.Sequential(stem, layer, torch.nn.Flatten(), head).eval()

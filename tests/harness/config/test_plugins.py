@@ -128,12 +128,7 @@ def test_a_key_follows_the_sources_that_a_plugin_imports_and_nothing_else(packag
     assert keys(unrelated="x = 1") == before, "a new file beside it"
     assert keys(__init__="y = 1") != before, "its package is imported with it"
     imports = "from own import deep\nfrom .wide import layer\nimport own.flat_ones as ones\n"
-    files = {
-        "wide": "layer = 1",
-        "deep": "from . import deeper",
-        "deeper": "x = 1",
-        "flat_ones": "import json",
-    }
+    files = {"wide": "layer = 1", "deep": "from . import deeper", "deeper": "x = 1", "flat_ones": "import json"}
     found = [keys(nets=imports + NETS, **files)]
     for name in files:
         found.append(keys(nets=imports + NETS, **files | {name: f"{files[name]}\nother = 2"}))

@@ -121,11 +121,7 @@ def test_an_included_file_may_have_all_keys_and_include_another_beside_it(tmp_pa
         ("recipes/recipe.yaml", "secret", "recipes/recipe.yaml: found a text, allowed: a mapping"),
         ("recipes/recipe.yaml", "secret\n: secret", "recipes/recipe.yaml: is not YAML: "),
         ("recipes/recipe.yaml", {"include": "../study.yaml"}, "recipe.yaml: include: found '../study.yaml'"),
-        (
-            "recipes/recipe.yaml",
-            {"train": {"kappa": 5.0}},
-            "less than or equal to 1 (inc",
-        ),
+        ("recipes/recipe.yaml", {"train": {"kappa": 5.0}}, "less than or equal to 1 (inc"),
     ],
 )
 def test_a_wrong_include_is_refused_with_the_included_file(tmp_path, recipes, name, content, message):

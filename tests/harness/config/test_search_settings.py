@@ -20,12 +20,7 @@ SPACES = [
     ("train.l1", {"choice": [0]}, "search.spaces.train.l1.choice: found [0]", "two different"),
     ("epochs", {"integer": [1, 2]}, "search.spaces.epochs", "train, options"),
     ("method_options.alpha", {"uniform": [0, 1]}, "search.spaces.method_options.alpha", "a network or method of"),
-    (
-        "train.kappa",
-        {"uniform": [0, 2]},
-        "search.spaces.train.kappa: train.kappa: found 2.0",
-        "or equal to 1",
-    ),
+    ("train.kappa", {"uniform": [0, 2]}, "search.spaces.train.kappa: train.kappa: found 2.0", "or equal to 1"),
     ("train.ramp_epochs", {"integer": [1, 9]}, "search.spaces.train.ramp_epochs: train.ramp_epochs: found 9", "ramp"),
     (
         "options.margin",

@@ -81,12 +81,7 @@ def test_the_best_rows_of_papers_are_named_with_what_compares(sweep):
 
 
 def test_the_best_by_what_rows_were_tuned_on_are_named(sweep):
-    rows = (
-        "MTL-IBP,48,64,P,yes,test",
-        "IBP,50,66,S,yes,validation",
-        "SABR,50,67,M,yes,validation",
-        ",,58,Z,no,test",
-    )
+    rows = ("MTL-IBP,48,64,P,yes,test", "IBP,50,66,S,yes,validation", "SABR,50,67,M,yes,validation", ",,58,Z,no,test")
     publish(sweep, "".join(f"cifar10,8/255,CNN-7,{row}\n" for row in rows), "relu", "tuned_on")
     add(sweep, metrics())
     assert papers_sentences(sweep)[1] == (

@@ -6,7 +6,6 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from made_studies import add, make, make_many, right, section_of
@@ -95,14 +94,6 @@ def test_a_figure_on_a_page_has_its_colour_and_ids_of_its_own(drawn):
     ids = [set(part.split('"')[0] for part in each.split(' id="')[1:]) for each in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
     assert style.INK not in one and "currentColor" in one and 'role="img" aria-label="Errors"' in one
-
-
-def test_the_front_has_the_rows_that_no_other_beats_in_both():
-    draw = np.random.default_rng(0).integers(0, 12, (40, 2)).astype(float)
-    rows = pd.DataFrame(draw, columns=[names.STANDARD_ERROR, names.CERTIFIED_ERROR])
-    front = {tuple(point) for point in error_figures.front(rows).to_numpy()}
-    beaten = {(a, b) for a, b in draw if any((c <= a and d <= b) and (c, d) != (a, b) for c, d in draw)}
-    assert front == {tuple(point) for point in draw} - beaten
 
 
 def test_the_bars_of_stages_are_the_shares_of_images(data, drawn):

@@ -105,11 +105,7 @@ def test_the_compiled_loss_takes_the_same_step_in_bf16(tiny_training, model, met
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [
-        {"parametrisation": "nonnegative"},
-        WARM,
-        {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"},
-    ],
+    [{"parametrisation": "nonnegative"}, WARM, {"parametrisation": "orthogonal", "groups": 2, "gradient": "unrolled"}],
 )
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 def test_the_compiled_loss_of_every_kind_of_equilibrium_is_the_eager_one(method, options, tiny_training):

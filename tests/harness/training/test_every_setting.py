@@ -55,11 +55,7 @@ ELSEWHERE = [
     "split", "test_images", "batch_size", "certificates",
     "stage_seconds", "bab_seconds", "bab_branches", "bab_total_seconds",
 ]  # fmt: skip
-OTHER_VALUES = TRAINED | {
-    "train.kappa": 0.5,
-    "train.kappa_start": 0.5,
-    "train.regularise_equilibria": False,
-}
+OTHER_VALUES = TRAINED | {"train.kappa": 0.5, "train.kappa_start": 0.5, "train.regularise_equilibria": False}
 IGNORED = sorted((method, name) for method in METHODS for name in make_method(method, {}).ignored())
 
 

@@ -136,10 +136,7 @@ def test_bad_input_is_refused_without_ray_and_mlflow_in_any_locale(tmp_path):
 
 @pytest.mark.parametrize(
     ("uri", "reason"),
-    [
-        ("nothing://here", "unsupported URI"),
-        ("http://127.0.0.1:9", "cannot be used: Connection refused\n"),
-    ],
+    [("nothing://here", "unsupported URI"), ("http://127.0.0.1:9", "cannot be used: Connection refused\n")],
 )
 def test_mlflow_out_of_reach_is_bad_input_in_a_line(tmp_path, no_ray, capsys, monkeypatch, uri, reason):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

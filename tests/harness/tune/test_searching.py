@@ -194,6 +194,8 @@ def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_pa
     winners = search_of(sweep, tmp_path).run(OPTIONS)
     marks = [chosen(tmp_path, winner) for winner in winners[::2]]
     assert [mark.candidate for mark in marks] == [1, 3]
+    (row,), search_dir = sweep.searched, search_of(sweep, tmp_path).directory
+    assert {mark.front for mark in marks} == {f"{row.base.row} by {search_dir.name}"}, "of each sampler its own front"
     assert [tuple(mark.validation.values()) for mark in marks] == [(4, 9), (9, 1)]
 
 

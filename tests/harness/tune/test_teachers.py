@@ -19,6 +19,13 @@ STUDENTS = [
     for method in ("cc-dist", "ad-cert")
 ]
 SWEEP = TINY | {"trials": STUDENTS, "evaluation": {**TINY["evaluation"], "stages": ["ibp"]}}
+SEARCH = {"spaces": {"method_options.alpha": {"uniform": [0, 1]}}, "trials": 2, "validation_images": 64}
+SEARCHED = SWEEP | {
+    "trials": STUDENTS[:1],
+    "search": SEARCH | {"objectives": ["certified_error", "standard_error"]},
+    "train_images": None,
+    "train": SWEEP["train"] | {"epochs": 1, "ramp_epochs": 0},
+}
 
 
 def run(tmp_path, content, *options):
@@ -78,16 +85,32 @@ def test_a_student_says_that_its_teacher_has_failed(tmp_path, monkeypatch, capsy
 
 
 def test_candidates_of_a_search_share_their_teacher_which_sees_no_held_out_image(tmp_path, capsys):
-    spaces = {"method_options.alpha": {"uniform": [0, 1]}}
-    search = {"spaces": spaces, "trials": 2, "validation_images": 64}
-    search["objectives"] = ["certified_error", "standard_error"]
-    content = SWEEP | {"trials": STUDENTS[:1], "search": search, "train_images": None}
-    content["train"] = SWEEP["train"] | {"epochs": 1, "ramp_epochs": 0}
-    assert run(tmp_path, content) == 0
+    assert run(tmp_path, SEARCHED) == 0
     (search_dir,) = (tmp_path / "out/tiny/search").iterdir()
     (teacher,) = teachers_of(search_dir)
     assert folder.read_training(teacher / folder.TRAINING).config.validation_images == 64
     assert capsys.readouterr().out.count("done teacher") == 2, "one of candidates, one of winners"
+
+
+def test_a_search_stops_at_a_failed_teacher_that_is_not_to_be_retried(tmp_path, monkeypatch):
+    calls = []
+
+    def failing(training, evaluations, network_dir, *rest, **options):
+        calls.append(training.method)
+        if training.method == "pgd":
+            folder.write_failure(network_dir, "NonFiniteLossError", repeats=True)
+            raise OSError("the teacher's loss is not finite")
+        return train_and_evaluate(training, evaluations, network_dir, *rest, **options)
+
+    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    assert run(tmp_path, SEARCHED, "--fail-fast") == 1 and calls == ["pgd"]
+    calls.clear()
+    assert run(tmp_path, SEARCHED) == 1 and "pgd" not in calls
+    calls.clear()
+    assert run(tmp_path, SEARCHED, "--retry-failed") == 1
+    assert calls.count("pgd") == 1 and len(calls) > 1, "once, not before each candidate"
+    monkeypatch.undo()
+    assert run(tmp_path, SEARCHED, "--retry-failed") == 0
 
 
 def test_who_needs_a_teacher_waits_for_it():

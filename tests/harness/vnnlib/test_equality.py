@@ -147,10 +147,7 @@ class Forward(nn.Module):
 def test_exact_arithmetic_is_that_of_fractions():
     """Constants of a model's forward are numbers of Python or tensors; what is computed of constants has no rule."""
     constant = torch.tensor([0.1, -0.7, 0.3])
-    forward = {
-        "a sum": lambda m, x: (m.c - x * 0.1) / 3 + (-x) * m.c - x,
-        "moved": lambda m, x: x[:, [2, 0, 1]] * m.c,
-    }
+    forward = {"a sum": lambda m, x: (m.c - x * 0.1) / 3 + (-x) * m.c - x, "moved": lambda m, x: x[:, [2, 0, 1]] * m.c}
     inputs = [Fraction(1, 3), Fraction(-2, 7), Fraction(5)]
     c = [Fraction(float(number)) for number in constant]
     expected = {

@@ -293,10 +293,7 @@ REFUSED = {
     **{term: (VERSION2.replace("(assert (or", f"(assert (<= B[0] {term}))(assert (or"), APART) for term in GLUED},
     "a size": (VERSION2.replace("float32 [2]", "float32 [2.5]"), APART),
     **{
-        f"{name}{each}": (
-            square("float32", "float32", name + each),
-            f"{SHAPE.format(name)}|not VNN-LIB 2.0: line",
-        )
+        f"{name}{each}": (square("float32", "float32", name + each), f"{SHAPE.format(name)}|not VNN-LIB 2.0: line")
         for name in "AB"
         for each in BEYOND
     },

@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-CALLS = {
-    "harness.training.train_and_evaluate": ["train_and_evaluate", "evaluate_range"],
-}
+CALLS = {"harness.training.train_and_evaluate": ["train_and_evaluate", "evaluate_range"]}
 
 
 class _Wrapping(importlib.abc.Loader, importlib.abc.MetaPathFinder):
