@@ -48,7 +48,9 @@ def check_weights(evaluation_dir: Path, expected: str) -> list[str]:
     if not path.is_file():
         return [f"{folder.WEIGHTS} is not stored here"]
     found = digest_of(read_bytes(path))
-    return [] if found == expected else [f"{folder.WEIGHTS}: found SHA-256 {found}, evaluated was {expected}"]
+    if found == expected:
+        return []
+    return [f"{folder.WEIGHTS}: found SHA-256 {found}, {folder.RESULT} is of {expected or 'an older version'}"]
 
 
 def _entries(directory: Path) -> list[Path]:

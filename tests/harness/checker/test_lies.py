@@ -128,7 +128,7 @@ JSON_FILES = {folder.TRAINING: "network", folder.RESULT: "cnn5", folder.EVALUATI
 NOT_OBJECTS = ("null", "true", "[]", "9" * 5000, "[" * 100_000, "", '{"key": "')
 VALUES = (None, True, [[1]], "text", 10**4000, {"certified_error": float("nan")}, {"certified_error": [1]})
 # No verdict depends on these.
-NOT_READ = ("recipe_version 1", "version 1", "taken_over ")
+NOT_READ = ("recipe_version 1", "version 1", "taken_over ", "verdicts text")
 
 
 @pytest.mark.parametrize("name", JSON_FILES)

@@ -23,7 +23,7 @@ from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ELSEWHERE = {"counterexamples", "search", "importance", "length", "radii"}
+ELSEWHERE = {"counterexamples", "search", "importance", "fronts", "length", "radii"}
 """Figures that the study lacks: it has no images, no search, one length and one eps."""
 
 
