@@ -30,7 +30,7 @@ LEFT = "left"
 class Item:
     """A piece of work: a network that is trained and evaluated, or a range of images of one evaluation.
 
-    An item without evaluations trains a teacher.
+    A network's item without evaluations only trains: its network is a teacher. VNN-LIB's instances have none either.
 
     directory: where its results go, such as the network's folder. label: its name in messages and in Ray's dashboard.
     settings: JSON, such as the network's training; Ray shows it. evaluations: of the network, as JSON texts.
@@ -77,7 +77,7 @@ class Worker:
             report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
             evaluate_range(training, evaluations[0], item.directory, item.images, self.data_dir)
             return {LEFT: []}
-        with nullcontext() if evaluations else _waited_for(item.directory, report):
+        with nullcontext() if evaluations else _hold_folder(item.directory, report):
             report({names.ACTIVITY: "reads its data"})
             left = train_and_evaluate(
                 training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
@@ -86,7 +86,7 @@ class Worker:
 
 
 @contextmanager
-def _waited_for(teacher_dir: Path, report: Report) -> Iterator[None]:
+def _hold_folder(teacher_dir: Path, report: Report) -> Iterator[None]:
     """Hold a teacher's folder: jobs of an array, each with --here, may want the same one."""
     with ExitStack() as lock:
         while True:
