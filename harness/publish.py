@@ -144,6 +144,8 @@ def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool)
     to.mkdir(parents=True)
     trained = folder.read_trained(network_dir)
     assert trained is not None
+    if with_proofs:
+        folder.read_trained_weights(network_dir)
     folder.write_trained(to, _without_path(trained))
     _copy_files(network_dir, to, [*_NETWORK_FILES, *([folder.WEIGHTS] if with_proofs else [])])
     for source in evaluated:
@@ -151,6 +153,7 @@ def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool)
         copy.mkdir(parents=True)
         result = read_state_or_raise(source).result
         assert result is not None
+        folder.check_verdicts(source, result)
         verdicts = parquet.read_verdicts(source)
         write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
         folder.write_result(copy, _without_path(result))

@@ -139,8 +139,10 @@ class Ledger:
                 kind, reason = names.TIMEOUT, ""
             except (NotConvergedError, UnsupportedOperator) as error:
                 kind, reason = names.FAILED, error_line(error)
+            except SoundnessError:
+                raise
             except Exception as error:
-                if not is_out_of_memory(error):
+                if len(part) == 1 and not is_out_of_memory(error):  # of several, some kernels refuse what one may ask
                     raise
                 kind, reason = names.OUT_OF_MEMORY, error_line(error)
             if kind == names.OUT_OF_MEMORY:

@@ -47,6 +47,9 @@ def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
     for example in examples.nonzero():
         answers = batch.ledger.answers(_CERTIFICATES, partial(_verify, batch), example)
         for _, verification in answers:
+            if verification.status[0] == names.FALSIFIED:
+                index = batch.first + int(example)
+                raise SoundnessError(f"image {index}: certified, and falsified by the search for its certificate")
             proofs |= _name_tensors(batch, example, verification)
         if not answers or _lacks_certificate(answers[0][1]):
             unproved.append(int(example))
@@ -55,7 +58,8 @@ def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
 
 def _lacks_certificate(verification: cerdeq.Verification) -> bool:
     """Return whether a search has no certificate. Without branches linear bounds were enough, which need none."""
-    return not verification.certificates[0] and bool(verification.branches[0] > 0)
+    is_certified, branches = verification.status[0] == names.CERTIFIED, verification.branches[0]
+    return not verification.certificates[0] and not (is_certified and bool(branches == 0))
 
 
 def _branch_and_bound(batch: Batch) -> StageResult:

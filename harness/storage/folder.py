@@ -313,6 +313,11 @@ def write_trained(network_dir: Path, result: Result) -> None:
     write_json(network_dir / TRAINED, asdict(replace(result, weights=weights)))
 
 
+def is_trained(network_dir: Path) -> bool:
+    """Return whether a network has weights, and training has ended."""
+    return all((network_dir / name).exists() for name in (TRAINED, WEIGHTS))
+
+
 def read_trained_weights(network_dir: Path) -> tuple[bytes, str]:
     """Return the content of a trained network's file of weights, and its SHA-256.
 
@@ -331,6 +336,12 @@ def write_result(evaluation_dir: Path, result: Result) -> None:
     path = evaluation_dir / VERDICTS
     verdicts = digest_of(read_bytes(path)) if path.exists() else ""
     write_json(evaluation_dir / RESULT, asdict(replace(result, verdicts=verdicts)))
+
+
+def check_verdicts(evaluation_dir: Path, result: Result) -> None:
+    """Raise DamagedFileError for a table of verdicts that is missing, or is not the one that the result is of."""
+    if result.verdicts not in ("", digest_of(read_bytes(evaluation_dir / VERDICTS))):  # empty in older results
+        raise DamagedFileError(f"{evaluation_dir / VERDICTS} is not the file of which {RESULT} has the SHA-256")
 
 
 def write_failure(

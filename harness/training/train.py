@@ -52,6 +52,7 @@ def train(
     """
     if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
         return trained
+    (network_dir / folder.TRAINED).unlink(missing_ok=True)  # of weights that are lost: new ones may differ
     config, images, device = record.config, training_images(record.config, data), best_device()
     environment = describe_environment(device)
     _log.debug("%s: %s", config.label, environment)
@@ -96,7 +97,7 @@ def _load_teacher(record: folder.TrainingRecord, network_dir: Path, device: torc
     if (training := record.config.own_teacher) is None:
         return None
     directory = network_dir.with_name(training.key(record.fingerprint))
-    is_trained = folder.read_trained(directory) is not None
+    is_trained = folder.is_trained(directory)
     require("teacher", f"{training.label}, untrained", is_trained, f"a trained network in {directory}")
     load_for(training)
     path = directory / folder.WEIGHTS

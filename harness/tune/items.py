@@ -21,7 +21,7 @@ from harness.tune.machines import RayOptions
 
 Work = Callable[["Item", Report], dict[str, Any]]
 """Does an item and returns its last numbers."""
-_WAIT_SECONDS = 5.0  # between two looks at a teacher's lock
+_WAIT_SECONDS = 5.0  # between two looks at a lock
 LEFT = "left"
 """In the result of a network's item: the ranges of its next evaluation, which other items do."""
 
@@ -77,7 +77,7 @@ class Worker:
             report({names.ACTIVITY: f"evaluates images {item.images.start} to {item.images.stop - 1}"})
             evaluate_range(training, evaluations[0], item.directory, item.images, self.data_dir)
             return {LEFT: []}
-        with nullcontext() if evaluations else _hold_folder(item.directory, report):
+        with nullcontext() if self.shares else _hold_folder(item.directory, report):
             report({names.ACTIVITY: "reads its data"})
             left = train_and_evaluate(
                 training, evaluations, item.directory, report, self.data_dir, code=self.code, leaves_long=self.shares
@@ -86,15 +86,15 @@ class Worker:
 
 
 @contextmanager
-def _hold_folder(teacher_dir: Path, report: Report) -> Iterator[None]:
-    """Hold a teacher's folder: jobs of an array, each with --here, may want the same one."""
+def _hold_folder(network_dir: Path, report: Report) -> Iterator[None]:
+    """Hold a network's folder, which other jobs of an array, each with --here, may want. Under Ray the driver knows."""
     with ExitStack() as lock:
         while True:
             try:
-                lock.enter_context(lock_directory(teacher_dir))
+                lock.enter_context(lock_directory(network_dir))
                 break
-            except HeldError:
-                report({names.ACTIVITY: "waits for another run that trains it"})
+            except HeldError as error:
+                report({names.ACTIVITY: f"waits: {error}"})
                 time.sleep(_WAIT_SECONDS)
         yield
 
@@ -120,9 +120,11 @@ class Queue:
         self.waiting, self.running = deque(items), set[Item]()
 
     def take(self) -> Item | None:
-        """Return the next item whose teacher is not about to be trained."""
+        """Return the next item whose teacher, or which as a teacher, is not about to be trained."""
         untrained = {item.directory for item in (*self.waiting, *self.running) if not item.evaluations}
+        begun = {item.directory for item in self.running}  # a candidate of a search may be a later one's teacher
         ready = (item for item in self.waiting if item.needs not in untrained)
+        ready = (item for item in ready if item.evaluations or item.directory not in begun)
         if (item := next(ready, None)) is not None:
             self.waiting.remove(item)
             self.running.add(item)

@@ -2,10 +2,10 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -89,25 +89,29 @@ class Plan:
 
         table: a row for each in the directory, as `leaderboard.rows.read_rows` returns it.
         """
-        problems = {}
+        problems, problem_of_weights = {}, cache(partial(_find_problem, folder.read_trained_weights))
         for row in table[table["evaluation_dir"].isin(list(self.asked))].itertuples():
             if row.state == NOT_COUNTED:
                 problems[row.evaluation_dir] = str(row.problem)
-            elif row.state == State.FINISHED and (problem := _missing_or_others(row.evaluation_dir)):
-                problems[row.evaluation_dir] = problem
+            elif row.state == State.FINISHED:
+                network_dir = folder.network_of(row.evaluation_dir)
+                files = network_dir / folder.WEIGHTS, row.evaluation_dir / folder.VERDICTS
+                if missing := [path.name for path in files if not path.exists()]:
+                    problems[row.evaluation_dir] = f"{' and '.join(missing)} is missing"
+                elif problem := (
+                    problem_of_weights(network_dir)
+                    or _find_problem(folder.check_verdicts, row.evaluation_dir, row.result)
+                ):
+                    problems[row.evaluation_dir] = problem
         return problems
 
 
-def _missing_or_others(evaluation_dir: Path) -> str:
-    """Return which files of a finished evaluation are missing, or are not those that its network was evaluated with."""
-    network_dir = folder.network_of(evaluation_dir)
-    files = network_dir / folder.WEIGHTS, evaluation_dir / folder.VERDICTS
-    if missing := [path.name for path in files if not path.exists()]:
-        return f"{' and '.join(missing)} is missing"
+def _find_problem(check: Callable[..., object], *arguments: object) -> str:
+    """Return what a check of a file raises, empty if it is right."""
     try:
-        folder.read_trained_weights(network_dir)
-    except DamagedFileError:
-        return f"{folder.WEIGHTS} is another one"
+        check(*arguments)
+    except DamagedFileError as error:
+        return str(error)
     return ""
 
 
@@ -179,7 +183,7 @@ def adopt_network(network_dir: Path, results_dir: Path, evaluations: Collection[
 
     Its evaluations that are asked for are copied, too, if they are finished.
     """
-    if (network_dir / folder.TRAINED).exists():
+    if folder.is_trained(network_dir):
         return None
     for trained in sorted(results_dir.glob(f"*/{folder.NETWORKS}/{network_dir.name}/{folder.TRAINED}")):
         source = trained.parent

@@ -102,8 +102,9 @@ def run_study(
     try:
         items = with_teachers(items, plan.study.checkpoints, options.retry_failed)
         run_networks(items, options, console, plan.sweep_dir, mlflow.log if mlflow else None)
-    except InputError:  # Ray cannot start
-        remove_not_begun(plan.sweep_dir, [])
+    except InputError:
+        if options.ray is not None:  # which cannot start; without it other jobs of an array may have begun
+            remove_not_begun(plan.sweep_dir, [])
         raise
     leaderboard = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, console)
@@ -121,7 +122,7 @@ def run_study(
 def open_mlflow(sweep: str, options: RunOptions, console: Console) -> "Tracker | None":
     """Return the MLflow experiment of a sweep; None where nothing is logged or MLflow is not installed.
 
-    Raises InputError for a wrong store.
+    Raises InputError for a wrong store; a run in this process goes on without one that no option names.
     """
     if not options.logs:
         return None
@@ -131,7 +132,13 @@ def open_mlflow(sweep: str, options: RunOptions, console: Console) -> "Tracker |
         except ModuleNotFoundError as error:
             console.print(f"nothing is logged to MLflow: {error}")
             return None
-        return Tracker.open(sweep, options.tracking_uri, console)
+        try:
+            return Tracker.open(sweep, options.tracking_uri, console)
+        except InputError as error:
+            if options.ray is not None or options.tracking_uri is not None:
+                raise
+            console.print(f"nothing is logged to MLflow: {error}")  # a compute node may not reach it
+            return None
 
 
 def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:

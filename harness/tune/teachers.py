@@ -20,7 +20,7 @@ def with_teachers(
     teachers, students = dict[Path, Item](), list[Item]()
     for item in items:
         record = folder.read_training(item.directory / folder.TRAINING)
-        training, is_trained = record.config.own_teacher, (item.directory / folder.TRAINED).exists()
+        training, is_trained = record.config.own_teacher, folder.is_trained(item.directory)
         if training is None or is_trained:
             students.append(item)
             continue
@@ -37,7 +37,7 @@ def with_teachers(
             folder.copy_network_file(training.checkpoint, path, teacher_dir / folder.NETWORK_FILE)
         failure = folder.read_failure(teacher_dir)
         would_fail = failure is not None and failure.repeats and not retry_failed
-        if not would_fail and not (teacher_dir / folder.TRAINED).exists():
+        if not would_fail and not folder.is_trained(teacher_dir):
             teachers[teacher_dir] = Item.of(teacher_dir, training, [], label=f"teacher {training.label}")
     # A network of the study that is also a teacher is not trained by two items at once.
     return [*teachers.values(), *(replace(item, needs=item.needs or item.directory) for item in students)]

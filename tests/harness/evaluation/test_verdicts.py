@@ -320,6 +320,9 @@ def test_only_searches_without_a_certificate_are_noted(monkeypatch):
     monkeypatch.setattr("cerdeq.verify", lambda *_, **__: empty)
     table = evaluate(*problem).verdicts
     assert ((table[names.REASON] == names.NO_CERTIFICATE) == certified).all()
+    monkeypatch.setattr("cerdeq.verify", lambda *_, **__: SimpleNamespace(status=["falsified"]))
+    with pytest.raises(SoundnessError, match="certified, and falsified by the search for its certificate"):
+        evaluate(*problem)
 
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])

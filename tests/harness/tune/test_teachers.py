@@ -123,6 +123,16 @@ def test_who_needs_a_teacher_waits_for_it():
     assert [queue.take(), queue.take(), queue.take()] == [one, other, None]
 
 
+def test_a_teacher_waits_for_the_network_of_its_own_that_a_candidate_is():
+    candidate, teacher = Item(Path("t"), "candidate", {}, ("{}",)), Item(Path("t"), "teacher", {})
+    queue = Queue([candidate])
+    assert queue.take() == candidate
+    queue.add([teacher])
+    assert queue.take() is None
+    queue.end(candidate)
+    assert queue.take() == teacher
+
+
 NEEDS = (("one", Path("t")), ("t", Path("t")), ("free", None))
 
 
@@ -136,5 +146,5 @@ def test_a_teacher_that_another_run_trains_is_waited_for(tmp_path, monkeypatch):
         said.append(row)
         holder.__exit__(None, None, None)
 
-    with items._waited_for(tmp_path, report):
+    with items._hold_folder(tmp_path, report):
         assert len(said) == 1
