@@ -15,9 +15,10 @@ from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins
 from harness.common import names
 from harness.common.errors import InputError, require
+from harness.common.radius import parse_radii
 from harness.common.terminal import new_console
 from harness.config import plugins
-from harness.settings import parse_radii, stages_by_setting
+from harness.settings import stages_by_setting
 from harness.storage import folder
 
 _DEFAULT_SECONDS = 60.0

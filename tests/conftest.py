@@ -9,8 +9,9 @@ import torch
 from hypothesis import settings
 
 from cerdeq.equilibrium import certificate
+from harness.common.radius import Radius
 from harness.config.training import Training
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 
 settings.register_profile("untimed", deadline=None)  # seconds are the machine's
 settings.load_profile("untimed")

@@ -18,12 +18,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from baselines import DATASETS, build
 from harness.bench.auto_lirpa_step import auto_lirpa_step
+from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.data.augment import augment, draw
 from harness.machine.device import tf32, without_faulty_onednn
 from harness.machine.freed_memory import reuse_freed_memory
 from harness.methods import make_teacher, method_options
-from harness.settings import Precision, Radius, Recipe
+from harness.settings import Precision, Recipe
 from harness.training.initialise import initialise
 from harness.training.step import Stepper, make_optimiser
 

@@ -20,8 +20,8 @@ from harness.common.method_names import check_method, method_names
 from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
 from harness.config import plugins
 from harness.config.grid import LARGEST, expand, names_in, without_options
-from harness.config.text import merge
 from harness.config.training import LARGEST_WIDTH
+from harness.config.yaml_text import merge
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
 

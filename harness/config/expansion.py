@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.common.errors import InputError, Location, collect_problems, located, require
 from harness.common.models import validate
+from harness.common.radius import Radius
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_evaluation_settings, unused_settings
 from harness.config.entry import Row, SweepEntry, changed_options, check_count, make_rows, merge_recipes
@@ -18,11 +19,11 @@ from harness.config.file import SweepFile
 from harness.config.own_data import MeasuredData
 from harness.config.search import SearchedRow, SearchSettings, check_search, make_searched_row
 from harness.config.sweep import Resources, Sweep
-from harness.config.text import merge, nest
 from harness.config.training import Training, flatten
+from harness.config.yaml_text import merge, nest
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, digest_of, read_file
 from harness.pretrained.weights import read_weights
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from baselines import UnknownNameError, suggestion
 from harness.common.errors import InputError, SettingError, located, require
 from harness.common.models import validate
 from harness.config.sweep import FIXED, Sweep
-from harness.config.text import MOST_CHARACTERS, merge, nest, parse_yaml
 from harness.config.training import FULL_PROFILE
+from harness.config.yaml_text import MOST_CHARACTERS, merge, nest, parse_yaml
 
 CPU_PROFILE = "cpu"
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from baselines import network_names, options_of
 from harness.common.errors import require
 from harness.common.models import Model
-from harness.config.text import merge, nest
+from harness.config.yaml_text import merge, nest
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
 

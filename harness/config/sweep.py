@@ -7,12 +7,13 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from baselines import DATASETS, UnknownNameError
 from harness.common.errors import require
 from harness.common.models import Model
+from harness.common.radius import Radius
 from harness.config import plugins
 from harness.config.entry import Width, check_entries
 from harness.config.own_data import OwnData
 from harness.config.search import SearchSettings
 from harness.config.training import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
-from harness.settings import Evaluation, EvaluationSettings, Radius, Recipe
+from harness.settings import Evaluation, EvaluationSettings, Recipe
 
 FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
 """The keys that a profile cannot change."""

@@ -11,9 +11,10 @@ from baselines import DATASETS
 from baselines.datasets import Dataset
 from harness.common.errors import require
 from harness.common.models import Model, Texts
+from harness.common.radius import Radius
 from harness.config.own_data import MeasuredData, OwnData
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
-from harness.settings import Radius, Recipe
+from harness.settings import Recipe
 
 RECIPE_VERSION = 7
 """Raise it whenever training changes its numbers, through a default too (tests/harness/golden then fails)."""

@@ -12,12 +12,12 @@ import torch
 from safetensors.numpy import load
 
 from harness.common import names
+from harness.common.radius import Radius
 from harness.common.rounding import round_up
 from harness.data import Split
 from harness.entries.manifest import EntryNetwork
 from harness.entries.network import LoadedNetwork
 from harness.evaluation.attack import margins_at
-from harness.settings import Radius
 from harness.storage.entry_check import NetworkCheck
 from harness.storage.files import parse_file
 

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from baselines import DATASETS, network_names
 from harness.common.errors import InputError, require
 from harness.common.models import STRICT, validate
-from harness.config.text import MOST_CHARACTERS, parse_yaml
+from harness.common.radius import Radius
 from harness.config.training import LARGEST_SEED, LARGEST_WIDTH
+from harness.config.yaml_text import MOST_CHARACTERS, parse_yaml
 from harness.entries.files import FILE_NAME, read_bounded
-from harness.settings import Radius
 from harness.storage.entry_check import ExtraData, NetworkKind, VerifierKind
 
 MANIFEST = "entry.yaml"

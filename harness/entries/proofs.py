@@ -11,10 +11,10 @@ from torch import nn
 from cerdeq import LinfBall, margin_spec, verify
 from cerdeq.bounds import UnsupportedOperator
 from harness.common.errors import InputError, shorten
+from harness.common.radius import Radius
 from harness.entries.checked import SHARE, CheckedNetwork, Outcome, Tensors, describe_hits
 from harness.entries.files import OutOfTimeError, limits
 from harness.entries.network import NETWORK
-from harness.settings import Radius
 
 Prove = Callable[[np.ndarray, int, Tensors | None], tuple[bool, str]]
 """Grey levels [C, H, W], label, certificate -> whether all margins are proved over the ball, and why not."""

@@ -8,8 +8,8 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
+from harness.common.radius import Radius
 from harness.common.terminal import printable
-from harness.settings import Radius
 from harness.storage.files import LARGEST_TEXT, read_bytes
 
 _COLUMNS = ["dataset", "eps", "model", "method", names.STANDARD_ERROR, names.CERTIFIED_ERROR, "source"]

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.errors import require
+from harness.common.radius import Radius
 from harness.common.terminal import printable
 from harness.config.training import FULL_PROFILE, is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED, TABLES, titles_of
@@ -24,9 +25,9 @@ from harness.leaderboard.fronts import FRONT, NETWORK, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.notes import section_notes
 from harness.leaderboard.rows import CHOSEN, LABEL, describe_images, read_rows, setting_columns
-from harness.leaderboard.summary import Summary, summarise
+from harness.leaderboard.sentences import Summary, summarise
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
-from harness.settings import STAGES, Evaluation, Radius
+from harness.settings import STAGES, Evaluation
 from harness.storage.folder import network_of
 
 

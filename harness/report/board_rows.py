@@ -14,6 +14,7 @@ import pandas as pd
 from baselines.datasets import DATASETS
 from harness.common import names
 from harness.common.errors import error_line
+from harness.common.radius import Radius
 from harness.common.terminal import printable
 from harness.config.training import Training, describe_settings
 from harness.leaderboard.columns import REPORTED
@@ -22,7 +23,7 @@ from harness.leaderboard.rows import describe_images
 from harness.leaderboard.table import Section, build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.report.sweep_page import commands, recheck_command
-from harness.settings import STAGES, Radius
+from harness.settings import STAGES
 from harness.storage import artefacts, entry_check, folder, parquet, study_tables
 from harness.storage.files import DamagedFileError
 

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError, located
+from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config import plugins
 from harness.config.training import RECIPE_VERSION
 from harness.data import load
 from harness.machine.environment import data_directory
-from harness.settings import Evaluation, Radius
+from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.folder import TrainingRecord

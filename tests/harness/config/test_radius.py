@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from harness.common.errors import SettingError
-from harness.settings import Radius
+from harness.common.radius import Radius
 
 
 @pytest.mark.parametrize("value", ["1/3", "8/255", "999999999/1000000000", "1", 0.1])

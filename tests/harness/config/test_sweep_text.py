@@ -58,7 +58,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_text_that_would_become_large_is_refused_before_it_does(tmp_path, monkeypatch, case):
-    monkeypatch.setattr("harness.config.text._MOST_VALUES", 1_000)
+    monkeypatch.setattr("harness.config.yaml_text._MOST_VALUES", 1_000)
     path = write(tmp_path, BOMBS[case])
     with pytest.raises(InputError, match=r"study\.yaml: is not YAML: it (has|is longer than) "):
         load_sweep(path, None, True)

@@ -19,12 +19,12 @@ import harness
 from harness.checker.verdicts import load_hashed
 from harness.command_line import main
 from harness.common.errors import InputError
+from harness.common.radius import Radius
 from harness.config.own_data import OwnData
 from harness.data import load
 from harness.leaderboard import table
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.literature import read_literature
-from harness.settings import Radius
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from cerdeq import LinfBall, load_onnx, margin_spec, verify
 from harness.command_line import main
+from harness.common.radius import Radius
 from harness.data import load
 from harness.entries.checked import box_ends
-from harness.settings import Radius
 from harness.storage import entry_check
 
 EPS, IMAGES = "1/12", 50

@@ -18,11 +18,11 @@ from baselines import build
 from baselines.layers import Normalize
 from harness.command_line import main
 from harness.common.errors import InputError
+from harness.common.radius import Radius
 from harness.data import load
 from harness.entries.attack import FULL
 from harness.entries.checked import box_ends
 from harness.entries.proofs import in_random_order
-from harness.settings import Radius
 from harness.storage import entry_check
 
 

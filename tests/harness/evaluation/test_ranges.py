@@ -11,13 +11,14 @@ from networks import GOLDEN
 from torch import nn
 
 import cerdeq
+from harness.common.radius import Radius
 from harness.data import Split, load
 from harness.evaluation import equilibria
 from harness.evaluation import ranges as evaluation_ranges
 from harness.evaluation.equilibria import Recurrence, observe_recurrence
 from harness.evaluation.network import load_network
 from harness.evaluation.ranges import join_ranges, open_evaluation, plan_ranges, read_range
-from harness.settings import EvaluationSettings, Radius
+from harness.settings import EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError
 

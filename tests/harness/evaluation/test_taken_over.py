@@ -13,11 +13,12 @@ from cerdeq.deadline import DeadlineError
 from cerdeq.equilibrium import NotConvergedError
 from harness.checker.verdicts import recheck
 from harness.common import names
+from harness.common.radius import Radius
 from harness.data import load
 from harness.evaluation import attack, ibp, stages
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.ranges import open_evaluation
-from harness.settings import Evaluation, Radius
+from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.parquet import read_table, write_table
 from harness.training import train_and_evaluate

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
+from harness.common.radius import Radius
 from harness.config.training import RECIPE_VERSION, Training
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
 
 EVALUATION = Evaluation(eps=Radius("8/255"))

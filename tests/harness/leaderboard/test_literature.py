@@ -8,10 +8,10 @@ from made_networks import add, metrics, publish, text
 
 from baselines.datasets import DATASETS
 from harness.common.errors import InputError
+from harness.common.radius import Radius
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.literature import ALLOWED, read_literature
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import Radius
 
 PROJECT = Path(__file__).resolve().parents[3]
 

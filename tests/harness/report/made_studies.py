@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from harness.common import names
+from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.table import build_leaderboard
 from harness.report.figures.section_data import SectionData
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 from harness.storage import folder, training_record
 
 STAGES = ("ibp", "crown-ibp")

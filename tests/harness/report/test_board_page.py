@@ -10,12 +10,13 @@ import pytest
 from made_studies import add, right
 
 from harness.command_line import main
+from harness.common.radius import Radius
 from harness.leaderboard.table import build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
 from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
-from harness.settings import Radius, Recipe
+from harness.settings import Recipe
 from harness.storage import entry_check
 
 RESULTS = Path(__file__).parents[3] / "results"

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from baselines import build
+from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.data import load
 from harness.evaluation.network import prepare_network
 from harness.evaluation.verdicts import evaluate_images
 from harness.methods import METHODS, make_method, method_options
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 from harness.training.loop import train
 
 RECIPE = {"epochs": 3, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 2, "decay_epochs": (1,), "learning_rate": 5e-3}

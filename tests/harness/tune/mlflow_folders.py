@@ -2,8 +2,9 @@
 
 import pandas
 
+from harness.common.radius import Radius
 from harness.config.training import Training
-from harness.settings import Evaluation, Radius, Recipe
+from harness.settings import Evaluation, Recipe
 from harness.storage import folder, training_record
 from harness.tune.run_study import begin_network
 

@@ -29,8 +29,8 @@ from mlflow_folders import (
 from rich.console import Console
 from servers import free_port
 
+from harness.common.radius import Radius
 from harness.config.training import RECIPE_VERSION
-from harness.settings import Radius
 from harness.storage import files, folder, training_record
 from harness.tracking import view
 from harness.tracking.client import TrackingError
