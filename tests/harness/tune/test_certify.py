@@ -206,10 +206,8 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, network_
     table = pd.read_parquet(directory / folder.VERDICTS)
     assert table.loc[failing, names.VERDICT].tolist() == [names.OUT_OF_MEMORY, names.FAILED]
     assert table.loc[failing, names.STAGE].tolist() == ["crown-ibp"] * 2
-    assert table.loc[failing, names.REASON].tolist() == [
-        "OutOfMemoryError: 64 GiB",
-        "UnsupportedOperator: no such rule",
-    ]
+    reasons = ["OutOfMemoryError: 64 GiB", "UnsupportedOperator: no such rule"]
+    assert table.loc[failing, names.REASON].tolist() == reasons
     assert table.loc[failing, ["margin_crown-ibp", "margin_crown"]].isna().all(axis=None)
     columns = [names.VERDICT, names.STAGE, names.REASON]
     pd.testing.assert_frame_equal(table.drop(index=failing)[columns], expected.drop(index=failing)[columns])
