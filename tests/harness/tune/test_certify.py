@@ -212,9 +212,7 @@ def test_an_image_whose_stage_fails_has_that_for_its_verdict(certified, network_
     columns = [names.VERDICT, names.STAGE, names.REASON]
     pd.testing.assert_frame_equal(table.drop(index=failing)[columns], expected.drop(index=failing)[columns])
     assert folder.read_result(directory).metrics[names.share_of(names.FAILED)] == pytest.approx(100 / 30)
-    assert f"failed in crown-ibp: 1 example, such as {failing[1]} (UnsupportedOperator: no such rule)" in printed(
-        capsys
-    )
+    assert f"failed in crown-ibp: 1 example, such as {failing[1]} ({reasons[1]})" in printed(capsys)
 
 
 def test_branch_and_bound_decides_what_is_left_within_its_budget(sweep_dir, network_dir, monkeypatch):
