@@ -124,6 +124,7 @@ def _trained(record: folder.TrainingRecord, result: folder.Result) -> folder.Res
         key=record.key,
         metrics={name: result.metrics[name] for name in _OF_TRAINING if name in result.metrics},
         weights="",  # `write_trained` sets it where there are weights
+        verdicts="",
         environment={} if record.config.is_trained_elsewhere else environment,
         warnings=[warning for warning in result.warnings if not re.match(_WARNS_OF_EVALUATION, warning)],
     )

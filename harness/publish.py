@@ -153,8 +153,8 @@ def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool)
         copy.mkdir(parents=True)
         result = read_state_or_raise(source).result
         assert result is not None
-        folder.check_verdicts(source, result)
         verdicts = parquet.read_verdicts(source)
+        folder.check_verdicts(source, result)
         write_table(copy / folder.VERDICTS, verdicts.astype({names.WIDTH: "float32"}))
         folder.write_result(copy, _without_path(result))
         _copy_files(source, copy, [folder.EVALUATION, *(_PROOF_FILES if with_proofs else ())])
