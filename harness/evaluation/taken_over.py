@@ -31,10 +31,9 @@ from harness.common.names import Verdict
 from harness.evaluation.attack import margins_as_stored, margins_at, margins_inside
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import NO_STAGE, Proofs, StageResult
-from harness.pretrained.network_file import digest_of
 from harness.settings import CERTIFICATE_STAGES, EVALUATION_VERSION, Evaluation
 from harness.storage import folder
-from harness.storage.files import DamagedFileError, parse_file, read_bytes
+from harness.storage.files import DamagedFileError, parse_file
 from harness.storage.parquet import read_verdicts
 
 _ATTACK = ("attack", "attack_steps", "attack_step", "attack_restarts")
@@ -76,7 +75,8 @@ def find_answers(network_dir: Path, evaluation: Evaluation, weights: str) -> lis
             fits = (record.version, record.config.split) == (EVALUATION_VERSION, evaluation.split)
             if result is None or not fits or record.config.key == evaluation.key:
                 continue
-            if (result.key, result.weights) == (f"{network}/{record.config.key}", weights):
+            is_of_network = (result.key, result.weights) == (f"{network}/{record.config.key}", weights)
+            if is_of_network and result.verdicts:  # empty in results of older versions
                 found.append(Answers(directory, record.config, _read_verdicts(directory, record.config, result)))
     return sorted(found, key=lambda one: -abs(one.evaluation.eps - evaluation.eps))
 
@@ -87,9 +87,9 @@ def _read_verdicts(directory: Path, evaluation: Evaluation, result: folder.Resul
     columns += [names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]
     columns += [names.BRANCHES] if names.BAB in evaluation.stages else []
     table = read_verdicts(directory, columns)
-    is_its_own = digest_of(read_bytes(directory / folder.VERDICTS)) == result.verdicts
-    if not is_its_own or table[names.INDEX].tolist() != [*range(len(table))]:
-        raise DamagedFileError(f"{directory}: {folder.RESULT} is not of {folder.VERDICTS}")
+    folder.check_verdicts(directory, result)
+    if table[names.INDEX].tolist() != [*range(len(table))]:
+        raise DamagedFileError(f"{directory / folder.VERDICTS} has not each image once, in order")
     return table.set_index(names.INDEX)
 
 
