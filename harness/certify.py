@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_plugins
+from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_plugins
 from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.radius import parse_radii
@@ -27,6 +27,7 @@ _DEFAULT_SECONDS = 60.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="FOLDER", help="folders of networks or of sweeps")
+    add_patterns(parser, "--only", "only networks whose label or key")
     stages = ",".join((names.IBP, names.CROWN_IBP, names.BAB))
     parser.add_argument("--stages", default=stages, help=f"stages of the verifier, in this order; default: {stages}")
     eps = "radii such as 2/255,4/255; default: that of the main evaluation"
@@ -68,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
         stage_seconds=options.stage_seconds,
         certificates=options.certificates,
     )
-    records = trained_networks(options.paths, console)
+    records = trained_networks(options.paths, options.only, console)
     planned = plan_evaluations(records, changes, options.data_dir, options.plugin)
     for warning in describe_unreadable(record.config for record in records.values()):
         console.print(f"warning: {warning}")

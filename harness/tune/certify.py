@@ -1,6 +1,6 @@
 """Further evaluations of trained networks, as `harness.certify` asks for them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError, located
+from harness.common.patterns import select_by_pattern
 from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config import plugins
@@ -62,8 +63,11 @@ class EvaluationChanges:
         return [evaluation.replace(eps=eps) for eps in dict.fromkeys(self.eps)] or [evaluation]
 
 
-def trained_networks(paths: list[Path], console: Console) -> dict[Path, TrainingRecord]:
-    """Return the trained networks in these paths, by their folders. Raises InputError for a path without one."""
+def trained_networks(paths: list[Path], patterns: Sequence[str], console: Console) -> dict[Path, TrainingRecord]:
+    """Return the trained networks in these paths that match a pattern, all without patterns, by their folders.
+
+    Raises InputError for a path without one, and for a pattern without a match.
+    """
     records = dict[Path, TrainingRecord]()
     for path in paths:
         refuse_links(folder.sweep_dir_of(path))
@@ -75,6 +79,9 @@ def trained_networks(paths: list[Path], console: Console) -> dict[Path, Training
             left_out = f"{len(network_dirs) - len(found)} of {len(network_dirs)} networks"
             console.print(f"{path}: left out {left_out}, untrained or of another recipe version")
         records |= found
+    if patterns:
+        labels = {path: record.config.names(record.key) for path, record in records.items()}
+        records = {path: records[path] for path in select_by_pattern("--only", patterns, labels)}
     return records
 
 

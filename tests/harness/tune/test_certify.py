@@ -339,6 +339,14 @@ def test_a_path_without_a_trained_network_is_refused(sweep_dir, network_dir, cap
     assert "holds no trained network" in capsys.readouterr().err
 
 
+def test_networks_are_selected_by_their_labels(sweep_dir, capsys):
+    network_dir, other = trained_networks(sweep_dir)
+    assert run(sweep_dir, "--only", folder.read_training(network_dir / folder.TRAINING).config.label) == 0
+    assert evaluations(network_dir) and not evaluations(other)
+    assert run(sweep_dir, "--only", "cnn9 *") == 2
+    assert "--only: found 'cnn9 *', allowed: one of" in capsys.readouterr().err
+
+
 def make_stale(network_dir):
     record = json.loads((network_dir / folder.TRAINING).read_text())
     files.write_json(network_dir / folder.TRAINING, record | {"recipe_version": 1})
