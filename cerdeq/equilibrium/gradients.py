@@ -1,10 +1,10 @@
 """Gradients of fixed points by the implicit function theorem: memory does not grow with the iterations.
 
-The solver runs without autograd; the two functions here hand its solution on with a gradient. For z = f(z) a
+The solver runs without autograd; the functions here hand its solution on with a gradient. For z = f(z) a
 gradient g in z gives y = D (g + W^T y), D the derivative of the activation at z; y is then the gradient in h and
-y z^T the one in W (Bai, Kolter and Koltun 2019, theorem 1). The backward is a fixed count of Picard steps, written
-out, so that torch.compile takes it whole; its products are in autocast's precision where the forward pass ran under
-autocast.
+y z^T the one in W (Bai, Kolter and Koltun 2019, theorem 1). Where W contracts, the backward is a fixed count of Picard
+steps, written out, so that torch.compile takes it whole; its products are in autocast's precision where the forward
+pass ran under autocast.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cerdeq.equilibrium.monotone.splitting import Splitting
 from cerdeq.equilibrium.recurrence import apply_transposed, weight_gradient
 from cerdeq.operators.relu import relu_box_slopes
 
@@ -31,6 +32,11 @@ def box_with_implicit_gradient(
     unit becomes stable, and there may be no solution; the last iterate is then taken for one.
     """
     return _Lifted.apply(weight, *h, *solution, iterations, relu_shrinkage)
+
+
+def split_with_implicit_gradient(weight: Tensor, h: Tensor, z: Tensor, splitting: Splitting) -> Tensor:
+    """Return z [B, N], equilibria of h by splitting, differentiable in weight [N, N] and h."""
+    return _Split.apply(weight, h, z, splitting)
 
 
 def _precision(like: Tensor) -> torch.dtype:
@@ -95,3 +101,20 @@ class _Lifted(torch.autograd.Function):
             of_magnitude = torch.sign(weight) * weight_gradient(weight, radius, yr)
             grad_weight = (weight_gradient(weight, center, yc) + of_magnitude).to(grad_center)
         return grad_weight, yc.to(grad_center), yr.to(grad_radius), None, None, None, None
+
+
+class _Split(torch.autograd.Function):
+    """A strongly monotone W need not contract: y solves a linear system for each example, to a tolerance."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, h: Tensor, z: Tensor, splitting: Splitting) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.splitting = splitting
+        return z.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        y = ctx.splitting.gradient(z, g)
+        return (y.mT @ z if ctx.needs_input_grad[0] else None), y, None, None

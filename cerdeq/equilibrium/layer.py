@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cerdeq.equilibrium.certificate import Contraction, NotContractiveError, contraction
-from cerdeq.equilibrium.gradients import with_implicit_gradient
+from cerdeq.equilibrium.gradients import split_with_implicit_gradient, with_implicit_gradient
 from cerdeq.equilibrium.methods import ADJOINTS, IMPLICIT, PICARD, Implicit, PeacemanRachford, Picard, Solver, Unrolled
 from cerdeq.equilibrium.monotone.proof import Monotonicity, monotonicity
-from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
+from cerdeq.equilibrium.monotone.splitting import Splitting
 from cerdeq.equilibrium.recurrence import dense_weight, fixed_point_step
 from cerdeq.equilibrium.solver import (
     AndersonSteps,
@@ -145,10 +145,11 @@ class FixedPoint(nn.Module):
         if self.is_split:
             matrix, splitting = dense_weight(weight, h.shape[1:]), self._splitting(weight, h.shape[1:])
             try:
-                return equilibrium_with_gradient(matrix, h.flatten(1), splitting, self.training).view_as(h)
+                z = splitting.equilibria(h.flatten(1), self.training)
             except NotConvergedError:
                 self.refuse_unproved(weight, h.shape[1:])
                 raise
+            return split_with_implicit_gradient(matrix, h.flatten(1), z, splitting).view_as(h)
         if self.training and self.is_unrolled:
             return self._iterated(weight, h)
         with torch.no_grad():

@@ -38,8 +38,7 @@ from cerdeq.tracing.refusals import (
     unchanged,
 )
 
-_HERE = Path(__file__).parent
-_OWN_FOLDERS = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, _HERE, _HERE.parent / "bounds"))
+_OWN_FOLDERS = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 WAY_OUT = (
     "the operations must not depend on the input's values: no `if`, loop, len, int or item of them; sizes are read by "
     "x.shape, x.size and x.dim"

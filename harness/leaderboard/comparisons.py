@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,13 +15,9 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.leaderboard.rows import LABEL
+from harness.leaderboard.section import FEWEST_SEEDS, Section
 from harness.storage.study_tables import read_stored_verdicts
 
-if TYPE_CHECKING:
-    from harness.leaderboard.table import Section
-
-FEWEST_SEEDS = 3
-"""The smallest number of seeds that ranks two rows."""
 SIGNIFICANCE = 0.05
 """The corrected p value below which two rows differ significantly."""
 
@@ -40,7 +35,7 @@ _COLUMNS = [
 
 
 def compare(
-    sections: Sequence["Section"],
+    sections: Sequence[Section],
     metric: str = "certified",
     baseline: str | None = None,
     only: Sequence[str] = (),
@@ -80,7 +75,7 @@ def compare(
     return paired_tests(common.assign(metric=metric)), [*pairs], [*missing]
 
 
-def _select(option: str, patterns: Sequence[str], sections: Sequence["Section"]) -> list[str]:
+def _select(option: str, patterns: Sequence[str], sections: Sequence[Section]) -> list[str]:
     """Return the labels that patterns select; model, method and options alone name a row whatever else lies there."""
     rows = pd.concat([section.own for section in sections]).set_index("label")[LABEL].fillna("")
     short = {label: " ".join(filter(None, parts)) for label, *parts in rows.itertuples()}
@@ -88,7 +83,7 @@ def _select(option: str, patterns: Sequence[str], sections: Sequence["Section"])
     return select_by_pattern(option, [label for found in full for label in found], {label: (label,) for label in short})
 
 
-def _why_no_pair(sections: Sequence["Section"], labels: list[str]) -> str:
+def _why_no_pair(sections: Sequence[Section], labels: list[str]) -> str:
     if len(labels) == 1:
         return f"there is only one row: {labels[0]}"
     if len(sections) == 1:
@@ -99,26 +94,26 @@ def _why_no_pair(sections: Sequence["Section"], labels: list[str]) -> str:
     )
 
 
-def _with_seeds(sections: Sequence["Section"], seeds: Collection[int]) -> list["Section"]:
+def _with_seeds(sections: Sequence[Section], seeds: Collection[int]) -> list[Section]:
     existing = sorted({int(seed) for section in sections for seed in section.finished["seed"]})
     for seed in seeds:
         require("--seeds", seed, seed in existing, f"some of {', '.join(map(str, existing))}")
     return [replace(section, finished=section.finished[section.finished["seed"].isin(seeds)]) for section in sections]
 
 
-def _pairs(section: "Section", selected: list[str], baseline: str | None) -> list[tuple[str, str]]:
+def _pairs(section: Section, selected: list[str], baseline: str | None) -> list[tuple[str, str]]:
     methods = {label: method for label, method in section.own[["label", "method"]].to_numpy() if label in selected}
     if baseline is None:
         return [(a, b) for a, b in combinations(methods, 2) if methods[a] == methods[b]]
     return [(label, baseline) for label in methods if label != baseline and baseline in set(section.own["label"])]
 
 
-def _missing_seeds(section: "Section", row: str, other: str) -> list[str]:
+def _missing_seeds(section: Section, row: str, other: str) -> list[str]:
     missing = sorted(set(_evaluation_dirs(section, other)) - set(_evaluation_dirs(section, row)))
     return [f"seed {', '.join(map(str, missing))} of {other}, which {row} lacks"] if missing else []
 
 
-def _evaluation_dirs(section: "Section", label: str) -> dict[int, Path]:
+def _evaluation_dirs(section: Section, label: str) -> dict[int, Path]:
     """Return the folders of a row's finished evaluations by their seeds."""
     trials = section.trials[section.trials["label"] == label]
     return dict(zip(trials["seed"], trials["evaluation_dir"], strict=True))
@@ -130,7 +125,7 @@ def _read_right(evaluation_dir: Path, errors: tuple[str, ...]) -> pd.Series:
     return ~verdicts[names.VERDICT].isin(errors)
 
 
-def _counts(section: "Section", row: str, other: str, read: Callable[[Path], pd.Series]) -> pd.DataFrame:
+def _counts(section: Section, row: str, other: str, read: Callable[[Path], pd.Series]) -> pd.DataFrame:
     """Return for each common seed on how many images one row alone is right. Raises InputError."""
     first, second = (section.own.set_index("label")["fingerprint"][label] for label in (row, other))
     if first != second:

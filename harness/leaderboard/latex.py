@@ -9,7 +9,7 @@ from harness.common import names
 from harness.common.terminal import one_line
 from harness.leaderboard.columns import ERRORS
 from harness.leaderboard.comparisons import ALL, SIGNIFICANCE
-from harness.leaderboard.table import Leaderboard, Section
+from harness.leaderboard.table import Leaderboard, SectionTable
 
 _LEGEND = (
     "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; "
@@ -73,7 +73,7 @@ def _compared(pair: pd.DataFrame) -> list[str]:
     return [*cells[:-1], rf"\textbf{{{cells[-1]}}}"] if corrected < SIGNIFICANCE else cells
 
 
-def _latex_table(section: Section, label: str) -> str:
+def _latex_table(section: SectionTable, label: str) -> str:
     """Return the short table, the best of each column in bold, the literature in italics, and what to know of it.
 
     Few undecided images are no merit: a network that predicts one class for all images has none.

@@ -5,16 +5,13 @@ The only place that writes such sentences: the terminal, the Markdown leaderboar
 
 from dataclasses import dataclass, field
 from math import comb
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from harness.common import names
 from harness.common.errors import InputError
-from harness.leaderboard.comparisons import ALL, FEWEST_SEEDS, SIGNIFICANCE, compare, holm, too_few_seeds
-
-if TYPE_CHECKING:
-    from harness.leaderboard.table import Section
+from harness.leaderboard.comparisons import ALL, SIGNIFICANCE, compare, holm, too_few_seeds
+from harness.leaderboard.section import FEWEST_SEEDS, Section
 
 SUMMARY_LEGEND = (
     "p: paired t test over the seeds that both rows have, corrected for all pairs of rows (Holm), since the best row "
@@ -37,7 +34,7 @@ class Summary:
     answer: str = ""
 
 
-def summarise(section: "Section") -> Summary:
+def summarise(section: Section) -> Summary:
     """Return what a section's comparisons say; two rows are needed for one."""
     if section.own[names.CERTIFIED_ERROR].count() < 2:
         return Summary(answer=_answer_on_equilibria(section, None))
@@ -91,7 +88,7 @@ def _p(value: float, rows: int = 1, sign: str = "") -> str:
     return f"p {sign if rows > 1 else '='} {value:.{3 if value < 0.1 else 2}f}".replace("0.", ".")
 
 
-def _answer_on_equilibria(section: "Section", differences: pd.DataFrame | None) -> str:
+def _answer_on_equilibria(section: Section, differences: pd.DataFrame | None) -> str:
     """Return whether the best row with an equilibrium beats the best other row of a section, in one sentence."""
     rows, has_equilibrium = section.comparable, section.has_equilibrium
     if not has_equilibrium.any():

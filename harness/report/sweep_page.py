@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 from harness.config.training import Training, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
-from harness.leaderboard.table import Leaderboard, Section, as_text
+from harness.leaderboard.section import as_text
+from harness.leaderboard.table import Leaderboard, SectionTable
 from harness.report.figures import style
 from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
@@ -68,7 +69,7 @@ def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
     write_text(leaderboard.directory / folder.REPORT, page)
 
 
-def _part(section: Section, listed: set[tuple[Path, ...]]) -> dict[str, Any]:
+def _part(section: SectionTable, listed: set[tuple[Path, ...]]) -> dict[str, Any]:
     """Return what the page shows of a section, but for its figures.
 
     listed: the networks of rows whose commands stand on the page already, in other sections; this adds to them.

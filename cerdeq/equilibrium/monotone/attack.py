@@ -31,7 +31,7 @@ def attack(network: EquilibriumNetwork, rows: Tensor) -> tuple[Tensor, Tensor]:
         value = (z * c).sum(1) + offset
         is_lower = value < lowest
         lowest, points = torch.where(is_lower, value, lowest), torch.where(is_lower[:, None], x, points)
-        gradient = (splitting.adjoint(z, c) @ network.inject.matrix).nan_to_num()
+        gradient = (splitting.gradient(z, c) @ network.inject.matrix).nan_to_num()
         size = 1 - step / _STEPS + _LAST_STEP
         shift = (shift - size * gradient.sign()).clamp(-1, 1)
     best = lowest.view(_STARTS, -1).argmin(0)

@@ -1,4 +1,4 @@
-"""Equilibria of strongly monotone layers, dense W: Peaceman-Rachford splitting and its implicit gradient.
+"""Equilibria of strongly monotone layers, dense W, by Peaceman-Rachford splitting, and gradients in their h.
 
 z solves 0 in (I - W) z - h + N(z), N the normal cone of z >= 0; the splitting alternates the resolvents of both parts
 (Winston and Kolter 2020). Unlike Picard iteration it converges whenever I - W is strongly monotone.
@@ -6,11 +6,9 @@ z solves 0 in (I - W) z - h + N(z), N the normal cone of z >= 0; the splitting a
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cerdeq.deadline import check
 from cerdeq.equilibrium.solver import NotConvergedError, Solution
@@ -53,9 +51,15 @@ class Splitting:
         counts = torch.full((len(h),), iterations, device=h.device)
         return Solution(z, self._relative_residual(h, z), counts, is_solved(z))
 
+    def equilibria(self, h: Tensor, in_training: bool = False) -> Tensor:
+        """Return the equilibria of h [B, N] in its precision, in training to about four digits.
+
+        Raises NotConvergedError if the iteration does not converge.
+        """
+        return self._solve_in_training(h) if in_training else _converged(self.solve(h)).to(h)
+
     @torch.no_grad()
-    def solve_in_training(self, h: Tensor) -> Tensor:
-        """Return the equilibria of h [B, N] to about four digits, in the precision of h."""
+    def _solve_in_training(self, h: Tensor) -> Tensor:
         weight, inverse = self.weight.to(h), self._step_and_inverse[1].to(h)
 
         def is_solved(z: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class Splitting:
             return z
         return _converged(self.solve(h, _TRAINING_TOLERANCE)).to(h)
 
-    def adjoint(self, z: Tensor, g: Tensor) -> Tensor:
+    def gradient(self, z: Tensor, g: Tensor) -> Tensor:
         """Return the gradient in h [B, N] from a gradient g in the equilibria z [B, N]; in float32 to four digits."""
         active = torch.sign(z)
         if z.dtype == torch.float32:
@@ -140,33 +144,6 @@ def _norm_estimate(matrix: Tensor) -> Tensor:
         v = matrix.mT @ (matrix @ v)
         v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
     return (matrix @ v).norm().clamp(min=1e-300)
-
-
-class _Implicit(torch.autograd.Function):
-    """z = relu(W z + h) as a function of W and h, from a solution z [B, N]: a linear system for each example."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, h: Tensor, z: Tensor, splitting: Splitting) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.splitting = splitting
-        return z.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        (z,) = ctx.saved_tensors
-        y = ctx.splitting.adjoint(z, g)
-        return (y.mT @ z if ctx.needs_input_grad[0] else None), y, None, None
-
-
-def equilibrium_with_gradient(weight: Tensor, h: Tensor, splitting: Splitting, in_training: bool = False) -> Tensor:
-    """Return the equilibria of h [B, N], differentiable in W [N, N] and h by the implicit function theorem.
-
-    In training they have four digits. Raises NotConvergedError if the solver does not converge.
-    """
-    if in_training:
-        return _Implicit.apply(weight, h, splitting.solve_in_training(h), splitting)
-    return _Implicit.apply(weight, h, _converged(splitting.solve(h)).to(h), splitting)
 
 
 def _converged(solution: Solution) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.common import names
-from harness.leaderboard.table import Section
+from harness.leaderboard.section import Section
 from harness.report.figures.style import COLOURS, GREY, MARKERS
 from harness.storage import folder, training_record
 

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 
 from cerdeq import Box, bound, verify
 from cerdeq.bounds import BOUNDS, Operator, UnsupportedOperator, register, trace
+from cerdeq.equilibrium.recurrence import apply_weight, weight_gradient
+from cerdeq.operators.convolution import conv2d
 
 TWO = torch.tensor([0, 1])
 OF_THE_USER, BATCH = (
@@ -269,6 +271,15 @@ def test_linear_bounds_refuse_a_spec_that_their_precision_cannot_hold():
     for method in ("crown-ibp", "crown", "alpha-crown"):
         with pytest.raises(ValueError, match="spec must have numbers of"):
             bound(nn.Linear(3, 2).eval(), region, method, spec)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda m, x: conv2d(x, x), lambda m, x: apply_weight(x, x), lambda m, x: weight_gradient(torch.eye(4), x, x)],
+)
+def test_the_line_of_a_refusal_is_the_users_not_one_of_a_function_of_ours(forward):
+    with pytest.raises(UnsupportedOperator, match=OF_THE_USER):
+        bound(Lambda(forward).eval(), zeros(2, 4))
 
 
 IN_TORCH = {  # forwards for which torch raises, of a float32 model at the latest in its float64 copy

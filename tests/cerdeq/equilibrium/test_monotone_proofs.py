@@ -13,12 +13,13 @@ from cerdeq import Box, bound, verify
 from cerdeq.bounds import Context, Interval, trace
 from cerdeq.bounds.ibp import values_of
 from cerdeq.equilibrium import FixedPoint, NotContractiveError, PeacemanRachford
+from cerdeq.equilibrium.gradients import split_with_implicit_gradient
 from cerdeq.equilibrium.monotone.bounds import EquilibriumBounds, TighteningStep
 from cerdeq.equilibrium.monotone.box import AffineMap, cut_by_images, equilibrium_boxes, first_box
 from cerdeq.equilibrium.monotone.enclosure import Enclosure, largest_eigenvalue
 from cerdeq.equilibrium.monotone.network import EquilibriumNetwork, equilibrium_network
 from cerdeq.equilibrium.monotone.proof import check_root, monotonicity
-from cerdeq.equilibrium.monotone.splitting import Splitting, equilibrium_with_gradient
+from cerdeq.equilibrium.monotone.splitting import Splitting
 
 F = torch.float64
 
@@ -134,6 +135,10 @@ def read(weight, u, b, c, offset, center, radius):
     return equilibrium_network(program, values_of(program, x, Context(sound=True)), torch.eye(len(c), dtype=F))
 
 
+def differentiable_equilibria(weight, h, splitting, in_training=False):
+    return split_with_implicit_gradient(weight, h, splitting.equilibria(h, in_training), splitting)
+
+
 def test_solutions_and_their_gradients():
     rng, weight, u, b, center, radius = instance(3)
     h = torch.tensor(samples(rng, center, radius, 6) @ u.T + b)
@@ -142,7 +147,7 @@ def test_solutions_and_their_gradients():
     assert bool(solution.converged.all())
     assert np.allclose(solution.value.numpy(), equilibria(weight, h.numpy()), atol=1e-10)
     w, h = w.requires_grad_(), h[:2].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda w, h: equilibrium_with_gradient(w, h, Splitting(w)), (w, h))
+    assert torch.autograd.gradcheck(lambda w, h: differentiable_equilibria(w, h, Splitting(w)), (w, h))
 
 
 def test_solutions_and_gradients_in_training_have_four_digits():
@@ -152,7 +157,7 @@ def test_solutions_and_gradients_in_training_have_four_digits():
     results = []
     for dtype, in_training in ((torch.float32, True), (torch.float64, False)):
         inputs = [value.to(dtype).requires_grad_() for value in (w, h)]
-        z = equilibrium_with_gradient(*inputs, Splitting(w), in_training)
+        z = differentiable_equilibria(*inputs, Splitting(w), in_training)
         results.append([z, *torch.autograd.grad((z * direction.to(dtype)).sum(), inputs)])
     for computed, exact_value in zip(*results, strict=True):
         assert (computed.double() - exact_value).abs().max() < 1e-3 * exact_value.abs().max()
