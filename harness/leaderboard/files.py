@@ -24,9 +24,6 @@ LEGEND = (
     f"~: no significant difference from the first row. {SUMMARY_LEGEND} "
     "Rows in italics, with a source, are numbers from papers."
 )
-STAGES_LEGEND = (
-    "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
-)
 _NOT_IN_LABELS = (*LABEL, "profile", "recipe_version", "seed", "network", "problem")  # of what is not counted
 UNCOUNTED = "Networks that the tables do not count"
 _MARKDOWN = re.compile(r"[\\|*]|(?<![A-Za-z0-9])_|~(?=\S)|\](?=[(\[:])")
@@ -81,7 +78,7 @@ def _markdown(leaderboard: Leaderboard) -> str:
         parts += [f"{markdown_text(line)}\n" for line in section.sentences]
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
         if len(stages := section.stages):
-            parts += [f"{STAGES_LEGEND}\n", markdown_table(stages)]
+            parts += [f"{section.stages_legend}\n", markdown_table(stages)]
     if len(leaderboard.uncounted):
         parts += [f"## {UNCOUNTED}\n", markdown_table(leaderboard.uncounted)]
     return "\n".join([*parts, f"{LEGEND}\n"])

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.common import names
 from harness.common.radius import Radius
+from harness.common.terminal import with_plural
 from harness.config.training import is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
 from harness.leaderboard.rows import CHOSEN, LABEL
@@ -126,6 +127,18 @@ class Section:
         }
         table = pd.DataFrame({"row": means.index} | {stage: texts for stage, texts in cells.items() if any(texts)})
         return table[table.drop(columns="row").any(axis=1)]
+
+    @property
+    def stages_legend(self) -> str:
+        """What stands above `stages`. Answers that come from other evaluations took no time in this one."""
+        legend = (
+            "For each stage: images that it decided, of the images that reached it, and seconds; means over the seeds."
+        )
+        taken_over = sum(sum(result.taken_over.values()) for result in self.trials["result"])
+        if not taken_over:
+            return legend
+        answers = with_plural(taken_over, "answer")
+        return f"{legend} Seconds are without those of {answers} that other evaluations of these networks gave."
 
     @property
     def warnings(self) -> list[str]:

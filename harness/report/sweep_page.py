@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from harness.config.training import Training, missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
-from harness.leaderboard.files import LATEX_TABLE, LEGEND, STAGES_LEGEND, UNCOUNTED, write_leaderboard
+from harness.leaderboard.files import LATEX_TABLE, LEGEND, UNCOUNTED, write_leaderboard
 from harness.leaderboard.section import as_text
 from harness.leaderboard.table import Leaderboard, SectionTable
 from harness.report.figures import style
@@ -64,7 +64,6 @@ def write_page(leaderboard: Leaderboard, data_dir: str | None = None) -> None:
         recheck=_recheck_command(leaderboard.directory),
         legend=LEGEND,
         uncounted=UNCOUNTED,
-        stages_legend=STAGES_LEGEND,
     )
     write_text(leaderboard.directory / folder.REPORT, page)
 

@@ -1,5 +1,6 @@
 """`python -m harness.tables`: what the files and the terminal show."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,16 @@ def test_what_stages_decided_stands_below_the_rows_that_have_it(sweep):
     assert "\n| cnn7 ibp | 50 of 90, 1,234 s |" in text(sweep, "md")
     assert "\n| cnn9 ibp | 0 of 0            |" in text(sweep, "md")
     assert "\n| cnn5 ibp |" not in text(sweep, "md")
+
+
+def test_seconds_are_said_to_lack_those_of_answers_that_other_evaluations_gave(sweep):
+    counts = {names.examples_at("ibp"): 90, names.seconds_of("ibp"): 1234.5, names.decided_by("ibp"): 60}
+    path = add(sweep, metrics(60.0, **counts)) / folder.RESULT
+    write_leaderboard(sweep)
+    assert "other evaluations" not in text(sweep, "md")
+    files.write_json(path, json.loads(path.read_text()) | {"taken_over": {"0fdc3d43": 6, "1a2b3c4d": 1}})
+    write_leaderboard(sweep)
+    assert "Seconds are without those of 7 answers that other evaluations of these networks gave." in text(sweep, "md")
 
 
 @pytest.mark.parametrize("what", ["is not a directory", "holds no networks", "holds no network that can be read"])
