@@ -41,7 +41,7 @@ from harness.storage.instances import find_records
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
     from harness.checker.instances import CheckedResult
-    from harness.checker.verdicts import RecheckResult
+    from harness.checker.evaluation import RecheckResult
     from harness.data import Data
 
 _SHOWN = 5  # problems of a folder
@@ -176,7 +176,7 @@ def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[
 
     Raises InputError if none can be loaded.
     """
-    from harness.checker.verdicts import load_hashed
+    from harness.checker.evaluation import load_hashed
 
     data_sets, errors = dict[str | OwnData, "Data"](), dict[str | OwnData, InputError]()
     for source in dict.fromkeys(config.data_source for config in configs):
@@ -199,7 +199,7 @@ def _recheck(
     verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None, trusted: Collection[str]
 ) -> "RecheckResult":
     """Recheck a folder; whatever its files hold, the others are checked after it."""
-    from harness.checker.verdicts import RecheckResult, recheck
+    from harness.checker.evaluation import RecheckResult, recheck
 
     try:
         return recheck(verdict_dir, load_data, limit, trusted)

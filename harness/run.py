@@ -117,7 +117,7 @@ def _run_sweep_file(
     directory, and so logs to MLflow and writes the page.
     """
     with announced("loads packages and data"):
-        from harness.checker.verdict import describe_unreadable  # all here, since they import torch
+        from harness.checker.images import describe_unreadable  # all here, since they import torch
         from harness.machine.environment import data_directory
         from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
         from harness.tune.plan import Plan, check_owner, load_checked

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import cerdeq
 from baselines import registry
+from harness.checker.evaluation import recheck
 from harness.checker.proofs.example import CERTIFICATE
-from harness.checker.verdicts import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.common import names
 from harness.common.errors import InputError
@@ -104,7 +104,7 @@ def test_nothing_to_check_is_bad_input(path, tmp_path, monkeypatch, capsys):
     def missing(name, data_dir):
         raise InputError(f"{name} was not found")
 
-    monkeypatch.setattr("harness.checker.verdicts.load_hashed", missing)
+    monkeypatch.setattr("harness.checker.evaluation.load_hashed", missing)
     assert main("recheck", [str(tmp_path / "golden")]) == BAD_INPUT
     assert "digits was not found" in capsys.readouterr().err
 
