@@ -274,8 +274,8 @@ def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray
     monkeypatch.setattr(Tracker, "open", lambda *_: None)
     monkeypatch.setattr(Search, "run", lambda search, options: search.study.trainings)
     monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
-    monkeypatch.setattr("harness.tune.run_study.run_study", lambda *_: SimpleNamespace(is_complete=True))
-    monkeypatch.setattr("harness.run._write_page", lambda *_: None)
+    monkeypatch.setattr("harness.run_sweep.run_study", lambda *_: SimpleNamespace(is_complete=True))
+    monkeypatch.setattr("harness.run_sweep.SweepRun._write_page", lambda *_: None)
     assert Study(tmp_path, SEARCHED, "sqlite:///unused.db").main() == int(has_unfinished)
 
 
