@@ -29,8 +29,8 @@ from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import parse_json, read_bytes, write_json
 from harness.storage.lock import lock_directory
-from harness.storage.parquet import read_table, write_table
 
+# What imports pandas is imported late: it takes seconds.
 _TRIAL, _CERTIFIED, _CERTIFICATION = "trial.json", "certified", "certification.json"
 _LEFT_OUT = "not_converted"
 _OF_TRAINING = (names.GAIN, names.MARGIN, names.PARAMETERS, names.TRAIN_SECONDS)
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _convert_sweep(sweep_dir: Path) -> bool:
     """Convert the trials of a sweep and write its leaderboard. Print what was left out; return whether nothing was."""
-    from harness.leaderboard.files import write_leaderboard  # imports torch
+    from harness.leaderboard.files import write_leaderboard
 
     left_out = list[str]()
     with lock_directory(sweep_dir):
@@ -137,6 +137,8 @@ def _move_evaluation(source: Path, network_dir: Path, evaluation: Evaluation, we
         if (source / name).exists():
             os.replace(source / name, directory / name)
     if (source / folder.VERDICTS).exists():
+        from harness.storage.parquet import read_table, write_table
+
         table = read_table(source / folder.VERDICTS).assign(**{names.TAKEN_FROM: ""})
         write_table(directory / folder.VERDICTS, table)
         (source / folder.VERDICTS).unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from harness.common.terminal import with_plural
 from harness.config.expansion import Study
+from harness.config.search import Space
 from harness.config.training import RECIPE_VERSION, Training
 from harness.data import Data
 from harness.machine.environment import source_digest
@@ -57,6 +59,15 @@ def load_studies(search_dir: Path) -> list[optuna.Study]:
         return [optuna.load_study(study_name=row, storage=storage) for row in optuna.get_all_study_names(storage)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    """Return a space as Optuna has it."""
+    if space.integer is not None:
+        return IntDistribution(space.integer[0], space.integer[1])
+    if space.ends:
+        return FloatDistribution(space.ends[0], space.ends[1], log=space.log_uniform is not None)
+    return CategoricalDistribution([space.encode(value) for value in space.choice or ()])
 
 
 class Search:
@@ -174,7 +185,7 @@ class Search:
             for _ in range(_ATTEMPTS if counts[number] < self.settings.trials else 0):
                 seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
                 study.sampler = _make_sampler(self.settings.sampler, int(seed.hexdigest()[:8], 16))
-                candidate = study.ask({key: space.distribution() for key, space in spaces.items()})
+                candidate = study.ask({key: _distribution(space) for key, space in spaces.items()})
                 if (network_dir := self.claim(number, candidate)) is not None:
                     return network_dir
                 study.tell(candidate, state=CandidateState.FAIL)
