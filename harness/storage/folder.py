@@ -32,7 +32,7 @@ the driver writes failure.json if a worker died.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -230,10 +230,13 @@ def _require_name(key: str, what: str = "key") -> None:
     require(what, key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
 
 
-def begin_network(directory: Path, record: TrainingRecord) -> None:
-    """Make `directory` the network's folder, with today's sources.
+def begin_network(
+    directory: Path, record: TrainingRecord, profile: str = "", evaluations: Sequence[Evaluation] = ()
+) -> None:
+    """Make `directory` the network's folder, with today's sources, and in it the folders of evaluations.
 
-    Raises SettingError if it is another network's, or the data has changed.
+    evaluations: of a study under `profile`, the main one first. Raises SettingError if it is another network's, or the
+    data has changed.
     """
     path = directory / TRAINING
     before = read_training(path) if path.exists() else None
@@ -245,6 +248,10 @@ def begin_network(directory: Path, record: TrainingRecord) -> None:
     require("directory", str(directory), key == record.key, allowed)
     if before is None or record_json(before) != record_json(record):
         write_json(path, record_json(record))
+    if evaluations:
+        add_to_study(directory, profile, evaluations[0])
+    for evaluation in evaluations:
+        begin_evaluation(directory, evaluation)
 
 
 def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "") -> Path:

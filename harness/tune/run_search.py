@@ -37,7 +37,7 @@ from harness.training.train import training_images
 from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
 from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress
-from harness.tune.run_study import RunOptions, begin_network, end_teacher, evaluation_dirs, read_outcome
+from harness.tune.run_study import RunOptions, end_teacher, evaluation_dirs, read_outcome
 from harness.tune.teachers import with_teachers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -202,7 +202,7 @@ class Search:
             return None
         self.owners[network_dir] = number, candidate.number
         adopt_network(network_dir, self.directory.parent, [self.evaluation])
-        begin_network(network_dir, record, self.study.profile, [self.evaluation])
+        folder.begin_network(network_dir, record, self.study.profile, [self.evaluation])
         return network_dir
 
     def training(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Training:

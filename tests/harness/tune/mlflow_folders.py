@@ -6,7 +6,6 @@ from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.settings import Evaluation, Recipe
 from harness.storage import folder, training_record
-from harness.tune.run_study import begin_network
 
 FINGERPRINT = "0123456789abcdef" * 4
 EVALUATION = Evaluation(eps=Radius("8/255"), stages=("ibp",))
@@ -25,7 +24,7 @@ def make_folder(tmp_path, seed=0):
     )
     record = folder.make_record(config, FINGERPRINT)
     network_dir = folder.network_dir(tmp_path, record.key)
-    begin_network(network_dir, record, "cpu", [EVALUATION])
+    folder.begin_network(network_dir, record, "cpu", [EVALUATION])
     return network_dir
 
 

@@ -14,7 +14,7 @@ from harness.storage import folder, training_record
 from harness.tune import progress as progress_module
 from harness.tune.items import LEFT, Item, Queue
 from harness.tune.progress import Bars
-from harness.tune.run_study import StudyListener, begin_network
+from harness.tune.run_study import StudyListener
 
 ROW = {
     names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None,
@@ -45,7 +45,7 @@ def three(tmp_path, tiny_training, tiny_evaluation):
     """The items of three networks of three epochs."""
     records = [folder.make_record(tiny_training(seed=seed), "data") for seed in range(3)]
     for record in records:
-        begin_network(tmp_path / record.key, record, "full", [tiny_evaluation()])
+        folder.begin_network(tmp_path / record.key, record, "full", [tiny_evaluation()])
     return [Item.of(tmp_path / each.key, each.config, [tiny_evaluation()]) for each in records]
 
 

@@ -24,7 +24,6 @@ from harness.tune import ray_connection, ray_tune
 from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 from harness.tune.ray_connection import ray
-from harness.tune.run_study import begin_network
 
 PROBE = "probe.json"
 
@@ -128,7 +127,7 @@ def work(item, report):
 
 def begin(network_dir, training, evaluation, fingerprint=None):
     record = folder.make_record(training, fingerprint or load("digits").fingerprint)
-    begin_network(network_dir, record, "full", [evaluation])
+    folder.begin_network(network_dir, record, "full", [evaluation])
     return network_dir
 
 

@@ -11,7 +11,6 @@ from harness.common import names
 from harness.config.training import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.tune import ray_tune
-from harness.tune.run_study import begin_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -104,7 +103,7 @@ def test_what_an_older_form_of_the_file_asked_for_and_never_began_disappears(cop
     record, main = copied.records["cnn5", 0], copied.evaluations[0]
     other = folder.make_record(record.config.replace(seed=9), record.fingerprint)
     network_dir = folder.network_dir(copied.directory, other.key)
-    begin_network(network_dir, other, "full", [main])
+    folder.begin_network(network_dir, other, "full", [main])
     folder.write_chosen(network_dir, {"text": "tpe", "search": "tpe-0"})
     never, begun = (
         folder.begin_evaluation(copied.network_dirs["cnn5", 0], main.replace(attack_steps=steps)) for steps in (7, 8)

@@ -17,7 +17,6 @@ from harness.config.training import RECIPE_VERSION, Training
 from harness.data import load
 from harness.storage import files, folder
 from harness.storage.lock import lock_directory
-from harness.tune.run_study import begin_network
 
 BLOCKED = ("ray", "mlflow", "typer", "sqlalchemy")
 BLOCKER = f"""
@@ -54,7 +53,7 @@ def training_file(tiny_training, tiny_evaluation, fingerprint, tmp_path):
         record = folder.make_record(tiny_training(train=train, **{"train_images": 128, **changes}), fingerprint)
         network_dir = folder.network_dir(tmp_path / "tiny", record.key)
         (network_dir / folder.TRAINING).unlink(missing_ok=True)
-        begin_network(network_dir, record, "full", [tiny_evaluation()])
+        folder.begin_network(network_dir, record, "full", [tiny_evaluation()])
         return network_dir / folder.TRAINING
 
     return make

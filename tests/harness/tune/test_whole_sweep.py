@@ -12,7 +12,6 @@ from harness.command_line import main
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 from harness.training.train_and_evaluate import train_and_evaluate
-from harness.tune.run_study import begin_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -77,7 +76,7 @@ def add_a_network(study):
     record = study.records["cnn5", 0]
     other = folder.make_record(record.config.replace(seed=9), record.fingerprint)
     network_dir = folder.network_dir(study.directory, other.key)
-    begin_network(network_dir, other, "full", study.evaluations)
+    folder.begin_network(network_dir, other, "full", study.evaluations)
     (network_dir / folder.LOG).touch()  # as one that has begun has it
 
 
