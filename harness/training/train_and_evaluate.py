@@ -96,10 +96,8 @@ def _evaluate(
     network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
 ) -> list[range]:  # fmt: skip
     """Evaluate a trained network and write the result, or return the ranges that are left to others."""
-    _, weights = folder.read_trained_weights(network_dir)
-    if folder.read_result(folder.begin_evaluation(network_dir, evaluation, weights)) is not None:
+    if (opened := open_evaluation(network_dir, evaluation, data)) is None:
         return []
-    opened = open_evaluation(network_dir, evaluation, data)
     ranges.begin_ranges(opened.ranges_dir)
     missing = opened.missing()
     is_long = len(missing) > (1 if names.BAB in evaluation.stages else _MOST_RANGES)
@@ -131,6 +129,7 @@ def evaluate_range(
     load_for(training)
     with _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)), reuse_freed_memory():
         opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
+        assert opened is not None, "its ranges are joined after the last one"
         found = str(opened.ranges_dir)
         allowed = "a folder that exists: data, weights, devices or versions differ between machines"
         require("ranges", found, opened.ranges_dir.is_dir(), allowed)
@@ -138,7 +137,7 @@ def evaluate_range(
 
 
 @lru_cache(maxsize=1)  # ranges of one evaluation follow each other
-def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvaluation:
+def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvaluation | None:
     training = folder.read_training(network_dir / folder.TRAINING).config
     data = load(training.data_source, data_dir)
     return open_evaluation(network_dir, Evaluation.model_validate_json(evaluation), data)
