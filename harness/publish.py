@@ -27,6 +27,7 @@ from harness.leaderboard.files import write_leaderboard
 from harness.storage import artefacts, folder, parquet, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
+from harness.storage.records import Result
 from harness.storage.state import State, evaluation_dirs, read_state_or_raise
 
 LIMIT_MIB = 120
@@ -159,7 +160,7 @@ def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool)
         _copy_files(source, copy, [folder.EVALUATION, *(_PROOF_FILES if with_proofs else ())])
 
 
-def _without_path(result: folder.Result) -> folder.Result:
+def _without_path(result: Result) -> Result:
     return replace(result, data=result.data | {"directory": None})
 
 

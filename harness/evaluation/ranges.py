@@ -43,9 +43,9 @@ from harness.machine.environment import describe_environment
 from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
-from harness.storage.folder import Result, TrainingRecord
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
+from harness.storage.records import Result, TrainingRecord
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""

@@ -21,6 +21,7 @@ from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import remove_unfinished
+from harness.storage.records import make_record
 from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
@@ -73,7 +74,7 @@ def train_and_evaluate(
                 require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
             load_for(training)
             data = load(training.data_source, data_dir)
-            record = folder.make_record(training, data.fingerprint)
+            record = make_record(training, data.fingerprint)
             folder.begin_network(network_dir, record)
             remove_unfinished(network_dir)
             with counted_rounding(best_device().type):

@@ -32,6 +32,7 @@ from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
+from harness.storage.records import make_record
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
 from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
@@ -194,7 +195,7 @@ class Search:
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
         """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            record = folder.make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
+            record = make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
         except (ValueError, KeyError):
             return None
         network_dir = folder.network_dir(self.directory, record.key)

@@ -24,6 +24,7 @@ from harness.evaluation.ranges import OpenEvaluation
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import files, folder, ranges
 from harness.storage.lock import lock_directory
+from harness.storage.records import make_record, record_json
 from harness.training.train_and_evaluate import train_and_evaluate
 from harness.tune import ray_connection
 from harness.tune.machines import share_machine
@@ -60,7 +61,7 @@ def trained(tmp_path_factory, tiny_training, tiny_evaluation):
     evaluation = tiny_evaluation(eps="1/64", stages=("ibp",), test_images=30, batch_size=10)
     for seed in (0, 1, 2):
         config = tiny_training(seed=seed, train={"batch_size": 32, "eps": "1/64"})
-        record = folder.make_record(config, data.fingerprint)
+        record = make_record(config, data.fingerprint)
         folder.begin_network(network_dir := folder.network_dir(sweep_dir, record.key), record, "full", [evaluation])
         if seed < 2:
             train_and_evaluate(config, [evaluation], network_dir)
@@ -349,8 +350,8 @@ def make_stale(network_dir):
 
 
 def change_data(network_dir):
-    other = folder.make_record(folder.read_training(network_dir / folder.TRAINING).config, "other")
-    files.write_json(network_dir / folder.TRAINING, folder.record_json(other))
+    other = make_record(folder.read_training(network_dir / folder.TRAINING).config, "other")
+    files.write_json(network_dir / folder.TRAINING, record_json(other))
 
 
 @pytest.mark.parametrize(
