@@ -68,9 +68,9 @@ def _check(options: argparse.Namespace) -> int:
     )
     from safetensors.numpy import save_file
 
+    from harness.checker.evaluation import load_hashed
+    from harness.checker.images import prover_of
     from harness.checker.proofs.certificates import read_tensors
-    from harness.checker.verdict import prover_of
-    from harness.checker.verdicts import load_hashed
     from harness.entries.check import EntryChecker
     from harness.storage import entry_check
     from harness.storage.files import write_atomically

@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises InputError for wrong input; nothing was started."""
     _check_options(options)
-    from harness.checker.verdict import describe_unreadable
+    from harness.checker.images import describe_unreadable
     from harness.leaderboard.files import print_leaderboard
     from harness.report import sweep_page
     from harness.tune.certify import EvaluationChanges, certify, plan_evaluations, trained_networks

@@ -29,8 +29,9 @@ from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import parse_json, read_bytes, write_json
 from harness.storage.lock import lock_directory
-from harness.storage.parquet import read_table, write_table
+from harness.storage.records import Result, TrainingRecord, make_record, record_json
 
+# What imports pandas is imported late: it takes seconds.
 _TRIAL, _CERTIFIED, _CERTIFICATION = "trial.json", "certified", "certification.json"
 _LEFT_OUT = "not_converted"
 _OF_TRAINING = (names.GAIN, names.MARGIN, names.PARAMETERS, names.TRAIN_SECONDS)
@@ -52,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _convert_sweep(sweep_dir: Path) -> bool:
     """Convert the trials of a sweep and write its leaderboard. Print what was left out; return whether nothing was."""
-    from harness.leaderboard.files import write_leaderboard  # imports torch
+    from harness.leaderboard.files import write_leaderboard
 
     left_out = list[str]()
     with lock_directory(sweep_dir):
@@ -94,14 +95,14 @@ def _convert_files(trial_dir: Path) -> None:
         main = main.replace(test_images=None)  # a trial's own evaluation was of all that are held out
     _move_evaluation(trial_dir, trial_dir, main, weights)
     folder.add_to_study(trial_dir, profile, main)
-    write_json(trial_dir / folder.TRAINING, folder.record_json(record))
+    write_json(trial_dir / folder.TRAINING, record_json(record))
     ranges.remove_ranges(trial_dir)
     shutil.rmtree(trial_dir / _CERTIFIED, ignore_errors=True)
     (trial_dir / folder.RESULT).unlink(missing_ok=True)
     (trial_dir / _TRIAL).unlink()
 
 
-def _parse_trial(content: Any) -> tuple[folder.TrainingRecord, Evaluation, str]:
+def _parse_trial(content: Any) -> tuple[TrainingRecord, Evaluation, str]:
     """Return the network, the evaluation and the profile of trial.json or certification.json. Raises InputError."""
     version, config = content["recipe_version"], content["config"]
     require("recipe_version", version, version == RECIPE_VERSION, f"{RECIPE_VERSION}, today's; run the sweep again")
@@ -111,12 +112,12 @@ def _parse_trial(content: Any) -> tuple[folder.TrainingRecord, Evaluation, str]:
         training = {name: value for name, value in training.items() if name not in ("train", "train_images")}
     settings = {name.replace("bab_trial_", "bab_total_"): value for name, value in config["evaluation"].items()}
     evaluation = settings | {"eps": config["eps"], "split": "validation" if config["validation_images"] else "test"}
-    record = folder.make_record(validate(Training, training, is_json=True), content["fingerprint"])
+    record = make_record(validate(Training, training, is_json=True), content["fingerprint"])
     profile = re.sub(r" --set evaluation\S*", "", config["profile"])
     return record, validate(Evaluation, evaluation, is_json=True), profile
 
 
-def _trained(record: folder.TrainingRecord, result: folder.Result) -> folder.Result:
+def _trained(record: TrainingRecord, result: Result) -> Result:
     """Return what trained.json holds of a trial's result."""
     environment = result.environment | {"device": result.environment.get("trained_on", result.environment["device"])}
     return replace(
@@ -137,6 +138,8 @@ def _move_evaluation(source: Path, network_dir: Path, evaluation: Evaluation, we
         if (source / name).exists():
             os.replace(source / name, directory / name)
     if (source / folder.VERDICTS).exists():
+        from harness.storage.parquet import read_table, write_table
+
         table = read_table(source / folder.VERDICTS).assign(**{names.TAKEN_FROM: ""})
         write_table(directory / folder.VERDICTS, table)
         (source / folder.VERDICTS).unlink()

@@ -23,9 +23,11 @@ from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console
+from harness.leaderboard.files import write_leaderboard
 from harness.storage import artefacts, folder, parquet, study_tables
 from harness.storage.files import make_directory
 from harness.storage.parquet import write_table
+from harness.storage.records import Result
 from harness.storage.state import State, evaluation_dirs, read_state_or_raise
 
 LIMIT_MIB = 120
@@ -50,8 +52,6 @@ def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError if no evaluation has finished, or if the copy exceeds LIMIT_MIB."""
     if options.tables_of is not None:
         return _leave_tables(options)
-    from harness.leaderboard.files import write_leaderboard  # imports torch
-
     target = options.to / options.directory.resolve().name
     directory = target.resolve()
     require("--to", options.to, directory != options.directory.resolve(), "another directory than the study's own")
@@ -160,7 +160,7 @@ def _copy(network_dir: Path, evaluated: list[Path], to: Path, with_proofs: bool)
         _copy_files(source, copy, [folder.EVALUATION, *(_PROOF_FILES if with_proofs else ())])
 
 
-def _without_path(result: folder.Result) -> folder.Result:
+def _without_path(result: Result) -> Result:
     return replace(result, data=result.data | {"directory": None})
 
 

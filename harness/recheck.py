@@ -35,13 +35,13 @@ from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
 from harness.config.own_data import OwnData
 from harness.config.training import Training
-from harness.storage import folder, study_tables
+from harness.storage import folder
 from harness.storage.instances import find_records
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
+    from harness.checker.evaluation import RecheckResult
     from harness.checker.instances import CheckedResult
-    from harness.checker.verdicts import RecheckResult
     from harness.data import Data
 
 _SHOWN = 5  # problems of a folder
@@ -68,6 +68,8 @@ def main(options: argparse.Namespace) -> int:
     trusted = list(dict.fromkeys(options.plugin))
     plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
+        from harness.storage import study_tables
+
         tables = (options.directory / study_tables.EVALUATIONS).exists()
         advice = ". It has tables alone: results/ARTEFACTS.md says how to get its weights" if tables else ""
         missing = f"no {folder.NETWORKS}/<key>, no instances/*.json"
@@ -176,7 +178,7 @@ def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[
 
     Raises InputError if none can be loaded.
     """
-    from harness.checker.verdicts import load_hashed
+    from harness.checker.evaluation import load_hashed
 
     data_sets, errors = dict[str | OwnData, "Data"](), dict[str | OwnData, InputError]()
     for source in dict.fromkeys(config.data_source for config in configs):
@@ -199,7 +201,7 @@ def _recheck(
     verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None, trusted: Collection[str]
 ) -> "RecheckResult":
     """Recheck a folder; whatever its files hold, the others are checked after it."""
-    from harness.checker.verdicts import RecheckResult, recheck
+    from harness.checker.evaluation import RecheckResult, recheck
 
     try:
         return recheck(verdict_dir, load_data, limit, trusted)

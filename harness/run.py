@@ -7,28 +7,21 @@ unless they would fail again.
 
 import argparse
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 from harness import command_line
 from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
 from harness.common.errors import InputError, require
 from harness.common.terminal import announced, new_console, say
 from harness.config import plugins
-from harness.config.file import SweepFile, read_file
+from harness.config.file import read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.lock import HeldError, lock_directory
-from harness.storage.state import State, read_states
 
-if TYPE_CHECKING:
-    from harness.tune.run_study import Outcome
+# What imports torch is imported late: a wrong file is refused within a second.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
 
     @cache
     def find_machines() -> list[dict[str, float]]:
-        from harness.tune.machines import machines_at  # here, since it imports torch: a wrong file is refused before
+        from harness.tune.machines import machines_at
 
         return machines_at(None if options.here else options.ray_address)
 
@@ -101,91 +94,11 @@ def main(options: argparse.Namespace) -> int:
                 raise
             is_alone = False  # jobs of an array may run other trials at the same time
             say(f"{error}; without MLflow and {folder.REPORT}, which the same command adds once that run has ended")
-        return _run_sweep_file(file, sweep_dir, find_machines, is_alone, options)
+        with announced("loads packages and data"):
+            from harness.run_sweep import SweepRun
 
-
-def _run_sweep_file(
-    file: SweepFile,
-    sweep_dir: Path,
-    find_machines: Callable[[], list[dict[str, float]]],
-    is_alone: bool,
-    options: argparse.Namespace,
-) -> int:
-    """Check the sweep of a file, run what is left of it, or print that; return the exit status.
-
-    find_machines: called once the file is right, since a cluster may be slow. is_alone: whether this process holds the
-    directory, and so logs to MLflow and writes the page.
-    """
-    with announced("loads packages and data"):
-        from harness.checker.verdict import describe_unreadable  # all here, since they import torch
-        from harness.machine.environment import data_directory
-        from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
-        from harness.tune.plan import Plan, check_owner, load_checked
-        from harness.tune.print_plan import print_header, print_plan
-        from harness.tune.run_study import RunOptions, open_mlflow, run_study
-
-        if options.dashboard:
-            check_dashboard()
-        found = read_states(sweep_dir)
-        study, data = load_checked(file, found, options.data_dir, writes=not options.dry_run)
-    console, search = new_console(), None
-    check_owner(sweep_dir, study, found)
-    machines = find_machines()
-    cpu, gpu = study.resources.cpu, study.resources.gpu if any(machine["GPU"] for machine in machines) else 0
-    with file.located():
-        check_fits(machines, cpu, gpu)
-    fitting = count_fitting(machines, cpu, gpu)
-    at_once = 1 if options.here else min(fitting, options.max_concurrent or fitting)
-    ray = RayOptions(cpu, gpu, options.max_concurrent, options.ray_address, options.dashboard)
-    run_options = RunOptions(
-        ray=None if options.here else ray,
-        data_dir=str(data_directory(options.data_dir).absolute()),  # workers have another working directory
-        threads=cpu,
-        tracking_uri=options.tracking_uri,
-        fail_fast=options.fail_fast,
-        retry_failed=options.retry_failed,
-        logs=is_alone,
-    )
-    if study.search is not None:
-        require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
-        from harness.tune.run_search import Search  # here, since most sweeps need no Optuna
-
-        search = Search(study, data, sweep_dir, console)
-        search.show()
-        if options.dry_run:
-            console.print("its winners become the networks; a dry run: nothing was started or written")
-            return OK
-        open_mlflow(study.name, run_options, console)  # refuses a wrong store before hours of work
-        as_many_as_fit = None if options.here else replace(ray, at_once=at_once)
-        study = replace(study, trainings=search.run(replace(run_options, ray=as_many_as_fit)))
-        if not study.trainings:
-            return FAILED
-    plan = Plan.of(study, data, sweep_dir, options.only)
-    states = plan.select(found)
-    unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
-    for warning in [*study.warnings, *data.warnings, *describe_unreadable(record.config for record in unfinished)]:
-        console.print(f"warning: {warning}")
-    print_header(plan, states, gpu, options.profile, console)
-    if options.dry_run:
-        print_plan(plan, found, gpu, at_once, options.retry_failed, console)
-        return OK
-    outcome = run_study(plan, states, run_options, console)
-    _write_page(outcome, is_alone, options.data_dir, console)
-    is_complete = outcome.is_complete and not (search and search.has_unfinished)
-    return OK if is_complete else FAILED
-
-
-def _write_page(outcome: "Outcome", is_alone: bool, data_dir: str | None, console: Console) -> None:
-    """Write the sweep's page, unless it is up to date or another run may write it, and print where it is."""
-    sweep_dir = outcome.leaderboard.directory
-    page, tables = sweep_dir / folder.REPORT, sweep_dir / "leaderboard.md"  # which is written when it changes
-    if is_alone and not (page.exists() and page.stat().st_mtime_ns >= tables.stat().st_mtime_ns):
-        with announced("draws the page"):
-            from harness.report.sweep_page import write_page  # here, since a finished sweep needs no figures
-
-            write_page(outcome.leaderboard, data_dir)
-    if page.exists():
-        console.print(f"\nAll results on a page:\n{page}")
+            sweep = SweepRun(file, sweep_dir, is_alone, options)
+        return OK if sweep.run(find_machines()) else FAILED
 
 
 def _run_network_files(options: argparse.Namespace) -> int:
@@ -193,7 +106,7 @@ def _run_network_files(options: argparse.Namespace) -> int:
     require("TRAINING.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
     if options.only or options.set or options.profile:
         raise InputError("--only, --set and --profile: need a sweep file, not training.json files")
-    from harness.tune.network_files import run_network_files  # here, since it imports torch
+    from harness.tune.network_files import run_network_files
 
     plugins.trust(options.plugin, [folder.sweep_dir_of(path.parent) for path in options.files])
     is_complete = run_network_files(

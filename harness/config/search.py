@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,9 +13,6 @@ from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.config.training import Training
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 Objective = Literal[CERTIFIED_ERROR, STANDARD_ERROR]  # type: ignore[valid-type]
 Number = TypeVar("Number", int, float)
@@ -52,18 +49,8 @@ class Space(Model):
         """The smallest and the largest number; empty for a choice."""
         return self.uniform or self.log_uniform or self.integer or ()
 
-    def distribution(self) -> "BaseDistribution":
-        """Return the space as Optuna's distribution. Choices are JSON texts, which tell 1, 1.0 and true apart."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        if self.integer is not None:
-            return IntDistribution(self.integer[0], self.integer[1])
-        if self.ends:
-            return FloatDistribution(self.ends[0], self.ends[1], log=self.log_uniform is not None)
-        return CategoricalDistribution([self.encode(value) for value in self.choice or ()])
-
     def encode(self, value: Any) -> Any:
-        """Return Optuna's parameter for a setting."""
+        """Return Optuna's parameter for a setting: of a choice its JSON text, which tells 1, 1.0 and true apart."""
         return value if self.ends else json.dumps(value)
 
     def decode(self, value: Any) -> Any:

@@ -142,9 +142,10 @@ class Ledger:
             except SoundnessError:
                 raise
             except Exception as error:
-                if len(part) == 1 and not is_out_of_memory(error):  # of several, some kernels refuse what one may ask
+                is_memory, reason = is_out_of_memory(error), error_line(error)
+                if len(part) == 1 and not is_memory:  # of several, some kernels refuse what one may ask
                     raise
-                kind, reason = names.OUT_OF_MEMORY, error_line(error)
+                kind = names.OUT_OF_MEMORY if is_memory else names.FAILED
             if kind == names.OUT_OF_MEMORY:
                 free_memory()  # here, where the error no longer holds the tensors
             if len(part) > 1:

@@ -43,9 +43,9 @@ from harness.machine.environment import describe_environment
 from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
-from harness.storage.folder import Result, TrainingRecord
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path
+from harness.storage.records import Result, TrainingRecord
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
@@ -150,16 +150,18 @@ class OpenEvaluation:
         return result
 
 
-def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> OpenEvaluation:
-    """Return an evaluation of the trained network in a folder, after making the evaluation's folder.
+def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> OpenEvaluation | None:
+    """Return an evaluation of the trained network in a folder, after making its own; None if it has a result.
 
     Raises InputError for fewer images than it asks for, and if the weights cannot be read or are others.
     """
+    weights, digest = folder.read_trained_weights(network_dir)
+    directory = folder.begin_evaluation(network_dir, evaluation, digest)
+    if folder.read_result(directory) is not None:
+        return None
     training = folder.read_training(network_dir / folder.TRAINING)
     config, device = training.config, best_device()
     images = evaluated_images(data, config.validation_images, evaluation)
-    weights, digest = folder.read_trained_weights(network_dir)
-    directory = folder.begin_evaluation(network_dir, evaluation, digest)
     environment = describe_environment(device)
     trained = folder.read_trained(network_dir)
     trained_on = trained.environment.get("device") if trained else None

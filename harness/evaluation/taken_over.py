@@ -35,6 +35,7 @@ from harness.settings import CERTIFICATE_STAGES, EVALUATION_VERSION, Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, parse_file
 from harness.storage.parquet import read_verdicts
+from harness.storage.records import Result
 
 _ATTACK = ("attack", "attack_steps", "attack_step", "attack_restarts")
 _BAB = ("bab_seconds", "bab_branches", "bab_total_seconds")
@@ -81,7 +82,7 @@ def find_answers(network_dir: Path, evaluation: Evaluation, weights: str) -> lis
     return sorted(found, key=lambda one: -abs(one.evaluation.eps - evaluation.eps))
 
 
-def _read_verdicts(directory: Path, evaluation: Evaluation, result: folder.Result) -> pd.DataFrame:
+def _read_verdicts(directory: Path, evaluation: Evaluation, result: Result) -> pd.DataFrame:
     """Return the verdicts of an evaluation by the index of the image. Raises DamagedFileError, also for another's."""
     columns = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.REASON, names.ATTACK_MARGIN]
     columns += [names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]

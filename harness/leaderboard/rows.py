@@ -16,7 +16,7 @@ from harness.leaderboard.fronts import FRONT, NETWORK
 from harness.pretrained.network_file import Source
 from harness.settings import Evaluation
 from harness.storage import folder, study_tables
-from harness.storage.folder import EvaluationRecord, TrainingRecord
+from harness.storage.records import EvaluationRecord, Result, TrainingRecord
 from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
 
 LABEL = ["model", "method", "options"]
@@ -146,7 +146,7 @@ def _not_counted(why: str) -> dict[str, Any]:
     return {"state": NOT_COUNTED, "problem": f"{NOT_COUNTED}: {why}"}
 
 
-def _numbers(result: folder.Result) -> dict[str, Any]:
+def _numbers(result: Result) -> dict[str, Any]:
     numbers = _finite_numbers(result)
     order = (names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR)
     errors = [round(numbers[name], 9) for name in order if name in numbers]
@@ -157,7 +157,7 @@ def _numbers(result: folder.Result) -> dict[str, Any]:
     return {**numbers, "result": result, "warnings": [*result.warnings, *missing]}
 
 
-def _finite_numbers(result: folder.Result) -> dict[str, float]:
+def _finite_numbers(result: Result) -> dict[str, float]:
     """Return the finite numbers of a result for COLUMNS, by their names."""
     metrics = dict(result.metrics)
     seconds, images = metrics.get(names.EVALUATION_SECONDS), metrics.get(names.examples_at(names.CLEAN))

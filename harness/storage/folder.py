@@ -1,4 +1,4 @@
-"""The folders of networks and of their evaluations: the only truth about them.
+"""The folders of networks and of their evaluations: the only truth about them. What their JSON files hold: records.py.
 
 results/<sweep>/networks/<key>/
     training.json        key, recipe version, data fingerprint, config
@@ -31,23 +31,33 @@ the driver writes failure.json if a worker died.
 """
 
 import os
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
-
-from pydantic import ConfigDict, Field
+from typing import Any, TypeVar
 
 from harness.common.errors import InputError, require
 from harness.common.masking import mask_secrets
-from harness.common.models import LENIENT, Model, validate
-from harness.config.training import RECIPE_VERSION, Training
+from harness.common.models import validate
 from harness.pretrained.network_file import NetworkFile, digest_of, read_file
 from harness.settings import EVALUATION_VERSION, Evaluation
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
+from harness.storage.records import (
+    Chosen,
+    EvaluationRecord,
+    Failure,
+    Result,
+    TrainingRecord,
+    parse_chosen,
+    parse_evaluation,
+    parse_result,
+    parse_study,
+    parse_training,
+    record_json,
+    require_name,
+)
 
 T = TypeVar("T")
 
@@ -73,139 +83,9 @@ OLD_TRIALS = "trials"
 """The folder of a sweep's directory before networks and evaluations had keys of their own."""
 
 
-@dataclass(frozen=True)
-class TrainingRecord:
-    """What training.json holds: a config and the fingerprint of its data."""
-
-    __pydantic_config__: ClassVar = LENIENT
-
-    key: str
-    recipe_version: int
-    fingerprint: str
-    config: Training
-
-
-@dataclass(frozen=True)
-class EvaluationRecord:
-    """What evaluation.json holds."""
-
-    __pydantic_config__: ClassVar = LENIENT
-
-    key: str
-    version: int
-    config: Evaluation
-
-
-@dataclass(frozen=True)
-class Result:
-    """What trained.json and result.json hold.
-
-    key: of the network; in result.json "<key of the network>/<key of the evaluation>".
-    metrics: final numbers by the names in harness.common.names, None if not finite; result.json has those of training.
-    environment: device, versions, code version.
-    data: the description of the data set.
-    warnings: for the table.
-    taken_over: in result.json, how many answers are those of which other evaluation, by its key.
-    weights: the SHA-256 of the network's file.
-    verdicts: in result.json, the SHA-256 of verdicts.parquet.
-    """
-
-    __pydantic_config__: ClassVar = LENIENT
-
-    key: str
-    metrics: dict[str, float | None]
-    environment: dict[str, str]
-    data: dict[str, Any]
-    warnings: list[str]
-    taken_over: dict[str, int] = field(default_factory=dict)
-    weights: str = ""
-    verdicts: str = ""
-
-
-class Failure(Model):
-    """What failure.json holds: why training or an evaluation failed.
-
-    last_finite: the last finite values if training diverged. repeats: True if it would fail again.
-    """
-
-    model_config = LENIENT
-
-    error: str
-    last_finite: dict[str, Any] = Field(default={})
-    repeats: bool = False
-
-
-class Chosen(Model):
-    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
-
-    front: of a search for two errors, the searched row and the search. network: that row's. Empty of other searches.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    text: str
-    search: str
-    front: str = ""
-    network: str = ""
-
-
-def make_record(config: Training, fingerprint: str) -> TrainingRecord:
-    """Return the record of a training on the data with this fingerprint, under today's recipe."""
-    return TrainingRecord(config.key(fingerprint), RECIPE_VERSION, fingerprint, config)
-
-
-def record_json(record: TrainingRecord | EvaluationRecord) -> dict[str, Any]:
-    """Return the content of training.json or evaluation.json."""
-    return {**asdict(record), "config": record.config.model_dump(mode="json")}
-
-
-def read_training(path: Path) -> TrainingRecord:
-    """Read training.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
-    return parse_json(path, parse_training)
-
-
-def parse_training(content: Any) -> TrainingRecord:
-    """Return the record that training.json holds.
-
-    Raises SettingError if the file was changed by hand, if its key is no name, or if an older recipe had other
-    settings.
-    """
-    record: TrainingRecord = _parse_record(TrainingRecord, content, "recipe_version", RECIPE_VERSION)
-    expected = record.config.key(record.fingerprint) if record.recipe_version == RECIPE_VERSION else record.key
-    return _with_own_key(record, expected)
-
-
-def read_evaluation(evaluation_dir: Path) -> EvaluationRecord:
-    """Read evaluation.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
-    return parse_json(evaluation_dir / EVALUATION, parse_evaluation)
-
-
-def parse_evaluation(content: Any) -> EvaluationRecord:
-    """Return the record that evaluation.json holds. Raises SettingError as `parse_training` does."""
-    record: EvaluationRecord = _parse_record(EvaluationRecord, content, "version", EVALUATION_VERSION)
-    return _with_own_key(record, record.config.key if record.version == EVALUATION_VERSION else record.key)
-
-
-def _parse_record(kind: Any, content: Any, version_name: str, version: int) -> Any:
-    try:
-        return validate(kind, content, is_json=True)
-    except InputError:
-        if isinstance(content, dict):
-            found = content.get(version_name)
-            require(version_name, found, found == version, f"{version}, today's; run the sweep again")
-        raise
-
-
-def _with_own_key(record: Any, expected: str) -> Any:
-    _require_name(record.key)
-    allowed = f"{expected}, the key of its config; the file was changed by hand"
-    require("key", record.key, record.key == expected, allowed)
-    return record
-
-
 def network_dir(sweep_dir: Path, key: str) -> Path:
     """Return the folder of the network `key` in a sweep's directory. Raises SettingError if the key is no file name."""
-    _require_name(key)
+    require_name(key)
     return sweep_dir / NETWORKS / key
 
 
@@ -225,15 +105,43 @@ def sweep_dir_of(path: Path) -> Path:
     return path.parents[1] if path.parent.name == NETWORKS else path
 
 
-def _require_name(key: str, what: str = "key") -> None:
-    """Raise SettingError for a key, or another name, that would lead out of the sweep's directory."""
-    require(what, key, re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) is not None, "letters, digits, '_' and '-'")
+def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
+    """Return all networks' folders of a sweep, by name; a folder without training.json is none.
+
+    teachers: also those that no study has and nothing evaluates. Raises InputError for a directory of an older version.
+    """
+    refuse_older(sweep_dir)
+    found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
+    return [path for path in found if teachers or not _is_only_teacher(path)]
 
 
-def begin_network(directory: Path, record: TrainingRecord) -> None:
-    """Make `directory` the network's folder, with today's sources.
+def _is_only_teacher(network_dir: Path) -> bool:
+    return (network_dir / TEACHER).exists() and not any((network_dir / name).exists() for name in (STUDY, EVALUATIONS))
 
-    Raises SettingError if it is another network's, or the data has changed.
+
+def evaluation_folders(network_dir: Path) -> list[Path]:
+    """Return the folders of all evaluations of a network, by name."""
+    return sorted(path.parent for path in network_dir.glob(f"{EVALUATIONS}/*/{EVALUATION}"))
+
+
+def refuse_older(sweep_dir: Path) -> None:
+    """Raise InputError if a directory has trials of an older version, which `harness.convert` converts."""
+    if old_trial_folders(sweep_dir):
+        raise InputError(f"{sweep_dir / OLD_TRIALS} is older: python -m harness.convert {sweep_dir}")
+
+
+def old_trial_folders(sweep_dir: Path) -> list[Path]:
+    """Return the folders of trials of an older version, by name."""
+    return sorted({path.parent for path in sweep_dir.glob(f"{OLD_TRIALS}/*/*.json")})
+
+
+def begin_network(
+    directory: Path, record: TrainingRecord, profile: str = "", evaluations: Sequence[Evaluation] = ()
+) -> None:
+    """Make `directory` the network's folder, with today's sources, and in it the folders of evaluations.
+
+    evaluations: of a study under `profile`, the main one first. Raises SettingError if it is another network's, or the
+    data has changed.
     """
     path = directory / TRAINING
     before = read_training(path) if path.exists() else None
@@ -245,6 +153,10 @@ def begin_network(directory: Path, record: TrainingRecord) -> None:
     require("directory", str(directory), key == record.key, allowed)
     if before is None or record_json(before) != record_json(record):
         write_json(path, record_json(record))
+    if evaluations:
+        add_to_study(directory, profile, evaluations[0])
+    for evaluation in evaluations:
+        begin_evaluation(directory, evaluation)
 
 
 def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "") -> Path:
@@ -263,20 +175,6 @@ def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "
     return directory
 
 
-def read_study(network_dir: Path) -> dict[str, str]:
-    """Return the key of the network's main evaluation by profile of the sweep file, none if no study has it.
-
-    Raises DamagedFileError.
-    """
-    return _parse_if_there(network_dir / STUDY, parse_study) or {}
-
-
-def parse_study(content: Any) -> dict[str, str]:
-    """Return what study.json holds."""
-    study: dict[str, str] = validate(dict[str, str], content)
-    return study
-
-
 def add_to_study(network_dir: Path, profile: str, main: Evaluation) -> None:
     """Note that a sweep file under a profile has the network, and its main evaluation there."""
     before = read_study(network_dir)
@@ -290,6 +188,24 @@ def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
         write_bytes(to, read_file(path, network_file))
 
 
+def read_training(path: Path) -> TrainingRecord:
+    """Read training.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
+    return parse_json(path, parse_training)
+
+
+def read_evaluation(evaluation_dir: Path) -> EvaluationRecord:
+    """Read evaluation.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
+    return parse_json(evaluation_dir / EVALUATION, parse_evaluation)
+
+
+def read_study(network_dir: Path) -> dict[str, str]:
+    """Return the key of the network's main evaluation by profile of the sweep file, none if no study has it.
+
+    Raises DamagedFileError.
+    """
+    return _parse_if_there(network_dir / STUDY, parse_study) or {}
+
+
 def read_trained(network_dir: Path) -> Result | None:
     """Read what came of training, None if the network is untrained. Raises DamagedFileError."""
     return _parse_if_there(network_dir / TRAINED, parse_result)
@@ -300,17 +216,30 @@ def read_result(evaluation_dir: Path) -> Result | None:
     return _parse_if_there(evaluation_dir / RESULT, parse_result)
 
 
-def parse_result(content: Any) -> Result:
-    """Return the result that trained.json or result.json holds."""
-    result: Result = validate(Result, content, is_json=True)
-    return result
+def read_failure(directory: Path) -> Failure | None:
+    """Read why training or an evaluation failed, None if it did not. Raises DamagedFileError."""
+    return _parse_if_there(directory / FAILURE, partial(validate, Failure))
 
 
-def write_trained(network_dir: Path, result: Result) -> None:
-    """Write trained.json, the last file of a training, with the SHA-256 of the weights where they are."""
-    path = network_dir / WEIGHTS
-    weights = digest_of(read_bytes(path)) if path.exists() else result.weights
-    write_json(network_dir / TRAINED, asdict(replace(result, weights=weights)))
+def read_chosen(network_dir: Path) -> Chosen | None:
+    """Read what `write_chosen` wrote, None if no search chose the network. Raises DamagedFileError."""
+    return _parse_if_there(network_dir / CHOSEN, parse_chosen)
+
+
+def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
+    return parse_json(path, parse) if os.path.lexists(path) else None  # a broken link is damage
+
+
+def main_evaluation(network_dir: Path) -> Evaluation:
+    """Return the main evaluation of a network in a study, or any if it is in none.
+
+    Raises InputError if it has no evaluation, DamagedFileError if one cannot be read.
+    """
+    records = [read_evaluation(path) for path in evaluation_folders(network_dir)]
+    if not records:
+        raise InputError(f"{network_dir}: no {EVALUATIONS}/*/{EVALUATION} says how it is evaluated")
+    mains = read_study(network_dir).values()
+    return next((record.config for record in records if record.key in mains), records[0].config)
 
 
 def is_trained(network_dir: Path) -> bool:
@@ -331,17 +260,31 @@ def read_trained_weights(network_dir: Path) -> tuple[bytes, str]:
     return content, digest
 
 
+def check_verdicts(evaluation_dir: Path, result: Result) -> None:
+    """Raise DamagedFileError for a table of verdicts that is missing, or is not the one that the result is of."""
+    if result.verdicts not in ("", digest_of(read_bytes(evaluation_dir / VERDICTS))):  # empty in older results
+        raise DamagedFileError(f"{evaluation_dir / VERDICTS} is not the file of which {RESULT} has the SHA-256")
+
+
+def last_write(evaluation_dir: Path) -> float | None:
+    """Return when the network or its evaluation last wrote a file, in seconds since 1970; None before either begins."""
+    paths = [network_of(evaluation_dir) / name for name in _WRITTEN_IN_TRAINING]
+    paths += [*(evaluation_dir / name for name in _WRITTEN_IN_EVALUATION), *evaluation_dir.glob(f"{RANGES}/*")]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
+
+
+def write_trained(network_dir: Path, result: Result) -> None:
+    """Write trained.json, the last file of a training, with the SHA-256 of the weights where they are."""
+    path = network_dir / WEIGHTS
+    weights = digest_of(read_bytes(path)) if path.exists() else result.weights
+    write_json(network_dir / TRAINED, asdict(replace(result, weights=weights)))
+
+
 def write_result(evaluation_dir: Path, result: Result) -> None:
     """Write result.json, the last file of an evaluation, with the SHA-256 of the verdicts where they are."""
     path = evaluation_dir / VERDICTS
     verdicts = digest_of(read_bytes(path)) if path.exists() else ""
     write_json(evaluation_dir / RESULT, asdict(replace(result, verdicts=verdicts)))
-
-
-def check_verdicts(evaluation_dir: Path, result: Result) -> None:
-    """Raise DamagedFileError for a table of verdicts that is missing, or is not the one that the result is of."""
-    if result.verdicts not in ("", digest_of(read_bytes(evaluation_dir / VERDICTS))):  # empty in older results
-        raise DamagedFileError(f"{evaluation_dir / VERDICTS} is not the file of which {RESULT} has the SHA-256")
 
 
 def write_failure(
@@ -352,76 +295,6 @@ def write_failure(
     write_json(directory / FAILURE, failure.model_dump())
 
 
-def read_failure(directory: Path) -> Failure | None:
-    """Read why training or an evaluation failed, None if it did not. Raises DamagedFileError."""
-    return _parse_if_there(directory / FAILURE, partial(validate, Failure))
-
-
 def write_chosen(network_dir: Path, content: dict[str, Any]) -> None:
     """Mark the network as chosen by a search; `text` of the content describes how."""
     write_json(network_dir / CHOSEN, content)
-
-
-def read_chosen(network_dir: Path) -> Chosen | None:
-    """Read what `write_chosen` wrote, None if no search chose the network. Raises DamagedFileError."""
-    return _parse_if_there(network_dir / CHOSEN, parse_chosen)
-
-
-def parse_chosen(content: Any) -> Chosen:
-    """Return what chosen.json holds."""
-    chosen: Chosen = validate(Chosen, content)
-    _require_name(chosen.search, "search")
-    return chosen
-
-
-def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
-    return parse_json(path, parse) if os.path.lexists(path) else None  # a broken link is damage
-
-
-def last_write(evaluation_dir: Path) -> float | None:
-    """Return when the network or its evaluation last wrote a file, in seconds since 1970; None before either begins."""
-    paths = [network_of(evaluation_dir) / name for name in _WRITTEN_IN_TRAINING]
-    paths += [*(evaluation_dir / name for name in _WRITTEN_IN_EVALUATION), *evaluation_dir.glob(f"{RANGES}/*")]
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
-
-
-def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
-    """Return all networks' folders of a sweep, by name; a folder without training.json is none.
-
-    teachers: also those that no study has and nothing evaluates. Raises InputError for a directory of an older version.
-    """
-    refuse_older(sweep_dir)
-    found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
-    return [path for path in found if teachers or not _is_only_teacher(path)]
-
-
-def _is_only_teacher(network_dir: Path) -> bool:
-    return (network_dir / TEACHER).exists() and not any((network_dir / name).exists() for name in (STUDY, EVALUATIONS))
-
-
-def refuse_older(sweep_dir: Path) -> None:
-    """Raise InputError if a directory has trials of an older version, which `harness.convert` converts."""
-    if old_trial_folders(sweep_dir):
-        raise InputError(f"{sweep_dir / OLD_TRIALS} is older: python -m harness.convert {sweep_dir}")
-
-
-def old_trial_folders(sweep_dir: Path) -> list[Path]:
-    """Return the folders of trials of an older version, by name."""
-    return sorted({path.parent for path in sweep_dir.glob(f"{OLD_TRIALS}/*/*.json")})
-
-
-def evaluation_folders(network_dir: Path) -> list[Path]:
-    """Return the folders of all evaluations of a network, by name."""
-    return sorted(path.parent for path in network_dir.glob(f"{EVALUATIONS}/*/{EVALUATION}"))
-
-
-def main_evaluation(network_dir: Path) -> Evaluation:
-    """Return the main evaluation of a network in a study, or any if it is in none.
-
-    Raises InputError if it has no evaluation, DamagedFileError if one cannot be read.
-    """
-    records = [read_evaluation(path) for path in evaluation_folders(network_dir)]
-    if not records:
-        raise InputError(f"{network_dir}: no {EVALUATIONS}/*/{EVALUATION} says how it is evaluated")
-    mains = read_study(network_dir).values()
-    return next((record.config for record in records if record.key in mains), records[0].config)

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-    from pyarrow import parquet
+import pandas as pd
+import pyarrow as pa
+from pandas.api.types import is_string_dtype
+from pyarrow import compute, parquet
 
 from harness.common import names
 from harness.common.errors import require, shorten
@@ -22,21 +21,18 @@ _TEXTS = (names.VERDICT, names.STAGE, names.REASON, names.TAKEN_FROM)
 _COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.WIDTH]
 
 
-def read_table(path: Path, columns: list[str] | None = None, content: bytes | None = None) -> "pd.DataFrame":
+def read_table(path: Path, columns: list[str] | None = None, content: bytes | None = None) -> pd.DataFrame:
     """Read a Parquet file, or these columns. content: of the file, if it has been read. Raises DamagedFileError."""
     return parse_file(path, lambda content: unpack_table(content, columns).to_pandas(), content)
 
 
-def unpack_table(content: bytes, columns: list[str] | None = None, largest: int = _LARGEST_TABLE) -> "pa.Table":
+def unpack_table(content: bytes, columns: list[str] | None = None, largest: int = _LARGEST_TABLE) -> pa.Table:
     """Return the table of a Parquet file, or these columns, of up to `largest` bytes.
 
     Sizes are checked before anything is unpacked, and before texts that are stored once become texts of each row. The
     sizes are those of the pages' headers, by which pyarrow takes memory: the file's footer may have others.
     Raises InputError, ValueError or IndexError.
     """
-    import pyarrow as pa  # imported late: most commands read no tables
-    from pyarrow import compute, parquet
-
     file = parquet.ParquetFile(BytesIO(content))
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     columns_of_groups = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -58,7 +54,7 @@ def unpack_table(content: bytes, columns: list[str] | None = None, largest: int 
     return table
 
 
-def page_sizes(content: bytes, column: "parquet.ColumnChunkMetaData") -> Iterator[int]:
+def page_sizes(content: bytes, column: parquet.ColumnChunkMetaData) -> Iterator[int]:
     """Yield how many bytes each page of a column of a row group takes, unpacked. Raises ValueError or IndexError."""
     at = min(filter(None, [column.dictionary_page_offset, column.data_page_offset]))
     stop = at + column.total_compressed_size
@@ -116,7 +112,7 @@ def _read_varint(content: bytes, at: int) -> tuple[int, int]:
     raise ValueError("found an integer of more than 64 bits in the header of a page")
 
 
-def write_table(path: Path, table: "pd.DataFrame") -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a Parquet file atomically, at most two thirds as large as pandas writes verdicts by default.
 
     Floats are split into bytes, unique integers stored as differences.
@@ -131,7 +127,7 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
     write_atomically(path, partial(table.to_parquet, **options))
 
 
-def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+def read_verdicts(directory: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Read columns of a trial's verdicts, or all, among them at least _COLUMNS; one row for each test image.
 
     Raises DamagedFileError, also for a column that is missing or of another type.
@@ -144,10 +140,8 @@ def read_verdicts(directory: Path, columns: list[str] | None = None) -> "pd.Data
     return verdicts if columns is None else verdicts[columns]
 
 
-def check_columns(verdicts: "pd.DataFrame") -> list[str]:
+def check_columns(verdicts: pd.DataFrame) -> list[str]:
     """Check the type of each column; return a line for each that is wrong."""
-    from pandas.api.types import is_string_dtype  # imported late, as pandas is
-
     problems = []
     for name, column in verdicts.items():
         expected = "int64" if name in _INTEGERS else "text" if name in _TEXTS else "float64"

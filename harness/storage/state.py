@@ -10,8 +10,8 @@ from harness.config.training import RECIPE_VERSION
 from harness.settings import EVALUATION_VERSION
 from harness.storage import folder, ranges, training_record
 from harness.storage.files import DamagedFileError
-from harness.storage.folder import Chosen, EvaluationRecord, Failure, Result, TrainingRecord
 from harness.storage.lock import holder
+from harness.storage.records import Chosen, EvaluationRecord, Failure, Result, TrainingRecord
 
 
 class State(StrEnum):

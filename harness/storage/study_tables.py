@@ -19,6 +19,7 @@ from harness.common import names
 from harness.storage import folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
+from harness.storage.records import parse_chosen, parse_evaluation, parse_result, parse_study, parse_training
 from harness.storage.state import EvaluationState, evaluation_dirs, read_state_or_raise
 
 EVALUATIONS, VERDICTS = "evaluations.parquet", "verdicts.parquet"
@@ -71,12 +72,12 @@ def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, EvaluationState]:
         texts = {name: text for name, text in row.items() if isinstance(text, str) and name != FOLDER}
         content = {name: load_json(text.encode()) for name, text in texts.items()}
         states[study / row[FOLDER]] = EvaluationState(
-            training=folder.parse_training(content["training"]),
-            evaluation=folder.parse_evaluation(content["evaluation"]),
-            trained=folder.parse_result(content["trained"]),
-            result=folder.parse_result(content["result"]),
-            study=folder.parse_study(content.get("study", {})),
-            chosen=folder.parse_chosen(content["chosen"]) if "chosen" in content else None,
+            training=parse_training(content["training"]),
+            evaluation=parse_evaluation(content["evaluation"]),
+            trained=parse_result(content["trained"]),
+            result=parse_result(content["result"]),
+            study=parse_study(content.get("study", {})),
+            chosen=parse_chosen(content["chosen"]) if "chosen" in content else None,
         )
     return states
 

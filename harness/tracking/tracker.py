@@ -25,7 +25,7 @@ from harness.config.training import flatten
 from harness.settings import Evaluation
 from harness.storage import folder, training_record
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, read_text, write_json
-from harness.storage.folder import Result, TrainingRecord
+from harness.storage.records import Result, TrainingRecord
 from harness.storage.state import EvaluationState, read_state_or_raise
 from harness.tracking import view
 from harness.tracking.client import (

@@ -2,7 +2,7 @@
 
 from harness.config.training import Training
 from harness.settings import Evaluation
-from harness.storage.folder import Result
+from harness.storage.records import Result
 from harness.training.loop import NonFiniteLossError
 from harness.training.train import train
 from harness.training.train_and_evaluate import train_and_evaluate

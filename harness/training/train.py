@@ -22,6 +22,7 @@ from harness.methods import make_teacher
 from harness.pretrained.weights import read_weights
 from harness.storage import folder, training_record
 from harness.storage.files import write_atomically
+from harness.storage.records import Result, TrainingRecord
 from harness.training import loop
 from harness.training.checkpoint import SAVE_SECONDS, Clock
 from harness.training.loop import Report
@@ -31,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    record: folder.TrainingRecord,
+    record: TrainingRecord,
     data: Data,
     network_dir: Path,
     report: Report = lambda row: None,
     save_seconds: float = SAVE_SECONDS,
-) -> folder.Result:
+) -> Result:
     """Train a network in its folder, and return the result; go on from what is saved there.
 
     The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
@@ -72,7 +73,7 @@ def train(
     warnings += training_record.read_lines(network_dir / folder.TRAINING_WARNINGS)
     for message in warnings:
         _log.debug("warning: %s", message)
-    result = folder.Result(record.key, finite_or_none(metrics), environment, data.summary(), warnings)
+    result = Result(record.key, finite_or_none(metrics), environment, data.summary(), warnings)
     folder.write_trained(network_dir, result)
     (network_dir / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
     return result
@@ -92,7 +93,7 @@ def training_images(config: Training, data: Data) -> Split:
     return images
 
 
-def _load_teacher(record: folder.TrainingRecord, network_dir: Path, device: torch.device) -> Program | None:
+def _load_teacher(record: TrainingRecord, network_dir: Path, device: torch.device) -> Program | None:
     """Load the trained teacher, whose folder lies beside the network's; None for a method without one."""
     if (training := record.config.own_teacher) is None:
         return None

@@ -21,6 +21,7 @@ from harness.machine.freed_memory import free_memory, reuse_freed_memory
 from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import remove_unfinished
+from harness.storage.records import make_record
 from harness.storage.training_record import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
@@ -73,7 +74,7 @@ def train_and_evaluate(
                 require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
             load_for(training)
             data = load(training.data_source, data_dir)
-            record = folder.make_record(training, data.fingerprint)
+            record = make_record(training, data.fingerprint)
             folder.begin_network(network_dir, record)
             remove_unfinished(network_dir)
             with counted_rounding(best_device().type):
@@ -96,10 +97,8 @@ def _evaluate(
     network_dir: Path, evaluation: Evaluation, data: Data, report: Report, leaves_long: bool
 ) -> list[range]:  # fmt: skip
     """Evaluate a trained network and write the result, or return the ranges that are left to others."""
-    _, weights = folder.read_trained_weights(network_dir)
-    if folder.read_result(folder.begin_evaluation(network_dir, evaluation, weights)) is not None:
+    if (opened := open_evaluation(network_dir, evaluation, data)) is None:
         return []
-    opened = open_evaluation(network_dir, evaluation, data)
     ranges.begin_ranges(opened.ranges_dir)
     missing = opened.missing()
     is_long = len(missing) > (1 if names.BAB in evaluation.stages else _MOST_RANGES)
@@ -131,6 +130,7 @@ def evaluate_range(
     load_for(training)
     with _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)), reuse_freed_memory():
         opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
+        assert opened is not None, "its ranges are joined after the last one"
         found = str(opened.ranges_dir)
         allowed = "a folder that exists: data, weights, devices or versions differ between machines"
         require("ranges", found, opened.ranges_dir.is_dir(), allowed)
@@ -138,7 +138,7 @@ def evaluate_range(
 
 
 @lru_cache(maxsize=1)  # ranges of one evaluation follow each other
-def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvaluation:
+def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvaluation | None:
     training = folder.read_training(network_dir / folder.TRAINING).config
     data = load(training.data_source, data_dir)
     return open_evaluation(network_dir, Evaluation.model_validate_json(evaluation), data)

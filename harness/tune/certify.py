@@ -20,8 +20,8 @@ from harness.machine.environment import data_directory
 from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import refuse_links
-from harness.storage.folder import TrainingRecord
 from harness.storage.lock import lock_directory
+from harness.storage.records import TrainingRecord
 from harness.storage.state import State, read_state_or_raise
 from harness.tune.items import Item
 from harness.tune.machines import share_machine

@@ -17,6 +17,7 @@ from harness.pretrained.network_file import read_file
 from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
+from harness.storage.records import TrainingRecord
 from harness.storage.state import State, read_state
 from harness.training.train import training_images
 from harness.tune.items import Item
@@ -32,7 +33,7 @@ def run_network_files(
     paths: of files training.json. trusted: the plugins that may be imported. Raises InputError for a file that is no
     network of this code or names another plugin, or data that is not the network's; nothing was started.
     """
-    records, evaluations = dict[Path, folder.TrainingRecord](), dict[Path, list[Evaluation]]()
+    records, evaluations = dict[Path, TrainingRecord](), dict[Path, list[Evaluation]]()
     sources, checkpoints = dict[Path, Path](), dict[str, Path]()
     load_once = cache(partial(load, data_dir=data_dir))  # the data is large, and shared
     for path in paths:
@@ -69,7 +70,7 @@ def run_network_files(
     return all(state.state is State.FINISHED for state in states_after.values())
 
 
-def _load_record(path: Path) -> folder.TrainingRecord:
+def _load_record(path: Path) -> TrainingRecord:
     try:
         record = folder.read_training(path)
     except DamagedFileError as error:
@@ -88,7 +89,7 @@ def _evaluations_beside(path: Path) -> list[Evaluation]:
 
 
 def load_data(
-    record: folder.TrainingRecord, evaluations: Iterable[Evaluation], load_source: Callable[[str | OwnData], Data]
+    record: TrainingRecord, evaluations: Iterable[Evaluation], load_source: Callable[[str | OwnData], Data]
 ) -> Data:  # fmt: skip
     """Return the data set of a network, after checking that this code can train and evaluate it.
 

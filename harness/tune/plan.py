@@ -22,7 +22,7 @@ from harness.leaderboard.rows import NOT_COUNTED
 from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, write_atomically
-from harness.storage.folder import TrainingRecord
+from harness.storage.records import TrainingRecord, make_record
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
 
@@ -46,7 +46,7 @@ class Plan:
 
         Raises InputError for a pattern without a match.
         """
-        all_records = [folder.make_record(training, data.fingerprint) for training in study.trainings]
+        all_records = [make_record(training, data.fingerprint) for training in study.trainings]
         records = {folder.network_dir(sweep_dir, record.key): record for record in all_records}
         if patterns:
             labels = {network_dir: record.config.names(record.key) for network_dir, record in records.items()}

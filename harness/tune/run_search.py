@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -24,18 +25,20 @@ from rich.console import Console
 
 from harness.common.terminal import with_plural
 from harness.config.expansion import Study
+from harness.config.search import Space
 from harness.config.training import RECIPE_VERSION, Training
 from harness.data import Data
 from harness.machine.environment import source_digest
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
+from harness.storage.records import make_record
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
 from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
 from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress
-from harness.tune.run_study import RunOptions, begin_network, end_teacher, evaluation_dirs, read_outcome
+from harness.tune.run_study import RunOptions, end_teacher, evaluation_dirs, read_outcome
 from harness.tune.teachers import with_teachers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -57,6 +60,15 @@ def load_studies(search_dir: Path) -> list[optuna.Study]:
         return [optuna.load_study(study_name=row, storage=storage) for row in optuna.get_all_study_names(storage)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    """Return a space as Optuna has it."""
+    if space.integer is not None:
+        return IntDistribution(space.integer[0], space.integer[1])
+    if space.ends:
+        return FloatDistribution(space.ends[0], space.ends[1], log=space.log_uniform is not None)
+    return CategoricalDistribution([space.encode(value) for value in space.choice or ()])
 
 
 class Search:
@@ -174,7 +186,7 @@ class Search:
             for _ in range(_ATTEMPTS if counts[number] < self.settings.trials else 0):
                 seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
                 study.sampler = _make_sampler(self.settings.sampler, int(seed.hexdigest()[:8], 16))
-                candidate = study.ask({key: space.distribution() for key, space in spaces.items()})
+                candidate = study.ask({key: _distribution(space) for key, space in spaces.items()})
                 if (network_dir := self.claim(number, candidate)) is not None:
                     return network_dir
                 study.tell(candidate, state=CandidateState.FAIL)
@@ -183,7 +195,7 @@ class Search:
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
         """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            record = folder.make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
+            record = make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
         except (ValueError, KeyError):
             return None
         network_dir = folder.network_dir(self.directory, record.key)
@@ -191,7 +203,7 @@ class Search:
             return None
         self.owners[network_dir] = number, candidate.number
         adopt_network(network_dir, self.directory.parent, [self.evaluation])
-        begin_network(network_dir, record, self.study.profile, [self.evaluation])
+        folder.begin_network(network_dir, record, self.study.profile, [self.evaluation])
         return network_dir
 
     def training(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Training:

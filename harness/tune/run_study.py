@@ -19,7 +19,6 @@ from harness.machine.environment import device_name, source_digest
 from harness.settings import Evaluation
 from harness.storage import folder, training_record
 from harness.storage.files import remove_unfinished
-from harness.storage.folder import TrainingRecord
 from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
 from harness.tune.items import LEFT, FailedFast, Item, Queue, Worker, run_items
@@ -85,7 +84,7 @@ def run_study(
     for source, count in adopted.items():
         console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
     for network_dir, record in plan.records.items():
-        begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
+        folder.begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
         if (checkpoint := record.config.checkpoint) is not None:
             path = plan.study.checkpoints[checkpoint.sha256]
             folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
@@ -139,14 +138,6 @@ def open_mlflow(sweep: str, options: RunOptions, console: Console) -> "Tracker |
                 raise
             console.print(f"nothing is logged to MLflow: {error}")  # a compute node may not reach it
             return None
-
-
-def begin_network(network_dir: Path, record: TrainingRecord, profile: str, evaluations: list[Evaluation]) -> None:
-    """Make the folders of a network and its evaluations, the main one first."""
-    folder.begin_network(network_dir, record)
-    folder.add_to_study(network_dir, profile, evaluations[0])
-    for evaluation in evaluations:
-        folder.begin_evaluation(network_dir, evaluation)
 
 
 def run_networks(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.storage import folder
+from harness.storage.records import make_record
 from harness.tune.items import Item
 from harness.tune.plan import adopt_network
 
@@ -24,7 +25,7 @@ def with_teachers(
         if training is None or is_trained:
             students.append(item)
             continue
-        own = folder.make_record(training, record.fingerprint)
+        own = make_record(training, record.fingerprint)
         teacher_dir = item.directory.with_name(own.key)
         students.append(replace(item, needs=teacher_dir))
         if teacher_dir in teachers:

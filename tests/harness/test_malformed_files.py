@@ -19,6 +19,7 @@ from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
+from harness.storage.records import make_record, parse_evaluation, record_json
 from harness.training import checkpoint, train_and_evaluate
 
 
@@ -45,7 +46,7 @@ def run_command(tmp_path, nothing_starts, capsys):
 @pytest.fixture(scope="module")
 def record(tiny_training):
     config = tiny_training(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
-    return folder.make_record(config, load("digits").fingerprint)
+    return make_record(config, load("digits").fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
 
 
 def test_training_files(run_command, record, tiny_evaluation, tmp_path):
-    path, good = tmp_path / folder.TRAINING, folder.record_json(record)
+    path, good = tmp_path / folder.TRAINING, record_json(record)
     folder.begin_evaluation(tmp_path, tiny_evaluation())
     cases = malformed.jsons(good)
     for keys in (("config",), ("config", "train")):
@@ -97,7 +98,7 @@ def describes(text, record):
     """Whether a file is of this network after all, since a changed value is what a setting has by default."""
     try:
         content = json.loads(text)
-        same = folder.make_record(Training.model_validate(content["config"]), record.fingerprint)
+        same = make_record(Training.model_validate(content["config"]), record.fingerprint)
         return content["key"] == record.key == same.key
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
@@ -128,7 +129,7 @@ def test_files_of_a_finished_network(run_command, network_dir, evaluation_dir, n
 
 def describes_evaluation(text, key):
     try:
-        return json.loads(text)["key"] == key == folder.parse_evaluation(json.loads(text)).key
+        return json.loads(text)["key"] == key == parse_evaluation(json.loads(text)).key
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -144,7 +145,7 @@ def test_how_a_search_chose_a_network(network_dir):
 
 def test_options_that_the_network_lacks(run_command, record, tiny_evaluation, tmp_path):
     network_dir = tmp_path / "tiny/networks/other"
-    folder.begin_network(network_dir, folder.make_record(record.config.replace(options={"zzz": 1}), record.fingerprint))
+    folder.begin_network(network_dir, make_record(record.config.replace(options={"zzz": 1}), record.fingerprint))
     folder.begin_evaluation(network_dir, tiny_evaluation())
     status, message = run_command("benchmark", "--only", "bounds", "--images", 1, "--trained", network_dir)
     assert status == 2 and "unknown option 'zzz'" in message

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import harness
 from harness.common.errors import InputError
 from harness.storage import folder
+from harness.storage.records import make_record, record_json
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,8 +50,8 @@ def test_a_folder_without_the_network_is_refused(network_dir):
 )
 def test_a_network_that_is_too_large_or_does_not_exist_is_refused_before_it_is_built(network_dir, changes, message):
     record = folder.read_training(network_dir / folder.TRAINING)
-    other = folder.make_record(record.config.replace(**changes), record.fingerprint)
-    (network_dir / folder.TRAINING).write_text(json.dumps(folder.record_json(other)))
+    other = make_record(record.config.replace(**changes), record.fingerprint)
+    (network_dir / folder.TRAINING).write_text(json.dumps(record_json(other)))
     with pytest.raises(InputError, match=f"options: {message}"):
         harness.load(network_dir)
 
@@ -59,7 +60,7 @@ def test_code_of_a_plugin_runs_only_if_it_is_named(tmp_path, tiny_training, monk
     (tmp_path / "own_nets.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
     network_dir = tmp_path / "network"
-    folder.begin_network(network_dir, folder.make_record(tiny_training(plugins={"own_nets": "0" * 16}), "data"))
+    folder.begin_network(network_dir, make_record(tiny_training(plugins={"own_nets": "0" * 16}), "data"))
     (network_dir / folder.WEIGHTS).touch()
     with pytest.raises(InputError, match=r"plugins: found \[\], allowed: a list with 'own_nets'"):
         harness.load(network_dir)

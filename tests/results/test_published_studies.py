@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from harness import command_line
-from harness.checker.verdicts import recheck
+from harness.checker.evaluation import recheck
 from harness.common import names
 from harness.common.errors import InputError
 from harness.data import load

@@ -12,7 +12,7 @@ import torch
 from lies_in_folders import CSV, DATA
 from lying_sweep import Sweep, change_config, change_metrics, change_row, change_tensors, make_sweep
 
-from harness.checker import verdicts
+from harness.checker import evaluation
 from harness.command_line import FAILED, OK, main
 from harness.common import names
 from harness.data import load
@@ -52,7 +52,7 @@ def results():
 @pytest.fixture
 def remembered(results, monkeypatch):
     """Recheck folders that are as they were once only: a lie changes one of them."""
-    recheck = verdicts.recheck
+    recheck = evaluation.recheck
 
     def remember(verdict_dir, *arguments):
         network_dir = folder.network_of(verdict_dir)
@@ -65,7 +65,7 @@ def remembered(results, monkeypatch):
             results[key] = result
         return result
 
-    monkeypatch.setattr(verdicts, "recheck", remember)
+    monkeypatch.setattr(evaluation, "recheck", remember)
 
 
 def recheck(sweep, capsys, *options):

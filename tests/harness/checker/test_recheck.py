@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import cerdeq
 from baselines import registry
+from harness.checker.evaluation import recheck
 from harness.checker.proofs.example import CERTIFICATE
-from harness.checker.verdicts import recheck
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.common import names
 from harness.common.errors import InputError
@@ -20,6 +20,7 @@ from harness.config import plugins
 from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage import folder
+from harness.storage.records import make_record
 from harness.training import train_and_evaluate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -104,7 +105,7 @@ def test_nothing_to_check_is_bad_input(path, tmp_path, monkeypatch, capsys):
     def missing(name, data_dir):
         raise InputError(f"{name} was not found")
 
-    monkeypatch.setattr("harness.checker.verdicts.load_hashed", missing)
+    monkeypatch.setattr("harness.checker.evaluation.load_hashed", missing)
     assert main("recheck", [str(tmp_path / "golden")]) == BAD_INPUT
     assert "digits was not found" in capsys.readouterr().err
 
@@ -127,7 +128,7 @@ def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(
     tiny_training, tiny_evaluation, plugin, tmp_path, monkeypatch, capsys
 ):
     config = tiny_training("trusted", train={"epochs": 1, "ramp_epochs": 1}).replace(plugins=plugin)
-    record = folder.make_record(config, load("digits").fingerprint)
+    record = make_record(config, load("digits").fingerprint)
     sweep_dir, installed = tmp_path / "tiny", tmp_path / "installed"
     train_and_evaluate(config, [tiny_evaluation()], folder.network_dir(sweep_dir, record.key))
     command, option = [str(sweep_dir)], ["--plugin", "checked_nets"]

@@ -11,6 +11,7 @@ from harness.common.errors import InputError
 from harness.config import plugins
 from harness.data import load
 from harness.storage import folder
+from harness.storage.records import Result, make_record
 from harness.training import train_and_evaluate
 
 NETS = """
@@ -168,14 +169,14 @@ def test_no_command_imports_a_plugin_of_results_without_an_option_that_names_it(
     """The results lie in the working directory, which Python searches first."""
     package(nets="raise SystemExit('imported')")
     config = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]))
-    record = folder.make_record(config, load("digits").fingerprint)
+    record = make_record(config, load("digits").fingerprint)
     network_dir = tmp_path / "results/networks" / record.key
     folder.begin_network(network_dir, record)
     (network_dir / folder.WEIGHTS).touch()
     evaluation_dir = folder.begin_evaluation(network_dir, tiny_evaluation())
     errors = dict.fromkeys(("certified_error", "attack_error", "standard_error"), 50.0)
-    folder.write_trained(network_dir, folder.Result(record.key, {}, {}, {}, []))
-    folder.write_result(evaluation_dir, folder.Result(f"{record.key}/{evaluation_dir.name}", errors, {}, {}, []))
+    folder.write_trained(network_dir, Result(record.key, {}, {}, {}, []))
+    folder.write_result(evaluation_dir, Result(f"{record.key}/{evaluation_dir.name}", errors, {}, {}, []))
     monkeypatch.chdir(tmp_path)
     path = {"benchmark": network_dir, "run": network_dir / folder.TRAINING}.get(command, network_dir.parents[1])
     status = main(command, [*COMMANDS[command], str(path)])

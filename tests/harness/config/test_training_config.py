@@ -14,8 +14,8 @@ from harness.config.buildable import check_buildable
 from harness.config.training import PRESENTATION, Training
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.settings import STAGES, Evaluation, Recipe
-from harness.storage import folder
 from harness.storage.parquet import read_table
+from harness.storage.records import parse_evaluation, parse_training
 
 PUBLISHED = sorted((Path(__file__).resolve().parents[3] / "results/published").glob("*/evaluations.parquet"))
 FINGERPRINT = "0123456789abcdef"
@@ -161,7 +161,7 @@ def test_published_networks_are_read_built_and_found_under_their_keys():
     networks = {}
     rows = pd.concat(map(read_table, PUBLISHED))
     for name, training, evaluation in rows[["folder", "training", "evaluation"]].to_numpy():
-        read, under = folder.parse_training(json.loads(training)), folder.parse_evaluation(json.loads(evaluation))
+        read, under = parse_training(json.loads(training)), parse_evaluation(json.loads(evaluation))
         assert name == f"networks/{read.config.key(read.fingerprint)}/evaluations/{under.config.key}"
         networks[read.config.row] = read.config, under.config
     assert {"cnn5", "cnn7", "cnn11", "resnet9", "tied9"} <= {config.model for config, _ in networks.values()}

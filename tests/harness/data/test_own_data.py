@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets.vision import VisionDataset
 
 import harness
-from harness.checker.verdicts import load_hashed
+from harness.checker.evaluation import load_hashed
 from harness.command_line import main
 from harness.common.errors import InputError
 from harness.common.radius import Radius

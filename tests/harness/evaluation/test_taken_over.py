@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cerdeq.deadline import DeadlineError
 from cerdeq.equilibrium import NotConvergedError
-from harness.checker.verdicts import recheck
+from harness.checker.evaluation import recheck
 from harness.common import names
 from harness.common.radius import Radius
 from harness.data import load

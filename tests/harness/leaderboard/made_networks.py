@@ -11,6 +11,7 @@ from harness.common.radius import Radius
 from harness.config.training import RECIPE_VERSION, Training
 from harness.settings import Evaluation, Recipe
 from harness.storage import files, folder
+from harness.storage.records import Result, make_record, record_json
 
 EVALUATION = Evaluation(eps=Radius("8/255"))
 RIGHT, WRONG = names.CERTIFIED, names.UNKNOWN
@@ -54,18 +55,18 @@ def add(
     train = config.pop("train", Recipe())
     base = {"dataset": "cifar10", "seed": 0, "model": "cnn7", "method": "ibp"}
     config = Training(**base | config, train=train.replace(eps=train.eps or Radius(eps)))
-    record = folder.make_record(config, fingerprint)
+    record = make_record(config, fingerprint)
     if recipe != RECIPE_VERSION:
         record = replace(record, recipe_version=recipe, key=f"{record.key}{recipe}")
     network_dir = folder.network_dir(directory, key or record.key)
-    files.write_json(network_dir / folder.TRAINING, folder.record_json(record))
+    files.write_json(network_dir / folder.TRAINING, record_json(record))
     evaluation = EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
     path = folder.begin_evaluation(network_dir, evaluation)
     if is_main:
         folder.add_to_study(network_dir, profile, evaluation)
     if measured is not None:
-        folder.write_trained(network_dir, folder.Result(record.key, {}, {}, {}, []))
-        result = folder.Result(f"{record.key}/{evaluation.key}", measured, {}, {}, list(warnings))
+        folder.write_trained(network_dir, Result(record.key, {}, {}, {}, []))
+        result = Result(f"{record.key}/{evaluation.key}", measured, {}, {}, list(warnings))
         folder.write_result(path, result)
     if failure is not None:
         folder.write_failure(network_dir, failure)

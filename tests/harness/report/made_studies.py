@@ -14,6 +14,7 @@ from harness.leaderboard.table import build_leaderboard
 from harness.report.figures.section_data import SectionData
 from harness.settings import Evaluation, Recipe
 from harness.storage import folder, training_record
+from harness.storage.records import Result, make_record
 
 STAGES = ("ibp", "crown-ibp")
 EVALUATION = Evaluation(eps=Radius("1/16"), stages=STAGES)
@@ -44,7 +45,7 @@ def add(
     train = config.pop("train", Recipe())
     train = train.replace(eps=None if "checkpoint" in config else train.eps or Radius("1/16"))
     config = Training(dataset="digits", model=model, method=method, seed=seed, train=train, **config)
-    record, evaluation = folder.make_record(config, "data"), EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
+    record, evaluation = make_record(config, "data"), EVALUATION.replace(eps=Radius(eps), **dict(evaluation))
     network_dir = folder.network_dir(sweep, record.key)
     folder.begin_network(network_dir, record)
     path = folder.begin_evaluation(network_dir, evaluation)
@@ -68,9 +69,9 @@ def add(
     measured = final_metrics(EvaluationResult(table, layers, 0.0, 1.0, seconds, {}), STAGES)
     measured |= {names.PARAMETERS: 1000.0 * LAYERS[model], names.TRAIN_SECONDS: 10.0, names.EVALUATION_SECONDS: 10.0}
     measured |= {names.RHO_BOUND: 0.9} if model == "cerdeq" else {}
-    folder.write_trained(network_dir, folder.Result(record.key, {}, {}, {}, []))
+    folder.write_trained(network_dir, Result(record.key, {}, {}, {}, []))
     key = f"{record.key}/{evaluation.key}"
-    folder.write_result(path, folder.Result(key, measured, {"torch": "2.11"}, {}, list(warnings)))
+    folder.write_result(path, Result(key, measured, {"torch": "2.11"}, {}, list(warnings)))
     return path
 
 

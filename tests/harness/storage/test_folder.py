@@ -8,12 +8,12 @@ from harness.common import names
 from harness.common.errors import InputError, SettingError
 from harness.storage import files, folder, training_record
 from harness.storage.files import DamagedFileError
-from harness.storage.folder import Result
+from harness.storage.records import Failure, Result, make_record
 
 
 @pytest.fixture
 def record(tiny_training):
-    return folder.make_record(tiny_training(), "data")
+    return make_record(tiny_training(), "data")
 
 
 def test_a_file_whose_writing_breaks_off_is_as_it_was(tmp_path):
@@ -81,7 +81,7 @@ def test_records_results_and_failures_are_read_as_they_were_written(tmp_path, re
     assert folder.read_evaluation(directory).config == tiny_evaluation()
     assert (folder.read_trained(tmp_path), folder.read_result(directory)) == (trained, result)
     failure = {"error": "RuntimeError: diverged", "last_finite": {names.TRAIN_LOSS: 2.5}, "repeats": True}
-    assert folder.read_failure(tmp_path) == folder.Failure(**failure)
+    assert folder.read_failure(tmp_path) == Failure(**failure)
 
 
 def test_an_epoch_written_again_drops_the_rows_from_it_on(tmp_path):
@@ -99,11 +99,11 @@ def test_a_folder_is_claimed_once_and_by_one_network(tmp_path, record, tiny_trai
     before = (tmp_path / folder.TRAINING).stat().st_mtime_ns
     folder.begin_network(tmp_path, record)
     assert (tmp_path / folder.TRAINING).stat().st_mtime_ns == before
-    other = folder.make_record(tiny_training(seed=1), "data")
+    other = make_record(tiny_training(seed=1), "data")
     with pytest.raises(SettingError, match=f"that of network {other.key}; it holds {record.key}"):
         folder.begin_network(tmp_path, other)
     with pytest.raises(SettingError, match="data: found 'other', allowed: the data this network was made for, data"):
-        folder.begin_network(tmp_path, folder.make_record(record.config, "other"))
+        folder.begin_network(tmp_path, make_record(record.config, "other"))
     assert folder.read_training(tmp_path / folder.TRAINING) == record
 
 

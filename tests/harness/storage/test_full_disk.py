@@ -11,10 +11,11 @@ import pytest
 from harness.command_line import main
 from harness.data import load
 from harness.storage import folder
+from harness.storage.records import make_record
 
 
 def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_training, tiny_evaluation, monkeypatch, capsys):
-    record = folder.make_record(tiny_training(width=0.05), load("digits").fingerprint)
+    record = make_record(tiny_training(width=0.05), load("digits").fingerprint)
     folder.begin_network(tmp_path, record)
     folder.begin_evaluation(tmp_path, tiny_evaluation())
 
@@ -30,7 +31,7 @@ def test_a_command_on_a_full_disk_fails_in_a_line(tmp_path, tiny_training, tiny_
 @pytest.mark.slow
 def test_a_network_whose_files_grow_too_large_fails_and_goes_on_later(tmp_path, tiny_training, tiny_evaluation):
     """A process of its own, which may write no file of more than 30 kB."""
-    record = folder.make_record(tiny_training(width=0.1), load("digits").fingerprint)
+    record = make_record(tiny_training(width=0.1), load("digits").fingerprint)
     folder.begin_network(tmp_path, record)
     folder.begin_evaluation(tmp_path, tiny_evaluation())
     command = [

@@ -12,14 +12,14 @@ from harness.config.training import RECIPE_VERSION
 from harness.settings import EVALUATION_VERSION
 from harness.storage import files, folder, training_record
 from harness.storage.files import DamagedFileError
-from harness.storage.folder import Result
+from harness.storage.records import Result, make_record, record_json
 from harness.storage.state import State, read_state, read_state_or_raise, read_states
 from harness.training import checkpoint
 
 
 @pytest.fixture
 def record(tiny_training):
-    return folder.make_record(tiny_training(), "data")
+    return make_record(tiny_training(), "data")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_epochs_that_are_trained_again_do_not_count(tmp_path, evaluation_dir):
 def test_a_network_of_another_recipe_is_older_or_says_so_if_it_cannot_be_read(
     tmp_path, record, evaluation_dir, is_readable
 ):
-    older = folder.record_json(dataclasses.replace(record, recipe_version=RECIPE_VERSION - 1))
+    older = record_json(dataclasses.replace(record, recipe_version=RECIPE_VERSION - 1))
     older["config"]["train"] |= {} if is_readable else {"no such setting": 1}
     files.write_json(tmp_path / folder.TRAINING, older)
     folder.write_result(evaluation_dir, result_of(record, evaluation_dir))
@@ -110,7 +110,7 @@ def test_a_network_of_another_recipe_is_older_or_says_so_if_it_cannot_be_read(
 
 
 def test_an_evaluation_of_another_version_is_older(record, evaluation_dir):
-    content = folder.record_json(folder.read_evaluation(evaluation_dir))
+    content = record_json(folder.read_evaluation(evaluation_dir))
     files.write_json(evaluation_dir / folder.EVALUATION, content | {"version": EVALUATION_VERSION - 1})
     folder.write_result(evaluation_dir, result_of(record, evaluation_dir))
     assert read_state(evaluation_dir).text.startswith(f"older, of evaluation version {EVALUATION_VERSION - 1}, ")

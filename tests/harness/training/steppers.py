@@ -9,6 +9,7 @@ from harness.data import load
 from harness.data.augment import draw
 from harness.methods import make_teacher, method_options
 from harness.storage import folder
+from harness.storage.records import Result
 from harness.training import train_and_evaluate
 from harness.training.initialise import untrained_network
 from harness.training.step import Stepper
@@ -26,7 +27,7 @@ def kill(row) -> None:
         raise Killed
 
 
-def train_network(config, network_dir: Path, report=lambda row: None, **options) -> folder.Result:
+def train_network(config, network_dir: Path, report=lambda row: None, **options) -> Result:
     """Train a network without evaluations, and return the result."""
     train_and_evaluate(config, [], network_dir, report, **options)
     result = folder.read_trained(network_dir)

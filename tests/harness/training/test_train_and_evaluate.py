@@ -276,6 +276,13 @@ def test_an_evaluation_that_was_killed_ends_in_the_same_bytes(small, tiny_evalua
         assert contents(interrupted, evaluation) == contents(expected, evaluation)
 
 
+def test_the_weights_are_read_once_for_an_evaluation(small, tiny_evaluation, tmp_path, monkeypatch):
+    read, network_dirs = folder.read_trained_weights, []
+    monkeypatch.setattr(folder, "read_trained_weights", lambda path: network_dirs.append(path) or read(path))
+    train_and_evaluate(small, [tiny_evaluation(test_images=10)], tmp_path)
+    assert network_dirs == [tmp_path]
+
+
 def test_what_is_finished_is_not_done_again_and_other_weights_are_evaluated_anew(small, tiny_evaluation, tmp_path):
     evaluation, rows = tiny_evaluation(test_images=10), []
     train_and_evaluate(small, [evaluation], tmp_path)

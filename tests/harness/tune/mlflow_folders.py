@@ -6,7 +6,7 @@ from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.settings import Evaluation, Recipe
 from harness.storage import folder, training_record
-from harness.tune.run_study import begin_network
+from harness.storage.records import Result, make_record
 
 FINGERPRINT = "0123456789abcdef" * 4
 EVALUATION = Evaluation(eps=Radius("8/255"), stages=("ibp",))
@@ -23,9 +23,9 @@ def make_folder(tmp_path, seed=0):
         options={"margin": 0.1, "parametrisation": "perron"},
         train=Recipe(eps=Radius("8/255"), epochs=4, decay_epochs=(2,), ramp_epochs=1),
     )
-    record = folder.make_record(config, FINGERPRINT)
+    record = make_record(config, FINGERPRINT)
     network_dir = folder.network_dir(tmp_path, record.key)
-    begin_network(network_dir, record, "cpu", [EVALUATION])
+    folder.begin_network(network_dir, record, "cpu", [EVALUATION])
     return network_dir
 
 
@@ -39,14 +39,14 @@ def finish(network_dir, metrics=FINAL, evaluation=EVALUATION):
     """Write what training and an evaluation leave."""
     (network_dir / folder.WEIGHTS).write_bytes(b"weights")
     own = {name: value for name, value in metrics.items() if name == "parameters"}
-    folder.write_trained(network_dir, folder.Result(network_dir.name, own, {}, {}, []))
+    folder.write_trained(network_dir, Result(network_dir.name, own, {}, {}, []))
     evaluation_dir = folder.begin_evaluation(network_dir, evaluation)
     table = pandas.DataFrame({"index": [0, 1], "verdict": ["certified", "falsified"]})
     table.to_parquet(evaluation_dir / folder.VERDICTS)
     environment, data = {"device": "cpu", "torch": "2.11"}, {"train_images": 1437}
     warnings = ["W is at its bound", "fewer images than published"]
     key = f"{network_dir.name}/{evaluation.key}"
-    folder.write_result(evaluation_dir, folder.Result(key, metrics, environment, data, warnings))
+    folder.write_result(evaluation_dir, Result(key, metrics, environment, data, warnings))
     return evaluation_dir
 
 

@@ -14,6 +14,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.data import load
 from harness.storage import folder, training_record
+from harness.storage.records import make_record
 from harness.tune import ray_tune
 from harness.tune.items import run_items
 
@@ -80,7 +81,7 @@ class Study:
         """Every network of the file by model and seed."""
         fingerprint = load("digits").fingerprint
         trainings = load_sweep(self.file, None, False).trainings
-        return {(config.model, config.seed): folder.make_record(config, fingerprint) for config in trainings}
+        return {(config.model, config.seed): make_record(config, fingerprint) for config in trainings}
 
     @property
     def evaluations(self):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -23,10 +24,10 @@ from harness.evaluation.ranges import OpenEvaluation
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import files, folder, ranges
 from harness.storage.lock import lock_directory
+from harness.storage.records import make_record, record_json
 from harness.training.train_and_evaluate import train_and_evaluate
 from harness.tune import ray_connection
 from harness.tune.machines import share_machine
-from harness.tune.run_study import begin_network
 
 STAGES = "ibp,crown-ibp,crown"
 
@@ -60,8 +61,8 @@ def trained(tmp_path_factory, tiny_training, tiny_evaluation):
     evaluation = tiny_evaluation(eps="1/64", stages=("ibp",), test_images=30, batch_size=10)
     for seed in (0, 1, 2):
         config = tiny_training(seed=seed, train={"batch_size": 32, "eps": "1/64"})
-        record = folder.make_record(config, data.fingerprint)
-        begin_network(network_dir := folder.network_dir(sweep_dir, record.key), record, "full", [evaluation])
+        record = make_record(config, data.fingerprint)
+        folder.begin_network(network_dir := folder.network_dir(sweep_dir, record.key), record, "full", [evaluation])
         if seed < 2:
             train_and_evaluate(config, [evaluation], network_dir)
     return sweep_dir
@@ -171,14 +172,18 @@ def test_killed_anywhere_it_goes_on_to_the_very_same_verdicts(
     assert not evaluations(trained_networks(sweep_dir)[1])
 
 
-@pytest.mark.parametrize("change", ["weights of an unfinished one", "versions", "weights of a finished one"])
+@pytest.mark.parametrize(
+    "change", ["weights of an unfinished one", "versions", "weights of a finished one", "a result without weights"]
+)
 def test_what_is_of_other_weights_or_versions_is_evaluated_again(sweep_dir, begun, evaluated, monkeypatch, change):
     network_dir, other = trained_networks(sweep_dir)
-    if change == "weights of a finished one":
+    if change in ("weights of a finished one", "a result without weights"):
         assert run(network_dir) == 0
         evaluated.clear()
     if change == "versions":
         monkeypatch.setattr("harness.evaluation.ranges.describe_environment", lambda _: {"device": "x"})
+    elif change == "a result without weights":  # as those of older versions
+        folder.write_result(begun, replace(folder.read_result(begun), weights=""))
     else:
         shutil.copy(other / folder.WEIGHTS, network_dir / folder.WEIGHTS)
         folder.write_trained(network_dir, folder.read_trained(network_dir))
@@ -353,8 +358,8 @@ def make_stale(network_dir):
 
 
 def change_data(network_dir):
-    other = folder.make_record(folder.read_training(network_dir / folder.TRAINING).config, "other")
-    files.write_json(network_dir / folder.TRAINING, folder.record_json(other))
+    other = make_record(folder.read_training(network_dir / folder.TRAINING).config, "other")
+    files.write_json(network_dir / folder.TRAINING, record_json(other))
 
 
 @pytest.mark.parametrize(
@@ -363,6 +368,7 @@ def change_data(network_dir):
         (make_stale, "holds no trained network"),
         (change_data, "data: found"),
         (lambda network_dir: (network_dir / folder.WEIGHTS).unlink(), "has no weights.safetensors"),
+        (lambda network_dir: (network_dir / folder.WEIGHTS).write_bytes(b""), "is not the file of which"),
     ],
 )
 def test_networks_that_cannot_be_evaluated_are_refused(network_dir, capsys, change, message):

@@ -11,10 +11,11 @@ from harness.common import names
 from harness.common import terminal as terminal_module
 from harness.common.terminal import announced
 from harness.storage import folder, training_record
+from harness.storage.records import Result, make_record
 from harness.tune import progress as progress_module
 from harness.tune.items import LEFT, Item, Queue
 from harness.tune.progress import Bars
-from harness.tune.run_study import StudyListener, begin_network
+from harness.tune.run_study import StudyListener
 
 ROW = {
     names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None,
@@ -43,9 +44,9 @@ def clock(monkeypatch):
 @pytest.fixture
 def three(tmp_path, tiny_training, tiny_evaluation):
     """The items of three networks of three epochs."""
-    records = [folder.make_record(tiny_training(seed=seed), "data") for seed in range(3)]
+    records = [make_record(tiny_training(seed=seed), "data") for seed in range(3)]
     for record in records:
-        begin_network(tmp_path / record.key, record, "full", [tiny_evaluation()])
+        folder.begin_network(tmp_path / record.key, record, "full", [tiny_evaluation()])
     return [Item.of(tmp_path / each.key, each.config, [tiny_evaluation()]) for each in records]
 
 
@@ -55,10 +56,10 @@ def study(console, logged=None, items=()):
 
 
 def finish(item, *warnings):
-    folder.write_trained(item.directory, folder.Result(item.directory.name, {}, {}, {}, []))
+    folder.write_trained(item.directory, Result(item.directory.name, {}, {}, {}, []))
     for evaluation in item.asked:
         key = f"{item.directory.name}/{evaluation.key}"
-        result = folder.Result(key, ERRORS, {}, {}, list(warnings))
+        result = Result(key, ERRORS, {}, {}, list(warnings))
         folder.write_result(folder.evaluation_dir(item.directory, evaluation), result)
 
 
@@ -165,7 +166,7 @@ def test_a_warning_of_training_is_shown_at_the_first_epoch_and_once(three, termi
 
 def test_ranges_have_bars_and_their_images_are_counted_until_their_network_goes_on(three, terminal):
     network, logged = three[0], []
-    folder.write_trained(network.directory, folder.Result(network.directory.name, {}, {}, {}, []))
+    folder.write_trained(network.directory, Result(network.directory.name, {}, {}, {}, []))
     progress = study(terminal, logged)
     queue = progress.queue
     with progress:
@@ -202,7 +203,7 @@ def test_a_range_that_fails_fails_its_evaluation_and_those_after_it_go_on(three,
     others = [tiny_evaluation(attack_steps=steps) for steps in (3, 4)]
     training = folder.read_training(network.directory / folder.TRAINING).config
     network = Item.of(network.directory, training, [*network.asked, *others])
-    folder.write_trained(network.directory, folder.Result(network.directory.name, {}, {}, {}, []))
+    folder.write_trained(network.directory, Result(network.directory.name, {}, {}, {}, []))
     first, second, _ = paths = [folder.begin_evaluation(network.directory, each) for each in network.asked]
     with study(terminal) as progress:
         queue = progress.queue

@@ -20,11 +20,11 @@ from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine.environment import source_digest
 from harness.storage import files, folder, training_record
+from harness.storage.records import make_record
 from harness.tune import ray_connection, ray_tune
 from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 from harness.tune.ray_connection import ray
-from harness.tune.run_study import begin_network
 
 PROBE = "probe.json"
 
@@ -127,8 +127,8 @@ def work(item, report):
 
 
 def begin(network_dir, training, evaluation, fingerprint=None):
-    record = folder.make_record(training, fingerprint or load("digits").fingerprint)
-    begin_network(network_dir, record, "full", [evaluation])
+    record = make_record(training, fingerprint or load("digits").fingerprint)
+    folder.begin_network(network_dir, record, "full", [evaluation])
     return network_dir
 
 

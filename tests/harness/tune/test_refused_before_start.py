@@ -14,7 +14,7 @@ from baselines import DATASETS
 from harness.data import load
 from harness.machine.device import count_cores
 from harness.storage import folder
-from harness.tune.run_study import begin_network
+from harness.storage.records import make_record
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,9 @@ def test_data_that_is_missing_and_cannot_be_downloaded_is_refused(refused, tmp_p
 def begin(results, content, tmp_path, **changes):
     """The folders of the first network of a sweep file and of its evaluation, begun, in the directory of BASE."""
     study = load_sweep(write(tmp_path, content), "full", True)
-    record = folder.make_record(study.trainings[0].replace(**changes), load("digits").fingerprint)
-    begin_network(network_dir := folder.network_dir(results / "study", record.key), record, "full", study.evaluations)
+    record = make_record(study.trainings[0].replace(**changes), load("digits").fingerprint)
+    network_dir = folder.network_dir(results / "study", record.key)
+    folder.begin_network(network_dir, record, "full", study.evaluations)
     return network_dir, folder.evaluation_dir(network_dir, study.evaluations[0])
 
 

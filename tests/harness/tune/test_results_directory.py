@@ -10,8 +10,8 @@ from study import TINY, Study, snapshot
 from harness.common import names
 from harness.config.training import RECIPE_VERSION
 from harness.storage import files, folder
+from harness.storage.records import make_record, record_json
 from harness.tune import ray_tune
-from harness.tune.run_study import begin_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -33,7 +33,7 @@ def test_a_result_of_another_network_is_not_taken_for_this_one_s(copied, no_ray,
 
 def test_a_stale_network_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
     """A folder of an older recipe, whose config had a setting that is gone: stale, not in the way."""
-    stale = folder.record_json(copied.records["cnn5", 0])
+    stale = record_json(copied.records["cnn5", 0])
     stale |= {"key": "0" * 16, "recipe_version": RECIPE_VERSION - 1}
     stale["config"]["train"]["momentum"] = 0.9
     network_dir = copied.directory / folder.NETWORKS / ("0" * 16)
@@ -102,9 +102,9 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
 def test_what_an_older_form_of_the_file_asked_for_and_never_began_disappears(copied, no_ray):
     """What has begun stays."""
     record, main = copied.records["cnn5", 0], copied.evaluations[0]
-    other = folder.make_record(record.config.replace(seed=9), record.fingerprint)
+    other = make_record(record.config.replace(seed=9), record.fingerprint)
     network_dir = folder.network_dir(copied.directory, other.key)
-    begin_network(network_dir, other, "full", [main])
+    folder.begin_network(network_dir, other, "full", [main])
     folder.write_chosen(network_dir, {"text": "tpe", "search": "tpe-0"})
     never, begun = (
         folder.begin_evaluation(copied.network_dirs["cnn5", 0], main.replace(attack_steps=steps)) for steps in (7, 8)

@@ -17,7 +17,7 @@ from harness.config.training import RECIPE_VERSION, Training
 from harness.data import load
 from harness.storage import files, folder
 from harness.storage.lock import lock_directory
-from harness.tune.run_study import begin_network
+from harness.storage.records import make_record, record_json
 
 BLOCKED = ("ray", "mlflow", "typer", "sqlalchemy")
 BLOCKER = f"""
@@ -51,10 +51,10 @@ def training_file(tiny_training, tiny_evaluation, fingerprint, tmp_path):
 
     def make(**changes):
         train = {"epochs": 1, "ramp_epochs": 1, **changes.pop("train", {})}
-        record = folder.make_record(tiny_training(train=train, **{"train_images": 128, **changes}), fingerprint)
+        record = make_record(tiny_training(train=train, **{"train_images": 128, **changes}), fingerprint)
         network_dir = folder.network_dir(tmp_path / "tiny", record.key)
         (network_dir / folder.TRAINING).unlink(missing_ok=True)
-        begin_network(network_dir, record, "full", [tiny_evaluation()])
+        folder.begin_network(network_dir, record, "full", [tiny_evaluation()])
         return network_dir / folder.TRAINING
 
     return make
@@ -198,8 +198,8 @@ def test_a_finished_network_is_left_alone_in_a_line(training_file, capsys):
 def occupy(path):
     """Put another network into the network's folder."""
     record = folder.read_training(path)
-    other = folder.make_record(record.config.replace(seed=1), record.fingerprint)
-    files.write_json(network_dir_of(path) / folder.TRAINING, folder.record_json(other))
+    other = make_record(record.config.replace(seed=1), record.fingerprint)
+    files.write_json(network_dir_of(path) / folder.TRAINING, record_json(other))
 
 
 # What is done to a training.json, and what the message must name; more files: test_malformed_files.py.

@@ -15,6 +15,7 @@ from harness.data import load
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import lock_directory
+from harness.storage.records import Result, make_record
 from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 from harness.tune.machines import RayOptions
@@ -53,7 +54,7 @@ def candidates(sweep, tmp_path):
 
 
 def chosen(tmp_path, winner):
-    record = folder.make_record(winner, load("digits").fingerprint)
+    record = make_record(winner, load("digits").fingerprint)
     return folder.read_chosen(folder.network_dir(tmp_path / "study", record.key))
 
 
@@ -64,9 +65,9 @@ def training_in(network_dir):
 def write_metrics(network_dir, metrics):
     """Results without training."""
     (evaluation_dir,) = folder.evaluation_folders(network_dir)
-    folder.write_trained(network_dir, folder.Result(network_dir.name, {}, {}, {}, []))
+    folder.write_trained(network_dir, Result(network_dir.name, {}, {}, {}, []))
     key = f"{network_dir.name}/{evaluation_dir.name}"
-    folder.write_result(evaluation_dir, folder.Result(key, metrics, {}, {}, []))
+    folder.write_result(evaluation_dir, Result(key, metrics, {}, {}, []))
 
 
 def train(network_dir):
@@ -274,8 +275,8 @@ def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray
     monkeypatch.setattr(Tracker, "open", lambda *_: None)
     monkeypatch.setattr(Search, "run", lambda search, options: search.study.trainings)
     monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
-    monkeypatch.setattr("harness.tune.run_study.run_study", lambda *_: SimpleNamespace(is_complete=True))
-    monkeypatch.setattr("harness.run._write_page", lambda *_: None)
+    monkeypatch.setattr("harness.run_sweep.run_study", lambda *_: SimpleNamespace(is_complete=True))
+    monkeypatch.setattr("harness.run_sweep.SweepRun._write_page", lambda *_: None)
     assert Study(tmp_path, SEARCHED, "sqlite:///unused.db").main() == int(has_unfinished)
 
 

@@ -9,7 +9,7 @@ from harness.command_line import main
 from harness.config.training import RECIPE_VERSION
 from harness.storage import folder
 from harness.storage.lock import lock_directory
-from harness.tune.run_study import begin_network
+from harness.storage.records import make_record
 
 
 def status_of(study, capsys):
@@ -34,8 +34,8 @@ def test_failed_and_unfinished_ones_are_shown_with_why_and_how_far(copied, capsy
     for evaluation_dir in copied.evaluation_dirs.values():
         (evaluation_dir / folder.RESULT).unlink()
     record = copied.records["cnn5", 0]
-    other = folder.make_record(record.config.replace(seed=9), record.fingerprint)
-    begin_network(folder.network_dir(copied.directory, other.key), other, "full", copied.evaluations)
+    other = make_record(record.config.replace(seed=9), record.fingerprint)
+    folder.begin_network(folder.network_dir(copied.directory, other.key), other, "full", copied.evaluations)
     folder.write_failure(copied.evaluation_dirs["cnn5", 0], "RuntimeError: of a kind")
     (copied.network_dirs["cerdeq", 0] / folder.TRAINED).unlink()
     by_model, lines = status_of(copied, capsys)

@@ -11,8 +11,9 @@ from harness.command_line import FAILED, OK, TERMINATED, main
 from harness.common import names
 from harness.data import load
 from harness.storage import folder, ranges, training_record
+from harness.storage.records import make_record
 from harness.training.train_and_evaluate import train_and_evaluate
-from harness.tune.run_study import StudyListener, begin_network
+from harness.tune.run_study import StudyListener
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def training_file(tiny_training, tiny_evaluation, tmp_path):
     def make(**changes):
         train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
         config = tiny_training(train_images=128, train=train, **changes)
-        record = folder.make_record(config, load("digits").fingerprint)
-        begin_network(tmp_path / "from" / record.key, record, "full", [tiny_evaluation()])
+        record = make_record(config, load("digits").fingerprint)
+        folder.begin_network(tmp_path / "from" / record.key, record, "full", [tiny_evaluation()])
         path = tmp_path / "from" / record.key / folder.TRAINING
         return path, folder.network_dir(tmp_path / "results" / record.key, record.key)
 

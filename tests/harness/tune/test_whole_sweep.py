@@ -11,8 +11,8 @@ from study import TINY, Study, snapshot
 from harness.command_line import main
 from harness.storage import folder
 from harness.storage.lock import lock_directory
+from harness.storage.records import make_record
 from harness.training.train_and_evaluate import train_and_evaluate
-from harness.tune.run_study import begin_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -75,9 +75,9 @@ def test_a_second_call_logs_what_mlflow_lost_and_does_nothing_else(copied, no_ra
 
 def add_a_network(study):
     record = study.records["cnn5", 0]
-    other = folder.make_record(record.config.replace(seed=9), record.fingerprint)
+    other = make_record(record.config.replace(seed=9), record.fingerprint)
     network_dir = folder.network_dir(study.directory, other.key)
-    begin_network(network_dir, other, "full", study.evaluations)
+    folder.begin_network(network_dir, other, "full", study.evaluations)
     (network_dir / folder.LOG).touch()  # as one that has begun has it
 
 

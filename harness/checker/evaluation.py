@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.checker import folders, verdict_tables
+from harness.checker import folders, verdict_table
+from harness.checker.images import Checker, check_contraction, load_checked_network
 from harness.checker.proofs.certificates import read_tensors, split_by_example
-from harness.checker.verdict import Checker, check_contraction, load_checked_network
 from harness.common import names
 from harness.config.own_data import OwnData
 from harness.config.plugins import load_for
@@ -89,7 +89,7 @@ def recheck(
     if problems := check_data(data, state.training.fingerprint):
         return RecheckResult(0, 0, problems)
     test = evaluated_images(data, config.validation_images, evaluation)
-    verdicts = read_verdicts(evaluation_dir, verdict_tables.COLUMNS)
+    verdicts = read_verdicts(evaluation_dir, verdict_table.COLUMNS)
     if problems := _check_records(verdicts, test, evaluation.stages, state.result.metrics):
         return RecheckResult(0, len(test), problems)
     path = folder.network_of(evaluation_dir) / folder.WEIGHTS
@@ -120,10 +120,10 @@ def _check_records(
     verdicts: pd.DataFrame, test: Split, stages: Sequence[str], metrics: Mapping[str, float | None]
 ) -> list[str]:
     """Return the problems of the table of verdicts, and of the metrics that follow from it."""
-    if problems := verdict_tables.check_index(verdicts, test):
+    if problems := verdict_table.check_index(verdicts, test):
         return problems
     return [
-        *verdict_tables.check_labels(verdicts, test),
-        *verdict_tables.check_values(verdicts, stages),
-        *(f"{folder.RESULT}: {problem}" for problem in verdict_tables.check_metrics(verdicts, metrics, stages)),
+        *verdict_table.check_labels(verdicts, test),
+        *verdict_table.check_values(verdicts, stages),
+        *(f"{folder.RESULT}: {problem}" for problem in verdict_table.check_metrics(verdicts, metrics, stages)),
     ]

@@ -21,7 +21,7 @@ from harness.checker.bounds.network import Network, read_network
 from harness.checker.bounds.regions import interval_region
 from harness.checker.proofs.certificates import Tensors
 from harness.checker.proofs.example import prove, why_faulty, why_not_falsified
-from harness.checker.verdict_tables import describe
+from harness.checker.verdict_table import describe
 from harness.common import names
 from harness.common.errors import InputError, error_line
 from harness.config.training import Training
