@@ -1,6 +1,5 @@
 """An entry of `trials` in a sweep file: its keys, and the rows that it expands to."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -133,18 +132,6 @@ def options_model(options: Any) -> type[BaseModel]:
     return create_model("options", __config__=STRICT | {"use_attribute_docstrings": False}, **kinds)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the leaderboard: an entry without lists.
-
-    where: of the entry in the file. choice: what it took of lists, as the end of messages.
-    """
-
-    where: str
-    choice: str
-    entry: SweepEntry
-
-
 def check_entries(entries: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
     """Return the entries of `trials`, after checking what needs no torch: all but options of networks and methods.
 
@@ -156,7 +143,7 @@ def check_entries(entries: list[dict[str, Any]], info: ValidationInfo) -> list[d
             with at(f"{number}."):
                 for name in _models_in(entry) if "plugins" in keys else ():
                     plugins.add_factory(name, keys["plugins"])
-                count += len(make_rows(f"trials.{number}", without_options(entry), keys.get("train")))
+                count += len(expand_entry(without_options(entry), keys.get("train")))
             check_count(count * len(keys.get("seeds", [0])))
     return entries
 
@@ -173,22 +160,22 @@ def check_count(trials: int) -> None:
     require("trials", f"{trials:,} trials or more with all seeds", trials <= LARGEST, f"at most {LARGEST:,}")
 
 
-def make_rows(where: str, entry: dict[str, Any], recipe: Recipe | None) -> list[Row]:
-    """Return the rows of an entry of `trials`, one for each value of its lists.
+def expand_entry(entry: dict[str, Any], recipe: Recipe | None) -> list[tuple[str, SweepEntry]]:
+    """Return an entry of `trials` for each value of its lists, after that value as messages end, "" without lists.
 
-    where: of the entry in the file. recipe: the sweep's, None if that is wrong. Raises InputError, with each problem
-    once, and the first row that has it.
+    recipe: the sweep's, None if that is wrong. Raises InputError, with each problem once, and the first entry that has
+    it.
     """
-    rows, problems = list[Row](), dict[str, str]()
+    entries, problems = list[tuple[str, SweepEntry]](), dict[str, str]()
     for content, values in expand(entry):
         choice = f" (with {', '.join(f'{k} {v}' for k, v in values.items())})" if values else ""
         try:
-            row = Row(where, choice, validate(SweepEntry, content, context=recipe))
-            row.entry.teacher_entry(recipe)
-            rows.append(row)
+            expanded = validate(SweepEntry, content, context=recipe)
+            expanded.teacher_entry(recipe)
+            entries.append((choice, expanded))
         except InputError as error:
             for line in str(error).splitlines():
                 problems.setdefault(line, choice)
     if problems:
         raise InputError("\n".join(f"{line}{choice}" for line, choice in problems.items()))
-    return rows
+    return entries

@@ -14,7 +14,7 @@ from harness.common.models import validate
 from harness.common.radius import Radius
 from harness.config import plugins
 from harness.config.buildable import check_buildable, unused_evaluation_settings, unused_settings
-from harness.config.entry import Row, SweepEntry, changed_options, check_count, make_rows, merge_recipes
+from harness.config.entry import SweepEntry, changed_options, check_count, expand_entry, merge_recipes
 from harness.config.file import SweepFile
 from harness.config.own_data import MeasuredData
 from harness.config.search import SearchedRow, SearchSettings, check_search, make_searched_row
@@ -58,13 +58,17 @@ class Study:
 
 
 @dataclass(frozen=True)
-class _TrainedRow(Row):
-    """A row with its training under seed 0.
+class _Row:
+    """A row of the leaderboard: an entry without lists, and its training under seed 0.
 
+    where: of the entry in the file. choice: what it took of lists, as the end of messages.
     unused: the settings that change nothing in it, by dotted key, each with the reason; None if its network was not
     built.
     """
 
+    where: str
+    choice: str
+    entry: SweepEntry
     training: Training
     unused: dict[str, str] | None = None
 
@@ -88,7 +92,7 @@ def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: Measur
         return _expanded(rows, file, own_data)
 
 
-def _changed(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData | None) -> tuple[frozenset[str], str]:
+def _changed(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) -> tuple[frozenset[str], str]:
     """Return the identities of the trainings that the file has not without `--set`, and what that changed."""
     if not (change := _describe_changes(file.changes)):
         return frozenset(), ""
@@ -111,24 +115,24 @@ def _describe_changes(changes: dict[str, Any]) -> str:
     return " ".join(sorted(texts))
 
 
-def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_TrainedRow]:
+def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_Row]:
     """Return a file's rows with their trainings. at: collects the first wrong one of each entry."""
-    rows, first, count = list[_TrainedRow](), dict[str, str](), 0
+    rows, first, count = list[_Row](), dict[str, str](), 0
     for number, entry in enumerate(file.sweep.trials):
         where = f"trials.{number}"
         with at(f"{where}."):
-            of_entry = make_rows(where, entry, file.sweep.train)
-            count += len(of_entry)
+            expanded = expand_entry(entry, file.sweep.train)
+            count += len(expanded)
             check_count(count * len(file.sweep.seeds))
-            for row in of_entry:
-                with located("", row.choice):
-                    is_trained = file.sweep.search is None or row.entry.checkpoint is None
-                    require("model", row.entry.model, is_trained, "networks without a checkpoint beside `search`")
-                    training = _training(file, own_data, row.entry)
+            for choice, each in expanded:
+                with located("", choice):
+                    is_trained = file.sweep.search is None or each.checkpoint is None
+                    require("model", each.model, is_trained, "networks without a checkpoint beside `search`")
+                    training = _training(file, own_data, each)
                     same = first.get(training.identity, "")
-                    require("model", row.entry.model, not same, f"an entry that differs from {same}")
-                first[training.identity] = where + row.choice
-                rows.append(_TrainedRow(**vars(row), training=training))
+                    require("model", each.model, not same, f"an entry that differs from {same}")
+                first[training.identity] = where + choice
+                rows.append(_Row(where, choice, each, training))
     return rows
 
 
@@ -186,7 +190,7 @@ def _checkpoint_path(file: SweepFile, checkpoint: NetworkFile) -> Path:
     return Path(abspath(file.path.parent / checkpoint.file))
 
 
-def _with_network(row: _TrainedRow, file: SweepFile, trained: Collection[str], at: Location) -> _TrainedRow:
+def _with_network(row: _Row, file: SweepFile, trained: Collection[str], at: Location) -> _Row:
     """Return the row with its unused settings, after building its network, if it is not trained.
 
     at: collects what is wrong with network, method and checkpoint.
@@ -201,7 +205,7 @@ def _with_network(row: _TrainedRow, file: SweepFile, trained: Collection[str], a
     return row
 
 
-def _checkpoints(file: SweepFile, row: _TrainedRow) -> dict[Path, Training]:
+def _checkpoints(file: SweepFile, row: _Row) -> dict[Path, Training]:
     """Return the file of the row's network, and of its teacher, where these are trained elsewhere."""
     networks = (row.entry, row.training), (row.entry.teacher_entry(file.sweep.train), row.training.teacher)
     return {
@@ -211,7 +215,7 @@ def _checkpoints(file: SweepFile, row: _TrainedRow) -> dict[Path, Training]:
     }
 
 
-def _expanded(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData | None) -> Study:
+def _expanded(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) -> Study:
     """Return the study of rows that are right. Raises InputError where the search does not fit them."""
     sweep, trainings, checkpoints = file.sweep, list[Training](), dict[str, Path]()
     for row in rows:
@@ -245,7 +249,7 @@ def _expanded(rows: list[_TrainedRow], file: SweepFile, own_data: MeasuredData |
     )
 
 
-def _without_effect(sweep: Sweep, rows: list[_TrainedRow]) -> tuple[str, ...]:
+def _without_effect(sweep: Sweep, rows: list[_Row]) -> tuple[str, ...]:
     """Return a line on the settings of the file and of its entries that change nothing, none if there are none.
 
     The ramp may be 0 and settings of the file null, false or their defaults, so that a profile or an entry can take

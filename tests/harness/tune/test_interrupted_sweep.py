@@ -72,7 +72,7 @@ def stopped_in_the_middle(study, number, send=None):
             lambda: any(
                 len(training_record.read_epochs(network_dir)) > 2 for network_dir in study.network_dirs.values()
             ),
-            150,
+            400,
         )
         running = workers(driver.pid)
         assert running, "items run"
