@@ -47,9 +47,9 @@ def results(*directories: str | Path) -> "pd.DataFrame":
     directories: such as results/cifar10. Column `network_dir` is for `load`; `problem` says why a row has no numbers.
     Raises InputError where a directory holds no networks.
     """
-    from harness.leaderboard.rows import read_rows
+    from harness.leaderboard.evaluations import read_evaluations
     from harness.storage.folder import network_of
 
-    rows = read_rows(*map(Path, directories))
+    rows = read_evaluations(*map(Path, directories))
     rows.insert(0, "network_dir", [network_of(path) for path in rows["evaluation_dir"]])
     return rows.drop(columns=["row", "result", "evaluation_settings", "published"])

@@ -33,9 +33,9 @@ from harness.common.errors import InputError
 from harness.common.radius import Radius, parse_radii
 from harness.common.terminal import new_console, print_table, say, with_plural
 from harness.leaderboard.comparisons import ALL, METRICS, compare, too_few_seeds
+from harness.leaderboard.evaluations import NOT_COUNTED
 from harness.leaderboard.files import csv_text, leaderboard_files, print_leaderboard, print_sections, write_leaderboard
 from harness.leaderboard.latex import latex_comparisons, latex_tables
-from harness.leaderboard.rows import NOT_COUNTED
 from harness.leaderboard.section import FEWEST_SEEDS
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder, study_tables

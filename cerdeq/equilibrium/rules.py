@@ -8,7 +8,7 @@ from torch import Tensor
 from cerdeq.bounds.crown import Tighter
 from cerdeq.bounds.patches import Coefficients, dense
 from cerdeq.boxes import Box, outward_ends, smaller_box
-from cerdeq.equilibrium.adjoint import pull_back, transpose_product
+from cerdeq.equilibrium.adjoint_bound import pull_back, transpose_product
 from cerdeq.equilibrium.certificate import (
     intersect_with_image,
     preactivation_box,

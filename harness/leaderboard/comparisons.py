@@ -14,7 +14,7 @@ from scipy import special  # scipy.stats takes seconds to import
 from harness.common import names
 from harness.common.errors import InputError, require
 from harness.common.patterns import select_by_pattern
-from harness.leaderboard.rows import LABEL
+from harness.leaderboard.evaluations import LABEL
 from harness.leaderboard.section import FEWEST_SEEDS, Section
 from harness.storage.study_tables import read_stored_verdicts
 

@@ -11,8 +11,8 @@ import pandas as pd
 from rich.console import Console
 
 from harness.common.terminal import one_line, print_table
+from harness.leaderboard.evaluations import LABEL
 from harness.leaderboard.latex import latex_tables
-from harness.leaderboard.rows import LABEL
 from harness.leaderboard.section import row_label
 from harness.leaderboard.sentences import SUMMARY_LEGEND
 from harness.leaderboard.table import Leaderboard, build_leaderboard

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from harness.leaderboard.rows import CHOSEN, describe_images
+from harness.leaderboard.evaluations import CHOSEN, describe_images
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import describe_weak_attack
 

@@ -12,7 +12,7 @@ from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config.training import is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
-from harness.leaderboard.rows import CHOSEN, LABEL
+from harness.leaderboard.evaluations import CHOSEN, LABEL
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, Evaluation
 
@@ -29,7 +29,7 @@ class Section:
     notes: what to know before comparing the numbers.
     rows: best first, those of the literature among them (with a `source`).
     settings: the columns of `rows` that decide a row's numbers, beside its label and width.
-    finished: row, training, seed, evaluation_dir, result and published of each finished network, as `read_rows` says.
+    finished: row, training, seed, evaluation_dir, result and published of each finished network, by `read_evaluations`.
     is_main: whether the evaluation is the main one of a study.
     verifier: the kind of what verifies the section's own rows, as `read_literature` has it.
     papers: sentences on the best numbers from papers.

@@ -18,11 +18,12 @@ from harness.common.errors import require
 from harness.common.radius import Radius
 from harness.common.terminal import printable
 from harness.config.training import FULL_PROFILE
-from harness.leaderboard.columns import COLUMNS, REPORTED, TABLES, titles_of
+from harness.leaderboard.columns import TABLES, titles_of
+from harness.leaderboard.evaluations import LABEL, describe_images, read_evaluations, setting_columns
 from harness.leaderboard.fronts import FRONT, NETWORK, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.notes import section_notes
-from harness.leaderboard.rows import CHOSEN, LABEL, describe_images, read_rows, setting_columns
+from harness.leaderboard.rows import mean_rows
 from harness.leaderboard.section import Section, as_text, is_incomparable
 from harness.leaderboard.sentences import Summary, summarise
 from harness.storage.folder import network_of
@@ -66,7 +67,7 @@ class Leaderboard:
 
     directory: the sweep's, or the first one's.
     uncounted: a row of text for each network without usable numbers, the reason in `problem`.
-    table: a row for each network under each evaluation, as `read_rows` returns them.
+    table: a row for each network under each evaluation, as `read_evaluations` returns them.
     """
 
     directory: Path
@@ -93,14 +94,14 @@ def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = 
     read, none has this radius, or published.csv is faulty.
     """
     directory = Path(directory)
-    table, literature = read_rows(directory, *others), read_literature(directory)
+    table, literature = read_evaluations(directory, *others), read_literature(directory)
     exact = table["eps"].map(Radius, na_action="ignore")
     if eps:
         found = ", ".join(map(str, sorted(exact.dropna().unique())))
         for radius in eps:
             require("--eps", str(radius), radius in set(exact), f"a radius of the results: {found}")
         table, exact = table[exact.isin(list(eps))], exact[exact.isin(list(eps))]
-    rows = _rows(table)
+    rows = mean_rows(table)
     keys = [table["dataset"], exact, table["profile"], table["evaluation"], table["held_out"]]
     parts = sorted(table.groupby(keys), key=_order)
     headings = _headings(parts)
@@ -124,7 +125,7 @@ def _headings(parts: list[tuple[Any, pd.DataFrame]]) -> list[str]:
 
 
 def _describe_evaluation(rows: pd.DataFrame) -> str:
-    """Return radius, stages and images of a section's evaluation. rows: of `read_rows`."""
+    """Return radius, stages and images of a section's evaluation. rows: of `read_evaluations`."""
     evaluation, held_out = rows[["evaluation_settings", "held_out"]].iloc[0]
     return f"eps {evaluation.eps}, {evaluation.verifier}, {describe_images(evaluation, held_out)}"
 
@@ -137,30 +138,6 @@ def _uncounted(table: pd.DataFrame) -> pd.DataFrame:
     failed = table.assign(network=[network_of(path).name for path in table["evaluation_dir"]])[table["problem"].notna()]
     failed = failed[[*shown, *settings, "seed", "network", "problem"]].drop_duplicates()
     return failed.sort_values([*LABEL, "seed"], ignore_index=True).map(as_text)
-
-
-def _rows(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and sample deviation over each config's finished seeds; none of a metric that one of them lacks."""
-    finished = trials[trials["problem"].isna()]
-    groups = finished.groupby("row", sort=False)
-    metrics = [column.name for column in COLUMNS if column.name in trials]
-    complete = groups[metrics].count().eq(groups.size(), axis=0)
-    means, deviations = groups[metrics].mean().where(complete), groups[metrics].std().where(complete)
-    rows = finished.drop_duplicates("row").set_index("row").drop(columns=metrics)
-    rows = rows.join([means, deviations.add_suffix("_std")]).copy()  # else pandas warns of its many blocks
-    rows["seeds"] = groups.size().astype(object)
-    rows["seeds_started"] = trials.groupby("row")["seed"].nunique().reindex(rows.index).astype(object)
-    rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
-    rows["source"] = pd.Series(None, rows.index, dtype=object)
-    numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    settings, further = setting_columns(trials), [name for name in (CHOSEN, *REPORTED) if name in rows]
-    return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *further, "warnings", "source"]]
-
-
-def _warnings(trials: pd.DataFrame) -> list[str]:
-    """Return each warning of a row's trials with the seeds that have it."""
-    seeds = trials[["warnings", "seed"]].explode("warnings").dropna().drop_duplicates().groupby("warnings")["seed"]
-    return [f"{warning} (seed {', '.join(map(str, sorted(its)))})" for warning, its in seeds]
 
 
 def _order(part: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:

@@ -18,8 +18,8 @@ from harness.common.radius import Radius
 from harness.common.terminal import printable
 from harness.config.training import Training, describe_settings
 from harness.leaderboard.columns import REPORTED
+from harness.leaderboard.evaluations import describe_images
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, NOT_STATED, read_literature, tuning_split
-from harness.leaderboard.rows import describe_images
 from harness.leaderboard.section import Section
 from harness.leaderboard.table import build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE

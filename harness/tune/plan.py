@@ -18,7 +18,7 @@ from harness.config.file import SweepFile
 from harness.config.own_data import MeasuredData, OwnData
 from harness.data import Data, load
 from harness.evaluation.ranges import evaluated_images
-from harness.leaderboard.rows import NOT_COUNTED
+from harness.leaderboard.evaluations import NOT_COUNTED
 from harness.settings import Evaluation
 from harness.storage import folder
 from harness.storage.files import DamagedFileError, write_atomically
@@ -87,7 +87,7 @@ class Plan:
     def unusable(self, table: pd.DataFrame) -> dict[Path, str]:
         """Return what is wrong with evaluations that tables do not count, or that lack a file, by their folders.
 
-        table: a row for each in the directory, as `leaderboard.rows.read_rows` returns it.
+        table: a row for each in the directory, as `leaderboard.evaluations.read_evaluations` returns it.
         """
         problems, problem_of_weights = {}, cache(partial(_find_problem, folder.read_trained_weights))
         for row in table[table["evaluation_dir"].isin(list(self.asked))].itertuples():

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from harness.common import names
+from harness.leaderboard.evaluations import LABEL
 from harness.leaderboard.fronts import front_of
-from harness.leaderboard.rows import LABEL
 from harness.leaderboard.section import Section
 from harness.report.figures.section_data import OTHERS, SectionData
 from harness.report.figures.style import COLOURS, GREY, INK, add_legend, label_bars, panels, squares

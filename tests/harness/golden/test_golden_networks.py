@@ -16,7 +16,7 @@ from harness.data import load
 from harness.evaluation.metrics import final_metrics
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.verdicts import evaluate_images
-from harness.leaderboard.rows import read_rows
+from harness.leaderboard.evaluations import read_evaluations
 from harness.pretrained.network_file import digest_of
 from harness.settings import EVALUATION_VERSION
 from harness.storage import folder, training_record
@@ -51,7 +51,7 @@ def test_an_old_folder_is_read_and_has_its_keys(name):
 def test_old_folders_stand_in_a_leaderboard(tmp_path):
     for name in ("cnn5", "cerdeq"):
         shutil.copytree(HERE / name, tmp_path / "networks" / name)
-    rows = read_rows(tmp_path)
+    rows = read_evaluations(tmp_path)
     assert rows["problem"].isna().all()
     assert dict(zip(rows["model"], rows[names.CERTIFIED_ERROR], strict=True)) == pytest.approx(
         {"cnn5": 100 * 13 / 60, "cerdeq": 100 * 9 / 60}

@@ -12,7 +12,7 @@ from made_studies import add, right
 from harness import publish
 from harness.command_line import INTERRUPTED, main
 from harness.leaderboard.changed import changed_files
-from harness.leaderboard.rows import read_rows
+from harness.leaderboard.evaluations import read_evaluations
 from harness.storage import folder, parquet, study_tables
 from harness.storage.parquet import read_table
 
@@ -71,7 +71,7 @@ def test_results_are_copied_with_the_proofs_of_selected_networks(study, publishe
     assert folder.read_result(first).data == data | {"directory": None}
     assert not folder.network_of(target / "study" / evaluation_dirs[2].relative_to(sweep)).exists()
     assert json.loads((target / "study/leaderboard.json").read_text())[0]["seeds"] == 2
-    paths = read_rows(target / "study")["evaluation_dir"].map(lambda path: path.relative_to(target / "study"))
+    paths = read_evaluations(target / "study")["evaluation_dir"].map(lambda path: path.relative_to(target / "study"))
     assert set(paths) == {path.relative_to(sweep) for path in evaluation_dirs[:2]}
     assert "study/old" not in published() and [path.name for path in target.iterdir()] == ["study"]
 
@@ -167,13 +167,13 @@ def repository(study, capsys):
 def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     published, page, git = repository
     before = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
-    rows = read_rows(published)
+    rows = read_evaluations(published)
     verdicts = {path: parquet.read_verdicts(path)["verdict"] for path in rows["evaluation_dir"]}
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "evaluations.parquet", "verdicts.parquet"}
     assert main("tables", [str(published)]) == 0
     assert {path.name for path in published.iterdir()} == left and not changed_files(published)
-    stored = read_rows(published)
+    stored = read_evaluations(published)
     pd.testing.assert_frame_equal(stored, rows)
     for path in stored["evaluation_dir"]:
         table = study_tables.read_stored_verdicts(path, ["index", "verdict"])
@@ -207,7 +207,7 @@ def test_an_evaluation_that_the_table_of_verdicts_lacks_is_named(repository):
         study_tables.read_stored_verdicts(published / "networks/none", ["index"])
     (published / "evaluations.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"evaluations\.parquet cannot be read"):
-        read_rows(published)
+        read_evaluations(published)
 
 
 def test_a_row_of_the_table_with_the_result_of_another_evaluation_is_named(repository):
