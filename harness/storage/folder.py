@@ -42,22 +42,10 @@ from harness.common.masking import mask_secrets
 from harness.common.models import validate
 from harness.pretrained.network_file import NetworkFile, digest_of, read_file
 from harness.settings import EVALUATION_VERSION, Evaluation
+from harness.storage import records
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, write_bytes, write_json
 from harness.storage.ranges import RANGES
-from harness.storage.records import (
-    Chosen,
-    EvaluationRecord,
-    Failure,
-    Result,
-    TrainingRecord,
-    parse_chosen,
-    parse_evaluation,
-    parse_result,
-    parse_study,
-    parse_training,
-    record_json,
-    require_name,
-)
+from harness.storage.records import Chosen, EvaluationRecord, Failure, Result, TrainingRecord, record_json
 
 T = TypeVar("T")
 
@@ -85,7 +73,7 @@ OLD_TRIALS = "trials"
 
 def network_dir(sweep_dir: Path, key: str) -> Path:
     """Return the folder of the network `key` in a sweep's directory. Raises SettingError if the key is no file name."""
-    require_name(key)
+    records.require_name(key)
     return sweep_dir / NETWORKS / key
 
 
@@ -190,12 +178,12 @@ def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
 
 def read_training(path: Path) -> TrainingRecord:
     """Read training.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
-    return parse_json(path, parse_training)
+    return parse_json(path, records.parse_training)
 
 
 def read_evaluation(evaluation_dir: Path) -> EvaluationRecord:
     """Read evaluation.json. Raises DamagedFileError if it is missing or damaged, or its key is another one's."""
-    return parse_json(evaluation_dir / EVALUATION, parse_evaluation)
+    return parse_json(evaluation_dir / EVALUATION, records.parse_evaluation)
 
 
 def read_study(network_dir: Path) -> dict[str, str]:
@@ -203,17 +191,17 @@ def read_study(network_dir: Path) -> dict[str, str]:
 
     Raises DamagedFileError.
     """
-    return _parse_if_there(network_dir / STUDY, parse_study) or {}
+    return _parse_if_there(network_dir / STUDY, records.parse_study) or {}
 
 
 def read_trained(network_dir: Path) -> Result | None:
     """Read what came of training, None if the network is untrained. Raises DamagedFileError."""
-    return _parse_if_there(network_dir / TRAINED, parse_result)
+    return _parse_if_there(network_dir / TRAINED, records.parse_result)
 
 
 def read_result(evaluation_dir: Path) -> Result | None:
     """Read the result of an evaluation, None if it is unfinished. Raises DamagedFileError."""
-    return _parse_if_there(evaluation_dir / RESULT, parse_result)
+    return _parse_if_there(evaluation_dir / RESULT, records.parse_result)
 
 
 def read_failure(directory: Path) -> Failure | None:
@@ -223,7 +211,7 @@ def read_failure(directory: Path) -> Failure | None:
 
 def read_chosen(network_dir: Path) -> Chosen | None:
     """Read what `write_chosen` wrote, None if no search chose the network. Raises DamagedFileError."""
-    return _parse_if_there(network_dir / CHOSEN, parse_chosen)
+    return _parse_if_there(network_dir / CHOSEN, records.parse_chosen)
 
 
 def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
@@ -235,11 +223,11 @@ def main_evaluation(network_dir: Path) -> Evaluation:
 
     Raises InputError if it has no evaluation, DamagedFileError if one cannot be read.
     """
-    records = [read_evaluation(path) for path in evaluation_folders(network_dir)]
-    if not records:
+    evaluations = [read_evaluation(path) for path in evaluation_folders(network_dir)]
+    if not evaluations:
         raise InputError(f"{network_dir}: no {EVALUATIONS}/*/{EVALUATION} says how it is evaluated")
     mains = read_study(network_dir).values()
-    return next((record.config for record in records if record.key in mains), records[0].config)
+    return next((record.config for record in evaluations if record.key in mains), evaluations[0].config)
 
 
 def is_trained(network_dir: Path) -> bool:

@@ -93,7 +93,7 @@ def test_the_old_study_stays_where_the_command_ends_early(study, published, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("harness.leaderboard.files.write_leaderboard", fail)
+    monkeypatch.setattr("harness.publish.write_leaderboard", fail)
     assert run(sweep, target) == status
     assert set(published()) == {"study", "study/old", "study/evaluations.parquet"}
 
