@@ -12,7 +12,8 @@ from baselines.datasets import DATASETS
 from harness.common import names
 from harness.leaderboard.literature import tuning_split
 from harness.report.board_figures import HEIGHT, UNDECIDED, WIDTH, Pictures, histogram
-from harness.report.board_rows import OURS, UNCONFIRMED, UNRANKED, Group, Number, Row, read_rows
+from harness.report.board_row import OURS, UNCONFIRMED, UNRANKED, Group, Number, Row
+from harness.report.board_rows import read_rows
 from harness.report.sweep_page import render
 from harness.storage.files import write_text
 

@@ -15,7 +15,8 @@ from harness.leaderboard.table import build_leaderboard
 from harness.pretrained.network_file import TRAINED_ELSEWHERE, NetworkFile, Source
 from harness.report import board_page
 from harness.report.board_page import answers, write_board
-from harness.report.board_rows import ENTRY, OURS, PAPER, read_rows
+from harness.report.board_row import ENTRY, OURS, PAPER
+from harness.report.board_rows import read_rows
 from harness.settings import Recipe
 from harness.storage import entry_check
 
