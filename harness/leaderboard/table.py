@@ -19,13 +19,14 @@ from harness.common.radius import Radius
 from harness.common.terminal import printable
 from harness.config.training import FULL_PROFILE
 from harness.leaderboard.columns import TABLES, titles_of
-from harness.leaderboard.evaluations import LABEL, describe_images, read_evaluations, setting_columns
+from harness.leaderboard.evaluations import CHOSEN, LABEL, describe_images, read_evaluations, setting_columns
 from harness.leaderboard.fronts import FRONT, NETWORK, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
-from harness.leaderboard.notes import section_notes
 from harness.leaderboard.rows import mean_rows
 from harness.leaderboard.section import Section, as_text, is_incomparable
 from harness.leaderboard.sentences import Summary, summarise
+from harness.pretrained.network_file import TRAINED_ELSEWHERE
+from harness.settings import describe_weak_attack
 from harness.storage.folder import network_of
 
 
@@ -173,13 +174,54 @@ def _section(
         dataset=dataset,
         eps=eps,
         is_full_size=is_full_size,
-        notes=section_notes(profile, trials, is_full_size),
+        notes=_notes(profile, trials, is_full_size),
         rows=pd.concat(parts).reindex(columns=rows.columns),
         settings=setting_columns(trials),
         finished=trials.loc[trials["problem"].isna(), own_columns],
         verifier=verifier,
         papers=papers,
     )
+
+
+def _notes(profile: str, trials: pd.DataFrame, is_full_size: bool) -> list[str]:
+    """Return what a reader must know before comparing a section's numbers with any others."""
+    is_elsewhere = trials["method"] == TRAINED_ELSEWHERE
+    trained, first = trials[~is_elsewhere], trials.iloc[0]
+    notes = []
+    if not is_full_size:
+        size = f"width {_span(trials['width'])}"
+        if not trained.empty:
+            size += f", train images {_span(trained['train_images'])}, epochs {_span(trained['train.epochs'])}"
+        notes.append(f"Profile {profile}, {size}: not comparable with published numbers.")
+    if trained["train_images"].notna().any():
+        notes.append(f"Trained on {_span(trained['train_images'])} of the training images.")
+    evaluation = first["evaluation_settings"]
+    if evaluation.split == "validation":
+        notes.append(f"Errors are measured on {describe_images(evaluation, first['held_out'])}, not on test images.")
+    elif evaluation.test_images is not None:
+        notes.append(f"Errors are measured on {evaluation.test_images:,} of the test images, the first ones.")
+    if weak := describe_weak_attack(evaluation.attack_step, evaluation.attack_steps):
+        notes.append(f"{weak[0].upper()}{weak[1:]}.")
+    notes += _search_notes(trials)
+    if is_elsewhere.any():
+        notes.append("Networks trained elsewhere are evaluated here; `reported` columns have their papers' numbers.")
+    if trials["problem"].notna().all():
+        notes.append("No evaluation has finished yet.")
+    return notes
+
+
+def _span(values: pd.Series) -> str:
+    texts = ("all" if pd.isna(value) else f"{value:,}" for value in values.drop_duplicates().sort_values())
+    return " or ".join(texts)
+
+
+def _search_notes(trials: pd.DataFrame) -> list[str]:
+    chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
+    which = "All" if chosen.notna().all() else "Some"
+    return [
+        f"{which} rows' settings were chosen by a search ({text}), then trained anew."
+        for text in chosen.dropna().unique()
+    ]
 
 
 def _kind_of_verifier(stages: tuple[str, ...]) -> str:

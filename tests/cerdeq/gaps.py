@@ -19,7 +19,7 @@ from milp import Encoding, Graph, Node
 from torch import Tensor, nn
 
 from cerdeq import Box, LinfBall, bound
-from cerdeq.equilibrium import FixedPoint, adjoint
+from cerdeq.equilibrium import FixedPoint, adjoint_bound
 
 KINDS = {"dense": None, "1 channel": 1, "2 channels": 2}
 RHOS = (0.3, 0.6, 0.9, 0.97)
@@ -66,7 +66,7 @@ def gaps(problem: Problem, method: str) -> Tensor:
 @contextmanager
 def adjoint_steps(count: int) -> Iterator[None]:
     """Stop the adjoint after exactly so many iterations."""
-    with patch.multiple(adjoint, _ADJOINT_LIMIT=count, _ADJOINT_TOLERANCE=0.0):
+    with patch.multiple(adjoint_bound, _ADJOINT_LIMIT=count, _ADJOINT_TOLERANCE=0.0):
         yield
 
 

@@ -22,7 +22,7 @@ from cerdeq.bounds.query import larger
 from cerdeq.boxes import outward_ends, smaller_box
 from cerdeq.branch.attack import prove_point
 from cerdeq.branch.leaves import SearchQuery
-from cerdeq.equilibrium import FixedPoint, adjoint, certificate, rules
+from cerdeq.equilibrium import FixedPoint, adjoint_bound, certificate, rules
 from cerdeq.equilibrium.rules import _rounded_up
 from cerdeq.operators import arithmetic, averages, convolution, interval, linear, pooling, relu
 from cerdeq.operators.backward import combination, dot, slack
@@ -433,7 +433,7 @@ def exact_adjoint(multiplier, preactivation, dtype, splits=None):
     z = box_of(torch.zeros_like(preactivation.center), torch.zeros_like(preactivation.center))
     around = relu.relaxation_of(Backward(True), preactivation)
     weight = torch.zeros(1, 1, dtype=dtype)
-    return adjoint._bound(Backward(True), multiplier, multiplier, around, weight, z, preactivation, splits)
+    return adjoint_bound._bound(Backward(True), multiplier, multiplier, around, weight, z, preactivation, splits)
 
 
 @precisions
@@ -448,7 +448,7 @@ def test_multipliers_of_splits_count_their_product(kind, dtype):
         pulled = exact_adjoint(a, Box(p, 0 * p), dtype, splits)
     elif kind == "adjoint":
         around = relu.relaxation_of(Backward(True), Box(p, 0 * p))
-        pulled = adjoint._bound(Backward(True), a, a, around, 0 * p, box_of(p), Box(p, 0 * p), splits)
+        pulled = adjoint_bound._bound(Backward(True), a, a, around, 0 * p, box_of(p), Box(p, 0 * p), splits)
     else:
         backward = Backward(True, step="it", splits={"it": p}, slopes={relu.split_name("it"): splits})
         pulled = relu.relu_backward(backward, a, box_of(p))
@@ -496,7 +496,7 @@ def test_what_is_left_of_an_adjoint_is_counted(dtype):
     around = relu.relaxation_of(Backward(True), z.box)
     value = fractions(z.center[0])
     for multiplier in (0 * a, a):
-        pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
+        pulled = adjoint_bound._bound(Backward(True), a, multiplier, around, weight, z, z.box)
         assert_below(pulled, a, value, value)
 
 
@@ -507,7 +507,7 @@ def test_the_recurrence_of_an_adjoint_is_counted_where_it_cancels(dtype):
     weight = torch.cat([rows, -rows + torch.randn(20, 40, dtype=dtype)])
     z, a = box_of(torch.rand(1, 40, dtype=dtype)), torch.randn(1, 20, 40, dtype=dtype)
     multiplier, around = torch.ones_like(a), relu.relaxation_of(Backward(True), z.box)
-    pulled = adjoint._bound(Backward(True), a, multiplier, around, weight, z, z.box)
+    pulled = adjoint_bound._bound(Backward(True), a, multiplier, around, weight, z, z.box)
     value = fractions(z.center[0])
     wz = [sum(w * v for w, v in zip(row, value, strict=True)) for row in fractions(weight)]
     assert_below(pulled, a, value, [v - w for v, w in zip(value, wz, strict=True)])
@@ -606,6 +606,6 @@ def test_the_recurrence_of_an_adjoint_counts_all_of_its_terms():
     point[0, 0] = 1
     z = box_of(point)
     around = relu.relaxation_of(Backward(True), z.box)
-    pulled = adjoint._bound(Backward(True), 0 * multiplier, multiplier, around, weight, z, z.box)
+    pulled = adjoint_bound._bound(Backward(True), 0 * multiplier, multiplier, around, weight, z, z.box)
     value = fractions(point[0])
     assert_below(pulled, 0 * multiplier, value, [v - value[0] for v in value])  # h = z - W z, all units active

@@ -9,7 +9,7 @@ from oracles import Lambda
 
 from baselines import build, network_names, required_options
 from cerdeq import LinfBall, bound, margin_spec, verify
-from cerdeq.equilibrium import adjoint, fold
+from cerdeq.equilibrium import adjoint_bound, fold
 from harness.checker.bounds import equilibrium as equilibrium_module
 from harness.checker.bounds.boxes import Box, ball
 from harness.checker.bounds.equilibrium import NotProvedError, contraction, equilibrium
@@ -66,7 +66,9 @@ def attack(margins_of, x, steps=5):
 
 @pytest.mark.parametrize(("name", "options"), sample_networks())
 def test_margins_lie_below_attacks_and_where_ibp_s_and_crown_s_do(monkeypatch, name, options):
-    monkeypatch.setattr(adjoint, "_ADJOINT_TOLERANCE", 1e-6)  # at its 1e-4, CROWN alone stops that far from its limit
+    monkeypatch.setattr(
+        adjoint_bound, "_ADJOINT_TOLERANCE", 1e-6
+    )  # at its 1e-4, CROWN alone stops that far from its limit
     """Two derivations of each bound. Tighter boxes are no looser."""
     model = network_of(name, **options)
     pixels, labels = torch.randint(0, 256, (2, 1, 8, 8)), torch.tensor([3, 0])
