@@ -74,10 +74,10 @@ def trained_networks(paths: list[Path], patterns: Sequence[str], console: Consol
         network_dirs = [path] if (path / folder.TRAINING).exists() else folder.network_folders(path)
         found = {path.resolve(): record for path in network_dirs if (record := _trained(path)) is not None}
         if not found:
-            raise InputError(f"{path} holds no trained network of recipe version {RECIPE_VERSION}")
+            raise InputError(f"{path} holds no trained network of recipe version {RECIPE_VERSION} with its weights")
         if len(found) < len(network_dirs):
             left_out = f"{len(network_dirs) - len(found)} of {len(network_dirs)} networks"
-            console.print(f"{path}: left out {left_out}, untrained or of another recipe version")
+            console.print(f"{path}: left out {left_out}: untrained, without weights, or of another recipe version")
         records |= found
     if patterns:
         labels = {path: record.config.names(record.key) for path, record in records.items()}
@@ -86,10 +86,10 @@ def trained_networks(paths: list[Path], patterns: Sequence[str], console: Consol
 
 
 def _trained(network_dir: Path) -> TrainingRecord | None:
-    """Return the record of a network, None unless it is trained. Raises DamagedFileError."""
+    """Return the record of a network, None unless it is trained and its weights are there. Raises DamagedFileError."""
     record = folder.read_training(network_dir / folder.TRAINING)
-    is_trained = folder.read_trained(network_dir) is not None
-    return record if is_trained and record.recipe_version == RECIPE_VERSION else None
+    is_today = record.recipe_version == RECIPE_VERSION
+    return record if is_today and folder.is_trained(network_dir) else None
 
 
 def plan_evaluations(
@@ -102,8 +102,6 @@ def plan_evaluations(
     planned, load_once = {}, cache(partial(load, data_dir=data_dir))  # the data is large, and shared
     for network_dir, record in records.items():
         plugins.require_trusted(record.config, trusted)
-        if not (network_dir / folder.WEIGHTS).exists():
-            raise InputError(f"{network_dir} has no {folder.WEIGHTS}")
         with located(f"{network_dir}: "):
             planned[network_dir] = changes.of(folder.main_evaluation(network_dir))
             load_data(record, planned[network_dir], load_once)

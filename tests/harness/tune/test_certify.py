@@ -273,7 +273,7 @@ def test_an_unsound_bound_fails_its_evaluation_and_no_range_of_it_is_used(sweep_
     assert begun == [0, 10] * 2
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("failed cnn5 ibp seed") == 2
-    assert "left out 1 of 3 networks, untrained or of another recipe version" in printed
+    assert "left out 1 of 3 networks: untrained, without weights, or of another recipe version" in printed
     for network_dir in trained_networks(sweep_dir):
         (directory,) = evaluations(network_dir)
         assert folder.read_failure(directory).repeats and not (directory / ranges.RANGES).exists()
@@ -352,6 +352,13 @@ def test_networks_are_selected_by_their_labels(sweep_dir, capsys):
     assert "--only: found 'cnn9 *', allowed: one of" in capsys.readouterr().err
 
 
+def test_networks_whose_weights_are_not_stored_are_left_out(sweep_dir, network_dir, capsys):
+    (network_dir / folder.WEIGHTS).unlink()
+    assert run(sweep_dir, stages="ibp,crown") == 0
+    assert "left out 2 of 3 networks: untrained, without weights" in " ".join(capsys.readouterr().out.split())
+    assert [bool(evaluations(path)) for path in trained_networks(sweep_dir)] == [False, True]
+
+
 def make_stale(network_dir):
     record = json.loads((network_dir / folder.TRAINING).read_text())
     files.write_json(network_dir / folder.TRAINING, record | {"recipe_version": 1})
@@ -367,7 +374,7 @@ def change_data(network_dir):
     [
         (make_stale, "holds no trained network"),
         (change_data, "data: found"),
-        (lambda network_dir: (network_dir / folder.WEIGHTS).unlink(), "has no weights.safetensors"),
+        (lambda network_dir: (network_dir / folder.WEIGHTS).unlink(), "holds no trained network"),
         (lambda network_dir: (network_dir / folder.WEIGHTS).write_bytes(b""), "is not the file of which"),
     ],
 )
