@@ -10,7 +10,6 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.errors import InputError, located
-from harness.common.patterns import select_by_pattern
 from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config import plugins
@@ -26,6 +25,7 @@ from harness.storage.state import State, read_state_or_raise
 from harness.tune.items import Item
 from harness.tune.machines import share_machine
 from harness.tune.network_files import load_data
+from harness.tune.plan import select_networks
 from harness.tune.run_study import RunOptions, run_networks
 
 _MOST_WORKERS = 2**10  # as many as fit: a network of one range alone does not need them, which shows once it is open
@@ -79,10 +79,7 @@ def trained_networks(paths: list[Path], patterns: Sequence[str], console: Consol
             left_out = f"{len(network_dirs) - len(found)} of {len(network_dirs)} networks"
             console.print(f"{path}: left out {left_out}: untrained, without weights, or of another recipe version")
         records |= found
-    if patterns:
-        labels = {path: record.config.names(record.key) for path, record in records.items()}
-        records = {path: records[path] for path in select_by_pattern("--only", patterns, labels)}
-    return records
+    return select_networks(records, patterns)
 
 
 def _trained(network_dir: Path) -> TrainingRecord | None:

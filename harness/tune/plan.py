@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -48,10 +48,7 @@ class Plan:
         """
         all_records = [make_record(training, data.fingerprint) for training in study.trainings]
         records = {folder.network_dir(sweep_dir, record.key): record for record in all_records}
-        if patterns:
-            labels = {network_dir: record.config.names(record.key) for network_dir, record in records.items()}
-            records = {path: records[path] for path in select_by_pattern("--only", patterns, labels)}
-        return cls(study, data, sweep_dir, records)
+        return cls(study, data, sweep_dir, select_networks(records, patterns))
 
     @cached_property
     def asked(self) -> dict[Path, Evaluation]:
@@ -104,6 +101,17 @@ class Plan:
                 ):
                     problems[row.evaluation_dir] = problem
         return problems
+
+
+def select_networks(records: dict[Path, TrainingRecord], patterns: Sequence[str]) -> dict[Path, TrainingRecord]:
+    """Return the networks that match a pattern of `--only` by label, key or recipe; all without patterns.
+
+    Raises InputError for a pattern without a match.
+    """
+    if not patterns:
+        return records
+    names = {network_dir: record.config.names(record.key) for network_dir, record in records.items()}
+    return {network_dir: records[network_dir] for network_dir in select_by_pattern("--only", patterns, names)}
 
 
 def _find_problem(check: Callable[..., object], *arguments: object) -> str:
