@@ -54,26 +54,26 @@ def linear_backward(ctx: Backward, coefficients: Tensor, x: Interval, weight, bi
 def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None) -> Interval:
     """`spec` [B, K, N] merged into a last linear layer [N, M] before its weights are taken absolutely: [B, K]."""
     spec = spec.to(weight)
-    merged = spec @ weight
+    merged, terms = spec @ weight, weight.shape[1] + 1
 
     def margins(value: Tensor, matrix: Tensor) -> Tensor:
         return torch.einsum("bkm,bm->bk", matrix, value)
 
-    offset = 0.0 if bias is None else spec @ bias
-    center = margins(x.center, merged) + offset
-    clean = None if x.clean is None else margins(x.clean, merged) + offset
-    terms = weight.shape[1] + 1
     radius = margins(widen_terms(ctx, x.center, x.radius, terms), merged.abs())
-    if ctx.sound:
-        limits, size = torch.finfo(radius.dtype), x.center.abs() + x.radius
-        products = rounding_factor(spec.shape[2], radius.dtype)
-        radius = radius + products * margins(size, spec.abs() @ weight.abs())
-        # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
-        radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
-        if bias is not None:
-            radius = radius + (terms + spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
-            radius = radius + limits.tiny * bias.abs().sum()
-    return Interval(center, widen_sum(ctx, radius, terms * spec.shape[2]), clean)
+    if not ctx.sound:  # B N M products in place of B K M, and no rounding to bound
+        center, clean = center_and_clean(x, lambda value: (spec * F.linear(value, weight, bias)[:, None]).sum(2))
+        return Interval(center, radius, clean)
+    limits, size = torch.finfo(radius.dtype), x.center.abs() + x.radius
+    products = rounding_factor(spec.shape[2], radius.dtype)
+    radius = radius + products * margins(size, spec.abs() @ weight.abs())
+    # Of products of spec and weights, and of numbers of spec, that are rounded to a subnormal number or 0.
+    radius = radius + spec.shape[2] * limits.tiny * (size @ (1 + weight.abs().sum(0))).unsqueeze(1)
+    offset = 0.0
+    if bias is not None:
+        offset = spec @ bias
+        radius = radius + (terms + spec.shape[2] + 4) * limits.eps * (spec.abs() @ bias.abs())
+        radius = radius + limits.tiny * bias.abs().sum()
+    return Interval(margins(x.center, merged) + offset, widen_sum(ctx, radius, terms * spec.shape[2]))
 
 
 def specified(ctx: Context, x: Interval, spec: Tensor) -> Interval:

@@ -1,4 +1,4 @@
-"""Random crops and flips on the device, as one gather from the uint8 images."""
+"""Random crops and flips on the device, as one gather of uint8 pixels."""
 
 from dataclasses import dataclass
 
@@ -44,8 +44,7 @@ def augment(images: Tensor, index: Tensor, flip: Tensor, down: Tensor, across: T
     rows = (torch.arange(height, device=images.device) + down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + across[:, None]).clamp(0, width - 1)
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
-    channel = torch.arange(channels, device=images.device)
-    pixels = images[
-        index[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    positions = rows[:, :, None] * width + columns[:, None, :]
+    chosen = images.index_select(0, index).flatten(2)
+    pixels = chosen.gather(2, positions.flatten(1)[:, None].expand_as(chosen)).view(-1, channels, height, width)
     return pixels.to(torch.float32) / 255
