@@ -8,7 +8,7 @@ from harness.common import names
 from harness.common.terminal import percent
 from harness.config.training import RECIPE_VERSION
 from harness.settings import EVALUATION_VERSION
-from harness.storage import folder, ranges, training_record
+from harness.storage import folder, ranges, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.lock import holder
 from harness.storage.records import Chosen, EvaluationRecord, Failure, Result, TrainingRecord
@@ -179,9 +179,9 @@ def read_state_or_raise(evaluation_dir: Path) -> EvaluationState:
 
 def _count_epochs(network_dir: Path, is_running: bool) -> int:
     """Return how many epochs are trained; without those after the checkpoint, which are repeated, unless it runs."""
-    rows = training_record.read_epochs(network_dir)
+    rows = training_progress.read_epochs(network_dir)
     last = rows[-1][names.EPOCH] if rows else 0
-    return last if is_running else min(last, training_record.saved_epochs(network_dir))
+    return last if is_running else min(last, training_progress.saved_epochs(network_dir))
 
 
 def _describe_progress(evaluation_dir: Path, training: TrainingRecord, trained: Result | None, epochs: int) -> str:

@@ -23,7 +23,7 @@ from harness.common import names
 from harness.common.masking import mask_secrets
 from harness.config.training import flatten
 from harness.settings import Evaluation
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.files import DamagedFileError, parse_json, read_bytes, read_text, write_json
 from harness.storage.records import Result, TrainingRecord
 from harness.storage.state import EvaluationState, read_state_or_raise
@@ -209,7 +209,7 @@ class Tracker:
             with tracking_errors(self.uri):
                 points = self.client.get_metric_history(logged.run, names.TRAIN_EPS)
             logged.epoch = max((point.step for point in points), default=-1)
-        rows = training_record.read_epochs(network_dir, logged.epoch)
+        rows = training_progress.read_epochs(network_dir, logged.epoch)
         size = LARGEST_BATCH // max(1, *map(len, rows)) if rows else 1
         for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
             write_json(network_dir / STATE, logged.model_copy(update={"epoch": None}).model_dump())

@@ -13,7 +13,7 @@ from harness.common.errors import InputError
 from harness.config.training import Training
 from harness.settings import Precision, Recipe
 from harness.storage.folder import TRAINING_WARNINGS
-from harness.storage.training_record import Decisions, add_lines, read_decisions, write_decisions
+from harness.storage.training_progress import Decisions, add_lines, read_decisions, write_decisions
 from harness.training.compilation import compiler_problem
 
 WORTH_COMPILING = 10_000

@@ -16,7 +16,7 @@ from harness.evaluation.metrics import finite_or_none
 from harness.machine.device import tf32
 from harness.machine.environment import device_name
 from harness.storage.folder import TRAINED_ON
-from harness.storage.training_record import add_lines, cut_epochs, read_epochs, write_epoch
+from harness.storage.training_progress import add_lines, cut_epochs, read_epochs, write_epoch
 from harness.training import checkpoint
 from harness.training.checkpoint import Clock
 from harness.training.decisions import decide_steps

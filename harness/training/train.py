@@ -20,7 +20,7 @@ from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
 from harness.methods import make_teacher
 from harness.pretrained.weights import read_weights
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.files import write_atomically
 from harness.storage.records import Result, TrainingRecord
 from harness.training import loop
@@ -62,15 +62,15 @@ def train(
     else:
         teacher = _load_teacher(record, network_dir, device)
         metrics = _train(config, images, network_dir, device, report, Clock(save_seconds), teacher)
-        environment["device"] = ", ".join(training_record.read_lines(network_dir / folder.TRAINED_ON))
-        decisions = training_record.read_decisions(network_dir)
+        environment["device"] = ", ".join(training_progress.read_lines(network_dir / folder.TRAINED_ON))
+        decisions = training_progress.read_decisions(network_dir)
         assert decisions is not None
         environment["steps"] = f"{'compiled' if decisions.compile else 'eager'}, {decisions.precision}"
-    epochs = training_record.read_epochs(network_dir)
+    epochs = training_progress.read_epochs(network_dir)
     metrics[names.TRAIN_SECONDS] = sum(row.get(names.TRAIN_EPOCH_SECONDS, 0.0) for row in epochs)
     missing = missing_classes(images.labels.tolist(), "training images", data.info) if len(images) else []
     warnings = [*data.warnings, *missing]
-    warnings += training_record.read_lines(network_dir / folder.TRAINING_WARNINGS)
+    warnings += training_progress.read_lines(network_dir / folder.TRAINING_WARNINGS)
     for message in warnings:
         _log.debug("warning: %s", message)
     result = Result(record.key, finite_or_none(metrics), environment, data.summary(), warnings)

@@ -22,7 +22,7 @@ from harness.settings import Evaluation
 from harness.storage import folder, ranges
 from harness.storage.files import remove_unfinished
 from harness.storage.records import make_record
-from harness.storage.training_record import log_to_folder
+from harness.storage.training_progress import log_to_folder
 from harness.training.checkpoint import SAVE_SECONDS
 from harness.training.loop import NonFiniteLossError, Report
 from harness.training.train import train

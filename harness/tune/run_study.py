@@ -17,7 +17,7 @@ from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
 from harness.machine.environment import device_name, source_digest
 from harness.settings import Evaluation
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.files import remove_unfinished
 from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
@@ -208,7 +208,7 @@ class StudyListener(Progress):
         """Show what an item does, and log the row of an epoch, except a teacher's."""
         super().on_report(item, row)
         if names.EPOCH in row:
-            warnings = training_record.read_lines(item.directory / folder.TRAINING_WARNINGS)
+            warnings = training_progress.read_lines(item.directory / folder.TRAINING_WARNINGS)
             self._warn(item, warnings)
         if item.evaluations and (names.EPOCH in row or (names.ACTIVITY in row and item.images is None)):
             self.log(item.directory, True)

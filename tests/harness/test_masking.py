@@ -8,7 +8,7 @@ from harness.command_line import main
 from harness.common.errors import InputError
 from harness.common.masking import mask_secrets
 from harness.storage import folder
-from harness.storage.training_record import log_to_folder
+from harness.storage.training_progress import log_to_folder
 
 HIDDEN = {
     "http://user:pa55@host:5000/": "http://user:***@host:5000/",

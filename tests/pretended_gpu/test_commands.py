@@ -13,7 +13,7 @@ import yaml
 from pretended import environment, problem, run_python
 
 from harness.common import names
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 
 pytestmark = [pytest.mark.skipif(problem() is not None, reason=str(problem())), pytest.mark.timeout(600)]
 SWEEP = {
@@ -166,7 +166,7 @@ def _worker_in_the_middle(machine: Machine) -> int:
     """Wait until a network has trained two epochs, and return the process that trains it first."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
-        if any(len(training_record.read_epochs(each)) > 2 for each in machine.networks()):
+        if any(len(training_progress.read_epochs(each)) > 2 for each in machine.networks()):
             return machine.calls("train_and_evaluate")[0]["process"]
         time.sleep(0.2)
     raise TimeoutError("no network trained two epochs")

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.common import names
 from harness.leaderboard.section import Section
 from harness.report.figures.style import COLOURS, GREY, MARKERS
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 
 _LOOKS = [{"color": colour, "marker": marker} for colour, marker in zip(COLOURS, MARKERS, strict=True)]
 OTHERS = {"color": GREY, "marker": "."}  # of rows for which there is no colour
@@ -72,7 +72,7 @@ class SectionData:
             [
                 network | epoch
                 for network in networks
-                for epoch in training_record.read_epochs(folder.network_of(network["evaluation_dir"]))
+                for epoch in training_progress.read_epochs(folder.network_of(network["evaluation_dir"]))
             ]
         )
 

@@ -19,7 +19,7 @@ from harness.evaluation.verdicts import evaluate_images
 from harness.leaderboard.evaluations import read_evaluations
 from harness.pretrained.network_file import digest_of
 from harness.settings import EVALUATION_VERSION
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.state import read_state_or_raise
 from harness.training import monitor
 from harness.training.loop import train
@@ -88,7 +88,7 @@ def test_training_has_not_changed(tmp_path, monkeypatch):
     after it, and the last report is repeated.
     """
     _, config, evaluation = read("cnn5")
-    recorded, rows, reports, step = training_record.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
+    recorded, rows, reports, step = training_progress.read_epochs(HERE / "cnn5"), [], [], Stepper.__call__
 
     def in_the_first_epoch(stepper, *arguments):
         if len(rows) < 2:

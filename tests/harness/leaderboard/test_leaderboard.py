@@ -15,7 +15,7 @@ from harness.leaderboard.columns import THREE_DIGITS, Column
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Recipe
-from harness.storage import files, folder, training_record
+from harness.storage import files, folder, training_progress
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -168,7 +168,7 @@ def test_failed_and_unfinished_networks_are_listed_and_counted(sweep):
     for seed in range(2):
         add(sweep, metrics(), seed=seed)
     add(sweep, failure="the loss is not finite", seed=2)
-    training_record.write_epoch(folder.network_of(add(sweep, method="sabr")), {names.EPOCH: 1})
+    training_progress.write_epoch(folder.network_of(add(sweep, method="sabr")), {names.EPOCH: 1})
     add(sweep, method="sabr", seed=1)
     leaderboard = write_leaderboard(sweep)
     assert "| 2 of 3 |" in text(sweep, "md")

@@ -13,7 +13,7 @@ from harness.evaluation.verdicts import EvaluationResult
 from harness.leaderboard.table import build_leaderboard
 from harness.report.figures.section_data import SectionData
 from harness.settings import Evaluation, Recipe
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.records import Result, make_record
 
 STAGES = ("ibp", "crown-ibp")
@@ -61,7 +61,7 @@ def add(
     table.to_parquet(path / folder.VERDICTS)
     if not (network_dir / folder.EPOCHS).exists():
         for epoch in range(epochs):
-            training_record.write_epoch(network_dir, _epoch(model, epoch))
+            training_progress.write_epoch(network_dir, _epoch(model, epoch))
     layers = _widths(model, 0.5 + seed / 10)
     for number, layer in enumerate(_names(model), start=1):
         layers |= {names.layer_unstable(layer): 10.0 * number, names.layer_inactive(layer): 5.0}

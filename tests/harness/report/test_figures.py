@@ -19,7 +19,7 @@ from harness.report.figures import error_figures, images, networks, style, train
 from harness.report.figures.catalogue import FIGURES, figures_of
 from harness.report.figures.section_data import SectionData
 from harness.settings import Recipe
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.files import DamagedFileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -135,11 +135,11 @@ def test_two_depths_make_no_figure(tmp_path):
 @pytest.mark.parametrize(("missed", "is_shown"), [(1e-6, False), (2.0, True)])
 def test_a_missed_radius_is_shown_where_it_is_more_than_rounding(tmp_path, missed, is_shown):
     network_dir = folder.network_of(add(tmp_path / "study", right(100), model="cerdeq"))
-    rows = training_record.read_epochs(network_dir)
+    rows = training_progress.read_epochs(network_dir)
     (network_dir / folder.EPOCHS).unlink()
     for row in rows:
         row |= {names.in_training(names.MISSED_RADIUS): missed * row[names.EPOCH]}
-        training_record.write_epoch(network_dir, row)
+        training_progress.write_epoch(network_dir, row)
     titles = [axes.get_title("left") for axes in training.curves(section_of(tmp_path / "study")).axes]
     assert ("missed radius, %" in titles) == is_shown
 

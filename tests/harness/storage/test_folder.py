@@ -6,7 +6,7 @@ import pytest
 
 from harness.common import names
 from harness.common.errors import InputError, SettingError
-from harness.storage import files, folder, training_record
+from harness.storage import files, folder, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.records import Failure, Result, make_record
 
@@ -85,10 +85,10 @@ def test_records_results_and_failures_are_read_as_they_were_written(tmp_path, re
 
 
 def test_an_epoch_written_again_drops_the_rows_from_it_on(tmp_path):
-    assert training_record.read_epochs(tmp_path) == []
+    assert training_progress.read_epochs(tmp_path) == []
     for epoch, loss in ((0, 9.0), (1, 8.0), (2, 7.0), (1, 6.0)):
-        training_record.write_epoch(tmp_path, {names.EPOCH: epoch, names.TRAIN_LOSS: loss})
-    assert [(row[names.EPOCH], row[names.TRAIN_LOSS]) for row in training_record.read_epochs(tmp_path)] == [
+        training_progress.write_epoch(tmp_path, {names.EPOCH: epoch, names.TRAIN_LOSS: loss})
+    assert [(row[names.EPOCH], row[names.TRAIN_LOSS]) for row in training_progress.read_epochs(tmp_path)] == [
         (0, 9.0),
         (1, 6.0),
     ]
@@ -150,9 +150,9 @@ def test_a_network_knows_its_main_evaluation_in_each_profile(tmp_path, tiny_eval
 
 def test_half_a_row_of_a_killed_process_is_no_row_and_is_replaced(tmp_path):
     for epoch in (0, 1):
-        training_record.write_epoch(tmp_path, {names.EPOCH: epoch})
+        training_progress.write_epoch(tmp_path, {names.EPOCH: epoch})
     with open(tmp_path / folder.EPOCHS, "a") as file:
         file.write('{"epoch": 2, "tra')
-    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path)] == [0, 1]
-    training_record.write_epoch(tmp_path, {names.EPOCH: 2})
-    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path, after=0)] == [1, 2]
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path)] == [0, 1]
+    training_progress.write_epoch(tmp_path, {names.EPOCH: 2})
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path, after=0)] == [1, 2]

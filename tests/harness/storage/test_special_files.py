@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.leaderboard.literature import read_literature
-from harness.storage import folder, lock, parquet, training_record
+from harness.storage import folder, lock, parquet, training_progress
 from harness.storage.files import DamagedFileError, read_text
 from harness.storage.lock import LOCK
 from harness.training.checkpoint import restore
@@ -20,7 +20,7 @@ READERS = {
     JOURNAL: load_studies,
     "leaderboard.md": lambda path: read_text(path / "leaderboard.md"),
     "published.csv": lambda path: read_literature(path / "sweep"),
-    folder.EPOCHS: training_record.read_epochs,
+    folder.EPOCHS: training_progress.read_epochs,
     folder.VERDICTS: lambda path: parquet.read_verdicts(path, []),
 }
 """What reads the file of this name in a directory."""

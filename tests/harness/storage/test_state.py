@@ -10,7 +10,7 @@ from torch import nn
 from harness.common import names
 from harness.config.training import RECIPE_VERSION
 from harness.settings import EVALUATION_VERSION
-from harness.storage import files, folder, training_record
+from harness.storage import files, folder, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.records import Result, make_record, record_json
 from harness.storage.state import State, read_state, read_state_or_raise, read_states
@@ -38,7 +38,7 @@ def test_an_evaluation_goes_through_its_states(tmp_path, record, evaluation_dir,
     begun = read_state(evaluation_dir)
     assert begun.state is State.NOT_BEGUN and begun.written is None
     assert (begun.training, begun.evaluation.config) == (record, tiny_evaluation())
-    training_record.write_epoch(tmp_path, {names.EPOCH: 1})
+    training_progress.write_epoch(tmp_path, {names.EPOCH: 1})
     os.utime(tmp_path / folder.EPOCHS, (1000, 1000))
     expected = ((None, State.UNFINISHED, 0), (1001.0, State.UNFINISHED, 0), (999.0, State.RUNNING, 1))
     for run_began, state, epoch in expected:
@@ -79,7 +79,7 @@ def test_each_evaluation_of_a_network_has_a_state_of_its_own(tmp_path, record, t
 
 def test_epochs_that_are_trained_again_do_not_count(tmp_path, evaluation_dir):
     for epoch in range(1, 4):
-        training_record.write_epoch(tmp_path, {names.EPOCH: epoch})
+        training_progress.write_epoch(tmp_path, {names.EPOCH: epoch})
     optimiser = torch.optim.SGD(nn.Linear(3, 2).parameters())
     checkpoint.save(tmp_path, 2, {"optimiser": optimiser})
     assert read_state(evaluation_dir).description == "epoch 2 of 3"

@@ -14,7 +14,7 @@ from steppers import Killed, kill, train_network
 from harness.common import names
 from harness.common.errors import InputError
 from harness.machine.device import count_cores
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.training import decisions, objective, train_and_evaluate
 from harness.training.compilation import compiler_problem
 from harness.training.decisions import WORTH_COMPILING, decide_steps
@@ -141,7 +141,7 @@ def test_a_compiled_training_is_repeated_and_resumed_to_the_same_bits(tmp_path, 
     train_network(config, tmp_path / "uninterrupted")
     with pytest.raises(Killed):
         train_network(config, tmp_path / "interrupted", kill, save_seconds=0)
-    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path / "interrupted")] == [0, 1, 2]
     train_network(config, tmp_path / "interrupted")
     train_network(tiny_training("fc", **FC | {"method": method}), tmp_path / "eager")
     ways = ("uninterrupted", "interrupted", "eager")
@@ -187,7 +187,7 @@ def test_a_cpu_or_card_without_bf16_is_one_warning(tiny_training, tmp_path, monk
         directory = tmp_path / str(has_bf16)
         warnings = train_network(config, directory).warnings
         decide_steps(config, 320, GPU, tmp_path / f"gpu {has_bf16}")
-        assert warnings == training_record.read_lines(tmp_path / f"gpu {has_bf16}" / folder.TRAINING_WARNINGS)
+        assert warnings == training_progress.read_lines(tmp_path / f"gpu {has_bf16}" / folder.TRAINING_WARNINGS)
         assert [line.partition(":")[0] for line in warnings] == [] if has_bf16 else ["bf16 is slow here"]
     assert "bf16 is slow here" in (directory / folder.LOG).read_text()
 

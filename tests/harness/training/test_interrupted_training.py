@@ -9,7 +9,7 @@ from steppers import Killed, kill, train_network
 
 from harness.common import names
 from harness.data import load
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.training import checkpoint, train_and_evaluate
 from harness.training.loop import train
 
@@ -50,7 +50,7 @@ def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(tmp_path, t
     train_network(config, tmp_path / "undisturbed")
     resumed, undisturbed = (load_file(path / folder.WEIGHTS) for path in (broken, tmp_path / "undisturbed"))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
-    assert [row[names.EPOCH] for row in training_record.read_epochs(broken)] == [0, 1, 2, 3]
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(broken)] == [0, 1, 2, 3]
 
 
 def test_the_result_names_the_devices_of_training_if_evaluation_has_another_one(
@@ -79,7 +79,7 @@ def test_a_training_that_was_killed_anywhere_has_every_row_once(
 ):
     """Checkpoint and row of an epoch are two files. At epoch 2 the only checkpoint is that of epoch 1."""
     if where == 2:
-        due = checkpoint.Clock, "is_save_due", lambda clock: len(training_record.read_epochs(tmp_path)) == 2
+        due = checkpoint.Clock, "is_save_due", lambda clock: len(training_progress.read_epochs(tmp_path)) == 2
         monkeypatch.setattr(*due)
 
     def die(*_args, **_kwargs):
@@ -94,12 +94,12 @@ def test_a_training_that_was_killed_anywhere_has_every_row_once(
     config, again = tiny_training(), []
     with pytest.raises(Killed):
         train_network(config, tmp_path, report, save_seconds=0)
-    written = training_record.read_epochs(tmp_path)
+    written = training_progress.read_epochs(tmp_path)
     monkeypatch.undo()
     result = train_network(config, tmp_path, again.append)
     first = DEATHS[where]
     assert next(row[names.EPOCH] for row in again if names.EPOCH in row) == first
-    rows, (unbroken, undisturbed) = training_record.read_epochs(tmp_path), whole_network("cnn5")
+    rows, (unbroken, undisturbed) = training_progress.read_epochs(tmp_path), whole_network("cnn5")
     assert rows[:first] == written[:first] and without_times(rows) == without_times(undisturbed)
     assert len((tmp_path / folder.EPOCHS).read_text().splitlines()) == len(rows)
     assert result.metrics[names.TRAIN_SECONDS] == pytest.approx(sum(row[names.TRAIN_EPOCH_SECONDS] for row in rows[1:]))

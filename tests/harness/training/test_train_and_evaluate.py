@@ -18,7 +18,7 @@ from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import OpenEvaluation
 from harness.evaluation.verdicts import evaluate_images
-from harness.storage import folder, ranges, training_record
+from harness.storage import folder, ranges, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.state import State, read_state
 from harness.training import NonFiniteLossError, loop, train_and_evaluate
@@ -29,7 +29,7 @@ def test_a_network_leaves_everything_that_its_numbers_rest_on(tiny_training, tin
     network_dir, rows = whole_network("cerdeq")
     directory = folder.evaluation_dir(network_dir, tiny_evaluation())
     assert [row[names.EPOCH] for row in rows] == [0, 1, 2, 3]
-    assert rows == training_record.read_epochs(network_dir)
+    assert rows == training_progress.read_epochs(network_dir)
     widths = {names.in_training(names.BOUND_WIDTH), "train/bound_width/relu1"}
     assert {names.TRAIN_LOSS, names.TRAIN_EPS} | widths <= rows[1].keys()
     metrics = folder.read_result(directory).metrics
@@ -71,7 +71,7 @@ def test_widths_of_the_untrained_network_that_overflow_become_null(tmp_path, tin
     rows = []
     train_network(tiny_training(), tmp_path, rows.append)
     expected = {names.EPOCH: 0, names.TRAIN_EPS: 0.0, "train/bound_width": None, "b": None}
-    assert rows[0] == training_record.read_epochs(tmp_path)[0] == expected
+    assert rows[0] == training_progress.read_epochs(tmp_path)[0] == expected
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path, tiny_training, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path, tiny_training, monke
     assert "non-finite in epoch 2" in failure.error
     assert math.isfinite(failure.last_finite[names.TRAIN_LOSS])
     assert folder.read_trained(tmp_path) is None
-    assert [row[names.EPOCH] for row in training_record.read_epochs(tmp_path)] == [0, 1]
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path)] == [0, 1]
     monkeypatch.undo()
     train_network(tiny_training(), tmp_path)
     assert folder.read_failure(tmp_path) is None

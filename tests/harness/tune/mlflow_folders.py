@@ -5,7 +5,7 @@ import pandas
 from harness.common.radius import Radius
 from harness.config.training import Training
 from harness.settings import Evaluation, Recipe
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.records import Result, make_record
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -32,7 +32,7 @@ def make_folder(tmp_path, seed=0):
 def train(network_dir, first, last, loss=1.0):
     for epoch in range(first, last + 1):
         row = {"epoch": epoch, "train/loss": loss / epoch, "train/eps": 0.1 * epoch, "missing": None}
-        training_record.write_epoch(network_dir, row)
+        training_progress.write_epoch(network_dir, row)
 
 
 def finish(network_dir, metrics=FINAL, evaluation=EVALUATION):

@@ -13,7 +13,7 @@ from small_sweep import load_sweep
 from harness.command_line import main
 from harness.common import names
 from harness.data import load
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.records import make_record
 from harness.tune import ray_tune
 from harness.tune.items import run_items
@@ -120,7 +120,7 @@ class Study:
         assert set(self.runs) == keys | {f"{key}/{other.key}" for key in keys for other in others}
         for record in self.records.values():
             network_dir, run = folder.network_dir(self.directory, record.key), self.runs[record.key]
-            assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == epochs
+            assert [row[names.EPOCH] for row in training_progress.read_epochs(network_dir)] == epochs
             assert folder.read_failure(network_dir) is None
             for evaluation in (main, *others):
                 evaluation_dir = folder.evaluation_dir(network_dir, evaluation)
@@ -137,7 +137,7 @@ class Study:
                 for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
                     assert self.history(logged, name) == [(0, result.metrics[name])]
             for name, first in ((names.TRAIN_LOSS, 1), (names.TRAIN_EPS, 0), (names.in_training(names.BOUND_WIDTH), 0)):
-                written = [(row[names.EPOCH], row[name]) for row in training_record.read_epochs(network_dir)[first:]]
+                written = [(row[names.EPOCH], row[name]) for row in training_progress.read_epochs(network_dir)[first:]]
                 assert self.history(record.key, name) == written
             speeds = self.history(record.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]

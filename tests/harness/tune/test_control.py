@@ -14,7 +14,7 @@ from study import TINY, Study, snapshot
 from harness.checker.bounds import operators
 from harness.common import names
 from harness.common.errors import Stopped
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.tracking.tracker import Tracker
 from harness.tune import ray_tune
 
@@ -203,7 +203,7 @@ def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, cap
 def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
     def act(items, on_report, on_end):
         first, second = items
-        on_report(second, training_record.read_epochs(second.directory)[-1])
+        on_report(second, training_progress.read_epochs(second.directory)[-1])
         on_end(first, "it died")
         on_end(second, "it died")
 
@@ -217,7 +217,7 @@ def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, caps
 def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, replace_ray, capsys, number, status):
     def act(items, on_report, on_end):
         for item in items:
-            on_report(item, training_record.read_epochs(item.directory)[-1])
+            on_report(item, training_progress.read_epochs(item.directory)[-1])
         assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
         raise Stopped(number)
 

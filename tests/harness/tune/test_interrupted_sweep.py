@@ -10,7 +10,7 @@ from processes import alive, wait_for, workers
 from study import LONG, TINY, Study, snapshot, without_ray
 
 from harness.common import names
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -55,7 +55,7 @@ def test_more_seeds_train_only_the_new_ones(copied):
 
 def assert_goes_on(network_dir, before):
     """Epochs that were there are there still, but for durations: those after the last checkpoint are trained again."""
-    rows = training_record.read_epochs(network_dir)
+    rows = training_progress.read_epochs(network_dir)
     assert without_times(rows[: len(before)]) == without_times(before)
 
 
@@ -70,7 +70,7 @@ def stopped_in_the_middle(study, number, send=None):
     try:
         wait_for(
             lambda: any(
-                len(training_record.read_epochs(network_dir)) > 2 for network_dir in study.network_dirs.values()
+                len(training_progress.read_epochs(network_dir)) > 2 for network_dir in study.network_dirs.values()
             ),
             400,
         )
@@ -81,10 +81,10 @@ def stopped_in_the_middle(study, number, send=None):
     finally:
         driver.kill()
     wait_for(lambda: not any(map(alive, running)), 15)
-    left = {network_dir: training_record.read_epochs(network_dir) for network_dir in study.network_dirs.values()}
+    left = {network_dir: training_progress.read_epochs(network_dir) for network_dir in study.network_dirs.values()}
     assert any(folder.read_result(path) is None for path in study.evaluation_dirs.values())
     time.sleep(1)
-    assert {network_dir: training_record.read_epochs(network_dir) for network_dir in left} == left, (
+    assert {network_dir: training_progress.read_epochs(network_dir) for network_dir in left} == left, (
         "nobody writes any more"
     )
     return driver.returncode, out, err, left

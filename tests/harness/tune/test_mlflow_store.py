@@ -31,7 +31,7 @@ from servers import free_port
 
 from harness.common.radius import Radius
 from harness.config.training import RECIPE_VERSION
-from harness.storage import files, folder, training_record
+from harness.storage import files, folder, training_progress
 from harness.tracking import view
 from harness.tracking.client import TrackingError
 from harness.tracking.tracker import STATE, Tracker, row_of
@@ -69,7 +69,7 @@ def test_a_run_follows_its_network_from_epoch_0_to_the_end(tracker, tmp_path):
     network_dir = make_folder(tmp_path)
     tracker.log(network_dir)
     assert only_run(tracker).info.status == "RUNNING" and artifacts(tracker) == {folder.TRAINING}
-    training_record.write_epoch(network_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
+    training_progress.write_epoch(network_dir, {"epoch": 0, "train/eps": 0.0, "train/bound_width_relative": None})
     for first, last in ((1, 2), (3, 4)):
         for _ in range(2):
             tracker.log(network_dir)

@@ -10,7 +10,7 @@ from rich.console import Console
 from harness.common import names
 from harness.common import terminal as terminal_module
 from harness.common.terminal import announced
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.storage.records import Result, make_record
 from harness.tune import progress as progress_module
 from harness.tune.items import LEFT, Item, Queue
@@ -153,12 +153,12 @@ def test_what_is_done_before_the_first_item_is_said_again_while_it_lasts(pipe, m
 
 def test_a_warning_of_training_is_shown_at_the_first_epoch_and_once(three, terminal):
     item, logged = three[0], []
-    training_record.add_lines(item.directory / folder.TRAINING_WARNINGS, ["steps are eager: no compiler"])
+    training_progress.add_lines(item.directory / folder.TRAINING_WARNINGS, ["steps are eager: no compiler"])
     listener = study(terminal, logged)
     listener.on_report(item, {**ROW, names.EPOCH: 1})
     assert "warning cnn5 ibp seed 0: steps are eager: no compiler" in terminal.file.getvalue()
     listener.on_report(item, ROW)
-    finish(item, *training_record.read_lines(item.directory / folder.TRAINING_WARNINGS))
+    finish(item, *training_progress.read_lines(item.directory / folder.TRAINING_WARNINGS))
     listener.on_end(item, None, {})
     assert terminal.file.getvalue().count("steps are eager") == 1
     assert logged == [(item.directory, True)] * 2 + [(item.directory, False)]

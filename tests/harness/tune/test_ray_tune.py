@@ -19,7 +19,7 @@ from harness.common import names
 from harness.common.errors import SettingError
 from harness.data import load
 from harness.machine.environment import source_digest
-from harness.storage import files, folder, training_record
+from harness.storage import files, folder, training_progress
 from harness.storage.records import make_record
 from harness.tune import ray_connection, ray_tune
 from harness.tune.items import LEFT, Item, Listener, Queue, Worker
@@ -153,7 +153,7 @@ def test_items_that_fail_are_retried_and_a_network_reports_its_epochs_and_the_ra
     rows = events.rows["trained"]
     reported = [row.get(names.EPOCH, (row.get(names.EVALUATED), row.get(names.IMAGES))) for row in rows]
     assert reported == [(None, None), 0, 1, 2, 3, (None, None)]
-    for row, written in zip(rows[1:5], training_record.read_epochs(trained), strict=True):
+    for row, written in zip(rows[1:5], training_progress.read_epochs(trained), strict=True):
         assert written.items() <= row.items()
     assert rows[0][names.ACTIVITY] == "reads its data"
     assert events.starts.count("raises") == 2 and events.starts.count("trained") == 1
@@ -173,7 +173,7 @@ def test_ray_s_own_analysis_shows_each_network_by_its_config_with_its_epochs(
     expected = {"model": "cnn5", "method": "ibp", "seed": 3, "train/eps": "1/32", "label": "label of trained"}
     assert {name: shown[f"config/trial/{name}"] for name in expected} == expected
     (rows,) = analysis.trial_dataframes.values()
-    losses = [row[names.TRAIN_LOSS] for row in training_record.read_epochs(tmp_path / "results/trained")[1:]]
+    losses = [row[names.TRAIN_LOSS] for row in training_progress.read_epochs(tmp_path / "results/trained")[1:]]
     assert [loss for loss in rows[names.TRAIN_LOSS] if loss == loss] == losses
 
 

@@ -13,7 +13,7 @@ from study import LONG, SETTINGS, Study
 from test_soak import contents, logged, table
 
 from harness.common import names
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "docs/clusters/slurm.sh"
@@ -120,7 +120,7 @@ def test_a_stopped_job_saves_its_epochs_and_the_next_one_goes_on(quiet, environm
     assert "Killed" not in printed and "srun" not in printed
     wait_for(lambda: not processes_with(f"SLURM_JOB_ID={again.id}"), 120)  # agents of Ray look for it each minute
     for network_dir in study.network_dirs.values():
-        assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == list(range(EPOCHS + 1))
+        assert [row[names.EPOCH] for row in training_progress.read_epochs(network_dir)] == list(range(EPOCHS + 1))
     assert contents(study) == contents(quiet)
     assert logged(study) == logged(quiet)
     assert table(study) == table(quiet)

@@ -23,7 +23,7 @@ from servers import free_port
 from study import SETTINGS, TINY, Study
 
 from harness.common import names
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 
 pytestmark = [
     pytest.mark.slow,
@@ -150,7 +150,7 @@ def test_a_sweep_in_which_a_process_is_killed_ends_as_a_quiet_one(root, machines
     for number in range(ROUNDS):
         study = make_study(root / str(number))
         machines.drive(study)
-        begun = is_evaluated if kind == "gcs_server" and number % 2 else training_record.read_epochs
+        begun = is_evaluated if kind == "gcs_server" and number % 2 else training_progress.read_epochs
         wait_for(lambda study=study, begun=begun: any(map(begun, study.network_dirs.values())), PATIENCE)
         time.sleep(drawn.uniform(0, LINGERING / 6 if begun is is_evaluated else LINGERING))
         assert machines.driver.poll() is None, "the sweep has ended before the kill"
@@ -204,7 +204,7 @@ def contents(study):
                 path.relative_to(network_dir): path.read_bytes() if path.name in exact else None
                 for path in network_dir.rglob("*")
             },
-            list(map(without_times, training_record.read_epochs(network_dir))),
+            list(map(without_times, training_progress.read_epochs(network_dir))),
             [
                 (without_times(result.metrics), result.warnings, result.taken_over)
                 for result in map(folder.read_result, folder.evaluation_folders(network_dir))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from harness.command_line import FAILED, OK, TERMINATED, main
 from harness.common import names
 from harness.data import load
-from harness.storage import folder, ranges, training_record
+from harness.storage import folder, ranges, training_progress
 from harness.storage.records import make_record
 from harness.training.train_and_evaluate import train_and_evaluate
 from harness.tune.run_study import StudyListener
@@ -159,7 +159,7 @@ def test_sigterm_ends_a_network_and_the_same_command_goes_on(training_file, tmp_
         patch.setattr(StudyListener, "on_report", terminate)
         assert call(tmp_path, first, second) == TERMINATED
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
-    assert [row[names.EPOCH] for row in training_record.read_epochs(network_dir)] == [0, 1]
+    assert [row[names.EPOCH] for row in training_progress.read_epochs(network_dir)] == [0, 1]
     assert folder.read_failure(network_dir) is None and not (other / folder.EPOCHS).exists()
     assert call(tmp_path, first, second) == OK
     assert result_of(network_dir) is not None and result_of(other) is not None

@@ -7,7 +7,7 @@ import torch
 from values import uncaptured_values
 
 from harness.common import names
-from harness.storage import folder, training_record
+from harness.storage import folder, training_progress
 from harness.training import train_and_evaluate
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -36,7 +36,7 @@ def test_a_network_ends_as_on_a_cpu(tiny_training, tiny_evaluation, tmp_path, mo
     for name in (names.CERTIFIED_ERROR, names.STANDARD_ERROR, names.ATTACK_ERROR):
         assert abs(result.metrics[name] - expected.metrics[name]) < 4, name
     losses = [
-        [row.get(names.TRAIN_LOSS) for row in training_record.read_epochs(tmp_path / device)]
+        [row.get(names.TRAIN_LOSS) for row in training_progress.read_epochs(tmp_path / device)]
         for device in ("gpu", "cpu")
     ]
     assert losses[0][1:] == pytest.approx(losses[1][1:], rel=1e-3)
