@@ -62,6 +62,7 @@ class SweepRun:
             search = Search(study, self.data, self.sweep_dir, console)
             search.show()
             if options.dry_run:
+                console.print(search.describe_time(at_once))
                 console.print("its winners become the networks; a dry run: nothing was started or written")
                 return True
             open_mlflow(study.name, run_options, console)  # refuses a wrong store before hours of work

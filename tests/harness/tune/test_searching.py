@@ -269,6 +269,14 @@ def test_only_is_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, 
     assert {path.name for path in Path().iterdir()} == {"sweep.yaml"}
 
 
+def test_a_dry_run_estimates_the_time_from_finished_candidates(tmp_path, workers):
+    search = search_of(read(tmp_path, trials=10), tmp_path)
+    assert search.describe_time(at_once=1) == "time: unknown, since none of the 10 candidates has finished"
+    workers(lambda directory: write_metrics(directory, {names.TRAIN_SECONDS: 50.0, names.EVALUATION_SECONDS: 10.0}))
+    search_of(read(tmp_path, trials=4), tmp_path).run(OPTIONS)
+    assert search.describe_time(at_once=2) == "time: 6.0 min of work for 6 candidates; 3.0 min side by side"
+
+
 @pytest.mark.parametrize("has_unfinished", [False, True])
 def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
     monkeypatch.chdir(tmp_path)
