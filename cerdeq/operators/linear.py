@@ -1,6 +1,7 @@
 """Fully connected layers, products with a constant matrix, and a specification as a last one."""
 
 import operator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,9 @@ def specified_linear(ctx: Context, x: Interval, spec: Tensor, weight, bias=None)
 
     radius = margins(widen_terms(ctx, x.center, x.radius, terms), merged.abs())
     if not ctx.sound:  # B N M products in place of B K M, and no rounding to bound
-        center, clean = center_and_clean(x, lambda value: (spec * F.linear(value, weight, bias)[:, None]).sum(2))
-        return Interval(center, radius, clean)
+        center, clean = center_and_clean(x, lambda value: F.linear(value, weight, bias))
+        of_outputs = partial(torch.einsum, "bkn,bn->bk", spec)
+        return Interval(of_outputs(center), radius, None if clean is None else of_outputs(clean))
     limits, size = torch.finfo(radius.dtype), x.center.abs() + x.radius
     products = rounding_factor(spec.shape[2], radius.dtype)
     radius = radius + products * margins(size, spec.abs() @ weight.abs())
