@@ -13,7 +13,7 @@ from cerdeq.bounds import unchecked_margin_spec
 from cerdeq.boxes import clipped_ball
 from harness.data.augment import augment
 from harness.methods import cross_entropy
-from harness.training.step import make_optimiser
+from harness.training.step import image_layout, make_optimiser
 
 _CLIP_NORM = 10.0
 
@@ -36,7 +36,7 @@ def auto_lirpa_step(
         group["lr"] = torch.tensor(rate, device=images.device)
 
     def step() -> None:
-        x = augment(images, *batch).contiguous(memory_format=torch.channels_last)
+        x = augment(images, *batch).contiguous(memory_format=image_layout(model))
         box = clipped_ball(x, eps)
         ball = library.PerturbationLpNorm(x_L=box.lower, x_U=box.upper)
         optimiser.zero_grad(set_to_none=True)

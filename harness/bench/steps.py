@@ -26,7 +26,7 @@ from harness.machine.freed_memory import reuse_freed_memory
 from harness.methods import make_teacher, method_options
 from harness.settings import Precision, Recipe
 from harness.training.initialise import initialise
-from harness.training.step import Stepper, make_optimiser
+from harness.training.step import Stepper, image_layout, make_optimiser
 
 K = TypeVar("K")
 Step = Callable[[], object]
@@ -177,7 +177,7 @@ class TimedNetworks:
         forward = torch.compile(model, dynamic=False) if kind.compiled else model
 
         def step() -> None:
-            x = augment(self.images, *self.batch).contiguous(memory_format=torch.channels_last)
+            x = augment(self.images, *self.batch).contiguous(memory_format=image_layout(model))
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=kind.precision == "bf16"):
                 logits = forward(x)

@@ -46,8 +46,7 @@ def make_objective(
 
     def regulariser(losses: Losses) -> Tensor:
         boxes = [losses.preactivations[name] for name in regularised if name in losses.preactivations]
-        input_radius = losses.input_radius.mean((0, 2, 3)) / std.flatten()  # by channels: images of it would cost time
-        return tightness(input_radius, boxes) + balance(boxes)
+        return tightness(losses.input_radius / std, boxes) + balance(boxes)
 
     def loss_and_report(
         x: Tensor, labels: Tensor, eps: Tensor, adversary: Adversary | None = None

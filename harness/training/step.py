@@ -62,9 +62,7 @@ class Stepper:
         self.method = make_method(self.config.method, self.config.method_options)
         self.graphs: dict[tuple[str | int, ...], Callable[[Choices], Tensor]] = {}
         self.captured = device.type == "cuda"
-        # Elements of [B, 3, H, W] in channels-last order take ten times as long on a CPU; only convolutions are faster.
-        has_convolutions = any(parameter.dim() == 4 for parameter in self.model.parameters())
-        self.layout = torch.channels_last if has_convolutions else torch.contiguous_format
+        self.layout = image_layout(self.model)
         if self.compiled:
             reset_compiler()
         self.attacks: dict[str, Attack] = {}
@@ -161,6 +159,15 @@ class Stepper:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.step()
+
+
+def image_layout(model: nn.Module) -> torch.memory_format:
+    """Return the memory format in which a network takes images.
+
+    Convolutions are faster in channels-last order, but a CPU then needs ten times as long to add or scale pixels.
+    """
+    has_convolutions = any(parameter.dim() == 4 for parameter in model.parameters())
+    return torch.channels_last if has_convolutions else torch.contiguous_format
 
 
 def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.Adam:

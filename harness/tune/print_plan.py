@@ -14,7 +14,7 @@ from harness.settings import describe_weak_attack
 from harness.storage import folder
 from harness.storage.state import EvaluationState, State
 from harness.tune.plan import Plan, to_run
-from harness.tune.progress import minutes
+from harness.tune.progress import describe_work, minutes
 
 
 def print_header(
@@ -112,5 +112,4 @@ def _describe_time(left: list[float | None], at_once: int) -> str:
     known = [seconds for seconds in left if seconds is not None]
     if not known:
         return f"time: unknown, since none of the {with_plural(len(left), 'evaluation')} has finished for another seed"
-    work = f"time: {minutes(sum(known))} of work for {len(known)} of {len(left)} evaluations"
-    return f"{work}; {minutes(max(*known, sum(known) / at_once))} side by side" if at_once > 1 else work
+    return describe_work(known, f"{len(known)} of {len(left)} evaluations", at_once)

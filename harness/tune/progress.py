@@ -171,6 +171,12 @@ def _short_metrics(row: dict[str, Any]) -> list[str]:
     return [*texts, f"{rate:,.0f} images/s"] if rate else texts
 
 
+def describe_work(seconds: list[float], what: str, at_once: int) -> str:
+    """Return a text about the time of work, by the seconds of each part. at_once: how many run side by side."""
+    work = f"time: {minutes(sum(seconds))} of work for {what}"
+    return f"{work}; {minutes(max([*seconds, sum(seconds) / at_once]))} side by side" if at_once > 1 else work
+
+
 def minutes(seconds: float) -> str:
     """Return a text such as '12.3 min', or '40 s' below a minute."""
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -38,7 +38,7 @@ from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import training_images
 from harness.tune.items import FailedFast, Item, Queue, Worker, run_items
 from harness.tune.plan import adopt_network
-from harness.tune.progress import Progress, minutes
+from harness.tune.progress import Progress, describe_work
 from harness.tune.run_study import RunOptions, end_teacher, evaluation_dirs, read_outcome
 from harness.tune.teachers import with_teachers
 
@@ -111,15 +111,15 @@ class Search:
 
     def describe_time(self, at_once: int) -> str:
         """Return how much time is left, from the mean of finished candidates. at_once: how many run side by side."""
-        states = (self.state_of(each) for each in folder.network_folders(self.directory))
+        states = [self.state_of(each) for each in folder.network_folders(self.directory)]
         finished = [state.result.metrics for state in states if state.result is not None]
-        left = self.settings.trials * len(self.rows) - len(finished)
+        done = len(finished) + sum(state.fails_again for state in states)
+        left = max(0, self.settings.trials * len(self.rows) - done)  # `trials` may be lowered
         if not finished:
             return f"time: unknown, since none of the {with_plural(left, 'candidate')} has finished"
         parts = (names.TRAIN_SECONDS, names.EVALUATION_SECONDS)
         seconds = sum(metrics.get(name) or 0.0 for metrics in finished for name in parts) / len(finished)
-        work = f"time: {minutes(left * seconds)} of work for {with_plural(left, 'candidate')}"
-        return f"{work}; {minutes(left * seconds / at_once)} side by side" if at_once > 1 else work
+        return describe_work([seconds] * left, with_plural(left, "candidate"), at_once)
 
     def run(self, options: RunOptions) -> list[Training]:
         """Search, and return the winners; none if no candidate has finished, or a failure has stopped it."""
