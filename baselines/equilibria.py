@@ -21,7 +21,7 @@ from baselines.layers import (
     scale_channels,
     size_after,
 )
-from baselines.registry import register
+from baselines.registry import check_layers, register
 from cerdeq.equilibrium import Equilibrium
 
 Builder = Callable[..., nn.Sequential]
@@ -166,6 +166,31 @@ def deqdense(shape: Shape, classes: int, width: float = 1.0, **options) -> nn.Se
     network.linear = Equilibrium(scale_channels(512, width), inject, kernel_size=None, **options)
     del network.norm_linear, network.relu_linear
     return network
+
+
+@register("deqsmall")
+@takes_equilibrium_options()
+def deqsmall(
+    shape: Shape, classes: int, width: float = 1.0,
+    channels: int = 8, layers: int = 1, norm: bool = True, recurrent: bool = True, **options,
+) -> nn.Sequential:  # fmt: skip
+    """Return a convolutional equilibrium that branch and bound decides: Equilibrium(8) at stride 4, the classifier.
+
+    Args:
+        channels: of each convolution, at width 1.
+        layers: of convolutions, the last one the equilibrium's injection. The first is 6x6 with stride 4, so that
+            CIFAR-10's images become 8x8; the others are 3x3.
+        others: as in `cerdeq`. Without recurrence, one layer more has as many parameters as W.
+    """
+    check_layers("layers", layers, least=1)
+    outputs = scale_channels(channels, width)
+    convs = [nn.Conv2d(shape[0], outputs, 6, stride=4, padding=1), *(conv3(outputs, outputs) for _ in range(1, layers))]
+    named: Named = []
+    for number, conv in enumerate(convs[:-1], start=1):
+        named += equilibrium_layer(f"conv{number}", conv, outputs, norm=norm, recurrent=False)
+    named += equilibrium_layer("equilibrium", convs[-1], outputs, norm=norm, recurrent=recurrent, **options)
+    features = outputs * math.prod((side - 4) // 4 + 1 for side in shape[1:])
+    return nn.Sequential(OrderedDict([*named, ("flatten", nn.Flatten()), ("classifier", nn.Linear(features, classes))]))
 
 
 @register("deq7")

@@ -13,6 +13,7 @@ from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.config.training import Training
+from harness.settings import Evaluation, EvaluationSettings
 
 Objective = Literal[CERTIFIED_ERROR, STANDARD_ERROR]  # type: ignore[valid-type]
 Number = TypeVar("Number", int, float)
@@ -84,12 +85,23 @@ class SearchSettings(Model):
     """Number of training images, the last ones, that are held out of training; candidates are evaluated on them."""
     seed: int = Field(0, ge=0)
     """The sampler's seed."""
+    train: dict[str, Any] = Field(default_factory=dict, examples=[{"epochs": 5}])
+    """Changes to the recipe of candidates alone, such as fewer epochs and the ramp and decays that fit them. Winners are
+    trained by the recipe of `train` and their entry."""
+    evaluation: EvaluationSettings | None = None
+    """Changes to the evaluation of candidates alone, such as fewer stages; null for none."""
 
     @field_validator("objectives")
     @classmethod
     def _check_objectives(cls, objectives: list[str]) -> list[str]:
         require("objectives", objectives, len(set(objectives)) == len(objectives), "each one once")
         return objectives
+
+    def evaluation_of_candidates(self, main: Evaluation) -> Evaluation:
+        """Return the evaluation of candidates, on held-out images. main: the sweep's first one."""
+        own = self.evaluation
+        changes = {name: getattr(own, name) for name in own.model_fields_set} if own is not None else {}
+        return main.replace(**changes | {"split": "validation", "test_images": None})
 
     @field_validator("spaces")
     @classmethod
@@ -100,6 +112,12 @@ class SearchSettings(Model):
             require(key, key, section in ("train", "options", "method_options") and name.isidentifier(), allowed)
         return spaces
 
+    @model_validator(mode="after")
+    def _check_train(self) -> "SearchSettings":
+        twice = [name for name in self.train if f"train.{name}" in self.spaces]
+        require("train", twice, not twice, "settings that are not among `spaces`")
+        return self
+
 
 @dataclass(frozen=True)
 class SearchedRow:
@@ -107,11 +125,17 @@ class SearchedRow:
 
     base: its training with the settings in the file, under seed 0. spaces: the spaces of settings that it uses.
     training: returns the training with settings, by key, under seed 0. Raises InputError where they do not fit.
+    shortened: the settings that candidates alone have, by key.
     """
 
     base: Training
     spaces: dict[str, Space]
     training: Callable[[dict[str, Any]], Training]
+    shortened: dict[str, Any]
+
+    def candidate(self, settings: dict[str, Any]) -> Training:
+        """Return the training of a candidate with these settings, as `training` does."""
+        return self.training(self.shortened | settings)
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -128,13 +152,16 @@ def make_searched_row(
     base, training: as in `SearchedRow`. unused: the settings that change nothing in it. Raises InputError.
     """
     used = _settings_of(base).keys() - unused.keys()
-    row = SearchedRow(base, {key: space for key, space in search.spaces.items() if key in used}, training)
+    spaces = {key: space for key, space in search.spaces.items() if key in used}
+    row = SearchedRow(base, spaces, training, {f"train.{name}": value for name, value in search.train.items()})
     extremes = {key: space.ends or space.choice or () for key, space in row.spaces.items()}
     first = {key: values[0] for key, values in extremes.items()}
     for key, values in extremes.items():
         for value in values:
             with located(f"search.spaces.{key}: "):
                 row.training(first | {key: value})
+    with located("search."):
+        row.candidate(first)
     return row
 
 

@@ -80,16 +80,20 @@ class Search:
         assert study.search is not None
         self.study, self.settings, self.rows, self.console = study, study.search, study.searched, console
         self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, study.trainings[0].seed
-        self.evaluation = study.evaluations[0].replace(split="validation", test_images=None)
+        self.evaluation = study.search.evaluation_of_candidates(study.evaluations[0])
         for row in self.rows:
             training_images(self.held_out(row.base), data)
-        settings = self.settings.model_dump(mode="json", exclude={"trials"})
+        settings = self.settings.model_dump(mode="json", exclude={"trials", "train", "evaluation"})
+        settings |= {"train": self.settings.train} if self.settings.train else {}
         bases = [row.base.canonical() for row in self.rows]
         inputs = [settings, bases, self.evaluation.key, self.seed, self.fingerprint, RECIPE_VERSION]
         content = json.dumps(inputs, sort_keys=True)
         name = f"{self.settings.sampler}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         self.directory = sweep_dir / "search" / name
         self.studies = load_studies(self.directory)
+        changes = [f"{name} {value}" for name, value in self.settings.train.items()]
+        texts = [", ".join(changes), self.evaluation.verifier if self.settings.evaluation else ""]
+        self.changes = f" (candidates: {'; '.join(filter(None, texts))})" if any(texts) else ""
         self.owners: dict[Path, tuple[int, int]] = {}
         self.begun, self.queue, self.is_finished = list[Path](), Queue([]), False
 
@@ -105,7 +109,7 @@ class Search:
         wanted = with_plural(settings.trials, "candidate")
         self.console.print(
             f"{self.study.name}: search by {settings.sampler}, {wanted} of each, evaluated on "
-            f"{settings.validation_images:,} images held out of training; {len(begun)} begun, {done} done\n"
+            f"{settings.validation_images:,} images held out of training{self.changes}; {len(begun)} begun, {done} done\n"
             f"searched: {', '.join(row.base.row for row in self.rows)}\ncandidates: {self.directory}"
         )
 
@@ -208,7 +212,8 @@ class Search:
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
         """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            record = make_record(self.held_out(self.training(number, candidate)), self.fingerprint)
+            training = self.rows[number].candidate(self.settings_of(number, candidate))
+            record = make_record(self.held_out(training), self.fingerprint)
         except (ValueError, KeyError):
             return None
         network_dir = folder.network_dir(self.directory, record.key)
@@ -219,10 +224,9 @@ class Search:
         folder.begin_network(network_dir, record, self.study.profile, [self.evaluation])
         return network_dir
 
-    def training(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Training:
-        """Return a row's training with a candidate's settings. Raises ValueError, or KeyError if it lacks some."""
-        row = self.rows[number]
-        return row.training({key: space.decode(candidate.params[key]) for key, space in row.spaces.items()})
+    def settings_of(self, number: int, candidate: FrozenTrial | optuna.Trial) -> dict[str, Any]:
+        """Return what a row's candidate has of the spaces, by key. Raises ValueError, or KeyError if it lacks some."""
+        return {key: space.decode(candidate.params[key]) for key, space in self.rows[number].spaces.items()}
 
     def conclude(self, network_dir: Path, state: EvaluationState) -> bool:
         """Write what came of a candidate to its study; return whether there is nothing left to do."""
@@ -249,7 +253,7 @@ class Search:
             failed = count - sum(row == number for row, _ in have_result)
             text = f"{self.settings.sampler}, {with_plural(count, 'candidate')}"
             text += f"{f' ({failed} failed)' if failed else ''}, evaluated on "
-            text += f"{self.settings.validation_images:,} images held out of training"
+            text += f"{self.settings.validation_images:,} images held out of training{self.changes}"
             for values, winner in sorted(best.items()):
                 self.console.print(f"winner: {self.describe(number, winner.number)}")
                 errors = dict(zip(self.settings.objectives, values, strict=True))
@@ -257,18 +261,19 @@ class Search:
                 if len(errors) > 1:
                     choice["front"] = f"{study.study_name} by {self.directory.name}"
                     choice["network"] = self.rows[number].base.network
+                training = self.rows[number].training(self.settings_of(number, winner))
                 for seed in dict.fromkeys(training.seed for training in self.study.trainings):
-                    winners.append(self.training(number, winner).replace(seed=seed))
+                    winners.append(training.replace(seed=seed))
                     key = winners[-1].key(self.fingerprint)
                     folder.write_chosen(folder.network_dir(self.sweep_dir, key), choice)
         return winners
 
     def describe(self, number: int, candidate: int, error: str = "") -> str:
         """Return a line about a row's candidate: its number, its error or what else came of it, its settings."""
-        trial, spaces = self.studies[number].trials[candidate], self.rows[number].spaces
+        trial = self.studies[number].trials[candidate]
         errors = zip(self.settings.objectives, trial.values or (), strict=False)
         outcome = ", ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in errors) or "not done"
-        settings = ", ".join(f"{key}={space.decode(trial.params[key])}" for key, space in spaces.items())
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings_of(number, trial).items())
         return f"candidate {candidate} of {self.studies[number].study_name}: {error or outcome}; {settings}"
 
 

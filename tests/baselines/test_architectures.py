@@ -98,7 +98,7 @@ def test_an_injection_can_see_the_image_again(dataset):
 
 def test_a_network_without_recurrence_is_the_network_with_w_at_zero():
     assert parameters_of("deqlate", "cifar10", recurrent=False) == parameters_of("cnn7", "cifar10")
-    cases = [(name, {}) for name in ("cerdeq", "deqlate", "deq7", "deqscales")]
+    cases = [(name, {}) for name in ("cerdeq", "deqlate", "deq7", "deqscales", "deqsmall")]
     for name, options in [*cases, ("cerdeq", {"image": True})]:
         model, explicit = small(name, "digits", **options), small(name, "digits", recurrent=False, **options)
         with_statistics(model, "digits")

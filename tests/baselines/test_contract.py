@@ -35,6 +35,7 @@ VARIANTS = [
     ("cerdeq", "digits", {"gradient": "unrolled", "warm_start": True}),
     ("cerdeq", "digits", {"image": True, "channel_gain": True, "kernel_size": 1}),
     ("deqscales", "digits", {"recurrent": False}),
+    ("deqsmall", "digits", {"layers": 2, "recurrent": False}),
     ("cerdeq", "digits", {"margin_start": 0.9, "early_iterations": 2, "equilibria": 2}),
 ]
 DEEP = [(name, "digits", {"depth": depths[-1]}) for name, depths in DEPTHS.items()]

@@ -11,6 +11,10 @@ WRONG = [
     ({"trials": None}, "search.trials: found None", "such as 50"),
     ({"trials": 0}, "search.trials: found 0", "equal to 1"),
     ({"spaces": {}}, "search.spaces: found {}", "at least 1"),
+    ({"train": {"epoch": 2}}, "search.train.epoch: unknown key", "epochs"),
+    ({"train": {"epochs": 2, "decay_epochs": [3]}}, "search.train.decay_epochs: found", "2"),
+    ({"train": {"learning_rate": 1e-3}}, "search.train: found ['learning_rate']", "not among `spaces`"),
+    ({"evaluation": {"stages": ["crown"]}}, "search.evaluation.stages: found ['crown']", "'ibp'"),
 ]
 SPACES = [
     ("train.l1", {"unform": [0, 1]}, "search.spaces.train.l1.unform: unknown key", "log_uniform"),
@@ -100,3 +104,19 @@ def test_a_search_leaves_the_keys_of_what_is_written_alone(tmp_path):
 def test_set_changes_candidates_too(tmp_path):
     for one in searched(tmp_path, assignments=["train.epochs=5", "search.trials=9"]):
         assert one.training({"train.learning_rate": 1e-3}).train.epochs == 5
+
+
+def test_candidates_alone_have_the_changes_of_search(tmp_path):
+    """Winners have the recipe and the evaluation of the file."""
+    short = {"epochs": 2, "ramp_epochs": 1, "decay_epochs": [1]}
+    study = load_sweep(
+        write(tmp_path, searching(train=short, evaluation={"stages": ["ibp"], "attack_steps": 1})), "full", True
+    )
+    row, main = study.searched[0], study.evaluations[0]
+    winner, candidate = (make({"train.learning_rate": 1e-3}) for make in (row.training, row.candidate))
+    assert winner == row.base.replace(train=row.base.train.replace(learning_rate=1e-3), named=winner.named)
+    changed = {"epochs": 2, "ramp_epochs": 1, "decay_epochs": (1,)}
+    assert candidate.train == winner.train.replace(**changed) != winner.train
+    evaluation = study.search.evaluation_of_candidates(main)
+    assert evaluation == main.replace(stages=["ibp"], attack_steps=1, split="validation", test_images=None)
+    assert evaluation.stages != main.stages

@@ -59,7 +59,7 @@ def test_a_layer_that_is_applied_several_times_is_drawn_once(depth, expected):
     assert torch.equal(deeper.linear.weight, model.linear.weight), "the same draws at every depth"
 
 
-@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7", "deqscales"])
+@pytest.mark.parametrize("name", ["cerdeq", "deqlate", "deq7", "deqscales", "deqsmall"])
 def test_a_network_without_recurrence_starts_from_the_same_weights(name):
     """Paired comparisons by seed are of the recurrence, not of two draws. The recurrent kernel keeps its own draw."""
     explicit, _ = initialised(name, 0.1, recurrent=False)

@@ -36,9 +36,9 @@ class Killed(BaseException):
     pass
 
 
-def read(tmp_path, evaluation=None, **search):
+def read(tmp_path, main=None, **search):
     (tmp_path / "sweep.yaml").write_text(
-        yaml.safe_dump({**SEARCHED, "evaluation": evaluation or TINY["evaluation"], "search": SEARCH | search})
+        yaml.safe_dump({**SEARCHED, "evaluation": main or TINY["evaluation"], "search": SEARCH | search})
     )
     return load_sweep(tmp_path / "sweep.yaml", None, True)
 
@@ -178,6 +178,18 @@ def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
     (evaluation,) = {folder.main_evaluation(path) for path in folder.network_folders(search_dir)}
     assert evaluation == sweep.evaluations[0].replace(split="validation", test_images=None)
     assert folder.network_folders(tmp_path / "study") == [], "winners are claimed by the sweep"
+
+
+def test_candidates_are_trained_and_evaluated_by_their_own_settings_and_winners_by_those_of_the_file(tmp_path, workers):
+    sweep = read(tmp_path, train={"epochs": 1, "ramp_epochs": 0, "decay_epochs": []}, evaluation={"stages": ["ibp"]})
+    search = search_of(sweep, tmp_path)
+    assert search.directory != search_of(read(tmp_path), tmp_path).directory
+    winner = search.run(OPTIONS)[0]
+    networks = folder.network_folders(search.directory)
+    assert len(networks) == 4 and {training_in(each).train.epochs for each in networks} == {1}
+    assert winner.train.epochs == TINY["train"]["epochs"] > 1
+    assert search.evaluation.stages == ("ibp",) != sweep.evaluations[0].stages
+    assert "(candidates: epochs 1, ramp_epochs 0, decay_epochs []; ibp)" in chosen(tmp_path, winner).text
 
 
 def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_path, workers, begun):
