@@ -86,8 +86,8 @@ class SearchSettings(Model):
     seed: int = Field(0, ge=0)
     """The sampler's seed."""
     train: dict[str, Any] = Field(default_factory=dict, examples=[{"epochs": 5}])
-    """Changes to the recipe of candidates alone, such as fewer epochs and the ramp and decays that fit them. Winners are
-    trained by the recipe of `train` and their entry."""
+    """Changes to the recipe of candidates alone, such as fewer epochs and the ramp and decays that fit them. Winners
+    have the recipe of the file."""
     evaluation: EvaluationSettings | None = None
     """Changes to the evaluation of candidates alone, such as fewer stages; null for none."""
 

@@ -109,7 +109,8 @@ class Search:
         wanted = with_plural(settings.trials, "candidate")
         self.console.print(
             f"{self.study.name}: search by {settings.sampler}, {wanted} of each, evaluated on "
-            f"{settings.validation_images:,} images held out of training{self.changes}; {len(begun)} begun, {done} done\n"
+            f"{settings.validation_images:,} images held out of training{self.changes}; "
+            f"{len(begun)} begun, {done} done\n"
             f"searched: {', '.join(row.base.row for row in self.rows)}\ncandidates: {self.directory}"
         )
 
