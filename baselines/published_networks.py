@@ -8,6 +8,7 @@ from torch import nn
 from baselines.equilibria import takes_equilibrium_options
 from baselines.layers import Named, Shape, scale_channels
 from baselines.registry import DEEPEST, check_layers, register
+from baselines.tied import Unrolled
 from cerdeq.equilibrium import Equilibrium
 
 
@@ -31,10 +32,27 @@ def fcdeq(
     `Equilibrium`, except kernel_size.
     """
     hidden = _check_hidden([100] if hidden is None else hidden)
-    network = _network(shape, classes, width, [], hidden)
-    last = f"linear{len(hidden)}"
+    network, last = _network(shape, classes, width, [], hidden), f"linear{len(hidden)}"
     inject = network.get_submodule(last)
     network.set_submodule(last, Equilibrium(scale_channels(hidden[-1], width), inject, kernel_size=None, **options))
+    delattr(network, f"relu_{last}")
+    return network
+
+
+@register("fctied")
+def fctied(
+    shape: Shape, classes: int, width: float = 1.0, hidden: list[int] | None = None, steps: int = 1
+) -> nn.Sequential:  # fmt: skip
+    """Return FC with `steps` steps of z = relu(W z + h) after its last hidden layer, from relu(h): FC itself if W = 0.
+
+    It is `fcdeq` with its equilibrium unrolled; W is not constrained. hidden: as in `fcdeq`.
+    """
+    check_layers("steps", steps, least=1)
+    hidden = _check_hidden([100] if hidden is None else hidden)
+    network, last = _network(shape, classes, width, [], hidden), f"linear{len(hidden)}"
+    units = scale_channels(hidden[-1], width)
+    recurrence = nn.Linear(units, units, bias=False)
+    network.set_submodule(last, Unrolled(network.get_submodule(last), recurrence, steps))
     delattr(network, f"relu_{last}")
     return network
 

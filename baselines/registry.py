@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Builder = Callable[..., "nn.Module"]
 _NAMES = (
     *("cnn", "cnn5", "cnn7", "cnn11", "densenet", "cerdeq", "deqlate", "deqscales", "deqdense", "deqsmall", "deq7"),
-    *("mondeq", "monotone", "onnx", "fc", "fcdeq", "cnn-a", "convplus", "conv", "convdeq"),
+    *("mondeq", "monotone", "onnx", "fc", "fcdeq", "fctied", "cnn-a", "convplus", "conv", "convdeq"),
     *("resnet", "resnet9", "wideresnet8", "resnext", "tied", "tied9"),
 )
 """The networks of this folder."""

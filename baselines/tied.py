@@ -1,10 +1,10 @@
-"""Weight-tied CNNs of any depth: the finite unrolling of `cerdeq`'s equilibrium, for the study of depth."""
+"""Weight-tied networks of any depth: a finite unrolling of an equilibrium, `tied` that of `cerdeq`."""
 
 from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.layers import Shape, add_head, convolutions, extra_stride, scale_channels, size_after
+from baselines.layers import Shape, add_head, conv3, convolutions, extra_stride, scale_channels, size_after
 from baselines.registry import check_layers, register
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
@@ -13,19 +13,15 @@ _STEM = [(64, 1), (64, 1), (128, 2)]
 class Unrolled(nn.Module):
     """z = relu(W z + inject(x)), `steps` times from relu(inject(x)).
 
-    inject is a 3x3 convolution and batch norm, W one 3x3 convolution without bias, which nothing keeps contractive.
+    recurrence: W, a linear layer or convolution without bias, which nothing keeps contractive.
     """
 
-    def __init__(self, inputs: int, channels: int, stride: int, steps: int):
+    def __init__(self, inject: nn.Module, recurrence: nn.Module, steps: int):
         super().__init__()
-        conv = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1)
-        self.inject = nn.Sequential(conv, nn.BatchNorm2d(channels))
-        self.recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.relu = nn.ReLU()
-        self.steps = steps
+        self.inject, self.recurrence, self.relu, self.steps = inject, recurrence, nn.ReLU(), steps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, inputs, H, W] -> z [B, channels, H / stride, W / stride]."""
+        """Return z, of the shape of inject(x)."""
         h = self.inject(x)
         z = self.relu(h)
         for _ in range(self.steps):
@@ -44,7 +40,9 @@ def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Se
     check_layers("depth", depth, least=7)
     stride, channels = extra_stride(shape), scale_channels(128, width)
     layers = convolutions(shape[0], _STEM, width)
-    layers.append(("unrolled", Unrolled(scale_channels(128, width), channels, stride, depth - 6)))
+    inject = nn.Sequential(conv3(channels, channels, stride), nn.BatchNorm2d(channels))
+    recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    layers.append(("unrolled", Unrolled(inject, recurrence, depth - 6)))
     return add_head(layers, channels, size_after(shape, [*_STEM, (128, stride)]), classes, width)
 
 

@@ -11,7 +11,7 @@ from baselines import build
 from baselines.contract import images, with_statistics
 from cerdeq import LinfBall, bound
 from cerdeq.bounds import trace
-from cerdeq.equilibrium import Equilibrium
+from cerdeq.equilibrium import Equilibrium, fold
 
 
 def parameters_of(name, dataset, **options):
@@ -82,6 +82,24 @@ def set_w_to_zero(model):
     for module in model.modules():
         if isinstance(module, Equilibrium):
             module.recurrence.parametrizations.weight.original.zero_()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_fctied_is_fcdeq_after_many_steps_and_fc_if_w_is_zero(steps):
+    """From the same weights; those of `fcdeq` have rho(|W|) of at most 0.45."""
+    options = {"hidden": [12, 8]}
+    equilibrium = build("fcdeq", "digits", **options, margin=0.1).eval()
+    tied, explicit = build("fctied", "digits", **options, steps=steps), build("fc", "digits", **options)
+    fold(equilibrium)
+    tied.load_state_dict(equilibrium.state_dict())
+    x = images("digits", 20).float()
+    assert torch.allclose(tied(x), equilibrium(x), atol=1e-6) == (steps == 100)
+    tied.linear2.recurrence.weight.zero_()
+    explicit.load_state_dict(
+        {key.replace(".inject", ""): value for key, value in tied.state_dict().items()}, strict=False
+    )
+    torch.testing.assert_close(tied(x), explicit(x))
 
 
 @pytest.mark.parametrize("dataset", ["digits", "tiny-imagenet"])

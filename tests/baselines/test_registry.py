@@ -58,6 +58,8 @@ OUT_OF_RANGE = [
     ("cnn", {"depth": 4}),
     ("convdeq", {"layers": 0}),
     ("fcdeq", {"hidden": []}),
+    ("fctied", {"steps": 0}),
+    ("deqsmall", {"layers": 0}),
     ("resnet", {"depth": 8}),
     ("tied", {"depth": 6}),
 ]
