@@ -48,7 +48,7 @@ RAY_STATE = "ray"
 WORKER_RETRIES = 2  # of an item whose worker died
 _NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 ERROR = "error_of_item"
-_FEWEST_STARTED = 200  # items that run or wait, if there is no limit; as Ray's own
+_FEWEST_STARTED = 200  # items that Tune may have, if there is no limit, of machines that join later, too; as Ray's own
 _LIFE_CHECK_SECONDS = 5.0
 _GOES_ON = "the same command continues"
 TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of its other fields
@@ -122,12 +122,14 @@ class _Callback(TrialProgressCallback):
 class _NextItem(Searcher):
     """Gives Tune the next item whenever one more fits, until none will come.
 
-    A searcher, and no grid: ranges of images become items once a network is trained.
+    A searcher, and no grid: ranges of images become items once a network is trained. They are next, before networks
+    that wait here; those that Tune has already would come before them, so it gets one more than fit, which waits there.
+    count_places: how many fit, on machines that may come and go.
     """
 
-    def __init__(self, items: Items):
+    def __init__(self, items: Items, count_places: Callable[[], int]):
         super().__init__()
-        self.items = items
+        self.items, self.count_places, self.started = items, count_places, set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle."""
@@ -135,12 +137,16 @@ class _NextItem(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next item, or None if one may come later."""
+        if len(self.started) > self.count_places():
+            return None
         if (item := self.items.take()) is not None:
+            self.started.add(trial_id)
             return {TRIAL: settings_of(item)}
         return Searcher.FINISHED if self.items.is_finished else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: `_Callback` tells the end."""
+        """Note that a place is free; `_Callback` tells the end."""
+        self.started.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing."""
@@ -172,14 +178,13 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
             listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
         machines = machines_of_ray()
         check_fits(machines, options.cpu, options.gpu)  # Ray may see less than torch, and would wait for ever
-        fitting = count_fitting(machines, options.cpu, options.gpu)
-        most_started = max(_FEWEST_STARTED, 2 * fitting)  # more machines may join the cluster
+        most_started = max(_FEWEST_STARTED, 2 * count_fitting(machines, options.cpu, options.gpu))
         path = (directory or Path(scratch)).absolute()
         shutil.rmtree(path / RAY_STATE, ignore_errors=True)  # Tune would go on with it
         tuner = Tuner(
             tune.with_resources(make_trainable(work, Path.cwd()), {"cpu": options.cpu, "gpu": options.gpu}),
             tune_config=TuneConfig(
-                search_alg=_NextItem(items),
+                search_alg=_NextItem(items, lambda: count_fitting(machines_of_ray(), options.cpu, options.gpu)),
                 num_samples=-1,  # until there is no next item
                 max_concurrent_trials=options.at_once or most_started,
                 reuse_actors=True,

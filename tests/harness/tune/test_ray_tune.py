@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,8 +41,9 @@ def real_ray(cluster):
 class Events(logging.Handler, Listener):
     """Collects what is reported, how items end, and what Ray would print."""
 
-    def __init__(self):
+    def __init__(self, queue):
         super().__init__(logging.WARNING)
+        self.queue = queue
         self.rows, self.ends, self.logged, self.starts = defaultdict(list), defaultdict(list), [], []
         self.results = {}
 
@@ -74,13 +76,14 @@ def call(root, items, work, **options):
     def do(item, report):
         return work(item.directory, report) or {"last": 1.0}
 
-    events, options = Events(), RayOptions(**{"cpu": 1, "gpu": 0.0, "at_once": 4, **options})
+    options = RayOptions(**{"cpu": 1, "gpu": 0.0, "at_once": 4, **options})
     paths = [root / "results" / name for name in items]
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
+    events = Events(queue := Queue(map(item_of, paths)))
     logging.getLogger("ray").addHandler(events)
     try:
-        ray_tune.run_on_ray(Queue(map(item_of, paths)), do, events, options, root / "results")
+        ray_tune.run_on_ray(queue, do, events, options, root / "results")
     finally:
         logging.getLogger("ray").removeHandler(events)
     return events
@@ -109,6 +112,43 @@ def test_four_items_share_two_gpus_by_halves(real_ray, tmp_path, monkeypatch):
     assert max(map(len, running)) == 4
     for group in running:
         assert all(sum(probe["device"] == device for probe in group) <= 2 for device in "01")
+
+
+def test_ranges_of_a_trained_network_come_before_networks_that_wait(tmp_path):
+    """Tune gets one item more than fit, so that no worker waits; and more once more machines join."""
+    places = 2
+    names = [f"network {number}" for number in range(6)]
+    queue = Queue(Item(tmp_path / name, name, {}, ("{}",)) for name in names)
+    next_item = ray_tune._NextItem(queue, lambda: places)
+
+    def take(*trial_ids):
+        given = [next_item.suggest(trial_id) for trial_id in trial_ids]
+        return [ray_tune.item_of(config).label for config in given if config is not None]
+
+    assert take("a", "b", "c", "d") == names[:3]
+    queue.end(next(item for item in queue.running if item.label == names[0]))
+    queue.add([Item(tmp_path / names[0], "range", {}, ("{}",), range(5))])
+    next_item.on_trial_complete("a")
+    assert take("e", "f") == ["range"]
+    places = 4
+    assert take("g", "h", "i") == names[3:5]
+
+
+@pytest.mark.slow
+def test_a_network_is_evaluated_before_the_last_ones_are_trained(real_ray, tmp_path, monkeypatch):
+    """Four workers, ten networks, each of which leaves a range."""
+    monkeypatch.setattr(Events, "on_end", leave_range)
+    items = [f"network-{number}" for number in range(10)]
+    events = call(tmp_path, items, lambda item, report: time.sleep(0.5), at_once=None)
+    first_range = next(number for number, name in enumerate(events.starts) if name in events.starts[:number])
+    assert len(events.starts) == 20 and first_range < 8
+
+
+def leave_range(self, item, error, result):
+    """Queue a range of the network that has ended."""
+    assert error is None
+    if item.images is None:
+        self.queue.add([replace(item, images=range(5))])
 
 
 def work(item, report):
