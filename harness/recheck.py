@@ -20,16 +20,16 @@ status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 """
 
 import argparse
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import command_line
 from harness.checker import folders
 from harness.command_line import FAILED, OK, add_data_dir, add_patterns, add_plugins, add_sweep_directory
-from harness.common.errors import InputError, error_line, require
+from harness.common.errors import InputError, describe_error, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
@@ -83,16 +83,17 @@ def main(options: argparse.Namespace) -> int:
         network_dirs = select_by_pattern("--only", options.only, network_names)
     load_data = _load_data_sets([configs[path] for path in network_dirs if path in configs], options.data_dir)
     rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
-    for network_dir in network_dirs:
-        for verdict_dir in verdict_dirs[network_dir] or [network_dir / folder.EVALUATIONS / "none"]:
-            label = ", ".join(filter(None, [labels[network_dir], _describe_evaluation(verdict_dir)]))
-            started = time.monotonic()
-            result = _recheck(verdict_dir, load_data, options.images, trusted)
-            results.append(result)
-            errors = (f"{result.recorded:.2f}", f"{result.confirmed:.2f}") if result.images else ("-", "-")
-            images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
-            rows.append([label, images, *errors, f"{time.monotonic() - started:.0f}"])
-            lines += [f"{label}: {line}" for line in _describe(result)]
+    checked = [each for path in network_dirs for each in verdict_dirs[path] or [path / folder.EVALUATIONS / "none"]]
+    counts = {path: _count_images(path, load_data, options.images) for path in checked}
+    from harness.checker.processes import recheck_all
+
+    for path, (result, seconds) in zip(checked, recheck_all(counts, load_data, options.data_dir, trusted), strict=True):
+        label = ", ".join(filter(None, [labels[folder.network_of(path)], _describe_evaluation(path)]))
+        results.append(result)
+        errors = (f"{result.recorded:.2f}", f"{result.confirmed:.2f}") if result.images else ("-", "-")
+        images = f"{result.images:,}" if result.is_complete else f"{result.images:,} of {result.of:,}"
+        rows.append([label, images, *errors, f"{seconds:.0f}"])
+        lines += [f"{label}: {line}" for line in _describe(result)]
     others = [] if options.only else check_leaderboard(options.directory)
     console = new_console()
     print_table(console, ["network", "images", "recorded", "confirmed", "seconds"], rows)
@@ -148,8 +149,8 @@ def check_leaderboard(sweep_dir: Path) -> list[str]:
     advice = f"changed, or older than the results; `python -m harness.tables {sweep_dir}` writes it again"
     try:
         return [f"{path.name} does not follow from the results: {advice}" for path in changed_files(sweep_dir)]
-    except Exception as error:  # as `_recheck`
-        return [f"the leaderboard is not checked: {_message(error)}"]
+    except Exception as error:  # files may hold anything
+        return [f"the leaderboard is not checked: {describe_error(error)}"]
 
 
 def _describe_evaluation(verdict_dir: Path) -> str:
@@ -180,38 +181,29 @@ def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[
     """
     from harness.checker.evaluation import load_hashed
 
-    data_sets, errors = dict[str | OwnData, "Data"](), dict[str | OwnData, InputError]()
-    for source in dict.fromkeys(config.data_source for config in configs):
+    load_data, errors = cache(partial(load_hashed, data_dir=data_dir)), list[InputError]()
+    sources = dict.fromkeys(config.data_source for config in configs)
+    for source in sources:
         try:
-            data_sets[source] = load_hashed(source, data_dir)
+            load_data(source)
         except InputError as error:
-            errors[source] = error
-    if errors and not data_sets:
-        raise next(iter(errors.values()))
-
-    def data_of(source: str | OwnData) -> "Data":
-        if source in errors:
-            raise errors[source]
-        return data_sets[source]
-
-    return data_of
+            errors.append(error)
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    return load_data
 
 
-def _recheck(
-    verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None, trusted: Collection[str]
-) -> "RecheckResult":
-    """Recheck a folder; whatever its files hold, the others are checked after it."""
-    from harness.checker.evaluation import RecheckResult, recheck
+def _count_images(verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None) -> int | None:
+    """Return how many images of an evaluation are checked; None if it cannot be read, which its recheck says."""
+    from harness.evaluation.ranges import evaluated_images
 
     try:
-        return recheck(verdict_dir, load_data, limit, trusted)
-    except Exception as error:
-        return RecheckResult(0, 0, [f"not checked: {_message(error)}"])
-
-
-def _message(error: Exception) -> str:
-    """Return an error in one line, with its type where the message is not written for users."""
-    return " ".join(str(error).split()) if isinstance(error, InputError) else error_line(error)
+        config = folder.read_training(folder.network_of(verdict_dir) / folder.TRAINING).config
+        evaluation = folder.read_evaluation(verdict_dir).config
+        count = len(evaluated_images(load_data(config.data_source), config.validation_images, evaluation))
+    except InputError:
+        return limit
+    return count if limit is None else min(count, limit)
 
 
 def _describe(result: "RecheckResult") -> Iterator[str]:

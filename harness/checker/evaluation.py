@@ -68,13 +68,15 @@ def recheck(
     load_data: Callable[[str | OwnData], Data] = load_hashed,
     limit: int | None = None,
     trusted: Collection[str] = (),
+    first: int = 0,
 ) -> RecheckResult:
     """Recheck the verdicts of an evaluation in its folder.
 
     Args:
         load_data: returns a data set as `harness.data.load`, with the fingerprint of its tensors.
-        limit: how many verdicts to check, from the first; default: all.
+        limit: check the verdicts before this one; default: all.
         trusted: the plugins that may be imported.
+        first: check the verdicts from this one on.
 
     Raises:
         InputError: for what is unfinished, unreadable files, missing data, and plugins that differ.
@@ -101,7 +103,7 @@ def recheck(
     if problems := check_contraction(network, test.images.shape[1:]):
         return RecheckResult(0, len(test), problems)
     checker = Checker(network, evaluation.eps, counterexamples, certificates)
-    checked = verdicts[:limit]
+    checked = verdicts[first:limit]
     problems, proofs = checker.check_all(test, checked)
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, proved_by), count in proofs.items() if proved_by)

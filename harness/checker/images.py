@@ -73,7 +73,7 @@ class Checker:
         return f"image {index}: {describe(row)}, not confirmed: {why}", ""
 
     def check_all(self, test: Split, verdicts: pd.DataFrame) -> tuple[list[str], Counter[tuple[str, str]]]:
-        """Check the verdicts of the first images.
+        """Check the verdicts of images that follow each other.
 
         Returns:
             A line for each problem; and the number of certified examples by stage and by what proved them, or "".
@@ -81,7 +81,8 @@ class Checker:
         problems, proofs = list[str](), Counter[tuple[str, str]]()
         for start in range(0, len(verdicts), _BATCH):
             part = verdicts[start : start + _BATCH]
-            pixels = test.images[start : start + len(part)].numpy().astype(np.float64)
+            first = int(part[names.INDEX].iloc[0])
+            pixels = test.images[first : first + len(part)].numpy().astype(np.float64)
             labels = part[names.LABEL].to_numpy()
             clean = _smallest_margins(self.network, ball(pixels, 0.0), labels)
             lower = _smallest_margins(self.network, ball(pixels, float(self.eps)), labels)

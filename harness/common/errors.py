@@ -71,6 +71,11 @@ def error_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error in a line, with its type unless its message is written for users."""
+    return " ".join(str(error).split()) if isinstance(error, InputError) else error_line(error)
+
+
 def first_words(error: BaseException) -> str:
     """Return the start of an error's message as one line, without torch's advice to search the web.
 

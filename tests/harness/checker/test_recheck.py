@@ -1,6 +1,8 @@
 """`python -m harness.recheck` on correct evaluations: what it confirms, selects and imports."""
 
 import importlib
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 
 import cerdeq
 from baselines import registry
+from harness.checker import processes
 from harness.checker.evaluation import recheck
 from harness.checker.proofs.example import CERTIFICATE
 from harness.command_line import BAD_INPUT, FAILED, OK, main
@@ -164,3 +167,24 @@ def test_what_branch_and_bound_certified_of_an_equilibrium_is_confirmed_leaf_by_
     result = recheck(certified)
     assert result.is_confirmed and result.confirmed == pytest.approx(result.recorded)
     assert result.proofs["bab", CERTIFICATE] > 0
+
+
+@pytest.mark.slow
+def test_several_processes_say_what_one_says(tmp_path, capsys, monkeypatch):
+    """Also of a verdict that a changed table claims, in the last part; a problem of all parts is named once."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    copy_golden("cnn5", tmp_path / "study")
+    path = copy_golden("cerdeq", tmp_path / "study")
+    write_certificates(path)
+    table = pd.read_parquet(path / folder.VERDICTS)
+    last = table.index[table[names.VERDICT] == "certified"][-1]
+    table.loc[last, [names.VERDICT, names.STAGE]] = "misclassified", ""
+    table.to_parquet(path / folder.VERDICTS)
+    outputs = []
+    for part in (1_000, 25):
+        monkeypatch.setattr(processes, "PART", part)
+        assert main("recheck", [str(tmp_path / "study")]) == FAILED
+        lines = capsys.readouterr().out.splitlines()
+        outputs.append([re.sub(r"\d+ *$", "", line) for line in lines])  # but for the seconds
+    assert outputs[0] == outputs[1] and any(f"image {last}: " in line for line in outputs[0])
+    assert "OMP_NUM_THREADS" not in os.environ
