@@ -4,6 +4,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -182,15 +183,27 @@ def deqsmall(
             CIFAR-10's images become 8x8; the others are 3x3.
         others: as in `cerdeq`. Without recurrence, one layer more has as many parameters as W.
     """
+    options |= {"norm": norm, "recurrent": recurrent}
+    make_last = partial(equilibrium_layer, "equilibrium", **options)
+    return stride4_network(shape, classes, scale_channels(channels, width), layers, norm, make_last)
+
+
+def stride4_network(
+    shape: Shape, classes: int, channels: int, layers: int, norm: bool, make_last: Callable[[nn.Conv2d, int], Named]
+) -> nn.Sequential:  # fmt: skip
+    """Return convolutions, the first 6x6 with stride 4, the others 3x3, then the classifier.
+
+    make_last: returns the layers around the last convolution, from it and the channels.
+    """
     check_layers("layers", layers, least=1)
-    outputs = scale_channels(channels, width)
-    convs = [nn.Conv2d(shape[0], outputs, 6, stride=4, padding=1), *(conv3(outputs, outputs) for _ in range(1, layers))]
+    first = nn.Conv2d(shape[0], channels, 6, stride=4, padding=1)
+    *convs, last = first, *(conv3(channels, channels) for _ in range(1, layers))
     named: Named = []
-    for number, conv in enumerate(convs[:-1], start=1):
-        named += equilibrium_layer(f"conv{number}", conv, outputs, norm=norm, recurrent=False)
-    named += equilibrium_layer("equilibrium", convs[-1], outputs, norm=norm, recurrent=recurrent, **options)
-    features = outputs * math.prod((side - 4) // 4 + 1 for side in shape[1:])
-    return nn.Sequential(OrderedDict([*named, ("flatten", nn.Flatten()), ("classifier", nn.Linear(features, classes))]))
+    for number, conv in enumerate(convs, start=1):
+        named += equilibrium_layer(f"conv{number}", conv, channels, norm=norm, recurrent=False)
+    features = channels * math.prod((side - 4) // 4 + 1 for side in shape[1:])
+    head = [("flatten", nn.Flatten()), ("classifier", nn.Linear(features, classes))]
+    return nn.Sequential(OrderedDict([*named, *make_last(last, channels), *head]))
 
 
 @register("deq7")

@@ -23,7 +23,7 @@ Builder = Callable[..., "nn.Module"]
 _NAMES = (
     *("cnn", "cnn5", "cnn7", "cnn11", "densenet", "cerdeq", "deqlate", "deqscales", "deqdense", "deqsmall", "deq7"),
     *("mondeq", "monotone", "onnx", "fc", "fcdeq", "fctied", "cnn-a", "convplus", "conv", "convdeq"),
-    *("resnet", "resnet9", "wideresnet8", "resnext", "tied", "tied9"),
+    *("resnet", "resnet9", "wideresnet8", "resnext", "tied", "tied9", "tiedsmall"),
 )
 """The networks of this folder."""
 _BUILDERS: dict[str, Builder] = {}

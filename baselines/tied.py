@@ -4,7 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from baselines.layers import Shape, add_head, conv3, convolutions, extra_stride, scale_channels, size_after
+from baselines.equilibria import stride4_network
+from baselines.layers import Named, Shape, add_head, conv3, convolutions, extra_stride, scale_channels, size_after
 from baselines.registry import check_layers, register
 
 _STEM = [(64, 1), (64, 1), (128, 2)]
@@ -47,3 +48,18 @@ def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Se
 
 
 register("tied9")(partial(tied, depth=9))
+
+
+@register("tiedsmall")
+def tiedsmall(
+    shape: Shape, classes: int, width: float = 1.0, channels: int = 8, layers: int = 1, steps: int = 1
+) -> nn.Sequential:  # fmt: skip
+    """Return `deqsmall` with `steps` unrolled steps in place of its equilibrium; W is not constrained."""
+    check_layers("steps", steps, least=1)
+
+    def unrolled(conv: nn.Conv2d, channels: int) -> Named:
+        inject = nn.Sequential(conv, nn.BatchNorm2d(channels))
+        recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        return [("unrolled", Unrolled(inject, recurrence, steps))]
+
+    return stride4_network(shape, classes, scale_channels(channels, width), layers, True, unrolled)

@@ -60,6 +60,7 @@ OUT_OF_RANGE = [
     ("fcdeq", {"hidden": []}),
     ("fctied", {"steps": 0}),
     ("deqsmall", {"layers": 0}),
+    ("tiedsmall", {"steps": 0}),
     ("resnet", {"depth": 8}),
     ("tied", {"depth": 6}),
 ]

@@ -11,7 +11,9 @@ from harness.checker.bounds.maps import Map
 from harness.checker.bounds.network import Network, ReluStep, result_box
 from harness.checker.proofs.certificates import Certificate
 
-_LENGTHENED = 1e-4  # of a box's length: more than rounding in float32, by which an evaluation chooses between two lines
+_LENGTHENED = (1e-4, 1e-3)
+"""Shares of a box's length: as much and ten times as much as float32 widens boxes for its rounding, by which an
+evaluation chooses between two lines. Sums of 3,000 terms need the second."""
 
 
 def interval_region(network: Network, images: Box) -> Region:
@@ -83,13 +85,14 @@ def lengthened_regions(region: Region) -> Iterator[Region]:
     """
     if not all(np.isfinite(box.radius).all() for box in [*region.values, *region.preactivations.values()]):
         return
-    for below, above in ((_LENGTHENED, 0.0), (0.0, _LENGTHENED)):
+    for share in _LENGTHENED:
+        for below, above in ((share, 0.0), (0.0, share)):
 
-        def lengthened(x: Box, below: float = below, above: float = above) -> Box:
-            return between(x.lower - 2 * below * x.radius, x.upper + 2 * above * x.radius)
+            def lengthened(x: Box, below: float = below, above: float = above) -> Box:
+                return between(x.lower - 2 * below * x.radius, x.upper + 2 * above * x.radius)
 
-        boxes = {number: lengthened(box) for number, box in region.preactivations.items()}
-        yield Region([region.values[0], *map(lengthened, region.values[1:])], boxes)
+            boxes = {number: lengthened(box) for number, box in region.preactivations.items()}
+            yield Region([region.values[0], *map(lengthened, region.values[1:])], boxes)
 
 
 def _is_exact(network: Network, number: int) -> bool:

@@ -276,7 +276,7 @@ def test_what_is_not_finite_or_huge_is_not_bounded():
         assert (lower_bounds(network, region, {3: np.full((2, 3), size)}, {}) == -np.inf).all()
 
 
-@pytest.mark.parametrize("end", [-1e-6, 1e-6])
+@pytest.mark.parametrize("end", [-1e-3, -1e-6, 1e-6, 1e-3])
 @pytest.mark.parametrize("slope", [-1.0, 0.1])
 def test_either_line_is_tried_where_the_ends_of_a_relu_are_nearly_as_far_from_0(end, slope):
     """relu(x) - x and relu(x) + x / 10 need different lower lines, and float32 may choose either over [-1, 1 + end]."""
@@ -293,6 +293,6 @@ def test_either_line_is_tried_where_the_ends_of_a_relu_are_nearly_as_far_from_0(
 def test_boxes_that_are_not_finite_are_not_lengthened():
     """Linear bounds have none over them; numpy would warn of infinity less infinity."""
     good, bad = Box(np.zeros((1, 2)), np.ones((1, 2))), Box(np.zeros((1, 2)), np.array([[1.0, np.inf]]))
-    assert len(list(lengthened_regions(linear.Region([good, good], {1: good})))) == 2
+    assert len(list(lengthened_regions(linear.Region([good, good], {1: good})))) == 4
     for region in (linear.Region([good, bad], {}), linear.Region([good, good], {1: bad})):
         assert not list(lengthened_regions(region))
