@@ -33,6 +33,8 @@ ARTEFACTS = {
 }
 WITH_ALL_CERTIFICATES = {
     "mnist-conv": 45,
+    "recurrence": 15,
+    "recurrence-steps": 5,
     "small-equilibria": 45,
     "small-equilibria-0.1": 45,
     "small-equilibria-cifar10": 12,
@@ -46,6 +48,7 @@ ONE_OF_EACH_KIND = {
     "reduced-mnist": [0],
     "length-cifar10": [5, 10],
     "mnist-conv": [4, 8, 22, 28, 34],
+    "recurrence": [0],
     "small-equilibria": [24],
     "small-equilibria-cifar10": [0],
 }
