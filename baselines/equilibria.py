@@ -175,7 +175,7 @@ def deqsmall(
     shape: Shape, classes: int, width: float = 1.0,
     channels: int = 8, layers: int = 1, norm: bool = True, recurrent: bool = True, **options,
 ) -> nn.Sequential:  # fmt: skip
-    """Return a convolutional equilibrium that branch and bound decides: Equilibrium(8) at stride 4, the classifier.
+    """Return a small convolutional equilibrium, for branch and bound: Equilibrium(8) at stride 4, the classifier.
 
     Args:
         channels: of each convolution, at width 1.

@@ -21,8 +21,7 @@ status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,6 @@ from harness.common.errors import InputError, describe_error, require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
-from harness.config.own_data import OwnData
 from harness.config.training import Training
 from harness.storage import folder
 from harness.storage.instances import find_records
@@ -42,7 +40,7 @@ from harness.storage.instances import find_records
 if TYPE_CHECKING:
     from harness.checker.evaluation import RecheckResult
     from harness.checker.instances import CheckedResult
-    from harness.data import Data
+    from harness.checker.processes import LoadData
 
 _SHOWN = 5  # problems of a folder
 
@@ -81,12 +79,13 @@ def main(options: argparse.Namespace) -> int:
             path: configs[path].names(path.name) if path in configs else (path.name,) for path in verdict_dirs
         }
         network_dirs = select_by_pattern("--only", options.only, network_names)
-    load_data = _load_data_sets([configs[path] for path in network_dirs if path in configs], options.data_dir)
+    from harness.checker.processes import make_loader, recheck_all
+
+    load_data = make_loader(options.data_dir)
+    _load_data_sets([configs[path] for path in network_dirs if path in configs], load_data)
     rows, lines, results = list[list[str]](), list[str](), list["RecheckResult"]()
     checked = [each for path in network_dirs for each in verdict_dirs[path] or [path / folder.EVALUATIONS / "none"]]
     counts = {path: _count_images(path, load_data, options.images) for path in checked}
-    from harness.checker.processes import recheck_all
-
     for path, (result, seconds) in zip(checked, recheck_all(counts, load_data, options.data_dir, trusted), strict=True):
         label = ", ".join(filter(None, [labels[folder.network_of(path)], _describe_evaluation(path)]))
         results.append(result)
@@ -174,15 +173,9 @@ def _read_labels(network_dirs: list[Path]) -> tuple[dict[Path, Training], dict[P
     }
 
 
-def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[str | OwnData], "Data"]:
-    """Load the data sets of all networks; return a function from a source to them, which raises InputError without.
-
-    Raises InputError if none can be loaded.
-    """
-    from harness.checker.evaluation import load_hashed
-
-    load_data, errors = cache(partial(load_hashed, data_dir=data_dir)), list[InputError]()
-    sources = dict.fromkeys(config.data_source for config in configs)
+def _load_data_sets(configs: list[Training], load_data: "LoadData") -> None:
+    """Load the data sets of all networks. Raises InputError if none can be loaded."""
+    sources, errors = dict.fromkeys(config.data_source for config in configs), list[InputError]()
     for source in sources:
         try:
             load_data(source)
@@ -190,10 +183,9 @@ def _load_data_sets(configs: list[Training], data_dir: str | None) -> Callable[[
             errors.append(error)
     if errors and len(errors) == len(sources):
         raise errors[0]
-    return load_data
 
 
-def _count_images(verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"], limit: int | None) -> int | None:
+def _count_images(verdict_dir: Path, load_data: "LoadData", limit: int | None) -> int | None:
     """Return how many images of an evaluation are checked; None if it cannot be read, which its recheck says."""
     from harness.evaluation.ranges import evaluated_images
 
@@ -202,7 +194,7 @@ def _count_images(verdict_dir: Path, load_data: Callable[[str | OwnData], "Data"
         evaluation = folder.read_evaluation(verdict_dir).config
         count = len(evaluated_images(load_data(config.data_source), config.validation_images, evaluation))
     except InputError:
-        return limit
+        return None
     return count if limit is None else min(count, limit)
 
 

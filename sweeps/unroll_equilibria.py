@@ -2,7 +2,7 @@
 
     python sweeps/unroll_equilibria.py results/recurrence --data-dir DIR
 
-In place of each equilibrium z = relu(W z + h), K steps from z = relu(h): 0 steps are W = 0, many are the equilibrium.
+In place of each equilibrium z = relu(W z + h), K steps from z = relu(h): 0 steps are W = 0, many the equilibrium.
 The table has a row for each network of the sweep that has equilibria: rho(|W|) by its proved bound, then the standard
 error and the certified error by IBP of the explicit networks with 0, 1, 2, ... steps, in percent of the first test
 images.

@@ -31,6 +31,7 @@ class RecheckResult:
     recorded, confirmed: the certified errors of the checked verdicts, in percent; NaN if none was checked.
     proofs: the number of certified examples by stage and by what proved them, "" for not confirmed.
     has_weights: whether the weights are stored.
+    files: a digest of the files that were checked; "" if none were.
     """
 
     images: int
@@ -40,6 +41,7 @@ class RecheckResult:
     confirmed: float = np.nan
     proofs: Counter[tuple[str, str]] = field(default_factory=Counter)
     has_weights: bool = True
+    files: str = ""
 
     @property
     def is_confirmed(self) -> bool:
@@ -66,7 +68,7 @@ def load_hashed(source: str | OwnData, data_dir: str | None = None) -> Data:
 def recheck(
     evaluation_dir: Path,
     load_data: Callable[[str | OwnData], Data] = load_hashed,
-    limit: int | None = None,
+    stop: int | None = None,
     trusted: Collection[str] = (),
     first: int = 0,
 ) -> RecheckResult:
@@ -74,9 +76,8 @@ def recheck(
 
     Args:
         load_data: returns a data set as `harness.data.load`, with the fingerprint of its tensors.
-        limit: check the verdicts before this one; default: all.
+        first, stop: check the verdicts from the first one to before the other; default: all.
         trusted: the plugins that may be imported.
-        first: check the verdicts from this one on.
 
     Raises:
         InputError: for what is unfinished, unreadable files, missing data, and plugins that differ.
@@ -103,12 +104,13 @@ def recheck(
     if problems := check_contraction(network, test.images.shape[1:]):
         return RecheckResult(0, len(test), problems)
     checker = Checker(network, evaluation.eps, counterexamples, certificates)
-    checked = verdicts[first:limit]
+    checked = verdicts[first:stop]
     problems, proofs = checker.check_all(test, checked)
     recorded = 100 * float((checked[names.VERDICT] != names.CERTIFIED).mean())
     confirmed = sum(count for (_, proved_by), count in proofs.items() if proved_by)
     error = 100 * ((len(checked) - confirmed) / len(checked))  # rounded as `recorded` is
-    return RecheckResult(len(checked), len(test), problems, recorded, error, proofs)
+    files = folders.digest_files(evaluation_dir)
+    return RecheckResult(len(checked), len(test), problems, recorded, error, proofs, files=files)
 
 
 def check_data(data: Data, expected: str) -> list[str]:

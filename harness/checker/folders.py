@@ -53,6 +53,13 @@ def check_weights(evaluation_dir: Path, expected: str) -> list[str]:
     return [f"{folder.WEIGHTS}: found SHA-256 {found}, {folder.RESULT} is of {expected or 'an older version'}"]
 
 
+def digest_files(evaluation_dir: Path) -> str:
+    """Return a digest of the files that an evaluation's recheck reads, but for the data."""
+    files = (folder.EVALUATION, folder.RESULT, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES)
+    paths = [folder.network_of(evaluation_dir) / folder.WEIGHTS, *(evaluation_dir / name for name in files)]
+    return digest_of("".join(digest_of(read_bytes(path)) if path.exists() else "-" for path in paths).encode())
+
+
 def _entries(directory: Path) -> list[Path]:
     """Return what a directory holds, by name, without hidden files; nothing where there is none."""
     return sorted(path for path in directory.glob("*") if path.is_dir() or not path.name.startswith("."))

@@ -6,28 +6,35 @@ the same cores.
 
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import harness
 from harness.checker import evaluation
 from harness.checker.evaluation import RecheckResult
-from harness.common.errors import describe_error
+from harness.common.errors import InputError, describe_error, require
 from harness.config import plugins
 from harness.config.own_data import OwnData
 from harness.data import Data
 from harness.machine.device import count_cores
+from harness.machine.environment import source_digest
 
 PART = 2_500
 """Images that a process checks at a time; up to so many in all are checked in the process of the command."""
-Part = tuple[int, int | None]  # the first image, and that after the last one
 LoadData = Callable[[str | OwnData], Data]
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_DIED = RecheckResult(0, 0, ["not checked: a process died, such as for lack of memory"])
+_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONSAFEPATH"), "1")
+"""Of the processes: one thread for products of matrices, and no modules of the working directory."""
 
 
 def recheck_all(
@@ -36,34 +43,41 @@ def recheck_all(
     """Recheck evaluations; yield the result of each, and its seconds, in their order.
 
     Args:
-        counts: how many images of each evaluation are checked, from the first one, by its folder; None for all of what
-            cannot be read.
-        load_data, trusted: as in `recheck`. data_dir: where processes find the same data.
+        counts: how many images of each evaluation are checked, from the first one, by its folder; None if the
+            evaluation cannot be read, which its result then says.
+        load_data: as in `recheck`. data_dir: where processes find the same data.
+        trusted: the plugins that may be imported.
     """
     if sum(count or 0 for count in counts.values()) <= PART:
         for path, count in counts.items():
             yield _recheck_part(path, (0, count), load_data, trusted)
         return
-    parts = [(path, _divide(count)) for path, count in counts.items()]
-    load_data = partial(_load, data_dir=data_dir)
-    with _one_thread_each(), _pool(sum(len(those) for _, those in parts), trusted) as pool:
-        futures = [
-            [pool.submit(_recheck_part, path, part, load_data, trusted) for part in those] for path, those in parts
-        ]
-        for those in futures:
-            done = [future.result() for future in those]
+    parts = {path: divide(count) for path, count in counts.items()}
+    with _processes(sum(map(len, parts.values())), data_dir, trusted) as pool:
+        digest = source_digest()
+        futures = [[pool.submit(_recheck_there, path, part, digest) for part in parts[path]] for path in parts]
+        for of_evaluation in futures:
+            try:
+                done = [future.result() for future in of_evaluation]
+            except BrokenProcessPool:
+                done = [(_DIED, 0.0)]
             yield join([result for result, _ in done]), sum(seconds for _, seconds in done)
 
 
-def _divide(count: int | None) -> list[Part]:
+def divide(count: int | None) -> list[tuple[int, int | None]]:
+    """Return parts of so many images: the first image of each, and the one after its last; None for all."""
     return list(pairwise([*range(0, count, PART), count])) if count else [(0, count)]
 
 
 @contextmanager
-def _pool(parts: int, trusted: Collection[str]) -> Iterator[ProcessPoolExecutor]:
+def _processes(parts: int, data_dir: str | None, trusted: Collection[str]) -> Iterator[ProcessPoolExecutor]:
     """Return processes for so many parts; they end at once if the block does not end well."""
+    root = str(Path(harness.__file__).parents[1])
+    before, path = {name: os.environ.get(name) for name in _ENVIRONMENT}, list(sys.path)
+    os.environ.update(_ENVIRONMENT)
+    sys.path[:] = path if root in path else [*path, root]  # that of the processes, too
     pool = ProcessPoolExecutor(
-        min(count_cores(), parts), multiprocessing.get_context("spawn"), plugins.load, (list(trusted),)
+        min(count_cores(), parts), multiprocessing.get_context("spawn"), _begin, (data_dir, list(trusted))
     )
     try:
         yield pool
@@ -73,24 +87,45 @@ def _pool(parts: int, trusted: Collection[str]) -> Iterator[ProcessPoolExecutor]
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Within, processes that start have one thread for products of matrices."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
+        sys.path[:] = path
         for name, value in before.items():
             os.environ.pop(name)
             os.environ.update({} if value is None else {name: value})
 
 
+_there = dict[str, tuple[LoadData, list[str]]]()
+"""In a process: the function that loads data, and trusted plugins."""
+
+
+def _begin(data_dir: str | None, trusted: list[str]) -> None:
+    """Begin a process, which ends with the command, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    plugins.load(trusted)
+    _there["begun"] = make_loader(data_dir), trusted
+
+
+def _end_with_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)
+
+
+def _recheck_there(path: Path, part: tuple[int, int | None], digest: str) -> tuple[RecheckResult, float]:
+    """Recheck a part in a process. digest: of the command's source."""
+    load_data, trusted = _there["begun"]
+    try:
+        own = source_digest()
+        require("code", own, own == digest, f"the command's, {digest}: another copy of harness is installed")
+    except InputError as error:
+        return RecheckResult(0, 0, [f"not checked: {error}"]), 0.0
+    return _recheck_part(path, part, load_data, trusted)
+
+
 def _recheck_part(
-    path: Path, part: Part, load_data: LoadData, trusted: Collection[str]
-) -> tuple[RecheckResult, float]:  # fmt: skip
+    path: Path, part: tuple[int, int | None], load_data: LoadData, trusted: Collection[str]
+) -> tuple[RecheckResult, float]:
     """Recheck a part of an evaluation; return its seconds, too. Whatever its files hold, others are checked then."""
     began = time.monotonic()
     try:
@@ -100,25 +135,44 @@ def _recheck_part(
     return result, time.monotonic() - began
 
 
-@cache
-def _load(source: str | OwnData, data_dir: str | None) -> Data:
-    return evaluation.load_hashed(source, data_dir)
+def make_loader(data_dir: str | None) -> LoadData:
+    """Return a function that loads a data set once, as `load_hashed`, and raises the same InputError each time."""
+
+    @cache
+    def attempt(source: str | OwnData) -> Data | InputError:
+        try:
+            return evaluation.load_hashed(source, data_dir)
+        except InputError as error:
+            return error
+
+    def load_data(source: str | OwnData) -> Data:
+        result = attempt(source)
+        if isinstance(result, InputError):
+            raise result
+        return result
+
+    return load_data
 
 
 def join(parts: Sequence[RecheckResult]) -> RecheckResult:
-    """Return the result of an evaluation from those of parts of its images. What several name is named once."""
-    checked = [part for part in parts if part.images]
-    images = sum(part.images for part in checked)
+    """Return the result of an evaluation from those of parts of its images.
 
-    def mean(name: str) -> float:
-        return sum(getattr(part, name) * part.images for part in checked) / images if images else float("nan")
-
+    A problem that several parts have is listed once. Nothing counts as checked if a part was not.
+    """
+    problems = list(dict.fromkeys(problem for part in parts for problem in part.problems))
+    if len({part.files for part in parts if part.files}) > 1:
+        problems.append("its files changed while they were checked")
+    of, has_weights = max(part.of for part in parts), all(part.has_weights for part in parts)
+    if not all(part.images for part in parts):
+        return RecheckResult(0, of, problems, has_weights=has_weights)
+    images = sum(part.images for part in parts)
     return RecheckResult(
         images,
-        max(part.of for part in parts),
-        list(dict.fromkeys(problem for part in parts for problem in part.problems)),
-        mean("recorded"),
-        mean("confirmed"),
-        sum((part.proofs for part in parts), Counter()),
-        all(part.has_weights for part in parts),
+        of,
+        problems,
+        recorded=sum(part.recorded * part.images for part in parts) / images,
+        confirmed=sum(part.confirmed * part.images for part in parts) / images,
+        proofs=sum((part.proofs for part in parts), Counter()),
+        has_weights=has_weights,
+        files=parts[0].files,
     )

@@ -181,8 +181,14 @@ def _candidate(
     for key, value in settings.items():
         content = merge(content, nest(key.split("."), value))
     training = _training(file, own_data, validate(SweepEntry, content, context=file.sweep.train))
-    check_buildable(training, file.sweep.evaluations)
+    check_buildable(training, _evaluations(file.sweep))
     return training
+
+
+def _evaluations(sweep: Sweep) -> list[Evaluation]:
+    """Return the evaluations of networks and of a search's candidates."""
+    search = sweep.search
+    return sweep.evaluations + ([] if search is None else [search.evaluation_of_candidates(sweep.evaluations[0])])
 
 
 def _checkpoint_path(file: SweepFile, checkpoint: NetworkFile) -> Path:
@@ -198,7 +204,7 @@ def _with_network(row: _Row, file: SweepFile, trained: Collection[str], at: Loca
     training, is_new = row.training, row.training.identity not in trained
     with at(f"{row.where}.", row.choice):
         if is_new or file.sweep.search is not None:
-            network = check_buildable(training, file.sweep.evaluations)
+            network = check_buildable(training, _evaluations(file.sweep))
             row = replace(row, unused=unused_settings(training, network))
         for path, elsewhere in _checkpoints(file, row).items() if is_new else ():
             read_weights(path, elsewhere)

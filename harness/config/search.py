@@ -13,7 +13,7 @@ from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.names import CERTIFIED_ERROR, STANDARD_ERROR
 from harness.config.training import Training
-from harness.settings import Evaluation, EvaluationSettings
+from harness.settings import Evaluation
 
 Objective = Literal[CERTIFIED_ERROR, STANDARD_ERROR]  # type: ignore[valid-type]
 Number = TypeVar("Number", int, float)
@@ -88,8 +88,9 @@ class SearchSettings(Model):
     train: dict[str, Any] = Field(default_factory=dict, examples=[{"epochs": 5}])
     """Changes to the recipe of candidates alone, such as fewer epochs and the ramp and decays that fit them. Winners
     have the recipe of the file."""
-    evaluation: EvaluationSettings | None = None
-    """Changes to the evaluation of candidates alone, such as fewer stages; null for none."""
+    evaluation: dict[str, Any] = Field(default_factory=dict, examples=[{"stages": ["ibp"]}])
+    """Changes to the evaluation of candidates alone, such as fewer stages: keys of the sweep's `evaluation`, except
+    test_images. It is that of the first one."""
 
     @field_validator("objectives")
     @classmethod
@@ -98,10 +99,11 @@ class SearchSettings(Model):
         return objectives
 
     def evaluation_of_candidates(self, main: Evaluation) -> Evaluation:
-        """Return the evaluation of candidates, on held-out images. main: the sweep's first one."""
-        own = self.evaluation
-        changes = {name: getattr(own, name) for name in own.model_fields_set} if own is not None else {}
-        return main.replace(**changes | {"split": "validation", "test_images": None})
+        """Return the evaluation of candidates, on held-out images. main: the sweep's first one. Raises InputError."""
+        with located("evaluation."):
+            found = self.evaluation.get("test_images")
+            require("test_images", found, found is None, "none: all held-out images, search.validation_images")
+            return main.replace(**self.evaluation | {"split": "validation", "test_images": None})
 
     @field_validator("spaces")
     @classmethod
@@ -125,17 +127,17 @@ class SearchedRow:
 
     base: its training with the settings in the file, under seed 0. spaces: the spaces of settings that it uses.
     training: returns the training with settings, by key, under seed 0. Raises InputError where they do not fit.
-    shortened: the settings that candidates alone have, by key.
+    of_candidates: the settings that candidates alone have, by key.
     """
 
     base: Training
     spaces: dict[str, Space]
     training: Callable[[dict[str, Any]], Training]
-    shortened: dict[str, Any]
+    of_candidates: dict[str, Any]
 
     def candidate(self, settings: dict[str, Any]) -> Training:
         """Return the training of a candidate with these settings, as `training` does."""
-        return self.training(self.shortened | settings)
+        return self.training(self.of_candidates | settings)
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -156,12 +158,13 @@ def make_searched_row(
     row = SearchedRow(base, spaces, training, {f"train.{name}": value for name, value in search.train.items()})
     extremes = {key: space.ends or space.choice or () for key, space in row.spaces.items()}
     first = {key: values[0] for key, values in extremes.items()}
+    with located("search."):
+        row.candidate(first)
     for key, values in extremes.items():
         for value in values:
             with located(f"search.spaces.{key}: "):
                 row.training(first | {key: value})
-    with located("search."):
-        row.candidate(first)
+                row.candidate(first | {key: value})
     return row
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from baselines import DATASETS, UnknownNameError
-from harness.common.errors import require
+from harness.common.errors import located, require
 from harness.common.models import Model
 from harness.common.radius import Radius
 from harness.config import plugins
@@ -119,6 +119,9 @@ class Sweep(Model):
         keys = [each.key for each in self.evaluations]
         twice = [each.description for each in self.evaluations if keys.count(each.key) > 1]
         require("evaluation", twice, not twice, "each evaluation once")
+        if self.search is not None:
+            with located("search."):
+                self.search.evaluation_of_candidates(self.evaluations[0])
         return self
 
     @field_validator("plugins")

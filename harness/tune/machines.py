@@ -19,7 +19,7 @@ class RayOptions:
     """How Ray runs items.
 
     cpu, gpu: what each item reserves; items with a fraction of a GPU share it.
-    at_once: the most items that are started at a time; None for as many as fit, and more that wait.
+    at_once: the most items that are started at a time; None for as many as fit, and one more that waits.
     address: of a running cluster; None starts one on this machine.
     dashboard: whether the Ray that is started has its dashboard.
     """

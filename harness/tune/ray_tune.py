@@ -48,7 +48,7 @@ RAY_STATE = "ray"
 WORKER_RETRIES = 2  # of an item whose worker died
 _NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
 ERROR = "error_of_item"
-_FEWEST_STARTED = 200  # items that Tune may have, if there is no limit, of machines that join later, too; as Ray's own
+_NO_LIMIT = 10_000  # of items that Tune may have: without one it starts one worker after the other
 _LIFE_CHECK_SECONDS = 5.0
 _GOES_ON = "the same command continues"
 TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of its other fields
@@ -156,7 +156,8 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
     """Run items in workers until all have ended.
 
     Args:
-        items: what is to be done. The next one is taken when fewer than `options.at_once` are started or wait.
+        items: what is to be done. The next one is taken when fewer than `options.at_once` are started, and at most one
+            more than fit.
         work: does an item in a worker, which has a thread for each CPU that it reserves.
         directory: of the results; Ray's own state stays there.
 
@@ -178,7 +179,6 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
             listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
         machines = machines_of_ray()
         check_fits(machines, options.cpu, options.gpu)  # Ray may see less than torch, and would wait for ever
-        most_started = max(_FEWEST_STARTED, 2 * count_fitting(machines, options.cpu, options.gpu))
         path = (directory or Path(scratch)).absolute()
         shutil.rmtree(path / RAY_STATE, ignore_errors=True)  # Tune would go on with it
         tuner = Tuner(
@@ -186,7 +186,7 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
             tune_config=TuneConfig(
                 search_alg=_NextItem(items, lambda: count_fitting(machines_of_ray(), options.cpu, options.gpu)),
                 num_samples=-1,  # until there is no next item
-                max_concurrent_trials=options.at_once or most_started,
+                max_concurrent_trials=options.at_once or _NO_LIMIT,
                 reuse_actors=True,
                 trial_name_creator=_label,
                 trial_dirname_creator=_trial_id,

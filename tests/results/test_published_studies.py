@@ -100,7 +100,7 @@ def check_verdicts(evaluation_dir):
         load(folder.read_training(folder.network_of(evaluation_dir) / folder.TRAINING).config.dataset)
     except InputError as error:
         pytest.skip(str(error))
-    report = recheck(evaluation_dir, limit=IMAGES)
+    report = recheck(evaluation_dir, stop=IMAGES)
     assert report.images == IMAGES and report.is_confirmed, report.problems
 
 

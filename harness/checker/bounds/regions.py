@@ -12,8 +12,8 @@ from harness.checker.bounds.network import Network, ReluStep, result_box
 from harness.checker.proofs.certificates import Certificate
 
 _LENGTHENED = (1e-4, 1e-3)
-"""Shares of a box's length: as much and ten times as much as float32 widens boxes for its rounding, by which an
-evaluation chooses between two lines. Sums of 3,000 terms need the second."""
+"""Shares of a box's length, by more than which float32 seldom widens a box for its rounding; by widened boxes an
+evaluation chooses between two lines. Sums of 3,000 terms have needed the second."""
 
 
 def interval_region(network: Network, images: Box) -> Region:

@@ -15,6 +15,13 @@ WRONG = [
     ({"train": {"epochs": 2, "decay_epochs": [3]}}, "search.train.decay_epochs: found", "2"),
     ({"train": {"learning_rate": 1e-3}}, "search.train: found ['learning_rate']", "not among `spaces`"),
     ({"evaluation": {"stages": ["crown"]}}, "search.evaluation.stages: found ['crown']", "'ibp'"),
+    ({"evaluation": {"stage": ["ibp"]}}, "search.evaluation.stage: unknown key", "stages"),
+    ({"evaluation": {"test_images": 50}}, "search.evaluation.test_images: found 50", "search.validation_images"),
+    (
+        {"train": {"epochs": 2, "decay_epochs": [1]}, "spaces": {"train.ramp_epochs": {"integer": [1, 3]}}},
+        "search.spaces.train.ramp_epochs: train.ramp_epochs: found 3",
+        "ramp",
+    ),
 ]
 SPACES = [
     ("train.l1", {"unform": [0, 1]}, "search.spaces.train.l1.unform: unknown key", "log_uniform"),

@@ -234,12 +234,13 @@ def do_in_worker(monkeypatch, tmp_path):
     before = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
 
-    def do(work, directory=tmp_path, **resources):
+    def do(work, directory=tmp_path, images=None, **resources):
         reports = []
         context = SimpleNamespace(get_assigned_resources=lambda: resources)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray_tune.tune, "report", reports.append)
-        config = {ray_tune.TRIAL: ray_tune.settings_of(item_of(tmp_path / "tiny/networks/0"))}
+        item = replace(item_of(tmp_path / "tiny/networks/0"), images=images)
+        config = {ray_tune.TRIAL: ray_tune.settings_of(item)}
         ray_tune.make_trainable(work, directory)(config)
         return reports
 
@@ -268,6 +269,8 @@ def test_a_worker_has_a_thread_a_cpu_and_its_share_of_a_gpu_and_frees_its_memory
     for reserved in ({"CPU": 3.0, "GPU": 0.5}, {"CPU": 0.5}):
         do_in_worker(lambda *_: steps.append(torch.get_num_threads()), **reserved)
     assert steps == [0.5, 3, "memory freed", 0, 1, "memory freed"]
+    do_in_worker(lambda *_: steps.append("a range"), images=range(5), CPU=1.0)
+    assert steps[-1] == "a range", "collecting garbage would take as long as a small one"
 
 
 def test_a_worker_is_where_the_command_is_or_stays_on_a_machine_without_that_directory(do_in_worker, tmp_path):

@@ -189,7 +189,7 @@ def test_candidates_are_trained_and_evaluated_by_their_own_settings_and_winners_
     assert len(networks) == 4 and {training_in(each).train.epochs for each in networks} == {1}
     assert winner.train.epochs == TINY["train"]["epochs"] > 1
     assert search.evaluation.stages == ("ibp",) != sweep.evaluations[0].stages
-    assert "(candidates: epochs 1, ramp_epochs 0, decay_epochs []; ibp)" in chosen(tmp_path, winner).text
+    assert "(candidates: decay_epochs [], epochs 1, ramp_epochs 0; ibp)" in chosen(tmp_path, winner).text
 
 
 def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_path, workers, begun):
