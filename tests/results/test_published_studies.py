@@ -34,6 +34,7 @@ ARTEFACTS = {
 WITH_ALL_CERTIFICATES = {
     "mnist-conv": 45,
     "recurrence": 15,
+    "recurrence-conv": 15,
     "recurrence-steps": 5,
     "small-equilibria": 45,
     "small-equilibria-0.1": 45,
@@ -49,6 +50,7 @@ ONE_OF_EACH_KIND = {
     "length-cifar10": [5, 10],
     "mnist-conv": [4, 8, 22, 28, 34],
     "recurrence": [0],
+    "recurrence-conv": [0],
     "small-equilibria": [24],
     "small-equilibria-cifar10": [0],
 }
