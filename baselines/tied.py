@@ -30,6 +30,12 @@ class Unrolled(nn.Module):
         return z
 
 
+def unrolled_layer(conv: nn.Conv2d, channels: int, steps: int) -> Named:
+    """Return the layer "unrolled": it injects norm(conv(x)), and W is a 3x3 convolution."""
+    inject = nn.Sequential(conv, nn.BatchNorm2d(channels))
+    return [("unrolled", Unrolled(inject, nn.Conv2d(channels, channels, 3, padding=1, bias=False), steps))]
+
+
 @register("tied")
 def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Sequential:
     """Return `cerdeq` with `depth` - 6 unrolled steps in place of the equilibrium.
@@ -40,10 +46,9 @@ def tied(shape: Shape, classes: int, width: float = 1.0, *, depth: int) -> nn.Se
     """
     check_layers("depth", depth, least=7)
     stride, channels = extra_stride(shape), scale_channels(128, width)
-    layers = convolutions(shape[0], _STEM, width)
-    inject = nn.Sequential(conv3(channels, channels, stride), nn.BatchNorm2d(channels))
-    recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    layers.append(("unrolled", Unrolled(inject, recurrence, depth - 6)))
+    layers = convolutions(shape[0], _STEM, width) + unrolled_layer(
+        conv3(channels, channels, stride), channels, depth - 6
+    )
     return add_head(layers, channels, size_after(shape, [*_STEM, (128, stride)]), classes, width)
 
 
@@ -56,10 +61,5 @@ def tiedsmall(
 ) -> nn.Sequential:  # fmt: skip
     """Return `deqsmall` with `steps` unrolled steps in place of its equilibrium; W is not constrained."""
     check_layers("steps", steps, least=1)
-
-    def unrolled(conv: nn.Conv2d, channels: int) -> Named:
-        inject = nn.Sequential(conv, nn.BatchNorm2d(channels))
-        recurrence = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        return [("unrolled", Unrolled(inject, recurrence, steps))]
-
-    return stride4_network(shape, classes, scale_channels(channels, width), layers, True, unrolled)
+    make_last = partial(unrolled_layer, steps=steps)
+    return stride4_network(shape, classes, scale_channels(channels, width), layers, True, make_last)

@@ -136,8 +136,9 @@ class SearchedRow:
     of_candidates: dict[str, Any]
 
     def candidate(self, settings: dict[str, Any]) -> Training:
-        """Return the training of a candidate with these settings, as `training` does."""
-        return self.training(self.of_candidates | settings)
+        """Return the training of a candidate. Raises InputError if that, or its winner's, does not fit."""
+        of_winner = self.training(settings)
+        return self.training(self.of_candidates | settings) if self.of_candidates else of_winner
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -158,12 +159,12 @@ def make_searched_row(
     row = SearchedRow(base, spaces, training, {f"train.{name}": value for name, value in search.train.items()})
     extremes = {key: space.ends or space.choice or () for key, space in row.spaces.items()}
     first = {key: values[0] for key, values in extremes.items()}
-    with located("search."):
-        row.candidate(first)
+    if search.train:
+        with located("search."):
+            row.candidate(first)
     for key, values in extremes.items():
         for value in values:
             with located(f"search.spaces.{key}: "):
-                row.training(first | {key: value})
                 row.candidate(first | {key: value})
     return row
 

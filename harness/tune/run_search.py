@@ -213,9 +213,8 @@ class Search:
     def claim(self, number: int, candidate: FrozenTrial | optuna.Trial) -> Path | None:
         """Return the folder of a row's candidate; None if its settings do not fit, or are another candidate's."""
         try:
-            row, settings = self.rows[number], self.settings_of(number, candidate)
-            row.training(settings)  # which must fit, too, should it win
-            record = make_record(self.held_out(row.candidate(settings)), self.fingerprint)
+            training = self.rows[number].candidate(self.settings_of(number, candidate))
+            record = make_record(self.held_out(training), self.fingerprint)
         except (ValueError, KeyError):
             return None
         network_dir = folder.network_dir(self.directory, record.key)
