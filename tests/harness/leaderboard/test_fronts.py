@@ -50,10 +50,29 @@ def test_the_front_has_the_points_that_no_other_beats_in_both():
 
 def test_the_sentence_counts_the_seeds_of_fronts_alone():
     rows = [trials_of(("cnn5 ibp", "cnn5", 40, 70), spread=0.0), trials_of((None, None, 1, 2), seeds=range(5))]
-    (sentence,) = front_sentences(pd.concat(rows))
+    (sentence,) = front_sentences(pd.concat(rows))  # one network: there is none to compare it with
     assert "resamples of 3 seeds): cnn5 ibp 18.00 % (18.00 to 18.00)" in sentence
 
 
 def test_one_seed_has_no_interval():
     (line,) = front_sentences(trials_of(("cnn5 ibp", "cnn5", 40, 70), ("cerdeq ibp", "cerdeq", 45, 65), seeds=[0]))
     assert "one seed, no interval" in line and "cnn5 ibp 18.00 %" in line
+
+
+def test_sentences_say_where_the_front_of_one_network_is_below_that_of_another():
+    winners = [("cnn5 ibp", "cnn5", 40, 70), ("cnn5 sabr", "cnn5", 50, 60), ("cerdeq ibp", "cerdeq", 45, 65)]
+    _, *sentences = front_sentences(trials_of(*winners, spread=0.0))
+    parts = ["cnn5 is below cerdeq at standard errors of 40.0 to 44.9 %, 50.0 to 50.0 %"]
+    parts += ["cerdeq is below cnn5 at standard errors of 45.0 to 49.9 %"]
+    assert sentences == [f"with all methods, {part}, in 97.5 % of the resamples" for part in parts]
+
+
+def test_a_difference_that_seeds_do_not_share_is_no_difference():
+    certified = {"cnn5": [60, 61, 62], "cerdeq": [61, 59, 62.5]}
+    rows = [
+        trials_of((f"{name} ibp", name, 40, value), seeds=[seed]).assign(label=name)
+        for name, values in certified.items()
+        for seed, value in enumerate(values)
+    ]
+    _, *sentences = front_sentences(pd.concat(rows))
+    assert len(sentences) == 2 and all("at no standard error" in each for each in sentences)
