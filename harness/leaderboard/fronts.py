@@ -1,19 +1,21 @@
 """Pareto fronts of two-objective searches, and their hypervolumes."""
 
 from dataclasses import dataclass
-from itertools import groupby, permutations
+from itertools import combinations, groupby
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from harness.common import names
+from harness.common.terminal import with_plural
 
 FRONT, NETWORK = "front", "front of network"
 """Columns of a row that a search has chosen: the searched row, and its network with all methods."""
 ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _WORST = 100.0  # the corner that hypervolumes are measured from, in both errors
 _SAMPLES, _LEVEL = 1000, 95
+_DIGITS = 9  # of errors in percent: so equal shares of images are equal numbers
 
 Errors = NDArray[np.float64]
 
@@ -40,15 +42,15 @@ class Front:
         return f"{self.name} {volume:.2f} % ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
-def fronts_of(trials: pd.DataFrame, by: str = FRONT) -> list[Front]:
+def fronts_of(trials: pd.DataFrame) -> list[Front]:
     """Return the fronts of a section's networks, those of the largest hypervolume first; none without such searches.
 
-    trials: as `Section.trials` has them. by: FRONT, one for each searched row, or NETWORK, one for each network.
+    trials: as `Section.trials` has them.
     """
     if FRONT not in trials or trials[FRONT].isna().all():
         return []
     chosen = trials.dropna(subset=[FRONT])
-    table = chosen.pivot_table(index=[by, "label"], columns="seed", values=ERRORS).dropna()
+    table = chosen.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
     count = chosen["seed"].nunique()
     errors = np.stack([table[name].to_numpy(dtype=float) for name in ERRORS], axis=2)  # [winners, seeds, 2]
     draws = np.random.default_rng(0).integers(count, size=(_SAMPLES if count > 1 else 0, count))
@@ -61,35 +63,47 @@ def fronts_of(trials: pd.DataFrame, by: str = FRONT) -> list[Front]:
 
 def front_sentences(trials: pd.DataFrame) -> list[str]:
     """Return sentences on a section's fronts: their hypervolumes, then where one network's is below another's."""
-    if not (fronts := fronts_of(trials)):
+    if FRONT not in trials or (chosen := trials.dropna(subset=[FRONT])).empty:
         return []
-    count = trials.dropna(subset=[FRONT])["seed"].nunique()
+    fronts, count = fronts_of(chosen), chosen["seed"].nunique()
     interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds" if count > 1 else "one seed, no interval"
     listed = "; ".join(each.text for each in fronts)
     what = "hypervolume of each front, the percentage of all pairs of errors that it dominates"
-    return [f"{what} ({interval}): {listed}", *_network_sentences(fronts_of(trials, by=NETWORK))]
+    sentences = [f"{what} ({interval}): {listed}"] if fronts else []
+    left_out = chosen.groupby([FRONT, "label"]).ngroups - sum(len(each.errors) for each in fronts)
+    if left_out:
+        return [*sentences, f"left out of fronts, without a seed that others have: {with_plural(left_out, 'winner')}"]
+    if count == 1 or chosen[FRONT].str.rpartition(" by ")[2].nunique() > 1:  # networks of two searches had two budgets
+        return sentences
+    compared = [_comparison(chosen, *pair) for pair in combinations(chosen[NETWORK].dropna().unique(), 2)]
+    by = "lowest certified error, by any method, at a standard error of at most s"
+    return [*sentences, f"{by}: {'; '.join(compared)}"] if compared else sentences
 
 
-def _network_sentences(fronts: list[Front]) -> list[str]:
-    """Say for each network where its front, of all methods, is below each other one's; none with one seed."""
-    needed = 50 + _LEVEL / 2  # % of the resamples: an end of a two-sided interval
-    sentences = []
-    for one, other in permutations([each for each in fronts if len(each.samples)], 2):
-        ends = np.concatenate([front.errors[front_of(front.errors), 0] for front in (one, other)])
-        standard = np.arange(np.floor(10 * ends.min()), np.ceil(10 * ends.max()) + 1) / 10
-        ours, theirs = (np.stack([_lowest(errors, standard) for errors in front.samples]) for front in (one, other))
-        is_below = 100 * (ours < theirs).mean(0) >= needed
-        runs = [list(run) for below, run in groupby(range(len(standard)), is_below.__getitem__) if below]
-        where = ", ".join(f"{standard[run[0]]:.1f} to {standard[run[-1]]:.1f} %" for run in runs)
-        at = f"at standard errors of {where}" if where else "at no standard error"
-        sentences.append(f"with all methods, {one.name} is below {other.name} {at}, in {needed:.1f} % of the resamples")
-    return sentences
+def _comparison(chosen: pd.DataFrame, one: str, other: str) -> str:
+    """Say for which s one of two networks has the lower certified error with each seed, where both have a winner."""
+    rows = [chosen[chosen[NETWORK] == name].groupby("seed")[ERRORS] for name in (one, other)]
+    points = [[errors.to_numpy(dtype=float).round(_DIGITS) for _, errors in seeds] for seeds in rows]
+    steps = np.unique(np.concatenate([errors[:, 0] for seeds in points for errors in seeds]))
+    ours, theirs = (np.stack([_lowest(errors, steps) for errors in seeds]) for seeds in points)  # [seeds, steps]
+    have_both = np.isfinite(ours + theirs).all(0)
+    lower = _ranges(have_both & (ours < theirs).all(0), steps)
+    higher = _ranges(have_both & (theirs < ours).all(0), steps)
+    return f"{one} lower than {other} with each of {len(ours)} seeds for {lower}, higher for {higher}"
 
 
-def _lowest(errors: Errors, standard: Errors) -> Errors:
-    """Return the lowest certified error [K] of the points of errors [N, 2] up to each standard error [K]."""
-    reached: Errors = np.where(errors[:, :1] <= standard, errors[:, 1:], _WORST).min(0)
-    return reached
+def _lowest(errors: Errors, steps: Errors) -> Errors:
+    """Return the lowest certified error [K] of errors [N, 2] up to each standard error of steps [K]; inf for none."""
+    lowest: Errors = np.where(errors[:, :1] <= steps, errors[:, 1:], np.inf).min(0)
+    return lowest
+
+
+def _ranges(holds: NDArray[np.bool_], steps: Errors) -> str:
+    """Return the standard errors at which something holds, as text; between two steps it is as at the first."""
+    ends = [*(f"{step:.1f} %" for step in steps[1:]), ""]
+    runs = [list(run) for value, run in groupby(range(len(steps)), holds.__getitem__) if value]
+    texts = [f"s from {steps[run[0]]:.1f}" + (f" to {end}" if (end := ends[run[-1]]) else " % on") for run in runs]
+    return " and ".join(texts) or "no s"
 
 
 def front_of(errors: Errors) -> NDArray[np.intp]:

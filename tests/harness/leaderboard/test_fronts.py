@@ -59,20 +59,37 @@ def test_one_seed_has_no_interval():
     assert "one seed, no interval" in line and "cnn5 ibp 18.00 %" in line
 
 
-def test_sentences_say_where_the_front_of_one_network_is_below_that_of_another():
-    winners = [("cnn5 ibp", "cnn5", 40, 70), ("cnn5 sabr", "cnn5", 50, 60), ("cerdeq ibp", "cerdeq", 45, 65)]
-    _, *sentences = front_sentences(trials_of(*winners, spread=0.0))
-    parts = ["cnn5 is below cerdeq at standard errors of 40.0 to 44.9 %, 50.0 to 50.0 %"]
-    parts += ["cerdeq is below cnn5 at standard errors of 45.0 to 49.9 %"]
-    assert sentences == [f"with all methods, {part}, in 97.5 % of the resamples" for part in parts]
+def test_a_sentence_says_where_the_front_of_one_network_is_lower_with_every_seed():
+    winners = [
+        ("cnn5 ibp by s", "cnn5", 40, 70),
+        ("cnn5 sabr by s", "cnn5", 50, 60),
+        ("cerdeq ibp by s", "cerdeq", 45, 65),
+    ]
+    _, sentence = front_sentences(trials_of(*winners, spread=0.1))
+    expected = "cnn5 lower than cerdeq with each of 3 seeds for s from 50.2 % on, higher for s from 45.2 to 50.0 %"
+    assert sentence == f"lowest certified error, by any method, at a standard error of at most s: {expected}"
 
 
-def test_a_difference_that_seeds_do_not_share_is_no_difference():
+def test_a_front_is_not_lower_where_a_seed_says_otherwise():
     certified = {"cnn5": [60, 61, 62], "cerdeq": [61, 59, 62.5]}
     rows = [
-        trials_of((f"{name} ibp", name, 40, value), seeds=[seed]).assign(label=name)
+        trials_of((f"{name} ibp by s", name, 40, value), seeds=[seed]).assign(label=name)
         for name, values in certified.items()
         for seed, value in enumerate(values)
     ]
-    _, *sentences = front_sentences(pd.concat(rows))
-    assert len(sentences) == 2 and all("at no standard error" in each for each in sentences)
+    _, sentence = front_sentences(pd.concat(rows))
+    assert sentence.endswith("cnn5 lower than cerdeq with each of 3 seeds for no s, higher for no s")
+
+
+def test_winners_without_all_seeds_are_counted_and_nothing_is_compared():
+    rows = [trials_of(("cnn5 ibp", "cnn5", 40, 70)), trials_of(("cerdeq ibp", "cerdeq", 45, 60), seeds=[0, 1])]
+    trials = pd.concat([rows[0], rows[1].assign(label="winner 1")])
+    _, sentence = front_sentences(trials)
+    assert sentence == "left out of fronts, without a seed that others have: 1 winner"
+
+
+@pytest.mark.parametrize("network", ["cerdeq", None])
+def test_networks_of_two_searches_and_without_names_are_not_compared(network):
+    search = "s" if network is None else "another"
+    trials = trials_of(("cnn5 ibp by s", "cnn5", 40, 70), (f"cerdeq ibp by {search}", network, 45, 60))
+    assert len(front_sentences(trials)) == 1
