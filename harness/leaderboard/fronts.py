@@ -86,9 +86,9 @@ def _comparison(chosen: pd.DataFrame, one: str, other: str) -> str:
     points = [[errors.to_numpy(dtype=float).round(_DIGITS) for _, errors in seeds] for seeds in rows]
     steps = np.unique(np.concatenate([errors[:, 0] for seeds in points for errors in seeds]))
     ours, theirs = (np.stack([_lowest(errors, steps) for errors in seeds]) for seeds in points)  # [seeds, steps]
-    have_both = np.isfinite(ours + theirs).all(0)
-    lower = _ranges(have_both & (ours < theirs).all(0), steps)
-    higher = _ranges(have_both & (theirs < ours).all(0), steps)
+    have_both = np.isfinite(ours + theirs)
+    lower = _ranges(np.all(have_both & (ours < theirs), axis=0), steps)
+    higher = _ranges(np.all(have_both & (theirs < ours), axis=0), steps)
     return f"{one} lower than {other} with each of {len(ours)} seeds for {lower}, higher for {higher}"
 
 
