@@ -47,11 +47,11 @@ def fronts_of(trials: pd.DataFrame) -> list[Front]:
 
     trials: as `Section.trials` has them.
     """
-    if FRONT not in trials or trials[FRONT].isna().all():
+    winners = _winners(trials)
+    if winners.empty:
         return []
-    chosen = trials.dropna(subset=[FRONT])
-    table = chosen.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
-    count = chosen["seed"].nunique()
+    table = winners.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
+    count = winners["seed"].nunique()
     errors = np.stack([table[name].to_numpy(dtype=float) for name in ERRORS], axis=2)  # [winners, seeds, 2]
     draws = np.random.default_rng(0).integers(count, size=(_SAMPLES if count > 1 else 0, count))
     samples = np.stack([errors[:, draw].mean(1) for draw in draws]) if len(draws) else np.zeros((0, len(errors), 2))
@@ -61,35 +61,51 @@ def fronts_of(trials: pd.DataFrame) -> list[Front]:
     return sorted(fronts, key=lambda each: hypervolume(each.errors), reverse=True)
 
 
+def _winners(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that searches for two errors have chosen."""
+    return trials.dropna(subset=[FRONT]) if FRONT in trials else trials.iloc[:0]
+
+
 def front_sentences(trials: pd.DataFrame) -> list[str]:
     """Return sentences on a section's fronts: their hypervolumes, then where one network's is below another's."""
-    if FRONT not in trials or (chosen := trials.dropna(subset=[FRONT])).empty:
+    winners = _winners(trials)
+    if winners.empty:
         return []
-    fronts, count = fronts_of(chosen), chosen["seed"].nunique()
+    fronts, count = fronts_of(winners), winners["seed"].nunique()
     interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds" if count > 1 else "one seed, no interval"
     listed = "; ".join(each.text for each in fronts)
     what = "hypervolume of each front, the percentage of all pairs of errors that it dominates"
     sentences = [f"{what} ({interval}): {listed}"] if fronts else []
-    left_out = chosen.groupby([FRONT, "label"]).ngroups - sum(len(each.errors) for each in fronts)
-    if left_out:
-        return [*sentences, f"left out of fronts, without a seed that others have: {with_plural(left_out, 'winner')}"]
-    if count == 1 or chosen[FRONT].str.rpartition(" by ")[2].nunique() > 1:  # networks of two searches had two budgets
-        return sentences
-    compared = [_comparison(chosen, *pair) for pair in combinations(chosen[NETWORK].dropna().unique(), 2)]
+    incomplete = winners.groupby([FRONT, "label"]).ngroups - sum(len(each.errors) for each in fronts)
+    if incomplete:
+        return [*sentences, f"left out of fronts, without a seed that others have: {with_plural(incomplete, 'winner')}"]
+    return [*sentences, *_network_sentences(winners)]
+
+
+def _network_sentences(winners: pd.DataFrame) -> list[str]:
+    """Return a sentence on which network is lower where; none with one seed, one network or several searches.
+
+    winners: with all seeds each. Networks of two searches had two budgets.
+    """
+    searches = winners[FRONT].str.rpartition(" by ")[2]
+    if winners["seed"].nunique() == 1 or searches.nunique() > 1:
+        return []
+    pairs = combinations(winners[NETWORK].dropna().unique(), 2)
+    compared = "; ".join(_comparison(winners, *pair) for pair in pairs)
     by = "lowest certified error, by any method, at a standard error of at most s"
-    return [*sentences, f"{by}: {'; '.join(compared)}"] if compared else sentences
+    return [f"{by}: {compared}"] if compared else []
 
 
-def _comparison(chosen: pd.DataFrame, one: str, other: str) -> str:
+def _comparison(winners: pd.DataFrame, one: str, other: str) -> str:
     """Say for which s one of two networks has the lower certified error with each seed, where both have a winner."""
-    rows = [chosen[chosen[NETWORK] == name].groupby("seed")[ERRORS] for name in (one, other)]
+    rows = [winners[winners[NETWORK] == name].groupby("seed")[ERRORS] for name in (one, other)]
     points = [[errors.to_numpy(dtype=float).round(_DIGITS) for _, errors in seeds] for seeds in rows]
     steps = np.unique(np.concatenate([errors[:, 0] for seeds in points for errors in seeds]))
-    ours, theirs = (np.stack([_lowest(errors, steps) for errors in seeds]) for seeds in points)  # [seeds, steps]
-    have_both = np.isfinite(ours + theirs)
-    lower = _ranges(np.all(have_both & (ours < theirs), axis=0), steps)
-    higher = _ranges(np.all(have_both & (theirs < ours), axis=0), steps)
-    return f"{one} lower than {other} with each of {len(ours)} seeds for {lower}, higher for {higher}"
+    first, second = (np.stack([_lowest(errors, steps) for errors in seeds]) for seeds in points)  # [seeds, steps]
+    have_both = np.isfinite(first + second)
+    lower = _ranges(np.all(have_both & (first < second), axis=0), steps)
+    higher = _ranges(np.all(have_both & (second < first), axis=0), steps)
+    return f"{one} lower than {other} with each of {len(first)} seeds for {lower}, higher for {higher}"
 
 
 def _lowest(errors: Errors, steps: Errors) -> Errors:
@@ -98,12 +114,11 @@ def _lowest(errors: Errors, steps: Errors) -> Errors:
     return lowest
 
 
-def _ranges(holds: NDArray[np.bool_], steps: Errors) -> str:
-    """Return the standard errors at which something holds, as text; between two steps it is as at the first."""
-    ends = [*(f"{step:.1f} %" for step in steps[1:]), ""]
-    runs = [list(run) for value, run in groupby(range(len(steps)), holds.__getitem__) if value]
-    texts = [f"s from {steps[run[0]]:.1f}" + (f" to {end}" if (end := ends[run[-1]]) else " % on") for run in runs]
-    return " and ".join(texts) or "no s"
+def _ranges(is_true: NDArray[np.bool_], steps: Errors) -> str:
+    """Return the standard errors where something is true, as text; between two steps it is as at the first."""
+    ends = [*(f"to {step:.1f} %" for step in steps[1:]), "% on"]
+    runs = [list(run) for value, run in groupby(range(len(steps)), is_true.__getitem__) if value]
+    return " and ".join(f"s from {steps[run[0]]:.1f} {ends[run[-1]]}" for run in runs) or "no s"
 
 
 def front_of(errors: Errors) -> NDArray[np.intp]:
