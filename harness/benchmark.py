@@ -75,7 +75,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.bench.bounds import measure_bounds, measure_evaluation
     from harness.bench.steps import KINDS, PLAIN, measure_steps
     from harness.bench.verifier import measure_families, measure_verifier
-    from harness.machine.device import best_device
+    from harness.machine.device import best_device, has_bf16
     from harness.machine.environment import describe_environment, device_name
     from harness.training.compilation import compiler_problem
 
@@ -103,6 +103,10 @@ def main(options: argparse.Namespace) -> int:
     if compiles and (problem := compiler_problem(device.type)) is not None:
         console.print(f"no compiled steps: {problem}")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].compiled]
+    in_bf16 = [kind for kind in options.kinds if KINDS[kind].precision == "bf16"]
+    if "steps" in sections and in_bf16 and not has_bf16(device):
+        console.print(f"no steps in bf16: this {device.type} has no instructions for it")
+        options.kinds = [kind for kind in options.kinds if kind not in in_bf16]
     if "steps" in sections and not is_installed() and any(KINDS[kind].by_auto_lirpa for kind in options.kinds):
         console.print("no steps by auto_LiRPA, since it cannot be imported")
         options.kinds = [kind for kind in options.kinds if not KINDS[kind].by_auto_lirpa]

@@ -11,6 +11,7 @@ import torch
 
 from harness.common.errors import InputError
 from harness.config.training import Training
+from harness.machine.device import has_bf16
 from harness.settings import Precision, Recipe
 from harness.storage.folder import TRAINING_WARNINGS
 from harness.storage.training_progress import Decisions, add_lines, read_decisions, write_decisions
@@ -37,7 +38,7 @@ def decide_steps(config: Training, images: int, device: torch.device, network_di
         write_decisions(network_dir, decisions)
     _refuse_other_machine(decisions, device, network_dir)
     _log.info("%s steps in %s", "compiled" if decisions.compile else "eager", decisions.precision)
-    if decisions.precision == "bf16" and not _has_bf16(device):
+    if decisions.precision == "bf16" and not has_bf16(device):
         _warn(network_dir, "bf16 is slow here: this device has no instructions for it; precision float32 avoids that")
     return decisions
 
@@ -66,13 +67,6 @@ def _refuse_other_machine(decisions: Decisions, device: torch.device, network_di
     if _precision_on(device, decisions.precision) != decisions.precision:
         advice = f"continue it on a GPU, or remove {network_dir} to train it from the start"
         raise InputError(f"this training began on a GPU, in TF32, which a CPU does not have; {advice}")
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: of ARM
 
 
 def _warn(network_dir: Path, message: str) -> None:

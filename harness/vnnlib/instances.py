@@ -38,9 +38,10 @@ from harness.storage.instances import (
     results_text,
 )
 from harness.storage.lock import lock_directory
-from harness.tune.items import Item, Listener, Queue, run_items
+from harness.tune.items import Item, Listener, Queue
 from harness.tune.machines import share_machine
 from harness.tune.progress import Bars
+from harness.tune.run_items import run_items
 
 _NETWORK = r"""\s*\(\s*(?:'\w+'|"\w+")\s*,\s*(?:'([^']*)'|"([^"]*)")\s*\)\s*"""
 _NETWORKS = re.compile(rf"\s*\[(?:{_NETWORK},)*(?:{_NETWORK})?\]\s*")

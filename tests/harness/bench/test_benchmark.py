@@ -10,6 +10,7 @@ from cerdeq import export_onnx
 from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
+from harness.machine import device
 from harness.storage import folder
 from harness.training import compilation, train_and_evaluate
 
@@ -25,6 +26,7 @@ def trained(tiny_training, tiny_evaluation, tmp_path_factory):
 
 def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(compilation, "compiler_problem", lambda device: "not in this test")
+    monkeypatch.setattr(device, "has_bf16", lambda device: True)
     assert main("benchmark", [*SMALL, "--only", "steps", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = {row["step"]: row for row in written["steps"]}
@@ -38,6 +40,13 @@ def test_all_kinds_of_steps_are_compared_with_plain_training(monkeypatch, tmp_pa
     assert written["options"]["batch_size"] == 8
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in rows)
+
+
+def test_steps_in_bf16_are_left_out_where_the_machine_has_no_instructions_for_them(monkeypatch, capsys):
+    monkeypatch.setattr(device, "has_bf16", lambda device: False)
+    assert main("benchmark", [*SMALL, "--only", "steps", "--kinds", "ibp* eager"]) == 0
+    printed = capsys.readouterr().out
+    assert "no steps in bf16" in printed and "ibp eager" in printed and "bf16 eager" not in printed
 
 
 @pytest.mark.parametrize(

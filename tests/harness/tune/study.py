@@ -16,7 +16,7 @@ from harness.data import load
 from harness.storage import folder, training_progress
 from harness.storage.records import make_record
 from harness.tune import ray_tune
-from harness.tune.items import run_items
+from harness.tune.run_items import run_items
 
 SETTINGS = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
 TOKEN = "0123456789abcdef" * 4  # of the Ray that tests of one process share
