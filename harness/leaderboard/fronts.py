@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from harness.common import names
 from harness.common.terminal import with_plural
 
-FRONT, NETWORK = "front", "front of network"
-"""Columns of a row that a search has chosen: the searched row, and its network with all methods."""
+FRONT, NETWORK, SEARCH = "front", "front of network", "search"
+"""Columns of a row that a search has chosen: the searched row, its network with all methods, and the search."""
 ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _WORST = 100.0  # the corner that hypervolumes are measured from, in both errors
 _SAMPLES, _LEVEL = 1000, 95
@@ -87,8 +87,7 @@ def _network_sentences(winners: pd.DataFrame) -> list[str]:
 
     winners: with all seeds each. Networks of two searches had two budgets.
     """
-    searches = winners[FRONT].str.rpartition(" by ")[2]
-    if winners["seed"].nunique() == 1 or searches.nunique() > 1:
+    if winners["seed"].nunique() == 1 or winners[SEARCH].nunique() > 1:
         return []
     pairs = combinations(winners[NETWORK].dropna().unique(), 2)
     compared = "; ".join(_comparison(winners, *pair) for pair in pairs)

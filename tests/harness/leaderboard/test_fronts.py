@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from harness.common import names
-from harness.leaderboard.fronts import FRONT, NETWORK, front_of, front_sentences, fronts_of, hypervolume
+from harness.leaderboard.fronts import FRONT, NETWORK, SEARCH, front_of, front_sentences, fronts_of, hypervolume
 
 
-def trials_of(*winners, seeds=(0, 1, 2), spread=0.1):
+def trials_of(*winners, seeds=(0, 1, 2), spread=0.1, search="s"):
     """Rows of a section: winners (searched row, network, standard error, certified error) with every seed."""
     rows = [
         {
-            "label": f"winner {number}", "seed": seed, FRONT: front, NETWORK: network,
+            "label": f"winner {number}", "seed": seed, FRONT: front, NETWORK: network, SEARCH: search,
             names.STANDARD_ERROR: standard + spread * seed, names.CERTIFIED_ERROR: certified + spread * seed,
         }
         for number, (front, network, standard, certified) in enumerate(winners)
@@ -60,11 +60,7 @@ def test_one_seed_has_no_interval():
 
 
 def test_a_sentence_says_where_the_front_of_one_network_is_lower_with_every_seed():
-    winners = [
-        ("cnn5 ibp by s", "cnn5", 40, 70),
-        ("cnn5 sabr by s", "cnn5", 50, 60),
-        ("cerdeq ibp by s", "cerdeq", 45, 65),
-    ]
+    winners = [("cnn5 ibp", "cnn5", 40, 70), ("cnn5 sabr", "cnn5", 50, 60), ("cerdeq ibp", "cerdeq", 45, 65)]
     _, sentence = front_sentences(trials_of(*winners, spread=0.1))
     expected = "cnn5 lower than cerdeq with each of 3 seeds for s from 50.2 % on, higher for s from 45.2 to 50.0 %"
     assert sentence == f"lowest certified error, by any method, at a standard error of at most s: {expected}"
@@ -73,7 +69,7 @@ def test_a_sentence_says_where_the_front_of_one_network_is_lower_with_every_seed
 def test_a_front_is_not_lower_where_a_seed_says_otherwise():
     certified = {"cnn5": [60, 61, 62], "cerdeq": [61, 59, 62.5]}
     rows = [
-        trials_of((f"{name} ibp by s", name, 40, value), seeds=[seed]).assign(label=name)
+        trials_of((f"{name} ibp", name, 40, value), seeds=[seed]).assign(label=name)
         for name, values in certified.items()
         for seed, value in enumerate(values)
     ]
@@ -90,6 +86,6 @@ def test_winners_without_all_seeds_are_counted_and_nothing_is_compared():
 
 @pytest.mark.parametrize("network", ["cerdeq", None])
 def test_networks_of_two_searches_and_without_names_are_not_compared(network):
-    search = "s" if network is None else "another"
-    trials = trials_of(("cnn5 ibp by s", "cnn5", 40, 70), (f"cerdeq ibp by {search}", network, 45, 60))
+    other = trials_of(("cerdeq ibp", network, 45, 60), search="s" if network is None else "another")
+    trials = pd.concat([trials_of(("cnn5 ibp", "cnn5", 40, 70)), other.assign(label="winner 1")])
     assert len(front_sentences(trials)) == 1
