@@ -83,6 +83,8 @@ class SweepEntry(Model):
         content = self.method_options.get("teacher")
         if not isinstance(content, dict):  # another type is refused with the method's options
             return None
+        if "model" not in content:
+            content = merge({"model": self.model, "options": self.options}, content)
         if "checkpoint" not in content:
             radius = {name: value for name, value in self.train.items() if name == "eps"}
             content = merge({"method": "pgd", "train": radius}, content)

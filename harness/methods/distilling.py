@@ -20,13 +20,13 @@ class Distilling(Expressive):
     """An expressive loss with a teacher, whose answer at the student's adversarial images the attack returns, too."""
 
     teacher: dict[str, Any] | None = None
-    """The network to learn from: keys as in an entry of `trials`; `method` is pgd by default. It uses the sweep's
-    recipe, and the student's width, radius, seed and held-out images. It is trained once for all rows that name the
-    same. Required."""
+    """The network to learn from: keys as in an entry of `trials`; `{}` is the student's network, trained by pgd. It has
+    the sweep's recipe, and the student's width, radius, seed and held-out images. It is trained once for all rows that
+    name the same. Required."""
 
     def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError without a teacher."""
-        require("teacher", None, teacher is not None, "a mapping such as {model: cnn7, method: pgd}")
+        require("teacher", None, teacher is not None, "a mapping: {} is the same network, trained by pgd")
 
     def attack(self, program: Program, batch: Batch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return adversarial images of the student, and the teacher's answer there."""

@@ -37,6 +37,17 @@ def test_a_teacher_has_its_student_s_radius_seed_and_held_out_images(tmp_path):
     assert (str(teacher.train.eps), teacher.width, teacher.method) == ("1/4", 0.4, "pgd")
 
 
+def test_a_teacher_without_a_model_is_the_student_s_network(tmp_path):
+    def teacher(**own):
+        row = entry("cc-dist", model="cerdeq", options={"gain": 0.4, "margin": 0.2}, method_options={"teacher": own})
+        return trainings_of(tmp_path, sweep(row))[0].own_teacher.row
+
+    assert teacher() == "cerdeq pgd gain=0.4 margin=0.2"
+    assert teacher(method="ibp", options={"margin": 0.4}) == "cerdeq ibp gain=0.4 margin=0.4"
+    assert teacher(model="cerdeq", options={"margin": 0.4}) == "cerdeq pgd margin=0.4"
+    assert teacher(model="cnn7") == "cnn7 pgd"
+
+
 def test_the_teacher_is_part_of_the_student_s_key_and_survives_json(tmp_path):
     keys = set()
     for teacher in ({}, {"model": "cnn7"}, {"method": "ibp"}, {"train": {"epochs": 9}}):
