@@ -12,7 +12,7 @@ from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
 from harness.config.training import flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
-from harness.leaderboard.fronts import FRONT, NETWORK, SEARCH
+from harness.leaderboard.fronts import FRONTS
 from harness.pretrained.network_file import Source
 from harness.settings import Evaluation
 from harness.storage import folder, study_tables
@@ -27,7 +27,7 @@ NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
     "row", "training", "state", "evaluation_dir", "evaluation", "evaluation_settings", "held_out", "is_main",
-    "is_own_data", "result", "seed", "problem", "warnings", "published", FRONT, NETWORK, SEARCH,
+    "is_own_data", "result", "seed", "problem", "warnings", "published", FRONTS,
     *REPORTED,
 )  # fmt: skip
 
@@ -72,9 +72,9 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
     row |= {column.name: None for column in COLUMNS if column.is_required}
     if state.training is not None:
         row |= _settings(state.training, state.evaluation)
-    if state.chosen is not None:
-        row[CHOSEN] = state.chosen.text
-        row |= {FRONT: state.chosen.front or None, NETWORK: state.chosen.network or None, SEARCH: state.chosen.search}
+    if state.choices:
+        row[CHOSEN] = "; ".join(dict.fromkeys(each.text for each in state.choices))
+        row[FRONTS] = [each for each in state.choices if each.front]
     row |= _problem(state)
     if state.state is State.FINISHED and state.result is not None:
         row |= _numbers(state.result)

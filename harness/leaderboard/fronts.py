@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from harness.common import names
 from harness.common.terminal import with_plural
 
+FRONTS = "fronts"
+"""Column of rows that searches for two errors have chosen: the `Chosen` of each such search."""
 FRONT, NETWORK, SEARCH = "front", "front of network", "search"
-"""Columns of a row that a search has chosen: the searched row, its network with all methods, and the search."""
+"""Columns of `winners_of`: the searched row, its network with all methods, and the search."""
 ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _WORST = 100.0  # the corner that hypervolumes are measured from, in both errors
 _SAMPLES, _LEVEL = 1000, 95
@@ -47,7 +49,10 @@ def fronts_of(trials: pd.DataFrame) -> list[Front]:
 
     trials: as `Section.trials` has them.
     """
-    winners = _winners(trials)
+    return _fronts_of(winners_of(trials))
+
+
+def _fronts_of(winners: pd.DataFrame) -> list[Front]:
     if winners.empty:
         return []
     table = winners.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
@@ -61,17 +66,23 @@ def fronts_of(trials: pd.DataFrame) -> list[Front]:
     return sorted(fronts, key=lambda each: hypervolume(each.errors), reverse=True)
 
 
-def _winners(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that searches for two errors have chosen."""
-    return trials.dropna(subset=[FRONT]) if FRONT in trials else trials.iloc[:0]
+def winners_of(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that searches for two errors have chosen, once for each search, with the columns above."""
+    if FRONTS not in trials:
+        return trials.iloc[:0]
+    winners = trials.explode(FRONTS).dropna(subset=[FRONTS])
+    columns = {FRONT: "front", NETWORK: "network", SEARCH: "search"}
+    return winners.assign(
+        **{name: [getattr(each, attribute) or None for each in winners[FRONTS]] for name, attribute in columns.items()}
+    )
 
 
 def front_sentences(trials: pd.DataFrame) -> list[str]:
     """Return sentences on a section's fronts: their hypervolumes, then where one network's is below another's."""
-    winners = _winners(trials)
+    winners = winners_of(trials)
     if winners.empty:
         return []
-    fronts, count = fronts_of(winners), winners["seed"].nunique()
+    fronts, count = _fronts_of(winners), winners["seed"].nunique()
     interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds" if count > 1 else "one seed, no interval"
     listed = "; ".join(each.text for each in fronts)
     what = "hypervolume of each front, the percentage of all pairs of errors that it dominates"

@@ -20,7 +20,7 @@ from harness.common.terminal import printable
 from harness.config.training import FULL_PROFILE
 from harness.leaderboard.columns import TABLES, titles_of
 from harness.leaderboard.evaluations import CHOSEN, LABEL, describe_images, read_evaluations, setting_columns
-from harness.leaderboard.fronts import FRONT, NETWORK, SEARCH, front_sentences
+from harness.leaderboard.fronts import FRONTS, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
 from harness.leaderboard.rows import mean_rows
 from harness.leaderboard.section import Section, as_text, is_incomparable
@@ -164,7 +164,7 @@ def _section(
     listed = listed.reindex(columns=rows.columns)
     parts = [_best_first(pd.concat([own, listed]))] if is_full_size else [_best_first(own), _best_first(listed)]
     own_columns = ["row", "training", "seed", "evaluation_dir", "result", "published"]
-    own_columns += [name for name in (FRONT, NETWORK, SEARCH) if name in trials]
+    own_columns += [FRONTS] if FRONTS in trials else []
     return SectionTable(
         heading=heading,
         evaluation=evaluation,

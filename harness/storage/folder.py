@@ -209,9 +209,9 @@ def read_failure(directory: Path) -> Failure | None:
     return _parse_if_there(directory / FAILURE, partial(validate, Failure))
 
 
-def read_chosen(network_dir: Path) -> Chosen | None:
-    """Read what `write_chosen` wrote, None if no search chose the network. Raises DamagedFileError."""
-    return _parse_if_there(network_dir / CHOSEN, records.parse_chosen)
+def read_choices(network_dir: Path) -> list[Chosen]:
+    """Read what `write_choice` wrote, one for each search that chose the network. Raises DamagedFileError."""
+    return _parse_if_there(network_dir / CHOSEN, records.parse_choices) or []
 
 
 def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
@@ -283,6 +283,7 @@ def write_failure(
     write_json(directory / FAILURE, failure.model_dump())
 
 
-def write_chosen(network_dir: Path, content: dict[str, Any]) -> None:
-    """Mark the network as chosen by a search; `text` of the content describes how."""
-    write_json(network_dir / CHOSEN, content)
+def write_choice(network_dir: Path, content: dict[str, Any]) -> None:
+    """Mark the network as chosen by a search, beside others that chose it, too. content: as `records.Chosen` has it."""
+    choices = {each.search: each.model_dump(exclude_defaults=True) for each in read_choices(network_dir)}
+    write_json(network_dir / CHOSEN, list((choices | {content["search"]: content}).values()))

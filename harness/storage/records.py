@@ -75,7 +75,7 @@ class Failure(Model):
 
 
 class Chosen(Model):
-    """What chosen.json holds: how a search chose a network's settings, as text, and the search; searches write more.
+    """How a search chose a network's settings, as text, and the search; searches write more.
 
     front: of a search for two errors, the searched row and the search. network: that row's. Empty of other searches.
     """
@@ -149,8 +149,9 @@ def parse_result(content: Any) -> Result:
     return result
 
 
-def parse_chosen(content: Any) -> Chosen:
-    """Return what chosen.json holds."""
-    chosen: Chosen = validate(Chosen, content)
-    require_name(chosen.search, "search")
-    return chosen
+def parse_choices(content: Any) -> list[Chosen]:
+    """Return what chosen.json holds, a choice of each search; older files hold one, not in a list."""
+    choices = [validate(Chosen, each) for each in (content if content and isinstance(content, list) else [content])]
+    for each in choices:
+        require_name(each.search, "search")
+    return choices

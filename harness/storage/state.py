@@ -1,5 +1,6 @@
 """The state of a network under an evaluation: decided here alone, from the files of both folders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,7 +33,7 @@ class EvaluationState:
 
     training, evaluation: None if the file is missing or cannot be read. trained: None before training has ended.
     result: None before the evaluation has ended. failure: why either failed; None for a finished one.
-    study: the key of the main evaluation by profile. chosen: how a search chose the network, if one did.
+    study: the key of the main evaluation by profile. choices: of the searches that chose the network.
     epochs: how many are trained; of a network that is not in training, those of its checkpoint; 0 once it is trained.
     progress: how far an unfinished one is. written: when training or evaluation last wrote a file, in seconds since
     1970; None before they begin. is_running: whether that was in the run that holds the sweep's directory.
@@ -45,7 +46,7 @@ class EvaluationState:
     result: Result | None = None
     failure: Failure | None = None
     study: dict[str, str] = field(default_factory=dict)
-    chosen: Chosen | None = None
+    choices: Sequence[Chosen] = ()
     epochs: int = 0
     progress: str = ""
     written: float | None = None
@@ -140,7 +141,7 @@ def read_state(evaluation_dir: Path, run_began: float | None = None) -> Evaluati
             result=result,
             failure=None if result else failure or folder.read_failure(evaluation_dir),
             study=folder.read_study(network_dir),
-            chosen=folder.read_chosen(network_dir),
+            choices=folder.read_choices(network_dir),
             epochs=epochs,
             progress="" if result or written is None else _describe_progress(evaluation_dir, training, trained, epochs),
             written=written,

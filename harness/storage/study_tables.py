@@ -19,7 +19,7 @@ from harness.common import names
 from harness.storage import folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import read_table, unpack_table, write_table
-from harness.storage.records import parse_chosen, parse_evaluation, parse_result, parse_study, parse_training
+from harness.storage.records import parse_choices, parse_evaluation, parse_result, parse_study, parse_training
 from harness.storage.state import EvaluationState, evaluation_dirs, read_state_or_raise
 
 EVALUATIONS, VERDICTS = "evaluations.parquet", "verdicts.parquet"
@@ -77,7 +77,7 @@ def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, EvaluationState]:
             trained=parse_result(content["trained"]),
             result=parse_result(content["result"]),
             study=parse_study(content.get("study", {})),
-            chosen=parse_chosen(content["chosen"]) if "chosen" in content else None,
+            choices=parse_choices(content["chosen"]) if "chosen" in content else [],
         )
     return states
 

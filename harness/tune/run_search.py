@@ -267,7 +267,7 @@ class Search:
                 for seed in dict.fromkeys(training.seed for training in self.study.trainings):
                     winners.append(training.replace(seed=seed))
                     key = winners[-1].key(self.fingerprint)
-                    folder.write_chosen(folder.network_dir(self.sweep_dir, key), choice)
+                    folder.write_choice(folder.network_dir(self.sweep_dir, key), choice)
         return winners
 
     def describe(self, number: int, candidate: int, error: str = "") -> str:

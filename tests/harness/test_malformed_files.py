@@ -140,7 +140,7 @@ def test_how_a_search_chose_a_network(network_dir):
         (network_dir / folder.CHOSEN).write_bytes(content)
         if not what.startswith(("without candidate", "candidate", "text: text")):
             with pytest.raises(DamagedFileError, match=r"chosen\.json cannot be read"):
-                folder.read_chosen(network_dir)
+                folder.read_choices(network_dir)
 
 
 def test_options_that_the_network_lacks(run_command, record, tiny_evaluation, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.leaderboard.fronts import FRONT, NETWORK, front_of, fronts_of
+from harness.leaderboard.fronts import FRONT, NETWORK, front_of, fronts_of, winners_of
 from harness.report.figures.section_data import SectionData
 from harness.report.figures.style import COLOURS, DASHES, GREY, INK, MARKERS, add_legend, assign, panels
 from harness.storage import folder
@@ -48,7 +48,7 @@ def fronts(data: SectionData) -> Figure | None:
     if not shown:
         return None
     figure, (axes,) = panels(width=9, height=4.2)
-    networks = data.trials.dropna(subset=[FRONT]).drop_duplicates(FRONT).set_index(FRONT)
+    networks = winners_of(data.trials).drop_duplicates(FRONT).set_index(FRONT)
     colours, markers, dashes = (
         assign(networks[name], looks) for name, looks in ((NETWORK, COLOURS), ("method", MARKERS), ("method", DASHES))
     )
@@ -99,8 +99,8 @@ def _shares(study: "Study", objective: int) -> dict[str, float]:
 def _objectives(data: SectionData) -> Iterator[tuple["Study", int, str]]:
     """Yield the objectives of the searches that chose rows of the section: study, number and name."""
     network_dirs = map(folder.network_of, data.trials["evaluation_dir"])
-    chosen = {path: mark.search for path in network_dirs if (mark := folder.read_chosen(path))}
-    for search_dir in sorted({path.parents[1] / "search" / name for path, name in chosen.items()}):
+    searches = {path.parents[1] / "search" / each.search for path in network_dirs for each in folder.read_choices(path)}
+    for search_dir in sorted(searches):
         from harness.tune.run_search import OBJECTIVES, load_studies
 
         for study in load_studies(search_dir):

@@ -24,7 +24,7 @@ def has_controls(shown):
 def hostile(sweep):
     """A sweep with such text wherever a file may have some."""
     path = add(sweep, metrics(), warnings=[CONTROLS], profile=CONTROLS, options={CONTROLS: CONTROLS})
-    folder.write_chosen(folder.network_of(path), {"text": CONTROLS, "search": "tpe-0"})
+    folder.write_choice(folder.network_of(path), {"text": CONTROLS, "search": "tpe-0"})
     add(sweep, metrics(), seed=1, model=CONTROLS, method=CONTROLS)
     add(sweep, failure=CONTROLS, seed=2)
     publish(sweep, f'cifar10,8/255,cnn7,"{CONTROLS}",20,"60","{CONTROLS}"\n')

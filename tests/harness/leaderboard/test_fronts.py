@@ -5,14 +5,16 @@ import pandas as pd
 import pytest
 
 from harness.common import names
-from harness.leaderboard.fronts import FRONT, NETWORK, SEARCH, front_of, front_sentences, fronts_of, hypervolume
+from harness.leaderboard.fronts import FRONTS, front_of, front_sentences, fronts_of, hypervolume
+from harness.storage.records import Chosen
 
 
 def trials_of(*winners, seeds=(0, 1, 2), spread=0.1, search="s"):
     """Rows of a section: winners (searched row, network, standard error, certified error) with every seed."""
     rows = [
         {
-            "label": f"winner {number}", "seed": seed, FRONT: front, NETWORK: network, SEARCH: search,
+            "label": f"winner {number}", "seed": seed,
+            FRONTS: [Chosen(text="", search=search, front=front, network=network or "")] if front else [],
             names.STANDARD_ERROR: standard + spread * seed, names.CERTIFIED_ERROR: certified + spread * seed,
         }
         for number, (front, network, standard, certified) in enumerate(winners)
@@ -38,7 +40,7 @@ def test_fronts_are_of_searched_rows_best_first_with_dominated_winners():
     np.testing.assert_allclose(second.errors[0], [40.1, 70.1])
     low, high = (float(end) for end in second.text.partition("(")[2].strip(")").split(" to "))
     assert low < hypervolume(second.errors) < high
-    assert fronts_of(trials.drop(columns=[FRONT, NETWORK])) == [] == front_sentences(trials.iloc[-3:])
+    assert fronts_of(trials.drop(columns=FRONTS)) == [] == front_sentences(trials.iloc[-3:])
 
 
 def test_the_front_has_the_points_that_no_other_beats_in_both():
@@ -52,6 +54,13 @@ def test_the_sentence_counts_the_seeds_of_fronts_alone():
     rows = [trials_of(("cnn5 ibp", "cnn5", 40, 70), spread=0.0), trials_of((None, None, 1, 2), seeds=range(5))]
     (sentence,) = front_sentences(pd.concat(rows))  # one network: there is none to compare it with
     assert "resamples of 3 seeds): cnn5 ibp 18.00 % (18.00 to 18.00)" in sentence
+
+
+def test_a_winner_of_two_searches_is_on_the_front_of_each():
+    trials = trials_of(("cnn5 ibp by s", "cnn5", 40, 70), ("cnn5 ibp by s", "cnn5", 50, 60))
+    other = Chosen(text="", search="t", front="cnn5 ibp by t", network="cnn5")
+    trials[FRONTS] = [[*own, other] if label == "winner 0" else own for own, label in trials[["fronts", "label"]].values]
+    assert {front.name: len(front.errors) for front in fronts_of(trials)} == {"cnn5 ibp by s": 2, "cnn5 ibp by t": 1}
 
 
 def test_one_seed_has_no_interval():

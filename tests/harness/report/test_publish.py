@@ -26,7 +26,7 @@ def study(tmp_path):
         network_dir = folder.network_of(path)
         for file in (network_dir / folder.CHECKPOINT, network_dir / folder.WEIGHTS, path / folder.COUNTEREXAMPLES):
             file.write_bytes(bytes(1000))
-        folder.write_chosen(network_dir, {"text": "a search", "search": "tpe-0"})
+        folder.write_choice(network_dir, {"text": "a search", "search": "tpe-0"})
     (evaluation_dirs[2] / folder.RESULT).unlink()
     return sweep, evaluation_dirs, tmp_path / "published"
 

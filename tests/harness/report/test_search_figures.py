@@ -35,7 +35,7 @@ def searched(request, tmp_path):
         )
     chosen = {"text": TEXT, "search": search_dir.name}
     chosen |= {"front": "cnn5 ibp", "network": "cnn5"} if len(request.param) > 1 else {}
-    folder.write_chosen(folder.network_of(add(tmp_path / "study", right(100))), chosen)
+    folder.write_choice(folder.network_of(add(tmp_path / "study", right(100))), chosen)
     return section_of(tmp_path / "study"), study.trials
 
 

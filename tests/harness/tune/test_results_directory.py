@@ -105,7 +105,7 @@ def test_what_an_older_form_of_the_file_asked_for_and_never_began_disappears(cop
     other = make_record(record.config.replace(seed=9), record.fingerprint)
     network_dir = folder.network_dir(copied.directory, other.key)
     folder.begin_network(network_dir, other, "full", [main])
-    folder.write_chosen(network_dir, {"text": "tpe", "search": "tpe-0"})
+    folder.write_choice(network_dir, {"text": "tpe", "search": "tpe-0"})
     never, begun = (
         folder.begin_evaluation(copied.network_dirs["cnn5", 0], main.replace(attack_steps=steps)) for steps in (7, 8)
     )

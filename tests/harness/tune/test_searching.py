@@ -55,7 +55,7 @@ def candidates(sweep, tmp_path):
 
 def chosen(tmp_path, winner):
     record = make_record(winner, load("digits").fingerprint)
-    return folder.read_chosen(folder.network_dir(tmp_path / "study", record.key))
+    return folder.read_choices(folder.network_dir(tmp_path / "study", record.key))[-1]
 
 
 def training_in(network_dir):
@@ -219,6 +219,17 @@ def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, wor
     search_of(read(tmp_path, sampler="random"), tmp_path).run(OPTIONS)
     search_of(read(tmp_path, seed=1), tmp_path).run(OPTIONS)
     assert len(begun) == 14
+
+
+def test_a_network_that_two_searches_choose_keeps_both_choices(tmp_path, workers, begun):
+    workers(lambda network_dir: write_metrics(network_dir, dict.fromkeys(SEARCH["objectives"], 50 + len(begun))))
+    spaces = {"train.kappa": {"uniform": [0, 0.9]}}
+    searches = [search_of(read(tmp_path, trials=1, seed=seed, spaces=spaces), tmp_path) for seed in (0, 1, 0)]
+    winners = [search.run(OPTIONS)[0] for search in searches]
+    assert winners[0] == winners[1], "the settings as written are each search's first candidate"
+    key = make_record(winners[0], load("digits").fingerprint).key
+    choices = folder.read_choices(folder.network_dir(tmp_path / "study", key))
+    assert [each.search for each in choices] == [search.directory.name for search in searches[:2]]
 
 
 def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_tried_again(tmp_path, workers, begun):
