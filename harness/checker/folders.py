@@ -12,12 +12,14 @@ from harness.storage.state import EvaluationState, read_state_or_raise
 
 
 def find_folders(sweep_dir: Path) -> dict[Path, list[Path]]:
-    """Return, for each network's folder, the folders of its evaluations.
+    """Return, for each network's folder, the folders of its evaluations; a teacher that nothing evaluates has no row.
 
     Raises InputError for a directory of an older version.
     """
     folder.refuse_older(sweep_dir)
-    network_dirs = [path for path in _entries(sweep_dir / folder.NETWORKS) if path.is_dir()]
+    network_dirs = [
+        path for path in _entries(sweep_dir / folder.NETWORKS) if path.is_dir() and not folder.is_only_teacher(path)
+    ]
     return {path: [each for each in _entries(path / folder.EVALUATIONS) if each.is_dir()] for path in network_dirs}
 
 

@@ -83,13 +83,19 @@ class SweepEntry(Model):
         content = self.method_options.get("teacher")
         if not isinstance(content, dict):  # another type is refused with the method's options
             return None
+        shared: dict[str, Any] = {"width": self.width}
         if "model" not in content:
-            content = merge({"model": self.model, "options": self.options}, content)
-        if "checkpoint" not in content:
+            shared |= {"model": self.model, "options": self.options}
+        if content.get("checkpoint") is None:
             radius = {name: value for name, value in self.train.items() if name == "eps"}
-            content = merge({"method": "pgd", "train": radius}, content)
+            shared |= {"method": "pgd", "train": radius}
+        content = {name: value for name, value in content.items() if (name, value) != ("width", None)}
         with located("method_options.teacher."):
-            return validate(SweepEntry, {"width": self.width} | content, context=recipe)
+            teacher = validate(SweepEntry, merge(shared, content), context=recipe)
+            require("zip", teacher.zip, not teacher.zip, "none: lists of a teacher are lists of its student's entry")
+            further = teacher.method_options.get("teacher")
+            require("method_options.teacher", further, further is None, "none: a teacher has no teacher")
+            return teacher
 
 
 _OWNERS = {"options": "model", "method_options": "method"}

@@ -207,7 +207,8 @@ def _with_network(row: _Row, file: SweepFile, trained: Collection[str], at: Loca
             network = check_buildable(training, _evaluations(file.sweep))
             row = replace(row, unused=unused_settings(training, network))
         for path, elsewhere in _checkpoints(file, row).items() if is_new else ():
-            read_weights(path, elsewhere)
+            with located("" if elsewhere is training else "method_options.teacher."):
+                read_weights(path, elsewhere)
     return row
 
 

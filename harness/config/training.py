@@ -157,8 +157,9 @@ class Training(Model):
 
     @property
     def network(self) -> str:
-        """The network and its options."""
-        return " ".join([self.model, *(f"{name}={value}" for name, value in sorted(self.options.items()))])
+        """The network with its options, and its width where its entry has one of its own."""
+        settings = dict(sorted(self.options.items())) | ({"width": self.width} if "width" in self.named else {})
+        return " ".join([self.model, *(f"{name}={value}" for name, value in settings.items())])
 
     @property
     def row(self) -> str:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerdeq.bounds import Context, Program, Step, points_of, trace
-from cerdeq.equilibrium import FixedPoint
+from cerdeq.equilibrium import FixedPoint, set_progress
 from harness.common.errors import require
 from harness.common.method_names import register
 from harness.methods.expressive import Expressive
@@ -131,6 +131,7 @@ def make_teacher(model: nn.Module) -> Program:
     Its equilibria are iterated as often as in training: a number of times that no image decides, as a CUDA graph needs.
     """
     model.requires_grad_(False).eval()
+    set_progress(model, 1.0)
     for module in model.modules():
         if isinstance(module, FixedPoint):
             module.train()

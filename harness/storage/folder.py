@@ -100,10 +100,11 @@ def network_folders(sweep_dir: Path, teachers: bool = False) -> list[Path]:
     """
     refuse_older(sweep_dir)
     found = sorted(path.parent for path in sweep_dir.glob(f"{NETWORKS}/*/{TRAINING}"))
-    return [path for path in found if teachers or not _is_only_teacher(path)]
+    return [path for path in found if teachers or not is_only_teacher(path)]
 
 
-def _is_only_teacher(network_dir: Path) -> bool:
+def is_only_teacher(network_dir: Path) -> bool:
+    """Return whether a network is there as a teacher alone: no study has it, and nothing evaluates it."""
     return (network_dir / TEACHER).exists() and not any((network_dir / name).exists() for name in (STUDY, EVALUATIONS))
 
 

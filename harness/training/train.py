@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from cerdeq.bounds import Program
 from cerdeq.equilibrium import fold
 from harness.common import names
-from harness.common.errors import require
+from harness.common.errors import located, require
 from harness.config.plugins import load_for
 from harness.config.training import Training
 from harness.data import Data, Split
@@ -79,6 +79,14 @@ def train(
     return result
 
 
+def check_images(config: Training, data: Data) -> None:
+    """Raise InputError if there are fewer images than a network's training, or its teacher's, asks for."""
+    training_images(config, data)
+    if config.own_teacher is not None:
+        with located("method_options.teacher."):
+            training_images(config.own_teacher, data)
+
+
 def training_images(config: Training, data: Data) -> Split:
     """Return the images that a network is trained on, none if that was elsewhere.
 
@@ -98,8 +106,9 @@ def _load_teacher(record: TrainingRecord, network_dir: Path, device: torch.devic
     if (training := record.config.own_teacher) is None:
         return None
     directory = network_dir.with_name(training.key(record.fingerprint))
-    is_trained = folder.is_trained(directory)
-    require("teacher", f"{training.label}, untrained", is_trained, f"a trained network in {directory}")
+    failure = folder.read_failure(directory)
+    found = f"{training.label}, untrained{f': {failure.error}' if failure else ''}"
+    require("teacher", found, folder.is_trained(directory), f"a trained network in {directory}")
     load_for(training)
     path = directory / folder.WEIGHTS
     model = load_network(training, path, folder.read_trained_weights(directory)[0]).float()

@@ -24,7 +24,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, write_atomically
 from harness.storage.records import TrainingRecord, make_record
 from harness.storage.state import EvaluationState, State, read_state
-from harness.training.train import training_images
+from harness.training.train import check_images
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def load_checked(
     with file.located(), collect_problems() as at:
         for training in study.trainings:
             with at(""):
-                training_images(training, data)
+                check_images(training, data)
             for evaluation in study.evaluations:
                 with at(""):
                     evaluated_images(data, training.validation_images, evaluation)

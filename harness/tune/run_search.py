@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from harness.storage.files import DamagedFileError, read_bytes
 from harness.storage.lock import lock_directory
 from harness.storage.records import make_record
 from harness.storage.state import EvaluationState, State, read_state
-from harness.training.train import training_images
+from harness.training.train import check_images
 from harness.tune.items import Item, Queue, Worker
 from harness.tune.plan import adopt_network
 from harness.tune.progress import Progress, describe_work
@@ -83,7 +84,7 @@ class Search:
         self.fingerprint, self.sweep_dir, self.seed = data.fingerprint, sweep_dir, study.trainings[0].seed
         self.evaluation = study.search.evaluation_of_candidates(study.evaluations[0])
         for row in self.rows:
-            training_images(self.held_out(row.base), data)
+            check_images(self.held_out(row.base), data)
         settings = self.settings.model_dump(mode="json", exclude={"trials", "train", "evaluation"})
         settings |= {"train": self.settings.train} if self.settings.train else {}
         bases = [row.base.canonical() for row in self.rows]
@@ -97,6 +98,8 @@ class Search:
         self.changes = f" (candidates: {'; '.join(filter(None, texts))})" if any(texts) else ""
         self.owners: dict[Path, tuple[int, int]] = {}
         self.begun, self.queue, self.is_finished = list[Path](), Queue([]), False
+        self.failed_teachers = set[Path]()
+        """Those that failed in this command, which does not try them again before each candidate."""
 
     def held_out(self, training: Training) -> Training:
         """Return a training as a candidate's: images are held out of it, under the first seed."""
@@ -170,20 +173,29 @@ class Search:
             return run_items(self, work, listener, options.ray, self.directory)
 
     def take(self) -> Item | None:
-        """Return the next candidate, one that was begun or a new one; before it, its teacher, if that is untrained."""
-        if self.queue.waiting:
-            return self.queue.take()
-        network_dir = self.begun.pop(0) if self.begun else self.propose()
+        """Return the next candidate, one that was begun or a new one; before it, its teacher, if that is untrained.
+
+        While a candidate waits for its teacher, other rows go on.
+        """
+        if (item := self.queue.take()) is not None:
+            return item
+        waiting = {self.owners[item.directory][0] for item in self.queue.waiting if item.evaluations}
+        begun = next((path for path in self.begun if self.owners[path][0] not in waiting), None)
+        network_dir = begun or self.propose(waiting)
         if network_dir is None:
-            self.is_finished = True
+            self.is_finished = not self.queue.waiting
             return None
+        if begun is not None:
+            self.begun.remove(begun)
         number, candidate = self.owners[network_dir]
         for directory in (network_dir, folder.evaluation_dir(network_dir, self.evaluation)):
             (directory / folder.FAILURE).unlink(missing_ok=True)
         label = f"candidate {candidate} of {self.studies[number].study_name}"
         training = folder.read_training(network_dir / folder.TRAINING).config
         item = Item.of(network_dir, training, [self.evaluation], label=label)
-        self.queue.add(with_teachers([item], self.study.checkpoints))
+        own = [*self.queue.waiting, *self.queue.running]
+        items = with_teachers([item], self.study.checkpoints)
+        self.queue.add([each for each in items if each not in own and each.directory not in self.failed_teachers])
         return self.queue.take()
 
     def end(self, item: Item) -> None:
@@ -194,13 +206,14 @@ class Search:
         """Return the state of a candidate."""
         return read_state(folder.evaluation_dir(network_dir, self.evaluation))
 
-    def propose(self) -> Path | None:
+    def propose(self, left_out: Collection[int] = ()) -> Path | None:
         """Return the folder of a new candidate of the row with the fewest; None once each has enough.
 
-        The sampler's seed depends on the number of proposals alone: a process that was killed makes no difference.
+        left_out: numbers of rows that get none now. The sampler's seed depends on the number of proposals alone: a
+        process that was killed makes no difference.
         """
         counts = [len(_candidates(study)) for study in self.studies]
-        for number in sorted(range(len(counts)), key=counts.__getitem__):
+        for number in sorted(set(range(len(counts))) - set(left_out), key=counts.__getitem__):
             study, spaces = self.studies[number], self.rows[number].spaces
             for _ in range(_ATTEMPTS if counts[number] < self.settings.trials else 0):
                 seed = hashlib.sha256(json.dumps([self.settings.seed, number, len(study.trials)]).encode())
@@ -289,6 +302,8 @@ class _SearchListener(Progress):
     def on_end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
         """Conclude a candidate, or show what came of a teacher."""
         if not item.evaluations:
+            if error is not None:
+                self.search.failed_teachers.add(item.directory)
             end_teacher(self, item, error, self.fail_fast, is_done=False)
             return
         self.end(item)

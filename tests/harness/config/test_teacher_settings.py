@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from small_sweep import changed, entry, refusal, trainings_of
 
+from baselines import build
 from harness.config.training import Training
 
 FINGERPRINT = "0123456789abcdef"
@@ -48,6 +50,19 @@ def test_a_teacher_without_a_model_is_the_student_s_network(tmp_path):
     assert teacher(model="cnn7") == "cnn7 pgd"
 
 
+def test_the_file_of_a_teacher_that_does_not_fit_is_named_by_its_key(tmp_path):
+    torch.save(build("cnn5", "digits", width=0.5).state_dict(), tmp_path / "wide.pt")
+    message = refusal(tmp_path, sweep(student(checkpoint="wide.pt")))
+    assert "trials.0.method_options.teacher.checkpoint: " in message and "wide.pt" in message
+
+
+def test_null_is_a_teacher_s_default(tmp_path):
+    own = student() | {"width": 0.3}
+    written = student(width=None, checkpoint=None) | {"width": 0.3}
+    one, other = (trainings_of(tmp_path, sweep(each))[0].own_teacher for each in (own, written))
+    assert one == other
+
+
 def test_the_teacher_is_part_of_the_student_s_key_and_survives_json(tmp_path):
     keys = set()
     for teacher in ({}, {"model": "cnn7"}, {"method": "ibp"}, {"train": {"epochs": 9}}):
@@ -69,7 +84,11 @@ def test_the_teacher_is_part_of_the_student_s_key_and_survives_json(tmp_path):
         (student(method_options={"attack_step": 0}), "method_options.teacher.method_options: attack_step: found 0"),
         (student(width=0.5), "method_options: teacher: found "),
         (entry("mtl-ibp", method_options={"teacher": {"model": "cnn5"}}), "unknown option of mtl-ibp"),
-        (student(method="ad-cert", method_options={"teacher": {"model": "cnn5"}}), "a teacher of its own"),
+        (
+            student(method="ad-cert", method_options={"teacher": {"model": "cnn5"}}),
+            "trials.0.method_options.teacher.method_options.teacher: found {'model': 'cnn5'}, allowed: none",
+        ),
+        (student(zip=["model"]), "trials.0.method_options.teacher.zip: found ['model'], allowed: none"),
         (student(checkpoint="none.pt"), "none.pt"),
     ],
 )

@@ -59,7 +59,9 @@ def test_the_sentence_counts_the_seeds_of_fronts_alone():
 def test_a_winner_of_two_searches_is_on_the_front_of_each():
     trials = trials_of(("cnn5 ibp by s", "cnn5", 40, 70), ("cnn5 ibp by s", "cnn5", 50, 60))
     other = Chosen(text="", search="t", front="cnn5 ibp by t", network="cnn5")
-    trials[FRONTS] = [[*own, other] if label == "winner 0" else own for own, label in trials[["fronts", "label"]].values]
+    trials[FRONTS] = [
+        [*own, other] if label == "winner 0" else own for own, label in trials[["fronts", "label"]].values
+    ]
     assert {front.name: len(front.errors) for front in fronts_of(trials)} == {"cnn5 ibp by s": 2, "cnn5 ibp by t": 1}
 
 

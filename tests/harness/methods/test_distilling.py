@@ -11,6 +11,7 @@ from torch import nn
 from baselines import build
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, points_of, trace
+from cerdeq.equilibrium import FixedPoint
 from harness.methods import make_method, make_teacher
 from harness.methods.certified import IBP
 from harness.methods.distilling import ADCERT, CCDist, features_of
@@ -37,6 +38,11 @@ def test_a_teacher_answers_as_its_network_and_is_frozen(name):
     torch.testing.assert_close(points_of(program, x, ctx), network(x), **tolerance)
     torch.testing.assert_close(features_of(program, x, ctx), network[:-1](x), **tolerance)
     assert not any(value.requires_grad for step in program.steps for value in _parameters(step.target))
+
+
+def test_a_teacher_iterates_its_equilibrium_as_at_the_end_of_training():
+    program = make_teacher(build("cerdeq", "digits", width=0.1, early_iterations=1, iterations=7))
+    assert [step.target.iterations for step in program.steps if isinstance(step.target, FixedPoint)] == [7]
 
 
 def _parameters(target):

@@ -80,3 +80,13 @@ def test_the_loss_falls_as_the_right_logit_rises(name, method):
     after = method.loss(trace(surer, linear=method.linear), batch)
     assert after.robust < before.robust
     torch.testing.assert_close(after.clean, before.clean + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sabr", {"subselection": 1.0}), *((name, {"alpha": 1.0}) for name in ("mtl-ibp", "cc-ibp", "exp-ibp"))],
+)
+def test_an_attack_without_weight_is_not_computed(name, options):
+    batch, program = batch_of(), trace(network_of("cnn5"))
+    assert make_method(name, options).attack(program, batch) is batch.x
+    assert make_method(name, {}).attack(program, batch) is not batch.x

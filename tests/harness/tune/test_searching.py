@@ -7,7 +7,7 @@ import pytest
 import yaml
 from processes import wait_for
 from rich.console import Console
-from small_sweep import load_sweep
+from small_sweep import load_sweep, write
 from study import TINY, Study
 
 from harness.common import names
@@ -219,6 +219,12 @@ def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, wor
     search_of(read(tmp_path, sampler="random"), tmp_path).run(OPTIONS)
     search_of(read(tmp_path, seed=1), tmp_path).run(OPTIONS)
     assert len(begun) == 14
+
+
+def test_one_network_of_two_widths_is_two_networks_of_fronts(tmp_path):
+    trials = [{"model": "cnn5", "method": "ibp", "width": width} for width in (TINY["width"], 0.1)]
+    study = load_sweep(write(tmp_path, SEARCHED | {"trials": trials}), None, True)
+    assert [row.base.network for row in study.searched] == ["cnn5", "cnn5 width=0.1"]
 
 
 def test_a_network_that_two_searches_choose_keeps_both_choices(tmp_path, workers, begun):

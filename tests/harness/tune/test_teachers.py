@@ -3,15 +3,18 @@
 import os
 from pathlib import Path
 
-from small_sweep import write
+from rich.console import Console
+from small_sweep import load_sweep, write
 from study import TINY
 
 from harness.command_line import main
+from harness.data import load
 from harness.storage import folder
 from harness.storage.lock import lock_directory
 from harness.training import train_and_evaluate
 from harness.tune import items
 from harness.tune.items import Item, Queue
+from harness.tune.run_search import Search
 
 TEACHER = {"model": "cnn5", "train": {"epochs": 1}}
 STUDENTS = [
@@ -48,6 +51,7 @@ def test_a_teacher_is_trained_once_for_all_students_and_has_no_row(tmp_path, cap
     assert "cnn5 ad-cert attack_steps=1 teacher=(cnn5 pgd train.epochs=1)" in table
     assert not any(line.split("|")[2].strip().startswith("cnn5 pgd") for line in table.splitlines() if "| 1" in line)
     content = SWEEP | {"trials": [*STUDENTS, {"model": "cnn5", "method": "pgd", "train": {"epochs": 1}}]}
+    assert main("recheck", [str(sweep_dir)]) == 0, "a teacher has no evaluation that could be confirmed"
     written = os.stat(teacher / folder.WEIGHTS).st_mtime_ns
     assert run(tmp_path, content) == 0, "a teacher that the sweep lists now"
     assert os.stat(teacher / folder.WEIGHTS).st_mtime_ns == written and not teachers_of(sweep_dir)
@@ -79,7 +83,8 @@ def test_a_student_says_that_its_teacher_has_failed(tmp_path, monkeypatch, capsy
     assert run(tmp_path, SWEEP) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "failed teacher cnn5 pgd train.epochs=1 seed 0: OSError: the teacher's disk is full" in shown
-    assert shown.count("teacher: found 'cnn5 pgd train.epochs=1 seed 0, untrained'") >= 2
+    message = 'teacher: found "cnn5 pgd train.epochs=1 seed 0, untrained: OSError: the teacher\'s disk is full"'
+    assert shown.count(message) >= 2
     monkeypatch.undo()
     assert run(tmp_path, SWEEP) == 0
 
@@ -111,6 +116,44 @@ def test_a_search_stops_at_a_failed_teacher_that_is_not_to_be_retried(tmp_path, 
     assert calls.count("pgd") == 1 and len(calls) > 1, "once, not before each candidate"
     monkeypatch.undo()
     assert run(tmp_path, SEARCHED, "--retry-failed") == 0
+
+
+def test_a_teacher_that_fails_by_chance_is_tried_once_in_a_search(tmp_path, monkeypatch):
+    calls = []
+
+    def failing(training, *rest, **options):
+        calls.append(training.method)
+        if training.method == "pgd":
+            raise MemoryError
+        return train_and_evaluate(training, *rest, **options)
+
+    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    assert run(tmp_path, SEARCHED) == 1
+    assert calls == ["pgd", "cc-dist", "cc-dist"]
+
+
+def test_other_rows_of_a_search_go_on_while_a_teacher_trains(tmp_path):
+    rows = [SEARCHED["trials"][0], {"model": "cnn5", "method": "cc-ibp"}]
+    study = load_sweep(write(tmp_path, SEARCHED | {"trials": rows}), None, True)
+    search = Search(study, load("digits"), tmp_path / "tiny", Console(quiet=True))
+    search.directory.mkdir(parents=True)
+    search.begin()
+    taken = [search.take() for _ in range(4)]
+    assert [item and item.label.partition(" of ")[0] for item in taken] == [
+        "teacher cnn5 pgd seed 0", "candidate 0", "candidate 1", None,
+    ]  # fmt: skip
+    assert not search.is_finished
+    search.end(taken[0])
+    assert search.take().settings["method"] == "cc-dist"
+
+
+def test_a_teacher_with_too_large_a_batch_is_refused_before_anything_starts(tmp_path, capsys):
+    teacher = {"model": "cnn5", "train": {"batch_size": 1430}}
+    content = SEARCHED | {"trials": [STUDENTS[0] | {"method_options": {"teacher": teacher}}]}
+    for each in (content, content | {"search": None, "train_images": 1429}):
+        assert run(tmp_path, {key: value for key, value in each.items() if value is not None}) == 2
+        assert "method_options.teacher.train.batch_size: found 1430, allowed: at most the 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_who_needs_a_teacher_waits_for_it():
