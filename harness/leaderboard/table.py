@@ -218,10 +218,8 @@ def _span(values: pd.Series) -> str:
 def _search_notes(trials: pd.DataFrame) -> list[str]:
     chosen = trials.drop_duplicates("row")[CHOSEN] if CHOSEN in trials else pd.Series(dtype=object)
     which = "All" if chosen.notna().all() else "Some"
-    return [
-        f"{which} rows' settings were chosen by a search ({text}), then trained anew."
-        for text in chosen.dropna().unique()
-    ]
+    texts = " or ".join(f"({text})" for text in chosen.dropna().unique())
+    return [f"{which} rows' settings were chosen by a search {texts}, then trained anew."] if texts else []
 
 
 def _kind_of_verifier(stages: tuple[str, ...]) -> str:
