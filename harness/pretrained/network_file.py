@@ -90,7 +90,9 @@ def read_file(path: Path, network_file: NetworkFile) -> bytes:
     """
     try:
         if not path.is_file():
-            raise InputError(f"checkpoint: found no file {path}, allowed: a path relative to the sweep file")
+            raise InputError(
+                f"checkpoint: found no file {path}, allowed: a file; in a sweep file, by its path relative to that"
+            )
         content = _read_onnx(path) if network_file.is_onnx else path.read_bytes()
     except OSError as error:
         raise InputError(f"checkpoint: {path} cannot be read: {error.strerror}") from None

@@ -19,7 +19,7 @@ from harness.storage import folder
 from harness.storage.files import DamagedFileError, make_directory, refuse_links
 from harness.storage.records import TrainingRecord
 from harness.storage.state import State, read_state
-from harness.training.train import training_images
+from harness.training.train import check_images
 from harness.tune.items import Item
 from harness.tune.run_study import RunOptions, run_networks
 from harness.tune.teachers import with_teachers
@@ -34,7 +34,7 @@ def run_network_files(
     network of this code or names another plugin, or data that is not the network's; nothing was started.
     """
     records, evaluations = dict[Path, TrainingRecord](), dict[Path, list[Evaluation]]()
-    sources, checkpoints = dict[Path, Path](), dict[str, Path]()
+    sources, checkpoints, studies = dict[Path, Path](), dict[str, Path](), dict[Path, dict[str, str]]()
     load_once = cache(partial(load, data_dir=data_dir))  # the data is large, and shared
     for path in paths:
         record, asked = _load_record(path), _evaluations_beside(path)
@@ -43,7 +43,7 @@ def run_network_files(
         refuse_links(sweep_dir)
         network_dir = folder.network_dir(sweep_dir, record.key)
         with located(f"{path}: "):
-            training_images(record.config, load_data(record, asked, load_once))
+            check_images(record.config, load_data(record, asked, load_once))
         if record.config.checkpoint is not None:
             stored = network_dir / folder.NETWORK_FILE
             sources[network_dir] = stored if stored.exists() else path.with_name(folder.NETWORK_FILE)
@@ -51,13 +51,16 @@ def run_network_files(
         if (teacher := record.config.own_teacher) is not None and teacher.checkpoint is not None:
             teacher_dir = path.parent.with_name(teacher.key(record.fingerprint))
             checkpoints[teacher.checkpoint.sha256] = teacher_dir / folder.NETWORK_FILE
+            with located(f"{path}: method_options.teacher."):
+                read_file(teacher_dir / folder.NETWORK_FILE, teacher.checkpoint)
         records[network_dir], evaluations[network_dir] = record, asked
-        for profile, main in folder.read_study(path.parent).items():
-            make_directory(network_dir)
-            folder.add_to_study(network_dir, profile, next((one for one in asked if one.key == main), asked[0]))
+        studies[network_dir] = folder.read_study(path.parent)
     items = []
     for network_dir, record in records.items():
         make_directory(network_dir)
+        for profile, main in studies[network_dir].items():
+            asked = evaluations[network_dir]
+            folder.add_to_study(network_dir, profile, next((one for one in asked if one.key == main), asked[0]))
         folder.begin_network(network_dir, record)
         paths_of = [folder.begin_evaluation(network_dir, evaluation) for evaluation in evaluations[network_dir]]
         if record.config.checkpoint is not None:

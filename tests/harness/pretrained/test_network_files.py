@@ -322,7 +322,7 @@ def pack(path, tensors):
 
 
 FILES = [
-    (write_nothing, "found no file", "allowed: a path relative to the sweep file"),
+    (write_nothing, "found no file", "allowed: a file; in a sweep file, by its path relative to that"),
     (write_code, "found a pickle that wants to run", "allowed: a safetensors file, or a torch file of tensors alone"),
     (write_zipped_code, "found a pickle that wants to run", "system", "tensors alone"),
     (write_part, "found a file that torch cannot read"),

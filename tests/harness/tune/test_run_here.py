@@ -15,6 +15,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.config.training import RECIPE_VERSION, Training
 from harness.data import load
+from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.storage import files, folder
 from harness.storage.lock import lock_directory
 from harness.storage.records import make_record, record_json
@@ -202,6 +203,11 @@ def occupy(path):
     files.write_json(network_dir_of(path) / folder.TRAINING, record_json(other))
 
 
+TEACHER = {
+    **{"dataset": "digits", "model": "cnn5", "method": TRAINED_ELSEWHERE, "seed": 0, "width": 0.05, "train": {}},
+    "checkpoint": {"file": "net.pt", "sha256": "0" * 64},
+}
+
 # What is done to a training.json, and what the message must name; more files: test_malformed_files.py.
 REFUSED = {
     "no file": (lambda path: path.unlink(), ["No such file"]),
@@ -216,6 +222,10 @@ REFUSED = {
     "a setting of another type": (lambda path: edit_config(path, seed="3"), ["training.json"]),
     "a network of other code": (lambda path: change(path, model="cnn99"), ["cnn99"]),
     "an option of other code": (lambda path: change(path, options={"depth": 3}), ["depth"]),
+    "a teacher whose file is missing": (
+        lambda path: change(path, method="cc-dist", teacher=TEACHER),
+        ["method_options.teacher.checkpoint: found no file", folder.NETWORK_FILE],
+    ),
 }
 
 
