@@ -17,6 +17,7 @@ FRONT, NETWORK, SEARCH = "front", "front of network", "search"
 ERRORS = [names.STANDARD_ERROR, names.CERTIFIED_ERROR]
 _WORST = 100.0  # the corner that hypervolumes are measured from, in both errors
 _SAMPLES, _LEVEL = 1000, 95
+_FEWEST_SEEDS = 5  # for a bootstrap interval: that of two or three seeds is their range, whatever its level
 _DIGITS = 9  # of errors in percent: so equal shares of images are equal numbers
 
 Errors = NDArray[np.float64]
@@ -24,10 +25,10 @@ Errors = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Front:
-    """The winners of one search, or of several.
+    """The winners of one row's search.
 
-    errors: standard and certified, [winners, 2], means over seeds. samples: the same of resampled seeds, [samples,
-    winners, 2]; none if there is one seed.
+    errors: standard and certified, [winners, 2], means over seeds. samples: the same of resampled seeds, or of each one
+    of few seeds, [samples, winners, 2]; none if there is one seed.
     """
 
     name: str
@@ -40,12 +41,13 @@ class Front:
         volume = hypervolume(self.errors)
         if not len(self.samples):
             return f"{self.name} {volume:.2f} %"
-        ends = np.percentile([hypervolume(each) for each in self.samples], [50 - _LEVEL / 2, 50 + _LEVEL / 2])
+        half = _LEVEL / 2 if len(self.samples) == _SAMPLES else 50
+        ends = np.percentile([hypervolume(each) for each in self.samples], [50 - half, 50 + half])
         return f"{self.name} {volume:.2f} % ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def fronts_of(trials: pd.DataFrame) -> list[Front]:
-    """Return the fronts of a section's networks, those of the largest hypervolume first; none without such searches.
+    """Return a front for each row that was searched for two errors, those of the largest hypervolume first.
 
     trials: as `Section.trials` has them.
     """
@@ -58,8 +60,10 @@ def _fronts_of(winners: pd.DataFrame) -> list[Front]:
     table = winners.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
     count = winners["seed"].nunique()
     errors = np.stack([table[name].to_numpy(dtype=float) for name in ERRORS], axis=2)  # [winners, seeds, 2]
-    draws = np.random.default_rng(0).integers(count, size=(_SAMPLES if count > 1 else 0, count))
-    samples = np.stack([errors[:, draw].mean(1) for draw in draws]) if len(draws) else np.zeros((0, len(errors), 2))
+    samples = errors.swapaxes(0, 1) if count > 1 else np.zeros((0, len(errors), 2))
+    if count >= _FEWEST_SEEDS:
+        draws = np.random.default_rng(0).integers(count, size=(_SAMPLES, count))
+        samples = np.stack([errors[:, draw].mean(1) for draw in draws])
     owners = table.index.get_level_values(0)
     parts = [(name, (owners == name).nonzero()[0]) for name in owners.unique()]
     fronts = [Front(name, errors[own].mean(1), samples[:, own]) for name, own in parts]
@@ -78,12 +82,14 @@ def winners_of(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def front_sentences(trials: pd.DataFrame) -> list[str]:
-    """Return sentences on a section's fronts: their hypervolumes, then where one network's is below another's."""
+    """Return sentences on a section's fronts: hypervolumes, then where one network has less certified error."""
     winners = winners_of(trials)
     if winners.empty:
         return []
     fronts, count = _fronts_of(winners), winners["seed"].nunique()
-    interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds" if count > 1 else "one seed, no interval"
+    interval = f"lowest and highest of {count} seeds" if count > 1 else "one seed, no interval"
+    if count >= _FEWEST_SEEDS:
+        interval = f"{_LEVEL} % interval, {_SAMPLES} resamples of {count} seeds"
     listed = "; ".join(each.text for each in fronts)
     what = "hypervolume of each front, the percentage of all pairs of errors that it dominates"
     sentences = [f"{what} ({interval}): {listed}"] if fronts else []
@@ -132,7 +138,7 @@ def _ranges(is_true: NDArray[np.bool_], steps: Errors) -> str:
 
 
 def front_of(errors: Errors) -> NDArray[np.intp]:
-    """Return the numbers of the points that no other one dominates, by the first error; of equal points, one.
+    """Return the indices of the points that no other one dominates, by the first error; of equal points, one.
 
     errors: [N, 2].
     """

@@ -17,7 +17,7 @@ from harness.methods.passes import Batch, Losses, bound_box, cross_entropy
 
 @dataclass(frozen=True)
 class Distilling(Expressive):
-    """An expressive loss with a teacher, whose answer at the student's adversarial images the attack returns, too."""
+    """An expressive loss with a teacher; the attack also returns the teacher's output at the adversarial images."""
 
     teacher: dict[str, Any] | None = None
     """The network to learn from: keys as in an entry of `trials`; `{}` is the student's network, trained by pgd. It has
@@ -29,13 +29,13 @@ class Distilling(Expressive):
         require("teacher", None, teacher is not None, "a mapping: {} is the same network, trained by pgd")
 
     def attack(self, program: Program, batch: Batch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Return adversarial images of the student, and the teacher's answer there."""
+        """Return adversarial images of the student, and the teacher's output there."""
         images = super().attack(program, batch)
         assert batch.teacher is not None
         with torch.no_grad():
-            return images, self.answer(batch.teacher, images)
+            return images, self.teacher_output(batch.teacher, images)
 
-    def answer(self, teacher: Program, images: Tensor) -> Tensor:
+    def teacher_output(self, teacher: Program, images: Tensor) -> Tensor:
         """Return what the student is to learn from at images: the teacher's logits [B, K]."""
         return points_of(teacher, images, Context(sound=False, follow=False))
 
@@ -52,10 +52,10 @@ class ADCERT(Distilling):
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""
-        images, taught = batch.pair
+        images, teacher_logits = batch.pair
         logits, ball = self.both(program, replace(batch, adversary=images))
-        learnt, taught = logits.log_softmax(1), taught.log_softmax(1)
-        distance = F.kl_div(learnt, taught, reduction="batchmean", log_target=True)
+        log_probs, teacher_log_probs = logits.log_softmax(1), teacher_logits.log_softmax(1)
+        distance = F.kl_div(log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
         return ball.losses((1 - self.alpha) * distance + self.alpha * cross_entropy(ball.margins.box.lower))
 
 
@@ -64,9 +64,9 @@ class ADCERT(Distilling):
 class CCDist(Distilling):
     """CC-IBP's loss + `distillation` times the mean of d squared.
 
-    d = (1 - alpha) times the distance between the student's features at adversarial images and the teacher's + alpha
-    times the largest such distance in IBP's box. Features: the inputs of the last linear layer; both networks need as
-    many. Our reading of the abstract of CC-Dist (De Palma 2026, arXiv 2602.02626).
+    d, for each feature: (1 - alpha) |student - teacher| at adversarial images + alpha times the largest |student -
+    teacher| in IBP's box. Features: the inputs of the last linear layer; both networks need the same number. Our
+    reading of the abstract of CC-Dist (De Palma 2026, arXiv 2602.02626).
     """
 
     name: ClassVar[str] = "cc-dist"
@@ -79,31 +79,32 @@ class CCDist(Distilling):
         require("distillation", self.distillation, self.distillation >= 0, "at least 0")
 
     def ignored(self) -> dict[str, str]:
-        """Return nothing: with alpha 1, too, the teacher answers at adversarial images."""
+        """Return nothing: the attack is used with alpha 1, too."""
         return {}
 
     def check(self, program: Program, teacher: Program | None) -> None:
         """Raise ValueError unless both networks end in linear layers of as many inputs."""
         super().check(program, teacher)
         assert teacher is not None
-        own, others = (_last_layer(each).target.in_features for each in (program, teacher))
-        require("teacher", others, own == others, f"{own} features before its last layer, as many as the network has")
+        count, teacher_count = (_last_layer(each).target.in_features for each in (program, teacher))
+        allowed = f"{count} features before its last layer, as many as the network has"
+        require("teacher", teacher_count, count == teacher_count, allowed)
 
-    def answer(self, teacher: Program, images: Tensor) -> Tensor:
+    def teacher_output(self, teacher: Program, images: Tensor) -> Tensor:
         """Return the teacher's features."""
         return features_of(teacher, images, Context(sound=False, follow=False))
 
     def loss(self, program: Program, batch: Batch) -> Losses:
         """Return the loss that the class describes."""
-        images, taught = batch.pair
+        images, teacher_features = batch.pair
         ball = bound_box(program, batch, batch.x, batch.eps)
         features = features_of(program, images, ball.ctx)
         number = features_number(program)
         margins = batch.margins_of(points_of(program, features, ball.ctx, number))
         margins = (1 - self.alpha) * margins + self.alpha * ball.margins.box.lower
         box = ball.values[number]
-        largest = (box.center - taught).abs() + box.radius
-        distance = (1 - self.alpha) * (features - taught).abs() + self.alpha * largest
+        largest = (box.center - teacher_features).abs() + box.radius
+        distance = (1 - self.alpha) * (features - teacher_features).abs() + self.alpha * largest
         return ball.losses(cross_entropy(margins) + self.distillation * distance.square().mean())
 
 
@@ -128,7 +129,7 @@ def features_of(program: Program, images: Tensor, ctx: Context) -> Tensor:
 def make_teacher(model: nn.Module) -> Program:
     """Return a trained network as a teacher: frozen, with the running statistics of its batch norm.
 
-    Its equilibria are iterated as often as in training: a number of times that no image decides, as a CUDA graph needs.
+    Its equilibria are iterated as often as at the end of training: a fixed number of times, as CUDA graphs need.
     """
     model.requires_grad_(False).eval()
     set_progress(model, 1.0)

@@ -29,7 +29,7 @@ def cross_entropies(program: Program, points: Tensor, labels: Tensor, ctx: Conte
 
 Adversary = Tensor | tuple[Tensor, Tensor]
 """Adversarial images; or two tensors: the centre of a box and positions in a latent box, as `harness.methods.taps` has
-them, or adversarial images and the teacher's answer there (`harness.methods.distilling`)."""
+them, or adversarial images and the teacher's output there (`harness.methods.distilling`)."""
 
 
 @dataclass(frozen=True)

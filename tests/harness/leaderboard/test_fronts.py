@@ -53,7 +53,17 @@ def test_the_front_has_the_points_that_no_other_beats_in_both():
 def test_the_sentence_counts_the_seeds_of_fronts_alone():
     rows = [trials_of(("cnn5 ibp", "cnn5", 40, 70), spread=0.0), trials_of((None, None, 1, 2), seeds=range(5))]
     (sentence,) = front_sentences(pd.concat(rows))  # one network: there is none to compare it with
-    assert "resamples of 3 seeds): cnn5 ibp 18.00 % (18.00 to 18.00)" in sentence
+    assert "(lowest and highest of 3 seeds): cnn5 ibp 18.00 % (18.00 to 18.00)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(4, "lowest and highest of 4 seeds"), (5, "95 % interval, 1000 resamples")]
+)
+def test_few_seeds_have_a_range_and_five_an_interval_inside_it(seeds, said):
+    (sentence,) = front_sentences(trials_of(("cnn5 ibp", "cnn5", 40, 70), seeds=range(seeds), spread=1.0))
+    low, high = (float(end) for end in sentence.rpartition("(")[2].strip(")").split(" to "))
+    of_last_seed = round((61 - seeds) * (31 - seeds) / 100, 2)
+    assert said in sentence and ((low, high) == (of_last_seed, 18) if seeds == 4 else of_last_seed < low < high < 18)
 
 
 def test_a_winner_of_two_searches_is_on_the_front_of_each():
