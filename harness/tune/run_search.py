@@ -170,6 +170,7 @@ class Search:
                 path.with_name(folder.FAILURE).unlink(missing_ok=True)
         work = Worker(options.data_dir, source_digest())
         with _SearchListener(self, len(self.owners) - len(self.begun), options.fail_fast) as listener:
+            options.prepare_process(listener)
             return run_items(self, work, listener, options.ray, self.directory)
 
     def take(self) -> Item | None:

@@ -21,7 +21,7 @@ from harness.storage import folder, training_progress
 from harness.storage.files import remove_unfinished
 from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
-from harness.tune.items import LEFT, Item, Queue, Worker
+from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
 from harness.tune.progress import Progress
@@ -54,6 +54,12 @@ class RunOptions:
     fail_fast: bool = False
     retry_failed: bool = False
     logs: bool = False
+
+    def prepare_process(self, listener: Listener) -> None:
+        """Set the threads of this process, and tell its device, if it does the items itself."""
+        if self.ray is None:
+            torch.set_num_threads(self.threads)
+            listener.on_text(f"device: {device_name(best_device())}")
 
 
 @dataclass(frozen=True)
@@ -154,9 +160,7 @@ def run_networks(
         work = Worker(options.data_dir, source_digest(), shares=options.ray is not None)
         queue = Queue(items)
         with StudyListener(console, queue, len(items), log, options.fail_fast) as listener:
-            if options.ray is None:
-                torch.set_num_threads(options.threads)
-                listener.on_text(f"device: {device_name(best_device())}")
+            options.prepare_process(listener)
             try:
                 run_items(queue, work, listener, options.ray, directory)
             finally:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import torch
 from rich.console import Console
 from small_sweep import load_sweep, write
 from study import TINY
@@ -97,9 +98,7 @@ def test_candidates_of_a_search_share_their_teacher_which_sees_no_held_out_image
     assert capsys.readouterr().out.count("done teacher") == 2, "one of candidates, one of winners"
 
 
-def test_a_diverged_teacher_ends_a_search_with_fail_fast_and_is_retried_when_asked(
-    tmp_path, monkeypatch
-):
+def test_a_diverged_teacher_ends_a_search_with_fail_fast_and_is_retried_when_asked(tmp_path, monkeypatch):
     calls = []
 
     def failing(training, evaluations, network_dir, *rest, **options):
@@ -132,6 +131,19 @@ def test_a_teacher_that_fails_by_chance_is_tried_once_in_a_search(tmp_path, monk
     monkeypatch.setattr(items, "train_and_evaluate", failing)
     assert run(tmp_path, SEARCHED) == 1
     assert calls == ["pgd", "cc-dist", "cc-dist"]
+
+
+def test_candidates_in_this_process_have_the_threads_of_the_sweep(tmp_path, monkeypatch):
+    threads = []
+
+    def counted(*rest, **options):
+        threads.append(torch.get_num_threads())
+        return train_and_evaluate(*rest, **options)
+
+    monkeypatch.setattr(items, "train_and_evaluate", counted)
+    torch.set_num_threads(2)
+    assert run(tmp_path, SEARCHED) == 0
+    assert set(threads) == {1} and len(threads) >= 5, "a teacher and two candidates, a teacher and a winner"
 
 
 def test_other_rows_of_a_search_go_on_while_a_teacher_trains(tmp_path):
