@@ -21,8 +21,8 @@ from harness.storage.records import TrainingRecord
 from harness.storage.state import State, read_state
 from harness.training.train import check_images
 from harness.tune.items import Item
+from harness.tune.plan import with_teachers
 from harness.tune.run_study import RunOptions, run_networks
-from harness.tune.teachers import with_teachers
 
 
 def run_network_files(

@@ -38,11 +38,10 @@ from harness.storage.records import make_record
 from harness.storage.state import EvaluationState, State, read_state
 from harness.training.train import check_images
 from harness.tune.items import Item, Queue, Worker
-from harness.tune.plan import adopt_network
+from harness.tune.plan import adopt_network, with_teachers
 from harness.tune.progress import Progress, describe_work
 from harness.tune.run_items import FailedFast, run_items
 from harness.tune.run_study import RunOptions, end_teacher, evaluation_dirs, read_outcome
-from harness.tune.teachers import with_teachers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -23,10 +23,9 @@ from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
 from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
-from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run
+from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run, with_teachers
 from harness.tune.progress import Progress
 from harness.tune.run_items import FailedFast, run_items
-from harness.tune.teachers import with_teachers
 
 if TYPE_CHECKING:
     from harness.tracking.tracker import Tracker
