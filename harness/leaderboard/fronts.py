@@ -27,23 +27,19 @@ Errors = NDArray[np.float64]
 class Front:
     """The winners of one row's search.
 
-    errors: standard and certified, [winners, 2], means over seeds. samples: the same of resampled seeds, or of each one
-    of few seeds, [samples, winners, 2]; none if there is one seed.
+    errors: standard and certified, [winners, 2], means over seeds. ends: of the hypervolume's interval over resampled
+    seeds or, of few seeds, of its range over them; None if there is one seed.
     """
 
     name: str
     errors: Errors
-    samples: Errors
+    ends: tuple[float, float] | None
 
     @property
     def text(self) -> str:
-        """The name and the hypervolume with its interval, in percent."""
-        volume = hypervolume(self.errors)
-        if not len(self.samples):
-            return f"{self.name} {volume:.2f} %"
-        half = _LEVEL / 2 if len(self.samples) == _SAMPLES else 50
-        ends = np.percentile([hypervolume(each) for each in self.samples], [50 - half, 50 + half])
-        return f"{self.name} {volume:.2f} % ({ends[0]:.2f} to {ends[1]:.2f})"
+        """The name and the hypervolume with its interval or range, in percent."""
+        text = f"{self.name} {hypervolume(self.errors):.2f} %"
+        return text if self.ends is None else f"{text} ({self.ends[0]:.2f} to {self.ends[1]:.2f})"
 
 
 def fronts_of(trials: pd.DataFrame) -> list[Front]:
@@ -58,16 +54,24 @@ def _fronts_of(winners: pd.DataFrame) -> list[Front]:
     if winners.empty:
         return []
     table = winners.pivot_table(index=[FRONT, "label"], columns="seed", values=ERRORS).dropna()
-    count = winners["seed"].nunique()
     errors = np.stack([table[name].to_numpy(dtype=float) for name in ERRORS], axis=2)  # [winners, seeds, 2]
-    samples = errors.swapaxes(0, 1) if count > 1 else np.zeros((0, len(errors), 2))
-    if count >= _FEWEST_SEEDS:
-        draws = np.random.default_rng(0).integers(count, size=(_SAMPLES, count))
-        samples = np.stack([errors[:, draw].mean(1) for draw in draws])
     owners = table.index.get_level_values(0)
-    parts = [(name, (owners == name).nonzero()[0]) for name in owners.unique()]
-    fronts = [Front(name, errors[own].mean(1), samples[:, own]) for name, own in parts]
+    parts = [(name, errors[owners == name]) for name in owners.unique()]
+    fronts = [Front(name, own.mean(1), _ends(own)) for name, own in parts]
     return sorted(fronts, key=lambda each: hypervolume(each.errors), reverse=True)
+
+
+def _ends(errors: Errors) -> tuple[float, float] | None:
+    """Return what `Front.ends` has. errors: [winners, seeds, 2]."""
+    count = errors.shape[1]
+    if count == 1:
+        return None
+    draws, level = np.arange(count)[:, None], 100
+    if count >= _FEWEST_SEEDS:
+        draws, level = np.random.default_rng(0).integers(count, size=(_SAMPLES, count)), _LEVEL
+    volumes = [hypervolume(errors[:, draw].mean(1)) for draw in draws]
+    low, high = np.percentile(volumes, [50 - level / 2, 50 + level / 2])
+    return float(low), float(high)
 
 
 def winners_of(trials: pd.DataFrame) -> pd.DataFrame:

@@ -193,9 +193,10 @@ class Search:
         label = f"candidate {candidate} of {self.studies[number].study_name}"
         training = folder.read_training(network_dir / folder.TRAINING).config
         item = Item.of(network_dir, training, [self.evaluation], label=label)
-        own = [*self.queue.waiting, *self.queue.running]
-        items = with_teachers([item], self.study.checkpoints)
-        self.queue.add([each for each in items if each not in own and each.directory not in self.failed_teachers])
+        *teachers, student = with_teachers([item], self.study.checkpoints)
+        queued = (*self.queue.waiting, *self.queue.running)
+        teachers = [each for each in teachers if each not in queued and each.directory not in self.failed_teachers]
+        self.queue.add([*teachers, student])
         return self.queue.take()
 
     def end(self, item: Item) -> None:

@@ -133,6 +133,22 @@ def test_a_teacher_that_fails_by_chance_is_tried_once_in_a_search(tmp_path, monk
     assert calls == ["pgd", "cc-dist", "cc-dist"]
 
 
+def test_a_candidate_that_is_also_a_teacher_is_tried_though_it_failed_as_that(tmp_path):
+    spaces = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    content = SEARCHED | {
+        "trials": [{"model": "cnn5", "method": "pgd"}],
+        "search": SEARCHED["search"] | {"spaces": spaces},
+    }
+    search = Search(
+        load_sweep(write(tmp_path, content), None, True), load("digits"), tmp_path / "tiny", Console(quiet=True)
+    )
+    search.directory.mkdir(parents=True)
+    search.begin()
+    search.begun = [search.propose()]
+    search.failed_teachers.add(search.begun[0])
+    assert search.take().directory in search.failed_teachers
+
+
 def test_candidates_in_this_process_have_the_threads_of_the_sweep(tmp_path, monkeypatch):
     threads = []
 
