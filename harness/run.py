@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_plugins, add_results_dir, add_sweep_options
-from harness.common.errors import InputError, require
-from harness.common.terminal import announced, new_console, say
-from harness.config import plugins
+from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
+from harness.common.errors import SettingError, require
+from harness.common.terminal import announced, say
 from harness.config.file import read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
@@ -26,10 +25,8 @@ from harness.storage.lock import HeldError, lock_directory
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    files = "a sweep file; with --here also files training.json of results, whose networks are trained again"
-    parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help=files)
+    parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help="a sweep file")
     add_sweep_options(parser)
-    add_plugins(parser)
     add_data_dir(parser)
     add_results_dir(parser)
     parser.add_argument(
@@ -67,8 +64,8 @@ def main(options: argparse.Namespace) -> int:
     require("--dashboard", True, not (options.here and options.dashboard), "a run under Ray, without --here")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
     if options.files[0].suffix == ".json":
-        return _run_network_files(options)
-    require("--plugin", options.plugin, not options.plugin, "nothing beside a sweep file, whose `plugins` are imported")
+        instead = "a sweep file *.yaml; to train networks of it again: SWEEP.yaml --here --only KEY --results-dir again"
+        raise SettingError("SWEEP.yaml", str(options.files[0]), instead)
     require("SWEEP.yaml", " ".join(map(str, options.files)), len(options.files) == 1, "one sweep file alone")
 
     @cache
@@ -99,20 +96,6 @@ def main(options: argparse.Namespace) -> int:
 
             sweep = SweepRun(file, sweep_dir, is_alone, options)
         return OK if sweep.run(find_machines()) else FAILED
-
-
-def _run_network_files(options: argparse.Namespace) -> int:
-    """Train the networks of files training.json again, and return the exit status."""
-    require("TRAINING.json", str(options.files[0]), options.here, "a sweep file, or --here as well")
-    if options.only or options.set or options.profile:
-        raise InputError("--only, --set and --profile: need a sweep file, not training.json files")
-    from harness.tune.network_files import run_network_files
-
-    plugins.trust(options.plugin, [folder.sweep_dir_of(path.parent) for path in options.files])
-    is_complete = run_network_files(
-        options.files, options.results_dir, options.data_dir, new_console(), trusted=options.plugin
-    )
-    return OK if is_complete else FAILED
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 import shlex
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from harness.common import names
 from harness.common.terminal import printable
-from harness.config.training import Training, describe_settings
+from harness.config.training import describe_settings
 from harness.leaderboard.columns import REPORTED
 from harness.leaderboard.evaluations import describe_images
 from harness.leaderboard.section import Section
@@ -40,21 +39,16 @@ class StudyFiles:
         self.study = study
         self.leaderboard = build_leaderboard(study)
 
-    @cached_property
-    def _configs(self) -> dict[Path, Training]:
-        states = study_tables.read_stored_states(self.study)
-        return {path: state.training.config for path, state in states.items() if state.training is not None}
-
     def verdicts(self, paths: list[Path]) -> pd.DataFrame:
         """Return the verdicts of evaluations, with the best `margin` of the stages if it is stored."""
         return pd.concat([self._read(path) for path in paths], ignore_index=True)
 
-    def commands(self, paths: list[Path]) -> str:
+    def commands(self, paths: list[Path], profile: str) -> str:
         """Return the commands that make a row again, from git's history where its networks' folders are missing."""
         commit = None if paths[0].exists() else artefacts.commit_of(self.study)
         lines = [f"git archive {commit} {shlex.quote(str(self.study))} | tar x"] if commit else []
         return "\n".join(
-            [*lines, commands(paths, self._configs), recheck_command(self.study, list(map(folder.network_of, paths)))]
+            [*lines, commands(paths, profile), recheck_command(self.study, list(map(folder.network_of, paths)))]
         )
 
     def _read(self, path: Path) -> pd.DataFrame:
@@ -102,7 +96,7 @@ def own_rows(files: StudyFiles, section: Section, seen: set[str]) -> Iterator[Ro
             checked=_of_row(row, names.CERTIFIED_ERROR),
             undecided=_of_row(row, names.UNDECIDED_ERROR),
             details=details,
-            commands=files.commands(paths),
+            commands=files.commands(paths, row["profile"]),
             verdicts=files.verdicts(paths),
             fingerprint=row["fingerprint"],
             held_out=section.held_out,

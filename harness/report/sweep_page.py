@@ -2,16 +2,14 @@
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from harness.config.training import Training, missing_text
+from harness.config.training import missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, UNCOUNTED, write_leaderboard
 from harness.leaderboard.section import as_text
@@ -88,7 +86,7 @@ def _part(section: SectionTable, listed: set[tuple[Path, ...]]) -> dict[str, Any
         "stages": section.stages,
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
-        "commands": {label: commands(rows[label]) for label in new},
+        "commands": {label: commands(rows[label], section.profile) for label in new},
     }
 
 
@@ -110,17 +108,18 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
     return pictures
 
 
-def commands(evaluation_dirs: list[Path], stored: Mapping[Path, Training] = MappingProxyType({})) -> str:
-    """Return the command that trains and evaluates the networks of a row again.
+def commands(evaluation_dirs: list[Path], profile: str) -> str:
+    """Return the command that trains and evaluates the networks of a row again; of a search, all of its study.
 
-    stored: the configs by folder of evaluations whose folders are missing.
+    profile: of the row, such as 'cpu --set train.epochs=5'.
     """
     network_dirs = [folder.network_of(path) for path in evaluation_dirs]
-    files = [str(_relative(network_dir / folder.TRAINING, 5)) for network_dir in network_dirs]
-    first = evaluation_dirs[0]
-    config = stored[first] if first in stored else folder.read_training(network_dirs[0] / folder.TRAINING).config
-    trusted = [word for name in config.plugins for word in ("--plugin", name)]
-    return _command("run", "--here", *files, "--results-dir", "again", *trusted)
+    sweep = f"sweeps/{folder.sweep_dir_of(network_dirs[0]).name}.yaml"
+    name, *changes = profile.split(" --set ")
+    options = ["--profile", name, *(word for change in changes for word in ("--set", change))]
+    if not any((path / folder.CHOSEN).exists() for path in network_dirs):
+        options += [word for path in network_dirs for word in ("--only", path.name)]
+    return _command("run", sweep, "--here", *options, "--results-dir", "again")
 
 
 def _recheck_command(sweep_dir: Path) -> str:

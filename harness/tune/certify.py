@@ -1,6 +1,6 @@
 """Further evaluations of trained networks, as `harness.certify` asks for them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -9,12 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.common import names
-from harness.common.errors import InputError, located
+from harness.common.errors import InputError, located, require
 from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config import plugins
+from harness.config.buildable import check_buildable
+from harness.config.own_data import OwnData
 from harness.config.training import RECIPE_VERSION
-from harness.data import load
+from harness.data import Data, load
+from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import data_directory
 from harness.settings import Evaluation
 from harness.storage import folder
@@ -24,7 +27,6 @@ from harness.storage.records import TrainingRecord
 from harness.storage.state import State, read_state_or_raise
 from harness.tune.items import Item
 from harness.tune.machines import share_machine
-from harness.tune.network_files import load_data
 from harness.tune.plan import select_networks
 from harness.tune.run_study import RunOptions, run_networks
 
@@ -101,8 +103,26 @@ def plan_evaluations(
         plugins.require_trusted(record.config, trusted)
         with located(f"{network_dir}: "):
             planned[network_dir] = changes.of(folder.main_evaluation(network_dir))
-            load_data(record, planned[network_dir], load_once)
+            _load_data(record, planned[network_dir], load_once)
     return planned
+
+
+def _load_data(
+    record: TrainingRecord, evaluations: Iterable[Evaluation], load_source: Callable[[str | OwnData], Data]
+) -> Data:  # fmt: skip
+    """Return the data set of a network, after checking that this code can train and evaluate it.
+
+    load_source: `harness.data.load`. Raises InputError if it cannot, or if the data is missing, small or another one.
+    """
+    for training in filter(None, (record.config, record.config.teacher)):
+        plugins.load_for(training)
+    check_buildable(record.config, evaluations)
+    data = load_source(record.config.data_source)
+    fits = data.fingerprint == record.fingerprint
+    require("data", data.fingerprint, fits, f"the data it was made for, {record.fingerprint}")
+    for evaluation in evaluations:
+        evaluated_images(data, record.config.validation_images, evaluation)
+    return data
 
 
 def certify(

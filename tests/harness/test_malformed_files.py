@@ -14,12 +14,11 @@ import torch
 from safetensors.numpy import load_file, save
 
 from harness.command_line import main
-from harness.config.training import Training
 from harness.data import load
 from harness.report.figures import catalogue, networks
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.storage.records import make_record, parse_evaluation, record_json
+from harness.storage.records import make_record, parse_evaluation
 from harness.training import checkpoint, train_and_evaluate
 
 
@@ -82,26 +81,6 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
         if status not in allowed or (status == 2 and str(path.parent) not in message):
             wrong[what] = status, message[:100]
     assert cases and not wrong, wrong
-
-
-def test_training_files(run_command, record, tiny_evaluation, tmp_path):
-    path, good = tmp_path / folder.TRAINING, record_json(record)
-    folder.begin_evaluation(tmp_path, tiny_evaluation())
-    cases = malformed.jsons(good)
-    for keys in (("config",), ("config", "train")):
-        cases |= malformed.changes(good, *keys)
-    cases = {what: text for what, text in cases.items() if not describes(text, record)}
-    assert_refused(run_command, path, cases, [2], "run", "--here", path, "--results-dir", tmp_path / "results")
-
-
-def describes(text, record):
-    """Whether a file is of this network after all, since a changed value is what a setting has by default."""
-    try:
-        content = json.loads(text)
-        same = make_record(Training.model_validate(content["config"]), record.fingerprint)
-        return content["key"] == record.key == same.key
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
 
 
 _DIGESTS = ("without weights", "weights: text", "without verdicts", "verdicts: text")  # then it is evaluated again

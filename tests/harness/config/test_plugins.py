@@ -154,12 +154,7 @@ def test_a_network_is_refused_where_its_plugin_is_another(package, tiny_training
         train_and_evaluate(config, [tiny_evaluation(eps="1/16")], tmp_path / "network")
 
 
-COMMANDS = {
-    "certify": [],
-    "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"],
-    "tables": [],
-    "run": ["--here", "--results-dir", "again"],
-}
+COMMANDS = {"certify": [], "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -178,7 +173,7 @@ def test_no_command_imports_a_plugin_of_results_without_an_option_that_names_it(
     folder.write_trained(network_dir, Result(record.key, {}, {}, {}, []))
     folder.write_result(evaluation_dir, Result(f"{record.key}/{evaluation_dir.name}", errors, {}, {}, []))
     monkeypatch.chdir(tmp_path)
-    path = {"benchmark": network_dir, "run": network_dir / folder.TRAINING}.get(command, network_dir.parents[1])
+    path = network_dir if command == "benchmark" else network_dir.parents[1]
     status = main(command, [*COMMANDS[command], str(path)])
     assert "own" not in sys.modules and "own.nets" not in sys.modules
     if command != "tables":

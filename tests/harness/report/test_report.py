@@ -91,7 +91,8 @@ def test_writing_again_gives_the_same_bytes(study):
 
 def test_each_row_has_the_command_that_trains_it_again(study, text):
     for network_dir in (study / "networks").iterdir():
-        assert f"/study/networks/{network_dir.name}/training.json" in text
+        assert f"--only {network_dir.name}" in text
+    assert "harness.run sweeps/study.yaml --here --profile full --only" in text
     assert text.count("--results-dir again") == 6
 
 

@@ -8,7 +8,7 @@ from harness.command_line import main
 from harness.common.errors import InputError
 from harness.storage import files, folder
 from harness.storage.lock import LOCK, lock_directory
-from harness.storage.records import make_record, record_json
+from harness.storage.records import make_record
 
 NAMES = (LOCK, ".result.json.1.tmp", "networks", "search", "figures", "leaderboard.md", "instances")
 NAMES += ("networks/0/log.txt", "networks/0/evaluations/0/log.txt")
@@ -45,7 +45,6 @@ def planted(tmp_path, victim, tiny_training, monkeypatch):
         path.symlink_to(victim if "." not in path.name else victim / "keys")
         if name != "networks" and command != "verify":
             folder.begin_network(tmp_path / "study/networks/0", record)
-        files.write_json(tmp_path / "training.json", record_json(record))
         sweep = "name: study\ndataset: digits\neps: 1/16\nseeds: [0]\ntrials: [{model: cnn5, method: ibp}]\n"
         (tmp_path / "sweep.yaml").write_text(sweep + "train: {epochs: 3, ramp_epochs: 1, decay_epochs: []}\n")
         (tmp_path / "net.onnx").touch()

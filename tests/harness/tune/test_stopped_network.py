@@ -1,4 +1,4 @@
-"""Networks that are stopped go on to the very same results, one or several by `harness.run --here`."""
+"""Networks that are stopped go on to the very same results."""
 
 import os
 import shutil
@@ -6,33 +6,14 @@ import signal
 
 import pytest
 from safetensors.torch import load_file
+from small_sweep import write
+from study import TINY
 
-from harness.command_line import FAILED, OK, TERMINATED, main
+from harness.command_line import OK, TERMINATED, main
 from harness.common import names
-from harness.data import load
 from harness.storage import folder, ranges, training_progress
-from harness.storage.records import make_record
 from harness.training.train_and_evaluate import train_and_evaluate
 from harness.tune.run_study import StudyListener
-
-
-@pytest.fixture
-def training_file(tiny_training, tiny_evaluation, tmp_path):
-    """A function of changed fields to the training.json of a network of two epochs, and where it will be trained."""
-
-    def make(**changes):
-        train = {"epochs": 2, "ramp_epochs": 1, **changes.pop("train", {})}
-        config = tiny_training(train_images=128, train=train, **changes)
-        record = make_record(config, load("digits").fingerprint)
-        folder.begin_network(tmp_path / "from" / record.key, record, "full", [tiny_evaluation()])
-        path = tmp_path / "from" / record.key / folder.TRAINING
-        return path, folder.network_dir(tmp_path / "results" / record.key, record.key)
-
-    return make
-
-
-def call(tmp_path, *options):
-    return main("run", ["--here", *map(str, options), "--results-dir", str(tmp_path / "results")])
 
 
 class Killed(BaseException):
@@ -126,30 +107,11 @@ def test_ranges_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, 
     assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
 
 
-def result_of(network_dir):
-    (evaluation_dir,) = folder.evaluation_folders(network_dir)
-    return folder.read_result(evaluation_dir)
+def test_sigterm_ends_a_network_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    file = write(tmp_path, {**TINY, "seeds": [0, 1], "trials": TINY["trials"][:1]})
 
-
-def test_several_networks_in_order_one_finished_one_that_fails(training_file, tmp_path, capsys):
-    (bad, worse), (first, network_dir), (second, other) = (
-        training_file(train={"regularisation": 3e38}),
-        training_file(),
-        training_file(seed=1),
-    )
-    assert call(tmp_path, first) == OK
-    capsys.readouterr()
-    assert call(tmp_path, bad, first, second) == FAILED
-    printed = capsys.readouterr()
-    assert "failed cnn5 ibp seed 0: NonFiniteLossError: " in printed.out
-    lines = [line for line in printed.out.splitlines() if " -> " in line]
-    assert [str(path) in line for path, line in zip((worse, network_dir, other), lines, strict=True)] == [True] * 3
-    assert "finished" in lines[1]
-    assert result_of(other) is not None
-
-
-def test_sigterm_ends_a_network_and_the_same_command_goes_on(training_file, tmp_path, capsys, monkeypatch):
-    (first, network_dir), (second, other) = training_file(train={"epochs": 3}), training_file(seed=1)
+    def call():
+        return main("run", [str(file), "--here", "--results-dir", str(tmp_path / "results")])
 
     def terminate(listener, item, row):
         if row.get(names.EPOCH) == 1:
@@ -157,9 +119,11 @@ def test_sigterm_ends_a_network_and_the_same_command_goes_on(training_file, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(StudyListener, "on_report", terminate)
-        assert call(tmp_path, first, second) == TERMINATED
+        assert call() == TERMINATED
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
-    assert [row[names.EPOCH] for row in training_progress.read_epochs(network_dir)] == [0, 1]
-    assert folder.read_failure(network_dir) is None and not (other / folder.EPOCHS).exists()
-    assert call(tmp_path, first, second) == OK
-    assert result_of(network_dir) is not None and result_of(other) is not None
+    network_dirs = folder.network_folders(tmp_path / "results/tiny")
+    epochs = [[row[names.EPOCH] for row in training_progress.read_epochs(path)] for path in network_dirs]
+    assert sorted(epochs) == [[], [0, 1]]
+    assert not any(folder.read_failure(path) for path in network_dirs)
+    assert call() == OK
+    assert all(folder.read_result(*folder.evaluation_folders(path)) for path in network_dirs)
