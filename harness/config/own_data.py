@@ -21,8 +21,8 @@ class OwnData(Model):
     """Images of your own: one of `folder`, `arrays`, `parquet` and `torchvision`."""
 
     folder: str = ""
-    """A folder with `train/<class>/*.png` and `test/<class>/*.png`, or with `<class>/*.png` beside `test_share`; paths
-    are relative to the sweep file."""
+    """A folder with `train/<class>/*.png` and `test/<class>/*.png`, or with `<class>/*.png` beside `test_share`; any
+    still image that Pillow reads; paths are relative to the sweep file."""
     arrays: str = ""
     """A NumPy file .npz with `x_train`, `y_train`, `x_test` and `y_test`, or the first two beside `test_share`; images
     are uint8 [N, H, W, C], [N, C, H, W] or [N, H, W]."""

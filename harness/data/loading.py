@@ -21,11 +21,12 @@ from harness.common.terminal import say
 from harness.config.own_data import MeasuredData, OwnData
 from harness.data import own
 from harness.data.layouts import Shard, Source, fetch, find, not_found
+from harness.data.own_readers import files_of
 from harness.data.reading import name_errors
 from harness.machine.environment import cache_directory, data_directory
 from harness.storage.files import write_atomically
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 """Increase it when the same files decode to something else."""
 
 _SHOWN_CLASSES = 10
@@ -197,7 +198,7 @@ def _load_own(source: OwnData, root: Path, writes: bool) -> Data:
     content = [source.model_dump(mode="json"), str(path.absolute())]
 
     def cache() -> Path:
-        files = [] if source.kind == "torchvision" else own.files_of(path)  # its name alone says what its files hold
+        files = [] if source.kind == "torchvision" else files_of(path)  # its name alone says what its files hold
         return _cache_at(source.title, content, files)
 
     stored = _read_cache(cache()) or _decode(source.title, lambda: own.read(source, path, writes), cache, writes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ _ALWAYS_ALLOWED, _MOST_TIMES = 2**30, 100  # bytes of images, unpacked; for each
 _SHALLOW = {"1": "L", "L": "L", "P": "RGB", "LA": "L", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB",
             "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "La": "L", "RGBa": "RGB"}  # fmt: skip
 """Pillow's modes of 8 bits a channel, and the one of each that networks see, once it is opaque."""
+
+
+_NO_PIXELS = {"EPS", "MPEG"}
+"""Formats that Pillow opens and that are no images of pixels; another program would have to draw them."""
 
 
 @contextmanager
@@ -45,6 +50,23 @@ def open_image(where: object, file: Path | BytesIO) -> Iterator["Image"]:
             raise
         start = file.getvalue()[:8] if isinstance(file, BytesIO) else file.open("rb").read(8)
         raise InputError(f"{where}: found {start!r}..., allowed: an encoded image, such as PNG") from None
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Return the endings of the files that Pillow reads as images, such as `.png`."""
+    from PIL import Image
+    from PIL.ImageFile import StubImageFile
+
+    endings = Image.registered_extensions()
+    factories = {name: factory for name, (factory, _) in Image.OPEN.items() if name not in _NO_PIXELS}
+    stubs = {name for name, kind in factories.items() if isinstance(kind, type) and issubclass(kind, StubImageFile)}
+    return frozenset(ending for ending, name in endings.items() if name in factories.keys() - stubs)
+
+
+def is_animated(image: "Image") -> bool:
+    """Return whether an image has several frames or pages; the second one of an MPO file, as phones write, is none."""
+    return getattr(image, "is_animated", False) and image.format != "MPO"
 
 
 def is_transparent(image: "Image") -> bool:

@@ -1,6 +1,7 @@
 """Images of a user's own, in each form from files to a leaderboard, and what is refused."""
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import ClassVar
 
@@ -359,6 +360,10 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InputError, match=r"owl/deep\.png: found b'GIF'\.\.\., allowed: an encoded image"):
         load(source)
     path.unlink()
+    (empty := tmp_path / "my_images" / "train" / "yak").mkdir()
+    with pytest.raises(InputError, match=r"train/yak: found no images, allowed: a folder for each class"):
+        load(source)
+    empty.rmdir()
     (tmp_path / "my_images" / "test").rename(tmp_path / "my_images" / "val")
     with pytest.raises(InputError, match=r"found train/ alone, allowed: train/ and test/, or neither"):
         load(source)
@@ -419,6 +424,102 @@ def test_transparent_images_are_composed_over_white_and_a_warning_says_so(tmp_pa
         assert len({image.numpy().tobytes() for image in [*data.train.images, *data.test.images]}) == 12
         assert data.train.images.max() == 255 and (data.train.images[..., 0, 0] == 200).all()
         assert data.train.images.min() == (0 if alpha == 255 else 127)
+
+
+def turned(source):
+    """Save the small images as photographs in `train` and `test`, each turned in the file and with the tag for it."""
+    undo = {3: 2, 6: 1, 8: 3}  # quarter turns that a viewer undoes
+    for split, (images, labels) in (("train", TRAIN), ("test", TEST)):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            tag = (1, 3, 6, 8)[number % 4]
+            exif = Image.Exif()
+            exif[0x0112] = tag
+            path = source / split / CLASSES[label]
+            path.mkdir(parents=True, exist_ok=True)
+            stored = np.rot90(image[:, :6], undo.get(tag, 0))
+            Image.fromarray(np.ascontiguousarray(stored)).save(path / f"{number:03}.png", exif=exif)
+
+
+def test_photographs_are_oriented_as_their_tag_says_then_measured_and_counted(tmp_path):
+    turned(tmp_path / "photographs")
+    upright = {split: (images[:, :, :6], labels) for split, (images, labels) in (("train", TRAIN), ("test", TEST))}
+    for split, part in upright.items():
+        write_folder(tmp_path / "upright" / split, *part)
+    first, second = (load(OwnData(folder=str(tmp_path / name)), tmp_path) for name in ("photographs", "upright"))
+    assert first.info.shape == (3, 8, 6), "no file in another size, as viewers show them"
+    assert (first.fingerprint, first.info.mean) == (second.fingerprint, second.info.mean)
+    assert first.warnings == ("19 of 27 images are turned as the orientation in their EXIF data says",)
+    assert second.warnings == ()
+
+
+def test_images_in_parquet_are_oriented_too(tmp_path):
+    turned(tmp_path / "photographs")
+    for split in ("train", "test"):
+        files = sorted((tmp_path / "photographs" / split).rglob("*.png"))
+        column, names = [file.read_bytes() for file in files], [file.parent.name for file in files]
+        pq.write_table(pa.table({"image": column, "label": names}), tmp_path / f"{split}.parquet")
+    by_folder = load(OwnData(folder=str(tmp_path / "photographs")), tmp_path)
+    by_table = load(OwnData(parquet=str(tmp_path), name="tables"), tmp_path)
+    assert (by_table.fingerprint, by_table.warnings) == (by_folder.fingerprint, by_folder.warnings)
+
+
+def test_what_pillow_reads_as_a_still_image_is_read_and_the_rest_is_counted_by_ending(tmp_path):
+    path = tmp_path / "my_images"
+    grey = [np.full((8, 8), number, np.uint8) for number in range(40)]
+    kinds = ["jfif", "gif", "JPG", "ppm", "tga", "png"]
+    for number in range(24):
+        place = path / ("train", "test")[number % 2] / "ab"[number // 12]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey[number]).save(place / f"{number}.{kinds[number % 6]}")
+    frames = [Image.fromarray(image) for image in grey[30:33]]
+    frames[0].save(path / "train/a/moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(path / "train/a/phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    frames[0].save(path / "lost.png")
+    for name in ("test/a/film.mp4", "test/b/film.MP4", "train/a/drawing.eps", "train/b/README", "labels.csv"):
+        (path / name).write_text("no image")
+    data = load(OwnData(folder=str(path)), tmp_path)
+    assert (len(data.train), len(data.test)) == (13, 12)
+    left_out = ".eps (1), .mp4 (2), animated GIF (1), images outside of class folders (1), no ending (1)"
+    assert data.warnings == (f"files left out: {left_out}",)
+
+
+def test_hidden_folders_are_no_classes_and_hidden_files_no_images(tmp_path):
+    expected = load(OwnData(**folders(tmp_path)).relative_to(tmp_path)).fingerprint
+    path = tmp_path / "my_images" / "train"
+    for name in (".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "cat/._000.png"):
+        (path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(path / name)
+    (path / ".DS_Store").write_text("no image")
+    data = load(OwnData(folder=str(tmp_path / "my_images")))
+    assert (data.fingerprint, data.warnings) == (expected, ("files left out: hidden images (3)",))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_class_whose_name_is_composed_here_and_decomposed_there_is_one(tmp_path, kind):
+    forms = {split: unicodedata.normalize(form, "tür") for split, form in (("train", "NFC"), ("test", "NFD"))}
+    source = OwnData(**(folders(tmp_path) if kind == "folder" else tables(tmp_path))).relative_to(tmp_path)
+    for split, name in forms.items():
+        if kind == "folder":
+            (tmp_path / "my_images" / split / "owl").rename(tmp_path / "my_images" / split / name)
+        else:
+            table = pq.read_table(file := tmp_path / "my_tables" / f"{split}.parquet").to_pydict()
+            labels = [name if label == "owl" else label for label in table["label"]]
+            pq.write_table(pa.table(table | {"label": labels}), file)
+    data = load(source)
+    assert data.info.class_names == ("cat", "dog", "t\u00fcr")
+    assert data.warnings == (
+        "the class t\u00fcr is written in 2 Unicode forms, 'tu\\u0308r' and 't\\xfcr': it is one class",
+    )
+
+
+def test_a_link_to_a_class_is_followed_and_its_changes_are_seen(tmp_path):
+    source = OwnData(**folders(tmp_path)).relative_to(tmp_path)
+    expected = load(source).fingerprint
+    (tmp_path / "my_images/train/cat").rename(tmp_path / "cats")
+    (tmp_path / "my_images/train/cat").symlink_to(tmp_path / "cats")
+    assert load(source).fingerprint == expected
+    Image.new("RGB", (8, 8)).save(tmp_path / "cats/new.png")
+    assert load(source).fingerprint != expected
 
 
 def test_an_alpha_channel_that_hides_nothing_changes_nothing(tmp_path):
