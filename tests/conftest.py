@@ -2,7 +2,6 @@
 
 import gc
 import os
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -115,10 +114,3 @@ def tiny_evaluation():
         return Evaluation(**{"eps": Radius("1/32"), "stages": ("ibp", "crown-ibp"), **settings, **changes})
 
     return make
-
-
-@pytest.fixture(scope="module")
-def leaves_alone():
-    """Let branch and bound search leaves alone, however few inputs a network has."""
-    with patch("cerdeq.branch.input_search._MOST_INPUTS", -1):
-        yield

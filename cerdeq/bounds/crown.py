@@ -82,11 +82,10 @@ def linear_bounds(query: Query) -> Tensor:
     return chunked_lower_bound(query.program, query.values, rows, count, output, memory)
 
 
-def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = False) -> list[Any]:
+def tighten_boxes(program: Program, x: Interval, memory: int) -> list[Any]:
     """Return a sound forward pass in which CROWN bounds first tighten every relaxation's input box.
 
-    They do so where the operator says that its relaxation depends on it: for a ReLU, where the box has 0 inside. With
-    `all_units` they do so everywhere, since intervals through the other units help the units after them.
+    They do so where the operator says that its relaxation depends on it: for a ReLU, where the box has 0 inside.
     """
     done = {0}
 
@@ -100,7 +99,7 @@ def tighten_boxes(program: Program, x: Interval, memory: int, all_units: bool = 
             if is_exact(program, source):
                 continue
             x = values[source]
-            mask = x.radius > 0 if all_units else record.needs_tighter_box(x.box, **options)
+            mask = record.needs_tighter_box(x.box, **options)
 
             def functional(rows: Coefficients, source: int = source) -> Functional:
                 return {source: rows}

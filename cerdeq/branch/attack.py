@@ -2,8 +2,7 @@
 
 The first attack takes gradient steps from many starts at once, before branch and bound. Half of the starts are random
 points. The others then take steps along a random direction of the outputs, as in output diversified initialisation
-(Tashiro et al. 2020). The same query has the same starts. Later attacks start from one point of a leaf, or go by
-cutting planes from several points (`cutting_planes.py`).
+(Tashiro et al. 2020). The same query has the same starts. Later attacks start from one point of a leaf.
 
 The attack of an evaluation (harness/attacks/pgd.py) is another: it ascends losses of labels on a module, for many
 images at once, and proves nothing.
@@ -25,7 +24,6 @@ from cerdeq.tracing.program import Program
 _FEWEST, _MOST, _BYTES = 10, 1000, 2**22  # starts; of the values of all starts: less than a second on a core
 _MOST_ALONE, _BYTES_ALONE = 100, 2**24  # where no search follows, which finds counterexamples, too
 _DIVERSIFYING, _DESCENDING = 3, 40  # steps
-PROMISING = 4  # points from which another attack starts
 _FIRST_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the box's radius: large ones leave narrow dents again
 _STEPS = 8  # of signed gradients, from the most promising point of leaves
 
@@ -42,14 +40,14 @@ def attack(program: Program, float32: Program | None, x: Interval, spec: Tensor)
         exact = SearchQuery(program, values_of(program, x, Context(sound=True)), spec)
         rows = torch.arange(len(spec), device=spec.device)
         fast = exact.in_float32(float32)
-        points, is_falsified = first_attack(exact, fast, rows, _count_starts(fast, _MOST_ALONE, _BYTES_ALONE))
-    return points if is_falsified else None
+        point, is_falsified = first_attack(exact, fast, rows, _count_starts(fast, _MOST_ALONE, _BYTES_ALONE))
+    return point if is_falsified else None
 
 
 def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: int | None = None) -> tuple[Tensor, bool]:
     """Return a point [1, ...] of the box and True if a row is proved to be negative there.
 
-    If none is, return the points [D, ...] with the smallest values after the last step, the smallest first, and False.
+    If none is, return the one with the smallest value after the last step, and False.
 
     exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them. starts: their
     number; None for as many as take less than a second on a core.
@@ -75,7 +73,7 @@ def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: in
             lowest = values.amin(1)
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
                 return point, True
-    return before[lowest.argsort(stable=True)[:PROMISING]], False
+    return before[lowest.argmin()][None], False
 
 
 def _count_starts(query: SearchQuery, most: int, most_bytes: int) -> int:

@@ -1,8 +1,7 @@
 """Give turns to the searches of one image until one of them decides it; each round is longer than the one before.
 
-If there are few inputs, the search over parts of the input box is first in each round, and the search of leaves last.
-Else the boxes of hidden units are tightened after each round, and the next one starts again over them. Linear programs
-of leaves, over the same boxes, get a share of the time between, and all of it while their end is near: they close more
+The boxes of hidden units are tightened after each round, and the next one starts again over them. Linear programs of
+leaves, over the same boxes, get a share of the time between, and all of it while their end is near: they close more
 than the ascent where programs are small.
 """
 
@@ -11,7 +10,6 @@ import time
 from dataclasses import replace
 
 from cerdeq.branch.hidden_boxes import HiddenBounds
-from cerdeq.branch.input_search import InputSearch, is_bounded_by_forms, is_searched_by_parts
 from cerdeq.branch.leaf_search import LeafSearch
 from cerdeq.branch.program_search import ProgramSearch
 from cerdeq.branch.search import CERTIFIED, TIMEOUT, UNKNOWN, Budget, Decision, Problem
@@ -22,7 +20,6 @@ _FIRST_TURN = 1.0  # leaves of the first search for each row of hidden units, if
 _TURN = 0.5  # leaves of each search for each leaf by which hidden boxes were tightened before it
 _PROGRAMS_SHARE, _SHORTEST = 0.25, 0.05  # of a round's seconds, for linear programs; fewest seconds
 _FIRST_PROGRAMS = 1.0  # seconds that the first turn of programs has at least
-_PARTS = 2  # of the input box for each leaf of a search
 _FIRST_LEAVES, _GROWTH = 16, 4  # of a hidden row: at first, and how many times more in each round
 
 
@@ -30,27 +27,6 @@ def decide(problem: Problem, budget: Budget) -> Decision:
     """Decide whether all rows of the spec are positive over the whole box."""
     if not len(problem.rows):
         return Decision(CERTIFIED, problem.lower)
-    return _by_parts(problem, budget) if is_searched_by_parts(problem.exact) else _by_hidden_boxes(problem, budget)
-
-
-def _by_parts(problem: Problem, budget: Budget) -> Decision:
-    parts, programs, turn = InputSearch(problem), _ProgramTurns(), _FEWEST_LEAVES
-    leaves = None if is_bounded_by_forms(problem.exact) else LeafSearch(problem)
-    while True:
-        began = time.monotonic()
-        decision = parts.advance(budget.turn(_PARTS * turn))
-        if decision.status != TIMEOUT or budget.is_exhausted:
-            return decision
-        if leaves is not None:
-            decision = programs.run(problem, budget, time.monotonic() - began)
-            if not _is_last(decision, budget):
-                decision = leaves.advance(budget.turn(turn))
-            if _is_last(decision, budget):
-                return decision
-        turn *= 2
-
-
-def _by_hidden_boxes(problem: Problem, budget: Budget) -> Decision:
     leaves, programs, leaves_each, hidden = LeafSearch(problem), _ProgramTurns(), _FIRST_LEAVES, HiddenBounds(problem)
     turn, can_tighten = _FIRST_TURN * max(_FEWEST_LEAVES, hidden.row_count), hidden.row_count > 0
     while True:

@@ -66,14 +66,12 @@ class Problem:
     """What the searches over the box of one image need.
 
     exact: the query in float64, with values of a sound pass. fast: the same query for the search.
-    lower: the bounds [K] proved so far. points: [D, ...], the best ones of the first attack.
-    memory: about how many bytes to use. certificates: whether to return one.
+    lower: the bounds [K] proved so far. memory: about how many bytes to use. certificates: whether to return one.
     """
 
     exact: SearchQuery
     fast: SearchQuery
     lower: Tensor
-    points: Tensor
     memory: int
     certificates: bool = False
 

@@ -16,10 +16,8 @@ from cerdeq.bounds.float32 import in_float32
 from cerdeq.bounds.ibp import values_of
 from cerdeq.bounds.methods import lower_bounds
 from cerdeq.bounds.query import Query
-from cerdeq.bounds.sparse_layers import with_sparse_layers
 from cerdeq.boxes import Box
 from cerdeq.branch.attack import first_attack
-from cerdeq.branch.input_search import is_bounded_by_forms
 from cerdeq.branch.leaves import SearchQuery
 from cerdeq.branch.monotone_search import MonotoneSearch
 from cerdeq.branch.schedule import decide
@@ -44,7 +42,7 @@ class Verification:
         else NaN.
     closest: [B, ...] in float64: if neither certified nor falsified, the attack's point with the smallest value of a
         row, maybe 0; NaN if there was none.
-    branches: [B], the number of leaves, and of parts of the input box, that were bounded.
+    branches: [B], the number of leaves that were bounded.
     certificates: of each example the `certificate` of its `Decision`; empty if they were not requested, if linear
         bounds were enough, or if the leaves do not fit into memory.
     """
@@ -168,20 +166,16 @@ def _decide_one(
             exact = SearchQuery(program, query.values, spec[0])
             if (network := equilibrium_network(program, query.values, spec[0])) is not None:
                 return MonotoneSearch(network, exact, lower, certificates).advance(budget)
-            if by_forms := is_bounded_by_forms(exact):
-                program, float32 = with_sparse_layers(program), float32 and with_sparse_layers(float32)
-                exact = replace(exact, program=program)
             fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]
-            points, is_falsified = first_attack(exact, fast, rows)
+            point, is_falsified = first_attack(exact, fast, rows)
             if is_falsified:
-                return Decision(FALSIFIED, lower, points)
-            closest = points[:1]
-            if not by_forms:
-                query = tighten(query, program)  # in float64, also for the search: float32's are wider
-                lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
-                exact = replace(exact, values=query.values)
-            problem = Problem(exact, exact.in_float32(float32), lower, points, memory, certificates)
+                return Decision(FALSIFIED, lower, point)
+            closest = point
+            query = tighten(query, program)  # in float64, also for the search: float32's are wider
+            lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
+            exact = replace(exact, values=query.values)
+            problem = Problem(exact, exact.in_float32(float32), lower, memory, certificates)
             return replace(decide(problem, budget), closest=closest)
     except DeadlineError:
         return Decision(TIMEOUT, lower, closest=closest)

@@ -56,4 +56,4 @@ def query_of(model, region, spec):
 def problem_of(query, fast=None, memory=2**28, certificates=False):
     """Return the problem of a query of which nothing is proved."""
     lower = torch.full((len(query.spec),), -torch.inf, dtype=torch.float64)
-    return Problem(query, fast or query, lower, query.values[0].center, memory, certificates)
+    return Problem(query, fast or query, lower, memory, certificates)

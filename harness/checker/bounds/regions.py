@@ -21,16 +21,12 @@ def interval_region(network: Network, images: Box) -> Region:
     return with_images_of_equilibria(network, Region(network.boxes(images), {}))
 
 
-def tight_region(
-    network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
-) -> Region:
+def tight_region(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Region:
     """Return boxes in which linear bounds tighten the unstable inputs of activations and the inside of equilibria.
 
     What is one sum of the images' pixels keeps its intervals, which are exact.
 
-    Args:
-        hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
-        all_units: whether to tighten the stable inputs of ReLUs, too.
+    hidden: certificates of the inputs of ReLUs, by the step's name, which tighten them further.
     """
     region, tightened = Region([images], {}), {0}
     for number, step in enumerate(network.steps[:-1], start=1):
@@ -45,8 +41,7 @@ def tight_region(
             is_after_map = source > 0 and isinstance(network.steps[source - 1].operation, Map)
             if is_after_map and source not in tightened and not _is_exact(network, source):
                 is_loose = _is_unstable if isinstance(step.operation, ReluStep) else step.operation.is_loose
-                mask = h.radius > 0 if all_units else is_loose(h)
-                h = region.values[source] = tighten(network, region, h, mask, {source: None})
+                h = region.values[source] = tighten(network, region, h, is_loose(h), {source: None})
             if source not in tightened and hidden and step.name in hidden:
                 h = region.values[source] = _tighten_by_leaves(network, region, source, hidden[step.name])
             region.values.append(result_box(step, h))
@@ -67,11 +62,9 @@ def with_images_of_equilibria(network: Network, region: Region) -> Region:
     return Region(region.values, preactivations)
 
 
-def tight_regions(
-    network: Network, images: Box, hidden: dict[str, Certificate] | None = None, all_units: bool = False
-) -> Iterator[Region]:
+def tight_regions(network: Network, images: Box, hidden: dict[str, Certificate] | None = None) -> Iterator[Region]:
     """Yield the boxes of `tight_region`; then, with equilibria, those by which a search chooses its lines."""
-    region = tight_region(network, images, hidden, all_units)
+    region = tight_region(network, images, hidden)
     yield region
     if region.preactivations:
         yield with_images_of_equilibria(network, region)

@@ -12,8 +12,6 @@
 Tensors `{index}/hidden/{activation}/...` of the same kinds bound the input p of this activation: row, here int32, is
 2 n for a lower bound of p_n, 2 n + 1 for one of -p_n. Signs and multipliers may be missing where nothing is split.
 
-An example that is proved over parts of its box has `{index}/splits` instead, maybe with slopes (box_parts.py).
-
 The checker trusts none of them: any slope, line share and multiplier of at least 0 is sound, and it checks that the
 leaves of a row cover the whole box.
 """
@@ -48,14 +46,6 @@ class Certificate:
 
     rows: Array
     steps: dict[str, Tensors]
-
-    def of(self, leaf_numbers: Array) -> "Certificate":
-        """Return the certificate of some leaves."""
-        steps = {
-            step: {field: t if field == NEURONS else t[leaf_numbers] for field, t in fields.items()}
-            for step, fields in self.steps.items()
-        }
-        return Certificate(self.rows[leaf_numbers], steps)
 
     def leaves(self, leaf_numbers: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Leaves]:
         """Return the choices of the leaves with these numbers at each step. shapes: of the steps' pre-activations."""

@@ -1,6 +1,5 @@
 """Prove one example: all margins, or other rows of outputs, positive; or one margin negative at a counterexample."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
@@ -8,7 +7,6 @@ from itertools import chain
 import numpy as np
 
 from harness.checker.bounds.boxes import Array, Box
-from harness.checker.bounds.forms import ReluSums, regions_of_part, relu_sums
 from harness.checker.bounds.linear import Region, lower_bounds
 from harness.checker.bounds.network import Network
 from harness.checker.bounds.regions import (
@@ -18,14 +16,12 @@ from harness.checker.bounds.regions import (
     lengthened_regions,
     tight_regions,
 )
-from harness.checker.proofs.box_parts import SPLITS, halves_of, parts_of, slopes_of_parts
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
 from harness.checker.proofs.tree import is_tree, prove_tree, read_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
-_MORE_SPLITS = 16  # of a part that the certificate leaves whole, since the checker's bounds are not the search's
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Proof:
     """The result for one example.
 
     proved_by: what proved all rows positive: LINEAR, CERTIFICATE or "".
-    minimum: the smallest bound of a row that was computed. If it is not above 0, later leaves and parts were left out.
+    minimum: the smallest bound of a row that was computed. If it is not above 0, later leaves were left out.
     refused: why the certificate was refused, or "".
     """
 
@@ -61,18 +57,15 @@ def prove_rows(network: Network, images: Box, spec: Array, tensors: Tensors | No
         certificate = _ParsedCertificate() if tensors is None else _parse(network, intervals, len(spec), tensors)
     except RefusedError as error:  # a faulty certificate is refused even if the rows are proved without it
         return Proof("", -np.inf, str(error))
-    tried, is_linear = list[Region](), certificate.parts is None and certificate.margins is None
-    longer = lengthened_regions(intervals) if is_linear else iter(())
+    tried = list[Region]()
+    longer = lengthened_regions(intervals) if certificate.margins is None else iter(())
     for region in chain([intervals], tight_regions(network, images), longer):
         tried.append(region)
         lower = _raise_bounds(network, region, spec, lower)
         if (lower > 0).all():
             return Proof(LINEAR, float(lower.min()))
     unproved = np.flatnonzero(~(lower > 0))
-    if certificate.parts is not None:
-        minima = _minima_over_parts(network, images, spec, unproved, certificate)
-        lower[unproved] = np.fmax(lower[unproved], minima)
-    elif certificate.margins is not None:
+    if certificate.margins is not None:
         regions = [*tight_regions(network, images, certificate.hidden)] if certificate.hidden else tried[1:]
         for row in np.intersect1d(certificate.margins.rows, unproved):
             lower[row] = max(lower[row], _minimum_over_leaves(network, regions, spec, certificate.margins, row))
@@ -111,15 +104,10 @@ def _minimum_over_leaves(
 
 @dataclass(frozen=True)
 class _ParsedCertificate:
-    """A certificate without a fault in its form.
-
-    margins, hidden: of leaves. parts, slopes: of the box instead, by number of the part.
-    """
+    """A certificate without a fault in its form: leaves of the margins, and those of hidden layers by their name."""
 
     margins: Certificate | None = None
     hidden: dict[str, Certificate] = field(default_factory=dict)
-    parts: Iterator[tuple[int, Box]] | None = None
-    slopes: dict[int, Certificate] = field(default_factory=dict)
 
 
 def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) -> str:
@@ -136,9 +124,6 @@ def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) ->
 
 def _parse(network: Network, region: Region, rows: int, tensors: Tensors) -> _ParsedCertificate:
     """Read all tensors of a certificate. region: boxes of all values. Raises RefusedError."""
-    if SPLITS in tensors:
-        slopes = slopes_of_parts(tensors, activation_shapes(network, region), rows)
-        return _ParsedCertificate(parts=parts_of(region.values[0], tensors[SPLITS]), slopes=slopes)
     margins = check_leaves(split_by_layer(tensors)[0], network.steps, activation_shapes(network, region), rows)
     return _ParsedCertificate(margins, read_hidden(network, region, tensors))
 
@@ -167,45 +152,6 @@ def _prove_by_tree(network: Network, images: Box, spec: Array, tensors: Tensors)
     except RefusedError as error:
         return Proof("", float(lower.min()), str(error))
     return Proof(CERTIFICATE if is_proved.all() else "", float(lower.min()))
-
-
-def _minima_over_parts(
-    network: Network, images: Box, spec: Array, rows: Array, certificate: _ParsedCertificate
-) -> Array:  # fmt: skip
-    """Return the smallest bounds of these rows over a certificate's parts, up to the first part that is not proved.
-
-    A part that is not proved is halved again, up to _MORE_SPLITS times.
-    """
-    minima, sums = np.full(len(rows), np.inf), relu_sums(network)
-    for number, part in certificate.parts or ():
-        queue = [(part, _MORE_SPLITS)]
-        while queue:
-            box, left = queue.pop()
-            bounds = _bounds_over_part(network, box, sums, spec, rows, certificate.slopes.get(number))
-            if left and not (bounds > 0).all():
-                queue += [(half, left - 1) for half in halves_of(box, images)]
-                continue
-            minima = np.minimum(minima, bounds)
-            if not (minima > 0).all():
-                return minima
-    return minima
-
-
-def _bounds_over_part(
-    network: Network, part: Box, sums: dict[int, ReluSums], spec: Array, rows: Array, slopes: Certificate | None
-) -> Array:  # fmt: skip
-    """Return bounds of these rows over a part: the best of several boxes, up to those by which all are positive."""
-    bounds = np.full(len(rows), -np.inf)
-    for region in regions_of_part(network, part, sums):
-        bounds = _raise_bounds(network, region, spec[rows], bounds)
-        if slopes and not (bounds > 0).all():
-            leaves = np.arange(len(slopes.rows))
-            for batch, low in leaf_bounds(network, region, len(network.steps), spec.__getitem__, slopes, leaves):
-                for row, bound in zip(slopes.rows[batch], low, strict=True):
-                    bounds[rows == row] = np.fmax(bounds[rows == row], bound)
-        if (bounds > 0).all():
-            break
-    return bounds
 
 
 def why_not_falsified(network: Network, pixels: Array, label: int, stored: Array | None, eps: Fraction) -> str:

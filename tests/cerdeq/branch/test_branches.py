@@ -71,9 +71,6 @@ def test_it_finds_counterexamples_and_nothing_where_there_are_none(name):
             assert (problem.at(alone)[0] < 0).any() and ((alone - region.center).abs() <= region.radius).all()
 
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
-
-
 def exact_ends(graph, region, number):
     """The smallest and the largest values of the units of a value."""
     encoding = Encoding(Graph(graph.nodes[:number]), region.lower[0], region.upper[0])

@@ -18,7 +18,6 @@ from torch import nn
 from cerdeq import Box, LinfBall, margin_spec, verify
 from cerdeq.branch.leaves import Leaves, root_leaves
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
 SECONDS = 60  # ample: cases here take a few
 EXPLICIT = [
     "deep", "convolution padded", "residual", "dense", "shared", "broadcast", "leaky 0.1", "leaky 1.5", "leaky -0.5",

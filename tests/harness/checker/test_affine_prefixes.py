@@ -8,8 +8,6 @@ from torch import nn
 
 from cerdeq import LinfBall, bound
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
-
 
 class Sum(nn.Module):
     """A layer, and another one beside it."""

@@ -18,7 +18,6 @@ from harness.checker.bounds.network import read_network
 from harness.checker.bounds.regions import interval_region, tight_region
 from harness.checker.proofs.example import CERTIFICATE, prove, read_hidden
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
 SIZES, RADIUS = (4, 8, 8, 8, 3), 0.5
 
 
@@ -46,7 +45,7 @@ def hidden_bounds(model, x, leaves_each):
     box = Interval(x, torch.full_like(x, RADIUS))
     program = trace(model, linear=True)
     query = SearchQuery(program, values_of(program, box, Context(sound=True)), torch.eye(3).double())
-    hidden = HiddenBounds(Problem(query, query, torch.full((3,), -torch.inf).double(), x, memory=2**28))
+    hidden = HiddenBounds(Problem(query, query, torch.full((3,), -torch.inf).double(), memory=2**28))
     for count in (1, leaves_each):
         tight = hidden.tighten(count, Budget()).exact
     return tight.values, {name: tensor.numpy() for name, tensor in hidden.certificate().items()}
@@ -129,3 +128,10 @@ def test_faulty_hidden_layers_are_refused(proved):
     for message, change in faults.items():
         proof = prove(network, images, label, tensors | change)
         assert proof.proved_by == "" and message in proof.refused, message
+
+
+def test_certificates_of_a_kind_that_is_gone_are_refused(proved):
+    """Splits of the input box, of searches up to December 2026."""
+    network, images, label, _ = proved
+    proof = prove(network, images, label, {"splits": np.zeros((1, 2), np.int32)})
+    assert proof.proved_by == "" and proof.refused == "it has no tensor of rows, int16 [L]"

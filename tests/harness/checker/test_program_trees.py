@@ -15,7 +15,6 @@ from cerdeq.equilibrium import FixedPoint
 from harness.bench.verifier import edge_case, exact_minimum
 from harness.checker.proofs.example import CERTIFICATE
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
 # sizes, whether hidden layers are equilibria, radius, seed, the smallest margin before the shift, and after it
 HARD = [
     pytest.param((10, 24, 24, 4), False, 0.6, 0, -1.94641034, 0.156, marks=pytest.mark.slow),

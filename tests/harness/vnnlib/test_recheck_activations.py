@@ -110,7 +110,6 @@ def property_near(network, share):
     return Property(INPUTS, 1, (Case(box, (Constraint({0: Fraction(1)}, limit),)),))
 
 
-@pytest.mark.usefixtures("leaves_alone")
 @pytest.mark.parametrize("name", [*SPLIT, *OTHER])
 def test_a_certificate_of_each_activation_is_confirmed(name, tmp_path):
     network = network_of((SPLIT | OTHER)[name](), name in SPLIT, tmp_path)

@@ -15,8 +15,6 @@ from harness.command_line import main
 from harness.storage import instances
 from harness.vnnlib.counterexample import decimal_between
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
-
 SAT, UNSAT = (text_of(constraint, 0.1, 0.7) for constraint in ("(>= Y_0 0.6)", "(and (<= Y_0 0.05) (>= Y_0 -0.5))"))
 
 

@@ -30,8 +30,6 @@ from harness.checker.properties import NotConfirmedError, confirm_sat, confirm_u
 from harness.checker.violations import enclosing_box, round_down
 from harness.vnnlib.properties import MOST_TOGETHER, Case, Constraint, InputBox, Property
 
-pytestmark = pytest.mark.usefixtures("leaves_alone")
-
 
 def check_counterexample(property_, weights, inputs):
     """Check in exact arithmetic that the decimals lie in a case's box and that their outputs satisfy it."""

@@ -10,23 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_properties import (
-    INPUTS,
-    OUTPUTS,
-    SECONDS,
-    TINY,
-    declared,
-    proved_by,
-    run,
-    solved,
-    tensors_of,
-    text_of,
-    with_bounds_raised,
-    with_weights,
-)
+from small_properties import INPUTS, OUTPUTS, SECONDS, declared, run, text_of, with_weights
 from torch import nn
 
-from harness.checker.proofs.box_parts import SPLITS
 from harness.common.errors import InputError
 from harness.common.rounding import round_up
 from harness.vnnlib.brackets import parse
@@ -123,15 +109,3 @@ def test_other_shapes_are_refused():
         property_ = Property(6, 6, (), declared=(Declaration("A", "real", shape),) * 2)
         with nullcontext() if is_the_same else pytest.raises(InputError, match=r"allowed: \[1, 2, 3\]"):
             check_shapes(property_, network, "p.vnnlib")
-
-
-BY_PARTS = (36, 44, 57, 67)  # seeds of results that need parts of the box
-
-
-def test_results_by_parts_are_confirmed_and_prove_no_other_property():
-    for seed in BY_PARTS:
-        network, _, property_, result, violation = solved(seed)
-        tensors = tensors_of(result)
-        assert result.status == "unsat" and violation > -1e-9 and any(name.endswith(SPLITS) for name in tensors)
-        assert proved_by(network, property_, tensors), seed
-        assert not proved_by(network, with_bounds_raised(property_, Fraction(violation) + TINY), tensors), seed
