@@ -35,7 +35,6 @@ COMMANDS = {
     "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
-    "convert": "convert results of an older version, in place",
     "publish": "copy a sweep's results to results/published, small enough for git",
     "board": "check entries of others to the board",
     "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",

@@ -12,9 +12,9 @@ from harness.storage.files import read_text, write_text
 PAGE = "ARTEFACTS.md"
 
 
-def archive_of(root: Path, commit: str, path: str) -> bytes:
-    """Return the tar archive of a path at a commit of the repository at `root`. Raises InputError, as `git` does."""
-    return _git(root, "-c", "tar.umask=0002", "archive", "--format=tar", commit, path)
+def archive_of(root: Path, commit: str, *paths: str) -> bytes:
+    """Return the tar archive of paths at a commit of the repository at `root`. Raises InputError, as `git` does."""
+    return _git(root, "-c", "tar.umask=0002", "archive", "--format=tar", commit, *paths)
 
 
 def missing_files(directory: Path, commit: str, files: Iterable[Path]) -> list[str]:

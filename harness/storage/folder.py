@@ -67,7 +67,7 @@ REPORT, FIGURES = "report.html", "figures"
 """In the sweep's directory: its page, and the folder of the page's figures for LaTeX."""
 COUNTEREXAMPLES = "counterexamples.safetensors"
 CERTIFICATES = "certificates.safetensors"
-OLD_TRIALS = "trials"
+_OLD_TRIALS = "trials"
 """The folder of a sweep's directory before networks and evaluations had keys of their own."""
 
 
@@ -114,14 +114,10 @@ def evaluation_folders(network_dir: Path) -> list[Path]:
 
 
 def refuse_older(sweep_dir: Path) -> None:
-    """Raise InputError if a directory has trials of an older version, which `harness.convert` converts."""
-    if old_trial_folders(sweep_dir):
-        raise InputError(f"{sweep_dir / OLD_TRIALS} is older: python -m harness.convert {sweep_dir}")
-
-
-def old_trial_folders(sweep_dir: Path) -> list[Path]:
-    """Return the folders of trials of an older version, by name."""
-    return sorted({path.parent for path in sweep_dir.glob(f"{OLD_TRIALS}/*/*.json")})
+    """Raise InputError if a directory has trials of an older version."""
+    if any(sweep_dir.glob(f"{_OLD_TRIALS}/*/*.json")):
+        todo = "run the sweep again, or use that version (git worktree add DIR COMMIT: see results/ARTEFACTS.md)"
+        raise InputError(f"{sweep_dir / _OLD_TRIALS} is of an older version: {todo}")
 
 
 def begin_network(

@@ -1,18 +1,20 @@
 """The studies in results/published: tables, ARTEFACTS.md and results/*.md match; some verdicts are proved again.
 
-Weights and proofs are brought back from git's history, if it is there, and converted, as ARTEFACTS.md says.
+Weights and proofs are brought back from git's history, if it is there. Today's code checks those in networks/; the code
+of their commit checks those of an older version, in trials/, as ARTEFACTS.md says.
 """
 
 import hashlib
+import os
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path, PurePath
 
 import pandas as pd
 import pytest
 
-from harness import command_line
 from harness.checker.evaluation import recheck
 from harness.common import names
 from harness.common.errors import InputError
@@ -43,17 +45,12 @@ WITH_ALL_CERTIFICATES = {
 }
 WITH_WEIGHTS = {"longer-cifar10": 1, "reduced-mnist": 1, "length-cifar10": 18, **WITH_ALL_CERTIFICATES}
 """How many networks of a study have stored weights."""
-NETWORKS = [(study, number) for study, count in WITH_WEIGHTS.items() for number in range(count)]
-ONE_OF_EACH_KIND = {
-    "longer-cifar10": [0],
-    "reduced-mnist": [0],
-    "length-cifar10": [5, 10],
-    "mnist-conv": [4, 8, 22, 28, 34],
-    "recurrence": [0],
-    "recurrence-conv": [0],
-    "small-equilibria": [24],
-    "small-equilibria-cifar10": [0],
-}
+ONE_OF_EACH_KIND = {"recurrence": [0, 1, 7], "recurrence-conv": [0, 1, 2, 3], "recurrence-steps": [0]}
+"""Networks in networks/, by their number."""
+NETWORKS = [(study, number) for study in ONE_OF_EACH_KIND for number in range(WITH_WEIGHTS[study])]
+OLDER_COMMITS = ("2bfde4a8", "031f4d21", "ccd15eb9", "efecd75f", "406c8ce4")
+IN_TRIALS = [study for study, (commit, _) in ARTEFACTS.items() if commit.startswith(OLDER_COMMITS)]
+"""Studies of an older version."""
 IMAGES = 5
 EXAMPLES = sorted(RESULTS.glob("example/networks/*/evaluations/*"))
 
@@ -87,21 +84,20 @@ def files_of(study):
 
 
 @cache
-def trials_with_weights(study):
-    """The folders of a study's trials with weights at its commit, in which results had no networks yet."""
+def folders_with_weights(study):
+    """The folders of a study's networks with weights at its commit."""
     return sorted(str(PurePath(path).parent) for path in files_of(study) if path.endswith(f"/{folder.WEIGHTS}"))
 
 
-def converted(directory):
-    assert command_line.main("convert", [str(directory)]) == 0
-    return folder.network_folders(directory)
+def require_data(dataset):
+    try:
+        load(dataset)
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 def check_verdicts(evaluation_dir):
-    try:
-        load(folder.read_training(folder.network_of(evaluation_dir) / folder.TRAINING).config.dataset)
-    except InputError as error:
-        pytest.skip(str(error))
+    require_data(folder.read_training(folder.network_of(evaluation_dir) / folder.TRAINING).config.dataset)
     report = recheck(evaluation_dir, stop=IMAGES)
     assert report.images == IMAGES and report.is_confirmed, report.problems
 
@@ -122,14 +118,14 @@ def folders_with(file, files):
 
 @pytest.mark.parametrize("study", ARTEFACTS)
 def test_weights_and_certificates_exist(study):
-    files, trial_dirs = set(files_of(study)), trials_with_weights(study)
-    assert len(trial_dirs) == WITH_WEIGHTS.get(study, 0)
+    files, network_dirs = set(files_of(study)), folders_with_weights(study)
+    assert len(network_dirs) == WITH_WEIGHTS.get(study, 0)
     further = [PurePath(path).parent for path in files if path.endswith("/certification.json")]
-    further = [str(path) for path in further if str(path.parents[1]) in trial_dirs]
+    further = [str(path) for path in further if str(path.parents[1]) in network_dirs]
     assert len(further) == (study in ("longer-cifar10", "reduced-mnist"))
-    proved = [*further, *(trial_dirs if study in WITH_ALL_CERTIFICATES else [])]
+    proved = [*further, *(network_dirs if study in WITH_ALL_CERTIFICATES else [])]
     assert not set(proved) - folders_with(folder.CERTIFICATES, files)
-    assert not {*further, *trial_dirs} - folders_with(folder.COUNTEREXAMPLES, files)
+    assert not {*further, *network_dirs} - folders_with(folder.COUNTEREXAMPLES, files)
 
 
 @pytest.mark.parametrize("evaluation_dir", EXAMPLES, ids=name)
@@ -140,26 +136,48 @@ def test_the_example_is_confirmed(evaluation_dir):
 @pytest.mark.parametrize(
     "study, number",
     [
-        pytest.param(study, number, marks=() if number in ONE_OF_EACH_KIND.get(study, []) else pytest.mark.slow)
+        pytest.param(study, number, marks=() if number in ONE_OF_EACH_KIND[study] else pytest.mark.slow)
         for study, number in NETWORKS
     ],
 )
 def test_verdicts_with_weights_are_confirmed(study, number, tmp_path):
-    trial_dir = trials_with_weights(study)[number].removeprefix(study)
-    back = bring_back(study, tmp_path, trial_dir)
-    (network_dir,) = converted(back)
+    back = bring_back(study, tmp_path, folders_with_weights(study)[number].removeprefix(study))
+    (network_dir,) = folder.network_folders(back)
     listed = set(read_table(RESULTS / f"published/{study}" / study_tables.EVALUATIONS)[study_tables.FOLDER])
     for evaluation_dir in folder.evaluation_folders(network_dir):
         assert evaluation_dir.relative_to(back).as_posix() in listed
         check_verdicts(evaluation_dir)
 
 
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(study, marks=() if study == "reduced-mnist" else pytest.mark.slow)
+        for study in IN_TRIALS
+        if study in WITH_WEIGHTS
+    ],
+)
+def test_the_code_of_an_older_study_confirms_its_verdicts(study, tmp_path):
+    require_data("cifar10" if "cifar10" in study else "mnist")
+    back = bring_back(study, tmp_path, folders_with_weights(study)[0].removeprefix(study))
+    code = artefacts.archive_of(ROOT, ARTEFACTS[study][0], "harness", "baselines", "cerdeq", "pyproject.toml")
+    subprocess.run(["tar", "x", "-C", tmp_path], input=code, check=True)
+    command = [sys.executable, "-m", "harness.recheck", back, "--images", str(IMAGES)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0 and "every verdict of the checked images is confirmed" in shown.stdout, shown
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES, ids=name)
-def test_a_study_comes_back_as_its_line_and_its_tables_say(study, tmp_path):
-    assert hashlib.sha256(archive(study.name)).hexdigest() == ARTEFACTS[study.name][1]
+@pytest.mark.parametrize("study", ARTEFACTS)
+def test_the_digest_in_a_line_is_that_of_the_archive(study):
+    assert hashlib.sha256(archive(study)).hexdigest() == ARTEFACTS[study][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [path for path in STUDIES if path.name not in IN_TRIALS], ids=name)
+def test_a_study_comes_back_as_its_tables_say(study, tmp_path):
     back = bring_back(study.name, tmp_path)
-    assert converted(back)
     study_tables.write_study_tables(back, tmp_path)
     for file in (study_tables.EVALUATIONS, study_tables.VERDICTS):
         pd.testing.assert_frame_equal(read_table(tmp_path / file), read_table(study / file))

@@ -1,14 +1,18 @@
 """Folders of networks and evaluations: no file is ever cut off, and those that are damaged or another's are named."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from harness.command_line import main
 from harness.common import names
 from harness.common.errors import InputError, SettingError
 from harness.storage import files, folder, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.records import Failure, Result, make_record
+
+SWEEPS = Path(__file__).parents[3] / "sweeps"
 
 
 @pytest.fixture
@@ -156,3 +160,21 @@ def test_half_a_row_of_a_killed_process_is_no_row_and_is_replaced(tmp_path):
     assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path)] == [0, 1]
     training_progress.write_epoch(tmp_path, {names.EPOCH: 2})
     assert [row[names.EPOCH] for row in training_progress.read_epochs(tmp_path, after=0)] == [1, 2]
+
+
+def make_older(sweep_dir):
+    (trial_dir := sweep_dir / "trials/0123456789abcdef").mkdir(parents=True)
+    (trial_dir / "trial.json").write_text("{}")
+
+
+@pytest.mark.parametrize("command", ["tables", "recheck", "publish"])
+def test_a_directory_of_an_older_version_is_refused(command, tmp_path, capsys):
+    make_older(tmp_path)
+    assert main(command, [str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'trials'} is of an older version: run the sweep again, or " in error and error.count("\n") == 1
+
+
+def test_a_run_in_a_directory_of_an_older_version_is_refused(refused, tmp_path):
+    make_older(tmp_path / "results/quickstart")
+    assert "trials is of an older version: run the sweep again" in refused(SWEEPS / "quickstart.yaml", "--here")
