@@ -2,7 +2,7 @@
 
 A table stands between `<!-- reference: KIND ARGUMENTS -->` and `<!-- end -->`:
 
-    keys CLASS      the keys of a part of a sweep file or of an entry; without a class, of a sweep file itself
+    keys CLASS      the keys of a part of a sweep file; without a class, of a sweep file itself
     methods         training methods and their losses
     options KEY     `options` of networks, or `method_options` of training methods
     calls NAME ...  functions and classes: how they are called, and the first paragraph of their docstrings
@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 from baselines import network_names, options_of
 from harness.config.entry import SweepEntry, options_model
 from harness.config.sweep import Sweep
-from harness.entries.manifest import Manifest
 from harness.methods import METHODS, method_options
 
 DOCS = Path(__file__).parent
@@ -29,10 +28,8 @@ DOCS = Path(__file__).parent
 
 def keys_table(part=None):
     """Return a table with a line for each key: type, default and meaning."""
-    file, *others = [kind.model_json_schema() for kind in (Sweep, SweepEntry, Manifest)]
-    parts = file["$defs"] | {other["title"]: other for other in others}
-    for other in others:
-        parts |= other["$defs"]
+    file, entry = (kind.model_json_schema() for kind in (Sweep, SweepEntry))
+    parts = file["$defs"] | entry["$defs"] | {entry["title"]: entry}
     section = parts[part] if part else file
     required = section.get("required", [])
     rows = [(f"`{key}`", *_typed(value, key in required)) for key, value in section["properties"].items()]

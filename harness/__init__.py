@@ -1,5 +1,6 @@
 """Train and certify networks: commands, `python -m harness`, and their results in Python."""
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Importing a command imports this: hence torch and pandas are imported late.
+if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m harness.NAME`
+    from harness.command_line import exit_if_removed
+
+    exit_if_removed(sys.orig_argv[-len(sys.argv)].rpartition(".")[2])
 
 
 def load(network_dir: str | Path, plugins: Collection[str] = ()) -> "nn.Sequential":

@@ -9,6 +9,7 @@ from harness.common.terminal import say
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the first argument names; returns its exit status."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command_line.exit_if_removed(name)
     if name in command_line.COMMANDS:
         return command_line.main(name, rest)
     say("usage: python -m harness COMMAND ...; COMMAND --help lists its options\n")

@@ -36,11 +36,20 @@ COMMANDS = {
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
     "publish": "copy a sweep's results to results/published, small enough for git",
-    "board": "check entries of others to the board",
     "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
     "benchmark": "measure what training steps and bounds cost on this machine",
 }
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
+
+REMOVED = {"board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html"}
+"""Commands that are gone, and what replaces them."""
+
+
+def exit_if_removed(name: str) -> None:
+    """Exit with BAD_INPUT if a command is gone; one line says what replaces it."""
+    if name in REMOVED:
+        say(f"error: harness.{name} is gone: {REMOVED[name]}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,10 @@
 """`python -m harness.tables results/<sweep>`: write a sweep's leaderboard and its page, or show what its trials say.
 
 Writes leaderboard.md, .csv and .json, and report.html, a page with figures that opens offline. Given several sweeps
-(`python -m harness.tables results/*`), it writes each one's files; directories without networks are left out. One page
-of all results: `python -m harness.board page`; one table of several sweeps in LaTeX: --compare --latex. With --eps it
-prints the sections at these radii, of several sweeps together, and writes nothing.
+(`python -m harness.tables results/*`), it writes each one's files, and index.html beside the first one: all of them on
+one page, with the studies in directories that are no sweep's, such as results/published. One table of several sweeps in
+LaTeX: --compare --latex. With --eps it prints the sections at these radii, of several sweeps together, and writes
+nothing.
 
 With --compare it compares rows instead, on the same test images and the same seeds: each with the row that --compare
 names or, without a name, every row with every other of the same training method. Rows of several sweeps are compared
@@ -43,7 +44,7 @@ from harness.storage.files import write_text
 from harness.storage.lock import holder
 from harness.storage.state import read_states
 
-# harness.report.sweep_page is imported late: it imports torch and matplotlib.
+# Pages are imported late: they import torch and matplotlib.
 COMPARISONS, COMPARISONS_LATEX = "comparisons.csv", "comparisons.tex"
 _ALL_PAIRS = ""
 _TITLES = ("", "difference", "first only", "second only", "McNemar p", "McNemar Holm", "t test p", "t test Holm")
@@ -104,11 +105,16 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
-    """Write the tables of sweeps, and the pages of those whose networks are here; print one sweep's leaderboard."""
+    """Write the tables of sweeps, and the pages of those whose networks are here.
+
+    Print the leaderboard of a single sweep; write one page of several.
+    """
     is_one = len(directories) == 1
     sweep_dirs = directories if is_one else [path for path in directories if study_tables.is_study(path)]
-    if not sweep_dirs:
+    below = [path for parent in directories for path in sorted(parent.glob("*/")) if study_tables.is_study(path)]
+    if not sweep_dirs and not below:
         raise InputError(f"none of {', '.join(map(str, directories))} holds networks: give results/<sweep>")
+    leaderboards = []
     for directory in sweep_dirs:
         if folder.network_folders(directory):
             from harness.report.sweep_page import write_sweep
@@ -119,8 +125,15 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
             written = [] if is_one else leaderboard_files(directory)[:1]
         if is_one:
             print_leaderboard(leaderboard, new_console())
+        leaderboards.append(leaderboard)
         for path in written:
             say(path)
+    if not is_one:
+        from harness.report.studies_page import INDEX, write_studies_page
+
+        page = directories[0].parent / INDEX
+        write_studies_page([*leaderboards, *map(build_leaderboard, below)], page)
+        say(page)
 
 
 def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:

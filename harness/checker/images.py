@@ -1,7 +1,7 @@
 """Prove the verdicts of images again, with the network of stored weights."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +18,8 @@ from harness.checker.bounds.boxes import Array, Box, ball
 from harness.checker.bounds.equilibrium import NotProvedError
 from harness.checker.bounds.maps import UnknownLayerError
 from harness.checker.bounds.network import Network, read_network
-from harness.checker.bounds.regions import interval_region
 from harness.checker.proofs.certificates import Tensors
-from harness.checker.proofs.example import prove, why_faulty, why_not_falsified
+from harness.checker.proofs.example import prove, why_not_falsified
 from harness.checker.verdict_table import describe
 from harness.common import names
 from harness.common.errors import InputError, error_line
@@ -108,35 +107,6 @@ def load_checked_network(path: Path, config: Training, test: Split) -> Network:
         raise
     except Exception as error:  # a config of huge numbers or a plugin may raise anything
         raise InputError(f"{path} cannot be read: {error_line(error)}") from None
-
-
-def prover_of(
-    model: nn.Module, eps: Fraction, images: Array
-) -> tuple[Callable[[Array, int, Tensors | None], tuple[bool, str]], Callable[[Tensors], str]] | str:
-    """Return what proves single images, and what reads a certificate.
-
-    The first function takes an image [C, H, W], grey levels 0 to 255, its label and certificate, and returns whether
-    all margins are proved to be positive over the ball, and why not. The second one returns what is wrong with the form
-    of a certificate, or "". A text is returned instead, and says why, if the network cannot be checked: layers without
-    a rule, an equilibrium without a proof.
-
-    model: float64, in evaluation mode. images: [B, C, H, W] in [0, 1], at which its logits are compared.
-    """
-    try:
-        network = read_network(model)
-        network.refuse_other_logits(model, images)
-    except UnknownLayerError as error:
-        return f"the checker has no rule for {error.what}"
-    if problems := check_finite(model) + check_contraction(network, images.shape[1:]):
-        return problems[0]
-
-    def prove_image(pixels: Array, label: int, certificate: Tensors | None) -> tuple[bool, str]:
-        proof = prove(network, ball(pixels[None], float(eps)), label, certificate)
-        refused = f"its certificate is refused: {proof.refused}"
-        return bool(proof.proved_by), refused if proof.refused else f"a margin has the lower bound {proof.minimum:.3g}"
-
-    region = interval_region(network, Box(images[:1], np.zeros_like(images[:1])))
-    return prove_image, lambda certificate: why_faulty(network, region, len(network.bias) - 1, certificate)
 
 
 def describe_unreadable(configs: Iterable[Training]) -> list[str]:

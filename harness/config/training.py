@@ -197,18 +197,13 @@ class Training(Model):
 
 
 def row_name(model: str, method: str, options: str, settings: dict[str, str]) -> str:
-    """Return the name of a row: network, method, and what `describe_settings` returns."""
-    return " ".join(filter(None, [model, method, describe_settings(method, options, settings)]))
-
-
-def describe_settings(method: str, options: str, settings: dict[str, str]) -> str:
-    """Return options, and settings such as 'train.epochs=160'.
+    """Return the name of a row: network, method, options, and settings such as 'train.epochs=160'.
 
     settings: text by flat name; empty text is left out, and so is training for a network trained elsewhere.
     """
     has_recipe = method != TRAINED_ELSEWHERE
     shown = [f"{name}={text}" for name, text in settings.items() if text and (has_recipe or not is_of_training(name))]
-    return " ".join(filter(None, [options, *shown]))
+    return " ".join(filter(None, [model, method, options, *shown]))
 
 
 def missing_text(setting: str) -> str:

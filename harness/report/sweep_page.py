@@ -86,7 +86,7 @@ def _part(section: SectionTable, listed: set[tuple[Path, ...]]) -> dict[str, Any
         "stages": section.stages,
         "shared": {name: as_text(section.own[name].iloc[0]) or missing_text(name) for name in shared},
         "environments": {name: ", ".join(map(str, its.dropna().unique())) for name, its in environments.items()},
-        "commands": {label: commands(rows[label], section.profile) for label in new},
+        "commands": {label: _commands(rows[label], section.profile) for label in new},
     }
 
 
@@ -108,7 +108,7 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
     return pictures
 
 
-def commands(evaluation_dirs: list[Path], profile: str) -> str:
+def _commands(evaluation_dirs: list[Path], profile: str) -> str:
     """Return the command that trains and evaluates the networks of a row again; of a search, all of its study.
 
     profile: of the row, such as 'cpu --set train.epochs=5'.
@@ -126,13 +126,8 @@ def _recheck_command(sweep_dir: Path) -> str:
     """Return the command that proves verdicts again, of networks whose weights are there; empty where none are."""
     finished = [path for path in folder.network_folders(sweep_dir) if any(path.glob(f"*/*/{folder.RESULT}"))]
     proved = [path for path in finished if (path / folder.WEIGHTS).exists()]
-    return recheck_command(sweep_dir, [] if len(proved) == len(finished) else proved) if proved else ""
-
-
-def recheck_command(sweep_dir: Path, network_dirs: list[Path]) -> str:
-    """Return the command that proves verdicts again, of these networks, or of all if none is named."""
-    only = [word for path in network_dirs for word in ("--only", path.name)]
-    return _command("recheck", str(_relative(sweep_dir, 2)), *only)
+    only = [word for path in proved for word in ("--only", path.name)] if len(proved) < len(finished) else []
+    return _command("recheck", str(_relative(sweep_dir, 2)), *only) if proved else ""
 
 
 def _command(name: str, *arguments: str) -> str:

@@ -45,14 +45,6 @@ def write_archive_line(directory: Path, commit: str) -> None:
     write_text(page, "\n".join(lines) + "\n")
 
 
-def commit_of(directory: Path) -> str | None:
-    """Return the commit that ARTEFACTS.md, two directories above, names for published results; None if it has none."""
-    page = directory.resolve().parents[1] / PAGE
-    line = rf"^\| {re.escape(directory.name)} \| [\d.]+ \| `([0-9a-f]{{40}})` \|"
-    match = re.search(line, read_text(page), re.MULTILINE) if page.exists() else None
-    return match[1] if match else None
-
-
 def _locate(directory: Path) -> tuple[Path, str]:
     """Return the root of a directory's repository, and the path from there."""
     root = Path(_git(directory, "rev-parse", "--show-toplevel").decode().strip())

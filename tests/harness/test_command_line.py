@@ -75,6 +75,15 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert "run" in printed.out
 
 
+@pytest.mark.parametrize("name", command_line.REMOVED)
+@pytest.mark.parametrize("joint", [".", " "])
+def test_a_removed_command_is_refused_in_a_line_that_names_what_replaces_it(name, joint):
+    command = [sys.executable, "-m", *f"harness{joint}{name}".split(), "something", "--else"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: harness.{name} is gone: {command_line.REMOVED[name]}\n"
+
+
 @pytest.mark.parametrize("option", ["--status", "--compare=cnn5"])
 def test_of_an_option_of_another_command_that_one_is_named(option, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -9,7 +9,7 @@ CORE = [
     *("common", "machine", "settings", "attacks", "methods", "pretrained", "config", "storage", "data"),
     *("evaluation", "training", "leaderboard", "tracking", "tune"),
 ]
-LEAVES = ("checker", "vnnlib", "report", "bench", "entries")
+LEAVES = ("checker", "vnnlib", "report", "bench")
 ROOT = Path(harness.__file__).parent
 
 

@@ -18,7 +18,7 @@ from harness.checker.bounds.regions import (
 )
 from harness.checker.proofs.certificates import HIDDEN, Certificate, RefusedError, Tensors, split_by_layer
 from harness.checker.proofs.cover import check_leaves
-from harness.checker.proofs.tree import is_tree, prove_tree, read_tree
+from harness.checker.proofs.tree import is_tree, prove_tree
 
 LINEAR, CERTIFICATE = "linear", "certificate"
 _LEVELS = 32767
@@ -108,18 +108,6 @@ class _ParsedCertificate:
 
     margins: Certificate | None = None
     hidden: dict[str, Certificate] = field(default_factory=dict)
-
-
-def why_faulty(network: Network, region: Region, rows: int, tensors: Tensors) -> str:
-    """Return what is wrong with the form of a certificate of so many rows, or "". region: by intervals, any image's."""
-    try:
-        if is_tree(tensors):
-            read_tree(network, region.values, rows, tensors)
-        else:
-            _parse(network, region, rows, tensors)
-    except RefusedError as error:
-        return str(error)
-    return ""
 
 
 def _parse(network: Network, region: Region, rows: int, tensors: Tensors) -> _ParsedCertificate:

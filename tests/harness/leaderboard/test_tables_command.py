@@ -65,7 +65,8 @@ def two(sweep, tmp_path):
 
 def test_several_published_studies_have_their_tables_written_each(two, capsys):
     assert main("tables", [*map(str, two)]) == 0
-    assert capsys.readouterr().out.split() == [str(path / "leaderboard.md") for path in two]
+    written = [*(path / "leaderboard.md" for path in two), two[0].parent / "index.html"]
+    assert capsys.readouterr().out.split() == [*map(str, written)]
     assert all("cnn9 ibp" in text(path, "md") for path in two)
 
 

@@ -136,7 +136,7 @@ def test_several_sweeps_have_a_page_each(tmp_path, capsys):
         add(tmp_path / name, right(50), eps=eps)
     (tmp_path / "no-sweep").mkdir()
     assert main("tables", [str(path) for path in sorted(tmp_path.iterdir())]) == 0
-    pages = [tmp_path / name / "report.html" for name in ("far", "near")]
+    pages = [tmp_path / name for name in ("far/report.html", "near/report.html", "index.html")]
     assert all(path.is_file() for path in pages)
     assert capsys.readouterr().out.split() == [str(path) for path in pages]
 
