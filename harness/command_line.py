@@ -41,7 +41,10 @@ COMMANDS = {
 }
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
 
-REMOVED = {"board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html"}
+REMOVED = {
+    "board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html",
+    "convert": "the code of the commit that wrote a directory reads it; results/ARTEFACTS.md names that of published ones",
+}
 """Commands that are gone, and what replaces them."""
 
 
