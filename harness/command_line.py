@@ -43,7 +43,7 @@ COMMANDS = {
 
 REMOVED = {
     "board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html",
-    "convert": "the code of the commit that wrote a directory reads it; results/ARTEFACTS.md names that of published ones",
+    "convert": "the code of the commit that wrote a directory reads it; published ones: results/ARTEFACTS.md",
 }
 """Commands that are gone, and what replaces them."""
 
