@@ -2,15 +2,18 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from baselines.datasets import DATASETS
 from baselines.registry import Builder, build
+from baselines.shared_tensors import complete, refuse_shared_memory
 from cerdeq import LinfBall, bound, margin_spec
 from cerdeq.bounds import Context, Interval, propagate, trace
 from cerdeq.boxes import clipped_ball
@@ -37,7 +40,8 @@ def check_network(
     evaluation mode logits [B, K] are finite, the same each time, and depend on their own image alone. In training mode
     the bounding pass computes what the forward pass does and moves the same statistics. Every parameter has a finite
     gradient of the IBP loss, and no weight's is 0. Bounds are finite and contain the logits of sampled points of the
-    ball. Stored weights, unfolded and folded, load as the same network.
+    ball. Stored weights, unfolded and folded, load as the same network; no two
+    parameters lie in one memory, though one parameter may have two names.
     """
     with torch.random.fork_rng(devices=[]):
         first, second = (_build_small(network, dataset, width, options) for _ in range(2))
@@ -88,11 +92,15 @@ def _check_without_values(network: str | Builder, dataset: str, width: float, op
     """Check what sweeps are checked by, before anything is trained."""
     try:
         with torch.device("meta"):
-            build(network, dataset, width, **options)
+            model = build(network, dataset, width, **options)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         message = f"it cannot be built on torch's device 'meta', where tensors have no values: {cause}"
         raise ContractError(message) from None
+    try:
+        refuse_shared_memory(model)
+    except ValueError as error:
+        raise ContractError(str(error)) from None
 
 
 def _check_training(model: nn.Sequential, dataset: str) -> None:
@@ -155,10 +163,9 @@ def _check_stored(model: nn.Sequential, first: nn.Sequential, second: nn.Sequent
     _require(torch.equal(first(x), model(x)), "the loaded network is not the saved one")
     for network in (model, second.eval()):
         fold(network)
-    try:
-        second.load_state_dict(load(save({key: value.contiguous() for key, value in model.state_dict().items()})))
-    except RuntimeError as error:  # such as tensors that share memory, which the format cannot store
-        raise ContractError(f"the folded network cannot be stored: {error}") from None
+    with TemporaryDirectory() as directory:
+        save_model(model, path := str(Path(directory, "weights.safetensors")))
+        second.load_state_dict(complete(load_file(path), second))
     _require(torch.equal(second(x), model(x)), "the folded network changes when it is saved and loaded")
 
 

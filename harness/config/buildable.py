@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from baselines import build
+from baselines.shared_tensors import refuse_shared_memory
 from cerdeq.bounds import BOUNDS, trace
 from cerdeq.equilibrium import FixedPoint
 from cerdeq.equilibrium.weights import Parametrisation
@@ -22,13 +23,16 @@ MOST_PARAMETERS = 500_000_000
 def check_buildable(training: Training, evaluations: Iterable[Evaluation]) -> nn.Module:
     """Build the network without memory, look up the bound rules that training and evaluations need, and return it.
 
-    Raises InputError as `build_without_values` does, for an operator without a rule, for a mean or deviation of another
-    number of channels, and for a teacher that has such faults or does not fit.
+    Raises InputError as `build_without_values` does, for an operator without a rule, for two
+    parameters in one memory, for a mean or deviation of another number of channels, and for a teacher that has such
+    faults or does not fit.
     """
     linear = any(needs_linear(evaluation.stages) for evaluation in evaluations)
     with _errors_of("method_options"):
         method = None if training.is_trained_elsewhere else make_method(training.method, training.method_options)
     network = build_without_values(training)
+    with _errors_of("model"):
+        refuse_shared_memory(network)
     with _errors_of("options", training.model):
         program = trace(network.eval(), linear or (method is not None and method.linear))
     teacher = None

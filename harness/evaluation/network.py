@@ -8,6 +8,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from baselines import build
+from baselines.shared_tensors import complete, differing_names
 from cerdeq.bounds import Program, refuse_other_precision, trace
 from cerdeq.bounds.float32 import in_float32
 from cerdeq.equilibrium import fold, use_attack_solvers
@@ -37,14 +38,15 @@ class PreparedNetwork:
 def load_network(config: Training, weights: Path, content: bytes | None = None) -> nn.Sequential:
     """Return the trained network, float64 and in evaluation mode, from a safetensors file of folded weights.
 
-    content: of the file, if it has been read. Raises InputError for tensors that are not the network's: torch would
-    round other types silently; and as `build_without_values` does, before it takes memory.
+    content: of the file, if it has been read. Raises InputError for tensors that are not the network's, since torch
+    would round other types silently, and for two values of a tensor that the network has under two names; and as
+    `build_without_values` does, before it takes memory.
     """
     build_without_values(config)
     model = build(config.model, config.data_info, config.width, **config.options)
     fold(model)
-    state = parse_file(weights, load, content)
-    if problems := check_tensors(state, model.state_dict()):
+    state = complete(parse_file(weights, load, content), model)
+    if problems := check_tensors(state, model.state_dict()) or differing_names(state, model):
         raise InputError(f"{weights}: {problems[0]}")
     model.load_state_dict(state)
     return model.double().eval()

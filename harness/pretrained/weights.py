@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines import Dataset, build
 from baselines.registry import options_of
+from baselines.shared_tensors import complete, differing_names
 from cerdeq.equilibrium import fold
 from cerdeq.onnx import OnnxError, load_content
 from harness.common.errors import InputError, error_line, require
@@ -70,7 +71,7 @@ def read_weights(path: Path, config: Imported) -> Tensors:
             options, image = options_of(config.model), config.data_info.shape
             require("keys", "mondeq", "modulus" in options, "only for the network 'monotone'")
             tensors = network_tensors(tensors, config.options.get("modulus", options["modulus"].default), image)
-        return _match(tensors, network.state_dict(), network_file, loaded)
+        return _match(tensors, network, network_file, loaded)
     except (InputError, OnnxError) as error:
         raise InputError(f"checkpoint: {path}: {error} (network {config.model!r})") from None
 
@@ -143,18 +144,20 @@ def _select(tensors: Tensors, network_file: NetworkFile) -> Tensors:
     return {name.removeprefix(prefix): selected[name] for name in selected if name not in network_file.ignore}
 
 
-def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile, loaded: Tensors) -> Tensors:
+def _match(tensors: Tensors, network: nn.Module, network_file: NetworkFile, loaded: Tensors) -> Tensors:
     """Return the network's tensors by its own names. Raises InputError unless the file has exactly these.
 
     loaded: all tensors of the file, for the message.
     """
-    by_order, found = network_file.keys == "by-order", _names(name for name in tensors if name not in (_MEAN, _STD))
+    expected, by_order = network.state_dict(), network_file.keys == "by-order"
+    found = _names(name for name in tensors if name not in (_MEAN, _STD))
     count, own = len(tensors), [name for name in expected if name not in (_MEAN, _STD)]
     tensors = _rename(tensors, expected, by_order)
     if by_order and not tensors:
         hint = _hint(loaded, expected, network_file)
         raise InputError(f"found {count} tensors, {found}, allowed: {len(own)}, {_names(own)}{hint}")
     tensors = _normalisation(tensors, expected, network_file) | _counters(expected) | tensors
+    tensors = complete(tensors, network)
     if missing := [name for name in expected if name not in tensors]:
         hint = _hint(loaded, expected, network_file)
         if not hint and not by_order:
@@ -169,6 +172,8 @@ def _match(tensors: Tensors, expected: Tensors, network_file: NetworkFile, loade
             raise InputError(f"tensor {name}: found {kind}, allowed: {allowed}")
         if not tensor.isfinite().all():
             raise InputError(f"tensor {name}: found NaN or infinity, allowed: finite numbers")
+    if problems := differing_names(tensors, network):
+        raise InputError(problems[0])
     return {name: tensors[name].clone().contiguous() for name in expected}
 
 

@@ -31,15 +31,15 @@ def initialise(model: nn.Module) -> None:
 
     With it the mean box radius neither grows nor shrinks over a layer. The classifier and all biases keep torch's
     defaults, an equilibrium's recurrent kernel its own. A layer that follows a residual addition gets half the weights;
-    one that is applied several times is drawn once, and halved where any of its uses follows one.
+    weights that are applied several times are drawn once, and halved where any of their uses follows one.
     """
     program = trace(model)
     weighted = [step for step in program.steps if isinstance(step.target, _WEIGHTED)]
-    halved = {step.target for step in weighted if _follows_addition(program, step)}
-    for layer in dict.fromkeys(step.target for step in weighted[:-1]):
-        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
-        if layer in halved:
-            layer.weight /= 2
+    halved = {step.target.weight for step in weighted if _follows_addition(program, step)}
+    for weight in dict.fromkeys(step.target.weight for step in weighted[:-1]):
+        nn.init.normal_(weight, std=math.sqrt(2 * math.pi) / weight[0].numel())
+        if weight in halved:
+            weight /= 2
 
 
 def _follows_addition(program: Program, step: Step) -> bool:

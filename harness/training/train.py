@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 from cerdeq.bounds import Program
 from cerdeq.equilibrium import fold
@@ -131,8 +131,7 @@ def _train(
     metrics = parametrisation_metrics(trained)
     metrics[names.PARAMETERS] = sum(parameter.numel() for parameter in trained.parameters())
     fold(trained.eval())
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
-    write_atomically(network_dir / folder.WEIGHTS, lambda path: save_file(state, path))
+    write_atomically(network_dir / folder.WEIGHTS, lambda path: save_model(trained, str(path)))
     return metrics
 
 

@@ -91,6 +91,12 @@ class Tied(nn.Sequential):
         self[2].weight = self[0].weight
 
 
+class View(Tied):
+    def __init__(self):
+        super().__init__()
+        self[2].weight = nn.Parameter(self[0].weight.t())
+
+
 class Scaled(nn.Linear):
     def reset_parameters(self):
         super().reset_parameters()
@@ -107,7 +113,7 @@ BROKEN = {
     "statistics of the evaluated batch": ([partial(Training, 64), LINEAR], "logits of an image in another batch"),
     "a rule that bounds nothing": ([LINEAR, Flipped], "bounds by ibp do not contain what a point of the ball gives"),
     "values that are read while building": ([partial(Scaled, 64, 10)], "cannot be built on torch's device 'meta'"),
-    "weights that share memory": ([Tied], "the folded network cannot be stored"),
+    "weights that share memory": ([View], "found two parameters in one memory, 1.0.weight and 1.2.weight"),
 }
 
 
@@ -122,6 +128,10 @@ def test_a_network_that_does_not_is_refused(case, monkeypatch):
 
     with pytest.raises(ContractError, match=message):
         check_network(network, bounds=["ibp"])
+
+
+def test_tied_weights_keep_the_contract():
+    check_network(lambda shape, classes, width: nn.Sequential(nn.Flatten(), Tied()))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 from onnx_writer import export_onnx
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from small_sweep import changed, load_sweep, refusal, trainings_of, write
 from torch import nn
 
 from baselines import build, registry
 from cerdeq.equilibrium import fold
+from harness.common.errors import InputError
 from harness.pretrained.network_file import digest_of
 from harness.pretrained.weights import read_weights
 from harness.storage.folder import copy_network_file
@@ -57,6 +58,26 @@ def assert_same(weights, tensors, mean=0.0, std=1.0):
     assert own.keys() == tensors.keys() and all(torch.equal(own[name], tensors[name]) for name in own)
     torch.testing.assert_close(weights["normalize.mean"].item(), mean)
     torch.testing.assert_close(weights["normalize.std"].item(), std)
+
+
+def tied(shape, classes, width=1.0):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, classes))
+    network[3].weight = network[1].weight
+    return network
+
+
+def test_a_file_of_save_model_has_a_tied_weight_once_and_two_values_are_refused(tmp_path, monkeypatch):
+    registry.import_networks()
+    monkeypatch.setattr(registry, "_BUILDERS", registry._BUILDERS | {"tied_layers": tied})
+    network, path = tied(None, 10), tmp_path / "net.safetensors"
+    tensors, sweep = network.state_dict(), content(model="tied_layers", checkpoint=path.name)
+    for saved in (network, nn.DataParallel(network)):
+        save_model(saved, str(path))
+        assert len(load_file(path)) == len(tensors) - 1
+        assert_same(read(tmp_path, sweep), tensors)
+    save_file(tensors | {"3.weight": tensors["3.weight"] + 1}, path)
+    with pytest.raises(InputError, match=r"net\.safetensors: 1\.weight and 3\.weight: found two values, allowed: one"):
+        read(tmp_path, sweep)
 
 
 def test_an_onnx_file_is_a_checkpoint_of_its_own_network(tmp_path):
