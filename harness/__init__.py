@@ -50,11 +50,22 @@ def results(*directories: str | Path) -> "pd.DataFrame":
     """Return a row for each network of these sweeps under each of its evaluations: settings, metrics and problem.
 
     directories: such as results/cifar10. Column `network_dir` is for `load`; `problem` says why a row has no numbers.
-    Raises InputError where a directory holds no networks.
+    `row` and `section` are the label and the section of the tables, missing where no seed has numbers. Average within a
+    section: others have another eps, other stages or images. `is_main` marks the main evaluation of the sweep file.
+    `eps_value` is `eps` as a number.
+    Raises InputError where a directory holds no networks, and for a faulty published.csv.
     """
-    from harness.leaderboard.evaluations import read_evaluations
+    import pandas as pd
+
+    from harness.common.radius import Radius
+    from harness.leaderboard.evaluations import EPS_VALUE
+    from harness.leaderboard.table import build_leaderboard
     from harness.storage.folder import network_of
 
-    rows = read_evaluations(*map(Path, directories))
-    rows.insert(0, "network_dir", [network_of(path) for path in rows["evaluation_dir"]])
-    return rows.drop(columns=["row", "result", "evaluation_settings", "published"])
+    leaderboard = build_leaderboard(*map(Path, directories))
+    named, table = leaderboard.rows, leaderboard.table
+    columns = {name: table["row"].map(named[name]) for name in ("row", "section")}
+    columns["network_dir"] = table["evaluation_dir"].map(network_of)
+    rows = table.drop(columns=["row", "result", "evaluation_settings", "published"])
+    rows.insert(rows.columns.get_loc("eps") + 1, EPS_VALUE, rows["eps"].map(Radius, na_action="ignore").astype(float))
+    return pd.DataFrame(columns).join(rows)

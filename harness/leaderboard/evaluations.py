@@ -20,6 +20,8 @@ from harness.storage.records import EvaluationRecord, Result, TrainingRecord
 from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
 
 LABEL = ["model", "method", "options"]
+EPS_VALUE = "eps_value"
+"""Column of CSV, JSON and `harness.results`: the radius as a number, beside its text in `eps`."""
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
 NOT_COUNTED = "not counted"
 """The state here of an evaluation that is OLDER or DAMAGED, or whose numbers cannot be right."""

@@ -12,7 +12,7 @@ from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config.training import is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
-from harness.leaderboard.evaluations import CHOSEN, LABEL
+from harness.leaderboard.evaluations import CHOSEN, EPS_VALUE, LABEL
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, Evaluation
 
@@ -116,6 +116,16 @@ class Section:
     def labels(self) -> list[str]:
         """Each row's network, method, options, and the settings in which rows differ; a paper's row also its source."""
         return [row_label(row, self.differing) for row in self.cells.to_dict("records")]
+
+    @property
+    def named_rows(self) -> pd.DataFrame:
+        """The rows with their label and section, as CSV and JSON have them."""
+        rows = self.rows.copy()
+        rows.insert(rows.columns.get_loc("eps") + 1, EPS_VALUE, float(self.eps))
+        first = {"row": self.labels, "section": self.heading, "is_main": self.is_main, "is_paper": self.is_literature}
+        for number, (name, value) in enumerate(first.items()):
+            rows.insert(number, name, value)
+        return rows
 
     @cached_property
     def stages(self) -> pd.DataFrame:

@@ -83,8 +83,9 @@ class Leaderboard:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """The rows with all columns, section after section; those of the literature once."""
-        rows = pd.concat([section.rows for section in self.sections])
+        """The rows with all columns, section after section; those of papers once, in their first section."""
+        no_evaluation_began = pd.DataFrame(columns=["row", "section", "warnings"])
+        rows = pd.concat([section.named_rows for section in self.sections] or [no_evaluation_began])
         return rows[~rows.index.duplicated()]
 
 

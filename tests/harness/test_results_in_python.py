@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import harness
+from harness.command_line import main
 from harness.common.errors import InputError
+from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder
 from harness.storage.records import make_record, record_json
 
@@ -75,7 +78,18 @@ def test_a_study_is_a_data_frame_from_which_networks_are_loaded(network_dir):
     metrics = folder.read_result(evaluation_dir).metrics
     (row,) = table.to_dict("records")
     assert row["certified_error"] == metrics["certified_error"] and row["model"] == "cerdeq"
+    (section,) = build_leaderboard(network_dir.parents[1]).sections
+    assert (row["row"], row["section"]) == (section.labels[0], section.heading)
+    assert (row["eps_value"], row["is_main"]) == (float(section.eps), True)
     assert isinstance(harness.load(row["network_dir"]), torch.nn.Sequential)
+
+
+def test_a_network_of_which_no_evaluation_began_is_a_row_without_numbers(tmp_path, tiny_training):
+    record = make_record(tiny_training(), "data")
+    folder.begin_network(folder.network_dir(tmp_path / "study", record.key), record)
+    (row,) = harness.results(tmp_path / "study").to_dict("records")
+    assert pd.isna(row["section"]) and row["problem"]
+    assert main("tables", [str(tmp_path / "study")]) == 0
 
 
 def test_importing_the_package_imports_neither_torch_nor_pandas():

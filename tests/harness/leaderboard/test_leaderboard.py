@@ -261,7 +261,13 @@ def test_only_published_rows_of_the_same_data_and_exact_eps_are_shown(sweep):
     assert "source" not in rows[1] and rows[0]["standard_error"] is None
     assert "*CNN-7 IBP Shi et al. 2021*" in text(sweep, "md")
     with (sweep / "leaderboard.csv").open() as file:
-        assert [row["source"] for row in csv.DictReader(file)] == ["abstract", "", "Shi et al. 2021", ""]
+        lines = list(csv.DictReader(file))
+    assert [row["source"] for row in lines] == ["abstract", "", "Shi et al. 2021", ""]
+    assert [row["is_paper"] for row in lines] == ["True", "False", "True", "False"]
+    assert [row["section"] for row in lines] == [full.heading] * 3 + [reduced.heading]
+    assert [row["row"] for row in lines] == [*full.labels, reduced.labels[0]]
+    assert [row["eps"] for row in lines] == ["8/255", "8/255", "16/510", "8/255"]
+    assert {float(row["eps_value"]) for row in lines} == {8 / 255}, "numbers group, texts of one radius do not"
 
 
 @pytest.mark.parametrize(
