@@ -32,7 +32,6 @@ STATUSES = {
 
 COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
-    "certify": "certify finished trials further: more stages, branch and bound",
     "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
     "publish": "copy a sweep's results to results/published, small enough for git",
@@ -42,6 +41,7 @@ COMMANDS = {
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
 
 REMOVED = {
+    "certify": "`evaluation` of the sweep file: harness.run SWEEP.yaml --set evaluation...; docs/evaluate-further.md",
     "board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html",
     "convert": "the code of the commit that wrote a directory reads it; published ones: results/ARTEFACTS.md",
 }

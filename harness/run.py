@@ -12,13 +12,14 @@ from functools import cache
 from pathlib import Path
 
 from harness import command_line
-from harness.command_line import FAILED, OK, add_data_dir, add_results_dir, add_sweep_options
+from harness.command_line import FAILED, OK, add_data_dir, add_sweep_options
 from harness.common.errors import SettingError, require
 from harness.common.terminal import announced, say
 from harness.config.file import read_file
 from harness.storage import folder
 from harness.storage.files import refuse_links
 from harness.storage.lock import HeldError, lock_directory
+from harness.storage.sweep_file import SWEEP
 
 # What imports torch is imported late: a wrong file is refused within a second.
 
@@ -28,7 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help="a sweep file")
     add_sweep_options(parser)
     add_data_dir(parser)
-    add_results_dir(parser)
+    where = "default: where a sweep.yaml of results lies, else results"
+    parser.add_argument("--results-dir", type=Path, help=where)
     parser.add_argument(
         "--tracking-uri", help="MLflow store or server; default: $MLFLOW_TRACKING_URI, else ./mlflow.db"
     )
@@ -79,7 +81,11 @@ def main(options: argparse.Namespace) -> int:
 
     with announced("reads the file"):
         file = read_file(options.files[0], options.profile, has_gpu, options.set)
-    sweep_dir = (options.results_dir / file.sweep.name).absolute()
+    is_of_results = file.sweep.ran is not None and options.results_dir is None
+    sweep_dir = file.path.parent if is_of_results else (options.results_dir or Path("results")) / file.sweep.name
+    sweep_dir = sweep_dir.absolute()
+    is_own = file.sweep.ran is None and file.path.absolute() == sweep_dir / SWEEP
+    require("SWEEP.yaml", str(file.path), not is_own, f"a file of your own elsewhere: harness.run writes {SWEEP} here")
     refuse_links(sweep_dir)
     with ExitStack() as stack:
         is_alone = not options.dry_run

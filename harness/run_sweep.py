@@ -7,10 +7,11 @@ from pathlib import Path
 from harness.checker.images import describe_unreadable
 from harness.common.errors import require
 from harness.common.terminal import announced, new_console
-from harness.config.file import SweepFile
+from harness.config.file import CPU_PROFILE, SweepFile
 from harness.machine.environment import data_directory
 from harness.storage import folder
 from harness.storage.state import State, read_states
+from harness.storage.sweep_file import write_sweep_file
 from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
 from harness.tune.plan import Plan, check_owner, load_checked
 from harness.tune.print_plan import print_header, print_plan
@@ -65,7 +66,9 @@ class SweepRun:
                 console.print(search.describe_time(at_once))
                 console.print("its winners become the networks; a dry run: nothing was started or written")
                 return True
-            open_mlflow(study.name, run_options, console)  # refuses a wrong store before hours of work
+            open_mlflow(self.sweep_dir.name, run_options, console)  # refuses a wrong store before hours of work
+            if self.is_alone:
+                write_sweep_file(self.file, self.sweep_dir, [])
             as_many_as_fit = None if options.here else replace(ray, at_once=at_once)
             study = replace(study, trainings=search.run(replace(run_options, ray=as_many_as_fit)))
             if not study.trainings:
@@ -76,7 +79,8 @@ class SweepRun:
         unreadable = describe_unreadable(record.config for record in unfinished)
         for warning in [*study.warnings, *self.data.warnings, *unreadable]:
             console.print(f"warning: {warning}")
-        print_header(plan, states, gpu, options.profile, console)
+        is_picked = options.profile is None and self.file.sweep.ran is None and study.profile.startswith(CPU_PROFILE)
+        print_header(plan, states, gpu, is_picked, console)
         if options.dry_run:
             print_plan(plan, self.found, gpu, at_once, options.retry_failed, console)
             return True

@@ -67,7 +67,7 @@ class Checker:
             f"certificate refused: {proof.refused}"
             if proof.refused
             else f"the lower bound of a margin is {proof.minimum:.6g}"
-            + ("" if certificate else ", and no certificate is stored (harness.certify --certificates)")
+            + ("" if certificate else ", and no certificate is stored (`evaluation.certificates`)")
         )
         return f"image {index}: {describe(row)}, not confirmed: {why}", ""
 

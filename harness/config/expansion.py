@@ -1,15 +1,13 @@
 """Expand a sweep file to its study: trainings and evaluations, each checked to the last key."""
 
-import json
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os.path import abspath
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import InputError, Location, collect_problems, located, require
+from harness.common.errors import Location, collect_problems, located, require
 from harness.common.models import validate
 from harness.common.radius import Radius
 from harness.config import plugins
@@ -30,14 +28,14 @@ from harness.settings import Evaluation, Recipe
 class Study:
     """A sweep file under one profile, checked and expanded: its networks, each under all of its evaluations.
 
-    evaluations: the main one first.
-    changed: the identities of the trainings that the file has only with `--set`, and what that changed.
+    profile: its name and what `--set` changed of trainings. evaluations: the main one first.
     search: how settings are searched; None without a search.
     searched: the rows of `trials` if their settings are searched; empty without a search.
     checkpoints: the files of networks trained elsewhere, by their SHA-256.
     warnings: a line on settings without effect, if there are any.
     """
 
+    file: SweepFile
     name: str
     profile: str
     dataset: str
@@ -45,16 +43,10 @@ class Study:
     resources: Resources
     trainings: list[Training]
     evaluations: list[Evaluation]
-    changed: tuple[frozenset[str], str] = (frozenset(), "")
     search: SearchSettings | None = None
     searched: tuple[SearchedRow, ...] = ()
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-    def profile_of(self, training: Training) -> str:
-        """Return the profile that a training belongs to, such as 'full --set train.epochs=5'."""
-        identities, change = self.changed
-        return f"{self.profile} {change}" if training.identity in identities else self.profile
 
 
 @dataclass(frozen=True)
@@ -90,29 +82,6 @@ def expand_file(file: SweepFile, trained: Collection[str] = (), own_data: Measur
             rows = _rows(file, own_data, at)
             rows = [_with_network(row, file, trained, at) for row in rows]
         return _expanded(rows, file, own_data)
-
-
-def _changed(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) -> tuple[frozenset[str], str]:
-    """Return the identities of the trainings that the file has not without `--set`, and what that changed."""
-    if not (change := _describe_changes(file.changes)):
-        return frozenset(), ""
-    unchanged = set[str]()
-    # A file that is right with `--set` alone has no trainings without.
-    with suppress(InputError), collect_problems() as at:
-        original = replace(file, sweep=validate(Sweep, file.content))
-        unchanged = {row.training.identity for row in _rows(original, own_data, at)}
-    return frozenset(row.training.identity for row in rows) - unchanged, change
-
-
-def _describe_changes(changes: dict[str, Any]) -> str:
-    """Return the changes that change trainings, in one spelling; '' for none."""
-    others = ("seeds", "resources", "search", "evaluation")
-    settings = flatten({key: value for key, value in changes.items() if key not in others})
-    texts = []
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
-        texts.append("--set trials" if key == "trials" else f"--set {key}={text}")  # rows say what their trials are
-    return " ".join(sorted(texts))
 
 
 def _rows(file: SweepFile, own_data: MeasuredData | None, at: Location) -> list[_Row]:
@@ -241,6 +210,7 @@ def _expanded(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) 
         )
         check_search(sweep.search, sweep.validation_images, searched)
     return Study(
+        file=file,
         name=sweep.name,
         profile=file.profile,
         dataset=sweep.dataset_name,
@@ -248,7 +218,6 @@ def _expanded(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) 
         resources=sweep.resources,
         trainings=trainings,
         evaluations=sweep.evaluations,
-        changed=_changed(rows, file, own_data),
         search=sweep.search,
         searched=searched,
         checkpoints=checkpoints,

@@ -1,5 +1,6 @@
 """Read a sweep file: its mappings, those of its includes, a profile and `--set` are merged, then checked."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,24 +10,27 @@ from typing import Any
 from baselines import UnknownNameError, suggestion
 from harness.common.errors import InputError, SettingError, located, require
 from harness.common.models import validate
-from harness.config.sweep import FIXED, Sweep
-from harness.config.training import FULL_PROFILE
+from harness.config.sweep import FIXED, Ran, Sweep
+from harness.config.training import FULL_PROFILE, flatten
 from harness.config.yaml_text import MOST_CHARACTERS, merge, nest, parse_yaml
 
 CPU_PROFILE = "cpu"
+CHANGED = " --set "
+"""What stands in a profile before each change of trainings."""
 
 
 @dataclass(frozen=True)
 class SweepFile:
     """A sweep file under a profile.
 
-    content: its merged mappings. changes: those of `--set`. sweep: both, checked. start, end: of messages about it.
+    profile: its name and what `--set` changed of trainings, such as 'cpu --set train.epochs=5'.
+    content: the merged mappings: of the file, its includes, the profile and `--set`. sweep: the same, checked.
+    start, end: of messages about it.
     """
 
     path: Path
     profile: str
     content: dict[str, Any]
-    changes: dict[str, Any]
     sweep: Sweep
     start: str
     end: str
@@ -46,13 +50,16 @@ def read_file(
     """
     content, included = read(path)
     with located(f"{path}: "):
-        profiles = validate(dict[str, dict[str, Any]] | None, content.get("profiles"), "profiles") or {}
+        profiles = validate(dict[str, dict[str, Any]] | None, content.pop("profiles", None), "profiles") or {}
         if FULL_PROFILE in profiles:
             raise InputError(f"profiles.{FULL_PROFILE}: the name of the file without a profile; choose another")
-        if profile not in (None, FULL_PROFILE, *profiles):
-            allowed = UnknownNameError("profile", profile, [FULL_PROFILE, *profiles]).allowed
+        ran = validate(Ran | None, content.get("ran"), "ran")
+        whole, *earlier = ran.profile.split(CHANGED) if ran else [FULL_PROFILE]
+        if profile not in (None, whole, *profiles):
+            allowed = UnknownNameError("profile", profile, [whole, *profiles]).allowed
             raise SettingError("--profile", profile, allowed)
     changes = _parse_assignments(assignments, Sweep.model_fields.keys() - FIXED)
+    all_changes = merge(_parse_assignments(earlier, Sweep.model_fields), changes)
     start = f"{' '.join([str(path), *(f'--set {each}' for each in assignments)])}: "
 
     def under(profile: str) -> SweepFile:
@@ -63,15 +70,25 @@ def read_file(
             own = profiles.get(profile, {})
             if fixed := [key for key in own if key in FIXED]:
                 raise InputError(f"profiles.{profile}.{fixed[0]}: a profile cannot change this")
-            merged = _merge(content, own)
-            sweep = validate(Sweep, _merge(merged, changes))
-        return SweepFile(path, profile, merged, changes, sweep, start, end)
+            merged = _merge(_merge(content, own), changes)
+            sweep = validate(Sweep, merged)
+        return SweepFile(path, _describe_profile(profile, all_changes), merged, sweep, start, end)
 
-    file = under(profile or FULL_PROFILE)
+    file = under(profile or whole)
     if profile is None and CPU_PROFILE in profiles:
         on_cpu = under(CPU_PROFILE)
         return file if has_gpu() else on_cpu
     return file
+
+
+def _describe_profile(name: str, changes: dict[str, Any]) -> str:
+    """Return a profile's name and the changes of trainings, in one spelling. Rows say what changed trials are."""
+    others = ("trials", "seeds", "resources", "search", "evaluation")
+    texts = []
+    for key, value in flatten({key: value for key, value in changes.items() if key not in others}).items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
+        texts.append(f"{CHANGED}{key}={text}")
+    return "".join([name, *sorted(texts)])
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

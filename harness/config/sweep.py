@@ -15,7 +15,7 @@ from harness.config.search import SearchSettings
 from harness.config.training import LARGEST_SEED, LONGEST_NAME, NAME_PATTERN
 from harness.settings import Evaluation, EvaluationSettings, Recipe
 
-FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins"})
+FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins", "ran"})
 """The keys that a profile cannot change."""
 
 
@@ -57,6 +57,17 @@ class Resources(Model):
     def _check_gpus(cls, gpus: float) -> float:
         require("gpu", gpus, gpus <= 1 or gpus.is_integer(), "a fraction of one GPU, or a whole number of them")
         return gpus
+
+
+class Ran(Model):
+    """What the last command asked for: `harness.run` writes it into `sweep.yaml` of a results directory."""
+
+    profile: str
+    """The profile that is merged into the file, with what `--set` changed of trainings, as tables show it."""
+    networks: list[str] = Field(default_factory=list)
+    """The keys of the study's networks; empty before a search has found them."""
+    evaluations: list[str] = Field(default_factory=list)
+    """The keys of its evaluations, the main one first."""
 
 
 class Sweep(Model):
@@ -103,6 +114,9 @@ class Sweep(Model):
     profiles: dict[str, dict[str, Any]] | None = None
     """The same study at another size: by name, the keys that each profile changes. Mappings are merged key by key,
     lists replaced. The profile 'cpu' is used where there is no GPU."""
+    ran: Ran | None = None
+    """Only in `results/<sweep>/sweep.yaml`, which `harness.run` writes: profile, networks and evaluations of the last
+    command."""
 
     @property
     def dataset_name(self) -> str:

@@ -42,6 +42,11 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(message.split())) from None
 
 
+def format_yaml(content: dict[str, Any]) -> str:
+    """Return a text that `parse_yaml` reads as this content."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers and truth values of JSON; a repeated key is an error.
 
@@ -99,3 +104,12 @@ for _tag, _pattern, _first in (  # an integer is looked for before a float
     ("merge", "<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which a text that `_Loader` would take for a number stands in quotes, and nothing is an alias."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True

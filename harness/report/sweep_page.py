@@ -9,6 +9,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from harness.config.file import CHANGED
 from harness.config.training import missing_text
 from harness.leaderboard.columns import COLUMNS, PAGE, PERCENT, TABLES, titles_of
 from harness.leaderboard.files import LATEX_TABLE, LEGEND, UNCOUNTED, write_leaderboard
@@ -19,6 +20,7 @@ from harness.report.figures.catalogue import figures_of
 from harness.report.figures.section_data import SectionData
 from harness.storage import folder
 from harness.storage.files import write_text
+from harness.storage.sweep_file import SWEEP
 
 _CODE = re.compile("`([^`]+)`")
 _MAIN = titles_of(TABLES, PAGE)
@@ -114,12 +116,15 @@ def _commands(evaluation_dirs: list[Path], profile: str) -> str:
     profile: of the row, such as 'cpu --set train.epochs=5'.
     """
     network_dirs = [folder.network_of(path) for path in evaluation_dirs]
-    sweep = f"sweeps/{folder.sweep_dir_of(network_dirs[0]).name}.yaml"
-    name, *changes = profile.split(" --set ")
-    options = ["--profile", name, *(word for change in changes for word in ("--set", change))]
+    sweep_dir = folder.sweep_dir_of(network_dirs[0])
+    file, options = _relative(sweep_dir / SWEEP, 3), list[str]()
+    if not (sweep_dir / SWEEP).exists():  # of published results
+        name, *changes = profile.split(CHANGED)
+        file, options = Path(f"sweeps/{sweep_dir.name}.yaml"), ["--profile", name]
+        options += [word for change in changes for word in ("--set", change)]
     if not any((path / folder.CHOSEN).exists() for path in network_dirs):
         options += [word for path in network_dirs for word in ("--only", path.name)]
-    return _command("run", sweep, "--here", *options, "--results-dir", "again")
+    return _command("run", str(file), "--here", *options, "--results-dir", "again")
 
 
 def _recheck_command(sweep_dir: Path) -> str:

@@ -78,12 +78,10 @@ class Plan:
                 raise DamagedFileError(f"{folder.network_of(path)}/{state.problem}")
         return states
 
-    @cached_property
-    def unchanged_keys(self) -> set[str]:
-        """The keys of the networks that the sweep file has without `--set`."""
-        trainings = self.study.trainings
-        unchanged = [each for each in trainings if self.study.profile_of(each) == self.study.profile]
-        return {training.key(self.data.fingerprint) for training in unchanged}
+    @property
+    def all_keys(self) -> list[str]:
+        """The keys of all networks of the study, also those that `--only` leaves out."""
+        return [training.key(self.data.fingerprint) for training in self.study.trainings]
 
     def unusable(self, table: pd.DataFrame) -> dict[Path, str]:
         """Return what is wrong with evaluations that tables do not count, or that lack a file, by their folders.

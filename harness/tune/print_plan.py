@@ -8,7 +8,6 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.terminal import print_table, with_plural
-from harness.config.file import CPU_PROFILE
 from harness.config.training import FULL_PROFILE
 from harness.settings import describe_weak_attack
 from harness.storage import folder
@@ -18,9 +17,12 @@ from harness.tune.progress import describe_work, minutes
 
 
 def print_header(
-    plan: Plan, states: dict[Path, EvaluationState], gpus: float, asked_profile: str | None, console: Console
+    plan: Plan, states: dict[Path, EvaluationState], gpus: float, is_picked: bool, console: Console
 ) -> None:  # fmt: skip
-    """Print what runs, on which data, under which profile. gpus: what a network reserves."""
+    """Print what runs, on which data, under which profile.
+
+    gpus: what a network reserves. is_picked: whether no option names the profile, which is `cpu`.
+    """
     study, records = plan.study, plan.records.values()
     all_networks = with_plural(len(study.trainings), "network")
     counted = all_networks if len(records) == len(study.trainings) else f"{len(records)} of {all_networks}"
@@ -35,7 +37,7 @@ def print_header(
     ]
     if teachers := {each.own_teacher.label for each in study.trainings if each.own_teacher is not None}:
         lines.append(f"teachers, trained first unless they are: {', '.join(sorted(teachers))}")
-    if study.profile == CPU_PROFILE and asked_profile is None:
+    if is_picked:
         lines.append("no GPU here: profile 'cpu' was picked")
     elif study.resources.gpu and not gpus:
         lines.append("no GPU here: networks train on the CPU")
@@ -45,11 +47,6 @@ def print_header(
         lines.append(
             f"profile '{study.profile}': width {widths}, {study.trainings[0].train_images or 'all'} training images, "
             f"epochs {epochs}; its numbers are not comparable with published ones"
-        )
-    if changed := [record for record in records if record.key not in plan.unchanged_keys]:
-        lines.append(
-            f"changed by --set: {with_plural(len(changed), 'network')}, in tables under profile "
-            f"'{study.profile_of(changed[0].config)}'; their numbers are not comparable with published ones"
         )
     weak = (describe_weak_attack(each.attack_step, each.attack_steps) for each in study.evaluations)
     lines += [f"warning: {warning}" for warning in dict.fromkeys(filter(None, weak))]

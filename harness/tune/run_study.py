@@ -12,6 +12,7 @@ from rich.console import Console
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import announced, percent, with_plural
+from harness.config.file import CHANGED
 from harness.leaderboard.files import print_leaderboard, write_leaderboard
 from harness.leaderboard.table import Leaderboard
 from harness.machine.device import best_device
@@ -21,6 +22,7 @@ from harness.storage import folder, training_progress
 from harness.storage.files import remove_unfinished
 from harness.storage.ranges import remove_ranges
 from harness.storage.state import EvaluationState, State, read_state
+from harness.storage.sweep_file import SWEEP, write_sweep_file
 from harness.tune.items import LEFT, Item, Listener, Queue, Worker
 from harness.tune.machines import RayOptions
 from harness.tune.plan import Plan, adopt_trained, remove_not_begun, to_run, with_teachers
@@ -43,7 +45,7 @@ class RunOptions:
     data_dir: None for the default one; absolute under Ray, whose workers have another working directory.
     tracking_uri: of the MLflow store; None for the default one.
     fail_fast: stop after the first failure. retry_failed: also run what would fail again.
-    logs: whether a study is logged to MLflow.
+    logs: whether a study is logged to MLflow, and its file written: not if another run may do so.
     """
 
     ray: RayOptions | None
@@ -86,11 +88,13 @@ def run_study(
         for directory in (plan.sweep_dir, plan.sweep_dir / folder.FIGURES):
             remove_unfinished(directory)
         remove_not_begun(plan.sweep_dir, plan.asked)
+    if options.logs:
+        write_sweep_file(plan.study.file, plan.sweep_dir, plan.all_keys)
     adopted = adopt_trained(plan)
     for source, count in adopted.items():
         console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
     for network_dir, record in plan.records.items():
-        folder.begin_network(network_dir, record, plan.study.profile_of(record.config), plan.study.evaluations)
+        folder.begin_network(network_dir, record, plan.study.profile, plan.study.evaluations)
         if (checkpoint := record.config.checkpoint) is not None:
             path = plan.study.checkpoints[checkpoint.sha256]
             folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
@@ -110,11 +114,14 @@ def run_study(
     except InputError:
         if options.ray is not None:  # which cannot start; without it other jobs of an array may have begun
             remove_not_begun(plan.sweep_dir, [])
+            if not (plan.sweep_dir / folder.NETWORKS).exists():
+                (plan.sweep_dir / SWEEP).unlink(missing_ok=True)
         raise
     leaderboard = write_leaderboard(plan.sweep_dir)
     print_leaderboard(leaderboard, console)
     own = {record.key for record in plan.records.values()}
-    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, plan.unchanged_keys, only_own=options.ray is None)
+    candidates = [] if CHANGED in plan.study.profile else plan.all_keys
+    is_logged = mlflow is None or mlflow.finish(plan.sweep_dir, own, candidates, only_own=options.ray is None)
     problems = plan.unusable(leaderboard.table)
     for path, problem in problems.items():
         advice = "put the file back, or remove that folder to do it again"

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file, save
+from small_sweep import write
 
 from harness.command_line import main
 from harness.data import load
@@ -19,6 +20,7 @@ from harness.report.figures import catalogue, networks
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
 from harness.storage.records import make_record, parse_evaluation
+from harness.storage.sweep_file import SWEEP
 from harness.training import checkpoint, train_and_evaluate
 
 
@@ -44,7 +46,7 @@ def run_command(tmp_path, nothing_starts, capsys):
 
 @pytest.fixture(scope="module")
 def record(tiny_training):
-    config = tiny_training(width=0.05, train={"epochs": 1, "ramp_epochs": 1})
+    config = tiny_training(width=0.05, train={"epochs": 1, "ramp_epochs": 1, "compile": "never"})
     return make_record(config, load("digits").fingerprint)
 
 
@@ -56,6 +58,11 @@ def finished(record, tiny_evaluation, tmp_path_factory):
     folder.add_to_study(network_dir, "full", tiny_evaluation())
     for path in network_dir.rglob(folder.LOG):
         path.unlink()
+    train = {"epochs": 1, "batch_size": 64, "ramp_start": 1, "ramp_epochs": 1, "decay_epochs": [], "compile": "never"}
+    evaluation = tiny_evaluation().model_dump(mode="json", exclude_defaults=True, exclude={"eps"})
+    content = {"name": "tiny", "dataset": "digits", "eps": "1/32", "seeds": [0], "width": 0.05, "train_images": 320}
+    content |= {"train": train, "evaluation": evaluation, "trials": [{"model": "cnn5", "method": "ibp"}]}
+    write(network_dir.parents[1], content | {"ran": {"profile": "full"}}, SWEEP)
     return network_dir
 
 
@@ -86,7 +93,7 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
 _DIGESTS = ("without weights", "weights: text", "without verdicts", "verdicts: text")  # then it is evaluated again
 ALLOWED = {
     folder.TRAINING: ("fingerprint: text",),
-    folder.TRAINED: ("without taken_over", "without weights", "without verdicts", "verdicts: text"),
+    folder.TRAINED: ("without taken_over", *_DIGESTS),
     folder.EVALUATION: (),
     folder.RESULT: ("certified_error: nothing", "certified_error: not a number", "without taken_over", *_DIGESTS),
 }
@@ -103,7 +110,8 @@ def test_files_of_a_finished_network(run_command, network_dir, evaluation_dir, n
         cases |= malformed.changes(good, "config")
         cases = {what: text for what, text in cases.items() if not describes_evaluation(text, good["key"])}
     cases = {what: text for what, text in cases.items() if not what.endswith(ALLOWED[name])}
-    assert_refused(run_command, path, cases, [2], "certify", network_dir, "--stages", "ibp,crown-ibp")
+    (file,) = network_dir.parents[1].glob("*.yaml")
+    assert_refused(run_command, path, cases, [2], "run", file, "--here", "--dry-run")
 
 
 def describes_evaluation(text, key):

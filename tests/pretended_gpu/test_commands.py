@@ -93,12 +93,9 @@ def test_its_networks_end_on_gpus_with_errors_that_mean_something(finished):
 
 
 @pytest.mark.slow
-def test_certify_spreads_its_ranges_over_the_gpus(finished):
-    assert_succeeded(
-        finished.run(
-            "harness.certify", "results/study", "--stages", "ibp,crown-ibp", "--images", "150", PRETEND_GPUS="4"
-        )
-    )
+def test_a_further_evaluation_spreads_its_ranges_over_the_gpus(finished):
+    change = "evaluation={stages: [ibp, crown-ibp], test_images: 150}"
+    assert_succeeded(finished.run("harness.run", "results/study/sweep.yaml", "--set", change, PRETEND_GPUS="4"))
     calls = finished.calls("evaluate_range")
     assert len({call["visible"] for call in calls}) > 1 and all(call["count"] == 1 for call in calls)
 

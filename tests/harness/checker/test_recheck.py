@@ -158,10 +158,11 @@ def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(
 
 @pytest.mark.slow
 def test_what_branch_and_bound_certified_of_an_equilibrium_is_confirmed_leaf_by_leaf(tmp_path):
-    """By harness.certify as users call it."""
     path = copy_golden("cerdeq", tmp_path / "golden")
-    stages = ["--stages", "ibp,crown-ibp,bab", "--branches", "60", "--certificates", "--workers", "1"]
-    assert main("certify", [str(folder.network_of(path)), *stages, "--images", "25"]) == OK
+    training = folder.read_training(folder.network_of(path) / folder.TRAINING).config
+    changes = {"stages": ("ibp", "crown-ibp", "bab"), "bab_seconds": None, "bab_branches": 60, "test_images": 25}
+    further = folder.read_evaluation(path).config.replace(certificates=True, **changes)
+    train_and_evaluate(training, [further], folder.network_of(path))
     (certified,) = set(folder.evaluation_folders(folder.network_of(path))) - {path}
     assert main("recheck", [str(tmp_path / "golden")]) == FAILED  # the other evaluation has no certificates
     result = recheck(certified)

@@ -154,7 +154,7 @@ def test_a_network_is_refused_where_its_plugin_is_another(package, tiny_training
         train_and_evaluate(config, [tiny_evaluation(eps="1/16")], tmp_path / "network")
 
 
-COMMANDS = {"certify": [], "benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}
+COMMANDS = {"benchmark": ["cnn5", "--only", "bounds", "--images", "1", "--trained"], "tables": []}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -62,8 +62,8 @@ def test_mappings_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
     assert config.train == full.trainings[0].train.replace(epochs=3, ramp_epochs=1, decay_epochs=())
     assert sweep.evaluations == [Evaluation(eps="1/16", test_images=50, attack_steps=5)]
     assert (sweep.resources.cpu, sweep.resources.gpu, config.train_images) == (2, 0, None)
-    assert (config.model, config.seed, config.width, sweep.profile_of(config)) == ("cnn7", 7, 0.5, "small")
-    assert (full.profile_of(full.trainings[0]), full.trainings[0].width) == ("full", 1.0)
+    assert (config.model, config.seed, config.width, sweep.profile) == ("cnn7", 7, 0.5, "small")
+    assert (full.profile, full.trainings[0].width) == ("full", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,6 @@ def test_mappings_are_merged_key_by_key_and_lists_are_replaced(tmp_path):
 def test_without_a_gpu_the_cpu_profile_is_the_default(tmp_path, profiles, selected, has_gpu, expected):
     sweep = load_sweep(write(tmp_path, changed(("profiles", profiles))), selected, has_gpu)
     assert sweep.profile == expected
-    assert {sweep.profile_of(training) for training in sweep.trainings} == {expected}
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from torch import nn
 from cerdeq.operators import table
 
 NAMES = [
-    ("epochs", 3, "epochs: unknown key; allowed: name, ", "profiles; did you mean `train.epochs`?"),
-    ("batch_size", 3, "profiles; did you mean `train.batch_size` or `evaluation.batch_size`?"),
+    ("epochs", 3, "epochs: unknown key; allowed: name, ", "ran; did you mean `train.epochs`?"),
+    ("batch_size", 3, "ran; did you mean `train.batch_size` or `evaluation.batch_size`?"),
     ("train.stages", ["ibp"], "train.stages: unknown key; allowed: epochs, ", "did you mean `evaluation.stages`?"),
     ("trials.1.epochs", 3, "trials.1.epochs: unknown key; allowed: model, ", "did you mean `train.epochs`?"),
     ("train.epoch", 3, "train.epoch: unknown key; allowed: epochs, ", "did you mean 'epochs'?"),

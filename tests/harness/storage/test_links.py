@@ -25,7 +25,6 @@ def victim(tmp_path):
 
 
 COMMANDS = {name: ["study"] for name in ("tables", "recheck", "publish")} | {
-    "certify": ["study/networks/0"],
     "benchmark": ["--trained", "study/networks/0"],
     "verify": ["list.csv", "--results-dir", "study"],
     "run": ["sweep.yaml", "--results-dir", "."],

@@ -142,7 +142,7 @@ class Study:
             speeds = self.history(record.key, names.TRAIN_EXAMPLES_PER_SECOND)  # of an epoch trained twice the first
             assert [epoch for epoch, _ in speeds] == epochs[1:]
         tables = {f"leaderboard.{kind}" for kind in ("md", "csv", "json")}
-        assert self.files() - {"ray"} == {".lock", "report.html", *tables}
+        assert self.files() - {"ray"} == {".lock", "report.html", "sweep.yaml", *tables}
 
     def files(self):
         """What lies in the sweep's directory besides the networks."""

@@ -13,6 +13,7 @@ from harness.common import names
 from harness.leaderboard.columns import REPORTED
 from harness.storage import folder
 from harness.storage.lock import lock_directory
+from harness.storage.sweep_file import SWEEP
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 SOURCE = {"paper": "Someone 2022", "method": "Box", "clean_accuracy": 90.5, "certified_accuracy": 80}
@@ -56,9 +57,11 @@ def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_network(s
 
 
 def test_it_is_certified_further(study, capsys):
-    network_dir = str(study.network_dirs["conv", 0])
-    assert main("certify", [network_dir, "--stages", "ibp,crown", "--images", "20", "--workers", "1"]) == 0
-    assert "conv trained elsewhere checkpoint=net.pt@" in capsys.readouterr().out
+    """By the file in its results, from where the path of the checkpoint is another one."""
+    network_dir, change = study.network_dirs["conv", 0], "evaluation={stages: [ibp, crown], test_images: 20}"
+    words = [str(study.directory / SWEEP), "--here", "--only", network_dir.name, "--set", change]
+    assert main("run", [*words, "--tracking-uri", study.store]) == 0
+    assert "done conv trained elsewhere checkpoint=net.pt@" in capsys.readouterr().out
 
 
 def reported_row(study):
@@ -66,18 +69,12 @@ def reported_row(study):
     return next(row for row in rows if row["model"] == "conv")
 
 
-def test_it_is_evaluated_without_ray_from_the_sweep_file_or_from_its_folder(study, tmp_path, capsys):
+def test_it_is_evaluated_without_ray(study, tmp_path):
     with lock_directory(tmp_path / "out/elsewhere"):  # so that it only trains
         assert main("run", [str(study.file), "--here", "--only", "conv*", "--results-dir", str(tmp_path / "out")]) == 0
     (network_dir,) = folder.network_folders(tmp_path / "out/elsewhere")
     (evaluation_dir,) = folder.evaluation_folders(network_dir)
     assert folder.read_result(evaluation_dir) is not None and (network_dir / folder.NETWORK_FILE).exists()
-    assert main("run", ["--here", str(network_dir / folder.TRAINING), "--results-dir", str(tmp_path / "again")]) == 0
-    (network_dir / folder.NETWORK_FILE).unlink()
-    capsys.readouterr()
-    assert main("run", ["--here", str(network_dir / folder.TRAINING), "--results-dir", str(tmp_path / "other")]) == 2
-    assert "checkpoint: found no file" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
 
 
 def test_new_numbers_of_the_paper_reach_the_table_without_another_evaluation(study, no_ray):
