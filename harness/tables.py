@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich import filesize
 
 from harness import command_line
@@ -149,12 +150,30 @@ def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:
         paths.append(options.directories[0] / COMPARISONS_LATEX)
         write_text(paths[1], latex_tables(leaderboard, "comparison") + latex_comparisons(lines, "comparison"))
     console = new_console()
-    for (heading, _, row, other), pair in lines.groupby(["section", "metric", "row", "other"], sort=False):
-        say(f"\n{heading}: {metric} error\n{row} against {other}")
-        print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
-        if (seeds := len(pair) - 1) < FEWEST_SEEDS:
+    for heading, part in lines.groupby("section", sort=False):
+        say(f"\n{heading}: {metric} error")
+        tables = [pair for _, pair in part.groupby(["row", "other"], sort=False)]
+        if baseline is None and len(tables) > 1:
+            names = {name: number for number, name in enumerate(dict.fromkeys([*part["row"], *part["other"]]), start=1)}
+            say(*(f"{number}: {name}" for name, number in names.items()))
+            print_table(console, ("rows", "seeds", *_TITLES[1:]), (_pair_cells(pair, names) for pair in tables))
+        else:
+            for pair in tables:
+                say(" against ".join(pair[["row", "other"]].iloc[0]))
+                print_table(console, _TITLES, map(_cells, pair.to_dict("records")))
+        if (seeds := min(map(len, tables)) - 1) < FEWEST_SEEDS:
             say(f"no t test: {too_few_seeds(seeds)}")
     say("", *(f"left out: {note}" for note in (*missing, *pairs)), _LEGEND, *paths)
+
+
+def _pair_cells(pair: pd.DataFrame, names: dict[str, int]) -> list[str]:
+    """Return a pair of rows in one line: all seeds together, or the only one.
+
+    pair: its lines of `compare`. names: the numbers of rows.
+    """
+    seeds = pair[pair["seed"] != ALL]
+    line = (seeds if len(seeds) == 1 else pair[pair["seed"] == ALL]).to_dict("records")[0]
+    return [f"{names[line['row']]} against {names[line['other']]}", str(len(seeds)), *_cells(line)[1:]]
 
 
 def _cells(line: dict[Any, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from harness.common.method_names import check_method, method_names
 from harness.common.models import MOST_PROBLEMS, STRICT, KeysOf, Model, validate
 from harness.config import plugins
 from harness.config.grid import LARGEST, expand, names_in, without_options
-from harness.config.training import LARGEST_WIDTH
+from harness.config.training import LARGEST_WIDTH, LONGEST_LABEL
 from harness.config.yaml_text import merge
 from harness.pretrained.network_file import NetworkFile, Source
 from harness.settings import Recipe
@@ -52,6 +52,9 @@ class SweepEntry(Model):
     not trained; it is evaluated once, under the first seed."""
     source: Source | None = None
     """Where a network trained elsewhere was published, and its published numbers."""
+    label: str = Field("", max_length=LONGEST_LABEL, pattern=r"\A[^\r\n]*\z", examples=["CerDEQ, orthogonal"])
+    """The row's name in tables, pages and figures, for network, method and settings; it decides no number. Rows that
+    share it, such as those of an entry with lists, have these after it."""
     zip: list[str] = Field(default_factory=list)
     """Lists of the entry that advance together, such as [model, options.margin]: first values, then second ones."""
 

@@ -131,7 +131,8 @@ def _training(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry)
     training = validate(Training, {name: content[name] for name in Training.model_fields if name in content})
     shared = sweep.train.replace(eps=sweep.train.eps or sweep.eps)
     own = [f"train.{name}" for name in entry.train if getattr(training.train, name) != getattr(shared, name)]
-    return training.replace(named=(*(["width"] if training.width != sweep.width else []), *own))
+    named = (*(["width"] if training.width != sweep.width else []), *own)
+    return training.replace(named=named, entry_label=entry.label)
 
 
 def _teacher(file: SweepFile, own_data: MeasuredData | None, entry: SweepEntry) -> Training | None:

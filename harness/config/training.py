@@ -27,7 +27,8 @@ LONGEST_NAME = 100
 LARGEST_SEED = 2**31 - 1
 LARGEST_WIDTH = 100.0
 
-PRESENTATION = {"source", "own_data", "named"}
+LONGEST_LABEL = 80
+PRESENTATION = {"source", "own_data", "named", "entry_label"}
 """The fields that decide no number: equal trainings may differ in them."""
 
 
@@ -66,6 +67,8 @@ class Training(Model):
     """Where data without a registered name is, and what was measured from it; the fingerprint decides."""
     named: Texts = ()
     """The settings of the network's own entry, which its label shows."""
+    entry_label: str = Field("", max_length=LONGEST_LABEL)
+    """The entry's own `label` for tables; empty for none."""
 
     @field_validator("train")
     @classmethod

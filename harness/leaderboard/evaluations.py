@@ -22,6 +22,7 @@ from harness.storage.state import EvaluationState, State, evaluation_dirs, read_
 LABEL = ["model", "method", "options"]
 EPS_VALUE = "eps_value"
 """Column of CSV, JSON and `harness.results`: the radius as a number, beside its text in `eps`."""
+ENTRY_LABEL = "entry_label"  # column: the label that the sweep file gives the row
 CHOSEN = "chosen by"  # column: how a search chose the row's settings
 NOT_COUNTED = "not counted"
 """The state here of an evaluation that is OLDER or DAMAGED, or whose numbers cannot be right."""
@@ -29,7 +30,7 @@ NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
     "row", "training", "state", "evaluation_dir", "evaluation", "evaluation_settings", "held_out", "is_main",
-    "is_own_data", "result", "seed", "problem", "warnings", "published", FRONTS,
+    "is_own_data", ENTRY_LABEL, "result", "seed", "problem", "warnings", "published", FRONTS,
     *REPORTED,
 )  # fmt: skip
 
@@ -109,6 +110,7 @@ def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> 
         "row": f"{training_text} {own['evaluation']}",
         "training": training_text,
         "is_own_data": config.own_data is not None,
+        **({ENTRY_LABEL: config.entry_label} if config.entry_label else {}),
         "seed": config.seed,
         "model": config.model,
         "method": config.method,

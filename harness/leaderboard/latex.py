@@ -9,10 +9,11 @@ from harness.common import names
 from harness.common.terminal import one_line
 from harness.leaderboard.columns import ERRORS
 from harness.leaderboard.comparisons import ALL, SIGNIFICANCE
+from harness.leaderboard.section import FEWEST_SEEDS
 from harness.leaderboard.table import Leaderboard, SectionTable
 
 _LEGEND = (
-    "Mean ± sample deviation over seeds; bold: best; ~: no significant difference from the best row; "
+    "Mean ± sample deviation over seeds; bold: best{}; ~: no significant difference from the best row; "
     "italics: from papers"
 )
 _CHARACTERS = {
@@ -91,7 +92,8 @@ def _latex_table(section: SectionTable, label: str) -> str:
         lines.insert(-sum(section.is_literature), r"\midrule")
     warnings = [f"Warning: {one_line(warning)}" for warning in section.warnings]
     comparable = "" if section.is_full_size else ", and not comparable with these"
-    caption = f"Errors in percent: {section.heading}. {_LEGEND}{comparable}."
+    apart = f", of rows with {FEWEST_SEEDS} seeds or as many as others" if len(rows) < len(section.own) else ""
+    caption = f"Errors in percent: {section.heading}. {_LEGEND.format(apart)}{comparable}."
     below = [*section.notes, *warnings]
     return _framed(lines, table.shape[1], caption, label, below)
 

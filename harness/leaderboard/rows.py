@@ -3,7 +3,7 @@
 import pandas as pd
 
 from harness.leaderboard.columns import COLUMNS, REPORTED
-from harness.leaderboard.evaluations import CHOSEN, LABEL, setting_columns
+from harness.leaderboard.evaluations import CHOSEN, ENTRY_LABEL, LABEL, setting_columns
 
 
 def mean_rows(trials: pd.DataFrame) -> pd.DataFrame:
@@ -20,7 +20,7 @@ def mean_rows(trials: pd.DataFrame) -> pd.DataFrame:
     rows["warnings"] = pd.Series({row: _warnings(part) for row, part in groups}, rows.index, dtype=object)
     rows["source"] = pd.Series(None, rows.index, dtype=object)
     numbers = [column for name in metrics for column in (name, f"{name}_std")]
-    settings, further = setting_columns(trials), [name for name in (CHOSEN, *REPORTED) if name in rows]
+    settings, further = setting_columns(trials), [name for name in (ENTRY_LABEL, CHOSEN, *REPORTED) if name in rows]
     return rows[[*LABEL, "width", *numbers, "seeds", "seeds_started", *settings, *further, "warnings", "source"]]
 
 

@@ -1,6 +1,7 @@
 """A section of a leaderboard: the rows of one data set and profile under one evaluation, and what follows from them."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from harness.common.radius import Radius
 from harness.common.terminal import with_plural
 from harness.config.training import is_of_training, missing_text, row_name, value_text
 from harness.leaderboard.columns import COLUMNS, ERRORS, REPORTED
-from harness.leaderboard.evaluations import CHOSEN, EPS_VALUE, LABEL
+from harness.leaderboard.evaluations import CHOSEN, ENTRY_LABEL, EPS_VALUE, LABEL
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import STAGES, Evaluation
 
@@ -114,13 +115,24 @@ class Section:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Each row's network, method, options, and the settings in which rows differ; a paper's row also its source."""
-        return [row_label(row, self.differing) for row in self.cells.to_dict("records")]
+        """Each row's name: the label of its entry, else network, method, options, and settings in which rows differ.
+
+        A paper's row has its source, too. Digests of plugins stand where rows would be equal, and the settings after a
+        label that several rows have.
+        """
+        rows, settings = self.cells.to_dict("records"), [name for name in self.differing if name != "plugins"]
+        names = [row_label(row, settings) for row in rows]
+        names = _distinct(names, [row_label(row, self.differing) for row in rows])
+        if ENTRY_LABEL not in self.rows:
+            return names
+        labels = self.rows[ENTRY_LABEL].fillna("")
+        longer = [f"{label}: {name}" if label else name for label, name in zip(labels, names, strict=True)]
+        return _distinct([label or name for label, name in zip(labels, names, strict=True)], longer)
 
     @property
     def named_rows(self) -> pd.DataFrame:
         """The rows with their label and section, as CSV and JSON have them."""
-        rows = self.rows.copy()
+        rows = self.rows.drop(columns=ENTRY_LABEL, errors="ignore")
         rows.insert(rows.columns.get_loc("eps") + 1, EPS_VALUE, float(self.eps))
         first = {"row": self.labels, "section": self.heading, "is_main": self.is_main, "is_paper": self.is_literature}
         for number, (name, value) in enumerate(first.items()):
@@ -175,6 +187,12 @@ def row_label(row: dict[str, Any], settings: list[str]) -> str:
     """Return the label of a table's row, as text by column: network, method, options, a paper's source, settings."""
     options = " ".join(filter(None, [row["options"], row.get("source")]))
     return row_name(row["model"], row["method"], options, {name: row[name] for name in settings})
+
+
+def _distinct(names: list[str], longer: list[str]) -> list[str]:
+    """Return the names; of those that are equal, the longer ones."""
+    counts = Counter(names)
+    return [more if counts[name] > 1 else name for name, more in zip(names, longer, strict=True)]
 
 
 def _stage_cell(metrics: dict[Any, float], stage: str) -> str:

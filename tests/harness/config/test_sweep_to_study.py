@@ -97,6 +97,20 @@ def test_an_entry_s_width_and_recipe_override_the_sweep_s_and_stand_in_its_label
     assert (plain.label, other.label) == ("cnn5 ibp seed 0", f"cerdeq ibp {settings} seed 0")
 
 
+def test_a_label_of_an_entry_names_its_row_and_is_in_no_key(tmp_path):
+    labelled = changed(("trials.1.label", "CerDEQ, ours"), ("seeds", [0]))
+    plain, ours = trainings_of(tmp_path, changed(("seeds", [0]))), trainings_of(tmp_path, labelled)
+    assert [training.entry_label for training in ours] == ["", "CerDEQ, ours"]
+    assert [training.key("data") for training in ours] == [training.key("data") for training in plain]
+    each = changed(
+        ("trials.1", {"model": ["cnn7", "cnn11"], "method": "ibp", "label": ["a", "b"], "zip": ["model", "label"]})
+    )
+    assert {(t.model, t.entry_label) for t in trainings_of(tmp_path, each)} >= {("cnn7", "a"), ("cnn11", "b")}
+    for wrong in ("x" * 81, "two\nlines", 3):
+        with pytest.raises(InputError, match=r"trials\.1\.label: "):
+            trainings_of(tmp_path, changed(("trials.1.label", wrong)))
+
+
 SAME = {  # entries that are the same network as one of BASE's
     "defaults": {"model": "cerdeq", "method": "ibp", "options": {"margin": 0.3, "parametrisation": "perron"}},
     "an integer for a number": {"model": "cnn5", "method": "ibp", "width": 1, "options": {}},

@@ -107,3 +107,46 @@ def test_sections_of_one_study_stand_in_order_and_say_in_what_they_differ(sweep)
     errors = {steps: section.own["certified_error"].tolist() for steps, section in by_steps.items()}
     assert errors == {"40": [61.0], "": [41.0], "50": [62.0], "3": [63.0]}
     assert by_steps["40"].notes == by_steps["50"].notes == [] and "at most 0.5 eps" in by_steps["3"].notes[0]
+
+
+def test_labels_of_entries_name_rows_in_tables_latex_and_comparisons(sweep, capsys):
+    """Digests of plugins stand where rows would be equal, settings after a label that two rows have."""
+    publish(sweep, "")
+    plugins = {"own.methods": "e8" * 8}
+    add_errors(sweep, [10, 11, 12], entry_label="Ours")
+    add_errors(sweep, [20, 21, 22], entry_label="Theirs", options={"a": 1})
+    add_errors(sweep, [30, 31, 32], entry_label="Theirs", options={"a": 2})
+    add_errors(sweep, [40, 41, 42], model="cnn9", plugins=plugins)
+    for digest in ("1" * 16, "2" * 16):
+        add_errors(sweep, [50, 51, 52], model="cnn5", plugins={"own.nets": digest})
+    assert main("tables", [str(sweep), "--latex"]) == 0
+    (section,) = build_leaderboard(sweep).sections
+    theirs = [f"Theirs: cnn7 ibp a={number}" for number in (1, 2)]
+    equal = [f"cnn5 ibp plugins=own.nets@{str(digest) * 16}" for digest in (1, 2)]
+    assert section.labels == ["Ours", *theirs, "cnn9 ibp", *equal]
+    assert "| Ours" in text(sweep, "md") and "\nOurs" in text(sweep, "tex") and '\nOurs,"cifar10' in text(sweep, "csv")
+    capsys.readouterr()
+    assert main("tables", [str(sweep), "--compare", "Ours", "--only", "cnn9 ibp"]) == 0
+    assert "cnn9 ibp against Ours" in capsys.readouterr().out
+
+
+def test_all_pairs_are_a_line_each_below_their_rows(sweep, capsys):
+    for number, model in enumerate(("cnn5", "cnn7", "cnn9", "cnn11")):
+        add_errors(sweep, [10 * number + more for more in (1, 2, 4)], model=model)
+    assert main("tables", [str(sweep), "--compare"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line[1:2] == ":"] == ["1: cnn5 ibp", "2: cnn7 ibp", "3: cnn9 ibp", "4: cnn11 ibp"]
+    pairs = [line.split()[:4] for line in lines if " against " in line]
+    assert pairs == [[str(a), "against", str(b), "3"] for a in range(1, 5) for b in range(a + 1, 5)]
+    assert sum("difference" in line for line in lines) == 2, "one table, and the legend"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_caption_says_of_which_rows_the_best_is_bold(sweep, seeds):
+    publish(sweep, "")
+    add_errors(sweep, [11, 12, 13])
+    add_errors(sweep, [9] * seeds, model="cnn5")
+    assert main("tables", [str(sweep), "--latex"]) == 0
+    latex = text(sweep, "tex")
+    assert ("bold: best;" in latex) == (r"\textbf{9.00" in latex) == (seeds == 3)
+    assert ("bold: best, of rows with 3 seeds or as many as others;" in latex) == (seeds == 1)
