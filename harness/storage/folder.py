@@ -161,10 +161,11 @@ def begin_evaluation(network_dir: Path, evaluation: Evaluation, weights: str = "
 
 
 def add_to_study(network_dir: Path, profile: str, main: Evaluation) -> None:
-    """Note that a sweep file under a profile has the network, and its main evaluation there."""
+    """Note that a sweep file under a profile has the network, and its main evaluation there, as the last of all."""
     before = read_study(network_dir)
-    if before.get(profile) != main.key:
-        write_json(network_dir / STUDY, before | {profile: main.key})
+    after = {name: key for name, key in before.items() if name != profile} | {profile: main.key}
+    if list(after.items()) != list(before.items()):
+        write_json(network_dir / STUDY, after)
 
 
 def copy_network_file(network_file: NetworkFile, path: Path, to: Path) -> None:
@@ -216,15 +217,16 @@ def _parse_if_there(path: Path, parse: Callable[[Any], T]) -> T | None:
 
 
 def main_evaluation(network_dir: Path) -> Evaluation:
-    """Return the main evaluation of a network in a study, or any if it is in none.
+    """Return the main evaluation of a network in the last study that had it, or any if it is in none.
 
     Raises InputError if it has no evaluation, DamagedFileError if one cannot be read.
     """
     evaluations = [read_evaluation(path) for path in evaluation_folders(network_dir)]
     if not evaluations:
         raise InputError(f"{network_dir}: no {EVALUATIONS}/*/{EVALUATION} says how it is evaluated")
-    mains = read_study(network_dir).values()
-    return next((record.config for record in evaluations if record.key in mains), evaluations[0].config)
+    by_key = {record.key: record.config for record in evaluations}
+    mains = reversed(read_study(network_dir).values())
+    return next((by_key[key] for key in mains if key in by_key), evaluations[0].config)
 
 
 def is_trained(network_dir: Path) -> bool:

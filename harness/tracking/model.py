@@ -3,6 +3,7 @@
 `mlflow.pyfunc.log_model` is not used: it sets the tracking URI of the whole process and of its children.
 """
 
+import math
 from pathlib import Path
 from platform import python_version
 
@@ -24,7 +25,7 @@ def log_network(client: MlflowClient, run_id: str, network_dir: Path) -> None:
 def register_best(client: MlflowClient, sweep: str, runs: list[entities.Run]) -> None:
     """Register the network of the run with the lowest errors, once, as the model `sweep` with the alias `best`."""
     errors = names.CERTIFIED_ERROR, names.STANDARD_ERROR
-    finished = [run for run in runs if run.data.metrics.keys() >= set(errors)]
+    finished = [run for run in runs if all(math.isfinite(run.data.metrics.get(name, math.nan)) for name in errors)]
     finished = [run for run in finished if client.list_artifacts(run.info.run_id, "network")]
     for best in sorted(finished, key=lambda run: [run.data.metrics[name] for name in errors])[:1]:
         if not client.search_registered_models(f"name = '{sweep}'"):

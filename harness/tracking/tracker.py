@@ -1,11 +1,12 @@
 """Logs the networks of a sweep to MLflow: one experiment for a sweep, one run for each network.
 
-The run has the metrics of the main evaluation; each further evaluation is a child run. The driver calls this as items
-report. mlflow.json in a network's folder says what the store has of it.
+The run has the metrics of the main evaluation. If there are several, each has a child run, the main one, too. The
+driver calls this as items report. mlflow.json in a network's folder says what the store has of it.
 """
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import time
@@ -39,6 +40,7 @@ from harness.tracking.client import (
     tracking_errors,
 )
 from harness.tracking.model import log_network, register_best
+from harness.tracking.times import ends_of_epochs, modified, start_of
 
 STATE = "mlflow.json"
 LARGEST_BATCH = 1000  # metrics in one call
@@ -51,7 +53,7 @@ class Logged(BaseModel):
     """What mlflow.json holds: what the store has of a network.
 
     run: the run's ID. epoch: the last one; None while some are sent: if the driver dies then, the store is asked.
-    parts: the version of everything else, by name; of an evaluation by its key.
+    parts: the version of everything else, by name; of a child run by its evaluation's key.
     """
 
     run: str
@@ -175,32 +177,36 @@ class Tracker:
             once("network", _digest(network_dir / folder.TRAINED), self._log_trained, logged.run, network_dir, trained)
         main = folder.main_evaluation(network_dir).key if states else ""
         for path, state in states.items():
-            if state.result is None:
-                continue
-            files = _readable(path, folder.VERDICTS, folder.RESULT)
-            version = f"{path.name == main} {_digest(path / folder.RESULT)}"
-            once(path.name, version, self._log_evaluation, logged.run, files, state, path.name == main)
+            files = _readable(path, folder.VERDICTS, folder.RESULT) if state.result else []
+            version = _digest(files[-1]) if files else ""
+            if files and len(states) > 1:
+                once(path.name, version, self._log_child, logged.run, files, state)
+            if path.name == main:
+                once("main evaluation", f"{main} {version}", self._log_main, logged.run, files, state)
         error = next((state.failure.error for state in states.values() if state.failure), "")
         are_finished = all(state.result for state in states.values()) and bool(states)
         status = "FINISHED" if are_finished else "FAILED" if error else "RUNNING" if running else "KILLED"
-        once("status", f"{status} {error}", self._set_status, logged.run, status, error)
+        ended = max((state.written or 0 for state in states.values()), default=0) or time.time()
+        once("status", f"{status} {error}", self._set_status, logged.run, status, error, ended)
 
     def _find(self, network_dir: Path, record: TrainingRecord) -> Logged:
         """Return what the store has of a network, whose run is created if there is none."""
         if record.key not in self.run_ids:
-            self._create_run(record.key, record, record.config.label, {})
+            self._create_run(record.key, record, record.config.label, start_of(network_dir), {})
         with suppress(DamagedFileError):  # there is no file, or not that of this store
             logged: Logged = parse_json(network_dir / STATE, Logged.model_validate)
             if logged.run == self.run_ids[record.key]:
                 return logged
         return Logged(run=self.run_ids[record.key])
 
-    def _create_run(self, key: str, record: TrainingRecord, name: str, further: dict[str, str]) -> None:
-        """Create the run of a network or an evaluation. further: tags."""
+    def _create_run(
+        self, key: str, record: TrainingRecord, name: str, start: float, further: dict[str, str]
+    ) -> None:  # fmt: skip
+        """Create the run of a network or an evaluation. start: in seconds since 1970. further: tags."""
         tags = {name: getattr(record.config, name) for name in ("model", "method", "seed")}
         tags = dict(_texts({"trial": key, "sweep": self.sweep, **tags, **further}))
         with tracking_errors(self.uri):
-            run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+            run = self.client.create_run(self.experiment_id, round(1000 * start), tags, name)
         self.run_ids[key] = run.info.run_id
 
     def _log_epochs(self, network_dir: Path, logged: Logged) -> None:
@@ -210,11 +216,11 @@ class Tracker:
                 points = self.client.get_metric_history(logged.run, names.TRAIN_EPS)
             logged.epoch = max((point.step for point in points), default=-1)
         rows = training_progress.read_epochs(network_dir, logged.epoch)
-        size = LARGEST_BATCH // max(1, *map(len, rows)) if rows else 1
+        size, times = LARGEST_BATCH // max(1, *map(len, rows)) if rows else 1, ends_of_epochs(network_dir, rows)
         for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
             write_json(network_dir / STATE, logged.model_copy(update={"epoch": None}).model_dump())
             with tracking_errors(self.uri):
-                metrics = [_metrics(row, row[names.EPOCH], time.time()) for row in batch]
+                metrics = [_metrics(row, row[names.EPOCH], times[row[names.EPOCH]]) for row in batch]
                 self.client.log_batch(logged.run, list(chain.from_iterable(metrics)))
             logged.epoch = batch[-1][names.EPOCH]
             write_json(network_dir / STATE, logged.model_dump())
@@ -229,52 +235,82 @@ class Tracker:
         log_network(self.client, run_id, network_dir)
         if (network_dir / folder.CHOSEN).exists():
             self.client.log_artifact(run_id, str(network_dir / folder.CHOSEN))
-        self._log_metrics(run_id, network_dir / folder.TRAINED, trained.metrics)
+        self._log_metrics(run_id, modified(network_dir / folder.TRAINED), trained.metrics)
 
-    def _log_evaluation(self, run_id: str, files: list[Path], state: EvaluationState, is_main: bool) -> None:
-        """Log the main evaluation of a network to its run, another one to a child run. files: its own, result last."""
+    def _log_main(self, run_id: str, files: list[Path], state: EvaluationState) -> None:
+        """Log the main evaluation to the network's run, in place of another one that was the main one before.
+
+        files: its own, result last; none before there is a result. MLflow deletes no metric: those of the other one
+        that this one lacks become NaN.
+        """
+        known, trained = self.client.get_run(run_id).data.metrics, state.trained.metrics if state.trained else {}
+        lacking = [name for name in known if name not in trained and not name.startswith(names.in_training(""))]
+        self._log_evaluation(run_id, files, state, dict.fromkeys(lacking, math.nan))
+
+    def _log_child(self, run_id: str, files: list[Path], state: EvaluationState) -> None:
+        """Log an evaluation to a child run of the network's run `run_id`."""
         assert state.training is not None and state.evaluation is not None and state.result is not None
-        record, evaluation, result = state.training, state.evaluation.config, state.result
+        record, evaluation = state.training, state.evaluation.config
+        key, ended = state.result.key, modified(files[-1])
+        if key not in self.run_ids:
+            name, row = (f"{text}, {evaluation.description}" for text in (record.config.label, row_of(record)))
+            start = ended - (state.result.metrics.get(names.EVALUATION_SECONDS) or 0)
+            self._create_run(key, record, name, start, {view.PARENT_TAG: run_id, view.ROW_TAG: row})
+        self._log_params(self.run_ids[key], _parameters(evaluation))
+        self._log_evaluation(self.run_ids[key], files, state, {})
+        self._set_status(self.run_ids[key], "FINISHED", "", ended)
+
+    def _log_evaluation(
+        self, run_id: str, files: list[Path], state: EvaluationState, values: dict[str, float]
+    ) -> None:  # fmt: skip
+        """Log what names an evaluation, and its result and files, if any. values: of metrics that it may lack."""
+        assert state.evaluation is not None
+        evaluation, written, warnings = state.evaluation.config, time.time(), list[str]()
         tags = {"eps": str(evaluation.eps), "stages": " > ".join(evaluation.stages)}
-        key = f"{record.key}/{evaluation.key}"
-        if is_main and key in self.run_ids:  # another one was the main evaluation before
-            self.client.delete_run(self.run_ids.pop(key))
-        if not is_main:
-            if key not in self.run_ids:
-                name, row = (f"{text}, {evaluation.description}" for text in (record.config.label, row_of(record)))
-                self._create_run(key, record, name, {view.PARENT_TAG: run_id, view.ROW_TAG: row})
-            run_id = self.run_ids[key]
-            self._log_params(run_id, _parameters(evaluation))
-        for file in files:
-            self.client.log_artifact(run_id, str(file))
-        tags |= {f"environment.{name}": value for name, value in result.environment.items()}
-        tags |= {"warnings": "\n".join(result.warnings)} if result.warnings else {}
-        self._set_tags(run_id, tags)
-        self._log_metrics(run_id, files[-1], result.metrics | {names.EPS: float(evaluation.eps)})
-        if not is_main:
-            self.client.set_terminated(run_id, "FINISHED")
+        if state.result is not None:
+            written, warnings = modified(files[-1]), state.result.warnings
+            for file in files:
+                self.client.log_artifact(run_id, str(file))
+            tags |= {f"environment.{name}": value for name, value in state.result.environment.items()}
+            values |= {name: value for name, value in state.result.metrics.items() if value is not None}
+            values |= {names.EPS: float(evaluation.eps)}
+        self._set_tags(run_id, tags | {"warnings": "\n".join(warnings)})
+        self._log_metrics(run_id, written, values)
 
     def _log_params(self, run_id: str, values: dict[str, Any]) -> None:
         self.client.log_batch(run_id, params=[entities.Param(*each) for each in _texts(values)])
 
-    def _log_metrics(self, run_id: str, file: Path, values: dict[str, float | None]) -> None:
-        """Log final numbers that the store lacks: at any other step than 0 MLflow draws a curve of one point."""
-        known, written = self.client.get_run(run_id).data.metrics, file.stat().st_mtime
-        changed = {name: value for name, value in values.items() if known.get(name) != value}
+    def _log_metrics(self, run_id: str, written: float, values: dict[str, float | None]) -> None:
+        """Log final numbers that the store lacks: at any other step than 0 MLflow draws a curve of one point.
+
+        written: when they were, in seconds since 1970. Of one step MLflow shows the newest point: numbers that replace
+        others are logged with the time of now, and with `eps`, the newest of all, since clocks of machines differ.
+        """
+        known = self.client.get_run(run_id).data.metrics
+        numbers = {name: value for name, value in values.items() if value is not None}
+        changed = {name: v for name, v in numbers.items() if name not in known or not _is_same(known[name], v)}
+        if changed.keys() & known.keys():
+            points = self.client.get_metric_history(run_id, names.EPS)
+            written = max([time.time(), *(point.timestamp / 1000 + 0.001 for point in points)])
+            changed |= {name: value for name, value in numbers.items() if name == names.EPS}
         self.client.log_batch(run_id, _metrics(changed, 0, written))
 
-    def _set_status(self, run_id: str, status: str, error: str) -> None:
-        if error:
-            self._set_tags(run_id, {"error": error})
-        elif "error" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "error")
+    def _set_status(self, run_id: str, status: str, error: str, ended: float) -> None:
+        """Set the status of a run. ended: in seconds since 1970, unless it runs."""
+        self._set_tags(run_id, {"error": error})
         if status == "RUNNING":
             self.client.update_run(run_id, status)
         else:
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, status, round(1000 * ended))
 
-    def _set_tags(self, run_id: str, tags: dict[str, Any]) -> None:
-        self.client.log_batch(run_id, tags=[entities.RunTag(*each) for each in _texts(tags)])
+    def _set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags, and delete those without a text."""
+        texts = [entities.RunTag(*each) for each in _texts(tags) if each[1]]
+        if texts:
+            self.client.log_batch(run_id, tags=texts)
+        if empty := [name for name, text in tags.items() if not text]:
+            for name in self.client.get_run(run_id).data.tags.keys() & empty:
+                self.client.delete_tag(run_id, name)
 
 
 def row_of(record: TrainingRecord) -> str:
@@ -294,6 +330,11 @@ def _readable(directory: Path, *file_names: str) -> list[Path]:
     for path in paths:
         path.open("rb").close()
     return paths
+
+
+def _is_same(known: float, value: float) -> bool:
+    """Return whether two metrics are the same; NaN is NaN."""
+    return known == value or (math.isnan(known) and math.isnan(value))
 
 
 def _digest(file: Path) -> str:

@@ -257,7 +257,7 @@ def _copy_network(source: Path, to: Path, evaluations: Collection[Evaluation]) -
 def _copy_files(source: Path, to: Path, file_names: tuple[str, ...]) -> None:
     for name in file_names:
         if (source / name).is_file():
-            write_atomically(to / name, partial(shutil.copyfile, source / name))
+            write_atomically(to / name, partial(shutil.copy2, source / name))
 
 
 def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:

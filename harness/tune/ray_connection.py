@@ -3,6 +3,7 @@
 This module sets Ray's environment variables before it imports `ray`: other modules import `ray` from here.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -46,6 +47,8 @@ from harness.common.errors import InputError
 _ATTEMPTS = 3
 _TOKEN = secrets.token_hex(32)  # for each Ray that this process starts: Ray itself keeps the first one
 _CONNECTION_SECONDS = 5.0  # to try for; Ray itself would try for ten minutes
+_connection = ExitStack()
+atexit.register(_connection.close)
 
 
 @contextmanager
@@ -66,6 +69,19 @@ def connected_to_ray(address: str | None, dashboard: bool = False) -> Iterator[s
         yield url
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def shared_ray(address: str | None, dashboard: bool = False) -> Iterator[str]:
+    """As `connected_to_ray`, but Ray stays after the block, for the study after a search, until the process ends.
+
+    If an error or a signal ends the block, Ray and its workers end.
+    """
+    try:
+        yield _connection.enter_context(connected_to_ray(address, dashboard))
+    except BaseException:
+        _connection.close()
+        raise
 
 
 def machines_of_ray() -> list[dict[str, float]]:

@@ -22,10 +22,10 @@ import torch
 
 # isort: off
 from harness.tune.ray_connection import (  # before Ray itself
-    connected_to_ray,
     is_here_alive,
     machines_of_ray,
     ray,
+    shared_ray,
 )
 
 # isort: on
@@ -170,7 +170,7 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with (
         TemporaryDirectory(prefix="harness-") as scratch,
-        connected_to_ray(options.address, options.dashboard) as url,
+        shared_ray(options.address, options.dashboard) as url,
         _delayed_signals() as signals,
     ):
         if url:

@@ -1,5 +1,6 @@
 """Do items of work one after the other in this process, or side by side under Ray."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def run_items(
             while (item := items.take()) is not None:
                 _do_here(items, item, work, listener)
         else:
-            listener.on_text("connects to Ray" if ray.address else "loads Ray and starts it")
+            if "harness.tune.ray_tune" not in sys.modules:
+                listener.on_text("connects to Ray" if ray.address else "loads Ray and starts it: about 15 s")
             from harness.tune.ray_tune import run_on_ray  # here, since it takes seconds
 
             run_on_ray(items, work, listener, ray, directory)

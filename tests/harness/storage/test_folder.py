@@ -150,6 +150,9 @@ def test_a_network_knows_its_main_evaluation_in_each_profile(tmp_path, tiny_eval
         assert folder.main_evaluation(tmp_path) == evaluation
     folder.add_to_study(tmp_path, "cpu", other)
     assert folder.read_study(tmp_path) == {"full": main.key, "cpu": other.key}
+    assert folder.main_evaluation(tmp_path) == other, "of the last command"
+    folder.add_to_study(tmp_path, "full", main)
+    assert folder.main_evaluation(tmp_path) == main
 
 
 def test_half_a_row_of_a_killed_process_is_no_row_and_is_replaced(tmp_path):

@@ -117,25 +117,27 @@ class Study:
         epochs = list(range(next(iter(self.records.values())).config.train.epochs + 1))
         main, *others = self.evaluations
         keys = {record.key for record in self.records.values()}
-        assert set(self.runs) == keys | {f"{key}/{other.key}" for key in keys for other in others}
+        children = [main, *others] if others else []
+        assert set(self.runs) == keys | {f"{key}/{each.key}" for key in keys for each in children}
         for record in self.records.values():
             network_dir, run = folder.network_dir(self.directory, record.key), self.runs[record.key]
             assert [row[names.EPOCH] for row in training_progress.read_epochs(network_dir)] == epochs
             assert folder.read_failure(network_dir) is None
-            for evaluation in (main, *others):
+            logged_to = [(main, record.key), *((each, f"{record.key}/{each.key}") for each in children)]
+            for evaluation, logged in logged_to:
                 evaluation_dir = folder.evaluation_dir(network_dir, evaluation)
-                result, logged = folder.read_result(evaluation_dir), record.key
+                result = folder.read_result(evaluation_dir)
                 assert result.key == f"{record.key}/{evaluation.key}"
                 assert folder.read_failure(evaluation_dir) is None
-                if evaluation != main:
-                    logged = result.key
+                if logged == result.key:
                     assert self.runs[logged].data.tags["mlflow.parentRunId"] == run.info.run_id
                     stages = " > ".join(evaluation.stages)
                     expected = {"eps": str(evaluation.eps), "stages": stages}
                     assert expected.items() <= self.runs[logged].data.params.items()
                 assert self.runs[logged].info.status == "FINISHED"
                 for name in (names.CERTIFIED_ERROR, names.ATTACK_ERROR, names.STANDARD_ERROR, names.BOUND_WIDTH):
-                    assert self.history(logged, name) == [(0, result.metrics[name])]
+                    assert self.runs[logged].data.metrics[name] == result.metrics[name]
+                    assert {step for step, _ in self.history(logged, name)} == {0}
             for name, first in ((names.TRAIN_LOSS, 1), (names.TRAIN_EPS, 0), (names.in_training(names.BOUND_WIDTH), 0)):
                 written = [(row[names.EPOCH], row[name]) for row in training_progress.read_epochs(network_dir)[first:]]
                 assert self.history(record.key, name) == written

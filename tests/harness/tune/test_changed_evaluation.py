@@ -1,11 +1,15 @@
 """A file whose evaluation changes: networks stay, answers are taken over, long evaluations are shared by workers."""
 
+import math
 import os
 import re
 import signal
+from contextlib import contextmanager
 
+import pandas
 import pytest
 from processes import wait_for, workers
+from servers import mlflow
 from study import TINY, Study, without_ray
 
 from harness.common import names
@@ -62,6 +66,49 @@ def test_a_stage_radii_and_images_more_train_nothing_again_and_end_in_the_table_
     for path in study.directory.glob(f"networks/*/evaluations/*/{folder.VERDICTS}"):
         other = fresh.directory / path.relative_to(study.directory)
         assert path.read_bytes() == other.read_bytes()
+
+
+@contextmanager
+def embedded(store, directory):
+    yield store
+
+
+@contextmanager
+def served(store, directory):
+    """The same store by way of a server."""
+    with mlflow(directory, store, str(directory / "artifacts")) as uri:
+        yield uri
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("store_of", [embedded, pytest.param(served, marks=pytest.mark.slow)])
+def test_mlflow_has_what_the_leaderboard_s_main_section_has_whatever_evaluations_were_asked_before(
+    tmp_path, store, store_of
+):
+    smaller = {**MAIN, "eps": "1/64", "stages": ["ibp"]}
+    orders = [[MAIN, smaller], [smaller, MAIN], [STAGE, smaller], [smaller], [MAIN], [smaller, STAGE], [MAIN, STAGE]]
+    errors, done = [], set()
+    with store_of(store, tmp_path) as uri:
+        for asked in orders:
+            study = study_of(tmp_path, uri, *asked, name=store_of.__name__)
+            assert study.main("--here") == 0
+            leaderboard = pandas.read_csv(study.directory / "leaderboard.csv").drop_duplicates("model")  # main: first
+            assert set(leaderboard["eps"]) == {str(study.evaluations[0].eps)}
+            logged = [study.runs[study.records[model, 0].key].data.metrics for model in leaderboard["model"]]
+            shown = [name for name in leaderboard if name.startswith("certified_error") and not name.endswith("_std")]
+            for name in [*shown, "standard_error", "attack_error", "bound_width"]:
+                expected = pytest.approx(list(leaderboard[name]), nan_ok=True)
+                assert [each.get(name, math.nan) for each in logged] == expected
+            assert {each["eps"] for each in logged} == {float(study.evaluations[0].eps)}
+            errors.append(tuple(leaderboard["certified_error"]))
+            done |= {f"{record.key}/{each.key}" for record in study.records.values() for each in study.evaluations}
+            assert study.runs.keys() >= done, "nothing is deleted"
+            for key in done:
+                network, evaluation = key.split("/")
+                evaluation_dir = study.directory / folder.NETWORKS / network / folder.EVALUATIONS / evaluation
+                certified = folder.read_result(evaluation_dir).metrics[names.CERTIFIED_ERROR]
+                assert study.runs[key].data.metrics[names.CERTIFIED_ERROR] == certified
+    assert len(set(errors)) > 1, "else nothing is tested"
 
 
 def test_a_network_that_a_sweep_beside_has_trained_is_copied_and_only_what_is_new_is_done(

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import itertools
+import math
 import os
 import shlex
 import shutil
@@ -11,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -408,10 +411,13 @@ def test_further_evaluations_of_a_network_are_child_runs_logged_once(tracker, tm
     further = EVALUATION.replace(eps=Radius("2/255"), stages=("ibp", "bab"))
     folder.begin_evaluation(network_dir, further)
     tracker.log(network_dir)
-    assert only_run(tracker).info.status == "RUNNING", "it has no result yet"
+    first = f"{network_dir.name}/{EVALUATION.key}"
+    assert runs(tracker).keys() == {network_dir.name, first}, "the other has no result yet"
+    assert runs(tracker)[network_dir.name].info.status == "RUNNING"
     finish(network_dir, {**FINAL, "certified_error": 12.5, "x": None}, further)
     for _ in range(2):
         tracker.log(network_dir, running=False)
+    assert runs(tracker)[first].data.metrics == runs(tracker)[network_dir.name].data.metrics
     parent, child = (runs(tracker)[key] for key in (network_dir.name, f"{network_dir.name}/{further.key}"))
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id and child.info.status == "FINISHED"
     assert {"eps": "2/255", "stages": "ibp > bab"}.items() <= child.data.params.items()
@@ -423,15 +429,64 @@ def test_further_evaluations_of_a_network_are_child_runs_logged_once(tracker, tm
     assert not counted.client.calls
 
 
-def test_an_evaluation_that_becomes_the_main_one_has_the_network_s_run_and_no_child_run_any_more(tracker, tmp_path):
+def test_the_network_s_run_has_the_metrics_of_what_is_the_main_evaluation_now(tracker, tmp_path, monkeypatch):
+    """Though the other one is newer, and the clock of another machine is behind."""
     network_dir = make_folder(tmp_path)
-    finish(network_dir)
+    further = EVALUATION.replace(eps=Radius("2/255"), stages=("ibp", "crown"))
+    metrics = {
+        further: {**FINAL, "certified_error": 12.5, "certified_error/crown": 12.5},
+        EVALUATION: {**FINAL, "certified_error": 40.0, "certified_error/ibp": None},
+    }
+    for number, (evaluation, values) in enumerate(metrics.items()):
+        result = finish(network_dir, values, evaluation) / folder.RESULT
+        os.utime(result, (time.time() - 100 + number,) * 2)
+    for _, main in zip(range(5), itertools.cycle(metrics), strict=False):
+        folder.add_to_study(network_dir, "cpu", main)
+        tracker.log(network_dir, running=False)
+        monkeypatch.setattr("harness.tracking.tracker.time", SimpleNamespace(time=lambda: 0.0))
+        assert_main(tracker, network_dir, metrics[main] | {"eps": float(main.eps)})
+        children = {f"{network_dir.name}/{each.key}": values for each, values in metrics.items()}
+        assert runs(tracker).keys() == {network_dir.name, *children}
+        for key, values in children.items():
+            assert runs(tracker)[key].data.metrics["certified_error"] == values["certified_error"]
+    begun = EVALUATION.replace(eps=Radius("1/255"))
+    folder.begin_evaluation(network_dir, begun)
+    folder.add_to_study(network_dir, "cpu", begun)
+    tracker.log(network_dir)
+    assert_main(tracker, network_dir, {"parameters": 650})
+    assert runs(tracker)[network_dir.name].data.tags["eps"] == "1/255"
+
+
+def assert_main(tracker, network_dir, metrics):
+    """The network's run has these metrics; what is left of another evaluation is NaN."""
+    logged = runs(tracker)[network_dir.name].data.metrics
+    numbers = {name: value for name, value in logged.items() if not math.isnan(value)}
+    assert numbers == {name: value for name, value in metrics.items() if value is not None}
+
+
+def test_a_study_that_is_logged_later_has_the_times_of_its_training_and_evaluation(tracker, tmp_path):
+    network_dir = make_folder(tmp_path)
+    trained = time.time() - 1000
+    for epoch in range(4):
+        seconds = {"train/seconds": 10.0 * epoch} if epoch else {}
+        training_progress.write_epoch(network_dir, {"epoch": epoch, "train/eps": 0.0, **seconds})
+    result = finish(network_dir, FINAL | {"evaluation_seconds": 50.0}) / folder.RESULT
     further = EVALUATION.replace(eps=Radius("2/255"))
-    finish(network_dir, {**FINAL, "certified_error": 12.5}, further)
+    other = finish(network_dir, FINAL | {"evaluation_seconds": 25.0}, further) / folder.RESULT
+    ends = {network_dir / folder.EPOCHS: 0, network_dir / folder.TRAINED: 1, result: 60, other: 90}
+    for path in network_dir.rglob("*"):
+        os.utime(path, (trained + ends.get(path, 0),) * 2)
     tracker.log(network_dir, running=False)
-    assert f"{network_dir.name}/{further.key}" in runs(tracker)
-    folder.add_to_study(network_dir, "cpu", further)
-    for each in (tracker, opened(tracker.sweep, tracker.uri)):
-        each.log(network_dir, running=False)
-    assert runs(tracker).keys() == {network_dir.name, f"{network_dir.name}/{EVALUATION.key}"}
-    assert runs(tracker)[network_dir.name].data.metrics["certified_error"] == 12.5
+    run, child = (runs(tracker)[key] for key in (network_dir.name, f"{network_dir.name}/{further.key}"))
+
+    def times(name):
+        points = tracker.client.get_metric_history(run.info.run_id, name)
+        return [round(point.timestamp / 1000 - trained) for point in points]
+
+    assert times("train/eps") == [-60, -50, -30, 0]
+    assert times("parameters") == [1] and times("certified_error") == [60]
+    began, ended = ([round(getattr(each.info, name) / 1000 - trained) for each in (run, child)] for name in ENDS)
+    assert (began, ended) == ([-60, 65], [90, 90])
+
+
+ENDS = ("start_time", "end_time")

@@ -13,7 +13,7 @@ from study import TINY, TOKEN, Study
 from harness.common.errors import InputError
 from harness.tune import ray_connection
 from harness.tune.machines import machines_at
-from harness.tune.ray_connection import ray
+from harness.tune.ray_connection import ray, shared_ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -31,15 +31,23 @@ def test_an_address_where_nothing_listens_is_refused_before_ray_tries(no_cluster
         machines_at(address)
 
 
-@pytest.mark.slow
-def test_ray_starts_again_in_the_same_process_as_for_the_winners_of_a_search():
-    program = (
-        "from harness.tune.ray_connection import connected_to_ray\n"
-        "for _ in range(2):\n"
-        "    with connected_to_ray(None):\n"
-        "        pass\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=110)
+def test_ray_is_started_once_for_a_search_and_its_study_and_ends_with_an_error(monkeypatch):
+    calls = []
+
+    def init(*_, **__):
+        calls.append("init")
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: calls[-1:] == ["init"])
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    for _ in range(2):
+        with shared_ray(None):
+            pass
+    assert calls == ["init"]
+    with pytest.raises(KeyboardInterrupt), shared_ray(None):
+        raise KeyboardInterrupt
+    assert calls == ["init", "shutdown"]
 
 
 @pytest.fixture

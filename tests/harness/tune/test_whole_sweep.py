@@ -49,7 +49,9 @@ def test_what_is_printed_names_networks_tables_and_mlflow_and_nothing_of_ray(fin
     assert link.endswith("/runs?viewStateShareKey=comparison&compareRunsMode=CHART")
     assert "%" not in link
     assert "\x1b" not in finished.out, "no colours in a file"
-    assert [line for line in finished.out.splitlines() if "ray" in line.lower()] == ["loads Ray and starts it"]
+    assert [line for line in finished.out.splitlines() if "ray" in line.lower()] == [
+        "loads Ray and starts it: about 15 s"
+    ]
 
 
 def test_no_process_is_left_behind(finished):
