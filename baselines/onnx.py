@@ -32,7 +32,7 @@ def onnx(shape: Shape, classes: int, width: float = 1.0, *, file: str, sha256: s
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", digest):
         raise OnnxError(f"{file}: found the SHA-256 {digest}, allowed: {sha256}")
-    network = load_content(content, file, output_shape=(classes,)).network
+    network = load_content(content, file, output_shape=(classes,))
     layout = _layout(network.input_shape, shape, file)
     return nn.Sequential(OrderedDict([*([] if layout is None else [("layout", layout)]), ("network", network)]))
 

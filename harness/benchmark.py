@@ -6,7 +6,6 @@ bounds: how tight each bound is on the trained networks of --trained, what it ce
 evaluation: what evaluating these networks takes, beside the first of them.
 auto_lirpa: CROWN beside auto_LiRPA's, if that can be imported; its training steps are kinds of the section steps.
 verifier: small networks near the edge of robustness, decided by branch and bound.
-verify: instances of the families of a competition, in the folders of --families, each with an instances.csv.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from baselines import DATASETS, network_names
 from harness import command_line
 from harness.command_line import OK, add_data_dir, add_patterns, add_plugins
 from harness.common import names
-from harness.common.errors import InputError, require
+from harness.common.errors import require
 from harness.common.patterns import select_by_pattern
 from harness.common.terminal import new_console, print_table
 from harness.config import plugins
@@ -30,7 +29,7 @@ from harness.storage.files import refuse_links, write_json
 
 Rows = list[dict[str, Any]]
 
-SECTIONS = ("bounds", "evaluation", "auto_lirpa", "verifier", "verify", "steps")
+SECTIONS = ("bounds", "evaluation", "auto_lirpa", "verifier", "steps")
 """In this order: the first two may refuse their input."""
 _BOUNDS = [stage for stage in STAGES if stage != names.BAB]
 _SIZES = {
@@ -57,11 +56,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, default=20, help="number of images, or of networks of the section verifier; default: 20"
     )
-    families = "folders of the section verify, each with an instances.csv (onnx,vnnlib,timeout)"
-    parser.add_argument("--families", nargs="+", type=Path, default=[], metavar="DIRECTORY", help=families)
-    parser.add_argument("--every", type=int, default=1, metavar="K", help="only every K-th instance; default: 1")
-    seconds = "seconds of each instance of the section verify; default: those of its file"
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help=seconds)
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     add_plugins(parser)
     add_data_dir(parser)
@@ -74,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
     from harness.bench.auto_lirpa import is_installed, measure_auto_lirpa
     from harness.bench.bounds import measure_bounds, measure_evaluation
     from harness.bench.steps import KINDS, PLAIN, measure_steps
-    from harness.bench.verifier import measure_families, measure_verifier
+    from harness.bench.verifier import measure_verifier
     from harness.machine.device import best_device, has_bf16
     from harness.machine.environment import describe_environment, device_name
     from harness.training.compilation import compiler_problem
@@ -86,11 +80,7 @@ def main(options: argparse.Namespace) -> int:
     plugins.trust(options.plugin, list(map(folder.sweep_dir_of, options.trained)))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)
-    require("--every", options.every, options.every > 0, "a number above 0")
-    possible = {
-        "bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed(),
-        "verify": options.families,
-    }  # fmt: skip
+    possible = {"bounds": options.trained, "evaluation": options.trained, "auto_lirpa": is_installed()}
     sections = [name for name in options.only if possible.get(name, True)]
     device, console = best_device(), new_console()
     for name, value in _SIZES[device.type].items():
@@ -115,7 +105,6 @@ def main(options: argparse.Namespace) -> int:
         "evaluation": measure_evaluation,
         "auto_lirpa": measure_auto_lirpa,
         "verifier": measure_verifier,
-        "verify": lambda options, device: measure_families(_instances_of_families(options), _status_of),
         "steps": measure_steps,
     }
     measured = {name: measure[name](options, device) for name in sections}
@@ -126,28 +115,6 @@ def main(options: argparse.Namespace) -> int:
         settings = json.loads(json.dumps(vars(options), default=str))  # paths as text
         write_json(options.json, {"machine": describe_environment(device), "options": settings} | measured)
     return OK
-
-
-def _instances_of_families(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Return every K-th instance of each folder, by the folder's name. Raises InputError."""
-    from harness.vnnlib.instances import read_instances
-
-    return {
-        family.name: read_instances(family / "instances.csv", options.timeout)[:: options.every]
-        for family in options.families
-    }
-
-
-def _status_of(instance: Any) -> str:
-    from harness.storage.instances import ERROR
-    from harness.vnnlib.solve import solve_files
-
-    if instance.problem:
-        return ERROR
-    try:
-        return solve_files(Path(instance.onnx), Path(instance.vnnlib), instance.timeout).status
-    except InputError:
-        return ERROR
 
 
 def _format_cell(value: str | float) -> str:

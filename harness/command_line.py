@@ -32,10 +32,10 @@ STATUSES = {
 
 COMMANDS = {
     "run": "train and certify every trial of a sweep, log them, write the leaderboard",
-    "verify": "decide VNN-LIB properties of ONNX networks, one or a competition's list",
     "tables": "write leaderboards and pages of sweeps, compare rows, or show the state of trials",
     "publish": "copy a sweep's results to results/published, small enough for git",
-    "recheck": "prove a sweep's verdicts, or answers of verify, again, with separate code",
+    "recheck": "prove a sweep's verdicts again, with separate code",
+    "export": "write a network and its images as ONNX and VNN-LIB, for other verifiers",
     "benchmark": "measure what training steps and bounds cost on this machine",
 }
 """What each command does; `python -m harness.NAME` is the module harness/NAME.py."""
@@ -44,6 +44,7 @@ REMOVED = {
     "certify": "`evaluation` of the sweep file: harness.run SWEEP.yaml --set evaluation...; docs/evaluate-further.md",
     "board": "`python -m harness.tables results/*` writes all studies on one page, results/index.html",
     "convert": "the code of the commit that wrote a directory reads it; published ones: results/ARTEFACTS.md",
+    "verify": "`cerdeq.verify` decides a box and a spec of a network of `cerdeq.load_onnx`, see docs/onnx.md",
 }
 """Commands that are gone, and what replaces them."""
 

@@ -1,13 +1,9 @@
 """`python -m harness.recheck results/<sweep>`: prove a sweep's verdicts again from stored weights, images and labels.
 
-For a results directory of `harness.verify` it proves each `sat` and `unsat` again, from the network's and the
-property's files.
-
 The checker computes in NumPy, float64, with every rounding error counted outwards. It shares with what it checks the
 networks' modules, configs, data, the reading of files, and tracing (`cerdeq.bounds.trace`, which lists a network's
-steps). Of `harness.verify` it shares properties, too, and for a `sat` with equality the outputs in fractions
-(harness/attacks/exact.py). docs/soundness.md lists all of it. The check of leaderboards calls the code that writes
-them. The checker confirms
+steps). docs/soundness.md lists all of it. The check of leaderboards calls the code that writes them. The checker
+confirms
 
 - predictions, and examples that IBP certified, by intervals;
 - examples that later stages certified, by linear bounds or by the leaves of a certificate;
@@ -20,7 +16,6 @@ status: 0 if everything is confirmed, 1 if not, 2 for bad input.
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +29,10 @@ from harness.common.terminal import new_console, print_table, printable
 from harness.config import plugins
 from harness.config.training import Training
 from harness.storage import folder
-from harness.storage.instances import find_records
 
 # What imports torch or pandas is imported late: it takes seconds.
 if TYPE_CHECKING:
     from harness.checker.evaluation import RecheckResult
-    from harness.checker.instances import CheckedResult
     from harness.checker.processes import LoadData
 
 _SHOWN = 5  # problems of a folder
@@ -57,12 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the command and return the exit status. Raises InputError where nothing can be checked."""
     require("--images", options.images, options.images is None or options.images >= 1, "at least 1")
-    records, verdict_dirs = find_records(options.directory), folders.find_folders(options.directory)
-    if records and verdict_dirs:
-        found = f"{options.directory} holds both {folder.NETWORKS}/ and instances/"
-        raise InputError(f"{found}: move one of them to another directory, and recheck each")
-    if records:
-        return _recheck_instances(options, records)
+    verdict_dirs = folders.find_folders(options.directory)
     trusted = list(dict.fromkeys(options.plugin))
     plugins.trust(trusted, [options.directory])
     if not verdict_dirs:
@@ -70,8 +58,7 @@ def main(options: argparse.Namespace) -> int:
 
         tables = (options.directory / study_tables.EVALUATIONS).exists()
         advice = ". It has tables alone: results/ARTEFACTS.md says how to get its weights" if tables else ""
-        missing = f"no {folder.NETWORKS}/<key>, no instances/*.json"
-        raise InputError(f"{options.directory} holds no networks or instances: {missing}{advice}")
+        raise InputError(f"{options.directory} holds no networks: no {folder.NETWORKS}/<key>{advice}")
     configs, labels = _read_labels(list(verdict_dirs))
     network_dirs = list(verdict_dirs)
     if options.only:
@@ -102,43 +89,6 @@ def main(options: argparse.Namespace) -> int:
     for line in [*lines, *others, summary + trust]:
         console.print(printable(line))
     return OK if not others and all(result.is_confirmed for result in results) else FAILED
-
-
-def _recheck_instances(options: argparse.Namespace, records: list[Path]) -> int:
-    """Recheck a results directory of `harness.verify`; print a line for each result, then how many are confirmed."""
-    for option, value in (("--images", options.images), ("--plugin", options.plugin or None)):
-        require(option, value, value is None, "with a sweep's results only")
-    from harness.checker.instances import check_records, check_table, name_of
-    from harness.vnnlib.files import load_recorded
-
-    if options.only:
-        records = select_by_pattern("--only", options.only, {path: (name_of(path), path.stem) for path in records})
-    console, claims, is_confirmed = new_console(), list["CheckedResult"](), True
-    for result in check_records(records, load_recorded):
-        outcome = f"confirmed by {result.proved_by}" if result.proved_by else f"not confirmed: {result.problem}"
-        line = f"{result.name}: {result.status}" + (f" {outcome}, {result.seconds:.1f} s" if result.is_claim else "")
-        console.print(printable(line))
-        claims += [result] if result.is_claim else []
-        is_confirmed = is_confirmed and (bool(result.proved_by) or not result.is_claim)
-    others = [] if options.only else check_table(options.directory)
-    for line in [*others, _count_results(claims, len(records))]:
-        console.print(printable(line))
-    return OK if not others and is_confirmed else FAILED
-
-
-def _count_results(claims: list["CheckedResult"], total: int) -> str:
-    """Return how many results of each status are confirmed, and by what."""
-    if not claims:
-        return "no result claims sat or unsat: nothing was proved"
-    parts = []
-    for status in dict.fromkeys(claim.status for claim in claims):
-        proofs = [claim.proved_by for claim in claims if claim.status == status]
-        ways = Counter(filter(None, proofs))
-        by = f" ({', '.join(f'{count} by {way}' for way, count in ways.items())})" if ways else ""
-        parts.append(f"{ways.total()} of {len(proofs)} {status} confirmed{by}")
-    if total > len(claims):
-        parts.append(f"{total - len(claims)} other results claim nothing")
-    return "; ".join(parts)
 
 
 def check_leaderboard(sweep_dir: Path) -> list[str]:

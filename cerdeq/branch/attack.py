@@ -40,14 +40,11 @@ def attack(program: Program, float32: Program | None, x: Interval, spec: Tensor)
         exact = SearchQuery(program, values_of(program, x, Context(sound=True)), spec)
         rows = torch.arange(len(spec), device=spec.device)
         fast = exact.in_float32(float32)
-        point, is_falsified = first_attack(exact, fast, rows, _count_starts(fast, _MOST_ALONE, _BYTES_ALONE))
-    return point if is_falsified else None
+        return first_attack(exact, fast, rows, _count_starts(fast, _MOST_ALONE, _BYTES_ALONE))
 
 
-def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: int | None = None) -> tuple[Tensor, bool]:
-    """Return a point [1, ...] of the box and True if a row is proved to be negative there.
-
-    If none is, return the one with the smallest value after the last step, and False.
+def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: int | None = None) -> Tensor | None:
+    """Return a point [1, ...] of the box at which a row is proved to be negative, or None.
 
     exact, fast: the query, as in `decide`. rows: [R], those to attack; every start descends one of them. starts: their
     number; None for as many as take less than a second on a core.
@@ -72,8 +69,8 @@ def first_attack(exact: SearchQuery, fast: SearchQuery, rows: Tensor, starts: in
             points, values = signed_step(fast, points, target, sizes * (1 - step / _DESCENDING))
             lowest = values.amin(1)
             if lowest.min() < 0 and (point := prove_point(exact, before[lowest.argmin()][None])) is not None:
-                return point, True
-    return before[lowest.argmin()][None], False
+                return point
+    return None
 
 
 def _count_starts(query: SearchQuery, most: int, most_bytes: int) -> int:

@@ -41,7 +41,6 @@ class MonotoneSearch:
         self._limits = _POSITIVE * (network.rows.matrix.abs() @ high + network.rows.offset.abs())
         self._offsets = network.row_offsets - self._limits
         self._point: Tensor | None = None
-        self._closest: Tensor | None = None
 
     def advance(self, budget: Budget) -> Decision:
         """Tighten and split leaves, row by row. It is the only search of its network: one turn decides."""
@@ -50,7 +49,7 @@ class MonotoneSearch:
         except DeadlineError:
             status = TIMEOUT
         tensors = _certificate(self._nodes, self._steps) if self._certificates and status == CERTIFIED else {}
-        return Decision(status, self._lower, self._point, self._closest, tensors)
+        return Decision(status, self._lower, self._point, tensors)
 
     def _run(self, budget: Budget) -> str:
         rows, statuses = (~(self._lower > 0)).nonzero()[:, 0].tolist(), set[str]()
@@ -78,7 +77,6 @@ class MonotoneSearch:
             return False
         lowest, points = attack(self._network, torch.tensor(rows, device=self._lower.device))
         order = lowest.argsort().tolist()
-        self._closest = points[order[0]]
         return any(lowest[number] < 0 and self._falsifies(points[number]) for number in order)
 
     def _close(self, leaf: TightenedLeaf, budget: Budget) -> str:

@@ -49,7 +49,6 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither; TIMEOUT is also the end of a turn.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
-    closest: else, if there was an attack, the point with the smallest value, [1, ...] or flat.
     certificate: if CERTIFIED and requested, the search's tensors (docs/certificates.md); empty if none were needed, or
         if they do not fit into memory.
     """
@@ -57,7 +56,6 @@ class Decision:
     status: str
     lower: Tensor
     point: Tensor | None = None
-    closest: Tensor | None = None
     certificate: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -40,8 +40,6 @@ class Verification:
     lower: [B, K] in float64, proved lower bounds of the specification over the region.
     counterexample: [B, ...] in float64: if falsified, a point of the region at which a row is proved to be negative;
         else NaN.
-    closest: [B, ...] in float64: if neither certified nor falsified, the attack's point with the smallest value of a
-        row, maybe 0; NaN if there was none.
     branches: [B], the number of leaves that were bounded.
     certificates: of each example the `certificate` of its `Decision`; empty if they were not requested, if linear
         bounds were enough, or if the leaves do not fit into memory.
@@ -50,7 +48,6 @@ class Verification:
     status: list[str]
     lower: Tensor
     counterexample: Tensor
-    closest: Tensor
     branches: Tensor
     certificates: list[dict[str, Tensor]]
 
@@ -107,16 +104,14 @@ def verify(
 
 
 def _verification(x: Interval, lower: Tensor, decisions: list[Decision], budgets: list[Budget]) -> Verification:
-    points, closest = torch.full_like(x.center, torch.nan), torch.full_like(x.center, torch.nan)
+    points = torch.full_like(x.center, torch.nan)
     for example, decision in enumerate(decisions):
         if decision.point is not None:
             points[example] = decision.point[0]
-        elif decision.status != CERTIFIED and decision.closest is not None:
-            closest[example] = decision.closest.view_as(closest[example])
     lower = torch.cat([lower[:0], *[decision.lower[None] for decision in decisions]])
     branches = torch.tensor([budget.used for budget in budgets], dtype=torch.long)
     status, certificates = [d.status for d in decisions], [d.certificate for d in decisions]
-    return Verification(status, lower, points, closest, branches, certificates)
+    return Verification(status, lower, points, branches, certificates)
 
 
 def _check_limits(seconds: float | None, branches: int | None) -> None:
@@ -159,7 +154,7 @@ def _decide_one(
 
     x: [1, ...] and spec [1, K, N], float64. lower: [K], the bounds proved so far.
     """
-    memory, closest = default_memory(x.center.device), None
+    memory = default_memory(x.center.device)
     try:
         with counted_rounding(x.center.device.type):
             query = Query(program, values_of(program, x, Context(sound=True)), spec, 0.0, memory, float32)
@@ -168,24 +163,22 @@ def _decide_one(
                 return MonotoneSearch(network, exact, lower, certificates).advance(budget)
             fast = exact.in_float32(float32)
             rows = (~(lower > 0)).nonzero()[:, 0]
-            point, is_falsified = first_attack(exact, fast, rows)
-            if is_falsified:
+            if (point := first_attack(exact, fast, rows)) is not None:
                 return Decision(FALSIFIED, lower, point)
-            closest = point
             query = tighten(query, program)  # in float64, also for the search: float32's are wider
             lower = query.raise_bounds(lower[None].clone(), linear_bounds)[0]
             exact = replace(exact, values=query.values)
             problem = Problem(exact, exact.in_float32(float32), lower, memory, certificates)
-            return replace(decide(problem, budget), closest=closest)
+            return decide(problem, budget)
     except DeadlineError:
-        return Decision(TIMEOUT, lower, closest=closest)
+        return Decision(TIMEOUT, lower)
     except NotConvergedError:
-        return Decision(UNKNOWN, lower, closest=closest)
+        return Decision(UNKNOWN, lower)
     except PrecisionError:
         if float32 is None:
             raise
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            return Decision(OUT_OF_MEMORY, lower, closest=closest)
+            return Decision(OUT_OF_MEMORY, lower)
         raise
     return _decide_one(program, None, x, spec, lower, budget, certificates)  # sums too long for float32

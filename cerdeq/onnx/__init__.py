@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
 from cerdeq.errors import OnnxError
-from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
-
-if TYPE_CHECKING:
-    from cerdeq.onnx.compare import Runtime
+from cerdeq.onnx.layers import OnnxNetwork
 
 
 def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
@@ -26,7 +22,7 @@ def load_onnx(path: str | PathLike[str]) -> OnnxNetwork:
     several inputs or outputs, shapes that are not fixed, an operator without a layer, other outputs than onnxruntime's,
     and if the packages `onnx` and `onnxruntime` are missing.
     """
-    return load_content(read_content(path), path)[0]
+    return load_content(read_content(path), path)
 
 
 def read_content(path: str | PathLike[str], largest: int | None = None) -> bytes:
@@ -41,42 +37,25 @@ def read_content(path: str | PathLike[str], largest: int | None = None) -> bytes
     return read_bytes(Path(path), min(largest or LARGEST_FILE, LARGEST_FILE))
 
 
-class LoadedFile(NamedTuple):
-    """network: in the bytes of an ONNX file. run: runs it in onnxruntime. run_file: runs the file, with its Softmax."""
-
-    network: OnnxNetwork
-    run: "Runtime"
-    run_file: "Runtime"
-
-
-def load_content(
-    content: bytes, path: str | PathLike[str], drop_softmax: bool = False, output_shape: tuple[int, ...] | None = None
-) -> LoadedFile:
+def load_content(content: bytes, path: str | PathLike[str], output_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
     """Return the network in the bytes of an ONNX file.
 
-    path: for messages. drop_softmax: read a file that ends in a Softmax over all outputs as the network of its logits.
-    output_shape: of one example; a file with another one is refused before it is run, None for any.
+    path: for messages. output_shape: of one example; a file with another one is refused before it is run, None for any.
     Raises OnnxError as `load_onnx` does.
     """
     _require_packages()
-    from cerdeq.onnx.compare import Runtime, refuse_other_outputs, refuse_other_softmax
-    from cerdeq.onnx.file import parse, refuse_another_shape, without_last_softmax
+    from cerdeq.onnx.compare import Runtime, refuse_other_outputs
+    from cerdeq.onnx.file import parse, refuse_another_shape
     from cerdeq.onnx.graph import network_of
 
-    whole = parse(content, Path(path), output_shape)
-    file = without_last_softmax(whole) if drop_softmax else whole
+    file = parse(content, Path(path), output_shape)
     network = network_of(file)
     try:
         refuse_another_shape(network.output_shape, output_shape)
     except OnnxError as error:
         raise OnnxError(f"{path}: {error}") from None
-    run = Runtime(file, network.output_shape)
-    refuse_other_outputs(network, run, file.path)
-    if file is whole:
-        return LoadedFile(network, run, run)
-    run_file = Runtime(whole, network.output_shape)
-    refuse_other_softmax(run, run_file, network, file.path)
-    return LoadedFile(network, run, run_file)
+    refuse_other_outputs(network, Runtime(file, network.output_shape), file.path)
+    return network
 
 
 def export_onnx(network: nn.Module, path: str | PathLike[str], input_shape: Sequence[int]) -> None:

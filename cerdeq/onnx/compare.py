@@ -1,13 +1,10 @@
 """An imported network against onnxruntime."""
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -17,31 +14,12 @@ from cerdeq.onnx.file import File
 from cerdeq.onnx.layers import OnnxNetwork, RunInFloat32
 
 _POINTS, _TOLERANCE = 8, 1e-4  # of outputs, relative to the largest
-_POINTS_OF_BOX, _MOST_BOXES = 4, 4
-
-Boxes = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def refuse_other_outputs(network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
     """Raise OnnxError if the network and onnxruntime differ at random points, by more than rounding in float32."""
     points = _points(network.input_shape)
     _compare(path, _outputs(network, points, path), run(points), "onnxruntime")
-
-
-def refuse_other_softmax(run: RunInFloat32, run_file: RunInFloat32, network: OnnxNetwork, path: Path) -> None:
-    """Raise OnnxError if the outputs of the whole file are not the softmax of the logits, both by onnxruntime."""
-    points = _points(network.input_shape)
-    _compare(path, torch.from_numpy(run(points)).softmax(-1).numpy(), run_file(points), "onnxruntime")
-
-
-def refuse_other_outputs_in(boxes: Boxes, network: OnnxNetwork, run: RunInFloat32, path: Path) -> None:
-    """Raise OnnxError if the network and onnxruntime differ at corners or random points of the first boxes.
-
-    boxes: lower and upper ends of inputs, flat.
-    """
-    points = np.concatenate([_points_of(*box) for box in islice(boxes, _MOST_BOXES)])
-    points = points.reshape(-1, *network.input_shape)
-    _compare(path, _outputs(network, points, path), run(points), "onnxruntime", 1.0)
 
 
 def refuse_another_network(written: nn.Module, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
@@ -57,26 +35,20 @@ def _points(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([pixels, generator.normal(size=pixels.shape)]).astype(np.float32)
 
 
-def _points_of(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Return points [N, inputs] of a box: its lowest and its highest corner, and random ones."""
-    shares = np.random.default_rng(0).random((_POINTS_OF_BOX, lower.size))
-    return np.concatenate([[lower], [upper], lower + shares * (upper - lower)]).astype(np.float32)
-
-
 def _outputs(network: nn.Module, points: np.ndarray, path: Path) -> np.ndarray:
     with torch.no_grad(), _named_errors(path, "torch"):
         return network(torch.from_numpy(points)).numpy()
 
 
-def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str, least: float = 0.0) -> None:
-    """Raise OnnxError if outputs differ. least: taken as the largest output if all are smaller."""
+def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """Raise OnnxError if outputs differ."""
     if computed.shape != expected.shape:
         raise OnnxError(f"{path}: the network has outputs {list(computed.shape)}, {name} {list(expected.shape)}")
     for outputs, whose in ((expected, name), (computed, "the network as read")):
         if not np.isfinite(outputs).all():
             found = f"found outputs of {whose} that are infinite or no numbers"
             raise OnnxError(f"{path}: {found}: the weights or inputs are too large for float32")
-    difference, scale = np.abs(computed - expected).max(), max(least, float(np.abs(expected).max()))
+    difference, scale = np.abs(computed - expected).max(), float(np.abs(expected).max())
     if difference > _TOLERANCE * scale:
         raise OnnxError(
             f"{path}: the network computes other outputs than {name}: they differ by up to {difference:.3g}, allowed: "
@@ -87,19 +59,15 @@ def _compare(path: Path, computed: np.ndarray, expected: np.ndarray, name: str, 
 class Runtime:
     """A file in onnxruntime, in float32: a function from points [N, *shape] to outputs [N, *output_shape].
 
-    The file is run without its `last_softmax`. Each point is a batch of its own. All that is called raises OnnxError.
+    Each point is a batch of its own. All that is called raises OnnxError.
     """
 
     def __init__(self, file: File, output_shape: tuple[int, ...]):
-        model = file.model
-        if file.last_softmax is not None:
-            model = copy.deepcopy(model)
-            model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(file.last_softmax.input[0]))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         with _named_errors(file.path, "onnxruntime"):
-            content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+            content, providers = file.model.SerializeToString(), ["CPUExecutionProvider"]
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         self._file, self._output_shape = file, output_shape
 

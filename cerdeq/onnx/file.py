@@ -1,6 +1,6 @@
 """An ONNX file, read and checked before anything is computed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class File:
 
     path: for messages. model: without nodes that the output does not need. opset: the version of its operators.
     constants: its stored numbers, by name. input, output: their names. shape: of the input, with a batch of 1 as the
-    first of two or more dimensions. last_softmax: the Softmax that the network is read without, if there is one.
+    first of two or more dimensions.
     """
 
     path: Path
@@ -34,7 +34,6 @@ class File:
     input: str
     output: str
     shape: tuple[int, ...]
-    last_softmax: onnx.NodeProto | None = None
 
 
 def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
@@ -75,15 +74,6 @@ def refuse_another_shape(found: tuple[int, ...] | None, allowed: tuple[int, ...]
     """Raise OnnxError if the shape of the outputs is another one; None is any."""
     if found is not None and allowed is not None and found != allowed:
         raise OnnxError(f"found outputs {[*found]}, allowed: {[*allowed]}, one for each class")
-
-
-def without_last_softmax(file: File) -> File:
-    """Return the file with its last Softmax, if it ends in one, or in one and then Identity and Flatten."""
-    makers, name = {name: node for node in file.model.graph.node for name in node.output}, file.output
-    while name in makers and makers[name].op_type in ("Identity", "Flatten"):
-        name = makers[name].input[0]
-    is_softmax = name in makers and makers[name].op_type == "Softmax"
-    return replace(file, last_softmax=makers[name]) if is_softmax else file
 
 
 def _declared_output(graph: onnx.GraphProto) -> tuple[int, ...] | None:

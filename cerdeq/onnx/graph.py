@@ -141,8 +141,6 @@ class _Reader:
         for name, value in attributes.items():
             if isinstance(value, onnx.TensorProto):
                 attributes[name] = array_of(value, f"attribute {name!r}")
-        if proto == self.file.last_softmax:
-            attributes["is_last"] = True
         inputs = [self.arguments[name] for name in proto.input]
         makers = [self.made_by[name] for name in proto.input if name in self.made_by and self.uses[name] == 1]
         return Node(proto.op_type, attributes, inputs, makers, self.file.opset)

@@ -1,6 +1,4 @@
-"""The sections `verifier` and `verify`: what `verify` decides, of small networks and of a competition's instances.
-
-The small networks' exact minimum lies near the edge of robustness.
+"""The section `verifier`: what `verify` decides of small networks whose exact minimum lies near the edge of robustness.
 
 The exact smallest output over a box is found by mixed-integer programming, which shares nothing with the verifier. A
 solver's tolerances are far smaller than the distance from the edge.
@@ -8,10 +6,7 @@ solver's tolerances are far smaller than the distance from the edge.
 
 import argparse
 import itertools
-import statistics
 import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,24 +52,6 @@ def measure_verifier(options: argparse.Namespace, device: torch.device) -> list[
         row["s in sum"] += seconds
         row["s at most"] = max(row["s at most"], seconds)
     return list(rows.values())
-
-
-def measure_families(families: dict[str, list[Any]], decide: Callable[[Any], str]) -> list[dict[str, Any]]:
-    """Return a row for each family of instances: how many are decided, and in how many seconds.
-
-    decide: returns the status of an instance: "sat", "unsat" or another.
-    """
-    rows = []
-    for family, instances in families.items():
-        counts, seconds = Counter[str](), list[float]()
-        for instance in instances:
-            start = time.monotonic()
-            counts[decide(instance)] += 1
-            seconds.append(time.monotonic() - start)
-        decided = counts["sat"] + counts["unsat"]
-        row = {"family": family, "instances": len(instances), "decided": decided, "sat": counts["sat"]}
-        rows.append(row | {"s in sum": sum(seconds), "s in the middle": statistics.median(seconds)})
-    return rows
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def read_weights(path: Path, config: Imported) -> Tensors:
     fold(network)
     try:
         if network_file.is_onnx:  # the tensors' names are those of the network `onnx`
-            state = load_content(content, path).network.state_dict()
+            state = load_content(content, path).state_dict()
             loaded = {f"network.{name}": tensor for name, tensor in state.items()}
         else:
             loaded = _load(content, network_file)

@@ -26,7 +26,7 @@ LEFT = "left"
 class Item:
     """A piece of work: a network that is trained and evaluated, or a range of images of one evaluation.
 
-    A network's item without evaluations only trains: its network is a teacher. VNN-LIB's instances have none either.
+    A network's item without evaluations only trains: its network is a teacher.
 
     directory: where its results go, such as the network's folder. label: its name in messages and in Ray's dashboard.
     settings: JSON, such as the network's training; Ray shows it. evaluations: of the network, as JSON texts.

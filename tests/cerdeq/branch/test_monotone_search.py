@@ -130,7 +130,6 @@ def test_a_row_whose_minimum_is_0_is_neither_certified_nor_falsified():
     assert model[1].contraction(model[1].weight).rate >= 1
     result = verify(model, box, torch.ones(1, 1, 1, dtype=torch.float64), seconds=20)
     assert result.status[0] not in ("certified", "falsified")
-    assert -1e-6 <= model(result.closest) < 0.1, "the attack's best point"
 
 
 @pytest.mark.parametrize("rows", [[[2.0, -2]], [[0.0, 0], [2, -2]]])

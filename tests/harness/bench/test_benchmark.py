@@ -4,9 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from torch import nn
 
-from cerdeq import export_onnx
 from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
@@ -91,26 +89,6 @@ def test_networks_near_the_edge_are_decided(tmp_path):
     rows = json.loads((tmp_path / "figures.json").read_text())["verifier"]
     assert [row["network"] for row in rows] == ["2 layers, explicit", "2 layers, equilibrium"]
     assert all(row["decided"] == 1 and row["wrong"] == 0 for row in rows)
-
-
-def test_the_verifier_on_families_of_instances(tmp_path):
-    onnx_file = tmp_path / "family" / "net.onnx"
-    onnx_file.parent.mkdir()
-    export_onnx(nn.Linear(1, 1).eval(), onnx_file, (1,))
-    text = "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 1))(assert (>= X_0 0))(assert (<= Y_0 {}))"
-    for name, end in (("no", -1000), ("yes", 1000)):
-        (onnx_file.parent / f"{name}.vnnlib").write_text(text.format(end))
-    (onnx_file.parent / "instances.csv").write_text("net.onnx,no.vnnlib,60\nnet.onnx,yes.vnnlib,60\n")
-    options = ["--only", "verify", "--families", str(onnx_file.parent), "--json", str(tmp_path / "figures.json")]
-    assert main("benchmark", options) == 0
-    (row,) = json.loads((tmp_path / "figures.json").read_text())["verify"]
-    assert (row["family"], row["instances"], row["decided"], row["sat"]) == ("family", 2, 2, 1)
-    (onnx_file.parent / "broken.vnnlib").write_text("(assert")
-    with (onnx_file.parent / "instances.csv").open("a") as file:
-        file.write("net.onnx,missing.vnnlib,60\nnet.onnx,broken.vnnlib,60\n")
-    assert main("benchmark", options) == 0
-    (row,) = json.loads((tmp_path / "figures.json").read_text())["verify"]
-    assert (row["instances"], row["decided"], row["sat"]) == (4, 2, 1)
 
 
 @pytest.mark.parametrize(

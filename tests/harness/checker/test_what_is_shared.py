@@ -5,8 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 ON_THE_PAGE = (
-    "baselines", "cerdeq.equilibrium", "cerdeq.bounds", "cerdeq.tracing", "cerdeq.onnx", "harness.evaluation.network",
-    "harness.evaluation.ranges", "harness.vnnlib.properties", "harness.attacks.exact",
+    "baselines", "cerdeq.equilibrium", "cerdeq.bounds", "cerdeq.tracing", "harness.evaluation.network",
+    "harness.evaluation.ranges",
 )  # fmt: skip
 OWN = ("harness.checker",)
 DATA_AND_FILES = tuple(f"harness.{name}" for name in (

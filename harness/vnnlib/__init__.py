@@ -1,1 +1,0 @@
-"""Properties in VNN-LIB files: read, decided, and their counterexamples confirmed."""
