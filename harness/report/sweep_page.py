@@ -102,9 +102,9 @@ def _pictures(data: SectionData, directory: Path | None, prefix: str) -> list[di
         if isinstance(figure, str):
             pictures.append({"missing": f"{kind.title} cannot be drawn: {figure}"})
             continue
-        name = f"{prefix}{kind.name}"
-        markup = style.svg(figure, name, f"{kind.title}. {kind.caption}")
-        pictures.append({"title": kind.title, "caption": kind.caption, "markup": markup, "broad": kind.broad})
+        name, caption = f"{prefix}{kind.name}", f"{kind.caption} {figure.get_label()}".strip()
+        markup = style.svg(figure, name, f"{kind.title}. {caption}")
+        pictures.append({"title": kind.title, "caption": caption, "markup": markup, "broad": kind.broad})
         if directory is not None:
             style.write_pdf(figure, directory / f"{name}.pdf")
     return pictures

@@ -35,7 +35,7 @@ class FigureKind:
 
     @property
     def caption(self) -> str:
-        """The text below the figure."""
+        """The text below the figure; the figure's own label, on what not all of its kind show, follows it."""
         return " ".join((inspect.getdoc(self.draw) or "").split())
 
 

@@ -85,7 +85,7 @@ def layers(data: SectionData) -> Figure | None:
         panel.set_yscale("log")
         plain_ticks(panel.yaxis)
         panel.set_xlabel("pre-activation, first to last")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].set_ylabel("mean bound width")
     limits = np.array([panel.get_ylim() for panel in axes])
     for panel in axes:
@@ -116,7 +116,7 @@ def relus(data: SectionData) -> Figure | None:
             left = left + shares[state]
         panel.set_title(fill(str(label), _LONGEST), loc="left", fontsize=8)
         panel.set_ylim(0, 100)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(axis="x", visible=False)
     for panel in axes[::columns]:
         panel.set_ylabel("values, %")

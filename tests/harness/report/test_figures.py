@@ -5,6 +5,7 @@ import shutil
 from itertools import combinations, pairwise, product
 from pathlib import Path
 
+import made_studies
 import numpy as np
 import pytest
 import torch
@@ -140,8 +141,10 @@ def test_a_missed_radius_is_shown_where_it_is_more_than_rounding(tmp_path, misse
     for row in rows:
         row |= {names.in_training(names.MISSED_RADIUS): missed * row[names.EPOCH]}
         training_progress.write_epoch(network_dir, row)
-    titles = [axes.get_title("left") for axes in training.curves(section_of(tmp_path / "study")).axes]
+    figure = training.curves(section_of(tmp_path / "study"))
+    titles = [axes.get_title("left") for axes in figure.axes]
     assert ("missed radius, %" in titles) == is_shown
+    assert ("Missed radius" in figure.get_label()) == is_shown, "it is explained where it is drawn"
 
 
 RADII = ("1/8", "1/16", "1/32")  # 1/16 is that of the main evaluation
@@ -271,6 +274,15 @@ def test_a_row_looks_the_same_in_all_sections_of_a_page(tmp_path):
     assert [looks[label]["color"] for label in main.labels] == [*style.COLOURS, style.GREY, style.GREY]
     assert sorted(main.labels) == sorted(other.labels) and main.labels != other.labels
     assert looks[cpu.labels[0]]["color"] == style.COLOURS[0]
+
+
+def test_a_network_of_one_preactivation_has_whole_numbers_on_its_axis(tmp_path, monkeypatch):
+    monkeypatch.setitem(made_studies.LAYERS, "cnn5", 1)
+    add(tmp_path / "study", right(100))
+    data = section_of(tmp_path / "study")
+    for figure in (networks.layers(data), networks.relus(data)):
+        low, high = figure.axes[0].get_xlim()
+        assert [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high] == [1]
 
 
 def test_layers_stand_in_each_network_s_own_order(drawn):

@@ -91,6 +91,23 @@ def test_the_page_fits_a_phone_and_its_figures_are_named(browser):
     assert len(named) == 7 and all(named)
 
 
+_EDGES = """
+    const cells = [...document.querySelector("table.sortable").tHead.rows[0].cells].filter(cell => cell.offsetParent);
+    return Object.fromEntries(cells.map(cell => [cell.innerText.trim(), cell.getBoundingClientRect().right]));
+"""
+
+
+def test_a_phone_shows_errors_first_and_a_screen_of_1280_pixels_the_last_column(browser):
+    browser.refresh()
+    edges = browser.execute_script(_EDGES)
+    assert edges["#"] < edges["certified error, %"] < edges["row"] < edges["attack error, %"] <= 400
+    size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    edges = browser.execute_script(_EDGES)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert edges["row"] < edges["certified error, %"] and max(edges.values()) == edges["seeds"] <= 1280
+
+
 def test_text_of_figures_has_the_page_s_colour_in_the_dark(browser):
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
