@@ -301,7 +301,8 @@ class Tracker:
         if status == "RUNNING":
             self.client.update_run(run_id, status)
         else:
-            self.client.set_terminated(run_id, status, round(1000 * ended))
+            began = self.client.get_run(run_id).info.start_time  # of an older store: when the run was made
+            self.client.set_terminated(run_id, status, max(began, round(1000 * ended)))
 
     def _set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         """Set tags, and delete those without a text."""

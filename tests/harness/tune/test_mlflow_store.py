@@ -487,6 +487,11 @@ def test_a_study_that_is_logged_later_has_the_times_of_its_training_and_evaluati
     assert times("parameters") == [1] and times("certified_error") == [60]
     began, ended = ([round(getattr(each.info, name) / 1000 - trained) for each in (run, child)] for name in ENDS)
     assert (began, ended) == ([-60, 65], [90, 90])
+    os.utime(other, (trained - 1000,) * 2)
+    (network_dir / STATE).unlink()
+    tracker.log(network_dir, running=False)
+    again = runs(tracker)[child.data.tags["trial"]].info
+    assert again.end_time == again.start_time, "no run ends before it begins"
 
 
 ENDS = ("start_time", "end_time")
