@@ -103,14 +103,11 @@ class LinearProgram:
         return None
 
 
-def minimise(
-    cost: np.ndarray, rows: np.ndarray, limits: np.ndarray, ends: np.ndarray, *, is_equation: bool = False
-) -> Solution | None:
-    """Minimise cost . x over a box of x [n] with rows [m, n] . x <= limits [m]; None if that is not solved in time.
+def minimise(cost: np.ndarray, rows: np.ndarray, limits: np.ndarray, ends: np.ndarray) -> Solution | None:
+    """Minimise cost . x over a box of x [n] with rows [m, n] . x = limits [m]; None if that is not solved in time.
 
-    ends: [n, 2], of the box. is_equation: whether rows . x = limits. Raises DeadlineError if the deadline has passed.
+    ends: [n, 2], of the box. Raises DeadlineError if the deadline has passed.
     """
-    least = limits if is_equation else np.full(len(limits), -np.inf)
-    program = LinearProgram(rows, least, limits, (ends[:, 0], ends[:, 1]))
+    program = LinearProgram(rows, limits, limits, (ends[:, 0], ends[:, 1]))
     program.set_cost(cost)
     return program.solve()

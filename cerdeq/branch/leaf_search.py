@@ -19,7 +19,6 @@ from torch import Tensor
 
 from cerdeq.branch.ascent import Ascent, Steps, ascend_leaves
 from cerdeq.branch.attack import find_counterexample
-from cerdeq.branch.exact_leaf_program import solve_unsplittable
 from cerdeq.branch.leaves import Layout, Leaves, SearchQuery, certificate_tensors, concatenate, root_leaves
 from cerdeq.branch.search import CERTIFIED, FALSIFIED, OUT_OF_MEMORY, TIMEOUT, UNKNOWN, Budget, Decision, Problem
 from cerdeq.branch.split import Candidates, split
@@ -40,7 +39,10 @@ class LeafSearch:
         self._is_new = True
 
     def advance(self, budget: Budget) -> Decision:
-        """Bound and split leaves, the worst ones first, as in `Search`."""
+        """Bound and split leaves, the worst ones first, until the image is decided or the budget's turn is over.
+
+        A later call goes on from there.
+        """
         problem, tree, layout = self._problem, self._tree, self._layout
         while tree.queue or self._is_new:
             if self._is_new:
@@ -74,7 +76,6 @@ class LeafSearch:
 
         def bound(part: slice) -> Ascent:
             ascent = ascend_leaves(problem.fast, layout, leaves.of(part), steps)
-            ascent = solve_unsplittable(problem, layout, ascent)
             return replace(ascent, leaves=_prove_leaves(problem.exact, layout, ascent.leaves))
 
         return map_parts(bound, slices(len(leaves.row), problem.batch_size), leaves.row.device)

@@ -149,7 +149,7 @@ def _solve_affine(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep,
     ends = torch.cat([low, x.center - x.radius]), torch.cat([high, x.center + x.radius])
     cost = torch.cat([leaf.row * active, torch.zeros_like(x.center)])
     program = cost, rows, limits, torch.stack(ends, dim=1)
-    solution = minimise(*map(Tensor.numpy, map(Tensor.cpu, program)), is_equation=True)
+    solution = minimise(*map(Tensor.numpy, map(Tensor.cpu, program)))
     if solution is None:
         return None
     none, one = torch.zeros(1, dtype=torch.long, device=low.device), torch.ones(1).to(low)

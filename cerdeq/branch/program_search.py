@@ -83,7 +83,7 @@ class ProgramSearch:
             self._workers[0].queue = [_Leaf(row, signs, 1 / len(rows), None) for row in rows.tolist()]
 
     def advance(self, budget: Budget) -> Decision:
-        """Solve, prove and halve leaves, as in `Search`.
+        """Solve, prove and halve leaves until the image is decided or the turn is over; a later call goes on then.
 
         The decision is UNKNOWN if the network has no program, or if a leaf with all signs was neither proved nor
         falsified. The other leaves of its row are not searched then; those of other rows may still falsify the image.

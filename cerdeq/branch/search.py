@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 from torch import Tensor
 
@@ -82,10 +81,3 @@ class Problem:
     def batch_size(self) -> int:
         """How many leaves to bound together."""
         return leaves_at_once(self.fast.values, self.memory)
-
-
-class Search(Protocol):
-    """What one image's `Problem` has left to prove: fewer parts, or smaller ones, after each turn."""
-
-    def advance(self, budget: Budget) -> Decision:
-        """Search until the image is decided or the budget's turn is over; a later call goes on from there."""
