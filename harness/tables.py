@@ -3,8 +3,8 @@
 Writes leaderboard.md, .csv and .json, and report.html, a page with figures that opens offline. Given several sweeps
 (`python -m harness.tables results/*`), it writes each one's files, and index.html beside the first one: all of them on
 one page, with the studies in directories that are no sweep's, such as results/published. One table of several sweeps in
-LaTeX: --compare --latex. With --eps it prints the sections at these radii, of several sweeps together, and writes
-nothing.
+LaTeX: --compare --latex. Tables have what the last command in a directory asked for; --all prints the rest, too. With
+--all, --only or --eps (sections at these radii, of several sweeps together) it prints and writes nothing.
 
 With --compare it compares rows instead, on the same test images and the same seeds: each with the row that --compare
 names or, without a name, every row with every other of the same training method. Rows of several sweeps are compared
@@ -39,7 +39,7 @@ from harness.leaderboard.evaluations import NOT_COUNTED
 from harness.leaderboard.files import csv_text, leaderboard_files, print_leaderboard, print_sections, write_leaderboard
 from harness.leaderboard.latex import latex_comparisons, latex_tables
 from harness.leaderboard.section import FEWEST_SEEDS
-from harness.leaderboard.table import build_leaderboard
+from harness.leaderboard.table import build_leaderboard, select_rows
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 from harness.storage.lock import holder
@@ -70,7 +70,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "only sections at these radii, such as 2/255,4/255, compared or printed; no file of the leaderboard is written"
     )
     parser.add_argument("--eps", metavar="RADII", help=radii)
-    add_patterns(parser, "--only", "compare only rows whose label")
+    add_patterns(parser, "--only", "print, or compare, only rows whose label")
+    rest = "print also what the last command did not ask for, with a warning at each; no file is written"
+    parser.add_argument("--all", action="store_true", help=rest)
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="compare only these seeds")
     parser.add_argument("--metric", choices=list(METRICS), help="which error to compare; default: certified")
     parser.add_argument(
@@ -86,8 +88,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Return the exit status. Raises InputError where nothing can be written, compared or shown."""
-    if options.compare is None and (options.only or options.seeds or options.metric):
-        raise InputError("--only, --seeds and --metric: need --compare")
+    if options.compare is None and (options.seeds or options.metric):
+        raise InputError("--seeds and --metric: need --compare")
+    if options.status and (options.only or options.all):
+        raise InputError("--only and --all: without --status, which shows all")
     if options.eps and (options.status or (options.latex and options.compare is None)):
         raise InputError(
             "--eps: without --status, and with --latex only beside --compare: leaderboard.tex has all radii"
@@ -98,8 +102,9 @@ def main(options: argparse.Namespace) -> int:
             _print_status(directory)
     elif options.compare is not None:
         _compare(options, radii)
-    elif radii:
-        print_sections(build_leaderboard(*options.directories, eps=radii), new_console())
+    elif radii or options.only or options.all:
+        leaderboard = build_leaderboard(*options.directories, eps=radii, with_rest=options.all)
+        print_sections(select_rows(leaderboard, options.only) if options.only else leaderboard, new_console())
     else:
         _write(options.directories, options.data_dir, options.latex)
     return OK
@@ -138,7 +143,7 @@ def _write(directories: list[Path], data_dir: str | None, latex: bool) -> None:
 
 
 def _compare(options: argparse.Namespace, radii: Sequence[Radius]) -> None:
-    leaderboard = build_leaderboard(*options.directories, eps=radii)
+    leaderboard = build_leaderboard(*options.directories, eps=radii, with_rest=options.all)
     faulty = leaderboard.table[leaderboard.table["state"] == NOT_COUNTED]
     for path, problem in faulty[["evaluation_dir", "problem"]].to_numpy():
         say(f"left out: {path}: {problem}")

@@ -1,5 +1,6 @@
 """The keys of a sweep file."""
 
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -68,6 +69,11 @@ class Ran(Model):
     """The keys of the study's networks; empty before a search has found them."""
     evaluations: list[str] = Field(default_factory=list)
     """The keys of its evaluations, the main one first."""
+
+    @cached_property
+    def network_keys(self) -> frozenset[str]:
+        """The keys of the networks, to look one up."""
+        return frozenset(self.networks)
 
 
 class Sweep(Model):

@@ -55,10 +55,10 @@ def compare(
         raise InputError("nothing to compare: no evaluation has finished")
     sections = _with_seeds(sections, seeds) if seeds else sections
     if baseline is not None:
-        matching = _select("--compare", [baseline], sections)
+        matching = select_labels("--compare", [baseline], sections)
         require("--compare", baseline, len(matching) == 1, f"one row; it matches: {'; '.join(matching)}")
         baseline = matching[0]
-    selected = _select("--only", only, sections) if only else labels
+    selected = select_labels("--only", only, sections) if only else labels
     counts, pairs, missing = list[pd.DataFrame](), dict[str, None](), dict[str, None]()
     read = cache(partial(_read_right, errors=METRICS[metric]))  # each file is read once
     for section in sections:
@@ -75,7 +75,7 @@ def compare(
     return paired_tests(common.assign(metric=metric)), [*pairs], [*missing]
 
 
-def _select(option: str, patterns: Sequence[str], sections: Sequence[Section]) -> list[str]:
+def select_labels(option: str, patterns: Sequence[str], sections: Sequence[Section]) -> list[str]:
     """Return the labels that patterns select; model, method and options alone name a row whatever else lies there."""
     rows = pd.concat([section.own for section in sections]).set_index("label")[LABEL].fillna("")
     short = {label: " ".join(filter(None, parts)) for label, *parts in rows.itertuples()}

@@ -10,6 +10,7 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import InputError
 from harness.common.terminal import printable_lines
+from harness.config.sweep import Ran
 from harness.config.training import flatten
 from harness.leaderboard.columns import COLUMNS, REPORTED, SECONDS_PER_IMAGE
 from harness.leaderboard.fronts import FRONTS
@@ -18,6 +19,7 @@ from harness.settings import Evaluation
 from harness.storage import folder, study_tables
 from harness.storage.records import EvaluationRecord, Result, TrainingRecord
 from harness.storage.state import EvaluationState, State, evaluation_dirs, read_state
+from harness.storage.sweep_file import read_ran
 
 LABEL = ["model", "method", "options"]
 EPS_VALUE = "eps_value"
@@ -30,7 +32,7 @@ NO_PROFILE = "none"
 """The profile of a network that no sweep file of the directory has had."""
 _NO_SETTINGS = (
     "row", "training", "state", "evaluation_dir", "evaluation", "evaluation_settings", "held_out", "is_main",
-    "is_own_data", ENTRY_LABEL, "result", "seed", "problem", "warnings", "published", FRONTS,
+    "is_own_data", "is_asked", ENTRY_LABEL, "result", "seed", "problem", "warnings", "published", FRONTS,
     *REPORTED,
 )  # fmt: skip
 
@@ -41,20 +43,24 @@ def read_evaluations(*directories: Path) -> pd.DataFrame:
     `state` is a `State` or NOT_COUNTED; `problem` says why a row has no usable numbers. `row` is the same for networks
     that differ in their seeds alone; `training` is the same in rows of other evaluations, too. `evaluation` is the
     evaluation's key, `evaluation_settings` the Evaluation, `held_out` how many held-out images there are, 0 for test
-    images. `published` is the Source of a network trained elsewhere.
+    images. `published` is the Source of a network trained elsewhere. `is_asked` is whether the last command in the
+    directory asked for it, as its sweep.yaml says; True without that file.
     Raises InputError where a directory has no networks, or none can be read.
     """
     paths = [path for directory in directories for path in _evaluation_dirs(directory)]
     states = {path: read_state(path) for path in paths}
     for directory in directories:
         states |= study_tables.read_stored_states(directory)
-    rows = pd.DataFrame([row for path, state in states.items() for row in _rows(path, state)], dtype=object)
+    asked = {directory: read_ran(directory) for directory in {*map(_sweep_dir, states)}}
+    found = [row for path, state in states.items() for row in _rows(path, state, asked[_sweep_dir(path)])]
+    rows = pd.DataFrame(found, dtype=object)
     if "dataset" not in rows:
         first = paths[0]
         raise InputError(f"{first.parents[3]} holds no network that can be read, such as {first}: {rows.problem[0]}")
     rows = rows.sort_values("problem", key=pd.Series.notna, kind="stable")
     twice = list(_not_counted("another folder has the same network").values())
     rows.loc[rows.duplicated(["row", "seed"]), ["state", "problem"]] = twice
+    rows["is_asked"] = rows["is_asked"].astype(bool)
     return rows.astype({column.name: float for column in COLUMNS if column.name in rows})
 
 
@@ -67,7 +73,17 @@ def _evaluation_dirs(directory: Path) -> list[Path]:
     return paths
 
 
-def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
+def _sweep_dir(evaluation_dir: Path) -> Path:
+    return folder.sweep_dir_of(folder.network_of(evaluation_dir))
+
+
+def _is_asked(evaluation_dir: Path, profile: str, ran: Ran) -> bool:
+    """Return whether a command asked for an evaluation under a profile. ran: of the command."""
+    is_network = not ran.networks or folder.network_of(evaluation_dir).name in ran.network_keys
+    return is_network and evaluation_dir.name in ran.evaluations and profile == ran.profile
+
+
+def _rows(path: Path, state: EvaluationState, ran: Ran | None) -> list[dict[str, Any]]:
     """Return the rows of a network under an evaluation, one for each profile, texts without control characters."""
     name = folder.network_of(path).name
     row: dict[str, Any] = {"row": name, "evaluation_dir": path, "model": name, "warnings": [], "result": None}
@@ -83,10 +99,13 @@ def _rows(path: Path, state: EvaluationState) -> list[dict[str, Any]]:
         row |= _numbers(state.result)
     row |= {name: printable_lines(value) for name, value in row.items() if isinstance(value, str)}
     row["warnings"] = [printable_lines(warning) for warning in row["warnings"]]
-    return [
-        row | {"row": f"{row['row']} {profile}", "profile": printable_lines(profile), "is_main": main == path.name}
-        for profile, main in (state.study or {NO_PROFILE: ""}).items()
-    ]
+    rows = []
+    for profile, main in (state.study or {NO_PROFILE: ""}).items():
+        is_asked = ran is None or _is_asked(path, profile, ran)
+        main_key = ran.evaluations[0] if ran is not None and is_asked else main  # study.json may be of an older command
+        own = {"row": f"{row['row']} {profile}", "profile": printable_lines(profile), "is_main": main_key == path.name}
+        rows.append(row | own | {"is_asked": is_asked})
+    return rows
 
 
 def _settings(training: TrainingRecord, evaluation: EvaluationRecord | None) -> dict[str, Any]:

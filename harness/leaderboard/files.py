@@ -79,6 +79,7 @@ def _markdown(leaderboard: Leaderboard) -> str:
         parts += [f"- Warning: {markdown_text(warning)}\n" for warning in section.warnings]
         if len(stages := section.stages):
             parts += [f"{section.stages_legend}\n", markdown_table(stages)]
+    parts += [f"{markdown_text(leaderboard.left_out)}\n"] if leaderboard.left_out else []
     if len(leaderboard.uncounted):
         parts += [f"## {UNCOUNTED}\n", markdown_table(leaderboard.uncounted)]
     return "\n".join([*parts, f"{LEGEND}\n"])
@@ -120,6 +121,8 @@ def print_sections(leaderboard: Leaderboard, console: Console) -> None:
             console.print(line)
         for warning in section.warnings:
             console.print(one_line(f"Warning: {warning}"))
+    if leaderboard.left_out:
+        console.print(f"\n{leaderboard.left_out}")
     if len(leaderboard.uncounted):
         console.print(f"\n{UNCOUNTED}", style="bold")
     for row in leaderboard.uncounted.to_dict("records"):

@@ -170,12 +170,12 @@ class Section:
 
 
 def is_incomparable(rows: pd.DataFrame) -> pd.Series:
-    """Return which rows have no certified error, or too few seeds for a test and fewer than others.
+    """Return which rows have no certified error, or too few seeds for a test where others have enough.
 
     Rows of the literature name no seeds.
     """
-    seeds, unknown = pd.to_numeric(rows["seeds"]).clip(upper=FEWEST_SEEDS), rows[names.CERTIFIED_ERROR].isna()
-    return unknown | (seeds < seeds[~unknown].max())
+    seeds, unknown = pd.to_numeric(rows["seeds"]), rows[names.CERTIFIED_ERROR].isna()
+    return unknown | ((seeds < FEWEST_SEEDS) & (seeds[~unknown].max() >= FEWEST_SEEDS))
 
 
 def as_text(value: Any) -> str:

@@ -5,8 +5,8 @@ data or recipe version, are never averaged. Rows of one data set, evaluation and
 from papers. What is of another version is not counted.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import pandas as pd
 from harness.common import names
 from harness.common.errors import require
 from harness.common.radius import Radius
-from harness.common.terminal import printable
+from harness.common.terminal import printable, with_plural
 from harness.config.training import FULL_PROFILE
 from harness.leaderboard.columns import TABLES, titles_of
+from harness.leaderboard.comparisons import select_labels
 from harness.leaderboard.evaluations import CHOSEN, LABEL, describe_images, read_evaluations, setting_columns
 from harness.leaderboard.fronts import FRONTS, front_sentences
 from harness.leaderboard.literature import COMPLETE, IBP, LINEAR, best_sentences, read_literature
@@ -28,6 +29,8 @@ from harness.leaderboard.sentences import Summary, summarise
 from harness.pretrained.network_file import TRAINED_ELSEWHERE
 from harness.settings import describe_weak_attack
 from harness.storage.folder import network_of
+
+NOT_ASKED = "the last command did not ask for this"
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Leaderboard:
     directory: the sweep's, or the first one's.
     uncounted: a row of text for each network without usable numbers, the reason in `problem`.
     table: a row for each network under each evaluation, as `read_evaluations` returns them.
+    left_out: a line on what the last command did not ask for; empty if nothing is left out.
     """
 
     directory: Path
     sections: list[SectionTable]
     uncounted: pd.DataFrame
     table: pd.DataFrame
+    left_out: str = ""
 
     @property
     def sweep(self) -> str:
@@ -89,28 +94,65 @@ class Leaderboard:
         return rows[~rows.index.duplicated()]
 
 
-def build_leaderboard(directory: Path, *others: Path, eps: Collection[Radius] = ()) -> Leaderboard:
+def build_leaderboard(
+    directory: Path, *others: Path, eps: Collection[Radius] = (), with_rest: bool = False
+) -> Leaderboard:
     """Return the leaderboard of the sweep whose results lie in `directory`, with those of other sweeps.
 
-    eps: only sections at these radii; default: all. Raises InputError where a directory has no networks, none can be
-    read, none has this radius, or published.csv is faulty.
+    It has what the last command in each directory asked for. eps: only sections at these radii; default: all.
+    with_rest: also all else that lies there, marked by a warning.
+    Raises InputError where a directory has no networks, none can be read, none has this radius, or published.csv is
+    faulty.
     """
     directory = Path(directory)
     table, literature = read_evaluations(directory, *others), read_literature(directory)
-    exact = table["eps"].map(Radius, na_action="ignore")
     if eps:
+        exact = table["eps"].map(Radius, na_action="ignore")
         found = ", ".join(map(str, sorted(exact.dropna().unique())))
         for radius in eps:
             require("--eps", str(radius), radius in set(exact), f"a radius of the results: {found}")
-        table, exact = table[exact.isin(list(eps))], exact[exact.isin(list(eps))]
-    rows = mean_rows(table)
-    keys = [table["dataset"], exact, table["profile"], table["evaluation"], table["held_out"]]
-    parts = sorted(table.groupby(keys), key=_order)
+        table = table[exact.isin(list(eps))]
+    shown, left_out = _marked(table), ""
+    if not with_rest and table["is_asked"].any():  # else nothing has begun that was asked for
+        shown, rest = table[table["is_asked"]], table[~table["is_asked"]]
+        left_out = _describe_rest(rest) if len(rest) else ""
+    rows, exact = mean_rows(shown), shown["eps"].map(Radius, na_action="ignore")
+    keys = [shown["dataset"], exact, shown["profile"], shown["evaluation"], shown["held_out"]]
+    parts = sorted(shown.groupby(keys), key=_order)
     headings = _headings(parts)
     sections = [
         _section(key, part, heading, rows, literature) for (key, part), heading in zip(parts, headings, strict=True)
     ]
-    return Leaderboard(directory, sections, _uncounted(table), table)
+    return Leaderboard(directory, sections, _uncounted(shown), table, left_out)
+
+
+def _marked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with a warning at each row that the last command did not ask for."""
+    rows = zip(table["warnings"], table["is_asked"], strict=True)
+    warnings = [[*own, *([] if is_asked else [NOT_ASKED])] for own, is_asked in rows]
+    return table.assign(warnings=pd.Series(warnings, table.index, dtype=object))
+
+
+def select_rows(leaderboard: Leaderboard, patterns: Sequence[str]) -> Leaderboard:
+    """Return a leaderboard of the rows whose labels patterns select, without rows of papers.
+
+    Raises InputError for a pattern without a match.
+    """
+    labels, sections = select_labels("--only", patterns, leaderboard.sections), list[SectionTable]()
+    for section in leaderboard.sections:
+        rows = section.rows.loc[section.own.index[section.own["label"].isin(labels)]]
+        if len(rows):
+            sections.append(
+                replace(section, rows=rows, finished=section.finished[section.finished["row"].isin(rows.index)])
+            )
+    return replace(leaderboard, sections=sections, uncounted=leaderboard.uncounted.iloc[:0])
+
+
+def _describe_rest(rest: pd.DataFrame) -> str:
+    """Return a line on what the last command did not ask for. rest: its rows of `read_evaluations`."""
+    networks = with_plural(rest["evaluation_dir"].map(network_of).nunique(), "network")
+    evaluations = with_plural(len(rest), "evaluation")
+    return f"Left out: {evaluations} of {networks}: {NOT_ASKED}. `harness.tables` with `--all` shows them."
 
 
 def _headings(parts: list[tuple[Any, pd.DataFrame]]) -> list[str]:

@@ -97,8 +97,8 @@ def test_rows_stand_by_certified_error_then_those_of_few_seeds_then_those_withou
         add(sweep, metrics(80.0), model="worse", seed=seed)
         add(sweep, metrics(70.0), model="better", seed=seed)
     section = only_section(sweep)
-    assert section.own["model"].tolist() == ["better", "worse", "one", "none"]
-    assert section.comparable["model"].tolist() == ["better", "worse"]
+    assert section.own["model"].tolist() == ["one", "better", "worse", "none"]
+    assert section.comparable["model"].tolist() == ["one", "better", "worse"]
     for seed in range(3):
         add(sweep, metrics(90.0), model="three", seed=seed)
     for seed in range(4):
