@@ -18,7 +18,7 @@ import pandas as pd
 from harness.common import names
 from harness.storage import folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
-from harness.storage.parquet import read_table, unpack_table, write_table
+from harness.storage.parquet import parse_table, read_table, write_table
 from harness.storage.records import parse_choices, parse_evaluation, parse_result, parse_study, parse_training
 from harness.storage.state import EvaluationState, evaluation_dirs, read_state_or_raise
 
@@ -63,7 +63,7 @@ def read_stored_states(study: Path) -> dict[Path, EvaluationState]:
     path = study / EVALUATIONS
     if not path.exists() or folder.network_folders(study):
         return {}
-    return parse_file(path, lambda content: _parse(study, unpack_table(content).to_pandas()))
+    return parse_file(path, lambda content: _parse(study, parse_table(content)))
 
 
 def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, EvaluationState]:
