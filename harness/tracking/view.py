@@ -1,7 +1,8 @@
 """The view of a sweep that MLflow's chart mode opens: what matters first, everything else in closed sections.
 
 MLflow keeps a shared view as a tag of its experiment, its state as deflated JSON, and opens it by the tag's name. This
-is no documented interface: it was read in the pages of versions 3.5 and 3.17.
+is no documented interface: it was read in the pages of versions 3.5 and 3.17. Without it, version 3.17 opens widths of
+layers and errors of stages first, certified error and bound width at the very end, and no means of rows.
 """
 
 import base64
