@@ -77,7 +77,8 @@ class SweepRun:
         states = plan.select(self.found)
         unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
         unreadable = describe_unreadable(record.config for record in unfinished)
-        for warning in [*study.warnings, *self.data.warnings, *unreadable]:
+        changed = plan.changed_plugins(self.found.values())
+        for warning in [*study.warnings, *self.data.warnings, *changed, *unreadable]:
             console.print(f"warning: {warning}")
         is_picked = options.profile is None and self.file.sweep.ran is None and study.profile.startswith(CPU_PROFILE)
         print_header(plan, states, gpu, is_picked, console)

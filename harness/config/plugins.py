@@ -3,13 +3,12 @@
 Only `load`, `load_for` and `add_factory` import them; each import is reported on standard error.
 """
 
-import ast
-import hashlib
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+import traceback
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,22 +16,25 @@ from types import ModuleType
 from baselines.registry import import_networks, network_names, register
 from harness.common.errors import InputError, SettingError, error_line, located, require
 from harness.common.terminal import say
+from harness.config.plugin_sources import digest, source_files
 from harness.config.training import Training
 
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
-def digests(names: Iterable[str], model: str = "") -> dict[str, str]:
-    """Return the digest of each plugin's source: of its module, and of what that imports from its own package.
+def digests(names: Collection[str], model: str = "") -> dict[str, str]:
+    """Return the digest of each plugin's source: of its module, and of what that imports from folders of the user.
 
     model: a network, whose module counts, too, if it is `module:function` below a plugin. Raises
     SettingError for a module that Python does not find.
     """
     module = model.partition(":")[0]
-    return {name: _digest(name, module if module.startswith(f"{name}.") else "") for name in names}
+    for name in names:
+        source_of(name)
+    return {name: digest(name, module if module.startswith(f"{name}.") else "") for name in names}
 
 
-def load(names: Iterable[str]) -> None:
+def load(names: Collection[str]) -> None:
     """Import plugins, once a process. Raises SettingError where one cannot be imported."""
     digests(names)  # checks all names before anything is imported
     for name in names:
@@ -77,7 +79,7 @@ def _import(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        cause = error_line(error)
+        cause = f"{error_line(error)}{line_in([name], error)}"
         raise SettingError(
             "plugins", name, f"a module that can be imported; importing it ended with {cause}"
         ) from error
@@ -120,50 +122,12 @@ def require_trusted(training: Training, trusted: Collection[str]) -> None:
             raise InputError(f"{training.label}: it names the plugin {name}; if you trust that, add --plugin {name}")
 
 
-@cache
-def _digest(name: str, module: str) -> str:
-    """Return sixteen hex digits of the sources of a plugin and of a module below it.
-
-    Nothing is imported. An imported module does not change with its files: hence each process computes this once.
-    """
-    root, content = source_of(name), hashlib.sha256()
-    for path in sorted(_sources(root, [name, *([module] if module else [])])):
-        source = path.read_bytes()
-        content.update(f"{path.relative_to(root.parent).as_posix()} {len(source)}\n".encode() + source)
-    return content.hexdigest()[:16]
-
-
-def _sources(root: Path, modules: list[str]) -> set[Path]:
-    """Return the files of modules, and of all that they import from the same package.
-
-    root: the file of the outermost package, or of a module without package. Imports that code computes are not seen.
-    """
-    seen, found = set[str](), set[Path]()
-    while modules:
-        name = modules.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        inside = root.parent.joinpath(*name.split(".")[1:])
-        files = [root] if inside == root.parent else [inside.with_suffix(".py"), inside / "__init__.py"]
-        for path in [path for path in files if path.is_file()]:
-            found.add(path)
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            modules += [name.rpartition(".")[0]] if "." in name else []
-            modules += [each for each in _imports(path, package) if each.partition(".")[0] == name.partition(".")[0]]
-    return found
-
-
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """Yield the modules that a file of a package may import, by their whole names; what it imports from them, too."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # which importing it says
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+def line_in(names: Collection[str], error: BaseException | None) -> str:
+    """Return where in the source of plugins an error was raised, as the end of a message; empty if it was elsewhere."""
+    files = {str(path) for path in source_files(*names).values()}
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename in files:
+                return f" ({frame.filename}, line {frame.lineno})"
+        error = error.__cause__ or error.__context__
+    return ""

@@ -10,7 +10,7 @@ from cerdeq.errors import is_out_of_memory
 from cerdeq.precision import counted_rounding
 from harness.common import names
 from harness.common.errors import require
-from harness.config.plugins import load_for
+from harness.config.plugins import line_in, load_for
 from harness.config.training import Training
 from harness.data import Data, load
 from harness.evaluation.ledger import SoundnessError
@@ -68,7 +68,7 @@ def train_and_evaluate(
     """
     network_dir.mkdir(parents=True, exist_ok=True)
     with reuse_freed_memory():
-        with _log_and_record_failure(network_dir):
+        with _log_and_record_failure(network_dir, training):
             if code is not None:
                 own = source_digest()
                 require("code", own, own == code, f"the driver's, {code}: the same version on every machine")
@@ -86,7 +86,7 @@ def train_and_evaluate(
             directory = folder.evaluation_dir(network_dir, evaluation)
             directory.mkdir(parents=True, exist_ok=True)
             remove_unfinished(directory)
-            with _log_and_record_failure(directory):
+            with _log_and_record_failure(directory, training):
                 missing = _evaluate(network_dir, evaluation, data, report, leaves_long)
             if missing:
                 return missing
@@ -128,7 +128,8 @@ def evaluate_range(
     SoundnessError, and any other error, also leaves failure.json.
     """
     load_for(training)
-    with _log_and_record_failure(folder.evaluation_dir(network_dir, evaluation)), reuse_freed_memory():
+    directory = folder.evaluation_dir(network_dir, evaluation)
+    with _log_and_record_failure(directory, training), reuse_freed_memory():
         opened = _open(network_dir, evaluation.model_dump_json(), data_dir)
         assert opened is not None, "its ranges are joined after the last one"
         found = str(opened.ranges_dir)
@@ -145,8 +146,8 @@ def _open(network_dir: Path, evaluation: str, data_dir: str | None) -> OpenEvalu
 
 
 @contextmanager
-def _log_and_record_failure(directory: Path) -> Iterator[None]:
-    """Write a log file within the block, and failure.json for an error."""
+def _log_and_record_failure(directory: Path, training: Training) -> Iterator[None]:
+    """Write a log file within the block, and failure.json for an error; with the line of a plugin that raised it."""
     with log_to_folder(directory):
         try:
             yield
@@ -154,6 +155,8 @@ def _log_and_record_failure(directory: Path) -> Iterator[None]:
             message, repeats = f"{type(error).__name__}: {error}", isinstance(error, DETERMINISTIC_ERRORS)
             if is_out_of_memory(error):
                 message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
+            if line := line_in(training.plugins, error):
+                message += f"{line}; the log: {directory / folder.LOG}"
             with suppress(OSError):  # of a full disk, say
                 folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
             raise

@@ -3,9 +3,10 @@
 Teachers, networks that others learn from, are trained once, before their students, in a folder beside theirs.
 """
 
+import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -16,6 +17,7 @@ import pandas as pd
 
 from harness.common.errors import InputError, collect_problems
 from harness.common.patterns import select_by_pattern
+from harness.common.terminal import with_plural
 from harness.config.expansion import Study, check_options, expand_file
 from harness.config.file import SweepFile
 from harness.config.own_data import MeasuredData, OwnData
@@ -82,6 +84,26 @@ class Plan:
     def all_keys(self) -> list[str]:
         """The keys of all networks of the study, also those that `--only` leaves out."""
         return [training.key(self.data.fingerprint) for training in self.study.trainings]
+
+    def changed_plugins(self, found: Iterable[EvaluationState]) -> list[str]:
+        """Return a line for each plugin whose source has changed since networks of this plan were trained.
+
+        found: the states of the evaluations in the directory.
+        """
+        trained = [state.training for state in found if state.trained and state.training]
+        others = {_without_plugins(each): each.config.plugins for each in trained if each.config.plugins}
+        left = self.records.keys() - {folder.network_dir(self.sweep_dir, each.key) for each in trained}
+        changed = Counter(
+            name
+            for record in map(self.records.__getitem__, left)
+            for name, digest in record.config.plugins.items()
+            if others.get(_without_plugins(record), {}).get(name, digest) != digest
+        )
+        return [
+            f"plugin {name} has changed since {with_plural(count, 'network')} were trained: they are trained again, "
+            "under other keys"
+            for name, count in changed.items()
+        ]
 
     def unusable(self, table: pd.DataFrame) -> dict[Path, str]:
         """Return what is wrong with evaluations that tables do not count, or that lack a file, by their folders.
@@ -277,3 +299,11 @@ def remove_not_begun(sweep_dir: Path, wanted: Collection[Path]) -> None:
             shutil.rmtree(network_dir)
     with suppress(OSError):  # if a network is left
         (sweep_dir / folder.NETWORKS).rmdir()
+
+
+def _without_plugins(record: TrainingRecord) -> str:
+    """Return what decides a network, but for the sources of plugins, its teacher's too."""
+    content = record.config.canonical()
+    for part in (content, content.get("teacher", {})):
+        part.pop("plugins", None)
+    return json.dumps([content, record.fingerprint], sort_keys=True)

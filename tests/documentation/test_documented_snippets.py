@@ -95,7 +95,7 @@ def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, mon
         assert f"plugin my_package.{module}: imported from {package}/my_package/{module}.py\n" in message
     configs = [json.loads(path.read_text())["config"] for path in work.glob("results/own/networks/*/training.json")]
     rows = {(config["model"], config["method"]) for config in configs}
-    assert rows == {("shallow", "ibp"), ("shallow", "smaller-ibp"), ("my_package.nets:shallow", "smaller-ibp")}
+    assert rows == {("shallow", "ibp"), ("shallow", "attack-and-box"), ("my_package.nets:shallow", "attack-and-box")}
     evaluations = [
         ("run", "results/own/sweep.yaml", "--set", "evaluation={stages: [ibp, crown-ibp], test_images: 20}"),
         ("recheck", "results/own", "--plugin", "my_package.nets", "--plugin", "my_package.methods"),
@@ -107,6 +107,6 @@ def test_a_package_of_one_s_own_is_trained_certified_and_rechecked(tmp_path, mon
         status, message = run(*command, paths=(ROOT,))
         assert status == 2 and "found 'my_package.nets', allowed: a module that Python finds" in message
     with open(package / "my_package/nets.py", "a") as file:
-        file.write("# changed\n")
+        file.write("CHANGED = True\n")
     status, message = run(*evaluations[1])
     assert status == 1 and "the digest of the source that this network was made with" in message

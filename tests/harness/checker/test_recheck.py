@@ -19,7 +19,7 @@ from harness.checker.proofs.example import CERTIFICATE
 from harness.command_line import BAD_INPUT, FAILED, OK, main
 from harness.common import names
 from harness.common.errors import InputError
-from harness.config import plugins
+from harness.config import plugin_sources, plugins
 from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage import folder
@@ -118,13 +118,13 @@ def plugin(tmp_path, monkeypatch):
     """The digest of a plugin that is on the import path."""
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     plugins._import.cache_clear()
-    plugins._digest.cache_clear()
+    plugin_sources.digest.cache_clear()
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed/checked_nets.py").write_text(PLUGIN)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "installed"), *sys.path])
     yield plugins.digests(["checked_nets"])
     sys.modules.pop("checked_nets", None)
-    plugins._digest.cache_clear()
+    plugin_sources.digest.cache_clear()
 
 
 def test_a_plugin_is_imported_only_if_named_and_not_from_the_results(

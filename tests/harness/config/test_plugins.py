@@ -8,7 +8,8 @@ from small_sweep import changed, refusal, trainings_of, write
 from baselines import registry
 from harness.command_line import main
 from harness.common.errors import InputError
-from harness.config import plugins
+from harness.common.method_names import METHODS
+from harness.config import plugin_sources, plugins
 from harness.data import load
 from harness.storage import folder
 from harness.storage.records import Result, make_record
@@ -34,6 +35,18 @@ def body(shape, classes, width=1.0, early_iterations: int = 1, warm_start: bool 
 def layers(shape, classes, width):
     return [nn.Flatten(), nn.Linear(64, 10)]
 """
+BROKEN = """
+from dataclasses import dataclass
+from harness.methods import Method, register
+
+@register
+@dataclass(frozen=True)
+class Broken(Method):
+    name = "broken-loss"
+
+    def loss(self, program, batch):
+        return batch.images.mean()
+"""
 
 
 @pytest.fixture
@@ -47,7 +60,7 @@ def package(tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
             del sys.modules[name]
         plugins._import.cache_clear()
-        plugins._digest.cache_clear()
+        plugin_sources.digest.cache_clear()
         (tmp_path / "own").mkdir(exist_ok=True)
         for name, text in {"__init__": "", "nets": NETS, **files}.items():
             (tmp_path / "own" / f"{name}.py").write_text(text)
@@ -141,7 +154,88 @@ def test_a_function_below_a_plugin_counts_with_its_module(package, tmp_path):
         package(**files)
         return trainings_of(tmp_path, own(modules=["own"], model="own.alone:body"))[0].key("data")
 
-    assert key(alone=BODY) != key(alone=f"{BODY}\n")
+    assert key(alone=BODY) != key(alone=f"{BODY}\nx = 1\n")
+
+
+def test_comments_docstrings_and_layout_leave_the_key(package, tmp_path):
+    def key(nets):
+        package(nets=nets)
+        return plugins.digests(["own.nets"])
+
+    shown = NETS.replace("def plain", "# why\ndef plain").replace("nn.ReLU(),", "nn.ReLU(),  # what\n    ")
+    shown = shown.replace(
+        "    return flat(shape, classes)", '    """How."""\n\n    return flat(shape,\n        classes)'
+    )
+    assert key(f'"""Networks."""\n{shown}') == key(NETS)
+    assert key(NETS.replace("ReLU", "Tanh")) != key(NETS)
+    assert key(f"{NETS}\nx = 1") != key(f"{NETS}\nx = True") != key(f"{NETS}\nx = '1'")
+
+
+def test_a_digest_is_the_same_for_every_version_of_python(package):
+    """Their syntax trees differ: type parameters, and empty texts in nested formats."""
+    package(nets="def f(x, *a, k=None, **o) -> int:\n    return f'{x:>{k}.2f}{x!r}' if x is None else [x, 0.5, -1j]\n")
+    assert plugins.digests(["own.nets"]) == {"own.nets": "2b927961d1f4ef90"}
+
+
+@pytest.fixture
+def helpers(tmp_path, monkeypatch):
+    """A function that writes a module beside the package `own`, in a folder of its own, and one that is installed."""
+
+    def write_all(sibling, folder="y = 1", installed="z = 1"):
+        (tmp_path / "own_helpers").mkdir(exist_ok=True)
+        (tmp_path / "venv/site-packages").mkdir(parents=True, exist_ok=True)
+        monkeypatch.syspath_prepend(tmp_path / "venv/site-packages")
+        (tmp_path / "own_sibling.py").write_text(sibling)
+        (tmp_path / "own_helpers/deep.py").write_text(folder)
+        (tmp_path / "venv/site-packages/own_installed.py").write_text(installed)
+
+    return write_all
+
+
+def test_a_key_follows_what_a_plugin_imports_from_other_folders_of_the_user(package, helpers):
+    """An activation in a sibling module was edited between two radii, and old rows stood beside new ones."""
+
+    def digest(*sources):
+        helpers(*sources)
+        package(nets=f"import own_sibling, own_installed, json\n{NETS}")
+        return plugins.digests(["own.nets"])["own.nets"]
+
+    imports = "from own_helpers import deep\n"
+    first = digest(f"{imports}slope = 1")
+    assert digest(f"{imports}slope = 2") != first
+    assert digest(f"{imports}slope = 1", "y = 2") != first, "what the sibling imports, from a folder without __init__"
+    assert digest(f"{imports}slope = 1", "y = 1", "z = 2") == first, "installed packages are not the user's"
+    names = plugin_sources.source_files("own.nets")
+    assert set(names) == {"own", "own.nets", "own_sibling", "own_helpers.deep"}
+
+
+def test_an_error_in_a_plugin_s_method_is_shown_with_its_line_and_the_log(package, tmp_path, capsys):
+    package(methods=BROKEN)
+    content = own(("plugins", ["own.methods"]), ("trials", [{"model": "cnn5", "method": "broken-loss", "width": 0.1}]))
+    try:
+        assert main("run", ["--here", str(write(tmp_path, content)), "--results-dir", str(tmp_path / "results")]) == 1
+    finally:
+        METHODS.pop("broken-loss")
+    printed, (log, _) = capsys.readouterr().out, sorted(tmp_path.glob(f"results/study/networks/*/{folder.LOG}"))
+    assert "AttributeError: 'Batch' object has no attribute 'images'" in printed
+    line = BROKEN[: BROKEN.index("batch.images")].count("\n") + 1
+    for part in (f"{tmp_path}/own/methods.py, line {line}); the log: ", str(log)):
+        assert part.replace(" ", "") in "".join(printed.split())
+
+
+def test_a_dry_run_says_that_a_plugin_has_changed(package, tmp_path, capsys, monkeypatch):
+    small = {"epochs": 1, "batch_size": 64, "ramp_epochs": 0, "decay_epochs": []}
+    content = own(("train", small), ("train_images", 64), ("seeds", [0, 1]), ("evaluation.test_images", 10))
+    command = ["--here", str(write(tmp_path, content)), "--results-dir", str(tmp_path / "results")]
+    package()
+    assert main("run", command) == 0
+    package(nets=f"# of no matter\n{NETS}")
+    assert main("run", [*command, "--dry-run"]) == 0
+    assert "has changed" not in capsys.readouterr().out
+    package(nets=f"{NETS}\nx = 1")
+    assert main("run", [*command, "--dry-run"]) == 0
+    expected = "plugin own.nets has changed since 2 networks were trained: they are trained again, under other keys"
+    assert expected in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_network_is_refused_where_its_plugin_is_another(package, tiny_training, tiny_evaluation, tmp_path):
@@ -149,7 +243,7 @@ def test_a_network_is_refused_where_its_plugin_is_another(package, tiny_training
     recipe = {"epochs": 1, "ramp_epochs": 1}
     config = tiny_training("own.nets:plain", plugins=plugins.digests(["own.nets"]), train=recipe)
     train_and_evaluate(config, [tiny_evaluation()], tmp_path / "network")
-    package(nets=NETS + "\n")
+    package(nets=f"{NETS}\nx = 1\n")
     with pytest.raises(InputError, match=r"own.nets:plain ibp seed 0: plugins.own.nets: found .* train anew"):
         train_and_evaluate(config, [tiny_evaluation(eps="1/16")], tmp_path / "network")
 
