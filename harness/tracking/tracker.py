@@ -10,7 +10,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -280,7 +280,7 @@ class Tracker:
     def _log_params(self, run_id: str, values: dict[str, Any]) -> None:
         self.client.log_batch(run_id, params=[entities.Param(*each) for each in _texts(values)])
 
-    def _log_metrics(self, run_id: str, written: float, values: dict[str, float | None]) -> None:
+    def _log_metrics(self, run_id: str, written: float, values: Mapping[str, float | None]) -> None:
         """Log final numbers that the store lacks: at any other step than 0 MLflow draws a curve of one point.
 
         written: when they were, in seconds since 1970. Of one step MLflow shows the newest point: numbers that replace
