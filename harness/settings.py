@@ -186,8 +186,9 @@ class EvaluationSettings(Model):
     attack_restarts: int = Field(3, ge=1)
     """Starts for each of the attack's objectives."""
     stage_seconds: Limit | None = None
-    """Time limit of each stage per image; null sets none. An image that a stage does not finish goes on to the next
-    one; if none decides it, its verdict is 'timeout'. Branch and bound has its own limit, `bab_seconds`."""
+    """Time limit per image of the attack and of each bound after IBP; null sets none. An image that a stage does not
+    finish goes on to the next one; if none decides it, its verdict is 'timeout'. The prediction and IBP have no limit,
+    branch and bound has its own, `bab_seconds`."""
     bab_seconds: Limit | None = 60.0
     """Time limit of branch and bound per image, also where it searches for a certificate; null sets none. Limit this or
     `bab_branches`."""

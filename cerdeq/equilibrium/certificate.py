@@ -174,7 +174,7 @@ def _guess(weight: Tensor, h: Box) -> Box:
     """Return about the interval equilibrium of h: to float32's accuracy, to float64's if all h are points."""
     points = h.radius.flatten(1).sum(1) <= _POINTS * h.center.abs().flatten(1).sum(1)
     if bool(points.all()):
-        return Box(near_equilibrium(weight, h.center), torch.zeros_like(h.radius))
+        return Box(near_equilibrium(weight, h.center)[0], torch.zeros_like(h.radius))
     return interval_equilibrium(weight, h)
 
 

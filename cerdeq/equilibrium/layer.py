@@ -116,25 +116,27 @@ class FixedPoint(nn.Module):
         copy.iterations = self.iterations
         return copy.train(self.training)
 
-    def solve(
-        self, h: Tensor, start: Tensor | None = None, tolerance: float | Tensor | None = None,
-        steps: type[PicardSteps] = PicardSteps, weight: Tensor | None = None,
-    ) -> Solution:  # fmt: skip
-        """Return the equilibrium for h [B, ...], without gradient, with a report per example.
+    def solve(self, h: Tensor, weight: Tensor | None = None) -> Solution:
+        """Return the equilibrium for h [B, ...] as evaluation solves it, without gradient, with a report per example.
 
-        start: the first iterate [B, ...], by default relu(h). tolerance: one, or one per example [B]; by default
-        evaluation's. steps: Picard's or Anderson's. weight: a W that was read before; by default it is read here.
-        Splitting has a start, a tolerance and steps of its own.
+        An example that misses the tolerance is no error. weight: a W that was read before; by default it is read here.
         """
         weight = self.weight if weight is None else weight
         if self.is_split:
             solution = self._splitting(weight, h.shape[1:]).solve(h.flatten(1))
             return replace(solution, value=solution.value.to(h).view_as(h), residual=solution.residual.to(h))
-        step = partial(fixed_point_step, weight)
-        start = torch.relu(h) if start is None else start
-        tolerance = _EVALUATION_TOLERANCE[h.dtype] if tolerance is None else tolerance
+        if h.dtype not in _EVALUATION_TOLERANCE:  # as autocast leaves it
+            solution = self.solve(h.float(), weight.float())
+            return replace(solution, value=solution.value.to(h.dtype))
+        step, tolerance = partial(fixed_point_step, weight), _EVALUATION_TOLERANCE[h.dtype]
         with torch.no_grad():
-            return solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, steps)
+            start, before = near_equilibrium(weight, h) if h.dtype == torch.float64 else (torch.relu(h), 0)
+            for steps in (PicardSteps, AndersonSteps):
+                solution = solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, steps)
+                start, before = solution.value, before + solution.iterations
+                if bool(solution.converged.all()):
+                    break
+        return replace(solution, iterations=before)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return z [B, ...] for h of the same shape; differentiable in h and W."""
@@ -163,16 +165,11 @@ class FixedPoint(nn.Module):
         return picard_steps(lambda z: fixed_point_step(weight, z, h), torch.relu(h), self.iterations)
 
     def _solved_to_tolerance(self, weight: Tensor, h: Tensor) -> Tensor:
-        if h.dtype not in _EVALUATION_TOLERANCE:  # as autocast leaves it
-            return self._solved_to_tolerance(weight.float(), h.float()).to(h.dtype)
-        start = near_equilibrium(weight, h) if h.dtype == torch.float64 else None
-        solution = self.solve(h, start, weight=weight)
-        if not bool(solution.converged.all()):
-            solution = self.solve(h, start=solution.value, steps=AndersonSteps, weight=weight)
-            if missed := int((~solution.converged).sum()):
-                raise NotConvergedError(
-                    f"{missed} of {len(h)} equilibria missed the tolerance in {_EVALUATION_LIMIT} iterations"
-                )
+        solution = self.solve(h, weight)
+        if missed := int((~solution.converged).sum()):
+            raise NotConvergedError(
+                f"{missed} of {len(h)} equilibria missed the tolerance in {_EVALUATION_LIMIT} iterations"
+            )
         return solution.value
 
 

@@ -170,20 +170,21 @@ def _size(values: Tensor) -> Tensor:
     return values.flatten(1).abs().amax(1)
 
 
-def near_equilibrium(weight: Tensor, h: Tensor) -> Tensor:
-    """Return about the z [B, ...] with z = relu(W z + h), in float64; relu(h) where that is not finite. No proof."""
+def near_equilibrium(weight: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return about the z [B, ...] with z = relu(W z + h), in float64, and the iterations of each example [B].
+
+    z is relu(h) where it is not finite. No proof.
+    """
     step, start = partial(fixed_point_step, weight.float()), torch.relu(h)
-    guess = solve_to_tolerance(
-        step, start.float(), h.float(), _NEWTON_START_TOLERANCE, _NEWTON_LIMIT, AndersonSteps
-    ).value
-    z = refine(weight, h, guess.double())
-    return torch.where(per_example(z.flatten(1).isfinite().all(1), h), z, start)
+    guess = solve_to_tolerance(step, start.float(), h.float(), _NEWTON_START_TOLERANCE, _NEWTON_LIMIT, AndersonSteps)
+    z, iterations = refine(weight, h, guess.value.double())
+    return torch.where(per_example(z.flatten(1).isfinite().all(1), h), z, start), guess.iterations + iterations
 
 
-def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
-    """Return z [B, ...] moved nearer to the solution of z = relu(W z + h), all float64. No proof.
+def refine(weight: Tensor, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z [B, ...] moved nearer to the solution of z = relu(W z + h), all float64, and the iterations [B].
 
-    A correction d solves d = f(z) - z + D W d, D the derivative of the ReLU at z; its right side is float64.
+    No proof. A correction d solves d = f(z) - z + D W d, D the derivative of the ReLU at z; its right side is float64.
     """
     small = weight.float()
 
@@ -191,6 +192,7 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
         residual, active = residual_and_active.chunk(2, dim=1)
         return residual + active * apply_weight(small, correction)
 
+    iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
     for _ in range(_NEWTON_STEPS):
         image = fixed_point_step(weight, z, h)
         residual, active = image - z, (image > 0).float()
@@ -199,5 +201,5 @@ def refine(weight: Tensor, h: Tensor, z: Tensor) -> Tensor:
         correction = solve_to_tolerance(
             step, start, torch.cat([start, active], dim=1), _NEWTON_TOLERANCE, _NEWTON_LIMIT, AndersonSteps
         )
-        z = z + size * correction.value
-    return z
+        z, iterations = z + size * correction.value, iterations + correction.iterations
+    return z, iterations

@@ -146,10 +146,11 @@ def check_contraction(network: Network, shape: tuple[int, ...]) -> list[str]:
 def check_prediction(row: Mapping[str, Any], lower: float) -> str:
     """Check that the image is misclassified exactly where it is not proved to be right. lower: of its smallest margin.
 
-    Other verdicts claim that the prediction is right: the standard and the attack error leave them out.
+    Other verdicts claim that the prediction is right: the standard and the attack error leave them out. A misclassified
+    image without a prediction claims nothing.
     """
     is_right = row[names.VERDICT] != names.MISCLASSIFIED
-    if is_right == (lower > 0):
+    if is_right == (lower > 0) or (not is_right and row[names.PREDICTION] == names.NO_PREDICTION):
         return ""
     return f"recorded as {'right' if is_right else 'wrong'}, but at the image {_describe_bound(lower)}"
 

@@ -8,7 +8,7 @@ import pandas as pd
 from harness.common import names
 from harness.data import Split
 
-COLUMNS = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE]  # that are checked
+COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]  # that are checked
 
 
 def check_index(verdicts: pd.DataFrame, test: Split) -> list[str]:

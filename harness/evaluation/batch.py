@@ -1,6 +1,7 @@
 """A batch of examples under evaluation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class Batch:
     evaluation: its settings. seed: of the attack's starts.
     ledger: the verdicts so far. asked: bool [B], the examples that a stage looks at, if they are undecided.
     share: of the time that all examples of the evaluation have together.
+    ranges_dir: the folder in which answers of single examples are saved; None saves none.
     """
 
     network: PreparedNetwork
@@ -30,6 +32,7 @@ class Batch:
     ledger: Ledger
     asked: Tensor
     share: float
+    ranges_dir: Path | None = None
 
     @property
     def undecided(self) -> Tensor:

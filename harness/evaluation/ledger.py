@@ -73,7 +73,8 @@ class Ledger:
 
     The first decision on an example stays. Without a decision, its verdict is the first problem that a stage noted, and
     without a problem it is unknown.
-    limit: the time limit of each stage per example in seconds, infinity for none; branch and bound has its own.
+    limit: the time limit of each stage per example in seconds, infinity for none. Branch and bound has its own, and
+    the clean stage none: whether a prediction is right must not depend on the speed of the machine.
     undecided: the examples without a decision, bool [B] on the CPU. seconds: the seconds of each stage.
     contradicted: the examples that one stage certified and another one refuted.
     """
@@ -101,6 +102,16 @@ class Ledger:
         """Note that a stage could not answer: the example's verdict if no later stage decides it."""
         if self.undecided[example] and not self.verdict[example]:
             self.verdict[example], self.stage[example], self.reason[example] = verdict, stage, reason
+
+    def record_without_prediction(self) -> None:
+        """Record the examples that the clean stage has no answer for as misclassified, with its problem as the reason.
+
+        Nothing is proved of their prediction, so they count as errors.
+        """
+        for example in np.flatnonzero(self.verdict != ""):
+            reason = ": ".join(filter(None, [self.verdict[example], self.reason[example]]))
+            self.record(names.CLEAN, {example: names.MISCLASSIFIED})
+            self.reason[example] = reason
 
     def note_unproved(self, stage: str, examples: list[int]) -> None:
         """Note the examples that a stage certified and has no certificate for."""
@@ -131,7 +142,7 @@ class Ledger:
         while queue:
             part = queue.pop()
             try:
-                limit = math.inf if stage == names.BAB else self.limit * len(part)
+                limit = math.inf if stage in (names.CLEAN, names.BAB) else self.limit * len(part)
                 with add_seconds(self.seconds, stage, part.device), stop_at(time.monotonic() + limit):
                     results.append((part, ask(part)))
                 continue

@@ -71,20 +71,32 @@ def warnings(evaluation: EvaluationResult, metrics: dict[str, float | None], ent
 
     entry: of the data set.
     """
-    shares = evaluation.verdicts[names.PREDICTION].value_counts(normalize=True)
+    without = evaluation.verdicts[names.PREDICTION] == names.NO_PREDICTION
+    shares = evaluation.verdicts.loc[~without, names.PREDICTION].value_counts(normalize=True)
     missing = [name for name, value in metrics.items() if value is None]
     messages = missing_classes(evaluation.verdicts[names.LABEL], "evaluated images", entry)
-    if shares.iloc[0] >= _COLLAPSED_SHARE:
+    if without.any():
+        messages.append(_describe_without_prediction(evaluation.verdicts[without]))
+    if len(shares) and shares.iloc[0] >= _COLLAPSED_SHARE:
         messages.append(f"collapsed: predicts class {shares.index[0]} for {100 * shares.iloc[0]:.1f} % of the images")
     failed = evaluation.verdicts[evaluation.verdicts[names.VERDICT].isin([names.OUT_OF_MEMORY, names.FAILED])]
     for (verdict, stage), part in failed.groupby([names.VERDICT, names.STAGE]):
         index, reason = part[[names.INDEX, names.REASON]].iloc[0]
         example = f"{index} ({reason})" if reason else index
         messages.append(f"{verdict} in {stage}: {with_plural(len(part), 'example')}, such as {example}")
-    without = evaluation.verdicts.loc[evaluation.verdicts[names.REASON] == names.NO_CERTIFICATE, names.INDEX]
-    if len(without):
-        examples = f"{with_plural(len(without), 'certified example')}, such as {without.iloc[0]}"
+    uncertain = evaluation.verdicts.loc[evaluation.verdicts[names.REASON] == names.NO_CERTIFICATE, names.INDEX]
+    if len(uncertain):
+        examples = f"{with_plural(len(uncertain), 'certified example')}, such as {uncertain.iloc[0]}"
         messages.append(f"no certificate: {examples}; harness.recheck may not confirm them")
     if missing:
         messages.append(f"not finite: {', '.join(missing)}")
     return messages
+
+
+def _describe_without_prediction(verdicts: pd.DataFrame) -> str:
+    """Return a line on the images without a prediction: how many there are, and why."""
+    causes = verdicts[names.REASON].str.partition(":")[0].value_counts()
+    counts = ", ".join(f"{count} {cause}" for cause, count in causes.items())
+    index, reason = verdicts[[names.INDEX, names.REASON]].iloc[0]
+    images = with_plural(len(verdicts), "image")
+    return f"no prediction of {images} ({counts}), such as {index} ({reason}): counted as errors"

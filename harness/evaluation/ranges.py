@@ -1,7 +1,8 @@
 """The evaluation of a network's images: range by range, then joined.
 
 A range of images is evaluated on its own, by any worker, and saved in one file. A command that was killed goes on from
-the ranges that exist. `plan_ranges` divides the images; the rest divides the images of one range:
+the ranges that exist, and in a range from the answers of branch and bound (`searches.py`). `plan_ranges` divides the
+images; the rest divides the images of one range:
 
 - single images, after an error or a timeout that the images of a range would share (`Ledger.answers`);
 - what fits into the cache or the memory, in each bound (cerdeq/bounds/batch_sizes.py).
@@ -44,8 +45,9 @@ from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
 from harness.storage import folder, ranges
 from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
 from harness.storage.parquet import write_table
-from harness.storage.ranges import range_path
+from harness.storage.ranges import range_path, search_path
 from harness.storage.records import Result, TrainingRecord
+from harness.storage.state import count_wrongly_right
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
@@ -57,8 +59,8 @@ _BAB_SECONDS, _BAB_SHARE, _NO_LIMIT = 1200.0, 0.05, 300.0
 def plan_ranges(images: Split, network: nn.Module, classes: int, settings: EvaluationSettings) -> list[range]:
     """Return the ranges of images: a batch of them each, or fewer where the attack or branch and bound is slow.
 
-    A range is what a worker evaluates at a time, what a kill loses, and a step of progress. It does not depend on the
-    speed of the machine.
+    A range is what a worker evaluates at a time, what a kill loses but for branch and bound's answers, and a step of
+    progress. It does not depend on the speed of the machine.
     """
     starts = settings.attack_restarts * len(objectives(settings.attack, classes))
     operations = 3 * settings.attack_steps * starts * _operations(network, images.images.shape[1:])
@@ -110,11 +112,15 @@ class OpenEvaluation:
         part, device = self.images.part(images.start, images.stop), _device_of(self.network.model)
         x, labels, seed = part.images.to(device), part.labels.to(device), self.training.config.seed
         share = len(images) / len(self.images)
-        result = evaluate_images(self.network, x, labels, images.start, self.evaluation, seed, self.others, share)
+        result = evaluate_images(
+            self.network, x, labels, images.start, self.evaluation, seed, self.others, share, self.ranges_dir
+        )
         content = BytesIO()
         fields = {"verdicts": result.verdicts.to_dict("list"), "recurrence": asdict(result.recurrence)}
         torch.save({**vars(result), **fields}, content)
         write_bytes(range_path(self.ranges_dir, images), content.getvalue())
+        for image in images:
+            search_path(self.ranges_dir, image).unlink(missing_ok=True)
 
     def finish(self) -> Result:
         """Join the ranges and write the files of the evaluation, the result last.
@@ -157,8 +163,10 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
     """
     weights, digest = folder.read_trained_weights(network_dir)
     directory = folder.begin_evaluation(network_dir, evaluation, digest)
-    if folder.read_result(directory) is not None:
-        return None
+    if (result := folder.read_result(directory)) is not None:
+        if not count_wrongly_right(directory, folder.read_evaluation(directory), result):
+            return None
+        (directory / folder.RESULT).unlink()
     training = folder.read_training(network_dir / folder.TRAINING)
     config, device = training.config, best_device()
     images = evaluated_images(data, config.validation_images, evaluation)

@@ -19,6 +19,7 @@ from harness.common.names import Verdict
 from harness.evaluation.attack import counterexamples, margins_as_stored, margins_inside
 from harness.evaluation.batch import Batch
 from harness.evaluation.ledger import Proofs, SoundnessError, StageResult, verdict_where
+from harness.evaluation.searches import search
 from harness.settings import CERTIFICATE_STAGES
 
 _UNPROVED = "the counterexample of branch and bound is not proved to be one within the exact ball"
@@ -45,7 +46,7 @@ def _certificates(batch: Batch, examples: Tensor) -> tuple[Proofs, list[int]]:
     """Return certificates of examples [B] that a stage certified without one, and those for which none was found."""
     proofs, unproved = Proofs(), list[int]()
     for example in examples.nonzero():
-        answers = batch.ledger.answers(_CERTIFICATES, partial(_verify, batch), example)
+        answers = batch.ledger.answers(_CERTIFICATES, partial(search, batch, _CERTIFICATES), example)
         for _, verification in answers:
             if verification.status[0] == names.FALSIFIED:
                 index = batch.first + int(example)
@@ -72,7 +73,7 @@ def _branch_and_bound(batch: Batch) -> StageResult:
         left = batch.share * (batch.evaluation.bab_total_seconds or math.inf) - batch.ledger.seconds.get(names.BAB, 0.0)
         if left <= 0:
             raise DeadlineError
-        verification, number = _verify(batch, example, left), int(example)
+        verification, number = search(batch, names.BAB, example, left), int(example)
         verdict, bound = Verdict(verification.status[0]), float(verification.lower[0].amin())
         if verdict == (names.FALSIFIED if bound > 0 else names.CERTIFIED):
             index = batch.first + number
@@ -98,14 +99,6 @@ def _branch_and_bound(batch: Batch) -> StageResult:
         batch.ledger.answers(names.BAB, ask, example)
     proofs |= counterexamples(batch, names.BAB, short, k_of)
     return StageResult(verdicts, lower, upper, {names.BRANCHES: branches}, proofs, unproved)
-
-
-def _verify(batch: Batch, example: Tensor, seconds: float = math.inf) -> cerdeq.Verification:
-    """Return the answer of branch and bound about an example [1], within so many seconds and the limits of an image."""
-    settings = batch.evaluation
-    seconds = min(seconds, math.inf if settings.bab_seconds is None else settings.bab_seconds)
-    budget = None if seconds == math.inf else seconds, settings.bab_branches
-    return cerdeq.verify(batch.network.model, *batch.query(example), *budget, certificates=settings.certificates)
 
 
 def _name_tensors(batch: Batch, example: Tensor, verification: cerdeq.Verification) -> Proofs:

@@ -39,7 +39,6 @@ from harness.storage.records import Result
 
 _ATTACK = ("attack", "attack_steps", "attack_step", "attack_restarts")
 _BAB = ("bab_seconds", "bab_branches", "bab_total_seconds")
-_WRONG = (names.MISCLASSIFIED, names.FALSIFIED)
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def find_answers(network_dir: Path, evaluation: Evaluation, weights: str) -> lis
 
 def _read_verdicts(directory: Path, evaluation: Evaluation, result: Result) -> pd.DataFrame:
     """Return the verdicts of an evaluation by the index of the image. Raises DamagedFileError, also for another's."""
-    columns = [names.INDEX, names.LABEL, names.VERDICT, names.STAGE, names.REASON, names.ATTACK_MARGIN]
-    columns += [names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]
+    columns = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE, names.REASON]
+    columns += [names.ATTACK_MARGIN, names.TAKEN_FROM, *map(names.margin_column, evaluation.stages)]
     columns += [names.BRANCHES] if names.BAB in evaluation.stages else []
     table = read_verdicts(directory, columns)
     folder.check_verdicts(directory, result)
@@ -270,14 +269,20 @@ def find_contradictions(here: Evaluation, verdicts: pd.DataFrame, others: Sequen
 
     verdicts: a row for each image.
     """
-    found, mine = set[int](), verdicts.set_index(names.INDEX)[names.VERDICT]
+    found, mine = set[int](), verdicts.set_index(names.INDEX)
     for answers in others:
-        theirs = answers.verdicts[names.VERDICT].reindex(mine.index)
+        theirs = answers.verdicts.reindex(mine.index)
         if answers.evaluation.eps >= here.eps:
-            found |= set(mine.index[(theirs == names.CERTIFIED) & mine.isin(_WRONG)])
+            found |= set(mine.index[(theirs[names.VERDICT] == names.CERTIFIED) & _is_wrong(mine)])
         if answers.evaluation.eps <= here.eps:
-            found |= set(mine.index[theirs.isin(_WRONG) & (mine == names.CERTIFIED)])
+            found |= set(mine.index[_is_wrong(theirs) & (mine[names.VERDICT] == names.CERTIFIED)])
     return found
+
+
+def _is_wrong(verdicts: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which images the network errs on; without a prediction nothing is known of them."""
+    wrong = verdicts[names.VERDICT].isin([names.MISCLASSIFIED, names.FALSIFIED])
+    return wrong & (verdicts[names.PREDICTION] != names.NO_PREDICTION)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

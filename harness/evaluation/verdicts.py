@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,7 @@ def evaluate_images(
     seed: int = 0,
     others: Sequence[Answers] = (),
     share: float = 1.0,
+    ranges_dir: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate consecutive images (uint8 [N, C, H, W]) with labels [N]; the result depends on these alone.
 
@@ -66,6 +68,7 @@ def evaluate_images(
         seed: of the attack's starts.
         others: other evaluations of the network, whose answers are taken over where they hold here, too.
         share: of `bab_total_seconds` that these images have.
+        ranges_dir: the folder in which answers of branch and bound are saved, image by image; None saves none.
 
     Raises:
         SoundnessError: an example is both certified and falsified, or branch and bound contradicts its own bound.
@@ -76,8 +79,9 @@ def evaluate_images(
         refuse_another_function(network.model, network.program, LinfBall(x[:2], evaluation.eps))
     ledger = Ledger(len(labels), evaluation.stage_seconds or math.inf)
     bounds, bounded = bound_batch(network, x, labels, evaluation.eps, ledger)
-    batch = Batch(network, x, labels, first, evaluation, seed, ledger, bounded, share)
+    batch = Batch(network, x, labels, first, evaluation, seed, ledger, bounded, share, ranges_dir)
     prediction = torch.where(bounded, bounds.prediction(labels), names.NO_PREDICTION)
+    ledger.record_without_prediction()
     ledger.record(names.CLEAN, verdict_where(bounded & (prediction != labels), names.MISCLASSIFIED))
     ibp_lower = bounds.lower.amin(1)
     certified = ibp_lower > 0

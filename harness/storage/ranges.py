@@ -1,4 +1,7 @@
-"""The files of an evaluation that is under way: ranges/<hash>/<first>-<stop>.pt, one for each range of images.
+"""The files of an evaluation that is under way, in ranges/<hash>/.
+
+    <first>-<stop>.pt   a range of images
+    <index>.search      branch and bound's answer about an image, until its range is saved
 
 They lie in the evaluation's folder until its result is written. The hash is of all that the
 verdicts follow from: ranges of other weights, settings, devices or versions lie in another folder, and are not used.
@@ -20,6 +23,11 @@ def ranges_dir(directory: Path, digest: str) -> Path:
 def range_path(ranges_dir: Path, images: range) -> Path:
     """Return the file of a range of images, which are counted from 0."""
     return ranges_dir / f"{images.start:05}-{images.stop:05}.pt"
+
+
+def search_path(ranges_dir: Path, image: int) -> Path:
+    """Return the file of branch and bound's answer about an image, until its range is saved."""
+    return ranges_dir / f"{image:05}.search"
 
 
 def begin_ranges(ranges_dir: Path) -> None:

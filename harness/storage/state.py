@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from harness.common import names
-from harness.common.terminal import percent
+from harness.common.terminal import percent, with_plural
 from harness.config.training import RECIPE_VERSION
 from harness.settings import EVALUATION_VERSION
 from harness.storage import folder, ranges, training_progress
@@ -37,7 +37,7 @@ class EvaluationState:
     epochs: how many are trained; of a network that is not in training, those of its checkpoint; 0 once it is trained.
     progress: how far an unfinished one is. written: when training or evaluation last wrote a file, in seconds since
     1970; None before they begin. is_running: whether that was in the run that holds the sweep's directory.
-    problem: which file of the network's folder cannot be read, and why.
+    wrongly_right: as `count_wrongly_right` has it. problem: which file of the network's folder cannot be read, and why.
     """
 
     training: TrainingRecord | None = None
@@ -51,6 +51,7 @@ class EvaluationState:
     progress: str = ""
     written: float | None = None
     is_running: bool = False
+    wrongly_right: int = 0
     problem: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +91,8 @@ class EvaluationState:
         digests = {each.weights for each in (self.trained, self.result) if each is not None}
         if len(digests - {""}) > 1:
             return "of other weights than the network has"
+        if self.wrongly_right:
+            return f"it counts {with_plural(self.wrongly_right, 'image')} without a prediction as predicted rightly"
         return ""
 
     @property
@@ -146,6 +149,7 @@ def read_state(evaluation_dir: Path, run_began: float | None = None) -> Evaluati
             progress="" if result or written is None else _describe_progress(evaluation_dir, training, trained, epochs),
             written=written,
             is_running=is_running,
+            wrongly_right=count_wrongly_right(evaluation_dir, evaluation, result),
         )
     except (OSError, ValueError) as error:
         problem = str(error).replace(f"{network_dir}/", "")
@@ -176,6 +180,23 @@ def read_state_or_raise(evaluation_dir: Path) -> EvaluationState:
     if state.problem:
         raise DamagedFileError(f"{folder.network_of(evaluation_dir)}/{state.problem}")
     return state
+
+
+def count_wrongly_right(evaluation_dir: Path, evaluation: EvaluationRecord | None, result: Result | None) -> int:
+    """Return how many images without a prediction a result counts as predicted rightly, as results once did.
+
+    Raises DamagedFileError if the verdicts are needed for it and cannot be read.
+    """
+    if evaluation is None or result is None:
+        return 0
+    causes = [names.OUT_OF_MEMORY, names.FAILED, *([names.TIMEOUT] if evaluation.config.stage_seconds else [])]
+    if not any(result.metrics.get(names.share_of(cause)) for cause in causes):
+        return 0
+    from harness.storage.study_tables import read_stored_verdicts  # pandas takes seconds to import
+
+    verdicts = read_stored_verdicts(evaluation_dir, [names.PREDICTION, names.VERDICT])
+    is_without = verdicts[names.PREDICTION] == names.NO_PREDICTION
+    return int((is_without & (verdicts[names.VERDICT] != names.MISCLASSIFIED)).sum())
 
 
 def _count_epochs(network_dir: Path, is_running: bool) -> int:

@@ -20,7 +20,7 @@ from harness.storage import folder, parquet
 from harness.storage.files import DamagedFileError, load_json, parse_file, read_text
 from harness.storage.parquet import parse_table, read_table, write_table
 from harness.storage.records import parse_choices, parse_evaluation, parse_result, parse_study, parse_training
-from harness.storage.state import EvaluationState, evaluation_dirs, read_state_or_raise
+from harness.storage.state import EvaluationState, count_wrongly_right, evaluation_dirs, read_state_or_raise
 
 EVALUATIONS, VERDICTS = "evaluations.parquet", "verdicts.parquet"
 VERDICT_COLUMNS = [names.INDEX, names.LABEL, names.PREDICTION, names.VERDICT, names.STAGE]
@@ -71,13 +71,16 @@ def _parse(study: Path, rows: pd.DataFrame) -> dict[Path, EvaluationState]:
     for row in rows.to_dict("records"):
         texts = {name: text for name, text in row.items() if isinstance(text, str) and name != FOLDER}
         content = {name: load_json(text.encode()) for name, text in texts.items()}
-        states[study / row[FOLDER]] = EvaluationState(
+        path = study / row[FOLDER]
+        evaluation, result = parse_evaluation(content["evaluation"]), parse_result(content["result"])
+        states[path] = EvaluationState(
             training=parse_training(content["training"]),
-            evaluation=parse_evaluation(content["evaluation"]),
+            evaluation=evaluation,
             trained=parse_result(content["trained"]),
-            result=parse_result(content["result"]),
+            result=result,
             study=parse_study(content.get("study", {})),
             choices=parse_choices(content["chosen"]) if "chosen" in content else [],
+            wrongly_right=count_wrongly_right(path, evaluation, result),
         )
     return states
 

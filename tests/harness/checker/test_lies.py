@@ -111,7 +111,7 @@ def test_the_truth_is_confirmed(sweep, capsys):
 
 def test_images_that_could_not_be_bounded_claim_nothing(sweep, capsys, remembered):
     no_claim = {"margin_ibp": np.nan, "margin_crown__ibp": np.nan, "margin_alpha__crown": np.nan}
-    change_row(names.UNKNOWN, verdict=names.OUT_OF_MEMORY, stage="clean", prediction=-1, **no_claim)(sweep)
+    change_row(names.UNKNOWN, verdict=names.MISCLASSIFIED, stage="clean", prediction=-1, **no_claim)(sweep)
     change_row(names.UNKNOWN, **no_claim)(sweep)
     status, output = recheck(sweep, capsys, "--only", "*")
     assert status == OK and output.splitlines()[-1] == "every verdict of the selected networks is confirmed", output

@@ -11,6 +11,7 @@ from networks import GOLDEN
 from torch import nn
 
 import cerdeq
+from cerdeq.equilibrium import FixedPoint
 from harness.common.radius import Radius
 from harness.data import Split, load
 from harness.evaluation import equilibria
@@ -122,6 +123,41 @@ def test_ranges_of_other_weights_settings_or_versions_are_removed(network_dir, e
     assert open_at(network_dir, evaluation.replace(attack_steps=9)).directory != other.directory
 
 
+@pytest.mark.parametrize("stages", [("ibp", "bab"), ("ibp", "crown")], ids=["bab", "certificates"])
+@pytest.mark.parametrize("network_dir", ["cnn5"], indirect=True)
+def test_a_kill_within_a_range_loses_one_search(network_dir, evaluation, stages, monkeypatch):
+    """Of an image, or for its certificate; the result is that of an evaluation without a kill."""
+    limits = {"bab_seconds": None, "bab_branches": 4, "certificates": True}
+    evaluation = evaluation.replace(stages=stages, attack="margin", attack_steps=1, attack_restarts=1, **limits)
+    searched, verify, allowed = [], cerdeq.verify, [100]
+
+    def count(model, region, *arguments, **options):
+        if len(searched) == allowed[0]:
+            raise KeyboardInterrupt
+        searched.append(region.center)
+        return verify(model, region, *arguments, **options)
+
+    monkeypatch.setattr(cerdeq, "verify", count)
+    opened, images = open_at(network_dir, evaluation), PLANNED[0]
+    opened.evaluate_range(images)
+    expected, whole = read_range(opened.ranges_dir, images), len(searched)
+    ranges.range_path(opened.ranges_dir, images).unlink()
+    assert not any(opened.ranges_dir.iterdir()) and whole > 2
+    searched.clear()
+    allowed[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        opened.evaluate_range(images)
+    assert len(list(opened.ranges_dir.glob("*.search"))) == 2 and opened.missing() == PLANNED
+    allowed[0] = 100
+    opened.evaluate_range(images)
+    assert len(searched) == whole, "each image once"
+    again = read_range(opened.ranges_dir, images)
+    pd.testing.assert_frame_equal(again.verdicts, expected.verdicts)
+    assert again.proofs.keys() == expected.proofs.keys()
+    assert all(torch.equal(tensor, expected.proofs[name]) for name, tensor in again.proofs.items())
+    assert [path.name for path in opened.ranges_dir.iterdir()] == ["00000-00015.pt"]
+
+
 @pytest.mark.parametrize("network_dir", ["cnn5"], indirect=True)
 def test_each_range_has_its_share_of_the_seconds_of_all_images(network_dir, evaluation, monkeypatch):
     limits = []
@@ -164,6 +200,17 @@ def test_solves_that_miss_the_tolerance_are_counted(network_dir, monkeypatch):
     missed = replace(part, missed=[3])
     assert part.metrics()["equilibrium/not_converged"] == 0
     assert equilibria.join([missed, part]).metrics()["equilibrium/not_converged"] == pytest.approx(100 * 3 / 8)
+
+
+def test_what_is_observed_is_the_solve_of_the_network_itself():
+    """At rho .9995 Picard iteration misses the tolerance in 20,000 iterations, and the network meets it."""
+    weight = 0.9995 * torch.eye(4, dtype=torch.float64)
+    layers = [nn.Flatten(), nn.Linear(64, 4), FixedPoint(weight), nn.Linear(4, 10)]
+    model, images = nn.Sequential(*layers).double().eval(), load("digits").test_images(8)
+    observed = observe_recurrence(model, images.images.double() / 255, images.labels, 0, Radius("1/100"), 10)
+    metrics = observed.metrics()
+    assert metrics["equilibrium/not_converged"] == 0 and metrics["equilibrium/residual"] <= 1e-10
+    assert 1 <= metrics["equilibrium/iterations"] < 100
 
 
 def test_a_network_without_equilibria_has_no_metrics_of_them():

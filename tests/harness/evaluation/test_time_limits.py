@@ -11,6 +11,7 @@ from networks import evaluate, trained
 
 from cerdeq.deadline import check
 from harness.common import names
+from harness.common.radius import Radius
 from harness.evaluation import stages
 from harness.evaluation.ledger import Ledger
 
@@ -23,10 +24,13 @@ def verdicts(name, count, **settings):
 
 @pytest.mark.parametrize("name", ["cnn5", "cerdeq"])
 def test_a_limit_that_no_image_meets_leaves_timeouts_and_one_that_all_meet_changes_nothing(name):
-    missed = verdicts(name, 4, stage_seconds=1e-9)
-    assert set(missed[names.VERDICT]) == {names.TIMEOUT} and set(missed[names.STAGE]) == {names.CLEAN}
-    assert set(missed[names.PREDICTION]) == {names.NO_PREDICTION}
-    pd.testing.assert_frame_equal(verdicts(name, 4, stage_seconds=1e3), verdicts(name, 4), check_exact=True)
+    missed, expected = (verdicts(name, 4, eps=Radius("1/4"), stage_seconds=limit) for limit in (1e-9, 1e3))
+    decided_by = {names.CLEAN: names.MISCLASSIFIED, names.IBP: names.CERTIFIED, names.ATTACK: names.TIMEOUT}
+    assert missed[names.VERDICT].tolist() == missed[names.STAGE].map(decided_by).tolist()
+    assert names.TIMEOUT in set(missed[names.VERDICT])
+    assert missed[names.PREDICTION].equals(expected[names.PREDICTION])
+    unlimited = verdicts(name, 4, eps=Radius("1/4"))
+    pd.testing.assert_frame_equal(unlimited, expected, check_exact=True)
 
 
 def test_the_image_that_a_stage_does_not_finish_is_decided_by_the_next_or_a_timeout(monkeypatch):
