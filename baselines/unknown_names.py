@@ -9,9 +9,10 @@ SUGGESTED = 1
 
 
 def suggestion(name: object, names: list[str]) -> str:
-    """Return the end of a message that suggests the nearest of the names, or "" if none is near."""
+    """Return the end of a message that suggests the nearest of the names, or one with these initials, or ""."""
     by_lower = {each.lower(): each for each in names}
     near = [by_lower[each] for each in difflib.get_close_matches(str(name).lower(), by_lower, n=SUGGESTED)]
+    near = near or [each for each in names if str(name) == "".join(word[:1] for word in each.split("_"))]  # as lr
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

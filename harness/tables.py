@@ -43,7 +43,7 @@ from harness.leaderboard.table import build_leaderboard, select_rows
 from harness.storage import folder, study_tables
 from harness.storage.files import write_text
 from harness.storage.lock import holder
-from harness.storage.state import read_states
+from harness.storage.state import read_state, read_states
 
 # Pages are imported late: they import torch and matplotlib.
 COMPARISONS, COMPARISONS_LATEX = "comparisons.csv", "comparisons.tex"
@@ -203,7 +203,7 @@ def _print_status(sweep_dir: Path) -> None:
         say(f"process {run.process} on {run.host} has held {sweep_dir} for {_span(run.since)}")
     else:
         say(f"no run on this machine is using {sweep_dir}")
-    rows, counts = list[list[str]](), Counter[str]()
+    rows, counts, shown = list[list[str]](), Counter[str](), {folder.network_of(path) for path in states}
     for path, state in states.items():
         counts[state.state] += 1
         network_dir = folder.network_of(path)
@@ -212,12 +212,22 @@ def _print_status(sweep_dir: Path) -> None:
         evaluation = state.evaluation.config.description if state.evaluation else ""
         size = filesize.decimal(_bytes(network_dir))
         rows.append([label, network_dir.name, evaluation, state.state, state.description, age, size])
+    rows += [_teacher_row(path) for path in folder.network_folders(sweep_dir, teachers=True) if path not in shown]
     titles = ["network", "key", "evaluation", "state", "", "written", "disk"]
     print_table(new_console(), titles, sorted(rows))
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    networks = with_plural(len({folder.network_of(path) for path in states}), "network")
+    networks = with_plural(len(shown), "network")
     size = filesize.decimal(_bytes(sweep_dir))
     say(f"{networks}, {with_plural(len(states), 'evaluation')}: {summary}; {size} on disk")
+
+
+def _teacher_row(network_dir: Path) -> list[str]:
+    """Return the row of a network that is only a teacher."""
+    state = read_state(network_dir / folder.EVALUATIONS / "none")
+    name = f"teacher {state.training.config.label if state.training else '?'}"
+    what = ["trained", ""] if folder.is_trained(network_dir) else [state.state, state.description]
+    age = "" if state.written is None else f"{_span(state.written)} ago"
+    return [name, network_dir.name, "", *what, age, filesize.decimal(_bytes(network_dir))]
 
 
 def _bytes(directory: Path) -> int:

@@ -82,7 +82,9 @@ def _describe(item: Any, kind: Any, value: Any, section: tuple[str, ...]) -> Ite
         yield str(SettingError(key, item["input"], str(cause)))
     else:
         example = _example(field) if item["type"].endswith("_type") else ""
-        yield f"{key or 'it'}: found {shorten(item['input'])}: {item['msg']}{example}"
+        of_all = isinstance(item["input"], list) and location[:1] in (["train"], ["width"])
+        hint = "; lists of values belong into entries of `trials`" if of_all else ""
+        yield f"{key or 'it'}: found {shorten(item['input'])}: {item['msg']}{example}{hint}"
 
 
 def _keys(location: tuple[int | str, ...], value: Any) -> Iterator[str]:

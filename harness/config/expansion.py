@@ -222,8 +222,19 @@ def _expanded(rows: list[_Row], file: SweepFile, own_data: MeasuredData | None) 
         search=sweep.search,
         searched=searched,
         checkpoints=checkpoints,
-        warnings=_without_effect(sweep, rows),
+        warnings=(*_without_effect(sweep, rows), *_late_ramps(rows)),
     )
+
+
+def _late_ramps(rows: list[_Row]) -> tuple[str, ...]:
+    """Return a line on the rows whose eps grows until the last step, none if there are none."""
+    late = list[str]()
+    for row in rows:
+        recipe, is_used = row.training.train, row.unused is not None and "train.ramp_epochs" not in row.unused
+        if is_used and recipe.ramp_epochs > 0 and recipe.epochs <= recipe.ramp_start - 1 + recipe.ramp_epochs:
+            late.append(row.where)
+    where = ", ".join(dict.fromkeys(late))
+    return (f"the ramp ends with the last epoch, so that no epoch trains at the full eps: {where}",) if late else ()
 
 
 def _without_effect(sweep: Sweep, rows: list[_Row]) -> tuple[str, ...]:

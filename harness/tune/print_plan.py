@@ -35,8 +35,9 @@ def print_header(
         *(f"evaluation: {evaluation.description}" for evaluation in study.evaluations),
         f"data: {plan.data.describe()}",
     ]
-    if teachers := {each.own_teacher.label for each in study.trainings if each.own_teacher is not None}:
-        lines.append(f"teachers, trained first unless they are: {', '.join(sorted(teachers))}")
+    teachers = [each.own_teacher for each in study.trainings if each.own_teacher is not None]
+    if named := {f"{teacher.label} ({teacher.key(plan.data.fingerprint)})" for teacher in teachers}:
+        lines.append(f"teachers, trained first unless they are: {', '.join(sorted(named))}")
     if is_picked:
         lines.append("no GPU here: profile 'cpu' was picked")
     elif study.resources.gpu and not gpus:

@@ -206,6 +206,12 @@ def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_p
     assert training.train.decay_epochs == () and training.train.ramp_epochs == 0
 
 
+def test_a_ramp_that_ends_with_the_last_epoch_is_a_warning(tmp_path):
+    short = changed(("train", {"epochs": 2}), ("trials.1.train", {"ramp_epochs": 0, "ramp_start": 1}))
+    (warning,) = load_sweep(write(tmp_path, short), "full", True).warnings
+    assert warning == "the ramp ends with the last epoch, so that no epoch trains at the full eps: trials.0"
+
+
 UNUSED = {  # changes of BASE, and the setting without effect
     "of an entry": ([("trials", [entry("pgd", train={"regularisation": 0.1})])], "0.train.regularisation ('pgd'"),
     "of a method": (

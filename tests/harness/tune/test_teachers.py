@@ -1,6 +1,7 @@
 """A teacher is trained once, before its students, and has no row of its own."""
 
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -49,6 +50,9 @@ def test_a_teacher_is_trained_once_for_all_students_and_has_no_row(tmp_path, cap
     assert shown.count("done teacher cnn5 pgd train.epochs=1 seed 0: trained") == 1
     (teacher,) = teachers_of(sweep_dir)
     assert (teacher / folder.WEIGHTS).exists() and not (teacher / folder.EVALUATIONS).exists()
+    assert f"teachers, trained first unless they are: cnn5 pgd train.epochs=1 seed 0 ({teacher.name})\n" in shown
+    assert main("tables", [str(sweep_dir), "--status"]) == 0
+    assert re.search(rf"teacher cnn5 pgd train.epochs=1 seed 0 +{teacher.name} +trained", capsys.readouterr().out)
     assert "cnn5 ad-cert attack_steps=1 teacher=(cnn5 pgd train.epochs=1)" in (sweep_dir / "leaderboard.md").read_text()
     assert set(pd.read_csv(sweep_dir / "leaderboard.csv")["method"].dropna()) == {"cc-dist", "ad-cert"}
     content = SWEEP | {"trials": [*STUDENTS, {"model": "cnn5", "method": "pgd", "train": {"epochs": 1}}]}
