@@ -130,7 +130,9 @@ class FixedPoint(nn.Module):
             return replace(solution, value=solution.value.to(h.dtype))
         step, tolerance = partial(fixed_point_step, weight), _EVALUATION_TOLERANCE[h.dtype]
         with torch.no_grad():
-            start, before = near_equilibrium(weight, h) if h.dtype == torch.float64 else (torch.relu(h), 0)
+            start, before = torch.relu(h), torch.zeros(len(h), dtype=torch.long, device=h.device)
+            if h.dtype == torch.float64:
+                start, before = near_equilibrium(weight, h)
             for steps in (PicardSteps, AndersonSteps):
                 solution = solve_to_tolerance(step, start, h, tolerance, _EVALUATION_LIMIT, steps)
                 start, before = solution.value, before + solution.iterations

@@ -108,7 +108,7 @@ class Ledger:
 
         Nothing is proved of their prediction, so they count as errors.
         """
-        for example in np.flatnonzero(self.verdict != ""):
+        for example in map(int, np.flatnonzero(self.verdict != "")):
             reason = ": ".join(filter(None, [self.verdict[example], self.reason[example]]))
             self.record(names.CLEAN, {example: names.MISCLASSIFIED})
             self.reason[example] = reason
