@@ -125,5 +125,5 @@ def _start(dashboard: bool) -> str:
     logs = Path(os.environ.get("RAY_TMPDIR", gettempdir())) / "ray/session_latest/logs"
     raise InputError(
         f"Ray cannot be started here, {_ATTEMPTS} attempts in {time.monotonic() - began:.0f} s. The last one: "
-        f"{' '.join(str(cause).split())}; its logs: {logs}. To do without Ray: --here"
+        f"{' '.join(str(cause).split())}; its logs: {logs}. To do without Ray: harness.run --here"
     ) from cause

@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from study import TINY, Study, snapshot
 
+from harness.command_line import main
 from harness.common import names
 from harness.config.training import RECIPE_VERSION
 from harness.storage import files, folder
@@ -31,7 +32,7 @@ def test_a_result_of_another_network_is_not_taken_for_this_one_s(copied, no_ray,
     assert {path: after[path][1] for path in after} == {path: before[path][1] for path in before}
 
 
-def test_a_stale_network_that_today_s_code_cannot_read_is_flagged(copied, no_ray):
+def test_a_stale_network_that_today_s_code_cannot_read_is_counted_and_flagged_with_all(copied, no_ray, capsys):
     """A folder of an older recipe, whose config had a setting that is gone: stale, not in the way."""
     stale = record_json(copied.records["cnn5", 0])
     stale |= {"key": "0" * 16, "recipe_version": RECIPE_VERSION - 1}
@@ -40,7 +41,12 @@ def test_a_stale_network_that_today_s_code_cannot_read_is_flagged(copied, no_ray
     files.write_json(network_dir / folder.TRAINING, stale)
     (network_dir / folder.LOG).touch()
     assert copied.main() == 0
-    assert "0000000000000000" in (copied.directory / "leaderboard.md").read_text()
+    assert "Left out: 1 evaluation of 1 network: " in (copied.directory / "leaderboard.md").read_text()
+    capsys.readouterr()
+    assert main("tables", [str(copied.directory), "--all"]) == 0
+    assert "(0000000000000000): not counted: training.json cannot be read: " in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize("name", [folder.EPOCHS, folder.FAILURE])
