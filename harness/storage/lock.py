@@ -1,19 +1,18 @@
 """One run at a time in a directory: a lock file that names its holder.
 
-The file is locked, too, and the lock goes with the process. On file systems without locks the file alone counts: a
-process of this machine that has died is replaced at once, and a file of another machine whose run has died must be
-deleted by hand.
+The file is locked, too, and the lock goes with the process. On file systems without locks the file alone counts. The
+file of a run that has died on another machine must be deleted by hand.
 """
 
-import fcntl
+import errno
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from harness.common.errors import InputError
@@ -21,6 +20,7 @@ from harness.common.models import LENIENT, Model
 from harness.storage.files import LARGEST_TEXT, make_directory, read_bytes
 
 LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 class HeldError(InputError):
@@ -56,61 +56,52 @@ class Holder(Model):
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold a directory within the block. Raises HeldError if another run holds it.
 
-    The command has refused links that lead out of it. Directories that were made for this are removed if nothing was
-    written there.
+    Directories that were made for this are removed if nothing was written there.
     """
     new = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
     make_directory(directory)
     path = directory / LOCK
-    if path.exists() and not path.is_file():  # reading a pipe would wait
-        raise InputError(f"{path} cannot be the lock of its directory: found no file; remove it")
-    with open(path, "a+b", buffering=0) as file:
-        is_locked = _try_lock(file)
-        file.seek(0)
-        owner = _parse(file.read())
-        is_removed = os.fstat(file.fileno()).st_nlink == 0  # by a run that has just ended
-        is_free = owner is None or not owner.may_be_running
-        if owner is not None and owner.is_here:  # a number of this process is that of another before a restart
-            is_free |= is_locked is True or owner.process == os.getpid()
-        if is_locked is False or is_removed or not is_free:
-            name = f"process {owner.process} on {owner.host}" if owner else "no process yet"
-            advice = "" if is_locked is False else "; if that run is gone, delete the file"
-            raise HeldError(f"another run is writing there: {path} names {name}{advice}")
-        file.truncate(0)
-        own = Holder(host=socket.gethostname(), process=os.getpid(), since=time.time())
-        file.write(own.model_dump_json().encode())
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise HeldError(_describe(path)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        owner = _read(path)
+        if owner is not None and owner.may_be_running and not (owner.is_here and lock.is_locked):
+            raise HeldError(f"{_describe(path)}; if that run is gone, delete the file")
+        path.write_text(Holder(host=socket.gethostname(), process=os.getpid(), since=time.time()).model_dump_json())
         try:
             yield
         finally:
-            file.truncate(0)
             with suppress(OSError):
+                os.truncate(path, 0)
                 if new and list(directory.iterdir()) == [path]:
                     path.unlink()
                     for each in new:
                         each.rmdir()
+    finally:
+        lock.release()
 
 
 def holder(directory: Path) -> Holder | None:
     """Return who holds a directory; None if nobody does."""
-    path = directory / LOCK
-    owner = _parse(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
+    owner = _read(directory / LOCK)
     return owner if owner is not None and owner.may_be_running else None
 
 
-def _try_lock(file: IO[bytes]) -> bool | None:
-    """Return True if the file is locked now, False if another run has the lock, None on a file system without locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+def _describe(path: Path) -> str:
+    owner = _read(path)
+    name = f"process {owner.process} on {owner.host}" if owner else "no process yet"
+    return f"another run is writing there: {path} names {name}"
 
 
-def _parse(text: bytes) -> Holder | None:
-    """Return the holder that a lock file names; None if it names nobody."""
+def _read(path: Path) -> Holder | None:
+    """Return the holder that a lock file names; None if it names nobody, or is not there."""
     try:
-        return Holder.model_validate_json(text)
+        return Holder.model_validate_json(read_bytes(path, LARGEST_TEXT)) if path.exists() else None
     except ValidationError:
         return None

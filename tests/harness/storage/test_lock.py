@@ -100,14 +100,3 @@ def test_a_new_directory_is_removed_if_nothing_was_written_there(tmp_path):
             for name, text in content.items():
                 (tmp_path / "new" / name).write_text(text)
         assert (tmp_path / "new").exists() == is_left
-
-
-def test_a_lock_that_has_just_been_removed_is_not_held(tmp_path, monkeypatch):
-    """Another run removes the directory between this run's opening and locking of the file."""
-
-    def lock_late(file, _operation):
-        os.unlink(file.name)
-
-    monkeypatch.setattr(fcntl, "flock", lock_late)
-    with pytest.raises(InputError, match="another run is writing there"), lock_directory(tmp_path / "new"):
-        pytest.fail("it holds a file that no other run sees")
