@@ -26,7 +26,13 @@ from harness.storage.sweep_file import SWEEP
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("files", type=Path, nargs="+", metavar="SWEEP.yaml", help="a sweep file")
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="SWEEP.yaml",
+        help="a sweep file; without one, those in sweeps/ are listed",
+    )
     add_sweep_options(parser)
     add_data_dir(parser)
     where = "default: where a sweep.yaml of results lies, else results"
@@ -62,6 +68,8 @@ def main(options: argparse.Namespace) -> int:
         InputError: wrong input; nothing was started.
         Stopped, KeyboardInterrupt: a signal came.
     """
+    if not options.files:
+        return _list_sweeps()
     count = options.max_concurrent
     require("--dashboard", True, not (options.here and options.dashboard), "a run under Ray, without --here")
     require("--max-concurrent", count, count is None or count > 0, "a whole number from 1")
@@ -102,6 +110,18 @@ def main(options: argparse.Namespace) -> int:
 
             sweep = SweepRun(file, sweep_dir, is_alone, options)
         return OK if sweep.run(find_machines()) else FAILED
+
+
+def _list_sweeps() -> int:
+    """Print the sweep files of sweeps/ with their first line; return the exit status.
+
+    Raises InputError where there are none.
+    """
+    files = sorted(Path("sweeps").glob("*.yaml"))
+    require("SWEEP.yaml", "none", bool(files), "a sweep file; there is no sweeps/ here to list")
+    for file in files:
+        say(f"{file}: {file.read_text().partition(chr(10))[0].removeprefix('# ')}")
+    return OK
 
 
 if __name__ == "__main__":

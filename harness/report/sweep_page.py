@@ -120,7 +120,9 @@ def _commands(evaluation_dirs: list[Path], profile: str) -> str:
     file, options = _relative(sweep_dir / SWEEP, 3), list[str]()
     if not (sweep_dir / SWEEP).exists():  # of published results
         name, *changes = profile.split(CHANGED)
-        file, options = Path(f"sweeps/{sweep_dir.name}.yaml"), ["--profile", name]
+        beside = sweep_dir / f"{sweep_dir.name}.yaml"
+        file = _relative(beside, 4) if beside.exists() else Path("sweeps", beside.name)
+        options = ["--profile", name]
         options += [word for change in changes for word in ("--set", change)]
     if not any((path / folder.CHOSEN).exists() for path in network_dirs):
         options += [word for path in network_dirs for word in ("--only", path.name)]

@@ -13,8 +13,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fetched_checkpoints import why_not_loadable
 from pages import ROOT, blocks, inline
+from project_sweeps import SWEEPS, why_not_loadable
 
 from harness import tables
 from harness.command_line import COMMANDS, main, parser_of
@@ -66,15 +66,21 @@ RUN_HERE = {
 }
 
 
+def sweep_of(name):
+    """The project's sweep file of this name, None without one."""
+    return next((path for path in SWEEPS if path.stem == name), None)
+
+
 @functools.cache
 def labels_of(path):
     """The names of a sweep's networks: of its file, or of published results."""
-    if str(path).startswith(PUBLISHED):
+    if str(path).startswith(PUBLISHED) and path.suffix != ".yaml":
         configs = [state.training.config for state in read_stored_states(ROOT / path).values()]
     else:
-        if reason := why_not_loadable(path.stem):
+        file = sweep_of(path.stem)
+        if reason := why_not_loadable(file):
             pytest.skip(reason)
-        configs = expand_file(read_file(ROOT / "sweeps" / f"{path.stem}.yaml", "full", lambda: True)).trainings
+        configs = expand_file(read_file(file, "full", lambda: True)).trainings
     return {config.key(""): config.names(config.key("")) for config in configs}
 
 
@@ -90,13 +96,13 @@ def check_harness_command(name, arguments):
         assert select_by_pattern("--only", patterns, labels_of(directory))
     values = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in [value for value in values if isinstance(value, Path)]:
-        if path.parts[0] == "sweeps":
+        if path.suffix == ".yaml" and path.name != SWEEP:
             assert options.profile in (None, "full", *read(ROOT / path)[0].get("profiles", {}))
         if path.parts[:2] == ("results", "published"):
-            assert (ROOT / path).is_dir()
+            assert (ROOT / path).exists()
         elif path.parts[0] == "results" and path.parts[1:] not in ((), ("*",)):
-            file = ROOT / "sweeps" / f"{path.parts[1]}.yaml"
-            assert file.exists() or path.parts[1] == OWN
+            file = sweep_of(path.parts[1])
+            assert file or path.parts[1] == OWN
             if baseline := getattr(options, "compare", None):
                 study = expand_file(read_file(file, "full", lambda: True))
                 assert baseline in [training.row for training in study.trainings]

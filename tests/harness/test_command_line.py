@@ -239,3 +239,14 @@ def test_patterns_mean_by_any_name_and_each_must_mean_something():
     assert select_by_pattern("--only", [], named) == []
     with pytest.raises(SettingError, match=r"--only.*'cnn9\*'.*\n  cnn5 ibp seed 0  a0\n  cerdeq"):
         select_by_pattern("--only", ["cnn5*", "cnn9*"], named)
+
+
+def test_run_without_a_file_lists_the_sweep_files_with_their_questions(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps/one.yaml").write_text("# Does it help?\nname: one\n")
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main("run", []) == 0
+    assert capsys.readouterr().out == "sweeps/one.yaml: Does it help?\n"
+    monkeypatch.chdir(tmp_path / "sweeps")
+    assert command_line.main("run", []) == 2
+    assert "there is no sweeps/ here to list" in capsys.readouterr().err

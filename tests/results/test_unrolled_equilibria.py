@@ -1,4 +1,4 @@
-"""`sweeps/unroll_equilibria.py`: after many steps a network is the equilibrium, whose verdicts are stored."""
+"""`unroll_equilibria.py`: after many steps a network is the equilibrium, whose verdicts are stored."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ EXAMPLE = ROOT / "results" / "example"
 def test_many_steps_have_the_errors_of_the_equilibrium_and_none_those_of_other_weights():
     if not os.environ.get("CERDEQ_DATA"):
         pytest.skip("CERDEQ_DATA is not set")
-    command = [sys.executable, ROOT / "sweeps" / "unroll_equilibria.py", EXAMPLE, "--images", "200"]
+    command = [sys.executable, ROOT / "results/published/recurrence/unroll_equilibria.py", EXAMPLE, "--images", "200"]
     run = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "300", "OMP_NUM_THREADS": "1"}
     )

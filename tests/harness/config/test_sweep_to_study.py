@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fetched_checkpoints import why_not_loadable
+from project_sweeps import SWEEPS, why_not_loadable
 from small_sweep import BASE, changed, entry, load_sweep, trainings_of, write
 from test_training_config import ELSEWHERE, OTHER, OTHER_EVALUATION
 
@@ -24,8 +24,6 @@ from harness.config.sweep import Sweep
 from harness.config.training import FULL_PROFILE, Training
 from harness.settings import Evaluation, Recipe
 
-PROJECT = Path(__file__).resolve().parents[3]
-SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"), key=lambda path: path.stem)
 RECORD = Path(__file__).with_name("sweep_keys.json")
 
 
@@ -157,14 +155,14 @@ def _build_each_network_once(monkeypatch, networks):
 @pytest.mark.usefixtures("_build_each_network_once")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_the_project_s_own_sweeps_load_under_each_profile(path):
-    if reason := why_not_loadable(path.stem):
+    if reason := why_not_loadable(path):
         pytest.skip(reason)
     assert digests(path) == json.loads(RECORD.read_text())[path.stem], __doc__
 
 
 if __name__ == "__main__":
     before = json.loads(RECORD.read_text())
-    made = {path.stem: before[path.stem] if why_not_loadable(path.stem) else digests(path) for path in SWEEPS}
+    made = {path.stem: before[path.stem] if why_not_loadable(path) else digests(path) for path in SWEEPS}
     RECORD.write_text(json.dumps(made, indent=1) + "\n")
 
 
