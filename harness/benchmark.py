@@ -23,7 +23,7 @@ from harness.common.terminal import new_console, print_table
 from harness.config import plugins
 from harness.settings import STAGES
 from harness.storage import folder
-from harness.storage.files import refuse_links, write_json
+from harness.storage.files import write_json
 
 # What imports torch is imported late: it takes seconds.
 
@@ -75,8 +75,6 @@ def main(options: argparse.Namespace) -> int:
 
     for model in options.models:
         require("models", model, model in network_names(), f"of {', '.join(network_names())}")
-    for network_dir in options.trained:
-        refuse_links(folder.sweep_dir_of(network_dir))
     plugins.trust(options.plugin, list(map(folder.sweep_dir_of, options.trained)))
     kinds = {kind: [kind] for kind in KINDS}
     options.kinds = select_by_pattern("--kinds", [PLAIN, *options.kinds] if options.kinds else ["*"], kinds)

@@ -18,7 +18,6 @@ from typing import Any
 from harness.common.errors import InputError, Stopped, require
 from harness.common.masking import mask_secrets
 from harness.common.terminal import replace_unprintable, say
-from harness.storage.files import refuse_links
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 STATUSES = {
@@ -171,7 +170,7 @@ def _module(name: str) -> Any:
 
 
 def _check_directories(options: argparse.Namespace) -> None:
-    """Raise InputError for an address instead of a directory, and for links that lead out of one that is read.
+    """Raise InputError for an address instead of a directory.
 
     A directory of data sets that is named must be there: only the default one is made.
     """
@@ -181,9 +180,6 @@ def _check_directories(options: argparse.Namespace) -> None:
         named = options.data_dir or os.environ.get("CERDEQ_DATA")
         is_there = not named or Path(named).expanduser().is_dir()
         require(option, named, is_there, "a directory that exists; without either it is ./data, which is made")
-    read = [given[name] for name in ("directory",) if name in given] + given.get("directories", [])
-    for path in [*read, *([results] if (results := given.get("results_dir")) else [])]:
+    for path in [given.get("directory"), *given.get("directories", []), given.get("results_dir")]:
         if re.match(r"\w+:/", str(path)):
             raise InputError(f"{path} is an address: give a directory, such as one where that storage is mounted")
-    for directory in read:
-        refuse_links(directory)

@@ -17,7 +17,6 @@ from harness.common.errors import SettingError, require
 from harness.common.terminal import announced, say
 from harness.config.file import read_file
 from harness.storage import folder
-from harness.storage.files import refuse_links
 from harness.storage.lock import HeldError, lock_directory
 from harness.storage.sweep_file import SWEEP
 
@@ -94,7 +93,6 @@ def main(options: argparse.Namespace) -> int:
     sweep_dir = sweep_dir.absolute()
     is_own = file.sweep.ran is None and file.path.absolute() == sweep_dir / SWEEP
     require("SWEEP.yaml", str(file.path), not is_own, f"a file of your own elsewhere: harness.run writes {SWEEP} here")
-    refuse_links(sweep_dir)
     with ExitStack() as stack:
         is_alone = not options.dry_run
         try:

@@ -36,10 +36,7 @@ def parse_file(path: Path, parse: Callable[[bytes], T], content: bytes | None = 
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """Return the content of a file of at most so many bytes.
-
-    Raises DamagedFileError; for a pipe, too, at which reading would wait.
-    """
+    """Return the content of a file of at most so many bytes. Raises DamagedFileError."""
     try:
         if not path.is_file():
             raise FileNotFoundError("No such file")
@@ -53,21 +50,10 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 def load_json(content: bytes) -> Any:
     """Return the value of a JSON text in UTF-8.
 
-    Raises ValueError for text that is none, and for what readers take differently: a key twice, NaN, infinities, and
-    numbers too large for a float. Raises RecursionError for lists too deep.
+    Raises ValueError for text that is none, for NaN, infinities, and numbers too large for a float. Raises
+    RecursionError for lists too deep.
     """
-    return json.loads(
-        content.decode(), object_pairs_hook=_each_key_once, parse_constant=_refuse_number, parse_float=_finite
-    )
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} appears twice in an object")
-    return result
+    return json.loads(content.decode(), parse_constant=_refuse_number, parse_float=_finite)
 
 
 def _finite(number: str) -> float:
@@ -79,21 +65,10 @@ def _refuse_number(number: str) -> NoReturn:
     raise ValueError(f"{number} is no number of JSON that a float holds")
 
 
-def refuse_links(directory: Path) -> None:
-    """Raise InputError if a link in a directory leads out of it: who made it would choose what is read and written."""
-    root = os.path.realpath(directory)
-    for parent, folders, files in os.walk(root):
-        for path in (os.path.join(parent, name) for name in (*folders, *files)):
-            if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(root):
-                advice = "which is outside: copy what it leads to, or remove it"
-                raise InputError(f"{directory / os.path.relpath(path, root)} leads to {target}, {advice}")
-
-
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` on a new file beside `path`, flush it to disk, then rename it to `path`.
 
-    No link is followed: nobody knows the file's name before, and a link at `path` is replaced. Raises OSError, which
-    names the path.
+    Raises OSError, which names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = None

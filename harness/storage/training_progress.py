@@ -2,7 +2,6 @@
 
 import json
 import logging
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,9 +72,6 @@ def saved_epochs(directory: Path) -> int:
 def _check_row(row: Any) -> dict[str, Any]:
     if type(row) is not dict or type(row.get(names.EPOCH)) is not int:
         raise ValueError(f"{shorten(row)} is not an epoch's row")
-    for name, value in row.items():
-        if type(value) not in (int, float, types.NoneType):
-            raise ValueError(f"epoch {row[names.EPOCH]}: {name}: found {shorten(value)}, allowed: a number or null")
     return row
 
 

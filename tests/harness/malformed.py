@@ -2,9 +2,6 @@
 
 import json
 
-VALUES = {"nothing": None, "a truth": True, "not a number": float("nan"), "text": "../../../elsewhere", "a list": [[1]]}
-"""Values of types that few settings have."""
-
 
 def of_bytes(good: bytes) -> dict[str, bytes]:
     """What may become of any file."""
@@ -33,19 +30,6 @@ def jsons(good: dict) -> dict[str, bytes]:
         "deep lists": b"[" * 100_000,
         "random bytes": bytes(range(256)),
     }
-    files |= {f"without {name}": json.dumps({key: good[key] for key in good if key != name}).encode() for name in good}
-    return files | changes(good)
-
-
-def changes(content: dict, *keys: str) -> dict[str, bytes]:
-    """JSON files with each value below some keys replaced by values of other types."""
-    cases = {}
-    section = content
-    for key in keys:
-        section = section[key]
-    for name, right in list(section.items()):
-        for what, value in VALUES.items():
-            section[name] = value
-            cases[f"{'.'.join([*keys, name])}: {what}"] = json.dumps(content).encode()
-        section[name] = right
-    return {what: text for what, text in cases.items() if json.loads(text) != content}
+    return files | {
+        f"without {name}": json.dumps({key: good[key] for key in good if key != name}).encode() for name in good
+    }

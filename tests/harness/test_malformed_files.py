@@ -16,10 +16,10 @@ from small_sweep import write
 
 from harness.command_line import main
 from harness.data import load
-from harness.report.figures import catalogue, networks
+from harness.report.figures import catalogue
 from harness.storage import folder
 from harness.storage.files import DamagedFileError
-from harness.storage.records import make_record, parse_evaluation
+from harness.storage.records import make_record
 from harness.storage.sweep_file import SWEEP
 from harness.training import checkpoint, train_and_evaluate
 
@@ -90,52 +90,25 @@ def assert_refused(run_command, path, cases, allowed, name, *arguments):
     assert cases and not wrong, wrong
 
 
-_DIGESTS = ("without weights", "weights: text", "without verdicts", "verdicts: text")  # then it is evaluated again
-ALLOWED = {
-    folder.TRAINING: ("fingerprint: text",),
-    folder.TRAINED: ("without taken_over", *_DIGESTS),
-    folder.EVALUATION: (),
-    folder.RESULT: ("certified_error: nothing", "certified_error: not a number", "without taken_over", *_DIGESTS),
-}
+_DEFAULTS = ("without taken_over", "without weights", "without verdicts")  # then it is evaluated again
 
 
-@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("name", [folder.TRAINING, folder.TRAINED, folder.EVALUATION, folder.RESULT])
 def test_files_of_a_finished_network(run_command, network_dir, evaluation_dir, name):
     path = (network_dir if name in (folder.TRAINING, folder.TRAINED) else evaluation_dir) / name
-    good = json.loads(path.read_text())
-    cases = malformed.jsons(good)
-    if name == folder.RESULT:
-        cases |= malformed.changes(good | {"metrics": {"certified_error": 50.0}}, "metrics")
-    if name == folder.EVALUATION:
-        cases |= malformed.changes(good, "config")
-        cases = {what: text for what, text in cases.items() if not describes_evaluation(text, good["key"])}
-    cases = {what: text for what, text in cases.items() if not what.endswith(ALLOWED[name])}
+    cases = malformed.jsons(json.loads(path.read_text()))
+    cases = {what: text for what, text in cases.items() if what not in _DEFAULTS}
     (file,) = network_dir.parents[1].glob("*.yaml")
     assert_refused(run_command, path, cases, [2], "run", file, "--here", "--dry-run")
-
-
-def describes_evaluation(text, key):
-    try:
-        return json.loads(text)["key"] == key == parse_evaluation(json.loads(text)).key
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
 
 
 def test_how_a_search_chose_a_network(network_dir):
     cases = malformed.jsons({"text": "a search", "search": "tpe-0", "candidate": 0})
     for what, content in cases.items():
         (network_dir / folder.CHOSEN).write_bytes(content)
-        if not what.startswith(("without candidate", "candidate", "text: text")):
+        if not what.startswith("without candidate"):
             with pytest.raises(DamagedFileError, match=r"chosen\.json cannot be read"):
                 folder.read_choices(network_dir)
-
-
-def test_options_that_the_network_lacks(run_command, record, tiny_evaluation, tmp_path):
-    network_dir = tmp_path / "tiny/networks/other"
-    folder.begin_network(network_dir, make_record(record.config.replace(options={"zzz": 1}), record.fingerprint))
-    folder.begin_evaluation(network_dir, tiny_evaluation())
-    status, message = run_command("benchmark", "--only", "bounds", "--images", 1, "--trained", network_dir)
-    assert status == 2 and "unknown option 'zzz'" in message
 
 
 @pytest.mark.parametrize(("name", "good"), [(folder.EPOCHS, {"epoch": 1}), (folder.FAILURE, {"error": "it failed"})])
@@ -143,8 +116,8 @@ def test_files_of_an_unfinished_network(run_command, network_dir, evaluation_dir
     (evaluation_dir / folder.RESULT).unlink()
     (network_dir / folder.TRAINED).unlink()
     cases = malformed.jsons(good)
-    for harmless in ("empty",) if name == folder.EPOCHS else ("error: text",):
-        del cases[harmless]
+    if name == folder.EPOCHS:
+        del cases["empty"]
     for what, content in cases.items():
         (network_dir / name).write_bytes(content)
         status, message = run_command("tables", network_dir.parents[1], "--status")
@@ -172,7 +145,7 @@ def test_verdicts(run_command, network_dir, evaluation_dir):
 
 
 @pytest.mark.parametrize("command", ["publish", "tables"])
-@pytest.mark.parametrize(("column", "value"), [("width", None), ("width", "x"), ("verdict", 5), ("index", 0.5)])
+@pytest.mark.parametrize(("column", "value"), [("width", None), ("verdict", 5)])
 def test_a_wrong_column_of_verdicts_is_named(evaluation_dir, tmp_path, capsys, monkeypatch, command, column, value):
     monkeypatch.setattr(catalogue, "FIGURES", [])  # which read no verdicts
     path, sweep_dir = evaluation_dir / folder.VERDICTS, str(tmp_path / "tiny")
@@ -182,21 +155,6 @@ def test_a_wrong_column_of_verdicts_is_named(evaluation_dir, tmp_path, capsys, m
     status = main(command, [sweep_dir, *target])
     assert status == (2 if command == "publish" else 0)
     assert command != "publish" or f"{path}: {column} is " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("value", ["x", [[1]], {"a": 1}, True, None, ...], ids=str)
-def test_a_wrong_column_of_epochs_is_named_on_the_page(network_dir, monkeypatch, value):
-    monkeypatch.setattr(catalogue, "FIGURES", [kind for kind in catalogue.FIGURES if kind.draw is networks.layers])
-    path = network_dir / folder.EPOCHS
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    name = next(name for name in rows[0] if name.startswith("train/bound_width/"))
-    for row in rows:
-        del row[name]
-        row |= {} if value is ... else {name: value}
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert main("tables", [str(network_dir.parents[1])]) == 0
-    page = (network_dir.parents[1] / "report.html").read_text()
-    assert value is None or ("cannot be drawn: " in page and name.removeprefix("train/") in page)
 
 
 @pytest.mark.parametrize("name", [folder.WEIGHTS, folder.COUNTEREXAMPLES, folder.CERTIFICATES])
@@ -209,7 +167,6 @@ def test_tensors(run_command, network_dir, evaluation_dir, name):
     cases = malformed.of_bytes(path.read_bytes())
     del cases["a bit flipped"]  # another network, or another point
     cases |= {
-        "a path for a name": save({**good, "../../x": good[first]}),
         "another shape": save({**good, first: np.zeros((3, 1), good[first].dtype)}),
         "another type": save({**good, first: np.zeros(good[first].shape, np.uint8)}),
     }
