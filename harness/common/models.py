@@ -6,7 +6,7 @@ from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -90,7 +90,7 @@ def _describe(item: Any, kind: Any, value: Any, section: tuple[str, ...]) -> Ite
 def _keys(location: tuple[int | str, ...], value: Any) -> Iterator[str]:
     """Yield the keys of a location in a value; an index leads through what is a list in the value alone."""
     for part in location:
-        if not _is_tag(part) and (isinstance(part, str) or isinstance(value, list | tuple)):
+        if isinstance(part, str) or isinstance(value, list | tuple):
             yield str(part)
             if isinstance(part, int) or isinstance(value, dict):
                 value = value[part] if isinstance(part, int) else value.get(part)
@@ -116,9 +116,6 @@ def _field_at(kind: Any, location: tuple[int | str, ...]) -> tuple[type[BaseMode
     """Return the innermost model that a location leads through, and the field of its last key; None for neither."""
     owner, field = None, None
     for part in location:
-        if _is_tag(part):
-            kind = next(each for each in get_args(_without_metadata(kind)) if Tag(str(part)) in get_args(each))
-            continue
         while get_origin(kind) in (Annotated, Union, UnionType):
             kind = get_args(kind)[0]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -127,17 +124,6 @@ def _field_at(kind: Any, location: tuple[int | str, ...]) -> tuple[type[BaseMode
         else:  # of a list or a mapping
             field, kind = None, next(iter(get_args(kind)[::-1]), None)
     return owner, field
-
-
-def _is_tag(part: int | str) -> bool:
-    """Return whether a part of a location is the tag of a union's member: '<name>'."""
-    return str(part).startswith("<")
-
-
-def _without_metadata(kind: Any) -> Any:
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    return kind
 
 
 def _example(field: FieldInfo | None) -> str:

@@ -44,7 +44,7 @@ class OwnData(Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         named = [kind for kind in KINDS if getattr(self, kind)]
-        require("dataset", named, len(named) == 1, f"one of {', '.join(KINDS)}")
+        require(", ".join(KINDS), named, len(named) == 1, "one of them")
         name = self.title
         is_free = re.fullmatch(_NAME, name) is not None and name not in DATASETS
         allowed = f"letters, digits, '_', '-' and '.', and none of {', '.join(DATASETS)}; `name:` sets it"

@@ -3,11 +3,11 @@
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from baselines import DATASETS, UnknownNameError
 from harness.common.errors import located, require
-from harness.common.models import Model
+from harness.common.models import Model, validate
 from harness.common.radius import Radius
 from harness.config import plugins
 from harness.config.entry import Width, check_entries
@@ -20,10 +20,12 @@ FIXED = frozenset({"name", "dataset", "eps", "profiles", "include", "plugins", "
 """The keys that a profile cannot change."""
 
 
-def _check_dataset(name: str) -> str:
-    if name not in DATASETS:
-        raise UnknownNameError("data set", name, list(DATASETS))
-    return name
+def _read_dataset(value: object) -> object:
+    if isinstance(value, dict):
+        return validate(OwnData, value)
+    if not isinstance(value, OwnData) and str(value) not in DATASETS:
+        raise UnknownNameError("data set", value, list(DATASETS))
+    return value
 
 
 def _listed(value: object) -> object:
@@ -81,10 +83,7 @@ class Sweep(Model):
 
     name: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME, examples=["cifar10"])
     """Name of the folder under results/ and of the MLflow experiment."""
-    dataset: Annotated[
-        Annotated[str, AfterValidator(_check_dataset), Tag("<name>")] | Annotated[OwnData, Tag("<own data>")],
-        Discriminator(lambda value: "<own data>" if isinstance(value, dict | OwnData) else "<name>"),
-    ] = Field(examples=["cifar10"])
+    dataset: Annotated[str | OwnData, BeforeValidator(_read_dataset)] = Field(examples=["cifar10"])
     """The data set to train and evaluate on: a name, or a mapping, below, for images of your own."""
     eps: Radius
     """The exact l-inf radius in pixel units, above 0 and at most 1: a number or a fraction like 8/255. It is that of

@@ -334,7 +334,7 @@ def test_wrong_data_is_refused_by_file_and_what_was_found(pretended, tmp_path, c
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
-        ({"folder": "a", "arrays": "b"}, "dataset: found ['folder', 'arrays'], allowed: one of folder, arrays"),
+        ({"folder": "a", "arrays": "b"}, "dataset.folder, arrays, parquet, torchvision: found ['folder', 'arrays']"),
         ({"folder": "cifar10"}, "dataset.name: found 'cifar10', allowed: letters"),
         ({"folder": "a", "size": [0, 8]}, "dataset.size: found [0, 8], allowed"),
         ({"folder": "a", "size": "8"}, "dataset.size"),
