@@ -3,11 +3,12 @@
 The copy has the leaderboard, a table of all finished evaluations, one of their verdicts, and the files of each
 network: config, epochs, how a search chose it, and of each evaluation result and verdicts (widths of bounds in single
 precision). With --weights it also has the weights, counterexamples and certificates by which `harness.recheck` proves
-the verdicts. A study published before under that name is replaced; it stays as it was where anything fails. If the
+the verdicts. A study published before under that name is replaced, except its README.md, sweep files, scripts and
+.svg; it stays as it was where anything fails. If the
 command is killed, the old study is left beside it under a hidden name, and the next call says so.
 
 Once a commit holds the copy, `python -m harness.publish results/published/<sweep> --tables-of COMMIT` removes all but
-the tables. A line in results/ARTEFACTS.md names the commit that brings the rest back.
+the tables and these. A line in results/ARTEFACTS.md names the commit that brings the rest back.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from harness.storage.state import State, evaluation_dirs, read_state_or_raise
 LIMIT_MIB = 120
 _TARGET = Path("results/published")
 _TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", study_tables.EVALUATIONS, study_tables.VERDICTS)
+_WRITTEN = ("README.md", "*.yaml", "*.py", "*.svg")
+"""What people write beside the tables: the page, sweep files, scripts, figures."""
 _NETWORK_FILES = (folder.TRAINING, folder.STUDY, folder.EPOCHS, folder.CHOSEN)
 _PROOF_FILES = (folder.COUNTEREXAMPLES, folder.CERTIFICATES)
 
@@ -97,7 +100,8 @@ def _leave_tables(options: argparse.Namespace) -> int:
     require("directory", study, _is_published(study), "a published study, such as results/published/<sweep>")
     if folder.network_folders(study):
         study_tables.write_study_tables(study, study)
-    others = [path for path in study.rglob("*") if path.is_file() and path.relative_to(study).as_posix() not in _TABLES]
+    kept = {study / name for name in _TABLES}.union(_written(study))
+    others = [path for path in study.rglob("*") if path.is_file() and path not in kept]
     missing = artefacts.missing_files(study, commit, others)
     allowed = f"a commit that holds these files as they are: {', '.join(missing[:5])}"
     require("--tables-of", commit, not missing, allowed)
@@ -115,9 +119,14 @@ def _is_published(directory: Path) -> bool:
     return (directory / study_tables.EVALUATIONS).is_file() and not any(directory.glob(f"**/{folder.LOG}"))
 
 
+def _written(study: Path) -> list[Path]:
+    """Return what people wrote beside a study's tables."""
+    return [path for pattern in _WRITTEN for path in study.glob(pattern)]
+
+
 @contextmanager
 def _replaced(directory: Path) -> Iterator[None]:
-    """Within, the directory is new and empty; what it held comes back where anything fails.
+    """Within, the directory has only what people wrote beside the tables; all it held comes back where anything fails.
 
     Raises InputError where a killed command has left what it held.
     """
@@ -130,6 +139,7 @@ def _replaced(directory: Path) -> Iterator[None]:
         directory.rename(before)
     try:
         make_directory(directory)
+        _copy_files(before, directory, [path.name for path in _written(before)])
         yield
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""README, docs and results/*.md as their blocks, inline code and links."""
+"""README, docs and pages of results as their blocks, inline code and links."""
 
 import functools
 import re
@@ -9,7 +9,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
+PATTERNS = ("*.md", "docs/**/*.md", "results/*.md", "results/published/*/README.md")
+PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 

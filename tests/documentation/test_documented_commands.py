@@ -96,7 +96,7 @@ def check_harness_command(name, arguments):
         assert select_by_pattern("--only", patterns, labels_of(directory))
     values = [item for value in vars(options).values() for item in (value if isinstance(value, list) else [value])]
     for path in [value for value in values if isinstance(value, Path)]:
-        if path.suffix == ".yaml" and path.name != SWEEP:
+        if path.suffix == ".yaml" and path.parts[0] in ("sweeps", "results") and path.name != SWEEP:
             assert options.profile in (None, "full", *read(ROOT / path)[0].get("profiles", {}))
         if path.parts[:2] == ("results", "published"):
             assert (ROOT / path).exists()

@@ -1,4 +1,4 @@
-"""The studies in results/published: tables, ARTEFACTS.md and results/*.md match; some verdicts are proved again.
+"""The studies in results/published: tables, ARTEFACTS.md and the pages match; some verdicts are proved again.
 
 Weights and proofs are brought back from git's history, if it is there. Today's code checks those in networks/; the code
 of their commit checks those of an older version, in trials/, as ARTEFACTS.md says.
@@ -109,6 +109,7 @@ def test_every_study_is_listed_and_the_tables_are_small():
     assert sum(path.stat().st_size for path in RESULTS.rglob("example/**/*.safetensors")) < 3e6
     for study in STUDIES:
         assert any(path.stem == study.name for path in SWEEPS)
+        assert f"](published/{study.name}/README.md)" in (RESULTS / "README.md").read_text()
 
 
 def folders_with(file, files):
@@ -198,7 +199,8 @@ def test_tables_and_results_match_the_verdicts(study, monkeypatch):
     for evaluation_dir, certified in leaderboard.table[["evaluation_dir", names.CERTIFIED_ERROR]].to_numpy():
         verdicts = study_tables.read_stored_verdicts(evaluation_dir, [names.VERDICT])[names.VERDICT]
         assert certified == pytest.approx(100 * (verdicts != names.CERTIFIED).mean())
-    text = "".join(page for page in (path.read_text() for path in RESULTS.glob("*.md")) if study.name in page)
+    pages = [study / "README.md", *RESULTS.glob("*.md"), *RESULTS.glob("published/*/README.md")]
+    text = "".join(page for page in (path.read_text() for path in pages) if study.name in page)
     rows = leaderboard.sections[0].own
     for mean, std in rows[[names.CERTIFIED_ERROR, f"{names.CERTIFIED_ERROR}_std"]].to_numpy():
         several = "" if pd.isna(std) else f" ± {std:.2f}"

@@ -76,6 +76,15 @@ def test_results_are_copied_with_the_proofs_of_selected_networks(study, publishe
     assert "study/old" not in published() and [path.name for path in target.iterdir()] == ["study"]
 
 
+def test_the_page_and_the_sweep_file_of_a_study_stay_when_it_is_published_again(study, published):
+    sweep, _, target = study
+    for name in ("README.md", "study.yaml"):
+        (target / "study" / name).write_text("mine")
+    assert run(sweep, target) == 0
+    assert {"study/README.md", "study/study.yaml", "study/verdicts.parquet"} <= {*published()}
+    assert (target / "study/study.yaml").read_text() == "mine"
+
+
 def test_a_study_too_large_for_git_replaces_nothing(study, published, monkeypatch, capsys):
     sweep, _, target = study
     monkeypatch.setattr(publish, "LIMIT_MIB", 0.001)
@@ -166,11 +175,19 @@ def repository(study, capsys):
 
 def test_only_tables_are_left_and_the_commit_brings_the_rest_back(repository):
     published, page, git = repository
+    (published / "README.md").write_text("# Does it help?\n")  # in no commit
     before = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
     rows = read_evaluations(published)
     verdicts = {path: parquet.read_verdicts(path)["verdict"] for path in rows["evaluation_dir"]}
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
-    left = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "evaluations.parquet", "verdicts.parquet"}
+    left = {
+        "README.md",
+        "leaderboard.md",
+        "leaderboard.csv",
+        "leaderboard.json",
+        "evaluations.parquet",
+        "verdicts.parquet",
+    }
     assert main("tables", [str(published)]) == 0
     assert {path.name for path in published.iterdir()} == left and not changed_files(published)
     stored = read_evaluations(published)
