@@ -53,7 +53,7 @@ def results(*directories: str | Path) -> "pd.DataFrame":
     `row` and `section` are the label and the section of the tables, missing where no seed has numbers. Average within a
     section: others have another eps, other stages or images. `is_main` marks the main evaluation of the sweep file.
     `eps_value` is `eps` as a number.
-    Raises InputError where a directory holds no networks, and for a faulty published.csv.
+    Raises InputError where a directory holds no networks, and for a faulty literature.csv.
     """
     import pandas as pd
 

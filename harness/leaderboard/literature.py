@@ -1,4 +1,4 @@
-"""Numbers from papers, of which results/published.csv has a row each; the best of them as sentences."""
+"""Numbers from papers, of which results/literature.csv has a row each; the best of them as sentences."""
 
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,7 @@ _TEXTS = ("dataset", "eps", "model", "method", "options", "source", "url", *ALLO
 
 
 def read_literature(sweep_dir: Path) -> pd.DataFrame:
-    """Return the rows of published.csv beside a sweep's directory, else of the project's; none if neither exists.
+    """Return the rows of literature.csv beside a sweep's directory, else of the project's; none if neither exists.
 
     Each column of ALLOWED is among them. `exact` has eps as a Radius; `source` is the `publication` with what kind of
     number it is. The attack error is what remains of the certified error if every undecided image is certified. Texts
@@ -37,7 +37,7 @@ def read_literature(sweep_dir: Path) -> pd.DataFrame:
     not allowed.
     """
     directories = sweep_dir.resolve().parent, Path(__file__).resolve().parents[2] / "results"
-    files = (directory / "published.csv" for directory in directories)
+    files = (directory / "literature.csv" for directory in directories)
     if not (path := next((file for file in files if file.exists()), None)):
         return pd.DataFrame(columns=[*_COLUMNS, *ALLOWED, "exact", "publication"], dtype=object)
     content = BytesIO(read_bytes(path, LARGEST_TEXT))

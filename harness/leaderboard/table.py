@@ -101,7 +101,7 @@ def build_leaderboard(
 
     It has what the last command in each directory asked for. eps: only sections at these radii; default: all.
     with_rest: also all else that lies there, marked by a warning.
-    Raises InputError where a directory has no networks, none can be read, none has this radius, or published.csv is
+    Raises InputError where a directory has no networks, none can be read, none has this radius, or literature.csv is
     faulty.
     """
     directory = Path(directory)

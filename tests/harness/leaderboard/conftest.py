@@ -13,7 +13,7 @@ def _no_figures(monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """results/study with an empty published.csv of its own beside it."""
+    """results/study with an empty literature.csv of its own beside it."""
     (tmp_path / "results/study").mkdir(parents=True)
     publish(tmp_path / "results/study", "")
     return tmp_path / "results/study"

@@ -21,8 +21,8 @@ HEADER = "dataset,eps,model,method,standard_error,certified_error,source"
 
 
 def publish(sweep, lines, *columns):
-    """A published.csv of these lines, with further columns after the source."""
-    (sweep.parent / "published.csv").write_text(",".join((HEADER, *columns)) + "\n" + lines)
+    """A literature.csv of these lines, with further columns after the source."""
+    (sweep.parent / "literature.csv").write_text(",".join((HEADER, *columns)) + "\n" + lines)
 
 
 def metrics(certified=65.0, **others):

@@ -20,7 +20,7 @@ def test_the_project_s_published_numbers_stand_beside_other_sweeps_and_can_be_ri
     add(tmp_path / "study", metrics())
     sources = build_leaderboard(tmp_path / "study").rows["source"].dropna()
     assert len(sources) == 21 and "Shi et al. 2021 (IBP verifier)" in set(sources)
-    with (PROJECT / "results/published.csv").open() as file:
+    with (PROJECT / "results/literature.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len({tuple(row.items()) for row in rows}) and {*ALLOWED} < {*rows[0]}
     for row in rows:
@@ -130,11 +130,11 @@ def test_one_paper_is_the_best_of_both(sweep):
 
 def test_a_faulty_published_csv_is_named(sweep):
     add(sweep, metrics())
-    (sweep.parent / "published.csv").write_text("dataset,eps\n")
-    with pytest.raises(ValueError, match=r"published\.csv: there is no column model"):
+    (sweep.parent / "literature.csv").write_text("dataset,eps\n")
+    with pytest.raises(ValueError, match=r"literature\.csv: there is no column model"):
         build_leaderboard(sweep)
     publish(sweep, "cifar10,about 8,CNN-7,IBP,1,2,x\n")
-    with pytest.raises(ValueError, match=r"published\.csv: eps: found 'about 8'"):
+    with pytest.raises(ValueError, match=r"literature\.csv: eps: found 'about 8'"):
         build_leaderboard(sweep)
 
 
@@ -159,5 +159,5 @@ def test_a_value_of_a_paper_that_is_not_allowed_is_named_with_its_line(sweep, ce
     add(sweep, metrics())
     with pytest.raises(InputError) as caught:
         build_leaderboard(sweep)
-    assert "published.csv: " in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
+    assert "literature.csv: " in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
     assert "line 6: " in str(caught.value) or "float" in message

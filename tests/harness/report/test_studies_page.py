@@ -24,7 +24,7 @@ def results(tmp_path_factory):
         f'digits,1/16,"{SCRIPT.replace(chr(34), chr(34) * 2)}",,2,41,yes,no,IBP,,C 2020,',
         "digits,1/4,CNN-7,SABR,2,39,yes,no,complete,1,D 2024,",
     )
-    (results / "published.csv").write_text(HEADER + "".join(f"{line}\n" for line in papers))
+    (results / "literature.csv").write_text(HEADER + "".join(f"{line}\n" for line in papers))
     for model, count in (("cnn5", 120), ("cnn7", 100), ("cerdeq", 140)):
         add(results / "first", right(count), model=model)
     shutil.copytree(results / "first", results / "published/copy")
@@ -69,8 +69,8 @@ def test_texts_of_papers_are_never_markup(results):
 def test_of_a_fresh_clone_the_page_has_the_published_studies(tmp_path, capsys):
     published = tmp_path / "published/reduced-mnist"
     shutil.copytree(RESULTS / "published/reduced-mnist", published)
-    shutil.copy(RESULTS / "published.csv", tmp_path)
-    arguments = [str(tmp_path / "published"), str(tmp_path / "published.csv")]
+    shutil.copy(RESULTS / "literature.csv", tmp_path)
+    arguments = [str(tmp_path / "published"), str(tmp_path / "literature.csv")]
     assert main("tables", arguments) == 0
     assert capsys.readouterr().out == f"{tmp_path}/index.html\n"
     (rows,) = rows_of((tmp_path / "index.html").read_text()).values()

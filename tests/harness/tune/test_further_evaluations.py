@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
 def copy(trained, directory):
     shutil.copytree(trained, directory / "results/tiny")
     header = "dataset,eps,model,method,standard_error,certified_error,source\n"
-    (directory / "results/published.csv").write_text(header)
+    (directory / "results/literature.csv").write_text(header)
     return directory / "results/tiny"
 
 

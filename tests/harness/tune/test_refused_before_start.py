@@ -110,11 +110,11 @@ def test_a_dashboard_without_its_packages_is_refused(refused, tmp_path, monkeypa
 
 
 def test_files_where_directories_should_be_are_refused(refused, tmp_path):
-    for path in (tmp_path / "file", tmp_path / "results/published.csv"):
+    for path in (tmp_path / "file", tmp_path / "results/literature.csv"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
     assert str(tmp_path / "file") in refused(write(tmp_path, BASE), "--results-dir", str(tmp_path / "file"))
-    assert "published.csv" in refused(write(tmp_path, changed(("name", "published.csv"))))
+    assert "literature.csv" in refused(write(tmp_path, changed(("name", "literature.csv"))))
 
 
 def test_bad_input_is_refused_without_ray_and_mlflow_in_any_locale(tmp_path):
