@@ -159,7 +159,7 @@ def _solve_affine(layer: EquilibriumBounds, leaf: Leaf) -> tuple[TighteningStep,
 
 
 def _certificate(nodes: list[tuple[int, int, int, int]], steps: list[list[TighteningStep]]) -> dict[str, Tensor]:
-    """Return the tensors of a tree; docs/certificates.md describes them."""
+    """Return the tensors of a tree; docs/developers/certificates.md describes them."""
     rows, multipliers, scales, betas, exact = [], [], [], [], []
     for number, order, step in ((n, order, step) for n, own in enumerate(steps) for order, step in enumerate(own)):
         place = torch.tensor([number, order]).expand(len(step.units), 2)

@@ -48,8 +48,8 @@ class Decision:
     status: CERTIFIED, FALSIFIED or the reason for neither; TIMEOUT is also the end of a turn.
     lower: proved lower bounds [K].
     point: if FALSIFIED, an adversarial example [1, ...].
-    certificate: if CERTIFIED and requested, the search's tensors (docs/certificates.md); empty if none were needed, or
-        if they do not fit into memory.
+    certificate: if CERTIFIED and requested, the search's tensors (docs/developers/certificates.md); empty if
+        none were needed, or if they do not fit into memory.
     """
 
     status: str

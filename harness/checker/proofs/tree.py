@@ -1,6 +1,6 @@
 """Check the tree by which rows of a network with one monotone equilibrium are proved positive.
 
-docs/certificates.md describes its tensors.
+docs/developers/certificates.md describes its tensors.
 """
 
 import numpy as np
