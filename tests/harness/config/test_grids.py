@@ -1,10 +1,6 @@
 """Lists in an entry of `trials`: which networks they make. Which lists are refused: test_refused_files.py."""
 
-import pytest
 from small_sweep import changed, entry, trainings_of
-
-from harness.common.errors import InputError
-from harness.config.grid import expand
 
 
 def cerdeq(**keys):
@@ -50,9 +46,3 @@ def test_mappings_may_be_listed_and_hold_lists(tmp_path):
     assert [trial.options for trial in trials] == [{"recurrent": False}, {"margin": 0.1}, {"margin": 0.2}]
     trials = expanded(tmp_path, cerdeq(train=[{"decay_epochs": [2, 3]}, {"decay_epochs": []}]))
     assert [trial.train.decay_epochs for trial in trials] == [(2, 3), ()], "a list by its type stays one"
-
-
-def test_lists_within_lists_are_counted_before_all_are_expanded():
-    entry = {"model": "cnn5", "train": [{"learning_rate": list(range(5_000)), "epochs": number} for number in range(9)]}
-    with pytest.raises(InputError, match="found '15,000 trials or more', allowed: at most 10,000"):
-        expand(entry)

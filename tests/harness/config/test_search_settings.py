@@ -5,17 +5,11 @@ from small_sweep import changed, load_sweep, refusal, trainings_of, write
 
 SEARCH = {"spaces": {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}, "trials": 3}
 WRONG = [
-    ({"hours": 3}, "search.hours: unknown key", "trials"),
-    ({"sampler": "tpa"}, "search.sampler: found 'tpa'", "'tpe'"),
     ({"objectives": ["loss"]}, "search.objectives.0: found 'loss'", "certified_error"),
-    ({"trials": None}, "search.trials: found None", "such as 50"),
-    ({"trials": 0}, "search.trials: found 0", "equal to 1"),
     ({"spaces": {}}, "search.spaces: found {}", "at least 1"),
     ({"train": {"epoch": 2}}, "search.train.epoch: unknown key", "epochs"),
-    ({"train": {"epochs": 2, "decay_epochs": [3]}}, "search.train.decay_epochs: found", "2"),
     ({"train": {"learning_rate": 1e-3}}, "search.train: found ['learning_rate']", "not among `spaces`"),
     ({"evaluation": {"stages": ["crown"]}}, "search.evaluation.stages: found ['crown']", "'ibp'"),
-    ({"evaluation": {"stage": ["ibp"]}}, "search.evaluation.stage: unknown key", "stages"),
     ({"evaluation": {"test_images": 50}}, "search.evaluation.test_images: found 50", "search.validation_images"),
     (
         {"train": {"epochs": 2, "decay_epochs": [1]}, "spaces": {"train.ramp_epochs": {"integer": [1, 3]}}},
@@ -25,14 +19,12 @@ WRONG = [
 ]
 SPACES = [
     ("train.l1", {"unform": [0, 1]}, "search.spaces.train.l1.unform: unknown key", "log_uniform"),
-    ("train.l1", {"uniform": [0, 1], "choice": [0, 1]}, "search.spaces.train.l1", "one of uniform"),
     ("train.l1", {"uniform": [1, 0]}, "search.spaces.train.l1.uniform: found [1.0, 0.0]", "smaller one first"),
     ("train.l1", {"log_uniform": [0, 1]}, "search.spaces.train.l1.log_uniform", "above 0"),
     ("train.l1", {"choice": [0]}, "search.spaces.train.l1.choice: found [0]", "two different"),
     ("epochs", {"integer": [1, 2]}, "search.spaces.epochs", "train, options"),
     ("method_options.alpha", {"uniform": [0, 1]}, "search.spaces.method_options.alpha", "a network or method of"),
     ("train.kappa", {"uniform": [0, 2]}, "search.spaces.train.kappa: train.kappa: found 2.0", "or equal to 1"),
-    ("train.ramp_epochs", {"integer": [1, 9]}, "search.spaces.train.ramp_epochs: train.ramp_epochs: found 9", "ramp"),
     (
         "options.margin",
         {"uniform": [0.1, 0.5]},

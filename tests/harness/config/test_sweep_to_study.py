@@ -198,12 +198,6 @@ def test_decays_and_ramp_that_nobody_gives_fit_into_the_epochs_of_an_entry(tmp_p
     assert (training.train.decay_epochs, training.train.ramp_epochs) == (decays, ramp)
 
 
-def test_a_file_without_a_recipe_but_epochs_on_the_command_line_is_a_sweep(tmp_path):
-    path = write(tmp_path, changed(remove=["train"]))
-    (training, *_) = load_sweep(path, None, True, ["train.epochs=1"]).trainings
-    assert training.train.decay_epochs == () and training.train.ramp_epochs == 0
-
-
 def test_a_ramp_that_ends_with_the_last_epoch_is_a_warning(tmp_path):
     short = changed(("train", {"epochs": 2}), ("trials.1.train", {"ramp_epochs": 0, "ramp_start": 1}))
     (warning,) = load_sweep(write(tmp_path, short), "full", True).warnings
@@ -220,14 +214,9 @@ UNUSED = {  # changes of BASE, and the setting without effect
         [("trials", [entry("plain", "cerdeq", options={"warm_start": True})])],
         "trials.0.options.warm_start ('plain' computes no bounds)",
     ),
-    "of the file": ([("evaluation.bab_seconds", 5)], "evaluation.bab_seconds (stages has none of bab)"),
     "of one of several evaluations": (
         [("evaluation", [{"stages": ["ibp", "bab"]}, {}]), ("evaluation.1.bab_seconds", 5)],
         "evaluation.1.bab_seconds (stages has none of bab)",
-    ),
-    "without certificates": (
-        [("evaluation", {"stages": ["ibp", "crown"], "bab_branches": 5})],
-        "evaluation.bab_branches (stages has none of bab)",
     ),
     "of all entries": ([("train.kappa", 0.5), ("trials", [entry("plain")])], "train.kappa ('plain': "),
     "of held-out images": (
