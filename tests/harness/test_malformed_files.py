@@ -18,7 +18,6 @@ from harness.command_line import main
 from harness.data import load
 from harness.report.figures import catalogue
 from harness.storage import folder
-from harness.storage.files import DamagedFileError
 from harness.storage.records import make_record
 from harness.storage.sweep_file import SWEEP
 from harness.training import checkpoint, train_and_evaluate
@@ -100,28 +99,6 @@ def test_files_of_a_finished_network(run_command, network_dir, evaluation_dir, n
     cases = {what: text for what, text in cases.items() if what not in _DEFAULTS}
     (file,) = network_dir.parents[1].glob("*.yaml")
     assert_refused(run_command, path, cases, [2], "run", file, "--here", "--dry-run")
-
-
-def test_how_a_search_chose_a_network(network_dir):
-    cases = malformed.jsons({"text": "a search", "search": "tpe-0", "candidate": 0})
-    for what, content in cases.items():
-        (network_dir / folder.CHOSEN).write_bytes(content)
-        if not what.startswith("without candidate"):
-            with pytest.raises(DamagedFileError, match=r"chosen\.json cannot be read"):
-                folder.read_choices(network_dir)
-
-
-@pytest.mark.parametrize(("name", "good"), [(folder.EPOCHS, {"epoch": 1}), (folder.FAILURE, {"error": "it failed"})])
-def test_files_of_an_unfinished_network(run_command, network_dir, evaluation_dir, name, good):
-    (evaluation_dir / folder.RESULT).unlink()
-    (network_dir / folder.TRAINED).unlink()
-    cases = malformed.jsons(good)
-    if name == folder.EPOCHS:
-        del cases["empty"]
-    for what, content in cases.items():
-        (network_dir / name).write_bytes(content)
-        status, message = run_command("tables", network_dir.parents[1], "--status")
-        assert status == 0 and "cannot be read" in message, (what, message)
 
 
 def parquet(table):

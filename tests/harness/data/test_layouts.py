@@ -150,21 +150,11 @@ def rows(size=32, count=10):
     ("columns", "message"),
     [
         ({"image": rows(), "label": [0] * 10}, "column 'img': found the columns image, label, allowed: img, label"),
-        (
-            {"img": rows(), "fine_label": [0] * 10},
-            "column 'label': found the columns img, fine_label, allowed: img, label",
-        ),
         ({"img": [b"flat"] * 10, "label": [0] * 10}, "row 0: found b'flat'..., allowed: an encoded image, such as PNG"),
-        ({"img": list(range(10)), "label": [0] * 10}, "column 'img': found int64, allowed: encoded images such as PNG"),
         ({"img": rows(), "label": [None] + [0] * 9}, "column 'label', row 0: found null"),
         ({"img": rows(), "label": [0.5] * 10}, "column 'label': found double, allowed: integers"),
-        ({"img": rows(), "label": ["cat"] * 10}, "labels are <U3 \\[10\\], expected integers"),
         ({"img": rows(), "label": [10] * 10}, "labels from 10 to 10, expected 0 to 9"),
         ({"img": rows()[:9] + rows(31, 1), "label": [0] * 10}, "row 9: 31 x 31 pixels, expected 32 x 32"),
-        (
-            {"img": [*rows(count=9), {"bytes": None}], "label": [0] * 10},
-            "column 'img', row 9: found null, allowed: a value in every row",
-        ),
         ({"img": rows(count=9), "label": [0] * 9}, "19 images in 2 of 2 shards, expected 20"),
     ],
 )

@@ -1,7 +1,7 @@
 """Tables have what the last command in a directory asked for, as its sweep.yaml says; the rest is counted in a line."""
 
 import pytest
-from made_networks import add, add_errors, metrics, read_json
+from made_networks import add, metrics, read_json
 
 from harness.command_line import main
 from harness.config.yaml_text import format_yaml
@@ -71,13 +71,3 @@ def test_only_prints_these_rows(edited, capsys):
     assert "cnn5 ibp" in printed and "cnn7" not in printed and "profile cpu" not in printed
     assert main("tables", [str(edited), "--only", "cnn5*"]) == 2
     assert "--only: found 'cnn5*', allowed: one of\n  cnn7 ibp" in capsys.readouterr().err
-
-
-def test_rows_of_one_and_of_two_seeds_are_ranked_by_their_means(sweep):
-    add_errors(sweep, [11, 12])
-    add_errors(sweep, [9], model="cnn5")
-    (section,) = build_leaderboard(sweep).sections
-    assert section.own[["label", "seeds"]].to_numpy().tolist() == [["cnn5 ibp", 1], ["cnn7 ibp", 2]]
-    add_errors(sweep, [10, 11, 12], model="cnn9")
-    (section,) = build_leaderboard(sweep).sections
-    assert section.own["label"].tolist() == ["cnn9 ibp", "cnn5 ibp", "cnn7 ibp"], "three seeds can be tested"

@@ -36,15 +36,10 @@ def test_a_leaderboard_may_lack_columns_and_its_directory_may_be_renamed(written
     ("kind", "said", "instead"),
     [
         ("md", "11.00", "10.00"),
-        ("md", "| cnn9", "| cnn8"),
-        ("md", "64.72", "65.72"),
         ("md", "significantly better", "much better"),
-        ("md", "the loss is not finite", "stopped"),
         ("tex", "11.00", "10.00"),
         ("csv", "64.72", "65.72"),
-        ("csv", "certified_error", "certified"),
         ("json", "64.72", "65.72"),
-        ("json", "[", ""),
     ],
 )
 def test_a_changed_file_is_named(written, kind, said, instead):

@@ -207,27 +207,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
         assert options[-2] in message and "'cnn8'" in message and "\n  cnn7 crown-ibp\n  cnn7 ibp\n" in message
 
 
-def test_rows_of_different_sections_are_named_with_their_sections(tmp_path, capsys):
-    add_verdicts(tmp_path, [RIGHT])
-    add_verdicts(tmp_path, [RIGHT], model="cnn9", profile="cpu")
-    message = refusal(tmp_path, capsys, "--compare", "cnn7 ibp")
-    assert "only rows of one section can be compared" in message
-    sections = [line for line in message.splitlines() if line.startswith("  ")]
-    assert [line.rpartition(": ")[2] for line in sections] == ["cnn7 ibp", "cnn9 ibp"]
-    assert "profile full" in sections[0] and "profile cpu" in sections[1]
-
-
-def test_a_row_is_named_by_network_and_method_whatever_else_lies_there(tmp_path, capsys):
-    for model, epochs in (("cnn7", 160), ("cnn9", 200)):
-        add_verdicts(tmp_path, [RIGHT], model=model, train=Recipe(epochs=epochs))
-    assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 0
-    assert "cnn9 ibp train.epochs=200 against cnn7 ibp train.epochs=160" in capsys.readouterr().out
-    add_verdicts(tmp_path, [RIGHT], train=Recipe(epochs=300))
-    assert main("tables", [str(tmp_path), "--compare", "cnn7 ibp"]) == 2
-    matching = capsys.readouterr().err.strip().partition("it matches: ")[2].split("; ")
-    assert sorted(matching) == ["cnn7 ibp train.epochs=160", "cnn7 ibp train.epochs=300"]
-
-
 def test_rows_without_common_seeds_or_images_are_refused(tmp_path, capsys):
     add_verdicts(tmp_path / "seeds", [RIGHT], seed=1)
     add_verdicts(tmp_path / "seeds", [RIGHT], model="cnn9")
@@ -237,8 +216,3 @@ def test_rows_without_common_seeds_or_images_are_refused(tmp_path, capsys):
     assert "different images" in message and all(str(path) in message for path in paths)
     (paths[0] / folder.VERDICTS).write_text("{")
     assert f"{paths[0] / folder.VERDICTS} cannot be read" in refusal(tmp_path / "images", capsys)
-
-
-def test_what_selects_rows_needs_compare(tmp_path, capsys):
-    add_verdicts(tmp_path, [RIGHT])
-    assert "need --compare" in refusal(tmp_path, capsys, "--seeds", "0")

@@ -50,12 +50,6 @@ def test_the_front_has_the_points_that_no_other_beats_in_both():
     assert front == sorted({tuple(point) for point in draw} - beaten)
 
 
-def test_the_sentence_counts_the_seeds_of_fronts_alone():
-    rows = [trials_of(("cnn5 ibp", "cnn5", 40, 70), spread=0.0), trials_of((None, None, 1, 2), seeds=range(5))]
-    (sentence,) = front_sentences(pd.concat(rows))  # one network: there is none to compare it with
-    assert "(lowest and highest of 3 seeds): cnn5 ibp 18.00 % (18.00 to 18.00)" in sentence
-
-
 @pytest.mark.parametrize(
     ("seeds", "said"), [(4, "lowest and highest of 4 seeds"), (5, "95 % interval, 1000 resamples")]
 )
@@ -73,11 +67,6 @@ def test_a_winner_of_two_searches_is_on_the_front_of_each():
         [*own, other] if label == "winner 0" else own for own, label in trials[["fronts", "label"]].values
     ]
     assert {front.name: len(front.errors) for front in fronts_of(trials)} == {"cnn5 ibp by s": 2, "cnn5 ibp by t": 1}
-
-
-def test_one_seed_has_no_interval():
-    (line,) = front_sentences(trials_of(("cnn5 ibp", "cnn5", 40, 70), ("cerdeq ibp", "cerdeq", 45, 65), seeds=[0]))
-    assert "one seed, no interval" in line and "cnn5 ibp 18.00 %" in line
 
 
 def test_a_sentence_says_where_the_front_of_one_network_is_lower_with_every_seed():

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from made_networks import add, add_errors, metrics, read_json, text
+from made_networks import add, add_errors, metrics, text
 
 from harness.command_line import main
 from harness.common import names
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
-from harness.settings import Recipe
 from harness.storage import files, folder
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -25,20 +24,6 @@ def printed(sweep, capsys):
         return capsys.readouterr().out
 
     return show
-
-
-def test_notes_stand_above_the_numbers(sweep):
-    add(sweep, metrics())
-    assert build_leaderboard(sweep).sections[0].notes == []
-    small = {"width": 0.25, "train_images": 10000, "train": Recipe(epochs=10, decay_epochs=(), ramp_epochs=5)}
-    add(sweep, metrics(), profile="cpu", evaluation={"test_images": 300}, **small)
-    write_leaderboard(sweep)
-    page = text(sweep, "md").partition("profile cpu")[2]
-    for note in (
-        "Profile cpu, width 0.25, train images 10,000, epochs 10: not comparable with published numbers",
-        "Errors are measured on 300 of the test images",
-    ):
-        assert page.index(note) < page.index("| certified error")
 
 
 @pytest.mark.parametrize(
@@ -60,38 +45,11 @@ def test_a_note_says_that_an_attack_cannot_cross_the_ball(sweep, attack, notes):
     assert build_leaderboard(sweep).sections[0].notes == notes
 
 
-def test_tables_are_aligned_and_nothing_in_them_is_markup(sweep):
-    attack = "<script>alert('x')</script>"
-    add(sweep, metrics(bound_width=0.0123456), options={"a|b": "*x*"}, profile=attack, warnings=[attack])
-    add(sweep, failure=attack, model=attack, method=attack, profile=attack)
-    write_leaderboard(sweep)
-    lines = [line for line in text(sweep, "md").splitlines() if line.startswith("|")][:3]
-    assert len({len(line) for line in lines}) == 1
-    assert "| 65.00 " in lines[2] and "| cnn7 ibp a\\|b=\\*x\\* " in lines[2]
-    assert "<script" not in text(sweep, "md")
-
-
 def test_numbers_are_written_in_their_column_s_format(sweep):
     add(sweep, metrics(bound_width=0.0123456))
     (section,) = build_leaderboard(sweep).sections
     cells = section.cells.iloc[0]
     assert list(cells[["bound width", "relative width", "parameters"]]) == ["0.0123", "3.20", "17,190,602"]
-    assert text_titles(sweep) == ["#", "row", "certified error", "attack error", "standard error", "seeds"]
-
-
-def text_titles(sweep):
-    """The titles of the first table in Markdown."""
-    write_leaderboard(sweep)
-    line = next(line for line in text(sweep, "md").splitlines() if line.startswith("| #"))
-    return [title.strip() for title in line.strip("|").split("|")]
-
-
-def test_latex_escapes_everything_and_marks_the_best(sweep):
-    add(sweep, metrics(60.0), model="cnn5")
-    add(sweep, metrics(70.0), model=r"\input{x} $5 & 50% #1 a_b ^ ~")
-    write_leaderboard(sweep, latex=True)
-    escaped = r"\textbackslash{}input\{x\} \$5 \& 50\% \#1 a\_b \textasciicircum{} \textasciitilde{} ibp & 70.00"
-    assert r"cnn5 ibp & \textbf{60.00} & " in text(sweep, "tex") and escaped in text(sweep, "tex")
 
 
 def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided_all(sweep):
@@ -105,20 +63,6 @@ def test_latex_has_the_page_s_warnings_and_no_network_is_best_for_having_decided
     assert r"cnn7 ibp & 90.00 & 90.00 & 90.00 & 0.00 & 1 \\" in page
     below = page.partition(r"\end{tabular}}")[2].partition(r"\end{table}")[0]
     assert "Warning: cnn5 ibp: 50\\% of the bounds are loose" in below and "not comparable with published" in below
-
-
-def test_the_terminal_shows_numbers_notes_warnings_failures_and_files(sweep, printed):
-    message = "\n".join(f"the compiler failed at line {number}" for number in range(50))
-    add(sweep, metrics(), options={"markup": "[red]"}, profile="cpu", warnings=[message])
-    add(sweep, metrics(70.0), profile="cpu")
-    add(sweep, failure="no [memory]" + 30 * " for it", model="big", profile="cpu")
-    lines = printed().splitlines()
-    failed = ("big ibp width=1 seed 0 (", "): failed: no [memory]" + 30 * " for it")  # whole in a pipe
-    for part in ("65.00", "[red]", "not comparable", *failed, "leaderboard.md"):
-        assert part in "\n".join(lines)
-    (warning,) = [line for line in lines if line.startswith("Warning: ")]  # one line; whole in the files
-    assert len(warning) <= 160 and "at line 49" not in warning
-    assert "at line 49" in text(sweep, "md") and message in read_json(sweep)[0]["warnings"]
 
 
 def test_rows_without_a_significant_difference_from_the_best_are_marked(sweep, printed):

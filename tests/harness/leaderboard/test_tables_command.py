@@ -128,25 +128,3 @@ def test_labels_of_entries_name_rows_in_tables_latex_and_comparisons(sweep, caps
     capsys.readouterr()
     assert main("tables", [str(sweep), "--compare", "Ours", "--only", "cnn9 ibp"]) == 0
     assert "cnn9 ibp against Ours" in capsys.readouterr().out
-
-
-def test_all_pairs_are_a_line_each_below_their_rows(sweep, capsys):
-    for number, model in enumerate(("cnn5", "cnn7", "cnn9", "cnn11")):
-        add_errors(sweep, [10 * number + more for more in (1, 2, 4)], model=model)
-    assert main("tables", [str(sweep), "--compare"]) == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert [line for line in lines if line[1:2] == ":"] == ["1: cnn5 ibp", "2: cnn7 ibp", "3: cnn9 ibp", "4: cnn11 ibp"]
-    pairs = [line.split()[:4] for line in lines if " against " in line]
-    assert pairs == [[str(a), "against", str(b), "3"] for a in range(1, 5) for b in range(a + 1, 5)]
-    assert sum("difference" in line for line in lines) == 2, "one table, and the legend"
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_the_caption_says_of_which_rows_the_best_is_bold(sweep, seeds):
-    publish(sweep, "")
-    add_errors(sweep, [11, 12, 13])
-    add_errors(sweep, [9] * seeds, model="cnn5")
-    assert main("tables", [str(sweep), "--latex"]) == 0
-    latex = text(sweep, "tex")
-    assert ("bold: best;" in latex) == (r"\textbf{9.00" in latex) == (seeds == 3)
-    assert ("bold: best, of rows with 3 seeds or as many as others;" in latex) == (seeds == 1)

@@ -217,20 +217,15 @@ def test_what_the_commit_lacks_is_not_removed(repository, capsys):
     assert weights.exists() and page.read_text() == text
 
 
-def test_an_evaluation_that_the_table_of_verdicts_lacks_is_named(repository):
+def test_tables_of_a_study_that_lack_an_evaluation_or_have_another_s_are_named(repository):
     published, _, _ = repository
     assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     with pytest.raises(ValueError, match=r"verdicts\.parquet has no verdicts of networks/none"):
         study_tables.read_stored_verdicts(published / "networks/none", ["index"])
-    (published / "evaluations.parquet").write_bytes(b"no table")
-    with pytest.raises(ValueError, match=r"evaluations\.parquet cannot be read"):
-        read_evaluations(published)
-
-
-def test_a_row_of_the_table_with_the_result_of_another_evaluation_is_named(repository):
-    published, _, _ = repository
-    assert main("publish", [str(published), "--tables-of", "HEAD"]) == 0
     rows = parquet.read_table(published / study_tables.EVALUATIONS)
     parquet.write_table(published / study_tables.EVALUATIONS, rows.assign(result=rows["result"].to_numpy()[::-1]))
     with pytest.raises(ValueError, match="belongs to another network"):
         study_tables.read_stored_states(published)
+    (published / "evaluations.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"evaluations\.parquet cannot be read"):
+        read_evaluations(published)

@@ -72,13 +72,10 @@ def test_another_profile_than_the_one_that_ran_is_refused(refused, tmp_path):
 
 PATHS = {
     "own images": ({"dataset": {"folder": "images"}}, "dataset.folder", "../../images"),
-    "an array": ({"dataset": {"arrays": "a/x.npz", "name": "x"}}, "dataset.arrays", "../../a/x.npz"),
     "a class": ({"dataset": {"torchvision": "GTSRB"}}, "dataset.torchvision", "GTSRB"),
     "an absolute path": ({"dataset": {"folder": "/data/images"}}, "dataset.folder", "/data/images"),
     "a checkpoint": ({"trials": [{"checkpoint": "net.pt"}]}, "trials.0.checkpoint", "../../net.pt"),
-    "its file": ({"trials": [{"checkpoint": {"file": "../n.pt"}}]}, "trials.0.checkpoint.file", "../../../n.pt"),
     "a list of files": ({"trials": [{"checkpoint": {"file": ["a", "b"]}}]}, "trials.0.checkpoint.file.1", "../../b"),
-    "a list": ({"trials": [{"checkpoint": ["a", {"file": "b"}]}]}, "trials.0.checkpoint.1.file", "../../b"),
     "a teacher's": (
         {"trials": [{"method_options": {"teacher": {"checkpoint": {"file": "t.pt", "prefix": "model."}}}}]},
         "trials.0.method_options.teacher.checkpoint.file",
