@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.settings import Recipe
 from harness.storage import files, folder, training_progress
-
-PROJECT = Path(__file__).resolve().parents[3]
 
 
 def only_section(sweep):

@@ -1,7 +1,6 @@
 """`python -m harness.tables`: what the files and the terminal show."""
 
 import json
-from pathlib import Path
 
 import pytest
 from made_networks import add, add_errors, metrics, text
@@ -11,8 +10,6 @@ from harness.common import names
 from harness.leaderboard.files import write_leaderboard
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import files, folder
-
-PROJECT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
