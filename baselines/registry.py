@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Builder = Callable[..., "nn.Module"]
 _NAMES = (
     *("cnn", "cnn5", "cnn7", "cnn11", "densenet", "cerdeq", "deqlate", "deqscales", "deqdense", "deqsmall", "deq7"),
-    *("mondeq", "monotone", "onnx", "tied", "tied9", "tiedsmall", "fc", "fcdeq", "fctied", "cnn-a", "convplus"),
-    *("conv", "convdeq", "resnet", "resnet9", "wideresnet8", "resnext"),
+    *("mondeq", "tied", "tied9", "tiedsmall", "fc", "fcdeq", "fctied", "cnn-a", "convplus", "conv", "convdeq"),
+    *("monotone", "onnx", "resnet", "resnet9", "wideresnet8", "resnext"),
 )
 """The networks of this folder."""
 _BUILDERS: dict[str, Builder] = {}

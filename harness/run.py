@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
 
     @cache
     def find_machines() -> list[dict[str, float]]:
-        from harness.tune.machines import machines_at
+        from harness.work.machines import machines_at
 
         return machines_at(None if options.here else options.ray_address)
 

@@ -12,10 +12,10 @@ from harness.machine.environment import data_directory
 from harness.storage import folder
 from harness.storage.state import State, read_states
 from harness.storage.sweep_file import write_sweep_file
-from harness.tune.machines import RayOptions, check_dashboard, check_fits, count_fitting
-from harness.tune.plan import Plan, check_owner, load_checked
-from harness.tune.print_plan import print_header, print_plan
-from harness.tune.run_study import Outcome, RunOptions, open_mlflow, run_study
+from harness.work.machines import RayOptions, check_dashboard, check_fits, count_fitting
+from harness.work.print_plan import print_header, print_plan
+from harness.work.run_study import Outcome, RunOptions, open_mlflow, run_study
+from harness.work.study import changed_plugins, check_owner, find_evaluations, find_records, find_states, load_checked
 
 
 class SweepRun:
@@ -58,34 +58,36 @@ class SweepRun:
         search = None
         if study.search is not None:
             require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
-            from harness.tune.run_search import Search  # here, since most sweeps need no Optuna, which takes a second
+            # Here, since most sweeps need no Optuna, which takes a second.
+            from harness.work.run_search import describe_search, describe_time, run_search
+            from harness.work.search import Search
 
-            search = Search(study, self.data, self.sweep_dir, console)
-            search.show()
+            search = Search(study, self.data, self.sweep_dir, run_options.device)
+            console.print(describe_search(search))
             if options.dry_run:
-                console.print(search.describe_time(at_once))
+                console.print(describe_time(search, at_once))
                 console.print("its winners become the networks; a dry run: nothing was started or written")
                 return True
             open_mlflow(self.sweep_dir.name, run_options, console)  # refuses a wrong store before hours of work
             if self.is_alone:
                 write_sweep_file(self.file, self.sweep_dir, [])
             as_many_as_fit = None if options.here else replace(ray, at_once=at_once)
-            study = replace(study, trainings=search.run(replace(run_options, ray=as_many_as_fit)))
+            study = replace(study, trainings=run_search(search, replace(run_options, ray=as_many_as_fit), console))
             if not study.trainings:
                 return False
-        plan = Plan.of(study, self.data, self.sweep_dir, options.only)
-        states = plan.select(self.found)
-        unfinished = [plan.record_of(path) for path, each in states.items() if each.state is not State.FINISHED]
-        unreadable = describe_unreadable(record.config for record in unfinished)
-        changed = plan.changed_plugins(self.found.values())
+        records = find_records(study, self.data.fingerprint, self.sweep_dir, options.only)
+        states = find_states(find_evaluations(records, study), self.found)
+        unfinished = [path for path, each in states.items() if each.state is not State.FINISHED]
+        unreadable = describe_unreadable(records[folder.network_of(path)].config for path in unfinished)
+        changed = changed_plugins(records, self.found.values())
         for warning in [*study.warnings, *self.data.warnings, *changed, *unreadable]:
             console.print(f"warning: {warning}")
         is_picked = options.profile is None and self.file.sweep.ran is None and study.profile.startswith(CPU_PROFILE)
-        print_header(plan, states, gpu, is_picked, console)
+        print_header(study, self.data, records.values(), states, gpu, is_picked, console)
         if options.dry_run:
-            print_plan(plan, self.found, gpu, at_once, options.retry_failed, console)
+            print_plan(study, records, self.found, gpu, at_once, options.retry_failed, console)
             return True
-        outcome = run_study(plan, states, run_options, console)
+        outcome = run_study(study, self.data, records, states, self.sweep_dir, run_options, console)
         self._write_page(outcome)
         return outcome.is_complete and not (search and search.has_unfinished)
 

@@ -19,7 +19,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # other processes would impor
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # else a program is compiled for each extension of the processor
 
 MOST_PROCESSES = 8  # each imports torch first, and the longest group of tests takes a sixth of all seconds
-SLOWEST_FIRST = ["tests/harness/tune/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
+SLOWEST_FIRST = ["tests/harness/work/", "tests/pretended_gpu/", "tests/harness/", "tests/"]
 LAUNCH = SLOWEST_FIRST[0]
 
 

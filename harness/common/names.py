@@ -3,8 +3,12 @@
 Errors and rates are percentages. Widths are in logit units (margins) or pre-activation units (layers).
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes numbers of work that goes on, by the names below."""
 
 # Final metrics of a trial, measured on test images (or on the validation slice).
 CERTIFIED_ERROR = "certified_error"

@@ -12,10 +12,11 @@ Numbers of an image depend on the other images of its range by rounding alone.
 
 import hashlib
 import json
+import logging
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines import build
+from baselines.datasets import Dataset
 from cerdeq.equilibrium import NotConvergedError
 from harness.attacks.objectives import objectives
 from harness.common import names
 from harness.common.errors import require
-from harness.data import Data, Split
+from harness.config.plugins import load_for
+from harness.config.training import Training
+from harness.data import Data, Split, load
 from harness.evaluation import equilibria
 from harness.evaluation.equilibria import Recurrence
 from harness.evaluation.ibp import average_rows
@@ -41,13 +46,15 @@ from harness.evaluation.taken_over import Answers, find_answers, find_contradict
 from harness.evaluation.verdicts import EvaluationResult, evaluate_images, refuse_contradictions
 from harness.machine.device import best_device
 from harness.machine.environment import describe_environment
-from harness.settings import EVALUATION_VERSION, Evaluation, EvaluationSettings
+from harness.settings import EVALUATION_VERSION, Evaluation
 from harness.storage import folder, ranges
-from harness.storage.files import DamagedFileError, parse_file, write_atomically, write_bytes
+from harness.storage.files import DamagedFileError, parse_file, remove_unfinished, write_atomically, write_bytes
 from harness.storage.parquet import write_table
 from harness.storage.ranges import range_path, search_path
 from harness.storage.records import Result, TrainingRecord
-from harness.storage.state import count_wrongly_right
+from harness.storage.state import State, count_wrongly_right, read_state
+
+_log = logging.getLogger(__name__)
 
 _OPERATIONS = {"cpu": 4e11, "cuda": 2e14}
 """Of a range's attack: about as many as one thread of a CPU, or a GPU, computes in ten seconds."""
@@ -56,26 +63,83 @@ _BAB_SECONDS, _BAB_SHARE, _NO_LIMIT = 1200.0, 0.05, 300.0
 """Of a range: the time that branch and bound takes, if it gets this share of the images; an image without limit."""
 
 
-def plan_ranges(images: Split, network: nn.Module, classes: int, settings: EvaluationSettings) -> list[range]:
+def plan_ranges(config: Training, evaluation: Evaluation, count: int, device: str) -> list[range]:
     """Return the ranges of images: a batch of them each, or fewer where the attack or branch and bound is slow.
 
     A range is what a worker evaluates at a time, what a kill loses but for branch and bound's answers, and a step of
-    progress. It does not depend on the speed of the machine.
+    progress. It does not depend on the speed of the machine. The network need not be trained.
+
+    count: of all images. device: on which they are evaluated, "cpu" or "cuda".
     """
-    starts = settings.attack_restarts * len(objectives(settings.attack, classes))
-    operations = 3 * settings.attack_steps * starts * _operations(network, images.images.shape[1:])
-    size = min(settings.batch_size, max(_FEWEST, int(_OPERATIONS[_device_of(network).type] / operations)))
-    if names.BAB in settings.stages:
-        size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * (settings.bab_seconds or _NO_LIMIT)))))
-    return [range(first, min(first + size, len(images))) for first in range(0, len(images), size)]
+    starts = evaluation.attack_restarts * len(objectives(evaluation.attack, config.data_info.classes))
+    network = config.model, config.width, json.dumps(config.options, sort_keys=True), config.data_info
+    operations = 3 * evaluation.attack_steps * starts * _operations(*network)
+    size = min(evaluation.batch_size, max(_FEWEST, int(_OPERATIONS[device] / operations)))
+    if names.BAB in evaluation.stages:
+        size = min(size, max(1, int(_BAB_SECONDS / (_BAB_SHARE * (evaluation.bab_seconds or _NO_LIMIT)))))
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
+@lru_cache(maxsize=256)
 @torch.no_grad()
-def _operations(network: nn.Module, shape: torch.Size) -> int:
-    """Return how many operations the network takes for an image; a gradient takes two more."""
+def _operations(model: str, width: float, options: str, data: Dataset) -> int:
+    """Return how many operations a network takes for an image; a gradient takes two more. options: JSON."""
+    network = build(model, data, width, **json.loads(options)).eval()
     with FlopCounterMode(display=False) as counter, suppress(NotConvergedError):
-        network(torch.zeros(1, *shape, dtype=torch.float64, device=_device_of(network)))
+        network(torch.zeros(1, *data.shape))
     return max(1, counter.get_total_flops())
+
+
+def evaluate_range(
+    record: TrainingRecord, network_dir: Path, evaluation: Evaluation, images: range, report: names.Report,
+    data_dir: str | None,
+) -> None:  # fmt: skip
+    """Evaluate a range of images with the trained network in a folder, unless that is done, and write its file.
+
+    report: then called with the numbers of evaluated and of all images. data_dir: as --data-dir.
+
+    Raises InputError for fewer images than the evaluation asks for, and if weights or data are others; SoundnessError
+    as `evaluate_images` does.
+    """
+    opened = _open(record, network_dir, evaluation, data_dir)
+    if opened is None or _is_saved(opened.ranges_dir, images):
+        return
+    _log.debug("evaluating images %d to %d: %s", images.start, images.stop - 1, evaluation.description)
+    opened.evaluate_range(images)
+    evaluated, at = sum(map(len, ranges.saved_ranges(opened.ranges_dir))), str(evaluation.eps)
+    report({names.EVALUATED: evaluated, names.IMAGES: len(opened.images), names.EVALUATION_EPS: at})
+
+
+def join(record: TrainingRecord, network_dir: Path, evaluation: Evaluation, data_dir: str | None) -> None:
+    """Join the ranges of an evaluation and write its files, the result last, unless that is done.
+
+    Raises SettingError if ranges are missing, DamagedFileError if one cannot be read, and SoundnessError if an
+    evaluation that has ended meanwhile contradicts this one.
+    """
+    if (opened := _open(record, network_dir, evaluation, data_dir)) is None:
+        return
+    remove_unfinished(opened.directory)
+    result = opened.finish()
+    for message in result.warnings:
+        _log.debug("warning: %s", message)
+    _log.debug("done: certified error %.2f %%", result.metrics[names.CERTIFIED_ERROR])
+
+
+def _open(
+    record: TrainingRecord, network_dir: Path, evaluation: Evaluation, data_dir: str | None
+) -> "OpenEvaluation | None":  # fmt: skip
+    """Return the evaluation of the trained network in a folder; None if it has a result."""
+    load_for(record.config)
+    trained_at = (network_dir / folder.WEIGHTS).stat().st_mtime_ns
+    if read_state(folder.evaluation_dir(network_dir, evaluation)).state is State.FINISHED:
+        return None
+    return _open_cached(network_dir, evaluation.model_dump_json(), data_dir, trained_at)
+
+
+@lru_cache(maxsize=1)  # ranges of one evaluation follow each other
+def _open_cached(network_dir: Path, evaluation: str, data_dir: str | None, trained_at: int) -> "OpenEvaluation | None":
+    config = folder.read_training(network_dir / folder.TRAINING).config
+    return open_evaluation(network_dir, Evaluation.model_validate_json(evaluation), load(config.data_source, data_dir))
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -86,9 +150,8 @@ def _device_of(network: nn.Module) -> torch.device:
 class OpenEvaluation:
     """An evaluation of a network that is under way.
 
-    directory: its folder. weights: their SHA-256. images: all that are evaluated. planned: the ranges of these.
-    ranges_dir: where those are saved that were evaluated with these weights, data, device and versions. others: other
-    evaluations of the network.
+    directory: its folder. weights: their SHA-256. images: all that are evaluated. ranges_dir: where ranges of these are
+    saved that were evaluated with these weights, data, device and versions. others: other evaluations of the network.
     """
 
     training: TrainingRecord
@@ -99,16 +162,12 @@ class OpenEvaluation:
     data: dict[str, Any]
     environment: dict[str, str]
     network: PreparedNetwork
-    planned: list[range]
     ranges_dir: Path
     others: list[Answers]
 
-    def missing(self) -> list[range]:
-        """Return the ranges that are left to evaluate."""
-        return [images for images in self.planned if not _is_saved(self.ranges_dir, images)]
-
     def evaluate_range(self, images: range) -> None:
         """Evaluate a range of the images, and write its file. Raises SoundnessError as `evaluate_images` does."""
+        self.ranges_dir.mkdir(parents=True, exist_ok=True)
         part, device = self.images.part(images.start, images.stop), _device_of(self.network.model)
         x, labels, seed = part.images.to(device), part.labels.to(device), self.training.config.seed
         share = len(images) / len(self.images)
@@ -125,13 +184,16 @@ class OpenEvaluation:
     def finish(self) -> Result:
         """Join the ranges and write the files of the evaluation, the result last.
 
-        Raises DamagedFileError if a range cannot be read, and SoundnessError if an evaluation that has ended meanwhile
-        contradicts this one.
+        Raises as `join` does.
         """
         network_dir = folder.network_of(self.directory)
         trained = folder.read_trained(network_dir)
         assert trained is not None
-        joined = join_ranges([read_range(self.ranges_dir, images) for images in self.planned])
+        saved = ranges.saved_ranges(self.ranges_dir)
+        whole = [number for images in saved for number in images] == list(range(len(self.images)))
+        allowed = f"all {len(self.images)}; data, devices or versions may differ between machines"
+        require("evaluated images", f"{sum(map(len, saved))} in {self.ranges_dir}", whole, allowed)
+        joined = join_ranges([read_range(self.ranges_dir, images) for images in saved])
         others = find_answers(network_dir, self.evaluation, self.weights)
         refuse_contradictions(find_contradictions(self.evaluation, joined.verdicts, others))
         info = self.training.config.data_info
@@ -187,7 +249,6 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
         data=data.summary(),
         environment=environment,
         network=prepare_network(model, evaluation.stages, config.data_info.classes),
-        planned=plan_ranges(images, model, config.data_info.classes, evaluation),
         ranges_dir=ranges.ranges_dir(directory, digest_of_inputs),
         others=find_answers(network_dir, evaluation, digest),
     )

@@ -30,19 +30,15 @@ def search_path(ranges_dir: Path, image: int) -> Path:
     return ranges_dir / f"{image:05}.search"
 
 
-def begin_ranges(ranges_dir: Path) -> None:
-    """Make the folder of an evaluation's ranges, and remove those with another hash."""
-    ranges_dir.mkdir(parents=True, exist_ok=True)
-    for path in ranges_dir.parent.iterdir():
-        if path != ranges_dir:
-            shutil.rmtree(path)
+def saved_ranges(ranges_dir: Path) -> list[range]:
+    """Return the ranges in a folder, by their first image."""
+    matches = filter(None, (re.fullmatch(r"(\d+)-(\d+)\.pt", path.name) for path in ranges_dir.glob("*.pt")))
+    return sorted((range(int(match[1]), int(match[2])) for match in matches), key=lambda images: images.start)
 
 
 def count_saved_images(directory: Path) -> int:
     """Return how many images of an unfinished evaluation are evaluated."""
-    names = (path.name for path in directory.glob(f"{RANGES}/*/*.pt"))
-    matches = filter(None, map(re.compile(r"(\d+)-(\d+)\.pt").fullmatch, names))
-    return sum(int(match[2]) - int(match[1]) for match in matches)
+    return max((sum(map(len, saved_ranges(path))) for path in directory.glob(f"{RANGES}/*")), default=0)
 
 
 def remove_ranges(directory: Path) -> None:

@@ -1,7 +1,6 @@
 """The training loop: epochs of steps, a row each, and checkpoints."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from harness.training.step import Stepper
 _MONITORED = 500
 _ATTACK_SEEDS = 2**40
 
-Report = Callable[[dict[str, Any]], None]
-
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN in an epoch, from 1. last_finite: the last finite values."""
@@ -46,7 +43,7 @@ def train(
     images: Tensor,
     labels: Tensor,
     network_dir: Path,
-    report: Report,
+    report: names.Report,
     clock: Clock | None = None,
     teacher: Program | None = None,
 ) -> nn.Sequential:

@@ -9,11 +9,12 @@ from safetensors.torch import save_file, save_model
 
 from cerdeq.bounds import Program
 from cerdeq.equilibrium import fold
+from cerdeq.precision import counted_rounding
 from harness.common import names
 from harness.common.errors import located, require
 from harness.config.plugins import load_for
 from harness.config.training import Training
-from harness.data import Data, Split
+from harness.data import Data, Split, load
 from harness.evaluation.metrics import finite_or_none, missing_classes
 from harness.evaluation.network import load_network
 from harness.machine.device import best_device
@@ -21,11 +22,10 @@ from harness.machine.environment import describe_environment
 from harness.methods import make_teacher
 from harness.pretrained.weights import read_weights
 from harness.storage import folder, training_progress
-from harness.storage.files import write_atomically
-from harness.storage.records import Result, TrainingRecord
+from harness.storage.files import remove_unfinished, write_atomically
+from harness.storage.records import Result, TrainingRecord, make_record
 from harness.training import loop
 from harness.training.checkpoint import SAVE_SECONDS, Clock
-from harness.training.loop import Report
 from harness.training.monitor import parametrisation_metrics
 
 _log = logging.getLogger(__name__)
@@ -33,24 +33,32 @@ _log = logging.getLogger(__name__)
 
 def train(
     record: TrainingRecord,
-    data: Data,
     network_dir: Path,
-    report: Report = lambda row: None,
+    report: names.Report = lambda row: None,
+    data_dir: str | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Result:
-    """Train a network in its folder, and return the result; go on from what is saved there.
+    """Train a network in its folder, unless it is trained, and return the result; go on from what is saved there.
 
     The folder of a network that was trained elsewhere must hold its checkpoint (`folder.copy_network_file`).
 
     Args:
         report: called with each epoch's row. Before and after steps are compiled, it is called with {"activity": ...}.
             An exception that it raises ends the training.
+        data_dir: as --data-dir.
         save_seconds: how long after a checkpoint the next one is saved, at the end of an epoch.
 
     Raises:
-        InputError: the data has fewer images than the training asks for, or its teacher is not trained.
+        InputError: the folder holds another network, the data or a plugin has changed, the data has fewer images than
+            the training asks for, or its teacher is not trained.
         NonFiniteLossError: the loss became infinite or NaN.
     """
+    load_for(record.config)
+    data = load(record.config.data_source, data_dir)
+    folder.begin_network(network_dir, make_record(record.config, data.fingerprint))
+    remove_unfinished(network_dir)
+    with counted_rounding(best_device().type):
+        pass  # raises InexactProductsError now rather than after training
     if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
         return trained
     (network_dir / folder.TRAINED).unlink(missing_ok=True)  # of weights that are lost: new ones may differ
@@ -75,7 +83,8 @@ def train(
         _log.debug("warning: %s", message)
     result = Result(record.key, finite_or_none(metrics), environment, data.summary(), warnings)
     folder.write_trained(network_dir, result)
-    (network_dir / folder.TRAINING_WARNINGS).unlink(missing_ok=True)
+    for name in (folder.TRAINING_WARNINGS, folder.FAILURE):
+        (network_dir / name).unlink(missing_ok=True)
     return result
 
 
@@ -116,7 +125,7 @@ def _load_teacher(record: TrainingRecord, network_dir: Path, device: torch.devic
 
 
 def _train(
-    config: Training, images: Split, network_dir: Path, device: torch.device, report: Report, clock: Clock,
+    config: Training, images: Split, network_dir: Path, device: torch.device, report: names.Report, clock: Clock,
     teacher: Program | None,
 ) -> dict[str, float]:  # fmt: skip
     """Train, fold parametrisations and write the weights; return metrics of the network before it is folded."""

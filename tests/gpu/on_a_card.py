@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests/harness/tune"))
+sys.path.append(str(ROOT / "tests/harness/work"))
 from processes import workers  # noqa: E402
 
 WORTH_READING = ("warning", "out of memory", "failed", "error:")

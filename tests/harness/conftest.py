@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("fake_data", "mlflow_folders", "study")
 @pytest.fixture
 def nothing_starts(monkeypatch, tmp_path):
     """Ray cannot be imported by the command, MLflow not opened, nor the network reached; the directory is empty."""
-    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
+    monkeypatch.setitem(sys.modules, "harness.work.on_ray", None)
     monkeypatch.setattr("harness.tracking.tracker.Tracker.open", lambda *_: pytest.fail("it goes on to MLflow"))
     for variable in ("CERDEQ_DATA", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from one_network import train_and_evaluate
 from safetensors.numpy import load_file, save
 from small_sweep import write
 
@@ -20,7 +21,7 @@ from harness.report.figures import catalogue
 from harness.storage import folder
 from harness.storage.records import make_record
 from harness.storage.sweep_file import SWEEP
-from harness.training import checkpoint, train_and_evaluate
+from harness.training import checkpoint
 
 
 def contents(directory):

@@ -4,13 +4,14 @@ from fractions import Fraction
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from torch import nn
 
 from harness.attacks.pgd import worst_point
 from harness.evaluation import ibp
 from harness.machine.subnormals import without_subnormals
 from harness.settings import EvaluationSettings
-from harness.training import loop, train_and_evaluate
+from harness.training import loop
 from harness.training.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush them")

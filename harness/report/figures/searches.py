@@ -15,7 +15,7 @@ from harness.storage import folder
 if TYPE_CHECKING:
     from optuna import Study
 
-# harness.tune.run_search is imported late: Optuna takes a second, and few sweeps are searched.
+# harness.work.search is imported late: Optuna takes a second, and few sweeps are searched.
 _LEAST = 4
 """Importances are estimated from so many candidates, or more."""
 
@@ -101,7 +101,7 @@ def _objectives(data: SectionData) -> Iterator[tuple["Study", int, str]]:
     network_dirs = map(folder.network_of, data.trials["evaluation_dir"])
     searches = {path.parents[1] / "search" / each.search for path in network_dirs for each in folder.read_choices(path)}
     for search_dir in sorted(searches):
-        from harness.tune.run_search import OBJECTIVES, load_studies
+        from harness.work.search import OBJECTIVES, load_studies
 
         for study in load_studies(search_dir):
             for number, name in enumerate(study.user_attrs.get(OBJECTIVES, ())):

@@ -4,13 +4,14 @@ import json
 
 import pandas as pd
 import pytest
+from one_network import train_and_evaluate
 
 from harness.bench import steps
 from harness.command_line import main
 from harness.common import names
 from harness.machine import device
 from harness.storage import folder
-from harness.training import compilation, train_and_evaluate
+from harness.training import compilation
 
 SMALL = ["cnn5", "--dataset", "digits", "--width", "0.05", "--batch-size", "8", "--rounds", "1"]
 

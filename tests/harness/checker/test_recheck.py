@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from one_network import train_and_evaluate
 from safetensors.torch import save_file
 
 import cerdeq
@@ -24,7 +25,6 @@ from harness.data import load
 from harness.evaluation.network import load_network
 from harness.storage import folder
 from harness.storage.records import make_record
-from harness.training import train_and_evaluate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROOFS = {

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from one_network import train_and_evaluate
 from small_sweep import changed, refusal, trainings_of, write
 
 from baselines import registry
@@ -13,7 +14,6 @@ from harness.config import plugin_sources, plugins
 from harness.data import load
 from harness.storage import folder
 from harness.storage.records import Result, make_record
-from harness.training import train_and_evaluate
 
 NETS = """
 from torch import nn

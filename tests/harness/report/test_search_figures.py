@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 from harness.common import names
 from harness.report.figures import searches
 from harness.storage import folder
-from harness.tune.run_search import JOURNAL, OBJECTIVES
+from harness.work.search import JOURNAL, OBJECTIVES
 
 TEXT = "tpe, 8 candidates, evaluated on 5,000 images held out of training"
 

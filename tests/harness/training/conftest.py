@@ -3,9 +3,9 @@
 import functools
 
 import pytest
+from one_network import train_and_evaluate
 
 from harness.common import names
-from harness.training import train_and_evaluate
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from one_network import train_and_evaluate
 
 from harness.common import names
 from harness.data import load
@@ -10,7 +11,6 @@ from harness.data.augment import draw
 from harness.methods import make_teacher, method_options
 from harness.storage import folder
 from harness.storage.records import Result
-from harness.training import train_and_evaluate
 from harness.training.initialise import untrained_network
 from harness.training.step import Stepper
 

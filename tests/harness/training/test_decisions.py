@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from safetensors.torch import load_file
 from steppers import Killed, kill, train_network
 
@@ -15,7 +16,7 @@ from harness.common import names
 from harness.common.errors import InputError
 from harness.machine.device import count_cores
 from harness.storage import folder, training_progress
-from harness.training import decisions, objective, train_and_evaluate
+from harness.training import decisions, objective
 from harness.training.compilation import compiler_problem
 from harness.training.decisions import WORTH_COMPILING, decide_steps
 from harness.training.step import Stepper

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from safetensors.torch import load_file
 from steppers import Killed, kill, train_network
 
 from harness.common import names
 from harness.data import load
 from harness.storage import folder, training_progress
-from harness.training import checkpoint, train_and_evaluate
+from harness.training import checkpoint
 from harness.training.loop import train
 
 

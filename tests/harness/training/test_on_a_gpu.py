@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from safetensors.torch import load_file
 from steppers import Killed, kill, stepper_of, take_steps, train_network
 
@@ -13,7 +14,6 @@ from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.verdicts import evaluate_images
 from harness.machine.freed_memory import free_memory
 from harness.storage import folder
-from harness.training import train_and_evaluate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default"), pytest.mark.timeout(1200)]
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from safetensors.torch import load_file, save_file
 from steppers import Killed, kill, train_network
 from torch import nn
@@ -18,7 +19,6 @@ from harness.evaluation.network import load_network
 from harness.evaluation.served import _load_pyfunc
 from harness.storage import folder
 from harness.storage.records import make_record
-from harness.training import train_and_evaluate
 from harness.training.initialise import initialise
 
 TIED = ["2.weight", "4.weight"]

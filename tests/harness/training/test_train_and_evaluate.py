@@ -1,11 +1,11 @@
 """One network, from config to weights and verdicts in its folder: resumed, failed, collapsed, finished."""
 
 import math
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from one_network import jobs_of, train_and_evaluate
 from safetensors.torch import load_file
 from steppers import Killed, train_network
 
@@ -18,11 +18,12 @@ from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.network import load_network, prepare_network
 from harness.evaluation.ranges import OpenEvaluation
 from harness.evaluation.verdicts import evaluate_images
+from harness.machine.environment import source_digest
 from harness.storage import folder, ranges, training_progress
 from harness.storage.files import DamagedFileError
 from harness.storage.state import State, read_state
-from harness.training import NonFiniteLossError, loop, train_and_evaluate
-from harness.training.train_and_evaluate import evaluate_range
+from harness.training import NonFiniteLossError, loop
+from harness.work.jobs import do_job
 
 
 def test_a_network_leaves_everything_that_its_numbers_rest_on(tiny_training, tiny_evaluation, whole_network):
@@ -197,7 +198,7 @@ def test_a_fault_of_a_stage_is_no_verdict(fault, small, tiny_evaluation, tmp_pat
     """It ends the evaluation with its traceback in the log; the weights stay, and the next call evaluates."""
     evaluation = tiny_evaluation(stages=("ibp", "bab"), eps="1/8", bab_seconds=None, bab_branches=1)
     directory = folder.evaluation_dir(tmp_path, evaluation)
-    answer = SimpleNamespace(status=["certified"], lower=torch.tensor([[-1.0]]))
+    answer = cerdeq.Verification(["certified"], torch.tensor([[-1.0]]), torch.zeros(1), torch.ones(1), [])
 
     def verify(*_, **__):
         return answer.status[5] if fault == "a bug" else answer
@@ -215,42 +216,50 @@ def test_a_fault_of_a_stage_is_no_verdict(fault, small, tiny_evaluation, tmp_pat
     assert read_state(directory).state is State.FINISHED and (tmp_path / folder.WEIGHTS).read_bytes() == weights
 
 
-def test_long_evaluations_are_left_in_ranges_which_others_do_and_further_calls_join(small, tiny_evaluation, tmp_path):
-    """To the files of those that were not left."""
+def test_ranges_of_a_long_evaluation_are_jobs_of_their_own_and_a_further_one_joins_them(
+    small, tiny_evaluation, tmp_path
+):
+    """In any order, to the files of a network that was done at once."""
     short, long = tiny_evaluation(test_images=20, batch_size=10, eps="1/8"), tiny_evaluation(batch_size=10)
     searching = tiny_evaluation(stages=("ibp", "bab"), test_images=4, batch_size=2, bab_seconds=None, bab_branches=1)
-    asked, interrupted, reports = [short, long, searching], tmp_path / "interrupted", []
-    left = train_and_evaluate(small, asked, interrupted, reports.append, leaves_long=True)
-    assert left == [range(at, at + 10) for at in range(0, 60, 10)]
-    assert result_of(interrupted, short) is not None and result_of(interrupted, long) is None
-    assert [row[names.EVALUATED] for row in reports if names.EVALUATED in row] == [0, 10, 20]
-    for evaluation, expected in ((long, [range(2), range(2, 4)]), (searching, [])):
-        for images in left[:0:-1]:  # the first one is left: one is not long
-            evaluate_range(small, evaluation, interrupted, images, None)
-        left = train_and_evaluate(small, asked, interrupted, leaves_long=True)
-        assert left == expected and result_of(interrupted, evaluation) is not None
+    asked, shared = [short, long, searching], tmp_path / "shared"
+    first, *ranges_of_long, join, one, other, last = jobs_of(small, asked, shared)
+    assert first.trains and first.evaluation == short and first.ends_evaluation
+    assert [job.part.images for job in ranges_of_long] == [range(at, at + 10) for at in range(0, 60, 10)]
+    assert all(job.after == (first,) for job in ranges_of_long) and join.after == tuple(ranges_of_long)
+    assert one.after == other.after == (join,) and last.after == (one, other) and last.evaluation == searching
+    for job in (first, *reversed(ranges_of_long), join, other, one, last):
+        do_job(job, lambda row: None, None, source_digest())
     train_and_evaluate(small, asked, tmp_path / "expected")
     for evaluation in asked:
-        assert contents(interrupted, evaluation) == contents(tmp_path / "expected", evaluation)
+        assert contents(shared, evaluation) == contents(tmp_path / "expected", evaluation)
+
+
+def test_a_join_without_all_ranges_is_refused(small, tiny_evaluation, tmp_path):
+    """As where machines of other kinds have evaluated some."""
+    first, *shared, join = jobs_of(small, [tiny_evaluation(batch_size=10)], tmp_path)
+    for job in (first, *shared[1:]):
+        do_job(job, lambda row: None, None, source_digest())
+    with pytest.raises(
+        InputError, match=r"evaluated images: found '50 in .*allowed: all 60; data, devices or versions"
+    ):
+        do_job(join, lambda row: None, None, source_digest())
+    assert folder.read_failure(join.evaluation_dir) is not None
 
 
 def test_a_range_of_other_weights_is_not_evaluated(small, tiny_evaluation, tmp_path):
-    evaluation = tiny_evaluation(batch_size=10)
-    left = train_and_evaluate(small, [evaluation], tmp_path, leaves_long=True)
+    first, job, *_ = jobs_of(small, [tiny_evaluation(batch_size=10)], tmp_path)
+    do_job(first, lambda row: None, None, source_digest())
     with open(tmp_path / folder.WEIGHTS, "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x3c")
     with pytest.raises(DamagedFileError, match="is not the file of which"):
-        evaluate_range(small, evaluation, tmp_path, left[0], None)
-    folder.write_trained(tmp_path, folder.read_trained(tmp_path))
-    with pytest.raises(InputError, match="data, weights, devices or versions differ"):
-        evaluate_range(small, evaluation, tmp_path, left[0], None)
-    assert folder.read_failure(folder.evaluation_dir(tmp_path, evaluation)) is not None
+        do_job(job, lambda row: None, None, source_digest())
 
 
 @pytest.mark.parametrize("where", ["a range", "verdicts", "result"])
 def test_an_evaluation_that_was_killed_ends_in_the_same_bytes(small, tiny_evaluation, tmp_path, monkeypatch, where):
-    first, second = tiny_evaluation(batch_size=20), tiny_evaluation(eps="1/8", batch_size=20)
+    first, second = tiny_evaluation(eps="1/8", batch_size=20), tiny_evaluation(batch_size=20)
     interrupted, expected = tmp_path / "interrupted", tmp_path / "expected"
 
     def report(row):
@@ -270,7 +279,7 @@ def test_an_evaluation_that_was_killed_ends_in_the_same_bytes(small, tiny_evalua
     (directory / f".{folder.VERDICTS}.1.tmp").touch()
     rows = []
     train_and_evaluate(small, [first, second], interrupted, rows.append)
-    assert rows[0][names.EVALUATED] == (40 if where == "a range" else 60)
+    assert rows[0][names.EVALUATED] == (60 if where == "a range" else 20), "of the second evaluation"
     train_and_evaluate(small, [first, second], expected)
     for evaluation in (first, second):
         assert contents(interrupted, evaluation) == contents(expected, evaluation)
@@ -294,4 +303,4 @@ def test_what_is_finished_is_not_done_again_and_other_weights_are_evaluated_anew
         file.write(b"\x3c")
     folder.write_trained(tmp_path, folder.read_trained(tmp_path))
     train_and_evaluate(small, [evaluation], tmp_path, rows.append)
-    assert [row[names.EVALUATED] for row in rows] == [0, 10]
+    assert [row[names.EVALUATED] for row in rows] == [10]

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
+from one_network import train_and_evaluate
 from values import uncaptured_values
 
 from harness.common import names
 from harness.storage import folder, training_progress
-from harness.training import train_and_evaluate
 
 pytestmark = pytest.mark.filterwarnings("default")
 NOT_COMPILED = {"compile": "never"}  # compiled kernels and graphs have no values here

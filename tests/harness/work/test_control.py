@@ -16,7 +16,8 @@ from harness.common import names
 from harness.common.errors import Stopped
 from harness.storage import folder, training_progress
 from harness.tracking.tracker import Tracker
-from harness.tune import ray_tune
+from harness.work import on_ray
+from harness.work.queue import end_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -31,22 +32,21 @@ def unfinished(copied):
 
 @pytest.fixture
 def replace_ray(monkeypatch):
-    """A function that replaces Ray by another: it gets the items and the callbacks of a listener."""
+    """A function that replaces Ray by another: it gets the jobs, and functions that report and end one."""
 
     def replace(act):
-        def run_on_ray(items, work, listener, options, directory):
-            def end(item, error):
-                items.end(item)
-                listener.on_end(item, error, {})
+        def run_on_ray(queue, do, listener, options, directory):
+            def end(job, error):
+                end_job(queue, listener, job, error)
 
             def begin():
-                if (item := items.take()) is not None:
-                    listener.on_start(item)
-                return item
+                if (job := queue.take()) is not None:
+                    listener.on_start(job)
+                return job
 
             act(iter(begin, None), listener.on_report, end)
 
-        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
+        monkeypatch.setattr(on_ray, "run_on_ray", run_on_ray)
 
     return replace
 
@@ -57,10 +57,10 @@ def started(unfinished, replace_ray):
     models = {network_dir: model for (model, _), network_dir in unfinished.network_dirs.items()}
     started = []
 
-    def act(items, on_report, on_end):
-        for item in items:
-            started.append(models[item.directory])
-            on_end(item, "it died")
+    def act(jobs, on_report, on_end):
+        for job in jobs:
+            started.append(models[job.network_dir])
+            on_end(job, "it died")
 
     replace_ray(act)
     return started
@@ -99,7 +99,7 @@ def test_a_dry_run_estimates_by_networks_of_the_same_row_and_as_many_as_run_at_a
     copied, no_ray, capsys, monkeypatch
 ):
     machines = [{"CPU": 4, "GPU": 0}]
-    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.work.machines.machines_at", lambda address: machines)
     study = Study(copied.root, {**TINY, "seeds": [0, 1]}, copied.store)
     for model in ("cnn5", "cerdeq"):
         path = study.evaluation_dirs[model, 0] / folder.RESULT
@@ -161,27 +161,27 @@ def test_only_selects_by_label_key_or_recipe_and_counts_what_it_selects(unfinish
 def test_what_set_changes_stands_apart_and_is_not_registered(copied, replace_ray, capsys):
     """As if it had been trained: its errors are better, and still the file's own network stays the best."""
 
-    def act(items, on_report, on_end):
-        (item,) = items
+    def act(jobs, on_report, on_end):
+        (job,) = jobs
         finished, own = (
             copied.network_dirs["cnn5", 0],
             (folder.TRAINING, folder.STUDY, folder.TRAINED, folder.EVALUATIONS, "mlflow.json"),
         )
-        shutil.copytree(finished, item.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*own))
+        shutil.copytree(finished, job.network_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*own))
         trained = folder.read_trained(finished)
-        folder.write_trained(item.directory, dataclasses.replace(trained, key=item.directory.name))
-        (evaluation_dir,) = folder.evaluation_folders(item.directory)
+        folder.write_trained(job.network_dir, dataclasses.replace(trained, key=job.network_dir.name))
+        (evaluation_dir,) = folder.evaluation_folders(job.network_dir)
         finished = copied.evaluation_dirs["cnn5", 0]
         shutil.copytree(finished, evaluation_dir, dirs_exist_ok=True)
-        key = f"{item.directory.name}/{evaluation_dir.name}"
+        key = f"{job.network_dir.name}/{evaluation_dir.name}"
         result = json.loads((evaluation_dir / folder.RESULT).read_text()) | {"key": key}
         result["metrics"] |= dict.fromkeys((names.STANDARD_ERROR, names.ATTACK_ERROR, names.CERTIFIED_ERROR), 1.0)
         (evaluation_dir / folder.RESULT).write_text(json.dumps(result))
-        on_end(item, None)
+        on_end(job, None)
 
     replace_ray(act)
     assert copied.main("--set", "train.kappa=0.5", "--only", "cnn5*") == 0
-    assert "'full --set train.kappa=0.5'; their numbers are not comparable" in capsys.readouterr().out
+    assert "profile 'full --set train.kappa=0.5': width" in capsys.readouterr().out
     table = (copied.directory / "leaderboard.md").read_text()
     assert "profile full --set train.kappa=0.5" in table and "not comparable with published" in table
     best = mlflow.MlflowClient(copied.store).get_model_version_by_alias("tiny", "best")
@@ -201,9 +201,9 @@ def test_what_would_fail_again_is_left_unless_asked_for(unfinished, started, cap
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, capsys, fail_fast):
-    def act(items, on_report, on_end):
-        first, second = items
-        on_report(second, training_progress.read_epochs(second.directory)[-1])
+    def act(jobs, on_report, on_end):
+        first, second = jobs
+        on_report(second, training_progress.read_epochs(second.network_dir)[-1])
         on_end(first, "it died")
         on_end(second, "it died")
 
@@ -215,9 +215,9 @@ def test_with_fail_fast_a_failure_stops_the_others(unfinished, replace_ray, caps
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_mlflow_says_that_nobody_runs(unfinished, replace_ray, capsys, number, status):
-    def act(items, on_report, on_end):
-        for item in items:
-            on_report(item, training_progress.read_epochs(item.directory)[-1])
+    def act(jobs, on_report, on_end):
+        for job in jobs:
+            on_report(job, training_progress.read_epochs(job.network_dir)[-1])
         assert statuses(unfinished) == {"cnn5": "RUNNING", "cerdeq": "RUNNING"}
         raise Stopped(number)
 
@@ -237,8 +237,8 @@ def test_sigterm_while_a_command_starts_is_a_line_and_a_status(unfinished, monke
 
 
 def test_a_network_that_is_only_evaluated_runs_for_mlflow_too(unfinished, replace_ray):
-    def act(items, on_report, on_end):
-        first, second = items
+    def act(jobs, on_report, on_end):
+        first, second = jobs
         on_report(first, {names.ACTIVITY: "reads its data"})
         on_report(first, {names.EVALUATED: 0, names.IMAGES: 50, names.EVALUATION_EPS: "1/8"})
         assert sorted(statuses(unfinished).values()) == ["FINISHED", "RUNNING"]

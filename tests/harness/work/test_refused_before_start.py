@@ -41,7 +41,7 @@ def test_more_than_there_is_is_refused_by_file_key_found_and_allowed(refused, tm
 
 def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_path, monkeypatch):
     machines = [{"CPU": 32, "GPU": 0}, {"CPU": 2, "GPU": 1}]
-    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: machines)
+    monkeypatch.setattr("harness.work.machines.machines_at", lambda address: machines)
     path = write(tmp_path, changed(("resources", {"cpu": 8, "gpu": 1})))
     expected = "resources.cpu: found 8, allowed: at most 2, the CPUs of one machine with 1 GPU"
     assert refused(path, "--profile", "full") == f"error: {path}: {expected}\n"
@@ -52,7 +52,7 @@ def test_one_machine_of_a_cluster_must_have_the_cpus_and_the_gpu(refused, tmp_pa
     [("train.epochs", 0, {}), ("train.epochs", 0, {"cpu": {"seeds": [1]}}), ("trials.0.model", "cnn55", {})],
 )
 def test_a_wrong_file_is_refused_before_a_cluster_is_asked(refused, tmp_path, monkeypatch, key, value, profiles):
-    monkeypatch.setattr("harness.tune.machines.machines_at", lambda address: pytest.fail("it asks Ray"))
+    monkeypatch.setattr("harness.work.machines.machines_at", lambda address: pytest.fail("it asks Ray"))
     path = write(tmp_path, changed((key, value), ("profiles", profiles)))
     assert f"{path}: {key}: found {value!r}" in refused(path, "--ray-address", "127.0.0.1:9")
 
@@ -104,7 +104,7 @@ def test_two_runs_of_a_sweep_at_once_are_kept_apart(refused, tmp_path):
 
 
 def test_a_dashboard_without_its_packages_is_refused(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.tune.machines.find_spec", lambda name: None if name == "colorful" else name)
+    monkeypatch.setattr("harness.work.machines.find_spec", lambda name: None if name == "colorful" else name)
     message = refused(write(tmp_path, BASE), "--dashboard")
     assert message == 'error: --dashboard: needs colorful: uv pip install "ray[default]"\n'
 

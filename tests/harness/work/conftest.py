@@ -17,7 +17,7 @@ from study import SETTINGS, TINY, TOKEN, Study
 
 from harness.report.figures import catalogue
 from harness.tracking.tracker import Tracker
-from harness.tune.ray_connection import ray  # which prepares the environment that Ray reads
+from harness.work.ray_connection import ray  # which prepares the environment that Ray reads
 
 STORED_PATHS = (  # where MLflow's tables say where files lie
     ("runs", "artifact_uri"),
@@ -109,7 +109,7 @@ def copied(finished, tmp_path):
 @pytest.fixture
 def no_ray(monkeypatch):
     """Ray cannot be imported by the command, let alone started."""
-    monkeypatch.setitem(sys.modules, "harness.tune.ray_tune", None)
+    monkeypatch.setitem(sys.modules, "harness.work.on_ray", None)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def machines_at(ray_address: str | None) -> list[dict[str, float]]:
     if ray_address is not None:
         if "RAY_AUTH_TOKEN" not in os.environ and not (Path.home() / ".ray/auth_token").exists():
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster asks for no token, or cannot be joined
-        from harness.tune import ray_connection  # here, since a finished sweep needs no Ray, which keeps that mode
+        from harness.work import ray_connection  # here, since a finished sweep needs no Ray, which keeps that mode
 
         with ray_connection.connected_to_ray(ray_address):
             return ray_connection.machines_of_ray()

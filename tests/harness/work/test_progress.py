@@ -12,10 +12,10 @@ from harness.common import terminal as terminal_module
 from harness.common.terminal import announced
 from harness.storage import folder, training_progress
 from harness.storage.records import Result, make_record
-from harness.tune import progress as progress_module
-from harness.tune.items import LEFT, Item, Queue
-from harness.tune.progress import Bars
-from harness.tune.run_study import StudyListener
+from harness.work import display
+from harness.work.display import Bars, StudyProgress
+from harness.work.jobs import make_jobs
+from harness.work.queue import Queue, end_job
 
 ROW = {
     names.EPOCH: 2, names.TRAIN_EPS: 0.01, names.TRAIN_LOSS: None,
@@ -43,24 +43,29 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def three(tmp_path, tiny_training, tiny_evaluation):
-    """The items of three networks of three epochs."""
+    """The jobs of three networks of three epochs."""
     records = [make_record(tiny_training(seed=seed), "data") for seed in range(3)]
     for record in records:
         folder.begin_network(tmp_path / record.key, record, "full", [tiny_evaluation()])
-    return [Item.of(tmp_path / each.key, each.config, [tiny_evaluation()]) for each in records]
+    return [
+        make_jobs(tmp_path / each.key, each, [(tiny_evaluation(), 60)], "cpu", each.config.label)[0] for each in records
+    ]
 
 
-def study(console, logged=None, items=()):
+def study(console, jobs=(), logged=None):
     log = None if logged is None else lambda *call: logged.append(call)
-    return StudyListener(console, Queue(items), 3, log, False)
+    queue = Queue(jobs)
+    progress = StudyProgress(console, queue, {job.network_dir for job in jobs}, log)
+    for _ in jobs:
+        queue.take()
+    return progress
 
 
-def finish(item, *warnings):
-    folder.write_trained(item.directory, Result(item.directory.name, {}, {}, {}, []))
-    for evaluation in item.asked:
-        key = f"{item.directory.name}/{evaluation.key}"
-        result = Result(key, ERRORS, {}, {}, list(warnings))
-        folder.write_result(folder.evaluation_dir(item.directory, evaluation), result)
+def finish(progress, job, *warnings):
+    folder.write_trained(job.network_dir, Result(job.network_dir.name, {}, {}, {}, []))
+    key = f"{job.network_dir.name}/{job.evaluation.key}"
+    folder.write_result(job.evaluation_dir, Result(key, ERRORS, {}, {}, list(warnings)))
+    end_job(progress.queue, progress, job, None)
 
 
 def shown(bars):
@@ -72,7 +77,7 @@ def shown(bars):
 
 def test_a_study_has_a_bar_for_each_network_that_runs_and_a_line_for_each_that_has_ended(three, terminal):
     first, second, third = three
-    with study(terminal) as progress:
+    with study(terminal, three) as progress:
         progress.on_start(first)
         assert shown(progress) == ["0 of 3 networks 0% -:--:--", "cnn5 ibp seed 0 0% -:--:-- starts"]
         progress.on_report(first, {names.ACTIVITY: "compiles its steps"})
@@ -86,9 +91,8 @@ def test_a_study_has_a_bar_for_each_network_that_runs_and_a_line_for_each_that_h
         assert evaluated.startswith("cnn5 ibp seed 1 100%") and evaluated.endswith(
             "evaluates image 20 of 60 at eps 1/8"
         )
-        finish(second, "odd [/x]")
-        progress.on_end(second, None, {})
-        progress.on_end(third, "closing [/tag]", {})
+        finish(progress, second, "odd [/x]")
+        end_job(progress.queue, progress, third, "closing [/tag]")
         assert [line.split(" ")[0] for line in shown(progress)] == ["2", "cnn5"]
     text = terminal.file.getvalue()
     assert "done cnn5 ibp seed 1: standard error 10.00 %, attack error 20.00 %, certified error 30.00 % (1" in text
@@ -98,7 +102,7 @@ def test_a_study_has_a_bar_for_each_network_that_runs_and_a_line_for_each_that_h
 
 def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time_left(three, pipe, clock):
     first, second, _ = three
-    with study(pipe) as progress:
+    with study(pipe, three) as progress:
         progress.bars.get_time = lambda: clock[0]
         progress.on_start(first)
         progress.on_report(first, {**ROW, names.EPOCH: 0})
@@ -119,8 +123,8 @@ def test_without_a_terminal_a_line_every_half_minute_says_what_runs_and_the_time
 
 def test_what_takes_long_is_said_again_and_again_while_it_lasts(three, pipe, monkeypatch):
     """In this process, where nobody reports meanwhile: as while the first steps are compiled."""
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    with study(pipe) as progress:
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.05)
+    with study(pipe, three) as progress:
         progress.on_start(three[0])
         progress.on_report(three[0], {names.ACTIVITY: "compiles its steps"})
         deadline = time.monotonic() + 10
@@ -132,7 +136,7 @@ def test_what_takes_long_is_said_again_and_again_while_it_lasts(three, pipe, mon
 
 def test_what_is_done_before_the_first_item_is_said_again_while_it_lasts(pipe, monkeypatch, capsys):
     """As while Ray starts, or packages are loaded, on a busy machine."""
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(terminal_module, "LINE_SECONDS", 0.05)
 
     def wait_for(lines):
@@ -144,7 +148,7 @@ def test_what_is_done_before_the_first_item_is_said_again_while_it_lasts(pipe, m
     with study(pipe) as progress:
         progress.on_text("starts Ray")
         wait_for(lambda: pipe.file.getvalue().splitlines())
-    assert set(pipe.file.getvalue().splitlines()[1:]) == {"running: starts Ray (0 of 3 networks)"}
+    assert set(pipe.file.getvalue().splitlines()[1:]) == {"running: starts Ray (0 of 0 networks)"}
     printed = []
     with announced("opens MLflow"):
         wait_for(lambda: printed.append(capsys.readouterr().out) or "".join(printed).splitlines())
@@ -152,80 +156,83 @@ def test_what_is_done_before_the_first_item_is_said_again_while_it_lasts(pipe, m
 
 
 def test_a_warning_of_training_is_shown_at_the_first_epoch_and_once(three, terminal):
-    item, logged = three[0], []
-    training_progress.add_lines(item.directory / folder.TRAINING_WARNINGS, ["steps are eager: no compiler"])
-    listener = study(terminal, logged)
-    listener.on_report(item, {**ROW, names.EPOCH: 1})
+    job, logged = three[0], []
+    training_progress.add_lines(job.network_dir / folder.TRAINING_WARNINGS, ["steps are eager: no compiler"])
+    progress = study(terminal, three, logged)
+    progress.on_report(job, {**ROW, names.EPOCH: 1})
     assert "warning cnn5 ibp seed 0: steps are eager: no compiler" in terminal.file.getvalue()
-    listener.on_report(item, ROW)
-    finish(item, *training_progress.read_lines(item.directory / folder.TRAINING_WARNINGS))
-    listener.on_end(item, None, {})
+    progress.on_report(job, ROW)
+    finish(progress, job, *training_progress.read_lines(job.network_dir / folder.TRAINING_WARNINGS))
     assert terminal.file.getvalue().count("steps are eager") == 1
-    assert logged == [(item.directory, True)] * 2 + [(item.directory, False)]
+    assert logged == [(job.network_dir, True)] * 2 + [(job.network_dir, False)]
 
 
-def test_ranges_have_bars_and_their_images_are_counted_until_their_network_goes_on(three, terminal):
-    network, logged = three[0], []
-    folder.write_trained(network.directory, Result(network.directory.name, {}, {}, {}, []))
-    progress = study(terminal, logged)
-    queue = progress.queue
+@pytest.fixture
+def shared(three, tiny_evaluation):
+    """The jobs of a network with three evaluations, of which the first two have six ranges, and the last one."""
+    evaluations = [tiny_evaluation(eps=eps, batch_size=size) for eps, size in (("1/8", 10), ("1/16", 10), ("1/32", 60))]
+    counted = [(each, 60) for each in evaluations]
+    return make_jobs(three[0].network_dir, three[0].record, counted, "cpu", three[0].record.config.label)
+
+
+def test_ranges_have_bars_and_their_images_are_counted_until_their_network_goes_on(shared, terminal):
+    logged, queue = [], Queue(shared)
+    progress = StudyProgress(terminal, queue, {shared[0].network_dir}, lambda *call: logged.append(call))
     with progress:
-        progress.on_start(network)
-        progress.on_end(network, None, {LEFT: [[0, 40], [40, 60]]})
-        ranges = [queue.take(), queue.take()]
-        assert [(each.images, each.evaluations) for each in ranges] == [
-            (range(40), network.evaluations),
-            (range(40, 60), network.evaluations),
-        ]
-        for each in ranges:
-            progress.on_start(each)
-            progress.on_report(each, {names.ACTIVITY: "evaluates"})
-        assert len(shown(progress)) == 3 and progress.summary() == "0 of 3 networks, 60 images left to evaluate"
+        train = queue.take()
+        assert queue.take() is None and not queue.is_finished, "its network is not trained"
+        end_job(queue, progress, train, None)
+        ranges = [queue.take() for _ in range(6)]
+        assert [job.part.images for job in ranges] == [range(at, at + 10) for at in range(0, 60, 10)]
+        assert queue.take() is None
+        for job in ranges[:2]:
+            progress.on_start(job)
+        assert len(shown(progress)) == 3 and progress.summary() == "0 of 1 networks, 60 images left to evaluate"
         assert all("cnn5 ibp seed 0, images" in line for line in shown(progress)[1:])
-        queue.end(ranges[0])
-        progress.on_end(ranges[0], None, {LEFT: []})
-        assert progress.summary() == "0 of 3 networks, 20 images left to evaluate" and not queue.is_finished
-        queue.end(ranges[1])
-        progress.on_end(ranges[1], None, {LEFT: []})
-        again = queue.take()
-        assert again == network and queue.take() is None and not queue.is_finished
-        finish(network)
-        queue.end(again)
-        progress.on_end(again, None, {LEFT: []})
-        assert progress.summary().startswith("1 of 3 networks") and queue.is_finished
-    assert terminal.file.getvalue().count("done cnn5 ibp seed 0: standard error") == 1
-    assert logged == [(network.directory, True), (network.directory, False)]
+        for job in ranges[:-1]:
+            end_job(queue, progress, job, None)
+        assert progress.summary() == "0 of 1 networks, 10 images left to evaluate" and queue.take() is None
+        end_job(queue, progress, ranges[-1], None)
+        finish(progress, join := queue.take())
+        assert join.ends_evaluation and join.part is None
+    assert terminal.file.getvalue().count("done cnn5 ibp seed 0: ") == 1
+    assert logged[-1] == (join.network_dir, False)
 
 
-def test_a_range_that_fails_fails_its_evaluation_and_those_after_it_go_on(three, terminal, tiny_evaluation):
-    """Once all ranges have ended: the others are not lost."""
-    network = three[0]
-    others = [tiny_evaluation(attack_steps=steps) for steps in (3, 4)]
-    training = folder.read_training(network.directory / folder.TRAINING).config
-    network = Item.of(network.directory, training, [*network.asked, *others])
-    folder.write_trained(network.directory, Result(network.directory.name, {}, {}, {}, []))
-    first, second, _ = paths = [folder.begin_evaluation(network.directory, each) for each in network.asked]
-    with study(terminal) as progress:
-        queue = progress.queue
-        progress.on_end(network, None, {LEFT: [[0, 40], [40, 60]]})
-        for error in ("its worker failed 3 times: it died", None):
-            queue.end(item := queue.take())
-            progress.on_end(item, error, {})
-        assert "it died" in folder.read_failure(first).error
-        assert progress.done == 0
-        rest = queue.take()
-        assert (rest.evaluations, rest.images) == (network.evaluations[1:], None) and queue.take() is None
-        folder.write_failure(second, "SoundnessError: of a kind", repeats=True)
-        queue.end(rest)
-        progress.on_end(rest, "SoundnessError: of a kind", {})
+def test_a_range_that_fails_fails_its_evaluation_and_those_after_it_go_on(shared, terminal):
+    queue = Queue(shared)
+    progress = StudyProgress(terminal, queue, {shared[0].network_dir}, None)
+    with progress:
+        train = queue.take()
+        folder.write_trained(train.network_dir, Result(train.network_dir.name, {}, {}, {}, []))
+        (train.network_dir / folder.WEIGHTS).touch()
+        for evaluation in {job.evaluation.key: job.evaluation for job in shared[1:]}.values():
+            folder.begin_evaluation(train.network_dir, evaluation)
+        end_job(queue, progress, train, None)
+        first, second = queue.take(), queue.take()
+        end_job(queue, progress, first, "its worker failed 3 times: it died")
+        assert "it died" in folder.read_failure(first.evaluation_dir).error
+        assert folder.read_failure(train.network_dir) is None
+        end_job(queue, progress, second, None)
+        further = queue.take()
+        assert further.evaluation != first.evaluation and further.part.images == range(10)
+        folder.write_failure(further.evaluation_dir, "SoundnessError: of a kind", repeats=True)
+        end_job(queue, progress, further, "SoundnessError: of a kind")
         last = queue.take()
-        assert last.evaluations == network.evaluations[2:]
-        queue.end(last)
-        progress.on_end(last, "its worker failed 3 times: it died", {})
-        assert progress.done == 1 and queue.is_finished
-    assert all(folder.read_failure(path) is not None for path in paths)
-    assert folder.read_failure(network.directory) is None
-    assert terminal.file.getvalue().count("failed cnn5 ibp seed 0: eps 1/32") == 3
+        assert last.evaluation == shared[-1].evaluation
+        end_job(queue, progress, last, "its worker failed 3 times: it died")
+        assert queue.take() is None and queue.is_finished and progress.done == 1
+    assert terminal.file.getvalue().count("failed cnn5 ibp seed 0: eps 1/") == 3
+
+
+def test_a_failed_training_ends_its_network(shared, terminal):
+    queue = Queue(shared)
+    progress = StudyProgress(terminal, queue, {shared[0].network_dir}, None)
+    with progress:
+        end_job(queue, progress, job := queue.take(), "NonFiniteLossError: of a kind")
+        assert queue.take() is None and queue.is_finished and progress.done == 1
+    assert folder.read_failure(job.network_dir).error == "NonFiniteLossError: of a kind"
+    assert terminal.file.getvalue().count("failed cnn5 ibp seed 0: NonFiniteLossError") == 1
 
 
 def test_the_time_left_of_a_bar_is_estimated_from_all_parts(monkeypatch):

@@ -17,7 +17,7 @@ from harness.common import names
 from harness.data import load
 from harness.evaluation import stages
 from harness.evaluation.ledger import SoundnessError
-from harness.evaluation.ranges import OpenEvaluation
+from harness.evaluation.ranges import OpenEvaluation, _open_cached
 from harness.leaderboard.table import build_leaderboard
 from harness.storage import folder, ranges
 from harness.storage.lock import LOCK
@@ -178,6 +178,7 @@ def test_what_is_of_other_weights_or_versions_is_evaluated_again(sweep_dir, begu
         evaluated.clear()
     if change == "versions":
         monkeypatch.setattr("harness.evaluation.ranges.describe_environment", lambda _: {"device": "x"})
+        _open_cached.cache_clear()  # as in another process
     else:
         shutil.copy(other / folder.WEIGHTS, network_dir / folder.WEIGHTS)
         folder.write_trained(network_dir, folder.read_trained(network_dir))

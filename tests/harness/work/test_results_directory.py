@@ -12,7 +12,8 @@ from harness.common import names
 from harness.config.training import RECIPE_VERSION
 from harness.storage import files, folder
 from harness.storage.records import make_record, record_json
-from harness.tune import ray_tune
+from harness.work import on_ray
+from harness.work.queue import end_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 
@@ -96,10 +97,10 @@ def test_an_old_failure_is_not_reported_as_a_new_one(copied, monkeypatch, capsys
     (evaluation_dir / folder.RESULT).unlink()
     files.write_json(evaluation_dir / folder.FAILURE, {"error": "RuntimeError: last week's", "last_finite": {}})
 
-    def dies_at_once(items, work, listener, options, directory):
-        listener.on_end(items.take(), "its worker failed 3 times: it died", {})
+    def dies_at_once(queue, do, listener, options, directory):
+        end_job(queue, listener, queue.take(), "its worker failed 3 times: it died")
 
-    monkeypatch.setattr(ray_tune, "run_on_ray", dies_at_once)
+    monkeypatch.setattr(on_ray, "run_on_ray", dies_at_once)
     assert copied.main() == 1
     assert "it died" in folder.read_failure(evaluation_dir).error
     assert "last week" not in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""Run items side by side under Ray Tune.
+"""Do jobs side by side under Ray Tune.
 
-Ray chooses the machine of an item and retries items whose worker died. Its own state, `ray` in the results directory,
+Ray chooses the machine of a job and retries jobs whose worker died. Its own state, `ray` in the results directory,
 is that of the last run, for `ray.tune.ExperimentAnalysis`; nothing here reads it. The truth is the network's folder: a
 retry, or a later run, goes on from what is saved there. On several machines the results must therefore lie on storage
 that all of them share.
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 # isort: off
-from harness.tune.ray_connection import (  # before Ray itself
+from harness.work.ray_connection import (  # before Ray itself
     is_here_alive,
     machines_of_ray,
     ray,
@@ -39,19 +39,21 @@ from ray.tune.search import Searcher
 from harness.common.errors import InputError, Stopped, error_line
 from harness.machine.device import limit_gpu_memory
 from harness.machine.freed_memory import free_memory
-from harness.training.train_and_evaluate import DETERMINISTIC_ERRORS
-from harness.tune.items import Item, Items, Listener, Work
-from harness.tune.machines import RayOptions, check_fits, count_fitting
+from harness.storage.records import parse_training, record_json
+from harness.work.jobs import DETERMINISTIC_ERRORS, Do, Job, Work
+from harness.work.machines import RayOptions, check_fits, count_fitting
+from harness.work.queue import Listener, Queue, end_job
 
 RAY_STATE = "ray"
 """The directory of Ray's own state, in that of the results."""
-WORKER_RETRIES = 2  # of an item whose worker died
-_NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of an item after which no other worker tries it
-ERROR = "error_of_item"
-_NO_LIMIT = 10_000  # of items that Tune may have: without one it starts one worker after the other
+WORKER_RETRIES = 2  # of a job whose worker died
+_NOT_RETRIED = (InputError, *DETERMINISTIC_ERRORS)  # errors of a job after which no other worker tries it
+ERROR = "error_of_job"
+_NO_LIMIT = 10_000  # of jobs that Tune may have: without one it starts one worker after the other
 _LIFE_CHECK_SECONDS = 5.0
 _GOES_ON = "the same command continues"
-TRIAL = "trial"  # Tune's name of an item: a dictionary of its settings and of its other fields
+JOB = "job"  # Tune's name of a job: its JSON
+_WORK = TypeAdapter(tuple[Work, ...])
 
 
 class _EndOfRun(BaseException):
@@ -63,14 +65,32 @@ class _EndOfRun(BaseException):
     """
 
 
+class _Jobs:
+    """The jobs that Tune has begun, by the number in their configs."""
+
+    def __init__(self, queue: Queue):
+        self.queue, self.begun = queue, list[Job]()
+
+    def take(self) -> dict[str, Any] | None:
+        """Return the config of the next job, None if there is none now."""
+        if (job := self.queue.take()) is None:
+            return None
+        self.begun.append(job)
+        return {JOB: config_of(job, len(self.begun) - 1)}
+
+    def of(self, trial: Any) -> Job:
+        """Return the job of a trial."""
+        return self.begun[trial.config[JOB]["number"]]
+
+
 class _Callback(TrialProgressCallback):
     """Collects what happens, and tells it to a listener between two steps of Tune, where an error ends the run.
 
     Without a callback of this base class Tune adds one, which prints a line for each trial even if verbose=0.
     """
 
-    def __init__(self, items: Items, listener: Listener, signals: list[int]):
-        self.items, self.listener, self.signals = items, listener, signals
+    def __init__(self, jobs: _Jobs, listener: Listener, signals: list[int]):
+        self.jobs, self.listener, self.signals = jobs, listener, signals
         self.events, self.next_check = list[Callable[[], None]](), 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,30 +98,27 @@ class _Callback(TrialProgressCallback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a worker is started for an item."""
-        self.events.append(partial(self.listener.on_start, item_of(trial.config)))
+        """Note that a worker is started for a job."""
+        self.events.append(partial(self.listener.on_start, self.jobs.of(trial)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Note a report; `on_trial_complete` notes an error."""
         if ERROR not in result:
-            self.events.append(partial(self.listener.on_report, item_of(trial.config), result))
+            self.events.append(partial(self.listener.on_report, self.jobs.of(trial), result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has returned."""
-        result = trial.last_result
-        self.events.append(partial(self._end, item_of(trial.config), result.get(ERROR), result))
+        self._end(trial, trial.last_result.get(ERROR))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has died, or raised, for the last time."""
-        text = f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}"
-        self.events.append(partial(self._end, item_of(trial.config), text, {}))
+        self._end(trial, f"its worker failed {WORKER_RETRIES + 1} times: {_reason(trial)}")
         self.next_check = 0.0  # Ray may have died
 
-    def _end(self, item: Item, error: str | None, result: dict[str, Any]) -> None:
-        self.items.end(item)
-        self.listener.on_end(item, error, result)
+    def _end(self, trial: Any, error: str | None) -> None:
+        self.events.append(partial(end_job, self.jobs.queue, self.listener, self.jobs.of(trial), error))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tell the listener what has happened. Raises _EndOfRun after a signal, an error, or once Ray has died."""
@@ -119,30 +136,31 @@ class _Callback(TrialProgressCallback):
             raise _EndOfRun from error
 
 
-class _NextItem(Searcher):
-    """Gives Tune the next item whenever one more fits, until none will come.
+class _NextJob(Searcher):
+    """Gives Tune the next job whenever one more fits, until none will come.
 
-    A searcher, and no grid: ranges of images become items once a network is trained. They are next, before networks
-    that wait here; those that Tune has already would come before them, so it gets one more than fit, which waits there.
+    A searcher, and no grid, since Tune knows no order of trials: it starts all it has as soon as they fit, while a job
+    waits for those before it, and a search proposes the next candidate when one has ended. Tune gets one job more than
+    fit, which waits there.
     count_places: how many fit, on machines that may come and go.
     """
 
-    def __init__(self, items: Items, count_places: Callable[[], int]):
+    def __init__(self, jobs: _Jobs, count_places: Callable[[], int]):
         super().__init__()
-        self.items, self.count_places, self.started = items, count_places, set[str]()
+        self.jobs, self.count_places, self.started = jobs, count_places, set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next item, or None if one may come later."""
+        """Return the next job, or None if one may come later."""
         if len(self.started) > self.count_places():
             return None
-        if (item := self.items.take()) is not None:
+        if (config := self.jobs.take()) is not None:
             self.started.add(trial_id)
-            return {TRIAL: settings_of(item)}
-        return Searcher.FINISHED if self.items.is_finished else None
+            return config
+        return Searcher.FINISHED if self.jobs.queue.is_finished else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Note that a place is free; `_Callback` tells the end."""
@@ -152,40 +170,35 @@ class _NextItem(Searcher):
         """Save nothing."""
 
 
-def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions, directory: Path | None) -> None:
-    """Run items in workers until all have ended.
+def run_on_ray(queue: Queue, do: Do, listener: Listener, options: RayOptions, directory: Path) -> None:
+    """Do jobs in workers until all have ended.
 
     Args:
-        items: what is to be done. The next one is taken when fewer than `options.at_once` are started, and at most one
-            more than fit.
-        work: does an item in a worker, which has a thread for each CPU that it reserves.
+        queue: the next job is taken when fewer than `options.at_once` are started, and at most one more than fit.
+        do: does a job in a worker, which has a thread for each CPU that it reserves.
         directory: of the results; Ray's own state stays there.
 
     Raises:
-        InputError: Ray cannot be used, or no machine has what an item reserves.
+        InputError: Ray cannot be used, or no machine has what a job reserves.
         ConnectionError: Ray has died.
         Stopped: SIGINT or SIGTERM came. Workers have ended.
-        Exception: of the listener.
+        FailedFast: as the queue raises it.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with (
-        TemporaryDirectory(prefix="harness-") as scratch,
-        shared_ray(options.address, options.dashboard) as url,
-        _delayed_signals() as signals,
-    ):
+    with shared_ray(options.address, options.dashboard) as url, _delayed_signals() as signals:
         if url:
             listener.on_text(f"Ray's dashboard: http://{url}")
         if options.dashboard and not options.address:
             listener.on_text(f"its token, of this run alone: {os.environ['RAY_AUTH_TOKEN']}")
         machines = machines_of_ray()
         check_fits(machines, options.cpu, options.gpu)  # Ray may see less than torch, and would wait for ever
-        path = (directory or Path(scratch)).absolute()
-        shutil.rmtree(path / RAY_STATE, ignore_errors=True)  # Tune would go on with it
+        shutil.rmtree(directory / RAY_STATE, ignore_errors=True)  # Tune would go on with it
+        jobs = _Jobs(queue)
         tuner = Tuner(
-            tune.with_resources(make_trainable(work, Path.cwd()), {"cpu": options.cpu, "gpu": options.gpu}),
+            tune.with_resources(make_trainable(do, Path.cwd()), {"cpu": options.cpu, "gpu": options.gpu}),
             tune_config=TuneConfig(
-                search_alg=_NextItem(items, lambda: count_fitting(machines_of_ray(), options.cpu, options.gpu)),
-                num_samples=-1,  # until there is no next item
+                search_alg=_NextJob(jobs, lambda: count_fitting(machines_of_ray(), options.cpu, options.gpu)),
+                num_samples=-1,  # until there is no next job
                 max_concurrent_trials=options.at_once or _NO_LIMIT,
                 reuse_actors=True,
                 trial_name_creator=_label,
@@ -193,9 +206,9 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
             ),
             run_config=RunConfig(
                 name=RAY_STATE,
-                storage_path=str(path),
+                storage_path=str(directory.absolute()),
                 failure_config=FailureConfig(max_failures=WORKER_RETRIES),
-                callbacks=[_Callback(items, listener, signals), JsonLoggerCallback()],
+                callbacks=[_Callback(jobs, listener, signals), JsonLoggerCallback()],
                 verbose=0,
             ),
         )
@@ -204,7 +217,7 @@ def run_on_ray(items: Items, work: Work, listener: Listener, options: RayOptions
         except _EndOfRun as end:
             assert end.__cause__ is not None
             raise end.__cause__ from None
-        except RayError as error:  # not an item's: Tune handles those
+        except RayError as error:  # not a job's: Tune handles those
             raise ConnectionError(f"Ray has died: {error_line(error)}; {_GOES_ON}") from error
 
 
@@ -224,49 +237,51 @@ def _delayed_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def make_trainable(work: Work, directory: Path) -> Callable[[dict[str, Any]], None]:
-    """Return the function that does an item in a worker.
+def make_trainable(do: Do, directory: Path) -> Callable[[dict[str, Any]], None]:
+    """Return the function that does a job in a worker.
 
     directory: where the command started; relative paths, such as a network's file, mean the same in a worker. Tune
     changes to a directory of its own. A machine of a cluster may lack the command's directory.
     """
 
-    def run_item(config: dict[str, Any]) -> None:
+    def run_job(config: dict[str, Any]) -> None:
         with suppress(FileNotFoundError):
             os.chdir(directory)
         reserved = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(reserved.get("CPU", 1))))
         limit_gpu_memory(reserved.get("GPU", 0))
-        item = item_of(config)
+        job = job_of(config[JOB])
         try:
-            tune.report(work(item, tune.report))
+            do(job, tune.report)
+            tune.report({})
         except _NOT_RETRIED as error:
             tune.report({ERROR: error_line(error)})
-        if item.images is None:  # a range leaves no captured graphs, and freeing took a tenth of a small one's time
+        if job.trains:  # a range leaves no captured graphs, and freeing took a tenth of a small one's time
             free_memory()
 
-    return run_item
+    return run_job
 
 
-def settings_of(item: Item) -> dict[str, Any]:
-    """Return an item as Tune and its dashboard show it; Tune shows no objects."""
-    images = [item.images.start, item.images.stop] if item.images else None
-    own = {"label": item.label, "directory": str(item.directory.absolute()), "evaluations": list(item.evaluations)}
-    return {**item.settings, **own, "images": images, "needs": item.needs and str(item.needs.absolute())}
+def config_of(job: Job, number: int) -> dict[str, Any]:
+    """Return a job as Tune and its dashboard show it: the settings of the training are first, and flat."""
+    return {
+        **job.record.config.model_dump(mode="json"),
+        "number": number,
+        "label": job.label,
+        "directory": str(job.network_dir.absolute()),
+        "record": record_json(job.record),
+        "work": _WORK.dump_python(job.work, mode="json"),
+    }
 
 
-def item_of(config: dict[str, Any]) -> Item:
-    """Return the item of a config of Tune."""
-    training = dict(config[TRIAL])
-    directory, label, evaluations, images, needs = (
-        training.pop(name) for name in ("directory", "label", "evaluations", "images", "needs")
-    )
-    needed = Path(needs) if needs else None
-    return Item(Path(directory), label, training, tuple(evaluations), range(*images) if images else None, needed)
+def job_of(config: dict[str, Any]) -> Job:
+    """Return the job of a config, as a worker does it."""
+    work = _WORK.validate_python(config["work"])
+    return Job(Path(config["directory"]), parse_training(config["record"]), work, config["label"])
 
 
 def _label(trial: Any) -> str:
-    return item_of(trial.config).label
+    return str(trial.config[JOB]["label"])
 
 
 def _trial_id(trial: Any) -> str:

@@ -16,7 +16,7 @@ from harness.common import names
 from harness.evaluation.ledger import SoundnessError
 from harness.evaluation.ranges import OpenEvaluation
 from harness.storage import folder
-from harness.tune import ray_connection
+from harness.work import ray_connection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 

@@ -11,9 +11,9 @@ from servers import free_port
 from study import TINY, TOKEN, Study
 
 from harness.common.errors import InputError
-from harness.tune import ray_connection
-from harness.tune.machines import machines_at
-from harness.tune.ray_connection import ray, shared_ray
+from harness.work import ray_connection
+from harness.work.machines import machines_at
+from harness.work.ray_connection import ray, shared_ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
 

@@ -20,7 +20,7 @@ os.environ.update(
     {
         "RAY_AIR_NEW_OUTPUT": "0",  # with the new output, Tune prints a box even if verbose=0
         "RAY_USAGE_STATS_ENABLED": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of three formats; `ray_tune` adds the one that Ray reads
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of three formats; `on_ray` adds the one that Ray reads
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the command instead of ending each trial as if it were done
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that reserves no GPU sees none
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment; Ray would pack and rebuild it

@@ -15,8 +15,8 @@ from harness.common import names
 from harness.data import load
 from harness.storage import folder, training_progress
 from harness.storage.records import make_record
-from harness.tune import ray_tune
-from harness.tune.run_items import run_items
+from harness.work import on_ray
+from harness.work.here import run_here
 
 SETTINGS = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "CERDEQ_DATA")
 TOKEN = "0123456789abcdef" * 4  # of the Ray that tests of one process share
@@ -46,12 +46,12 @@ LONG = {  # some seconds of training, so that there is a middle to be killed in
 
 @contextmanager
 def without_ray():
-    """Items are done in this process, one by one."""
+    """Jobs are done in this process, one by one."""
 
-    def run_on_ray(items, work, listener, options, directory):
-        run_items(items, work, listener, None, directory)
+    def run_on_ray(queue, do, listener, options, directory):
+        run_here(queue, do, listener)
 
-    with patch.object(ray_tune, "run_on_ray", run_on_ray):
+    with patch.object(on_ray, "run_on_ray", run_on_ray):
         yield
 
 

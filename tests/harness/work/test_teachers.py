@@ -2,11 +2,9 @@
 
 import os
 import re
-from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.console import Console
 from small_sweep import load_sweep, write
 from study import TINY
 
@@ -14,10 +12,11 @@ from harness.command_line import main
 from harness.data import load
 from harness.storage import folder
 from harness.storage.lock import lock_directory
-from harness.training import train_and_evaluate
-from harness.tune import items
-from harness.tune.items import Item, Queue
-from harness.tune.run_search import Search
+from harness.training import NonFiniteLossError
+from harness.training.train import train
+from harness.work import here
+from harness.work.queue import Queue
+from harness.work.search import Search
 
 TEACHER = {"model": "cnn5", "train": {"epochs": 1}}
 STUDENTS = [
@@ -66,25 +65,25 @@ def test_a_teacher_is_trained_once_for_all_students_and_has_no_row(tmp_path, cap
 def test_a_kill_after_the_teacher_does_not_train_it_again(tmp_path, monkeypatch, capsys):
     calls = []
 
-    def killed(training, evaluations, network_dir, *rest, **options):
-        calls.append(training.method)
+    def killed(record, *rest):
+        calls.append(record.config.method)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train_and_evaluate(training, evaluations, network_dir, *rest, **options)
+        return train(record, *rest)
 
-    monkeypatch.setattr(items, "train_and_evaluate", killed)
+    monkeypatch.setattr("harness.work.jobs.train", killed)
     run(tmp_path, SWEEP)
     assert run(tmp_path, SWEEP) == 0
     assert calls == ["pgd", "cc-dist", "cc-dist", "ad-cert"]
 
 
 def test_a_student_says_that_its_teacher_has_failed(tmp_path, monkeypatch, capsys):
-    def failing(training, *rest, **options):
-        if training.method == "pgd":
+    def failing(record, *rest):
+        if record.config.method == "pgd":
             raise OSError("the teacher's disk is full")
-        return train_and_evaluate(training, *rest, **options)
+        return train(record, *rest)
 
-    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    monkeypatch.setattr("harness.work.jobs.train", failing)
     assert run(tmp_path, SWEEP) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "failed teacher cnn5 pgd train.epochs=1 seed 0: OSError: the teacher's disk is full" in shown
@@ -105,14 +104,13 @@ def test_candidates_of_a_search_share_their_teacher_which_sees_no_held_out_image
 def test_a_diverged_teacher_ends_a_search_with_fail_fast_and_is_retried_when_asked(tmp_path, monkeypatch):
     calls = []
 
-    def failing(training, evaluations, network_dir, *rest, **options):
-        calls.append(training.method)
-        if training.method == "pgd":
-            folder.write_failure(network_dir, "NonFiniteLossError", repeats=True)
-            raise OSError("the teacher's loss is not finite")
-        return train_and_evaluate(training, evaluations, network_dir, *rest, **options)
+    def failing(record, *rest):
+        calls.append(record.config.method)
+        if record.config.method == "pgd":
+            raise NonFiniteLossError(1, 1, {})
+        return train(record, *rest)
 
-    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    monkeypatch.setattr("harness.work.jobs.train", failing)
     assert run(tmp_path, SEARCHED, "--fail-fast") == 1 and calls == ["pgd"]
     calls.clear()
     assert run(tmp_path, SEARCHED) == 1 and "pgd" not in calls
@@ -126,41 +124,44 @@ def test_a_diverged_teacher_ends_a_search_with_fail_fast_and_is_retried_when_ask
 def test_a_teacher_that_fails_by_chance_is_tried_once_in_a_search(tmp_path, monkeypatch):
     calls = []
 
-    def failing(training, *rest, **options):
-        calls.append(training.method)
-        if training.method == "pgd":
+    def failing(record, *rest):
+        calls.append(record.config.method)
+        if record.config.method == "pgd":
             raise MemoryError
-        return train_and_evaluate(training, *rest, **options)
+        return train(record, *rest)
 
-    monkeypatch.setattr(items, "train_and_evaluate", failing)
+    monkeypatch.setattr("harness.work.jobs.train", failing)
     assert run(tmp_path, SEARCHED) == 1
     assert calls == ["pgd", "cc-dist", "cc-dist"]
 
 
-def test_a_candidate_that_is_also_a_teacher_is_tried_though_it_failed_as_that(tmp_path):
+def searched(tmp_path, content):
+    return Search(load_sweep(write(tmp_path, content), None, True), load("digits"), tmp_path / "tiny", "cpu")
+
+
+def test_a_candidate_that_is_also_a_teacher_waits_for_it_and_is_tried_though_it_failed_as_that(tmp_path):
     spaces = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
     content = SEARCHED | {
         "trials": [{"model": "cnn5", "method": "pgd"}],
         "search": SEARCHED["search"] | {"spaces": spaces},
     }
-    search = Search(
-        load_sweep(write(tmp_path, content), None, True), load("digits"), tmp_path / "tiny", Console(quiet=True)
-    )
-    search.directory.mkdir(parents=True)
-    search.begin()
-    search.begun = [search.propose()]
-    search.failed_teachers.add(search.begun[0])
-    assert search.take().directory in search.failed_teachers
+    search = searched(tmp_path, content)
+    with search.opened(retry_failed=False):
+        (first,) = search.propose()
+        search.begun = [first.network_dir]
+        folder.write_failure(first.network_dir, "it failed by chance")
+        (again,) = search.propose()
+    assert again.network_dir == first.network_dir and again.after == (first,) and not again.has_failed
 
 
 def test_candidates_in_this_process_have_the_threads_of_the_sweep(tmp_path, monkeypatch):
     threads = []
 
-    def counted(*rest, **options):
+    def counted(*rest):
         threads.append(torch.get_num_threads())
-        return train_and_evaluate(*rest, **options)
+        return train(*rest)
 
-    monkeypatch.setattr(items, "train_and_evaluate", counted)
+    monkeypatch.setattr("harness.work.jobs.train", counted)
     torch.set_num_threads(2)
     assert run(tmp_path, SEARCHED) == 0
     assert set(threads) == {1} and len(threads) >= 5, "a teacher and two candidates, a teacher and a winner"
@@ -168,17 +169,16 @@ def test_candidates_in_this_process_have_the_threads_of_the_sweep(tmp_path, monk
 
 def test_other_rows_of_a_search_go_on_while_a_teacher_trains(tmp_path):
     rows = [SEARCHED["trials"][0], {"model": "cnn5", "method": "cc-ibp"}]
-    study = load_sweep(write(tmp_path, SEARCHED | {"trials": rows}), None, True)
-    search = Search(study, load("digits"), tmp_path / "tiny", Console(quiet=True))
-    search.directory.mkdir(parents=True)
-    search.begin()
-    taken = [search.take() for _ in range(4)]
-    assert [item and item.label.partition(" of ")[0] for item in taken] == [
-        "teacher cnn5 pgd seed 0", "candidate 0", "candidate 1", None,
-    ]  # fmt: skip
-    assert not search.is_finished
-    search.end(taken[0])
-    assert search.take().settings["method"] == "cc-dist"
+    search = searched(tmp_path, SEARCHED | {"trials": rows})
+    with search.opened(retry_failed=False):
+        queue = Queue([], search.propose)
+        taken = [queue.take() for _ in range(4)]
+        assert [job and job.label.partition(" of ")[0] for job in taken] == [
+            "teacher cnn5 pgd seed 0", "candidate 0", "candidate 1", None,
+        ]  # fmt: skip
+        assert not queue.is_finished
+        queue.end(taken[0], None)
+        assert queue.take().record.config.method == "cc-dist"
 
 
 def test_a_teacher_with_too_large_a_batch_is_refused_before_anything_starts(tmp_path, capsys):
@@ -190,38 +190,15 @@ def test_a_teacher_with_too_large_a_batch_is_refused_before_anything_starts(tmp_
     assert not (tmp_path / "out").exists()
 
 
-NEEDS = (("one", Path("t")), ("t", Path("t")), ("free", None))
-
-
-def test_students_wait_for_their_teacher():
-    teacher = Item(Path("t"), "teacher", {})
-    one, other, free = (Item(Path(name), name, {}, ("{}",), needs=needs) for name, needs in NEEDS)
-    queue = Queue([teacher, one, free, other])
-    assert queue.take() == teacher and queue.take() == free
-    assert queue.take() is None and not queue.is_finished
-    queue.end(teacher)
-    assert [queue.take(), queue.take(), queue.take()] == [one, other, None]
-
-
-def test_a_teacher_waits_for_a_candidate_in_the_same_folder():
-    candidate, teacher = Item(Path("t"), "candidate", {}, ("{}",)), Item(Path("t"), "teacher", {})
-    queue = Queue([candidate])
-    assert queue.take() == candidate
-    queue.add([teacher])
-    assert queue.take() is None
-    queue.end(candidate)
-    assert queue.take() == teacher
-
-
 def test_a_teacher_that_another_run_trains_is_waited_for(tmp_path, monkeypatch):
     """As jobs of an array do, which hold no lock of the sweep."""
     said, holder = [], lock_directory(tmp_path)
-    monkeypatch.setattr(items, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(here, "_WAIT_SECONDS", 0.0)
     holder.__enter__()
 
     def report(row):
         said.append(row)
         holder.__exit__(None, None, None)
 
-    with items._hold_folder(tmp_path, report):
+    with here._hold_folder(tmp_path, report):
         assert len(said) == 1

@@ -12,7 +12,7 @@ from harness.command_line import main
 from harness.common import names
 from harness.leaderboard.columns import REPORTED
 from harness.storage import folder
-from harness.storage.lock import lock_directory
+from harness.storage.lock import LOCK, lock_directory
 from harness.storage.sweep_file import SWEEP
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
@@ -38,7 +38,7 @@ def test_a_checkpoint_is_evaluated_logged_shown_and_rechecked_like_any_network(s
     network_dir, evaluation_dir = study.network_dirs["conv", 0], study.evaluation_dirs["conv", 0]
     key = study.records["conv", 0].key
     expected = {folder.TRAINING, folder.STUDY, folder.NETWORK_FILE, folder.WEIGHTS, folder.TRAINED, folder.LOG}
-    assert {path.name for path in network_dir.iterdir()} == expected | {folder.EVALUATIONS, "mlflow.json"}
+    assert {path.name for path in network_dir.iterdir()} - {LOCK} == expected | {folder.EVALUATIONS, "mlflow.json"}
     expected = {folder.EVALUATION, folder.VERDICTS, folder.COUNTEREXAMPLES, folder.RESULT, folder.LOG}
     assert {path.name for path in evaluation_dir.iterdir()} == expected
     assert (network_dir / folder.NETWORK_FILE).read_bytes() == (study.root / "net.pt").read_bytes()

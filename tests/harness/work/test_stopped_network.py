@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+from one_network import train_and_evaluate
 from safetensors.torch import load_file
 from small_sweep import write
 from study import TINY
@@ -12,16 +13,15 @@ from study import TINY
 from harness.command_line import OK, TERMINATED, main
 from harness.common import names
 from harness.storage import folder, ranges, training_progress
-from harness.training.train_and_evaluate import train_and_evaluate
-from harness.tune.run_study import StudyListener
+from harness.work.display import StudyProgress
 
 
 class Killed(BaseException):
-    """What ends an item at once, as a kill does."""
+    """What ends a job at once, as a kill does."""
 
 
 def killed_after(reports, rows=None):
-    """A report that ends an item at the next one after so many, those of other kinds than epochs and batches apart."""
+    """A report that ends a job at the next one after so many, those of other kinds than epochs and batches apart."""
 
     def report(row):
         nonlocal reports
@@ -35,7 +35,7 @@ def killed_after(reports, rows=None):
 
 
 def batches(rows):
-    """Return the numbers of evaluated and of all images that an item reported."""
+    """Return the numbers of evaluated and of all images that a job reported."""
     return [(row[names.EVALUATED], row[names.IMAGES]) for row in rows if names.EVALUATED in row]
 
 
@@ -45,7 +45,7 @@ def in_four_ranges(tiny_evaluation):
 
 
 def test_a_network_done_in_pieces_ends_like_one_done_at_once(tiny_training, tiny_evaluation, tmp_path):
-    """Each call ends after one epoch, one range of an evaluation, or what equilibria do; nothing is done twice."""
+    """Each call ends at its second report, of an epoch or of a range of images; nothing is done twice."""
     few = {"iterations": 4, "backward_iterations": 4}
     config = tiny_training("cerdeq", train_images=128, train={"eps": "1/32"}, options=few)
     evaluations = [tiny_evaluation(eps="1/4", batch_size=16), tiny_evaluation(eps="1/8", batch_size=30)]
@@ -58,9 +58,9 @@ def test_a_network_done_in_pieces_ends_like_one_done_at_once(tiny_training, tiny
             train_and_evaluate(config, evaluations, pieces, killed_after(1, rows), save_seconds=0)
         except Killed:
             assert not list(pieces.rglob(folder.FAILURE))
-    assert calls == 10, "3 epochs with the untrained network, and 6 ranges"
+    assert calls == 6, "four reports of epochs and six of ranges"
     assert [row[names.EPOCH] for row in rows if names.EPOCH in row] == [0, 1, 2, 3]
-    counts = [0, 16, 32, 48, 60, 0, 30, 60]
+    counts = [16, 32, 48, 60, 30, 60]
     assert dict.fromkeys(batches(rows)) == dict.fromkeys([(count, 60) for count in counts])
     for evaluation in evaluations:
         first, second = (folder.evaluation_dir(path, evaluation) for path in (at_once, pieces))
@@ -81,7 +81,7 @@ def stopped(tiny_training, in_four_ranges, tmp_path_factory):
     """A training that was stopped after the first range of its evaluation, and its folder, which no test may change."""
     config, network_dir = tiny_training(train_images=128), tmp_path_factory.mktemp("stopped")
     with pytest.raises(Killed):
-        train_and_evaluate(config, in_four_ranges, network_dir, killed_after(5))
+        train_and_evaluate(config, in_four_ranges, network_dir, killed_after(4))
     assert ranges.count_saved_images(folder.evaluation_dir(network_dir, *in_four_ranges)) == 16
     return config, network_dir
 
@@ -104,7 +104,7 @@ def test_ranges_that_are_damaged_or_of_other_weights_are_evaluated_again(begun, 
         next(tmp_path.glob("evaluations/*/ranges/*/00000-00016.pt")).write_bytes(b"nothing")
     rows = []
     train_and_evaluate(begun, in_four_ranges, tmp_path, rows.append)
-    assert batches(rows) == [(0, 60), (16, 60), (32, 60), (48, 60), (60, 60)]
+    assert batches(rows) == [(16, 60), (32, 60), (48, 60), (60, 60)]
 
 
 def test_sigterm_ends_a_network_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
@@ -113,12 +113,12 @@ def test_sigterm_ends_a_network_and_the_same_command_goes_on(tmp_path, capsys, m
     def call():
         return main("run", [str(file), "--here", "--results-dir", str(tmp_path / "results")])
 
-    def terminate(listener, item, row):
+    def terminate(listener, job, row):
         if row.get(names.EPOCH) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StudyListener, "on_report", terminate)
+        patch.setattr(StudyProgress, "on_report", terminate)
         assert call() == TERMINATED
     assert "stopped by SIGTERM; the same command continues" in capsys.readouterr().err
     network_dirs = folder.network_folders(tmp_path / "results/tiny")

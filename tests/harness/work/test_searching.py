@@ -17,10 +17,12 @@ from harness.storage.files import DamagedFileError
 from harness.storage.lock import lock_directory
 from harness.storage.records import Result, make_record
 from harness.tracking.tracker import Tracker
-from harness.tune import ray_tune
-from harness.tune.machines import RayOptions
-from harness.tune.run_search import JOURNAL, Search, load_studies
-from harness.tune.run_study import RunOptions
+from harness.work import on_ray
+from harness.work.machines import RayOptions
+from harness.work.queue import end_job
+from harness.work.run_search import describe_time, run_search
+from harness.work.run_study import RunOptions
+from harness.work.search import JOURNAL, Search, load_studies
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},
@@ -44,7 +46,7 @@ def read(tmp_path, main=None, **search):
 
 
 def search_of(sweep, tmp_path):
-    return Search(sweep, load("digits"), tmp_path / "study", Console(quiet=True))
+    return Search(sweep, load("digits"), tmp_path / "study", "cpu")
 
 
 def candidates(sweep, tmp_path):
@@ -56,6 +58,10 @@ def candidates(sweep, tmp_path):
 def chosen(tmp_path, winner):
     record = make_record(winner, load("digits").fingerprint)
     return folder.read_choices(folder.network_dir(tmp_path / "study", record.key))[-1]
+
+
+def run(search):
+    return run_search(search, OPTIONS, Console(quiet=True))
 
 
 def training_in(network_dir):
@@ -88,15 +94,15 @@ def workers(monkeypatch, begun):
     """A function that replaces Ray by one worker. do: called with a folder, returns the error of its worker."""
 
     def replace_ray(do=train, killed_at=None):
-        def run_on_ray(supply, work, listener, options, directory):
-            for item in iter(supply.take, None):
-                begun.append(item.directory.name)
+        def run_on_ray(queue, work, listener, options, directory):
+            for job in iter(queue.take, None):
+                begun.append(job.network_dir.name)
                 if len(begun) == killed_at:
                     raise Killed
-                listener.on_end(item, do(item.directory), {})
-            assert supply.is_finished
+                end_job(queue, listener, job, do(job.network_dir))
+            assert queue.is_finished
 
-        monkeypatch.setattr(ray_tune, "run_on_ray", run_on_ray)
+        monkeypatch.setattr(on_ray, "run_on_ray", run_on_ray)
 
     replace_ray()
     return replace_ray
@@ -106,24 +112,24 @@ def workers(monkeypatch, begun):
 def test_a_killed_search_ends_as_one_without_kills(tmp_path, workers, begun, sampler):
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     sweep = read(tmp_path, sampler=sampler, trials=14)
-    search_of(sweep, quiet).run(OPTIONS)
+    run(search_of(sweep, quiet))
     expected = begun.copy()
     begun.clear()
     for killed_at in (3, 6, 14):
         workers(killed_at=killed_at)
         with pytest.raises(Killed):
-            search_of(sweep, killed).run(OPTIONS)
+            run(search_of(sweep, killed))
         journal = search_of(sweep, killed).directory / JOURNAL
         with open(journal, "a") as file:
             file.write('{"op_code": 4, "work')  # killed while writing
         journal.with_name(f"{JOURNAL}.lock").symlink_to("nowhere")
     workers()
     search = search_of(sweep, killed)
-    winners = search.run(OPTIONS)
+    winners = run(search)
     assert len(expected) == len(set(expected)) == 14
     assert list(dict.fromkeys(begun)) == expected and len(begun) == len(expected) + 3, "those killed once more"
     assert [one.params for one in candidates(sweep, killed)] == [one.params for one in candidates(sweep, quiet)]
-    assert winners == search_of(sweep, killed).run(OPTIONS) and not search.has_unfinished
+    assert winners == run(search_of(sweep, killed)) and not search.has_unfinished
     assert len(begun) == len(expected) + 3, "nothing is left to run"
 
 
@@ -132,12 +138,12 @@ def test_a_search_that_is_killed_while_it_proposes_continues(tmp_path, workers, 
     """With none of the settings, or those of another candidate: the proposal is no candidate."""
     sweep = read(tmp_path)
     search = search_of(sweep, tmp_path)
-    search.run(OPTIONS)
+    run(search)
     study = search.studies[0]
     trial = study.ask()
     for key, value in known.items():
         study._storage.set_trial_param(trial._trial_id, key, value, study.trials[1].distributions[key])
-    search_of(read(tmp_path, trials=6), tmp_path).run(OPTIONS)
+    run(search_of(read(tmp_path, trials=6), tmp_path))
     assert len(begun) == len(set(begun)) == 6
 
 
@@ -147,7 +153,7 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
         "train.initialisation": {"choice": ["ibp", "default"]},
     }
     sweep = read(tmp_path, spaces=spaces, trials=8)
-    search_of(sweep, tmp_path).run(OPTIONS)
+    run(search_of(sweep, tmp_path))
     search_dir = search_of(sweep, tmp_path).directory
     trained = [training_in(folder.network_dir(search_dir, name)) for name in begun]
     assert trained[0] == sweep.searched[0].base.replace(validation_images=50)
@@ -160,13 +166,13 @@ def test_candidates_lie_in_their_spaces_and_the_first_is_the_entry_as_it_is_writ
 def test_a_space_of_few_choices_ends(tmp_path, workers, begun):
     sweep = read(tmp_path, spaces={"train.initialisation": {"choice": ["ibp", "default"]}})
     for _ in range(2):
-        search_of(sweep, tmp_path).run(OPTIONS)
+        run(search_of(sweep, tmp_path))
         assert len(begun) == 2
 
 
 def test_winners_have_all_images_every_seed_and_a_mark(tmp_path, workers):
     sweep = read(tmp_path, objectives=["certified_error"])
-    winners = search_of(sweep, tmp_path).run(OPTIONS)
+    winners = run(search_of(sweep, tmp_path))
     search_dir = search_of(sweep, tmp_path).directory
     candidates = list(map(training_in, folder.network_folders(search_dir)))
     assert [winner.seed for winner in winners] == [0, 1]
@@ -184,7 +190,7 @@ def test_candidates_are_trained_and_evaluated_by_their_own_settings_and_winners_
     sweep = read(tmp_path, train={"epochs": 1, "ramp_epochs": 0, "decay_epochs": []}, evaluation={"stages": ["ibp"]})
     search = search_of(sweep, tmp_path)
     assert search.directory != search_of(read(tmp_path), tmp_path).directory
-    winner = search.run(OPTIONS)[0]
+    winner = run(search)[0]
     networks = folder.network_folders(search.directory)
     assert len(networks) == 4 and {training_in(each).train.epochs for each in networks} == {1}
     assert winner.train.epochs == TINY["train"]["epochs"] > 1
@@ -204,7 +210,7 @@ def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_pa
 
     workers(work)
     sweep = read(tmp_path, trials=6)
-    winners = search_of(sweep, tmp_path).run(OPTIONS)
+    winners = run(search_of(sweep, tmp_path))
     marks = [chosen(tmp_path, winner) for winner in winners[::2]]
     assert [mark.candidate for mark in marks] == [1, 3]
     (row,), search_dir = sweep.searched, search_of(sweep, tmp_path).directory
@@ -213,11 +219,11 @@ def test_a_front_has_the_first_candidate_of_each_pair_that_no_other_beats(tmp_pa
 
 
 def test_a_larger_budget_continues_and_another_sampler_begins_anew(tmp_path, workers, begun):
-    search_of(read(tmp_path), tmp_path).run(OPTIONS)
-    search_of(read(tmp_path, trials=6), tmp_path).run(OPTIONS)
+    run(search_of(read(tmp_path), tmp_path))
+    run(search_of(read(tmp_path, trials=6), tmp_path))
     assert len(begun) == 6
-    search_of(read(tmp_path, sampler="random"), tmp_path).run(OPTIONS)
-    search_of(read(tmp_path, seed=1), tmp_path).run(OPTIONS)
+    run(search_of(read(tmp_path, sampler="random"), tmp_path))
+    run(search_of(read(tmp_path, seed=1), tmp_path))
     assert len(begun) == 14
 
 
@@ -231,7 +237,7 @@ def test_a_network_that_two_searches_choose_keeps_both_choices(tmp_path, workers
     workers(lambda network_dir: write_metrics(network_dir, dict.fromkeys(SEARCH["objectives"], 50 + len(begun))))
     spaces = {"train.kappa": {"uniform": [0, 0.9]}}
     searches = [search_of(read(tmp_path, trials=1, seed=seed, spaces=spaces), tmp_path) for seed in (0, 1, 0)]
-    winners = [search.run(OPTIONS)[0] for search in searches]
+    winners = [run(search)[0] for search in searches]
     assert winners[0] == winners[1], "the settings as written are each search's first candidate"
     key = make_record(winners[0], load("digits").fingerprint).key
     choices = folder.read_choices(folder.network_dir(tmp_path / "study", key))
@@ -249,11 +255,11 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
     workers(work)
     sweep = read(tmp_path)
     search = search_of(sweep, tmp_path)
-    winners = search.run(OPTIONS)
+    winners = run(search)
     assert search.has_unfinished
     assert chosen(tmp_path, winners[0]).text.startswith("tpe, 4 candidates (2 failed), ")
     search = search_of(sweep, tmp_path)
-    search.run(OPTIONS)
+    run(search)
     assert not search.has_unfinished
     assert len(begun) == 5 and begun[4] == begun[1]
     assert [one.values == [100, 100] for one in candidates(sweep, tmp_path)] == [True, False, False, False]
@@ -262,7 +268,7 @@ def test_a_candidate_that_diverges_counts_as_wrong_and_one_whose_worker_died_is_
 
 def test_a_changed_main_evaluation_starts_another_search_that_trains_no_candidate_again(tmp_path, workers, begun):
     """Those that are trained are copied, and only evaluated."""
-    search_of(read(tmp_path), tmp_path).run(OPTIONS)
+    run(search_of(read(tmp_path), tmp_path))
     trained = set(begun)
     changed = read(tmp_path, {**TINY["evaluation"], "stages": ["ibp"]})
 
@@ -275,14 +281,14 @@ def test_a_changed_main_evaluation_starts_another_search_that_trains_no_candidat
         (path / folder.WEIGHTS).touch()
     workers(evaluate)
     search = search_of(changed, tmp_path)
-    search.run(OPTIONS)
+    run(search)
     assert search.directory != search_of(read(tmp_path), tmp_path).directory
     assert len(begun) == 8 and trained & set(begun[4:]), "the entry as it is written is a candidate of each search"
 
 
 def test_a_damaged_file_is_named(tmp_path, workers):
     sweep = read(tmp_path)
-    search_of(sweep, tmp_path).run(OPTIONS)
+    run(search_of(sweep, tmp_path))
     journal = search_of(sweep, tmp_path).directory / JOURNAL
     journal.write_text(journal.read_text().replace('"op_code":4', '"op_code":', 1))
     with pytest.raises(DamagedFileError, match=JOURNAL):
@@ -300,17 +306,17 @@ def test_only_is_refused_and_a_dry_run_writes_nothing(tmp_path, no_ray, capsys, 
 
 def test_a_dry_run_estimates_the_time_from_finished_candidates(tmp_path, workers):
     search = search_of(read(tmp_path, trials=10), tmp_path)
-    assert search.describe_time(at_once=1) == "time: unknown, since none of the 10 candidates has finished"
+    assert describe_time(search, at_once=1) == "time: unknown, since none of the 10 candidates has finished"
     workers(lambda directory: write_metrics(directory, {names.TRAIN_SECONDS: 50.0, names.EVALUATION_SECONDS: 10.0}))
-    search_of(read(tmp_path, trials=4), tmp_path).run(OPTIONS)
-    assert search.describe_time(at_once=2) == "time: 6.0 min of work for 6 candidates; 3.0 min side by side"
+    run(search_of(read(tmp_path, trials=4), tmp_path))
+    assert describe_time(search, at_once=2) == "time: 6.0 min of work for 6 candidates; 3.0 min side by side"
 
 
 @pytest.mark.parametrize("has_unfinished", [False, True])
 def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Tracker, "open", lambda *_: None)
-    monkeypatch.setattr(Search, "run", lambda search, options: search.study.trainings)
+    monkeypatch.setattr("harness.work.run_search.run_search", lambda search, *_: search.study.trainings)
     monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
     monkeypatch.setattr("harness.run_sweep.run_study", lambda *_: SimpleNamespace(is_complete=True))
     monkeypatch.setattr("harness.run_sweep.SweepRun._write_page", lambda *_: None)
@@ -359,7 +365,7 @@ def test_a_search_under_ray_that_is_killed_ends_with_a_marked_leaderboard(tmp_pa
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "none is trained twice"
-    search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, Console(quiet=True))
+    search = Search(load_sweep(study.file, None, True), load("digits"), study.directory, "cpu")
     assert [one.state.name for one in search.studies[0].trials] == ["COMPLETE"] * 4
     assert "chosen by" in (study.directory / "leaderboard.md").read_text()
     assert "What was searched" in (study.directory / "report.html").read_text()

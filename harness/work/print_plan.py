@@ -1,6 +1,7 @@
 """What `harness.run` prints of a study before it starts: what runs, on which data, under which profile, how long."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 
@@ -8,35 +9,39 @@ from rich.console import Console
 
 from harness.common import names
 from harness.common.terminal import print_table, with_plural
+from harness.config.expansion import Study
 from harness.config.training import FULL_PROFILE
+from harness.data import Data
 from harness.settings import describe_weak_attack
 from harness.storage import folder
+from harness.storage.records import TrainingRecord
 from harness.storage.state import EvaluationState, State
-from harness.tune.plan import Plan, to_run
-from harness.tune.progress import describe_work, minutes
+from harness.work.display import describe_work, minutes
+from harness.work.study import find_evaluations, find_states, to_run
 
 
 def print_header(
-    plan: Plan, states: dict[Path, EvaluationState], gpus: float, is_picked: bool, console: Console
+    study: Study, data: Data, records: Collection[TrainingRecord], states: dict[Path, EvaluationState], gpus: float,
+    is_picked: bool, console: Console,
 ) -> None:  # fmt: skip
     """Print what runs, on which data, under which profile.
 
-    gpus: what a network reserves. is_picked: whether no option names the profile, which is `cpu`.
+    records: of the networks that are asked for. gpus: what each reserves.
+    is_picked: whether no option names the profile, which is `cpu`.
     """
-    study, records = plan.study, plan.records.values()
     all_networks = with_plural(len(study.trainings), "network")
     counted = all_networks if len(records) == len(study.trainings) else f"{len(records)} of {all_networks}"
     profile = "" if study.profile == FULL_PROFILE else f", profile {study.profile}"
     trained = {folder.network_of(path) for path, state in states.items() if state.trained}
     finished = sum(state.state is State.FINISHED for state in states.values())
     lines = [
-        f"{study.name}: {plan.data.info.title}{profile}; {counted}, {len(trained)} trained already; "
+        f"{study.name}: {data.info.title}{profile}; {counted}, {len(trained)} trained already; "
         f"{with_plural(len(states), 'evaluation')}, {finished} finished already",
         *(f"evaluation: {evaluation.description}" for evaluation in study.evaluations),
-        f"data: {plan.data.describe()}",
+        f"data: {data.describe()}",
     ]
     teachers = [each.own_teacher for each in study.trainings if each.own_teacher is not None]
-    if named := {f"{teacher.label} ({teacher.key(plan.data.fingerprint)})" for teacher in teachers}:
+    if named := {f"{teacher.label} ({teacher.key(data.fingerprint)})" for teacher in teachers}:
         lines.append(f"teachers, trained first unless they are: {', '.join(sorted(named))}")
     if is_picked:
         lines.append("no GPU here: profile 'cpu' was picked")
@@ -55,18 +60,20 @@ def print_header(
 
 
 def print_plan(
-    plan: Plan, found: dict[Path, EvaluationState], gpus: float, at_once: int, retry_failed: bool, console: Console
+    study: Study, records: dict[Path, TrainingRecord], found: dict[Path, EvaluationState], gpus: float, at_once: int,
+    retry_failed: bool, console: Console,
 ) -> None:  # fmt: skip
     """Print a line for each network and evaluation, the resources and the time.
 
     found: the states of all that the directory holds, by which the time is estimated. at_once: how many networks run
     side by side.
     """
-    states, measured = plan.select(found), _measured_seconds(found)
+    evaluations, measured = find_evaluations(records, study), _measured_seconds(found)
+    states = find_states(evaluations, found)
     wanted = to_run(states, retry_failed)
     left, rows, trained_before = list[float | None](), [], set[Path]()
     for path, state in states.items():
-        record, would_run, time = plan.record_of(path), "no", ""
+        record, would_run, time = records[folder.network_of(path)], "no", ""
         if path in wanted:
             is_trained = state.trained is not None or folder.network_of(path) in trained_before
             trained_before.add(folder.network_of(path))
@@ -78,13 +85,13 @@ def print_plan(
             else:
                 left.append(None)
             time = "unknown" if left[-1] is None else minutes(left[-1])
-        evaluation = plan.asked[path].description
+        evaluation = evaluations[path].description
         rows.append([record.config.label, record.key, evaluation, state.state, state.description, would_run, time])
-    several = len(plan.study.evaluations) > 1
+    several = len(study.evaluations) > 1
     titles = ["network", "key", "evaluation", "state", "", "would", "time"]
     columns = [number for number, title in enumerate(titles) if several or title != "evaluation"]
     print_table(console, [titles[number] for number in columns], [[row[number] for number in columns] for row in rows])
-    each = f"{with_plural(plan.study.resources.cpu, 'CPU')} and {with_plural(gpus, 'GPU')}"
+    each = f"{with_plural(study.resources.cpu, 'CPU')} and {with_plural(gpus, 'GPU')}"
     console.print(f"resources: {each} for each network: {at_once} side by side")
     console.print(_describe_time(left, at_once))
     console.print("dry run: nothing was started or written")

@@ -1,1 +1,0 @@
-"""Running trials: one, or a sweep under Ray."""

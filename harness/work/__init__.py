@@ -1,0 +1,1 @@
+"""Jobs on networks: their order, who does them, and what a person sees."""
