@@ -84,7 +84,9 @@ def plan_ranges(config: Training, evaluation: Evaluation, count: int, device: st
 @torch.no_grad()
 def _operations(model: str, width: float, options: str, data: Dataset) -> int:
     """Return how many operations a network takes for an image; a gradient takes two more. options: JSON."""
-    network = build(model, data, width, **json.loads(options)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # how many iterations an equilibrium takes follows from its weights
+        network = build(model, data, width, **json.loads(options)).eval()
     with FlopCounterMode(display=False) as counter, suppress(NotConvergedError):
         network(torch.zeros(1, *data.shape))
     return max(1, counter.get_total_flops())
@@ -230,6 +232,8 @@ def open_evaluation(network_dir: Path, evaluation: Evaluation, data: Data) -> Op
             return None
         (directory / folder.RESULT).unlink()
     training = folder.read_training(network_dir / folder.TRAINING)
+    allowed = f"{training.fingerprint}, that of the network's training"
+    require("data", data.fingerprint, data.fingerprint == training.fingerprint, allowed)
     config, device = training.config, best_device()
     images = evaluated_images(data, config.validation_images, evaluation)
     environment = describe_environment(device)

@@ -176,6 +176,7 @@ def do_job(job: Job, report: names.Report, data_dir: str | None, code: str) -> N
                     evaluate_range(job.record, job.network_dir, work.evaluation, work.images, report, data_dir)
                 case Join():
                     join(job.record, job.network_dir, work.evaluation, data_dir)
+        (directory / folder.FAILURE).unlink(missing_ok=True)  # of an earlier attempt
 
 
 @contextmanager
@@ -191,7 +192,10 @@ def _failure_recorded(directory: Path, training: Training) -> Iterator[None]:
                 message = f"out of memory; raise train.accumulate, or on a GPU resources.gpu: {message}"
             if line := line_in(training.plugins, error):
                 message += f"{line}; the log: {directory / folder.LOG}"
+            earlier = folder.read_failure(directory)  # of another range
             with suppress(OSError):  # of a full disk, say
+                if earlier is not None and earlier.repeats:
+                    raise
                 folder.write_failure(directory, message, getattr(error, "last_finite", None), repeats)
                 if repeats:
                     remove_ranges(directory)  # what is saved beside such an error is not used again

@@ -65,9 +65,9 @@ class Queue:
         self.ended.add(job)
         if error is not None:
             _write_failure(job, error)
-            dropped = [each for each in self.waiting if each.has_failed]
-            self.ended.update(dropped)
-            self.waiting = [each for each in self.waiting if not each.has_failed]
+            dropped = {each for each in self.waiting if each.network_dir == job.network_dir and each.has_failed}
+            self.ended |= dropped
+            self.waiting = [each for each in self.waiting if each not in dropped]
 
     def left(self, network_dir: Path) -> list[Job]:
         """Return the jobs of a network that have not ended."""

@@ -93,15 +93,15 @@ def run_study(
     all_keys = [training.key(data.fingerprint) for training in study.trainings]
     if options.logs:
         write_sweep_file(study.file, sweep_dir, all_keys)
-    if adopted := Counter(filter(None, (adopt_network(path, sweep_dir.parent, study.evaluations) for path in records))):
-        for source, count in adopted.items():
-            console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
-        states = find_states(asked, {})
+    adopted = Counter(filter(None, (adopt_network(path, sweep_dir.parent, study.evaluations) for path in records)))
+    for source, count in adopted.items():
+        console.print(f"{with_plural(count, 'network')} trained already in {source}: copied from there")
     for network_dir, record in records.items():
         folder.begin_network(network_dir, record, study.profile, study.evaluations)
         if (checkpoint := record.config.checkpoint) is not None:
             path = study.checkpoints[checkpoint.sha256]
             folder.copy_network_file(checkpoint, path, network_dir / folder.NETWORK_FILE)
+    states = find_states(asked, {}) if adopted else states
     wanted = to_run(states, options.retry_failed)
     for path, state in states.items():
         if state.state is not State.FINISHED and path not in wanted:
@@ -159,7 +159,8 @@ def make_study_jobs(
         ]
         new, after = teachers.jobs_before(network_dir, record)
         own = make_jobs(network_dir, record, counted, options.device, record.config.label, after)
-        teachers.jobs[network_dir] = own[0]
+        if not folder.is_trained(network_dir):
+            teachers.jobs[network_dir] = own[0]
         first += new
         jobs += own
     return [*first, *jobs]

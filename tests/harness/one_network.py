@@ -1,5 +1,6 @@
 """A network that is trained and evaluated in this process, as by the jobs of a command."""
 
+from harness.config.plugins import load_for
 from harness.data import load
 from harness.evaluation.ranges import evaluated_images
 from harness.machine.environment import source_digest
@@ -11,6 +12,7 @@ from harness.work.jobs import Job, Train, do_job, make_jobs
 
 def jobs_of(training, evaluations, network_dir, data_dir=None, device="cpu"):
     """The jobs of a network."""
+    load_for(training)  # as a command imports the plugins of its file
     data = load(training.data_source, data_dir)
     counts = [(each, len(evaluated_images(data, training.validation_images, each))) for each in evaluations]
     record = make_record(training, data.fingerprint)

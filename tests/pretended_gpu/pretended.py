@@ -60,7 +60,9 @@ def environment(**pretended: str) -> dict[str, str]:
     """The environment of a process that sees pretended GPUs. pretended: PRETEND_... variables, see README.md."""
     folder = built()
     libraries = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
-    modules = os.pathsep.join([str(HERE / "site"), str(ROOT), str(ROOT / "tests/harness/training"), str(HERE)])
+    modules = os.pathsep.join(
+        [str(HERE / "site"), str(ROOT), str(ROOT / "tests/harness/training"), str(ROOT / "tests/harness"), str(HERE)]
+    )
     own = {
         "LD_PRELOAD": str(folder / "libpretended.so"),
         "LD_LIBRARY_PATH": libraries,

@@ -78,7 +78,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_each_network_sees_the_gpu_that_ray_gave_it(finished):
-    calls = finished.calls("train_and_evaluate")
+    calls = finished.calls("do_job")
     assert len(calls) == 2 and all(call["count"] == 1 for call in calls)
     assert {call["visible"] for call in calls} == {"0", "1"}
     assert all(0.98 < call["share"] < 1 for call in calls), "all of the card but a context"
@@ -96,7 +96,7 @@ def test_its_networks_end_on_gpus_with_errors_that_mean_something(finished):
 def test_a_further_evaluation_spreads_its_ranges_over_the_gpus(finished):
     change = "evaluation={stages: [ibp, crown-ibp], test_images: 150}"
     assert_succeeded(finished.run("harness.run", "results/study/sweep.yaml", "--set", change, PRETEND_GPUS="4"))
-    calls = finished.calls("evaluate_range")
+    calls = finished.calls("do_job")
     assert len({call["visible"] for call in calls}) > 1 and all(call["count"] == 1 for call in calls)
 
 
@@ -111,7 +111,7 @@ def test_a_driver_that_is_too_old_is_named_and_nothing_starts(tmp_path):
 def test_two_networks_share_a_gpu_and_its_memory(tmp_path):
     machine = Machine(tmp_path, resources={"cpu": 1, "gpu": 0.5})
     assert_succeeded(machine.sweep(PRETEND_GPUS="1"))
-    calls = machine.calls("train_and_evaluate")
+    calls = machine.calls("do_job")
     assert [call["visible"] for call in calls] == ["0", "0"] and len({call["process"] for call in calls}) == 2
     assert all(0.48 < call["share"] < 0.5 for call in calls)
 
@@ -131,7 +131,7 @@ def test_memory_that_runs_out_in_one_of_two_sharing_networks_ends_that_one_alone
 def test_a_network_that_reserves_no_gpu_does_not_take_one(tmp_path):
     machine = Machine(tmp_path, resources={"cpu": 1, "gpu": 0})
     assert_succeeded(machine.sweep(PRETEND_GPUS="4"))
-    assert [call["count"] for call in machine.calls("train_and_evaluate")] == [0, 0]
+    assert [call["count"] for call in machine.calls("do_job")] == [0, 0]
     assert all(result.environment["device"].startswith("CPU") for result in machine.results())
 
 
@@ -154,7 +154,7 @@ def test_a_worker_that_is_killed_is_replaced_on_a_gpu(tmp_path):
         os.kill(victim, signal.SIGKILL)
         printed, _ = driver.communicate(timeout=500)
     assert driver.returncode == 0, printed
-    calls = machine.calls("train_and_evaluate")
+    calls = machine.calls("do_job")
     assert len(calls) == 3 and all(call["count"] == 1 for call in calls)
     assert all(result.environment["device"] == "NVIDIA H200 (pretended)" for result in machine.results())
 
@@ -164,7 +164,7 @@ def _worker_in_the_middle(machine: Machine) -> int:
     end = time.monotonic() + 300
     while time.monotonic() < end:
         if any(len(training_progress.read_epochs(each)) > 2 for each in machine.networks()):
-            return machine.calls("train_and_evaluate")[0]["process"]
+            return machine.calls("do_job")[0]["process"]
         time.sleep(0.2)
     raise TimeoutError("no network trained two epochs")
 
@@ -177,5 +177,5 @@ def test_a_search_places_its_candidates_on_gpus(tmp_path):
     }  # fmt: skip
     machine = Machine(tmp_path, search=search, trials=[{"model": "cnn5", "method": "ibp"}])
     assert_succeeded(machine.sweep(PRETEND_GPUS="4"))
-    calls = machine.calls("train_and_evaluate")
+    calls = machine.calls("do_job")
     assert len(calls) >= 3 and all(call["count"] == 1 for call in calls)

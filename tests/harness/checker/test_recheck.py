@@ -103,7 +103,7 @@ def test_networks_without_weights_are_not_confirmed_and_can_be_left_out(path, tm
 def test_nothing_to_check_is_bad_input(path, tmp_path, monkeypatch, capsys):
     for directory in (tmp_path, tmp_path / "nowhere"):
         assert main("recheck", [str(directory)]) == BAD_INPUT
-        assert "holds no networks or instances" in capsys.readouterr().err
+        assert "holds no networks" in capsys.readouterr().err
 
     def missing(name, data_dir):
         raise InputError(f"{name} was not found")

@@ -111,7 +111,7 @@ def test_a_start_that_fails_is_tried_three_times_and_then_says_why(no_cluster, m
         assert message.startswith(
             "Ray cannot be started here, 3 attempts in 0 s. The last one: The current node timed out"
         )
-        assert f"its logs: {tmp_path}/ray/session_latest/logs. To do without Ray: harness.run --here, or" in message
+        assert f"its logs: {tmp_path}/ray/session_latest/logs. To do without Ray: harness.run --here" in message
     assert len(tokens) == 3 and len(tokens[0]) == 64
 
 

@@ -28,7 +28,7 @@ def test_a_network_ends_as_on_a_cpu(tiny_training, tiny_evaluation, tmp_path, mo
     config = tiny_training(network, width=0.05, train_images=128, options=options, train=settings)
     with uncaptured_values():
         result = run(config, tiny_evaluation(), tmp_path / "gpu")
-    for module in ("training.train", "training.train_and_evaluate", "evaluation.ranges"):
+    for module in ("training.train", "evaluation.ranges"):
         monkeypatch.setattr(sys.modules[f"harness.{module}"], "best_device", lambda: torch.device("cpu"))
     expected = run(config, tiny_evaluation(), tmp_path / "cpu")
     assert result.environment["device"] == "NVIDIA H200 (pretended)" != expected.environment["device"]

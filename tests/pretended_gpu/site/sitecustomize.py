@@ -1,6 +1,6 @@
 """With PRETEND_VALUES=1, what trains and evaluates runs with values on the pretended GPU, in every process.
 
-Items run in threads of Ray's workers and modes are a thread's own, so that the calls themselves are wrapped, as soon
+Jobs run in threads of Ray's workers and modes are a thread's own, so that the calls themselves are wrapped, as soon
 as their modules are there. With PRETEND_LOG=DIRECTORY each call writes a file there: which GPUs its process sees.
 """
 
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-CALLS = {"harness.training.train_and_evaluate": ["train_and_evaluate", "evaluate_range"]}
+CALLS = {"harness.work.jobs": ["do_job"]}
 
 
 class _Wrapping(importlib.abc.Loader, importlib.abc.MetaPathFinder):
