@@ -59,8 +59,7 @@ class SweepRun:
         if study.search is not None:
             require("--only", options.only, not options.only, "a sweep without `search`, whose trials are in its file")
             # Here, since most sweeps need no Optuna, which takes a second.
-            from harness.work.run_search import describe_search, describe_time, run_search
-            from harness.work.search import Search
+            from harness.work.search import Search, describe_search, describe_time, run_search
 
             search = Search(study, self.data, self.sweep_dir, run_options.device)
             console.print(describe_search(search))

@@ -1,7 +1,7 @@
 """The evaluation of a network's images: range by range, then joined.
 
 A range of images is evaluated on its own, by any worker, and saved in one file. A command that was killed goes on from
-the ranges that exist, and in a range from the answers of branch and bound (`searches.py`). `plan_ranges` divides the
+the ranges that exist, and in a range from the answers of branch and bound (`stages.py`). `plan_ranges` divides the
 images; the rest divides the images of one range:
 
 - single images, after an error or a timeout that the images of a range would share (`Ledger.answers`);

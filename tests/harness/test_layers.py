@@ -7,7 +7,7 @@ import harness
 
 CORE = [
     *("common", "machine", "settings", "attacks", "methods", "pretrained", "config", "storage", "data"),
-    *("evaluation", "training", "leaderboard", "tracking", "tune"),
+    *("evaluation", "training", "leaderboard", "tracking", "work"),
 ]
 LEAVES = ("checker", "report", "bench")
 ROOT = Path(harness.__file__).parent

@@ -20,9 +20,8 @@ from harness.tracking.tracker import Tracker
 from harness.work import on_ray
 from harness.work.machines import RayOptions
 from harness.work.queue import end_job
-from harness.work.run_search import describe_time, run_search
 from harness.work.run_study import RunOptions
-from harness.work.search import JOURNAL, Search, load_studies
+from harness.work.search import JOURNAL, Search, describe_time, load_studies, run_search
 
 SEARCH = {
     "spaces": {"train.learning_rate": {"log_uniform": [1e-3, 3e-2]}, "train.batch_size": {"integer": [16, 64]}},
@@ -316,7 +315,7 @@ def test_a_dry_run_estimates_the_time_from_finished_candidates(tmp_path, workers
 def test_the_exit_status_says_whether_candidates_are_unfinished(tmp_path, no_ray, monkeypatch, has_unfinished):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Tracker, "open", lambda *_: None)
-    monkeypatch.setattr("harness.work.run_search.run_search", lambda search, *_: search.study.trainings)
+    monkeypatch.setattr("harness.work.search.run_search", lambda search, *_: search.study.trainings)
     monkeypatch.setattr(Search, "has_unfinished", has_unfinished)
     monkeypatch.setattr("harness.run_sweep.run_study", lambda *_: SimpleNamespace(is_complete=True))
     monkeypatch.setattr("harness.run_sweep.SweepRun._write_page", lambda *_: None)
