@@ -60,6 +60,7 @@ def train(
     with counted_rounding(best_device().type):
         pass  # raises InexactProductsError now rather than after training
     if (trained := folder.read_trained(network_dir)) is not None and (network_dir / folder.WEIGHTS).exists():
+        (network_dir / folder.FAILURE).unlink(missing_ok=True)  # of an earlier attempt
         return trained
     (network_dir / folder.TRAINED).unlink(missing_ok=True)  # of weights that are lost: new ones may differ
     config, images, device = record.config, training_images(record.config, data), best_device()

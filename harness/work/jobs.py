@@ -176,7 +176,6 @@ def do_job(job: Job, report: names.Report, data_dir: str | None, code: str) -> N
                     evaluate_range(job.record, job.network_dir, work.evaluation, work.images, report, data_dir)
                 case Join():
                     join(job.record, job.network_dir, work.evaluation, data_dir)
-        (directory / folder.FAILURE).unlink(missing_ok=True)  # of an earlier attempt
 
 
 @contextmanager
